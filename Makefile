@@ -1,0 +1,59 @@
+# Everything that one does with a clone of Sluice. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint docs lock clean need-root
+
+PYTHON := .venv/bin/python
+# Written when scripts/setup has gone through; older than what it depends on: once more.
+READY := .venv/.ready
+
+# The scripts that are Python, whose names do not say so.
+SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
+
+# KEEP=0 and KUBE=0 are what one would think.
+KEEP_FLAG = $(if $(filter-out 0,$(KEEP)),--keep)
+
+help: ## list what there is (this)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## install what Sluice needs: Debian packages, and Python ones in .venv (2 min)
+
+$(READY): pyproject.toml requirements.lock scripts/setup
+	@scripts/setup
+	@touch $@
+
+demo: need-root setup ## three nodes, six pods, who reaches whom. KEEP=1: leave it up. KUBE=1: on a real API server
+ifneq ($(filter-out 0,$(KUBE)),)
+	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
+	    exec $(PYTHON) -m lab.demo --source kube $(KEEP_FLAG)
+else
+	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
+endif
+
+test: need-root setup ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
+	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
+	    exec .venv/bin/pytest $(PYTEST_ARGS)
+
+lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date
+	.venv/bin/ruff check . $(SCRIPTS)
+	.venv/bin/ruff format --check . $(SCRIPTS)
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PYTHON) scripts/make-docs --check
+
+docs: setup ## write anew what in docs/ is made from the code
+	$(PYTHON) scripts/make-docs
+
+# uv, because pip cannot write hashes, nor resolve for another Python than its own. What is locked
+# already stays as it is; remove the file first to renew everything.
+lock: setup ## bring requirements.lock in line with pyproject.toml
+	$(PYTHON) -m pip install --quiet uv==0.13.9
+	.venv/bin/uv pip compile --quiet pyproject.toml --group dev --generate-hashes --python-version 3.11 \
+	    --no-annotate -o requirements.lock
+
+clean: ## remove .venv and what tools have left in the tree (running labs and ~/.cache/sluice stay)
+	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "Sluice's lab makes network namespaces, and only root may do that: sudo make $(MAKECMDGOALS)" >&2; exit 1; }

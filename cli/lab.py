@@ -1,0 +1,154 @@
+"""`sluice lab`: a cluster on this machine, each node a network namespace."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import click
+from rich.console import Console
+
+from lab import Lab, LabError
+from lab.display import Steps, show_status
+from lab.interrupt import one_interrupt
+
+named = click.option("--name", default="lab", show_default=True, help="Which lab.")
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """End with the error's own text, and with 130 when interrupted, as shells have it."""
+    try:
+        with one_interrupt():
+            yield
+    except LabError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+@click.group()
+def lab() -> None:
+    """A cluster on this machine, for a demo, tests and trying things out.
+
+    Each node is a network namespace with an Open vSwitch of its own. Nothing outside the lab's
+    namespaces is touched. Needs root.
+    """
+
+
+@lab.command()
+@named
+@click.option("--nodes", type=click.IntRange(min=1), help="How many.  [default: 3]")
+@click.option(
+    "--tunnel", type=click.Choice(["geneve", "vxlan"]), help="Between nodes.  [default: geneve]"
+)
+@click.option(
+    "--source",
+    type=click.Choice(["dir", "kube"]),
+    help="The cluster's objects: manifests in a directory, or a kube-apiserver.  [default: dir]",
+)
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="Switches and agents speak to the controller by mutual TLS.  [default: plain TCP]",
+)
+def up(
+    name: str,
+    nodes: int | None,
+    tunnel: Literal["geneve", "vxlan"] | None,
+    source: Literal["dir", "kube"] | None,
+    tls: bool,
+) -> None:
+    """Bring a lab up. If it is up already, start again what has died of it."""
+    with clear_errors():
+        ours = Lab(name)
+        with Steps(Console()) as steps:
+            # Left out, it means the default, or what a running lab has.
+            made = ours.up(nodes=nodes, tunnel=tunnel, source=source, tls=tls or None, report=steps)
+        click.echo(f"lab {name} is {'up' if made else 'up already'}")
+
+
+@lab.command()
+@named
+def down(name: str) -> None:
+    """Take a lab down, whatever state it is in."""
+    with clear_errors():
+        found = Lab(name).down(lambda part, doing, **_: click.echo(f"{part}: {doing}"))
+        click.echo(f"lab {name} is down" if found else f"there is no lab {name}")
+
+
+@lab.command()
+@named
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def status(name: str, as_json: bool) -> None:
+    """Show what there is of a lab."""
+    with clear_errors():
+        described = Lab(name).status()
+        if as_json:
+            click.echo(json.dumps(described, indent=2))
+        else:
+            show_status(Console(), described)
+
+
+@lab.group()
+def pod() -> None:
+    """Add and remove pods: network namespaces, plugged in by the real CNI call."""
+
+
+def pod_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """NAMESPACE/NAME, as one word."""
+    return click.argument("pod", metavar="NAMESPACE/NAME", callback=_namespaced)(command)
+
+
+def _namespaced(_: click.Context, __: click.Parameter, value: str) -> tuple[str, str]:
+    namespace, slash, name = value.partition("/")
+    if not (namespace and slash and name):
+        raise click.BadParameter(f"{value!r} is not of the form NAMESPACE/NAME")
+    return namespace, name
+
+
+def _label(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not of the form KEY=VALUE")
+    return dict(value.split("=", 1) for value in values)
+
+
+@pod.command()
+@pod_argument
+@click.option("--node", required=True, help="The node to run on: node1, node2, ...")
+@click.option("--label", "labels", metavar="K=V", multiple=True, callback=_label)
+@named
+def add(pod: tuple[str, str], node: str, labels: dict[str, str], name: str) -> None:
+    """Write a Pod, plug it in, and write its status."""
+    with clear_errors():
+        made = Lab(name).pod_add(*pod, node, labels)
+        click.echo(f"{made.key} on {made.node} has {made.address}")
+
+
+@pod.command("del")
+@pod_argument
+@named
+def delete(pod: tuple[str, str], name: str) -> None:
+    """Unplug a pod and remove it."""
+    with clear_errors():
+        Lab(name).pod_del(*pod)
+        click.echo(f"{'/'.join(pod)} is gone")
+
+
+@lab.command("exec")
+@click.argument("where")
+@click.argument("argv", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@named
+def execute(where: str, argv: tuple[str, ...], name: str) -> None:
+    """Run a command in a part of the lab.
+
+    WHERE is a pod's NAMESPACE/NAME, a node's name, or outside, control or fabric. In a node,
+    ovs-vsctl, ovs-ofctl and ovs-appctl speak to that node's Open vSwitch.
+    """
+    with clear_errors():
+        command = Lab(name).command(where, argv)
+    # In our place, so that terminal, signals and exit code are the command's own.
+    os.execvp(command[0], command)  # noqa: S606  # no shell is wanted

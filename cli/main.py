@@ -1,0 +1,19 @@
+"""`sluice`: one program, its commands in one file each."""
+
+import click
+
+from cli.flows import flows
+from cli.lab import lab
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sluice")
+def main() -> None:
+    """A Kubernetes network on Open vSwitch that you can read."""
+
+
+main.add_command(flows)
+main.add_command(lab)
+
+if __name__ == "__main__":
+    main()

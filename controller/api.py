@@ -1,0 +1,253 @@
+"""The controller's HTTP API: health, metrics, what agents ask for, what people want to see.
+
+Served on TCP and on a unix socket for the command line. With mutual TLS an agent learns on TCP of
+its own node only, so that a stolen node reads nothing of the rest of the cluster.
+"""
+
+import asyncio
+import hashlib
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from controller import metrics
+from controller.reconciler import Reconciler
+from flows.diff import is_ours
+from flows.pipeline import LAYOUT, Feature
+from flows.text import actions_text, match_text, table_name
+from openflow import foreign
+from openflow.switch import ConnectionLost, RequestRefused, name_in
+from settings import Cluster
+from settings.node import NodeConfig, encode
+
+log = structlog.get_logger()
+
+LONGEST_DUMP = 10.0
+"""Seconds that a switch may take to tell its flows to somebody who looks."""
+LONGEST_WAIT = 60.0
+"""Seconds that a long poll is held at most."""
+
+
+class Api:
+    """Routes and answers; see `application`."""
+
+    def __init__(self, reconciler: Reconciler, cluster: Cluster) -> None:
+        self._reconciler = reconciler
+        self._cluster = cluster
+        view = reconciler.inventory.view
+        metrics.NODES.set_function(lambda: len(view.nodes))
+        metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
+        metrics.PROBLEMS.set_function(lambda: len(self._problems()))
+
+    def application(self, *, local: bool) -> web.Application:
+        """What agents and probes may ask; for local users also what tells of the whole cluster."""
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+                web.get("/v1/nodes/{node}/config", self._config),
+            ]
+        )
+        if local:
+            application.add_routes(
+                [
+                    web.get("/v1/status", self._status),
+                    web.get("/v1/nodes/{node}/flows", self._flows),
+                ]
+            )
+        return application
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if not self._reconciler.listed.is_set():
+            return web.Response(status=503, text="the cluster has not been read yet\n")
+        return web.Response(text="ok\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _status(self, _: web.Request) -> web.Response:
+        """Nodes with their sessions, attachments, and everything that is refused."""
+        reconciler = self._reconciler
+        view = reconciler.inventory.view
+        return _json(
+            {
+                "ready": reconciler.listed.is_set(),
+                "whole": reconciler.whole,
+                "nodes": {
+                    name: {
+                        "address": str(node.address),
+                        "podCIDR": str(node.pod_cidr),
+                        "connected": name in reconciler.sessions,
+                        "inSync": name in reconciler.sessions and reconciler.sessions[name].in_sync,
+                        "attachments": {
+                            attachment.port: {
+                                "pod": attachment.pod,
+                                "address": str(attachment.address),
+                                "ofport": attachment.ofport,
+                            }
+                            for attachment in view.attachments.get(name, {}).values()
+                        },
+                    }
+                    for name, node in view.nodes.items()
+                },
+                "problems": self._problems(),
+            }
+        )
+
+    def _problems(self) -> dict[str, str]:
+        return {**self._reconciler.problems, **self._reconciler.inventory.problems}
+
+    async def _config(self, request: web.Request) -> web.Response:
+        """What an agent must know; with `?after=REVISION&wait=SECONDS`, once it differs."""
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        after = request.query.get("after")
+        try:
+            wait = min(max(float(request.query.get("wait", "0")), 0.0), LONGEST_WAIT)
+        except ValueError:
+            return _error(400, "wait: not a number of seconds")
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            changed = self._reconciler.changed
+            if not self._reconciler.listed.is_set():
+                return _error(503, "the controller has not read the cluster yet")
+            config = self._node_config(name)
+            if config is None:
+                if not self._reconciler.inventory.knows_node(name):
+                    return _error(404, f"Node {name} is unknown")
+                problem = self._reconciler.inventory.problems.get(f"Node {name}", "refused")
+                return _error(409, f"Node {name}: {problem}")
+            if config.revision != after:
+                return web.Response(body=encode(config), content_type="application/json")
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await changed.wait()
+            except TimeoutError:
+                return web.Response(status=304)
+
+    def _node_config(self, name: str) -> NodeConfig | None:
+        node = self._reconciler.inventory.view.nodes.get(name)
+        if node is None:
+            return None
+        cluster = self._cluster
+        config = NodeConfig(
+            node=name,
+            uid=node.uid,
+            address=node.address,
+            pod_cidr=node.pod_cidr,
+            pod_range=cluster.pod_range,
+            service_range=cluster.service_range,
+            host_ranges=cluster.host_ranges,
+            tunnel=cluster.tunnel,
+            tunnel_id=cluster.tunnel_id,
+            tunnel_port=cluster.tunnel_port,
+            revision="",
+        )
+        revision = hashlib.sha256(encode(config)).hexdigest()[:16]
+        return msgspec.structs.replace(config, revision=revision)
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        """What a node's switch holds now, each flow with what it stands for.
+
+        `state` is "installed"; "missing" for a desired flow that the switch does not hold;
+        "stale" for one of ours no longer desired; "foreign" for one that nobody here put there.
+        """
+        name = request.match_info["node"]
+        table = request.query.get("table")
+        for stage in LAYOUT.tables.values():
+            if table is not None and table.lower() in {stage.name.lower(), str(stage.number)}:
+                table = stage.name
+        if table is not None and table not in LAYOUT.tables:
+            known = ", ".join(LAYOUT.tables)
+            return _error(404, f"there is no table {table}; there are {known}")
+        if not self._reconciler.inventory.knows_node(name):
+            return _error(404, f"Node {name} is unknown")
+        try:
+            async with asyncio.timeout(LONGEST_DUMP):
+                installed = await self._reconciler.installed(name)
+        except KeyError:
+            return _error(503, f"the switch of Node {name} is not connected")
+        except (TimeoutError, ConnectionLost, RequestRefused) as error:
+            return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
+        desired = self._reconciler.desired(name)
+        rows: list[dict[str, Any]] = []
+        for entry in installed:
+            known_flow = desired.pop(entry.cookie, None)
+            row: dict[str, Any] = {
+                "table": table_name(entry.table),
+                "tableNumber": entry.table,
+                "priority": entry.priority,
+                "cookie": f"{entry.cookie:#018x}",
+                "packets": entry.packets,
+                "bytes": entry.octets,
+            }
+            if known_flow:
+                row |= _explained(*known_flow) | {"state": "installed"}
+            else:
+                match, actions = foreign.described(entry)
+                row |= {
+                    "match": match,
+                    "actions": actions,
+                    "feature": "",
+                    "object": "",
+                    "reason": "",
+                    "state": "stale" if is_ours(entry.cookie) else "foreign",
+                }
+            rows.append(row)
+        for cookie, (flow, cause) in desired.items():
+            rows.append(
+                {
+                    "table": table_name(flow.table),
+                    "tableNumber": flow.table,
+                    "priority": flow.priority,
+                    "cookie": f"{cookie:#018x}",
+                    "packets": 0,
+                    "bytes": 0,
+                    "state": "missing",
+                    **_explained(flow, cause),
+                }
+            )
+        rows = [row for row in rows if table in {None, row["table"]}]
+        rows.sort(key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
+        return _json({"node": name, "flows": rows})
+
+
+def _explained(flow: Any, cause: str) -> dict[str, str]:
+    return {
+        "match": match_text(flow).partition(",")[2],
+        "actions": actions_text(flow),
+        "feature": Feature(flow.feature).name.lower(),
+        "object": cause,
+        "reason": flow.reason,
+    }
+
+
+def _only_own_node(request: web.Request, node: str) -> None:
+    """With mutual TLS, hold the name asked for against the certificate's."""
+    certificate = request.transport and request.transport.get_extra_info("peercert")
+    if certificate is None or name_in(certificate) == node:
+        return
+    name = name_in(certificate) or "nobody"
+    log.warning("asked for a node that is not the certificate's", node=node, certificate=name)
+    sentence = {"error": f"the certificate is {name}'s, not Node {node}'s"}
+    raise web.HTTPForbidden(body=msgspec.json.encode(sentence), content_type="application/json")
+
+
+def _json(content: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+
+def _error(status: int, sentence: str) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode({"error": sentence}),
+        content_type="application/json",
+    )

@@ -1,0 +1,179 @@
+"""Wiring only: settings -> source -> reconciler -> switches and API."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import click
+import structlog
+from aiohttp import web
+
+from controller.api import Api
+from controller.cluster import Inventory
+from controller.reconciler import Reconciler
+from controller.sources.directory import Directory
+from controller.sources.kubernetes import ApiServer
+from flows.view import Cluster
+from openflow.server import serve
+from settings import Controller, Settings, SettingsError, load, logs
+from settings.tls import server_context
+
+log = structlog.get_logger()
+
+
+@click.command()
+@click.option(
+    "--config", "config", type=click.Path(path_type=Path), required=True, help="The settings file."
+)
+@click.option(
+    "--cluster",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Read Kubernetes objects from the YAML files of this directory, and watch it, instead"
+    " of asking an API server.",
+)
+def main(config: Path, directory: Path | None) -> None:
+    """Learn the cluster, compile flows, and make every node's switch hold them."""
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        sys.exit(f"sluice controller: {error}")
+    logs.configure(settings.log_level)
+    why = ""
+    try:
+        asyncio.run(_run(settings, directory))
+    except* (OSError, ValueError) as errors:
+        # Leaving from in here would print the whole group after all.
+        why = str(_first(errors))
+    if why:
+        sys.exit(f"sluice controller: {why}")
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _run(settings: Settings, directory: Path | None) -> None:
+    shared = settings.cluster
+    if shared is None:
+        raise SettingsError("the settings have no section cluster")
+    own = settings.controller or Controller()
+    tls = _tls_context(own)
+    inventory = Inventory(
+        Cluster(
+            shared.pod_range,
+            shared.service_range,
+            shared.tunnel_port,
+            shared.new_connections_per_second,
+        ),
+        [("the host range", network) for network in shared.host_ranges],
+    )
+    reconciler = Reconciler(inventory)
+    directory = directory or own.directory
+    source = (
+        Directory(directory, reconciler)
+        if directory
+        else ApiServer(own.kubernetes.kubeconfig, reconciler)
+    )
+    async with asyncio.TaskGroup() as group:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stopped.set)
+        tasks = [
+            group.create_task(source.run()),
+            group.create_task(_serve_api(Api(reconciler, shared), own, tls)),
+            group.create_task(_serve_switches(reconciler, own, tls)),
+        ]
+        await stopped.wait()
+        log.info("stopping; the switches keep their flows")
+        for task in tasks:
+            task.cancel()
+
+
+async def _serve_switches(
+    reconciler: Reconciler, own: Controller, tls: ssl.SSLContext | None
+) -> None:
+    """Listen only when there is something to tell."""
+    await reconciler.listed.wait()
+    host, port = _host_port(own.openflow)
+    async with serve(host, port, reconciler.on_switch, ssl=tls):
+        log.info("listening for switches", address=own.openflow, tls=tls is not None)
+        await asyncio.Event().wait()
+
+
+async def _serve_api(api: Api, own: Controller, tls: ssl.SSLContext | None) -> None:
+    runner = web.AppRunner(api.application(local=False), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    host, port = _host_port(own.api)
+    local = web.AppRunner(api.application(local=True), access_log=None, shutdown_timeout=1.0)
+    await local.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        if own.api_socket:
+            await web.SockSite(local, _local_socket(own.api_socket)).start()
+        log.info("serving the API", address=own.api, tls=tls is not None)
+        if tls is None:
+            log.warning("without TLS anybody who reaches the controller can pass for a node")
+        await asyncio.Event().wait()
+    finally:
+        await local.cleanup()
+        await runner.cleanup()
+
+
+def _local_socket(path: Path) -> socket.socket:
+    """For root alone from its first moment on. Raises `SettingsError` if somebody listens there."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        made.connect(str(path))
+        raise SettingsError(f"controller.apiSocket: {path}: another controller listens there")
+    if path.is_socket():
+        path.unlink()
+    try:
+        made.bind(str(path))
+    except OSError as error:
+        raise SettingsError(f"controller.apiSocket: {path}: {error.strerror}") from error
+    path.chmod(0o600)
+    return made
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise SettingsError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+class _LoggedTls(ssl.SSLObject):
+    """asyncio drops whoever fails the TLS handshake without a word; this says why."""
+
+    def do_handshake(self) -> None:
+        """As `ssl.SSLObject` has it."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            # Whose it was nobody tells here: this object has buffers, but no socket.
+            log.warning("a TLS handshake failed", reason=_reason(error))
+            raise
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the peer's certificate: {error.verify_message}"
+    return (error.reason or str(error)).lower().replace("_", " ")
+
+
+def _tls_context(own: Controller) -> ssl.SSLContext | None:
+    """One context for switches and agents; None for plain TCP. Raises `SettingsError`."""
+    if own.tls is None:
+        return None
+    context = server_context(own.tls, "controller.tls")
+    context.sslobject_class = _LoggedTls
+    return context

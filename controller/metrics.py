@@ -1,0 +1,11 @@
+"""What the controller counts (Prometheus text format, on `/metrics`)."""
+
+from prometheus_client import Counter, Gauge
+
+SESSIONS = Gauge("sluice_switch_sessions", "Switches connected")
+SYNCS = Counter("sluice_switch_syncs", "Times that a switch was brought in sync")
+COMPARISONS = Counter("sluice_switch_comparisons", "Times that a switch was dumped and compared")
+REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch refused")
+PROBLEMS = Gauge("sluice_problems", "Objects, files and ports that are refused at the moment")
+NODES = Gauge("sluice_nodes", "Nodes that take part")
+ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")

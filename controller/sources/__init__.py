@@ -1,0 +1,1 @@
+"""Where the cluster comes from: the API server, or a directory of manifests."""

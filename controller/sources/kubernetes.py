@@ -1,0 +1,369 @@
+"""The API server as a source: one reflector (LIST, then WATCH) per kind.
+
+Written after client-go's reflector. The client does authentication, TLS and connections; the
+bytes are decoded straight into trimmed structs, some forty times faster than into its models.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+import yaml
+from kubernetes.aio import client, config
+
+from controller.sources import objects
+from controller.sources.feed import Feed
+from controller.sources.objects import Metadata, Node, Pod
+from settings import SettingsError
+
+log = structlog.get_logger()
+
+T = TypeVar("T", bound=Node | Pod)
+S = TypeVar("S")
+
+PAGE = 500
+WATCH_SECONDS = 300
+"""How long the server is asked to keep a watch open; the exact time is drawn at random above."""
+SHORTEST_WATCH = 1.0
+"""A watch that ends sooner, in seconds, is a failure even if nothing is wrong with its end."""
+SILENCE_SECONDS = 90
+"""Bookmarks come about once a minute; a watch more silent than this is dead."""
+CONNECT_SECONDS = 10
+"""For name, TCP and TLS together."""
+FIRST_BACKOFF = 0.4
+LONGEST_BACKOFF = 30.0
+"""Seconds between tries; each wait is between half and all of what is due."""
+
+
+_USELESS = (
+    *(config.ConfigException, OSError, ValueError, yaml.YAMLError),
+    # The client looks into the file's YAML without asking first what it is.
+    *(TypeError, KeyError, AttributeError),
+)
+
+
+class _Status(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+
+
+class _ListMeta(msgspec.Struct, rename="camel"):
+    resource_version: str
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Version(msgspec.Struct, rename="camel"):
+    resource_version: str
+
+
+class _Bookmark(msgspec.Struct):
+    metadata: _Version
+
+
+class _Name(msgspec.Struct):
+    name: str
+    namespace: str = ""
+
+
+class _Named(msgspec.Struct):
+    """Who an object is, where no more of it can be read."""
+
+    metadata: _Name
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class ApiError(Exception):
+    """The API server refused; `code` is the HTTP status, `wait` the seconds it asked us to wait."""
+
+    def __init__(self, code: int, message: str, wait: float = 0.0) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.wait = wait
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another time, or with other credentials, the same question may be answered."""
+        return self.code in {401, 403, 429} or self.code >= 500
+
+
+class UnreadableError(Exception):
+    """What the API server said is not what it should be."""
+
+
+class ApiServer:
+    """All reflectors of one cluster."""
+
+    def __init__(self, kubeconfig: Path | None, feed: Feed) -> None:
+        """Without a kubeconfig: the ServiceAccount of the pod this runs in."""
+        self._kubeconfig = kubeconfig
+        self._feed = feed
+        self._reflectors = (
+            Reflector(self._connect, "/api/v1/nodes", Node, feed, self._on_progress),
+            Reflector(self._connect, "/api/v1/pods", Pod, feed, self._on_progress),
+        )
+
+    async def run(self) -> None:
+        """Until cancelled. Raises `SettingsError` if the credentials are of no use at the start."""
+        await (await self._connect()).close()
+        async with asyncio.TaskGroup() as group:
+            for reflector in self._reflectors:
+                group.create_task(reflector.run())
+
+    async def _connect(self) -> client.ApiClient:
+        """A client with the credentials as they are on disk now. Raises `SettingsError`."""
+        configuration = client.Configuration()
+        try:
+            if self._kubeconfig is None:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                self._kubeconfig.open("rb").close()  # the client names no file that is missing
+                await config.load_kube_config(
+                    str(self._kubeconfig), client_configuration=configuration, persist_config=False
+                )
+            return client.ApiClient(configuration)
+        except _USELESS as error:
+            where = self._kubeconfig or "the pod's ServiceAccount"
+            raise SettingsError(f"{where}: no credentials for the API server: {error}") from error
+
+    def _on_progress(self) -> None:
+        if all(reflector.listed for reflector in self._reflectors):
+            self._feed.complete(not any(reflector.unreadable for reflector in self._reflectors))
+
+
+class Reflector(Generic[T]):
+    """Keeps the feed equal to what the server holds of one kind."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[client.ApiClient]],
+        path: str,
+        kind: type[T],
+        feed: Feed,
+        on_progress: Callable[[], None],
+    ) -> None:
+        """`on_progress` is called when `listed` or `unreadable` may have changed."""
+        self.listed = False
+        self.unreadable: set[tuple[str, str]] = set()
+        """(namespace, name) of what the feed does not have, or not as it is now."""
+        self._connect = connect
+        self._path = path
+        self._kind = kind
+        self._feed = feed
+        self._on_progress = on_progress
+        self._known: set[tuple[str, str]] = set()
+        self._version = ""
+        self._page = PAGE
+        self._failures = 0
+
+    async def run(self) -> None:
+        """Follow the server; after every failure again, with a new connection and a backoff.
+
+        What is not caught here is a fault of ours. Credentials are read anew each time: tokens
+        and certificates are replaced on disk while we run.
+        """
+        while True:
+            wait = 0.0
+            try:
+                async with await self._connect() as api:
+                    await self._follow(api)
+            except ApiError as error:
+                problem = str(error)
+                wait = error.wait
+                if error.code == 410 and not self._version:
+                    # The list's later pages are forgotten sooner than we can ask for them.
+                    self._page = 0
+                if not error.may_pass:
+                    # 410: it has forgotten our version. Else: it may be what is refused.
+                    self._version = ""
+            except UnreadableError as error:
+                problem = f"an answer that cannot be read: {error}"
+                # It would make no more sense the next time, from the same version.
+                self._version = ""
+            except SettingsError as error:
+                problem = str(error)
+            except aiohttp.SocketTimeoutError:
+                problem = f"silent for {SILENCE_SECONDS} s"
+                # A dead connection, or a server whose etcd was put back to an earlier state: it
+                # sends nothing, not even bookmarks, until it is past the version we came with
+                # (cacheWatcher.process in k8s.io/apiserver 0.36).
+                self._version = ""
+            except (aiohttp.ClientError, OSError, config.ConfigException) as error:
+                problem = f"{type(error).__name__} {error}".strip()
+            self._failures += 1
+            self._report(problem)
+            due = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures - 1, 16))
+            await asyncio.sleep(max(wait, due * _jitter(0.5, 1.0)))
+
+    async def _follow(self, api: client.ApiClient) -> None:
+        """LIST unless we know from where to go on, then one WATCH after the other."""
+        if not self._version:
+            await self._list(api)
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            await self._watch(api)
+            if clock() - began < SHORTEST_WATCH:
+                raise ConnectionError("the watch ends as soon as it begins")
+
+    async def _list(self, api: client.ApiClient) -> None:
+        """Page through everything; what was known and is not there any more is gone."""
+        listed: set[tuple[str, str]] = set()
+        page = _ListMeta("")
+        while True:
+            query: list[tuple[str, Any]] = [("limit", self._page)] if self._page else []
+            if page.continue_:
+                query.append(("continue", page.continue_))
+            async with await self._get(api, query) as response:
+                found = _read(await response.read(), _List)
+            listed |= self._take(found.items or ())
+            page = found.metadata
+            if not page.continue_:
+                break
+        self._forget((self._known | self.unreadable) - listed)
+        self._version = page.resource_version
+        self._page = PAGE
+        self.listed = True
+        self._report("")
+        self._on_progress()
+        log.info("listed", path=self._path, objects=len(listed), version=self._version)
+
+    async def _watch(self, api: client.ApiClient) -> None:
+        query = [
+            ("watch", "true"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", self._version),
+            ("timeoutSeconds", int(WATCH_SECONDS * _jitter(1.0, 2.0))),
+        ]
+        async with await self._get(api, query) as response:
+            self._report("")
+            async for line in _lines(response):
+                event = _read(line, _Event)
+                if event.type == "ERROR":
+                    status = _read(event.object, _Status)
+                    raise ApiError(status.code, status.message)
+                version = _read(event.object, _Bookmark).metadata
+                if event.type == "DELETED":
+                    name = _read(event.object, _Named).metadata
+                    self._forget({(name.namespace, name.name)})
+                elif event.type != "BOOKMARK":
+                    self._take([event.object])
+                self._version = version.resource_version
+                self._failures = 0
+
+    def _take(self, items: Iterable[msgspec.Raw]) -> set[tuple[str, str]]:
+        """Feed what can be read; the identities of all.
+
+        An object that cannot be read keeps what it last was, and costs no other object anything.
+        """
+        readable: list[T] = []
+        taken: set[tuple[str, str]] = set()
+        for item in items:
+            try:
+                made = _read(item, self._kind)
+            except UnreadableError as error:
+                name = _read(item, _Named).metadata
+                identity = name.namespace, name.name
+                self._note(identity, str(error))
+            else:
+                identity = made.metadata.namespace, made.metadata.name
+                readable.append(made)
+                self._known.add(identity)
+                self._note(identity, "")
+            taken.add(identity)
+        self._feed.update(readable, [])
+        return taken
+
+    def _forget(self, identities: set[tuple[str, str]]) -> None:
+        gone = self._known & identities
+        self._known -= gone
+        self._feed.update([], [(self._kind.__name__, *identity) for identity in gone])
+        for identity in identities:
+            self._note(identity, "")
+
+    def _note(self, identity: tuple[str, str], problem: str) -> None:
+        """Keep account of what cannot be read."""
+        if not problem and identity not in self.unreadable:
+            return
+        namespace, name = identity
+        subject = objects.identity(self._kind.__name__, Metadata(name, namespace))
+        self._feed.report(subject, problem)
+        if problem:
+            self.unreadable.add(identity)
+        else:
+            self.unreadable.discard(identity)
+            self._on_progress()
+
+    async def _get(
+        self, api: client.ApiClient, query: list[tuple[str, Any]]
+    ) -> aiohttp.ClientResponse:
+        """Ask; the answer's body is not read yet. Raises `ApiError` unless it is a 200."""
+        request = await api.param_serialize(
+            method="GET",
+            resource_path=self._path,
+            query_params=query,
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        timeout = aiohttp.ClientTimeout(
+            total=None, connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+        )
+        answer = await api.call_api(*request, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        if response.status == 200:
+            return response
+        async with response:
+            text = (await response.read()).decode(errors="replace")
+        try:
+            message = _read(text, _Status).message
+        except UnreadableError:
+            message = text[:200]
+        wait = response.headers.get("Retry-After", "")
+        raise ApiError(
+            response.status,
+            message or response.reason or "",
+            min(float(wait), LONGEST_BACKOFF) if wait.isdecimal() else 0.0,
+        )
+
+    def _report(self, problem: str) -> None:
+        if problem:
+            log.warning("not following the API server", path=self._path, problem=problem)
+        self._feed.report(f"API server {self._path}", problem)
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of any length; aiohttp's own reader refuses long ones."""
+    rest = bytearray()
+    async for chunk in response.content.iter_any():
+        rest += chunk
+        if b"\n" not in chunk:
+            continue
+        *whole, last = rest.split(b"\n")
+        rest = last
+        for line in whole:
+            yield bytes(line)
+
+
+def _read(data: str | bytes | msgspec.Raw, kind: type[S]) -> S:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    # UnicodeDecodeError is no DecodeError of msgspec's, and nesting has a limit.
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _jitter(least: float, most: float) -> float:
+    return random.uniform(least, most)  # noqa: S311 - spreads load, guards nothing

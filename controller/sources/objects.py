@@ -1,0 +1,128 @@
+"""Kubernetes objects as the sources read them: only the fields that flows depend on.
+
+Decoded straight from bytes or YAML into trimmed structs; a Pod of 5 KB costs microseconds.
+"""
+
+from typing import Any
+
+import msgspec
+
+
+class ObjectError(ValueError):
+    """An object cannot be read; the text names the object and the field."""
+
+
+class UnknownKindError(ObjectError):
+    """An object of a kind that no flow depends on."""
+
+
+class Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    """ObjectMeta."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    creation_timestamp: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class NodeAddress(msgspec.Struct, frozen=True):
+    """core/v1 NodeAddress."""
+
+    type: str
+    address: str
+
+
+class NodeSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 NodeSpec."""
+
+    pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """core/v1 NodeStatus."""
+
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(msgspec.Struct, frozen=True):
+    """core/v1 Node."""
+
+    metadata: Metadata
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """As given, one per family."""
+        return tuple(self.spec.pod_cidrs or ([self.spec.pod_cidr] if self.spec.pod_cidr else []))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Whatever may be an address of the node, of any type."""
+        return tuple(a.address for a in self.status.addresses or ())
+
+    @property
+    def internal_addresses(self) -> tuple[str, ...]:
+        """All of type InternalIP, in their order."""
+        return tuple(a.address for a in self.status.addresses or () if a.type == "InternalIP")
+
+
+class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 PodSpec."""
+
+    node_name: str = ""
+    host_network: bool = False
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """core/v1 Pod."""
+
+    metadata: Metadata
+    spec: PodSpec = PodSpec()
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """What the CNI call may give as the pod's uid.
+
+        A static pod's sandbox carries the hash of its manifest, not the mirror pod's uid.
+        """
+        config_hash = (self.metadata.annotations or {}).get("kubernetes.io/config.hash", "")
+        return (self.metadata.uid, config_hash) if config_hash else (self.metadata.uid,)
+
+
+Object = Node | Pod
+KINDS: dict[str, type[Node | Pod]] = {"Node": Node, "Pod": Pod}
+
+
+def identity(kind: str, metadata: Metadata) -> str:
+    """How an object is named in every message: `Pod default/a`, `Node node1`."""
+    name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
+    return f"{kind} {name}"
+
+
+def from_manifest(content: Any) -> Object:
+    """One object of a manifest (already parsed YAML or JSON). Raises `ObjectError`."""
+    if not isinstance(content, dict):
+        raise ObjectError(f"not an object but {type(content).__name__}")
+    metadata = content.get("metadata")
+    name = metadata.get("name", "?") if isinstance(metadata, dict) else "?"
+    kind = content.get("kind")
+    wanted = KINDS.get(kind) if isinstance(kind, str) else None
+    if wanted is None:
+        raise UnknownKindError(
+            f"object {name}: kind {kind!r} is unknown here; known: {', '.join(KINDS)}"
+        )
+    if content.get("apiVersion") != "v1":
+        raise ObjectError(f"{kind} {name}: apiVersion: {content.get('apiVersion')!r} is not 'v1'")
+    try:
+        made = msgspec.convert(content, wanted)
+    except msgspec.ValidationError as error:
+        raise ObjectError(f"{kind} {name}: {error}") from error
+    if not made.metadata.name:
+        raise ObjectError(f"{kind}: metadata.name is empty")
+    if isinstance(made, Pod) and not made.metadata.namespace:
+        metadata = msgspec.structs.replace(made.metadata, namespace="default")
+        return msgspec.structs.replace(made, metadata=metadata)
+    return made

@@ -1,0 +1,144 @@
+"""view -> fragments -> programs: the only source of flows.
+
+`fragment(view, key)` is pure: the flows that one object causes in one scope. A `Program` is all
+fragments of a scope, and can take a changed fragment in at a cost that does not depend on the
+others. Compiling anew (`compile_scope`) is the oracle that every update must equal.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flows.diff import Delta
+from flows.features import arp, classify, conntrack, forwarding, output
+from flows.flow import Flow, Meter
+from flows.pipeline import LAYOUT, PipelineError
+from flows.view import CLUSTER_SCOPE, ClusterView, Key
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What one object causes in one scope. `cause` names the object for people."""
+
+    cause: str
+    flows: tuple[Flow, ...]
+    meters: tuple[Meter, ...] = ()
+
+
+def fragment(view: ClusterView, key: Key) -> Fragment | None:
+    """The flows that the object behind `key` causes in its scope; None where it is no more."""
+    cluster = view.cluster
+    if key.kind == "cluster":
+        return Fragment(
+            "cluster",
+            (
+                *LAYOUT.misses(),
+                *(
+                    flow
+                    for feature in (classify, arp, conntrack, forwarding, output)
+                    for flow in feature.cluster(cluster)
+                ),
+            ),
+        )
+    node = view.nodes.get(key.name if key.scope == CLUSTER_SCOPE else key.scope)
+    if node is None:
+        return None
+    if key.kind == "peer":
+        features = (classify, conntrack, forwarding)
+        return Fragment(str(node), tuple(f for m in features for f in m.peer(cluster, node)))
+    if key.kind == "node":
+        return Fragment(str(node), (*classify.node(cluster, node), *forwarding.node(cluster, node)))
+    attachment = view.attachments.get(node.name, {}).get(key.name)
+    if attachment is None:
+        return None
+    return Fragment(
+        str(attachment),
+        tuple(
+            flow
+            for feature in (classify, conntrack, forwarding, output)
+            for flow in feature.attachment(cluster, attachment)
+        ),
+        (conntrack.attachment_meter(cluster, attachment),),
+    )
+
+
+class Program:
+    """What one scope should hold, by cookie, and what each flow stands for.
+
+    `version` counts the updates that changed something, from 0.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.meters: dict[int, Meter] = {}
+        self._fragments: dict[Key, Fragment] = {}
+        self._flows: dict[int, tuple[Flow, Fragment]] = {}
+        self._taken: dict[object, int] = {}
+
+    @property
+    def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:
+        """Every flow by its cookie, with the fragment that wants it."""
+        return self._flows
+
+    def flows(self) -> Iterator[Flow]:
+        """Every flow."""
+        return (flow for flow, _ in self._flows.values())
+
+    def update(self, changes: Mapping[Key, Fragment | None]) -> Delta:
+        """Take changed fragments in (None: gone); what that changes.
+
+        Raises `PipelineError` where two flows would have one table, priority and match, and
+        leaves the program as it was.
+        """
+        old = [f for key in changes if (f := self._fragments.get(key)) is not None]
+        new = [f for f in changes.values() if f is not None]
+        removed = {flow.cookie for fragment in old for flow in fragment.flows}
+        wanted: dict[object, tuple[Flow, Fragment]] = {}
+        for made in new:
+            for flow in made.flows:
+                holder = self._taken.get(flow.key)
+                clash = holder is not None and holder not in removed
+                if clash or flow.key in wanted:
+                    raise PipelineError(
+                        f"{made.cause}: {LAYOUT.by_number[flow.table].name} has a flow of priority"
+                        f" {flow.priority} with the match {flow.match} already"
+                    )
+                wanted[flow.key] = flow, made
+        added = {flow.cookie: (flow, made) for flow, made in wanted.values()}
+        delta = Delta(
+            adds=tuple(flow for cookie, (flow, _) in added.items() if cookie not in removed),
+            deletes=tuple(cookie for cookie in removed if cookie not in added),
+            meters_set=tuple(
+                meter for f in new for meter in f.meters if self.meters.get(meter.id) != meter
+            ),
+            meters_delete=tuple(
+                {m.id for f in old for m in f.meters} - {m.id for f in new for m in f.meters}
+            ),
+        )
+        for cookie in removed:
+            del self._taken[self._flows.pop(cookie)[0].key]
+        for cookie, (flow, made) in added.items():
+            self._flows[cookie] = flow, made
+            self._taken[flow.key] = cookie
+        for key, change in changes.items():
+            if change is None:
+                self._fragments.pop(key, None)
+            else:
+                self._fragments[key] = change
+        for meter_id in delta.meters_delete:
+            del self.meters[meter_id]
+        self.meters.update((meter.id, meter) for meter in delta.meters_set)
+        self.version += bool(delta)
+        return delta
+
+
+def compile_scope(view: ClusterView, scope: str) -> Program:
+    """The whole program of a node, or of `CLUSTER_SCOPE`, from nothing."""
+    keys = view.shared_keys() if scope == CLUSTER_SCOPE else view.node_keys(scope)
+    program = Program()
+    program.update(fragments(view, sorted(keys)))
+    return program
+
+
+def fragments(view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
+    """The fragments of these keys as they are now."""
+    return {key: fragment(view, key) for key in keys}

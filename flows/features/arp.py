@@ -1,0 +1,32 @@
+"""ARP: the switch answers for the router's address, and no broadcast leaves it.
+
+Pods and hosts have a permanent neighbour entry for the router and need no answer; this is for
+whoever lost it, and for people who try `arping`.
+"""
+
+from collections.abc import Iterable
+
+from flows import names
+from flows.features.protocols import ARP, ARP_REPLY, ARP_REQUEST
+from flows.flow import IN_PORT, Flow, Move, Output, SetField, ip, mac
+from flows.pipeline import LAYOUT, Feature, Priority
+from flows.view import Cluster
+
+
+def cluster(_: Cluster) -> Iterable[Flow]:
+    """One flow turns any request for the router into its reply and sends it back."""
+    yield LAYOUT.flow(
+        Feature.ARP, "Arp", Priority.DEFAULT,
+        {"dl_type": ARP, "arp_op": ARP_REQUEST, "arp_tpa": ip(names.ROUTER_ADDRESS)},
+        [
+            Move("dl_src", "dl_dst"),
+            SetField("dl_src", mac(names.ROUTER_MAC)),
+            SetField("arp_op", ARP_REPLY),
+            Move("arp_sha", "arp_tha"),
+            Move("arp_spa", "arp_tpa"),
+            SetField("arp_sha", mac(names.ROUTER_MAC)),
+            SetField("arp_spa", ip(names.ROUTER_ADDRESS)),
+            Output(IN_PORT),
+        ],
+        "who has the router's address? the switch answers",
+    )  # fmt: skip

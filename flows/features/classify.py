@@ -1,0 +1,132 @@
+"""Who sent this? By which port a packet came in, and whether it may claim to be who it says.
+
+`Classifier` tells pods, tunnel and gateway apart. `SpoofGuard`, `TunnelGuard` and `GatewayGuard`
+hold each to its own addresses, before anything else looks at them.
+"""
+
+from collections.abc import Iterable
+
+from flows import names
+from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV4, IPV6
+from flows.flow import Flow, ip, mac, net
+from flows.pipeline import LAYOUT, Feature, Priority, Source
+from flows.view import Attachment, Cluster, Node
+
+
+def cluster(cluster: Cluster) -> Iterable[Flow]:
+    """The two ports that every bridge has, and what nobody may send."""
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "Classifier", Priority.SHARED,
+        {"in_port": names.TUNNEL_OFPORT},
+        [LAYOUT.load("Source", Source.TUNNEL), LAYOUT.goto("TunnelGuard")],
+        "from another node",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "Classifier", Priority.SHARED,
+        {"in_port": names.GATEWAY_OFPORT},
+        [LAYOUT.load("Source", Source.GATEWAY), LAYOUT.goto("GatewayGuard")],
+        "from the node itself, or through it from outside",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "SpoofGuard", Priority.DEFAULT,
+        {"dl_type": IPV6},
+        [],
+        "IPv6 from a pod, while the cluster is IPv4-only",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "SpoofGuard", Priority.GUARD,
+        {"dl_type": IPV6, "nw_proto": ICMPV6, "icmpv6_type": ICMPV6_ROUTER_ADVERTISEMENT},
+        [],
+        "a pod that claims to be an IPv6 router",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
+        {"dl_type": ARP, "dl_src": mac(names.GATEWAY_MAC)},
+        [LAYOUT.goto("Arp")],
+        "the host asks for its next hop",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
+        {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC)},
+        [LAYOUT.goto("Conntrack")],
+        "the host, or the outside world through it",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "GatewayGuard", Priority.FENCE,
+        {"dl_type": IPV4, "nw_src": net(cluster.pod_range)},
+        [],
+        "a pod's address does not come in by the host",
+    )  # fmt: skip
+
+
+def peer(_: Cluster, node: Node) -> Iterable[Flow]:
+    """What may come out of the tunnel from this node."""
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "TunnelGuard", Priority.SHARED,
+        {"dl_type": IPV4, "tun_src": ip(node.address), "nw_src": net(node.pod_cidr)},
+        [LAYOUT.goto("Conntrack")],
+        "a peer sends for its own pods",
+    )  # fmt: skip
+
+
+def node(_: Cluster, node: Node) -> Iterable[Flow]:
+    """What only this node's own bridge knows."""
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "TunnelGuard", Priority.FENCE,
+        {"dl_type": IPV4, "tun_src": ip(node.address)},
+        [],
+        "this node's own address does not come out of the tunnel",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "GatewayGuard", Priority.LOCAL,
+        {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC), "nw_src": ip(node.gateway)},
+        [LAYOUT.goto("Conntrack")],
+        "the host speaks to pods as the gateway address",
+    )  # fmt: skip
+
+
+def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
+    """Lets a pod in, as itself."""
+    yield attachment_entry(attachment.ofport, attachment.tag)
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "SpoofGuard", Priority.LOCAL,
+        {
+            "in_port": attachment.ofport,
+            "dl_src": mac(attachment.mac),
+            "dl_dst": mac(names.ROUTER_MAC),
+            "dl_type": IPV4,
+            "nw_src": ip(attachment.address),
+        },
+        [LAYOUT.goto("Conntrack")],
+        "the pod's own MAC and address",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "SpoofGuard", Priority.LOCAL,
+        {
+            "in_port": attachment.ofport,
+            "dl_src": mac(attachment.mac),
+            "dl_type": ARP,
+            "arp_sha": mac(attachment.mac),
+            "arp_spa": ip(attachment.address),
+        },
+        [LAYOUT.goto("Arp")],
+        "the pod's own MAC and address in ARP",
+    )  # fmt: skip
+
+
+def attachment_entry(ofport: int, tag: int) -> Flow:
+    """The flow that admits one sandbox's packets.
+
+    Its cookie is this attachment's and no other's, because the tag is in it. It travels in one
+    bundle with the attachment's other flows: a node agent that sees it has seen them all.
+    """
+    return LAYOUT.flow(
+        Feature.CLASSIFY, "Classifier", Priority.LOCAL,
+        {"in_port": ofport},
+        [
+            LAYOUT.load("Source", Source.POD),
+            LAYOUT.load("AttachmentTag", tag),
+            LAYOUT.goto("SpoofGuard"),
+        ],
+        "from this pod",
+    )  # fmt: skip

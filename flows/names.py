@@ -1,0 +1,85 @@
+"""What controller and node agent must both know without asking each other.
+
+Names, MACs and numbers here are contracts between processes that may be of different
+versions: they change only together with `docs/decisions.md`.
+"""
+
+import base64
+import hashlib
+from ipaddress import IPv4Address, IPv4Network
+
+INTEGRATION_BRIDGE = "br-int"
+TUNNEL_PORT = "sluice-tun"
+GATEWAY_PORT = "sluice-gw"
+# Fixed, so that the flows which name them are byte-identical on every node.
+TUNNEL_OFPORT = 1
+GATEWAY_OFPORT = 2
+FIRST_ATTACHMENT_OFPORT = 16
+# OVS hands out and accepts port numbers below OFPP_MAX of OpenFlow 1.0 only.
+LAST_ATTACHMENT_OFPORT = 0xFEFF
+
+# The switch is everybody's router: every pod's and every host's next hop is this address and MAC.
+ROUTER_ADDRESS = IPv4Address("169.254.1.1")
+ROUTER_MAC = "0a:58:a9:fe:01:01"
+# The host's own end, sluice-gw: one MAC on all nodes, again so that flows are shared.
+GATEWAY_MAC = "0a:58:a9:fe:01:02"
+
+ENCAPSULATION_OVERHEAD = 50
+"""Bytes that Geneve (without options) and VXLAN add over an IPv4 underlay."""
+
+
+def port_name(namespace: str, name: str, uid: str, ifname: str, container_id: str) -> str:
+    """The OVS port of a Kubernetes pod's interface: which pod, and which sandbox of it."""
+    return pod_port_prefix(namespace, name, uid, ifname) + _base32(container_id, 4)
+
+
+def pod_port_prefix(namespace: str, name: str, uid: str, ifname: str = "eth0") -> str:
+    """The first 11 characters of `port_name`, those that say which pod."""
+    return "p" + _base32(f"{namespace}/{name}/{uid}/{ifname}", 10)
+
+
+def container_port_name(container_id: str, ifname: str) -> str:
+    """The OVS port of a container that no Kubernetes pod stands behind."""
+    return "c" + _base32(f"{container_id}/{ifname}", 10) + _base32(container_id, 4)
+
+
+def is_attachment_port(name: str) -> bool:
+    """Whether an OVS port's name is one of `port_name` or `container_port_name`."""
+    return len(name) == 15 and name[0] in "pc" and set(name[1:]) <= _BASE32_ALPHABET
+
+
+def attachment_tag(port: str) -> int:
+    """20 bits that tell this sandbox's attachment from every earlier one of the same pod."""
+    value = 0
+    for character in port[-4:]:
+        value = value << 5 | _BASE32_ORDER.index(character)
+    return value
+
+
+def mac_of(address: IPv4Address) -> str:
+    """The MAC of both ends of a pod's veth; PORT_STATUS thereby carries the pod's address."""
+    return "0a:58:" + address.packed.hex(":")
+
+
+def address_of(mac: str) -> IPv4Address | None:
+    """The inverse of `mac_of`; None where the MAC is not of that form."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv4Address(octets[2:]) if octets[:2] == b"\x0a\x58" else None
+
+
+def gateway_address(pod_cidr: IPv4Network) -> IPv4Address:
+    """The host's own address among its pods: the first of the node's podCIDR."""
+    return pod_cidr[1]
+
+
+def datapath_id(node: str) -> int:
+    """The OpenFlow datapath id (64 bits) of a node's bridge."""
+    return int.from_bytes(hashlib.sha256(node.encode()).digest()[:8], "big")
+
+
+_BASE32_ORDER = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE32_ALPHABET = frozenset(_BASE32_ORDER)
+
+
+def _base32(text: str, length: int) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:length]

@@ -1,0 +1,167 @@
+"""Flows as `ovs-ofctl --names dump-flows` prints them, by table name.
+
+The text of a flow that was installed and dumped again equals `flow_text` of it (without cookie
+and statistics), so goldens, dumps and documentation can be compared by eye and by `diff`.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+
+from flows.flow import (
+    CT_STATE_NAMES,
+    IN_PORT,
+    Action,
+    ApplyMeter,
+    Ct,
+    Flow,
+    Goto,
+    Move,
+    Note,
+    Output,
+    OutputReg,
+    SetField,
+)
+from flows.pipeline import LAYOUT
+
+_IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
+_PROTOCOLS = {
+    (_IPV4, 1): "icmp",
+    (_IPV4, 6): "tcp",
+    (_IPV4, 17): "udp",
+    (_IPV4, 132): "sctp",
+    (_IPV6, 6): "tcp6",
+    (_IPV6, 17): "udp6",
+    (_IPV6, 58): "icmp6",
+}
+_ETHERTYPES = {_IPV4: "ip", _ARP: "arp", _IPV6: "ipv6"}
+_MACS = frozenset(("dl_src", "dl_dst", "arp_sha", "arp_tha"))
+_ADDRESSES = frozenset(("nw_src", "nw_dst", "arp_spa", "arp_tpa", "tun_src", "tun_dst"))
+_HEXADECIMAL = frozenset(("ct_mark", "ct_label", "tun_id"))
+# The names by which set_field and move print what a match prints otherwise (ovs-fields(7)).
+_WRITTEN_NAMES = {
+    "dl_src": "eth_src",
+    "dl_dst": "eth_dst",
+    "nw_src": "ip_src",
+    "nw_dst": "ip_dst",
+}
+_MOVED_NAMES = {
+    "dl_src": "NXM_OF_ETH_SRC",
+    "dl_dst": "NXM_OF_ETH_DST",
+    "arp_sha": "NXM_NX_ARP_SHA",
+    "arp_tha": "NXM_NX_ARP_THA",
+    "arp_spa": "NXM_OF_ARP_SPA",
+    "arp_tpa": "NXM_OF_ARP_TPA",
+}
+
+
+def flow_text(flow: Flow) -> str:
+    """`table=NAME, priority=N,MATCH actions=ACTIONS`."""
+    return f"table={table_name(flow.table)}, {match_text(flow)} actions={actions_text(flow)}"
+
+
+def table_name(number: int) -> str:
+    """A table's name; its number where it has none."""
+    table = LAYOUT.by_number.get(number)
+    return table.name if table else str(number)
+
+
+def match_text(flow: Flow) -> str:
+    """`priority=N,MATCH`."""
+    parts = [f"priority={flow.priority}"]
+    given = {name: value for name, value, _ in flow.match}
+    ethertype, protocol = given.get("dl_type"), given.get("nw_proto")
+    shorthand = _PROTOCOLS.get((ethertype or 0, protocol or 0))
+    for name, value, mask in flow.match:
+        if name == "dl_type":
+            parts.append(shorthand or _ETHERTYPES.get(value) or f"dl_type={value:#06x}")
+        elif name == "nw_proto":
+            if shorthand is None:
+                parts.append(f"nw_proto={value}")
+        elif name == "ct_state":
+            parts.append(f"ct_state={_ct_state(value, mask)}")
+        else:
+            printed = "icmp_type" if name == "icmpv6_type" else name
+            parts.append(f"{printed}={_value(name, value, mask)}")
+    return ",".join(parts)
+
+
+def actions_text(flow: Flow) -> str:
+    """Comma-separated; `drop` for none."""
+    return ",".join(map(_action, flow.actions)) or "drop"
+
+
+def golden(flows: Iterable[Flow]) -> str:
+    """Flows by table and falling priority, one a line, each with feature and reason."""
+    ordered = sorted(flows, key=lambda flow: (flow.table, -flow.priority, match_text(flow)))
+    lines = []
+    table = None
+    for flow in ordered:
+        if flow.table != table:
+            table = flow.table
+            lines.append(f"# {table_name(table)} ({table})")
+        lines.append(f"{match_text(flow)} actions={actions_text(flow)}  # {flow.reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(name: str, value: int, mask: int | None) -> str:
+    if name in _MACS:
+        octets = value.to_bytes(6, "big").hex(":")
+        return octets if mask is None else f"{octets}/{mask.to_bytes(6, 'big').hex(':')}"
+    if name in _ADDRESSES:
+        address = str(IPv4Address(value))
+        return address if mask is None else f"{address}/{_prefix(mask)}"
+    if name.startswith("reg") or name in _HEXADECIMAL:
+        return f"{value:#x}" if mask is None else f"{value:#x}/{mask:#x}"
+    if mask is not None:
+        return f"{value:#x}/{mask:#x}"
+    return str(value)
+
+
+def _prefix(mask: int) -> str:
+    length = mask.bit_count()
+    contiguous = mask == (0xFFFF_FFFF << (32 - length)) & 0xFFFF_FFFF
+    return str(length) if contiguous else str(IPv4Address(mask))
+
+
+def _ct_state(value: int, mask: int | None) -> str:
+    bits = value if mask is None else mask
+    return "".join(
+        ("+" if value >> index & 1 else "-") + name
+        for index, name in enumerate(CT_STATE_NAMES)
+        if bits >> index & 1
+    )
+
+
+def _action(action: Action) -> str:  # noqa: PLR0911 - one line per kind of action
+    match action:
+        case Output(port):
+            return "IN_PORT" if port == IN_PORT else f"output:{port}"
+        case OutputReg(register):
+            return f"output:NXM_NX_{register.upper()}[]"
+        case SetField(name, value, mask):
+            text = _value(name, value, mask)
+            return f"set_field:{text}->{_WRITTEN_NAMES.get(name, name)}"
+        case Move(source, destination):
+            return f"move:{_MOVED_NAMES[source]}[]->{_MOVED_NAMES[destination]}[]"
+        case Ct():
+            return _ct(action)
+        case ApplyMeter(meter):
+            return f"meter:{meter}"
+        case Note(data):
+            return "note:" + data.hex(".")
+        case Goto(table):
+            return f"goto_table:{table_name(table)}"
+
+
+def _ct(ct: Ct) -> str:
+    parts = ["commit"] if ct.commit else []
+    if ct.table is not None:
+        parts.append(f"table={table_name(ct.table)}")
+    parts.append(f"zone={ct.zone}")
+    if ct.nat is not None:
+        source = ct.nat.source
+        address = f"={IPv4Address(source)}" if source else ""
+        parts.append("nat" if source is None else f"nat(src{address})")
+    if ct.exec:
+        parts.append(f"exec({','.join(map(_action, ct.exec))})")
+    return f"ct({','.join(parts)})"

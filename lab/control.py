@@ -1,0 +1,158 @@
+"""The control plane: Sluice's controller, and etcd and kube-apiserver where those are wanted."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lab import apiserver
+from lab.commands import LabError
+from lab.daemons import Daemons
+from lab.layout import (
+    API_PORT,
+    CONTROL_ADDRESS,
+    OPENFLOW_PORT,
+    POD_RANGE,
+    SERVICE_RANGE,
+    UNDERLAY,
+    Layout,
+    NodeLayout,
+)
+from lab.programs import python, write_settings
+from lab.sources import DirectorySource, KubernetesSource, Source
+from settings import Cluster, Controller, Kubernetes, Settings, Tls
+
+Tunnel = Literal["geneve", "vxlan"]
+
+BUILD_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-binaries"
+
+
+def daemons(layout: Layout) -> Daemons:
+    return Daemons(layout.netns("control"), layout.control / "log")
+
+
+def kubernetes_binaries() -> Path:
+    """Where etcd, kube-apiserver and kubectl are; builds them (5 minutes) where they are not."""
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        return Path(assets)
+    built = subprocess.run([BUILD_SCRIPT], stdout=subprocess.PIPE, text=True, check=False)
+    if built.returncode:
+        raise LabError(f"{BUILD_SCRIPT} gave no Kubernetes binaries; see above")
+    return Path(built.stdout.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """`binaries` is where Kubernetes' programs are; None for a cluster out of a directory.
+
+    `tls` are the controller's files; None for plain TCP.
+    """
+
+    layout: Layout
+    tunnel: Tunnel
+    binaries: Path | None
+    tls: Tls | None
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's."""
+        return self.layout.control / "apiserver" / "admin.kubeconfig"
+
+    @property
+    def source(self) -> Source:
+        return self.kubernetes if self.binaries else DirectorySource(self.layout.cluster)
+
+    @property
+    def kubernetes(self) -> KubernetesSource:
+        """Raises `LabError` where the cluster is a directory."""
+        if not self.binaries:
+            raise LabError(f"lab {self.layout.name} has no API server: its cluster is a directory")
+        kubectl = self.binaries / "kubectl"
+        return KubernetesSource(kubectl, self.kubeconfig, self.layout.netns("control"))
+
+    def start(
+        self,
+        nodes: Sequence[NodeLayout],
+        report: Callable[[str], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Start what does not run, with the Nodes written down before the controller reads them.
+
+        Returns when the controller listens. Raises `LabError`.
+        """
+        ours = daemons(self.layout)
+        kubeconfig = None
+        if self.binaries:
+            report("starting etcd and kube-apiserver")
+            kubeconfig = self._start_api(self.binaries, ours)
+        report("writing the Nodes")
+        for node in nodes:
+            self.source.add_node(node)
+
+        report("starting the controller")
+        cluster = Cluster(
+            pod_range=POD_RANGE,
+            service_range=SERVICE_RANGE,
+            host_ranges=(UNDERLAY,),
+            tunnel=self.tunnel,
+        )
+        controller = Controller(
+            openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
+            api=f"{CONTROL_ADDRESS}:{API_PORT}",
+            api_socket=self.layout.api_socket,
+            kubernetes=Kubernetes(kubeconfig=kubeconfig),
+            tls=self.tls,
+        )
+        settings = self.layout.control / "sluice.yaml"
+        write_settings(settings, Settings(cluster=cluster, controller=controller))
+        where = [] if self.binaries else ["--cluster", str(self.layout.cluster)]
+        ours.start("controller", python("controller", "--config", str(settings), *where))
+        if not ours.wait(self._listens, timeout=30, cancelled=cancelled):
+            raise LabError(f"the controller does not listen after 30 s\n{ours.tail('controller')}")
+
+    def status(self) -> dict[str, Any] | None:
+        """What the controller says of nodes and problems (`/v1/status`); None if it does not."""
+        connection = http.client.HTTPConnection("controller", timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.settimeout(5)
+            connection.sock.connect(str(self.layout.api_socket))
+            connection.request("GET", "/v1/status")
+            answer: dict[str, Any] = json.load(connection.getresponse())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+        return answer
+
+    def in_sync(self) -> bool:
+        """Whether every node that takes part is connected, with all its flows."""
+        status = self.status()
+        return status is not None and all(node["inSync"] for node in status["nodes"].values())
+
+    def _start_api(self, binaries: Path, ours: Daemons) -> Path:
+        try:
+            api = apiserver.start(
+                netns=ours.netns,
+                directory=self.layout.control / "apiserver",
+                address=str(CONTROL_ADDRESS),
+                service_range=str(SERVICE_RANGE),
+                binaries=binaries,
+                spawn=ours.start,
+                logs=ours.directory,
+            )
+        except (apiserver.ApiServerError, OSError) as error:
+            raise LabError(str(error)) from error
+        return api.controller_kubeconfig
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.layout.api_socket))
+            return True
+        return False

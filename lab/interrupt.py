@@ -1,0 +1,28 @@
+"""Ctrl-C and its kin, made into the one exception that everything else is undone by."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `KeyboardInterrupt`, and ignore the rest.
+
+    So what is being taken down is taken down whole, however impatiently the keys are pressed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for ignored in _SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,149 @@
+"""What a lab is called and where it is: names, addresses and paths follow from its name."""
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+LABS = Path("/run/sluice/labs")
+NAMESPACES = Path("/run/netns")
+"""Where `ip netns` keeps its names."""
+
+# Every lab uses the same addresses: none of them exists outside its namespaces.
+UNDERLAY = IPv4Network("172.30.0.0/16")
+FABRIC_ADDRESS = IPv4Address("172.30.0.1")
+CONTROL_ADDRESS = IPv4Address("172.30.0.2")
+FIRST_NODE_ADDRESS = IPv4Address("172.30.1.1")
+POD_RANGE = IPv4Network("10.244.0.0/16")
+SERVICE_RANGE = IPv4Network("10.96.0.0/16")
+# The world outside the cluster, in a range kept for documentation (RFC 5737).
+WORLD = IPv4Network("203.0.113.0/24")
+FABRIC_WORLD_ADDRESS = IPv4Address("203.0.113.1")
+OUTSIDE_ADDRESS = IPv4Address("203.0.113.10")
+
+MOST_NODES = 255
+"""As many /24 as `POD_RANGE` has, less its first."""
+
+OPENFLOW_PORT = 6653
+API_PORT = 6654
+
+_NAME = re.compile(r"[a-z0-9-]{1,20}")
+
+
+@dataclass(frozen=True)
+class NodeLayout:
+    """One node: what it is called, its addresses, and its own directory."""
+
+    name: str
+    netns: str
+    address: IPv4Address
+    pod_cidr: IPv4Network
+    directory: Path
+
+    @property
+    def ovs_run(self) -> Path:
+        """OVS_RUNDIR of this node's Open vSwitch."""
+        return self.directory / "ovs"
+
+    @property
+    def ovsdb(self) -> Path:
+        return self.ovs_run / "db.sock"
+
+    @property
+    def mgmt(self) -> Path:
+        """The OpenFlow socket of br-int for local users."""
+        return self.ovs_run / "br-int.mgmt"
+
+    @property
+    def settings(self) -> Path:
+        return self.directory / "sluice.yaml"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def cni_socket(self) -> Path:
+        # In a directory of its own, which the agent keeps closed to all but root.
+        return self.directory / "agent" / "cni.sock"
+
+    @property
+    def cni_conf(self) -> Path:
+        return self.directory / "cni" / "net.d"
+
+    @property
+    def cni_bin(self) -> Path:
+        return self.directory / "cni" / "bin"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The whole lab. Raises `ValueError` for a name that could not be part of a path."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"lab name {self.name!r}: 1 to 20 of a-z, 0-9 and - are allowed")
+
+    @property
+    def directory(self) -> Path:
+        return LABS / self.name
+
+    @property
+    def lock(self) -> Path:
+        # Beside the directory, which comes and goes while it is held. No lab's name has a dot.
+        return LABS / f"{self.name}.lock"
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "lab.json"
+
+    @property
+    def cluster(self) -> Path:
+        """The manifests, where the source is a directory."""
+        return self.directory / "cluster"
+
+    @property
+    def pods(self) -> Path:
+        """What the lab as container runtime remembers of each pod."""
+        return self.directory / "pods"
+
+    @property
+    def api_socket(self) -> Path:
+        """The controller's API for local users."""
+        return self.directory / "api.sock"
+
+    @property
+    def control(self) -> Path:
+        """The directory of the controller and the API server."""
+        return self.directory / "control"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all the lab's namespaces begin with, and of no other lab's."""
+        return f"sluice.{self.name}."
+
+    def netns(self, role: str) -> str:
+        """The name of a namespace: `fabric`, `outside`, `control` or a node's name."""
+        return self.prefix + role
+
+    def pod_netns(self, namespace: str, name: str) -> str:
+        full = f"{namespace}.{name}"
+        short = full if len(full) <= 60 else sha256(full.encode()).hexdigest()[:16]
+        return f"{self.prefix}pod.{short}"
+
+    def node(self, number: int) -> NodeLayout:
+        """The node with this number, from 1."""
+        name = f"node{number}"
+        return NodeLayout(
+            name=name,
+            netns=self.netns(name),
+            address=FIRST_NODE_ADDRESS + (number - 1),
+            pod_cidr=IPv4Network((int(POD_RANGE[0]) + (number << 8), 24)),
+            directory=self.directory / "nodes" / name,
+        )
+
+    def nodes(self, count: int) -> tuple[NodeLayout, ...]:
+        return tuple(self.node(number) for number in range(1, count + 1))

@@ -1,0 +1,145 @@
+"""The lab's namespaces and the wires between them.
+
+    outside ── fabric (a bridge, and the router to the outside) ── node1, node2, ..., control
+
+Links are made inside the namespaces they end in: the machine's own network never sees one.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from lab.commands import run
+from lab.layout import (
+    CONTROL_ADDRESS,
+    FABRIC_ADDRESS,
+    FABRIC_WORLD_ADDRESS,
+    NAMESPACES,
+    OUTSIDE_ADDRESS,
+    UNDERLAY,
+    WORLD,
+    Layout,
+    NodeLayout,
+)
+
+BRIDGE = "underlay"
+UPLINK = "uplink"
+"""A node's end of its wire to the fabric."""
+
+# rp_filter is inherited from the machine, whatever that has.
+_SYSCTLS = (
+    "net.ipv6.conf.all.disable_ipv6=1",
+    "net.ipv6.conf.default.disable_ipv6=1",
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+)
+
+
+def create_namespace(name: str) -> None:
+    """Make a namespace with its loopback up and no IPv6, unless it is there. Raises `LabError`."""
+    if not _is_namespace(NAMESPACES / name):
+        (NAMESPACES / name).unlink(missing_ok=True)  # of an `ip netns add` that was killed
+        run(["ip", "netns", "add", name])
+    run(["sysctl", "-qw", *_SYSCTLS], netns=name)
+    run(["ip", "link", "set", "lo", "up"], netns=name)
+
+
+def delete_namespace(name: str) -> None:
+    """Take a namespace's name away, and with it, when no process is left in it, all its links."""
+    path = NAMESPACES / name
+    if _is_namespace(path):
+        run(["ip", "netns", "del", name])
+    path.unlink(missing_ok=True)
+
+
+def _is_namespace(path: Path) -> bool:
+    # The name is a file; only once a namespace is bound to it does it belong to another device.
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_dev != NAMESPACES.stat().st_dev
+    return False
+
+
+def namespaces(prefix: str) -> list[str]:
+    """The names that begin so."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(path.name for path in NAMESPACES.iterdir() if path.name.startswith(prefix))
+    return []
+
+
+def configure(netns: str, commands: Iterable[str]) -> None:
+    """Carry out commands of `ip` in a namespace, by one process. Raises `LabError`."""
+    run(["ip", "-batch", "-"], netns=netns, stdin="\n".join(commands))
+
+
+def links(netns: str) -> set[str]:
+    """The names of a namespace's interfaces."""
+    return {link["ifname"] for link in json.loads(run(["ip", "-json", "link"], netns=netns))}
+
+
+def connect(layout: Layout, nodes: Sequence[NodeLayout]) -> None:
+    """Make all namespaces and the fabric between them; what is there already is left alone."""
+    fabric, outside, control = map(layout.netns, ("fabric", "outside", "control"))
+    for name in (fabric, outside, control, *(node.netns for node in nodes)):
+        create_namespace(name)
+    run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=fabric)
+
+    present = links(fabric)
+    if BRIDGE not in present:
+        configure(
+            fabric,
+            [
+                f"link add {BRIDGE} address {_mac(FABRIC_ADDRESS)} type bridge mcast_snooping 0",
+                f"addr add {FABRIC_ADDRESS}/{UNDERLAY.prefixlen} dev {BRIDGE}",
+                f"link set {BRIDGE} up",
+            ],
+        )
+    if "world" not in present:
+        configure(
+            fabric,
+            [
+                _wire("world", "eth0", outside, OUTSIDE_ADDRESS),
+                f"addr add {FABRIC_WORLD_ADDRESS}/{WORLD.prefixlen} dev world",
+                "link set world up",
+            ],
+        )
+        _address(outside, f"{OUTSIDE_ADDRESS}/{WORLD.prefixlen}", FABRIC_WORLD_ADDRESS)
+    if "control" not in present:
+        configure(fabric, _bridged("control", "eth0", control, CONTROL_ADDRESS))
+        _address(control, f"{CONTROL_ADDRESS}/{UNDERLAY.prefixlen}", FABRIC_ADDRESS)
+    for node in nodes:
+        if node.name not in present:
+            configure(fabric, _bridged(node.name, UPLINK, node.netns, node.address))
+            # Open vSwitch reads raw frames off a wire on which the kernel would leave checksums
+            # to a network card that is not there.
+            run(["ethtool", "-K", node.name, "tx", "off"], netns=fabric)
+            run(["ethtool", "-K", UPLINK, "tx", "off"], netns=node.netns)
+
+
+def node_mac(node: NodeLayout) -> str:
+    """The MAC of the node itself: of the interface that has its address."""
+    return _mac(node.address)
+
+
+# All MACs are set by hand: where udev runs, it would change those that the kernel invents.
+
+
+def _mac(address: IPv4Address, *, kind: int = 0) -> str:
+    return f"02:{kind:02x}:" + address.packed.hex(":")
+
+
+def _wire(end: str, far_end: str, far_netns: str, far: IPv4Address) -> str:
+    peer = f"peer name {far_end} address {_mac(far, kind=1)} netns {far_netns}"
+    return f"link add {end} address {_mac(far, kind=2)} type veth {peer}"
+
+
+def _bridged(end: str, far_end: str, far_netns: str, far: IPv4Address) -> list[str]:
+    return [_wire(end, far_end, far_netns, far), f"link set {end} master {BRIDGE} up"]
+
+
+def _address(netns: str, address: str, gateway: IPv4Address) -> None:
+    configure(
+        netns,
+        ["link set eth0 up", f"addr add {address} dev eth0", f"route add default via {gateway}"],
+    )

@@ -1,0 +1,126 @@
+"""One node: its own Open vSwitch, its uplink, and Sluice's agent."""
+
+from collections.abc import Callable, Sequence
+
+from lab.commands import LabError, run
+from lab.daemons import Daemons
+from lab.layout import (
+    API_PORT,
+    CONTROL_ADDRESS,
+    FABRIC_ADDRESS,
+    OPENFLOW_PORT,
+    UNDERLAY,
+    NodeLayout,
+)
+from lab.network import UPLINK, configure, node_mac
+from lab.programs import python, write_settings
+from lab.runtime import Runtime
+from settings import Agent, Settings, Tls
+
+SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+PHYSICAL_BRIDGE = "br-phy"
+"""The bridge with the uplink: in the userspace datapath a tunnel's own address has to be on one."""
+
+
+def daemons(node: NodeLayout) -> Daemons:
+    return Daemons(node.netns, node.logs)
+
+
+def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
+    """Start Open vSwitch, and give the node its address behind it. Raises `LabError`."""
+    node.ovs_run.mkdir(parents=True, exist_ok=True)
+    database = node.directory / "conf.db"
+    if not database.exists():
+        run(["ovsdb-tool", "create", str(database), SCHEMA])
+    # The kernel must not hear what Open vSwitch hears: it would answer a second time.
+    nft = (
+        "add table netdev sluice-lab\n"
+        "add chain netdev sluice-lab uplink "
+        f'{{ type filter hook ingress device "{UPLINK}" priority 0; policy drop; }}\n'
+    )
+    run(["nft", "-f", "-"], netns=node.netns, stdin=nft)
+    configure(node.netns, [f"link set {UPLINK} up"])
+
+    ours = daemons(node)
+    environment = {"OVS_RUNDIR": str(node.ovs_run), "OVS_DBDIR": str(node.directory)}
+    if ours.pid("ovsdb-server") is None:
+        node.ovsdb.unlink(missing_ok=True)
+    server = ["ovsdb-server", str(database), f"--remote=punix:{node.ovsdb}", "--pidfile"]
+    ours.start("ovsdb-server", [*server, "--no-chdir"], environment)
+    if not ours.wait(node.ovsdb.exists, timeout=15):
+        raise LabError(f"{node.name}: ovsdb-server does not listen\n{ours.tail('ovsdb-server')}")
+    switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir", "--disable-system"]
+    switch_pid = ours.start("ovs-vswitchd", switch, environment)
+
+    # Returns when ovs-vswitchd has done it.
+    bridge = ["--may-exist", "add-br", PHYSICAL_BRIDGE, "--", "set", "bridge", PHYSICAL_BRIDGE]
+    bridge += ["datapath_type=netdev", "fail_mode=standalone"]
+    bridge += [f'other_config:hwaddr="{node_mac(node)}"']
+    uplink = ["--may-exist", "add-port", PHYSICAL_BRIDGE, UPLINK]
+    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--timeout=20"]
+    try:
+        run([*vsctl, "init", "--", *bridge, "--", *uplink])
+    except LabError:
+        ours.check()
+        raise
+    configure(
+        node.netns,
+        [
+            f"addr replace {node.address}/{UNDERLAY.prefixlen} dev {PHYSICAL_BRIDGE}",
+            f"link set {PHYSICAL_BRIDGE} up",
+            f"route replace default via {FABRIC_ADDRESS}",
+        ],
+    )
+    # A kernel keeps a packet while it asks for its next hop's MAC; the userspace datapath drops
+    # it, and each tunnel would begin with a loss that has nothing to do with Sluice.
+    appctl = ["ovs-appctl", f"--target={node.ovs_run}/ovs-vswitchd.{switch_pid}.ctl"]
+    run([*appctl, "tnl/neigh/aging", "3600"])
+    for peer in all_nodes:
+        if peer != node:
+            peer_neighbour = [PHYSICAL_BRIDGE, str(peer.address), node_mac(peer)]
+            run([*appctl, "tnl/neigh/set", *peer_neighbour])
+
+
+def start_agent(node: NodeLayout, tls: Tls | None) -> None:
+    """Start the agent; `wait_ready` tells when it has done its work."""
+    for directory in (node.cni_conf, node.cni_bin, node.directory / "state"):
+        directory.mkdir(parents=True, exist_ok=True)
+    node.cni_socket.parent.mkdir(mode=0o700, exist_ok=True)
+    agent = Agent(
+        node=node.name,
+        controller_openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
+        controller_api=f"{CONTROL_ADDRESS}:{API_PORT}",
+        datapath="netdev",
+        state=node.directory / "state",
+        socket=node.cni_socket,
+        ovsdb=node.ovsdb,
+        ovs_run=node.ovs_run,
+        cni_conf=node.cni_conf,
+        cni_bin=node.cni_bin,
+        tls=tls,
+    )
+    write_settings(node.settings, Settings(agent=agent))
+    daemons(node).start("agent", python("node_agent", "--config", str(node.settings)))
+
+
+def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bool]) -> None:
+    """Wait as a container runtime does: for the CNI configuration, and for STATUS to agree."""
+    ours = daemons(node)
+    runtime = Runtime(node)
+    problem = f"there is no CNI configuration in {node.cni_conf}"
+
+    def ready() -> bool:
+        nonlocal problem
+        controller.check()
+        if not runtime.configured():
+            return False
+        try:
+            runtime.status()
+        except LabError as error:
+            problem = str(error)
+            return False
+        return True
+
+    if not ours.wait(ready, timeout=60, cancelled=cancelled):
+        logs = f"{ours.tail('agent')}\n{controller.tail('controller')}"
+        raise LabError(f"{node.name} is not ready after 60 s: {problem}\n{logs}")

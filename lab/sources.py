@@ -1,0 +1,195 @@
+"""Where the lab's cluster is written down: a directory of manifests, or a real API server.
+
+Both hold the same Kubernetes objects. The lab plays all who write them in a cluster: whoever
+makes a Pod, the scheduler, and kubelet.
+"""
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from lab.commands import LabError, inside
+from lab.layout import NodeLayout
+
+IMAGE = "registry.k8s.io/pause:3.10"
+
+
+class Source(Protocol):
+    """Every method raises `LabError`."""
+
+    def add_node(self, node: NodeLayout) -> None:
+        """Write a Node, ready and with its address, unless it is there."""
+
+    def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
+        """Write a Pod, bound to its node, and return its uid."""
+
+    def set_pod_running(self, namespace: str, name: str, address: str, host: str) -> None:
+        """Write what kubelet writes once the sandbox has its address."""
+
+    def delete_pod(self, namespace: str, name: str) -> None:
+        """Remove a Pod; one that is not there is no error."""
+
+
+@dataclass(frozen=True)
+class DirectorySource:
+    """Manifests in nodes/NAME.yaml and pods/NAMESPACE.NAME.yaml, each written by rename."""
+
+    directory: Path
+
+    def add_node(self, node: NodeLayout) -> None:
+        path = self.directory / "nodes" / f"{node.name}.yaml"
+        if path.exists():
+            return
+        manifest = _node(node)
+        manifest["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+        self._write(path, manifest | {"status": _node_status(node)})
+
+    def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
+        manifest = _pod(namespace, name, node, labels)
+        uid = str(uuid.uuid4())
+        manifest["metadata"] |= {"uid": uid, "creationTimestamp": _now()}
+        self._write(self._pod_path(namespace, name), manifest | {"status": {"phase": "Pending"}})
+        return uid
+
+    def set_pod_running(self, namespace: str, name: str, address: str, host: str) -> None:
+        path = self._pod_path(namespace, name)
+        try:
+            manifest = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise LabError(f"Pod {namespace}/{name}: {path}: {error.strerror}") from error
+        self._write(path, manifest | {"status": _running(address, host)})
+
+    def delete_pod(self, namespace: str, name: str) -> None:
+        self._pod_path(namespace, name).unlink(missing_ok=True)
+
+    def _pod_path(self, namespace: str, name: str) -> Path:
+        return self.directory / "pods" / f"{namespace}.{name}.yaml"
+
+    def _write(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The unfinished file is kept beside the tree, so that whoever watches it never sees one.
+        part = self.directory.with_name(f"{self.directory.name}.{path.name}.part")
+        part.write_text(yaml.safe_dump(dict(manifest), sort_keys=False))
+        part.rename(path)
+
+
+@dataclass(frozen=True)
+class KubernetesSource:
+    """A real API server, spoken to by kubectl from within the control namespace."""
+
+    kubectl: Path
+    kubeconfig: Path
+    netns: str
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The command line of a kubectl call."""
+        # Its cache would otherwise go into the user's home.
+        cache = self.kubeconfig.with_name("kubectl-cache")
+        options = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(cache)]
+        return inside(self.netns, [str(self.kubectl), *options, *arguments])
+
+    def add_node(self, node: NodeLayout) -> None:
+        manifest = _node(node)
+        try:
+            self._run(["create", "--validate=false", "-f", "-"], manifest)
+        except LabError as error:
+            if "AlreadyExists" not in str(error):
+                raise
+        self._patch_status(["node", node.name], _node_status(node))
+
+    def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
+        if not self._run(["get", "namespace", namespace, "--ignore-not-found", "-o", "name"]):
+            self._run(["create", "namespace", namespace])
+        made = self._run(
+            ["create", "--validate=false", "-o", "json", "-f", "-"],
+            _pod(namespace, name, node, labels),
+        )
+        uid: str = json.loads(made)["metadata"]["uid"]
+        return uid
+
+    def set_pod_running(self, namespace: str, name: str, address: str, host: str) -> None:
+        self._patch_status(["pod", "-n", namespace, name], _running(address, host))
+
+    def delete_pod(self, namespace: str, name: str) -> None:
+        now = ["--ignore-not-found", "--grace-period=0", "--force", "--wait=false"]
+        self._run(["delete", "pod", "-n", namespace, name, *now])
+
+    def _patch_status(self, what: Sequence[str], status: Mapping[str, Any]) -> None:
+        patch = json.dumps({"status": status})
+        self._run(["patch", *what, "--subresource=status", "--type=merge", "-p", patch])
+
+    def _run(self, arguments: Sequence[str], manifest: Mapping[str, Any] | None = None) -> str:
+        done = subprocess.run(
+            self.command(["--request-timeout=15s", *arguments]),
+            input=json.dumps(manifest) if manifest else "",
+            # No proxy of this machine is to be reached from the namespace.
+            env=os.environ | {"NO_PROXY": "*"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise LabError(f"kubectl {' '.join(arguments[:3])}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+
+def _node(node: NodeLayout) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name}},
+        "spec": {"podCIDR": str(node.pod_cidr), "podCIDRs": [str(node.pod_cidr)]},
+    }
+
+
+def _node_status(node: NodeLayout) -> dict[str, Any]:
+    return {
+        "addresses": [
+            {"type": "InternalIP", "address": str(node.address)},
+            {"type": "Hostname", "address": node.name},
+        ],
+        "conditions": [_condition("Ready")],
+    }
+
+
+def _pod(namespace: str, name: str, node: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": dict(labels)},
+        "spec": {
+            "nodeName": node,
+            # Nobody runs it: the lab's pods are network namespaces.
+            "containers": [{"name": "main", "image": IMAGE}],
+        },
+    }
+
+
+def _running(address: str, host: str) -> dict[str, Any]:
+    container = {"name": "main", "image": IMAGE, "imageID": "", "restartCount": 0, "ready": True}
+    return {
+        "phase": "Running",
+        "hostIP": host,
+        "hostIPs": [{"ip": host}],
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "startTime": _now(),
+        "containerStatuses": [container | {"state": {"running": {"startedAt": _now()}}}],
+        "conditions": [_condition("Initialized"), _condition("Ready"), _condition("PodScheduled")],
+    }
+
+
+def _condition(kind: str) -> dict[str, str]:
+    return {"type": kind, "status": "True", "lastTransitionTime": _now(), "reason": "Lab"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,346 @@
+"""The CNI operations: plugs pods in and out.
+
+The lease comes first and goes last, on disk: whatever is left of an operation that was cut off,
+the lease still names it, and `sweep` frees it once the interface is gone.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import structlog
+from pyroute2 import AsyncIPRoute, NetlinkError
+
+from flows import names
+from flows.features.classify import attachment_entry
+from node_agent import bridge, nft, pod_link
+from node_agent.cni_call import Attached, CniCall, CniError, Code
+from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
+from node_agent.node import FlowWatch, Node
+from node_agent.ovsdb import Ovsdb, OvsdbError
+from settings import Agent
+
+ORPHAN_AGE: Final = 10.0
+"""Seconds between the two looks that must agree before anything is freed."""
+
+log = structlog.get_logger()
+
+
+class Attachments:
+    """ADD, DEL, CHECK, GC and STATUS. Calls for one container come one after another."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        node: Node,
+        ovsdb: Ovsdb,
+        netlink: AsyncIPRoute,
+        leases: Leases,
+        watch: FlowWatch,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._agent = agent
+        self._node = node
+        self._ovsdb = ovsdb
+        self._netlink = netlink
+        self._leases = leases
+        self._watch = watch
+        self._clock = clock
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._suspects: dict[tuple[str, str], float] = {}
+        # Detached, but a part is left: not to be mended.
+        self._leaving: set[tuple[str, str]] = set()
+
+    async def answer(self, call: CniCall) -> bytes:
+        """Do it, and return what belongs on stdout. Raises `CniError`."""
+        match call.command:
+            case "STATUS":
+                self._node.status()
+                return b""
+            case "GC":
+                await self._collect(call)
+                return b""
+        async with self._lock(call.container_id):
+            match call.command:
+                case "ADD":
+                    return call.result(await self._add(call))
+                case "DEL":
+                    await self._delete(call.container_id, call.ifname)
+                case "CHECK":
+                    await self._check(call)
+        return b""
+
+    async def sweep(self) -> None:
+        """Mend what lives, and free what nobody stands behind.
+
+        An attachment lives while its host interface is there, which the kernel removes together
+        with the pod's network namespace. Before one is freed, two looks, at least `ORPHAN_AGE`
+        apart, must agree.
+        """
+        if not self._ovsdb.connected:
+            return
+        await self._mend()
+        now = time.monotonic()
+        self._suspects = {
+            key: self._suspects.get(key, now)
+            for key in self._orphans()
+            if not self._lock(key[0]).locked()
+        }
+        for (container_id, ifname), since in list(self._suspects.items()):
+            lock = self._lock(container_id)
+            if now - since < ORPHAN_AGE or lock.locked():
+                continue
+            async with lock:
+                if (container_id, ifname) not in self._orphans():
+                    continue
+                log.warning("freeing an orphan", container=container_id, ifname=ifname)
+                await self._delete(container_id, ifname)
+
+    async def _mend(self) -> None:
+        """Of lease and port, make the one that a living attachment lacks from the other.
+
+        The bridge may have been deleted, or OVSDB or the lease file be lost, under running pods.
+        """
+        for key, lease in self._torn().items():
+            lock = self._lock(lease.container_id)
+            if lock.locked():
+                continue
+            async with lock:
+                # It may have gone while another one was mended.
+                if key not in self._torn():
+                    continue
+                try:
+                    await self._mend_one(key, lease)
+                except (LeaseError, OvsdbError, nft.NftError) as error:
+                    log.warning("attachment not mended", port=lease.port, error=str(error))
+
+    async def _mend_one(self, key: tuple[str, str], lease: Lease) -> None:
+        if self._leases.get(*key) is None:
+            await asyncio.to_thread(self._leases.adopt, lease)
+            log.warning("port without a lease adopted", port=lease.port)
+        elif self._ovsdb.row("Bridge", names.INTEGRATION_BRIDGE) is not None:
+            if self._agent.datapath == "netdev":
+                await nft.deafen_again([lease.port])
+            await self._ovsdb.transact(bridge.attach(lease))
+            log.warning("port attached again", port=lease.port, ofport=lease.ofport)
+
+    def _torn(self) -> dict[tuple[str, str], Lease]:
+        """The living attachments that have no lease, or no port."""
+        leased = {lease.port for lease in self._leases.all()}
+        plugged = {attachment.port for attachment in bridge.attachments(self._ovsdb)}
+        return {
+            key: lease
+            for key, lease in self._living().items()
+            if lease.port not in leased & plugged
+        }
+
+    def _known(self) -> dict[tuple[str, str], Lease]:
+        """Every attachment; where lease and port differ, the lease's word counts."""
+        everything = (*bridge.attachments(self._ovsdb), *self._leases.all())
+        return {(lease.container_id, lease.ifname): lease for lease in everything}
+
+    def _living(self) -> dict[tuple[str, str], Lease]:
+        links = {name for _, name in socket.if_nameindex()}
+        return {
+            key: lease
+            for key, lease in self._known().items()
+            if lease.port in links and key not in self._leaving
+        }
+
+    def _orphans(self) -> set[tuple[str, str]]:
+        return self._known().keys() - self._living().keys()
+
+    async def _add(self, call: CniCall) -> Attached:
+        ready = self._node.ready()
+        assert call.netns is not None  # noqa: S101  CniCall.parse saw to it
+        with pod_link.open_netns(call.netns) as namespace:
+            lease = await self._lease(call)
+            self._leaving.discard((lease.container_id, lease.ifname))
+            try:
+                await pod_link.create(
+                    self._netlink, namespace,
+                    ifname=call.ifname,
+                    port=lease.port,
+                    address=lease.address,
+                    mtu=ready.mtu,
+                    # The userspace datapath forwards checksums as it finds them.
+                    checksum_offload=self._agent.datapath == "system",
+                )  # fmt: skip
+                await self._plug_in(lease, namespace)
+                await self._wait_for_flows(call, lease)
+            except BaseException as error:
+                log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
+                await asyncio.shield(self._delete(lease.container_id, lease.ifname))
+                if isinstance(error, NetlinkError | OvsdbError | nft.NftError | OSError):
+                    raise CniError(
+                        Code.TRY_AGAIN,
+                        f"{lease.port}: the attachment could not be made",
+                        str(error),
+                    ) from error
+                raise
+        log.info("attached", port=lease.port, address=str(lease.address), ofport=lease.ofport)
+        return Attached(lease.port, lease.address, ready.mtu)
+
+    async def _lease(self, call: CniCall) -> Lease:
+        if self._leases.get(call.container_id, call.ifname) is not None:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_CONTAINERID, CNI_IFNAME: {call.container_id} has {call.ifname} already",
+                "an ADD was answered, or cut off, before; DEL comes first",
+            )
+        try:
+            return await asyncio.to_thread(
+                self._leases.take, call.container_id, call.ifname, call.port,
+                now=self._clock(), ofports=bridge.ofports(self._ovsdb),
+                netns=call.netns, pod=call.pod,
+            )  # fmt: skip
+        except LeaseFileError as error:
+            raise CniError(Code.TRY_AGAIN, "no address can be leased now", str(error)) from error
+        except LeaseError as error:
+            raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
+
+    async def _plug_in(self, lease: Lease, namespace: int) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._ovsdb.transact(bridge.attach(lease)))
+                tasks.create_task(self._connect(lease, namespace))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _connect(self, lease: Lease, namespace: int) -> None:
+        # First the kernel stops listening, then frames can arrive.
+        if self._agent.datapath == "netdev":
+            await nft.apply(nft.deafen(lease.port))
+        await pod_link.connect(namespace, ifname=lease.ifname, address=lease.address)
+
+    async def _wait_for_flows(self, call: CniCall, lease: Lease) -> None:
+        deadline = time.monotonic() + self._agent.add_timeout
+
+        def settled() -> bool:
+            return bridge.has_ofport(self._ovsdb, lease.port, lease.ofport) or bool(refusal())
+
+        def refusal() -> str | None:
+            return bridge.refusal(self._ovsdb, lease.port, lease.ofport)
+
+        plugged = await self._ovsdb.wait_until(settled, self._agent.add_timeout)
+        if (why := refusal()) is not None:
+            raise CniError(Code.TRY_AGAIN, f"the switch refuses port {lease.port}", why)
+        if not plugged:
+            raise CniError(
+                Code.TRY_AGAIN,
+                f"the switch has not taken port {lease.port}",
+                "is ovs-vswitchd running?",
+            )
+        cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
+        if await self._watch.wait_for(cookie, max(0, deadline - time.monotonic())):
+            return
+        up, why = bridge.controller_session(self._ovsdb)
+        what = f"Pod {call.pod.namespace}/{call.pod.name}" if call.pod else "this container"
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"the switch got no flows for port {lease.port} within {self._agent.add_timeout:g} s",
+            f"the controller has a session, but does not let {what} in: does it know it, with "
+            f"uid and spec.nodeName {self._agent.node}?"
+            if up
+            else f"Open vSwitch reports no controller session: {why}",
+        )
+
+    async def _delete(self, container_id: str, ifname: str) -> None:
+        lease = self._leases.get(container_id, ifname)
+        ports = {
+            attachment.port
+            for attachment in bridge.attachments(self._ovsdb)
+            if (attachment.container_id, attachment.ifname) == (container_id, ifname)
+        }
+        if lease is not None:
+            ports.add(lease.port)
+        key = (container_id, ifname)
+        self._leaving.add(key)
+        whole = [await self._remove(port, lease) for port in ports]
+        if all(whole):
+            self._leaving.discard(key)
+
+    async def _remove(self, port: str, lease: Lease | None) -> bool:
+        """Take everything of an attachment away; False where a part is left, and the lease.
+
+        That is left to `sweep`.
+        """
+        steps = [
+            self._ovsdb.transact(bridge.detach([port]), within=5.0),
+            pod_link.remove(self._netlink, port),
+        ]
+        if self._agent.datapath == "netdev":
+            steps.append(nft.apply(nft.forget(port)))
+        whole = True
+        for step in steps:
+            try:
+                await step
+            except (NetlinkError, OvsdbError, nft.NftError, OSError) as error:
+                whole = False
+                log.warning("part of an attachment is left", port=port, error=str(error))
+        if whole and lease is not None:
+            try:
+                await asyncio.to_thread(
+                    self._leases.release, lease.container_id, lease.ifname, now=self._clock()
+                )
+            except LeaseError as error:
+                whole = False
+                log.warning("a lease is left", port=port, error=str(error))
+        if whole:
+            log.info("detached", port=port, address=str(lease.address) if lease else None)
+        return whole
+
+    async def _check(self, call: CniCall) -> None:
+        previous = call.conf.get("prevResult")
+        if not isinstance(previous, dict):
+            raise CniError(Code.INVALID_CONFIG, "stdin: prevResult is missing, and CHECK needs it")
+        lease = self._leases.get(call.container_id, call.ifname)
+        if lease is None:
+            raise CniError(Code.DIFFERS, f"{call.container_id} {call.ifname} is not attached")
+        found = _result_differences(previous, lease)
+        if not bridge.has_ofport(self._ovsdb, lease.port, lease.ofport):
+            found.append(f"the switch has no port {lease.port} with ofport {lease.ofport}")
+        assert call.netns is not None  # noqa: S101
+        with pod_link.open_netns(call.netns) as namespace:
+            found += await pod_link.differences(
+                namespace, ifname=call.ifname, address=lease.address
+            )
+        cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
+        if not await self._watch.wait_for(cookie, 1.0):
+            found.append(f"the switch has no flow that lets port {lease.port} in")
+        if found:
+            raise CniError(Code.DIFFERS, f"{lease.port} is not as it was made", "; ".join(found))
+
+    async def _collect(self, call: CniCall) -> None:
+        valid = call.valid_attachments()
+        known = {(lease.container_id, lease.ifname) for lease in self._leases.all()}
+        known |= {(a.container_id, a.ifname) for a in bridge.attachments(self._ovsdb)}
+        for container_id, ifname in sorted(known - valid):
+            lock = self._lock(container_id)
+            if lock.locked():
+                continue  # being added right now: younger than the list
+            async with lock:
+                log.info("collecting", container=container_id, ifname=ifname)
+                await self._delete(container_id, ifname)
+
+    def _lock(self, container_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(container_id, asyncio.Lock())
+
+
+def _result_differences(previous: dict[str, Any], lease: Lease) -> list[str]:
+    try:
+        addresses = [IPv4Interface(entry["address"]).ip for entry in previous["ips"]]
+        interfaces = [entry["name"] for entry in previous["interfaces"]]
+    except (KeyError, TypeError, ValueError) as error:
+        return [f"prevResult cannot be read: {error!r}"]
+    found = []
+    if lease.address not in addresses:
+        found.append(f"prevResult does not have the address {lease.address}")
+    if lease.port not in interfaces or lease.ifname not in interfaces:
+        found.append(f"prevResult does not have the interfaces {lease.port} and {lease.ifname}")
+    return found

@@ -1,0 +1,262 @@
+"""What the OVSDB of this node should hold: bridge, tunnel, gateway, controller, attachments.
+
+Each function is a change for `Ovsdb.transact`, or reads the copy. A change states how rows should
+be and leaves alone what is already so: applied again it sends nothing, and a switch that carries
+traffic is never reconfigured for nothing. Never `ovs-vsctl set-controller` or its like: the first
+primary controller flushes all flows, and hidden in-band flows bypass every policy.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final
+
+from flows import names
+from flows.pipeline import TABLES
+from node_agent.cni_call import Pod
+from node_agent.leases import Lease
+from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
+from settings import Agent
+from settings.node import NodeConfig, decode, encode
+
+PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
+"""1.5 is the controller's; 1.0 is what a plain `ovs-ofctl` speaks."""
+INACTIVITY_PROBE: Final = 60_000
+"""Milliseconds. A controller that recompiles must not lose all its switches at once."""
+_MARK: Final = {"sluice": "controller"}
+"""In the external_ids of our Controller row: which one is ours when its target changes."""
+
+
+def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transaction], None]:
+    """The change that makes bridge, tunnel, gateway and controller as they should be."""
+
+    def change(transaction: Transaction) -> None:
+        root = next(transaction.rows("Open_vSwitch"))
+        transaction.update_keys(root, "external_ids", sluice_config=encode(config).decode())
+        if agent.tls is not None:
+            _ssl(transaction, root, agent)
+        bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
+        if bridge is None:
+            bridge = transaction.insert("Bridge", name=names.INTEGRATION_BRIDGE)
+            root.addvalue("bridges", bridge)
+            # A bridge has a port of its own name; nothing of ours uses it.
+            _add_port(transaction, bridge, names.INTEGRATION_BRIDGE, type="internal")
+            bridge.datapath_type = agent.datapath
+            bridge.fail_mode = ["secure"]
+            bridge.protocols = PROTOCOLS
+            bridge.other_config = {"datapath-id": f"{names.datapath_id(agent.node):016x}"}
+            bridge.controller = [_controller(transaction, agent)]
+            bridge.flow_tables = _flow_tables(transaction)
+        else:
+            transaction.update(
+                bridge, datapath_type=agent.datapath, fail_mode=["secure"], protocols=PROTOCOLS
+            )
+            transaction.update_keys(
+                bridge, "other_config", datapath_id=f"{names.datapath_id(agent.node):016x}"
+            )
+            _update_controller(transaction, bridge, agent)
+            named = {number: row.name for number, row in bridge.flow_tables.items()}
+            if named != {table.number: [table.name] for table in TABLES}:
+                bridge.flow_tables = _flow_tables(transaction)
+        _port(
+            transaction, bridge, names.TUNNEL_PORT,
+            type=config.tunnel,
+            ofport_request=[names.TUNNEL_OFPORT],
+            options={
+                "remote_ip": "flow",
+                "local_ip": str(config.address),
+                "key": str(config.tunnel_id),
+                "dst_port": str(config.tunnel_port),
+                # The inner checksum protects the packet; an outer one only costs.
+                "csum": "false",
+            },
+        )  # fmt: skip
+        _port(
+            transaction, bridge, names.GATEWAY_PORT,
+            type="internal",
+            ofport_request=[names.GATEWAY_OFPORT],
+            mac=[names.GATEWAY_MAC],
+            mtu_request=[mtu],
+        )  # fmt: skip
+
+    return change
+
+
+def attach(lease: Lease) -> Callable[[Transaction], None]:
+    """The change that plugs a pod's host interface in, and remembers all that its lease says."""
+    # `iface-id` is what other tools look for.
+    ids = {
+        "iface-id": lease.title,
+        "sluice-sandbox": lease.container_id,
+        "sluice-ifname": lease.ifname,
+        "sluice-address": str(lease.address),
+    }
+    if lease.netns is not None:
+        ids["sluice-netns"] = str(lease.netns)
+    if lease.pod is not None:
+        ids["sluice-pod"] = lease.title
+        ids["sluice-pod-uid"] = lease.pod.uid
+
+    def change(transaction: Transaction) -> None:
+        bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
+        if bridge is None:
+            raise OvsdbError(f"there is no bridge {names.INTEGRATION_BRIDGE}")
+        _port(
+            transaction, bridge, lease.port,
+            ofport_request=[lease.ofport],
+            external_ids=ids,
+        )  # fmt: skip
+
+    return change
+
+
+def detach(ports: Iterable[str]) -> Callable[[Transaction], None]:
+    """The change that unplugs these, where they are plugged in."""
+    wanted = frozenset(ports)
+
+    def change(transaction: Transaction) -> None:
+        for bridge in transaction.rows("Bridge"):
+            for port in bridge.ports:
+                if port.name in wanted:
+                    bridge.delvalue("ports", port)
+
+    return change
+
+
+def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
+    """Every attachment as OVSDB remembers it; a row that is not ours is skipped."""
+    for row in ovsdb.rows("Interface"):
+        ids = row.external_ids
+        if not names.is_attachment_port(row.name) or "sluice-sandbox" not in ids:
+            continue
+        try:
+            namespace, _, name = ids.get("sluice-pod", "").partition("/")
+            yield Lease(
+                port=row.name,
+                container_id=ids["sluice-sandbox"],
+                ifname=ids["sluice-ifname"],
+                address=IPv4Address(ids["sluice-address"]),
+                ofport=row.ofport_request[0],
+                netns=Path(ids["sluice-netns"]) if "sluice-netns" in ids else None,
+                pod=Pod(namespace, name, ids.get("sluice-pod-uid", "")) if name else None,
+            )
+        except (KeyError, ValueError, IndexError):
+            continue
+
+
+def ofports(ovsdb: Ovsdb) -> set[int]:
+    """Every OpenFlow port number that is taken or asked for."""
+    return {
+        number for row in ovsdb.rows("Interface") for number in (*row.ofport, *row.ofport_request)
+    }
+
+
+def refusal(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
+    """Why the switch has not taken a port under its number; None as long as it may yet."""
+    row = ovsdb.row("Interface", port)
+    if row is None:
+        return "its row has been removed from OVSDB"
+    if row.error:
+        return f"Open vSwitch says: {row.error[0]}"
+    if row.ofport and row.ofport[0] not in (ofport, -1):
+        return f"Open vSwitch gave it ofport {row.ofport[0]} instead of {ofport}"
+    return None
+
+
+def has_ofport(ovsdb: Ovsdb, port: str, ofport: int) -> bool:
+    """Whether the switch has the port under this number."""
+    row = ovsdb.row("Interface", port)
+    return row is not None and row.ofport == [ofport]
+
+
+def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
+    """Whether the switch has its controller, and what it knows about why not.
+
+    ovs-vswitchd reports it every 5 s.
+    """
+    bridge = ovsdb.row("Bridge", names.INTEGRATION_BRIDGE)
+    for row in filter(_is_marked, bridge.controller if bridge is not None else ()):
+        state = row.status.get("last_error") or row.status.get("state", "nothing reported yet")
+        return row.is_connected, f"{row.target}: {state}"
+    return False, f"bridge {names.INTEGRATION_BRIDGE} has no controller of ours"
+
+
+def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
+    """The copy of the configuration that `converge` keeps, for when the controller is away."""
+    for root in ovsdb.rows("Open_vSwitch"):
+        text = root.external_ids.get("sluice-config")
+        if text:
+            try:
+                return decode(text.encode())
+            except ValueError:
+                return None
+    return None
+
+
+def _port(transaction: Transaction, bridge: Row, name: str, **columns: object) -> None:
+    # Interface names are unique in OVSDB, whatever bridge they are on.
+    interface = transaction.row("Interface", name)
+    if interface is None:
+        _add_port(transaction, bridge, name, **columns)
+    else:
+        transaction.update(interface, **columns)
+
+
+def _add_port(transaction: Transaction, bridge: Row, name: str, **columns: object) -> None:
+    interface = transaction.insert("Interface", name=name, **columns)
+    bridge.addvalue("ports", transaction.insert("Port", name=name, interfaces=[interface]))
+
+
+def _flow_tables(transaction: Transaction) -> dict[int, Row]:
+    return {table.number: transaction.insert("Flow_Table", name=[table.name]) for table in TABLES}
+
+
+def _target(agent: Agent) -> str:
+    return f"{'tcp' if agent.tls is None else 'ssl'}:{agent.controller_openflow}"
+
+
+def _controller_columns(agent: Agent) -> dict[str, object]:
+    return {
+        # A service connection dials out like a primary one, but coming and going it flushes
+        # nothing, and out-of-band adds no hidden flows.
+        "type": ["service"],
+        "connection_mode": ["out-of-band"],
+        "inactivity_probe": [INACTIVITY_PROBE],
+        # Milliseconds; apart from node to node, so that not all knock at one moment.
+        "max_backoff": [2000 + names.datapath_id(agent.node) % 2000],
+        "external_ids": _MARK,
+    }
+
+
+def _controller(transaction: Transaction, agent: Agent) -> Row:
+    return transaction.insert("Controller", target=_target(agent), **_controller_columns(agent))
+
+
+def _update_controller(transaction: Transaction, bridge: Row, agent: Agent) -> None:
+    # Other rows are somebody's own: taking away the last primary one would flush all flows.
+    ours = [
+        row
+        for row in bridge.controller
+        if _is_marked(row) or (row.type == ["service"] and row.target == _target(agent))
+    ]
+    if ours:
+        transaction.update(ours[0], target=_target(agent), **_controller_columns(agent))
+    else:
+        bridge.addvalue("controller", _controller(transaction, agent))
+
+
+def _is_marked(controller: Row) -> bool:
+    return bool(_MARK.items() <= controller.external_ids.items())
+
+
+def _ssl(transaction: Transaction, root: Row, agent: Agent) -> None:
+    assert agent.tls is not None  # noqa: S101  the caller asked
+    columns: dict[str, object] = {
+        "private_key": str(agent.tls.key),
+        "certificate": str(agent.tls.certificate),
+        "ca_cert": str(agent.tls.ca),
+    }
+    if root.ssl:
+        transaction.update(root.ssl[0], **columns)
+    else:
+        root.ssl = [transaction.insert("SSL", **columns)]

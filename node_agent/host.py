@@ -1,0 +1,158 @@
+"""The node's own network: where its uplink is, what is in the way, and its gateway to the pods.
+
+All through one netlink socket in the namespace that the agent runs in.
+"""
+
+import asyncio
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import AsyncIPRoute, NetlinkError
+
+from flows import names
+from node_agent import nft
+from settings.node import NodeConfig
+
+NUD_PERMANENT: Final = 0x80
+_RTN_UNICAST: Final = 1
+_RT_TABLE_MAIN: Final = 254
+_RTNH_F_ONLINK: Final = 4
+_SYSCTL: Final = Path("/proc/sys/net")
+_ROUTER: Final = str(names.ROUTER_ADDRESS)
+
+
+class HostError(Exception):
+    """The host cannot carry the node that the cluster describes; the text names both."""
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Set a sysctl of this network namespace, `/` between the parts. Raises `OSError`."""
+    path = _SYSCTL / name
+    if path.read_text().strip() != value:
+        path.write_text(value)
+
+
+def disable_ipv6(link: str) -> None:
+    """No IPv6 on an interface, not even link-local; nothing to do where the kernel has none."""
+    name = f"ipv6/conf/{link}/disable_ipv6"
+    if (_SYSCTL / name).exists():
+        write_sysctl(name, "1")
+
+
+def pod_mtu(uplink_mtu: int) -> int:
+    """What is left inside the tunnel."""
+    return uplink_mtu - names.ENCAPSULATION_OVERHEAD
+
+
+async def check(netlink: AsyncIPRoute, config: NodeConfig) -> int:
+    """Whether this host fits the configuration; returns its uplink's MTU in bytes.
+
+    Raises `HostError` where the node's address is on no interface, or an address or route of
+    this host lies in one of the cluster's ranges (or holds one), other than our own on
+    `sluice-gw`, and where the node's address lies in one.
+    """
+    ranges = {"cluster.podRange": config.pod_range, "cluster.serviceRange": config.service_range}
+    who = f"Node {config.node}"
+    for field, network in ranges.items():
+        if config.address in network:
+            raise HostError(f"{who}: its address {config.address} lies in {field} {network}")
+    if not config.pod_cidr.subnet_of(config.pod_range):
+        raise HostError(
+            f"{who}: spec.podCIDR {config.pod_cidr} is not in cluster.podRange {config.pod_range}"
+        )
+    links = {link["index"]: link async for link in await netlink.get_links()}
+    link_names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
+    uplink: Any = None
+    async for address in await netlink.get_addr(family=2):
+        host_address = IPv4Address(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
+        name = link_names.get(address["index"])
+        if host_address == config.address:
+            uplink = links.get(address["index"])
+        if name != names.GATEWAY_PORT:
+            network = IPv4Network((host_address, address["prefixlen"]), strict=False)
+            _refuse_overlap(
+                who, f"address {host_address}/{address['prefixlen']}", name, network, ranges
+            )
+    async for route in await netlink.get_routes(family=2):
+        network = IPv4Network((route.get_attr("RTA_DST") or 0, route["dst_len"]))
+        name = link_names.get(route.get_attr("RTA_OIF"))
+        # The default route holds every range, and is there for what nothing else holds.
+        if route["type"] == _RTN_UNICAST and network.prefixlen and name != names.GATEWAY_PORT:
+            _refuse_overlap(who, f"route {network}", name, network, ranges)
+    if uplink is None:
+        raise HostError(
+            f"{who}: its address {config.address} (status.addresses, InternalIP) is on no "
+            "interface of this host"
+        )
+    return int(uplink.get_attr("IFLA_MTU"))
+
+
+def _refuse_overlap(
+    who: str, what: str, link: str | None, network: IPv4Network, ranges: dict[str, IPv4Network]
+) -> None:
+    for field, cluster_range in ranges.items():
+        if network.overlaps(cluster_range):
+            raise HostError(
+                f"{who}: {field} {cluster_range} overlaps the host's {what} on {link or '?'}"
+            )
+
+
+async def set_up_gateway(
+    netlink: AsyncIPRoute, config: NodeConfig, mtu: int, *, within: float = 10.0
+) -> None:
+    """Give the host its own end among the pods, once Open vSwitch has made `sluice-gw`.
+
+    It owns the first address of the podCIDR, so that is the source of whatever the host sends to
+    any pod; the way to all pods is the virtual router, whose MAC is known for ever. Raises
+    `HostError`, `OSError` and `NftError`.
+    """
+    index = await _wait_for_link(netlink, names.GATEWAY_PORT, within)
+    # Before it is up, or the kernel solicits its own address.
+    disable_ipv6(names.GATEWAY_PORT)
+    # Loose: a reply may come by the gateway whose request left by the uplink.
+    write_sysctl(f"ipv4/conf/{names.GATEWAY_PORT}/rp_filter", "2")
+    write_sysctl("ipv4/ip_forward", "1")
+    address = str(names.gateway_address(config.pod_cidr))
+    await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
+    async for old in await netlink.get_addr(family=2, index=index):
+        if old.get_attr("IFA_LOCAL") != address:
+            await netlink.addr("del", index=index, address=old.get_attr("IFA_LOCAL"),
+                               prefixlen=old["prefixlen"])  # fmt: skip
+    await netlink.addr("replace", index=index, address=address, prefixlen=32)
+    await netlink.neigh(
+        "replace", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
+    )
+    wanted = {"dst": str(config.pod_range), "gateway": _ROUTER, "prefsrc": address}
+    async for old in await netlink.get_routes(family=2, oif=index, table=_RT_TABLE_MAIN):
+        if f"{old.get_attr('RTA_DST')}/{old['dst_len']}" != wanted["dst"]:
+            await netlink.route("del", dst=f"{old.get_attr('RTA_DST')}/{old['dst_len']}",
+                                oif=index)  # fmt: skip
+    await netlink.route("replace", oif=index, flags=_RTNH_F_ONLINK, **wanted)
+    await nft.masquerade(config.pod_cidr, config.pod_range)
+
+
+async def _wait_for_link(netlink: AsyncIPRoute, name: str, within: float) -> int:
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                index = await link_index(netlink, name)
+                if index is not None:
+                    return index
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise HostError(
+            f"Open vSwitch has not made the interface {name} within {within:.0f} s: "
+            "is ovs-vswitchd running?"
+        ) from None
+
+
+async def link_index(netlink: AsyncIPRoute, name: str) -> int | None:
+    """An interface's index; None where there is none of that name."""
+    try:
+        links = await netlink.link("get", ifname=name)
+    except NetlinkError as error:
+        if error.code == 19:  # ENODEV
+            return None
+        raise
+    return int(links[0]["index"])

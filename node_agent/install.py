@@ -1,0 +1,53 @@
+"""The two files by which a container runtime finds us; both appear by rename."""
+
+import json
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from settings import Agent
+
+CONF_NAME: Final = "10-sluice.conflist"
+SHIM_NAME: Final = "sluice"
+
+
+def write_conf(agent: Agent) -> None:
+    """Tell the runtime that there is a network: from here on it starts pods."""
+    conf = {
+        "cniVersion": "1.1.0",
+        "name": "sluice",
+        "plugins": [{"type": SHIM_NAME, "socket": str(agent.socket)}],
+    }
+    _replace(agent.cni_conf / CONF_NAME, json.dumps(conf, indent=2).encode() + b"\n", 0o644)
+
+
+def install_shim(agent: Agent) -> None:
+    """Put the plugin where the runtime looks for it."""
+    # Found, not imported: the shim is a program, and knows nothing of us.
+    spec = find_spec("cni.sluice_cni")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package cni is not installed")
+    _replace(agent.cni_bin / SHIM_NAME, Path(spec.origin).read_bytes(), 0o755)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    try:
+        if path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:
+            return
+    except FileNotFoundError:
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A leading dot: runtimes read every *.conflist they see.
+    file, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
+    try:
+        with os.fdopen(file, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

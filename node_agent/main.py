@@ -1,0 +1,105 @@
+"""Wiring only: what the agent is made of, and how it starts and stops."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from pyroute2 import AsyncIPRoute
+
+from flows import names
+from flows.pipeline import LAYOUT
+from node_agent import cni_server, install
+from node_agent.attach import Attachments
+from node_agent.leases import LeaseError, Leases
+from node_agent.node import Node
+from node_agent.ovsdb import Ovsdb
+from openflow.watch import FlowWatch
+from settings import Agent, SettingsError, load, logs
+
+SWEEP_INTERVAL = 5.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="YAML with a section `agent`.",
+)
+def main(config: Path) -> None:
+    """Run the node agent of one Kubernetes node.
+
+    It sets up the bridge br-int in the Open vSwitch of this node, tells it where the controller
+    is, and plugs pods in when the container runtime asks by CNI. What its node's podCIDR and
+    ranges are, it learns from the controller; it needs no Kubernetes credentials.
+
+    \b
+    A configuration that does:
+        agent:
+          node: node1                          # the Node's name in Kubernetes
+          controllerOpenflow: 10.0.0.1:6653    # dialled by Open vSwitch
+          controllerApi: 10.0.0.1:6654         # asked by the agent
+          datapath: system                     # or netdev: Open vSwitch in userspace
+
+    It runs as root, in the node's own network namespace, until SIGTERM. Stopping it changes
+    nothing for running pods; only new ones have to wait for it.
+    """  # noqa: D301  click's mark for lines that are to stay as they are
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    if settings.agent is None:
+        raise click.ClickException(f"{config}: agent: the section is missing")
+    logs.configure(settings.log_level)
+    problem = ""
+    try:
+        asyncio.run(_run(settings.agent))
+    except* (LeaseError, cni_server.SocketInUseError, OSError) as errors:
+        # Raised in here, it would come out as a group, and click would not know it.
+        problem = "; ".join(map(str, _leaves(errors)))
+    if problem:
+        raise click.ClickException(problem)
+
+
+async def _run(agent: Agent) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
+    ovsdb = Ovsdb(agent.ovsdb)
+    watch = FlowWatch(
+        agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt", LAYOUT.tables["Classifier"].number
+    )
+    try:
+        async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
+            node = Node(agent, ovsdb, netlink, leases, watch)
+            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch)
+            install.install_shim(agent)
+            async with cni_server.serve(agent.socket, attachments):
+                running = [
+                    tasks.create_task(ovsdb.run()),
+                    tasks.create_task(node.run()),
+                    tasks.create_task(_sweep_for_ever(attachments)),
+                ]
+                await stop.wait()
+            for task in running:
+                task.cancel()
+    finally:
+        leases.close()
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _sweep_for_ever(attachments: Attachments) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_INTERVAL)
+        await attachments.sweep()

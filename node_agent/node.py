@@ -1,0 +1,236 @@
+"""The node as a whole: takes what the controller says, makes it so, and knows if it is ready."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from pyroute2 import AsyncIPRoute, NetlinkError
+
+from flows import names
+from flows.features import classify
+from flows.pipeline import LAYOUT
+from flows.view import Cluster
+from node_agent import bridge, host, install, nft
+from node_agent.cni_call import CniError, Code
+from node_agent.controller_link import Refused, Unreachable, configurations
+from node_agent.leases import LeaseError, Leases
+from node_agent.ovsdb import Ovsdb, OvsdbError
+from settings import Agent
+from settings.node import NodeConfig
+
+REPAIR_INTERVAL = 60.0
+"""Seconds after which everything is made so again, whatever happened to it."""
+RETRY_INTERVAL = 2.0
+"""Seconds after which what could not be done is tried again."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What an ADD needs of the node."""
+
+    config: NodeConfig
+    mtu: int
+    """Of pod interfaces, in bytes."""
+
+
+class FlowWatch(Protocol):
+    """What is asked of `openflow.watch.FlowWatch`, of the table Classifier."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether ovs-vswitchd answers, and the table's content is known."""
+
+    async def wait_for(self, cookie: int, timeout: float) -> bool:  # noqa: ASYNC109
+        """Whether a flow with this cookie is in the table, within `timeout` seconds."""
+
+
+class Node:
+    """Converges the host; `ready` and `status` answer from memory."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        ovsdb: Ovsdb,
+        netlink: AsyncIPRoute,
+        leases: Leases,
+        watch: FlowWatch,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agent = agent
+        self._ovsdb = ovsdb
+        self._netlink = netlink
+        self._leases = leases
+        self._watch = watch
+        self._monotonic = monotonic
+        self._wanted: NodeConfig | None = None
+        self._refused: str | None = None
+        self._unreachable: str | None = None
+        self._ready: Ready | None = None
+        self._problem = f"Node {agent.node}: no configuration from the controller yet"
+        self._news = asyncio.Event()
+        # Once ready, a restart of the agent is no reason to send pods elsewhere.
+        self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
+        self._session_last_seen = monotonic()
+
+    def ready(self) -> Ready:
+        """What an ADD needs. Raises `CniError` with the reason while there is no answer."""
+        if self._refused is not None or self._ready is None:
+            raise CniError(Code.TRY_AGAIN, "this node takes no pods now", self._why_not())
+        return self._ready
+
+    def status(self) -> None:
+        """Raise `CniError` 50 where this node cannot take pods, with the reason."""
+        if self._refused is not None or self._ready is None:
+            raise CniError(Code.NOT_AVAILABLE, "this node takes no pods now", self._why_not())
+        if not self._ovsdb.connected:
+            raise CniError(
+                Code.NOT_AVAILABLE, f"ovsdb-server does not answer at {self._agent.ovsdb}"
+            )
+        up, why = self._session()
+        missing = self._monotonic() - self._session_last_seen
+        if not up and not (self._was_ready and missing < self._agent.status_grace):
+            raise CniError(
+                Code.NOT_AVAILABLE,
+                f"the switch has had no controller session for {missing:.0f} s",
+                f"{why}; {self._unreachable}" if self._unreachable else why,
+            )
+
+    async def run(self) -> None:
+        """Everything, for ever."""
+        await self._ovsdb.wait_until(lambda: self._ovsdb.connected, None)
+        await self._adopt()
+        remembered = bridge.remembered_config(self._ovsdb)
+        if remembered is not None and remembered.node == self._agent.node:
+            log.info("carrying on with the remembered configuration", revision=remembered.revision)
+            self._wanted = remembered
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_controller())
+            tasks.create_task(self._follow_ovsdb())
+            tasks.create_task(self._converge_for_ever())
+            tasks.create_task(self._announce())
+
+    async def _adopt(self) -> None:
+        """Lease to existing ports what they have, where the lease file was lost."""
+        for attachment in bridge.attachments(self._ovsdb):
+            if self._leases.get(attachment.container_id, attachment.ifname) is None:
+                try:
+                    self._leases.adopt(attachment)
+                    log.warning("port without a lease adopted", port=attachment.port)
+                except LeaseError as error:
+                    log.warning("port without a lease", port=attachment.port, error=str(error))
+
+    async def _follow_controller(self) -> None:
+        async for answer in configurations(self._agent):
+            self._unreachable = answer.why if isinstance(answer, Unreachable) else None
+            if isinstance(answer, Unreachable):
+                pass  # What was said last stays in force.
+            elif isinstance(answer, Refused):
+                # What works stays as it is: a refusal takes nothing away from running pods.
+                self._refused = answer.why
+                log.warning("the controller refuses this node", reason=answer.why)
+            else:
+                self._refused = None
+                self._wanted = answer
+                self._news.set()
+
+    async def _follow_ovsdb(self) -> None:
+        gateway = None
+        while True:
+            if self._session()[0]:
+                self._session_last_seen = self._monotonic()
+            row = self._ovsdb.row("Interface", names.GATEWAY_PORT)
+            seen = row.ifindex if row is not None else None
+            if seen != gateway:
+                # Restarted, Open vSwitch makes its internal ports anew, without an address.
+                gateway = seen
+                self._news.set()
+            await self._ovsdb.changed(within=1.0)
+
+    async def _announce(self) -> None:
+        """Once, when bridge, tunnel and controller session are first up: write the conf file."""
+        while not self._was_ready:
+            if self._ready is None:
+                await self._ovsdb.changed(within=0.2)
+            # OVSDB tells of the session every 5 s only. The controller's flows say it at once.
+            elif (
+                await self._watch.wait_for(_gateway_cookie(self._ready.config), 1.0)
+                or bridge.controller_session(self._ovsdb)[0]
+            ):
+                install.write_conf(self._agent)
+                self._was_ready = True
+                self._session_last_seen = self._monotonic()
+                log.info("ready for pods", conf=str(self._agent.cni_conf / install.CONF_NAME))
+
+    async def _converge_for_ever(self) -> None:
+        while True:
+            self._news.clear()
+            pause = REPAIR_INTERVAL
+            if self._wanted is not None and not await self._converge(self._wanted):
+                pause = RETRY_INTERVAL
+            await _wait(self._news, pause)
+
+    async def _converge(self, config: NodeConfig) -> bool:
+        try:
+            mtu = host.pod_mtu(await host.check(self._netlink, config))
+            await asyncio.to_thread(self._leases.use, config.pod_cidr)
+            change = bridge.converge(self._agent, config, mtu)
+            if await self._ovsdb.transact(change):
+                log.info("bridge configured", revision=config.revision, mtu=mtu)
+            await host.set_up_gateway(self._netlink, config, mtu)
+            if self._agent.datapath == "netdev":
+                links = {name for _, name in socket.if_nameindex()}
+                await nft.deafen_again(links & {lease.port for lease in self._leases.all()})
+        except (
+            host.HostError, LeaseError, OvsdbError, nft.NftError, NetlinkError, OSError
+        ) as error:  # fmt: skip
+            problem = str(error)
+            if self._problem != problem:
+                log.warning("this node cannot be set up", reason=problem)
+            self._problem = problem
+            # A passing fault must not stop pods that could be added all the same.
+            if self._ready is None or isinstance(error, host.HostError | LeaseError):
+                self._ready = None
+            return False
+        ready = Ready(config, mtu)
+        if self._ready != ready:
+            log.info("node set up", podCIDR=str(config.pod_cidr), mtu=mtu)
+        self._ready, self._problem = ready, ""
+        return True
+
+    def _session(self) -> tuple[bool, str]:
+        """Whether the switch runs and has its controller, or why not."""
+        if not self._watch.connected:
+            # It can no longer say in OVSDB that its session is gone.
+            return False, f"ovs-vswitchd does not answer in {self._agent.ovs_run}"
+        return bridge.controller_session(self._ovsdb)
+
+    def _why_not(self) -> str:
+        if self._wanted is None and self._refused is None and self._unreachable:
+            return f"{self._problem}: {self._unreachable}"
+        return self._refused or self._problem
+
+
+def _gateway_cookie(config: NodeConfig) -> int:
+    """Of the flow that lets the host's own packets in, one of the first that a bridge gets."""
+    cluster = Cluster(config.pod_range, config.service_range, config.tunnel_port, 0)
+    return next(
+        flow.cookie
+        for flow in classify.cluster(cluster)
+        if flow.table == LAYOUT.tables["Classifier"].number
+        and ("in_port", names.GATEWAY_OFPORT, None) in flow.match
+    )
+
+
+async def _wait(event: asyncio.Event, within: float) -> None:
+    try:
+        async with asyncio.timeout(within):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,206 @@
+"""A pod's interface: the veth pair, and everything inside the pod's network namespace.
+
+The pod is at layer 3: a /32 address, and a link-local router whose MAC it knows for ever. So it
+never asks for anything, and no broadcast has to be carried.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import AsyncIPRoute, NetlinkError, netns
+
+from flows import names
+from node_agent.cni_call import CniError, Code
+from node_agent.host import NUD_PERMANENT, disable_ipv6, link_index
+
+_NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
+_CLONE_NEWNET: Final = 0x4000_0000
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_STXCSUM: Final = 0x17  # linux/ethtool.h
+_RT_SCOPE_LINK: Final = 253
+_ROUTER: Final = str(names.ROUTER_ADDRESS)
+
+
+@contextmanager
+def open_netns(path: Path) -> Iterator[int]:
+    """The pod's network namespace as an open file.
+
+    Raises `CniError` where it is gone, is none, or is the node's own.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CniError(
+            Code.UNKNOWN_CONTAINER, f"CNI_NETNS: {path}: {error.strerror}", "the container is gone"
+        ) from None
+    try:
+        try:
+            kind = fcntl.ioctl(file, _NS_GET_NSTYPE)
+        except OSError:
+            kind = 0
+        if kind != _CLONE_NEWNET:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {path} is not a network namespace"
+            )
+        if os.path.samestat(os.fstat(file), Path("/proc/thread-self/ns/net").stat()):
+            raise CniError(
+                Code.INVALID_ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace"
+            )
+        yield file
+    finally:
+        os.close(file)
+
+
+async def create(
+    host: AsyncIPRoute,
+    namespace: int,
+    *,
+    ifname: str,
+    port: str,
+    address: IPv4Address,
+    mtu: int,
+    checksum_offload: bool,
+) -> None:
+    """Make the pair; no frame passes before `connect`.
+
+    The host's end, named `port`, is up, or Open vSwitch would find it down; the pod's end is not.
+
+    Raises `CniError` where the pod has an interface of that name, `NetlinkError` and `OSError`.
+    """
+    mac = names.mac_of(address)
+    async with _inside(namespace) as pod:
+        if await link_index(pod, ifname) is not None:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_IFNAME: the container has an interface {ifname} already",
+            )
+        # MACs are set here and not left to chance, or udev rewrites them later.
+        peer = {"ifname": ifname, "net_ns_fd": namespace, "address": mac, "mtu": mtu}
+        await host.link(
+            "add", ifname=port, kind="veth", address=mac, mtu=mtu, state="up", peer=peer
+        )
+        # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
+        disable_ipv6(port)
+        if not checksum_offload:
+            _no_tx_checksum_offload(namespace, ifname)
+
+
+async def connect(namespace: int, *, ifname: str, address: IPv4Address) -> None:
+    """Set the pod's end up, with address, route and neighbour: frames arrive from here on.
+
+    Raises `CniError` where the container has a default route, or ours, by another interface.
+    """
+    async with _inside(namespace) as pod:
+        index = await link_index(pod, ifname)
+        await pod.addr("add", index=index, address=str(address), prefixlen=32)
+        await pod.link("set", index=1, state="up")
+        await pod.link("set", index=index, state="up")
+        await pod.neigh(
+            "add", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
+        )
+        try:
+            await pod.route("add", dst=f"{_ROUTER}/32", oif=index, scope=_RT_SCOPE_LINK)
+            await pod.route("add", dst="0.0.0.0/0", gateway=_ROUTER, oif=index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_IFNAME: {ifname} cannot be the container's way out",
+                f"it has a default route, or one to {_ROUTER}, by another interface",
+            ) from error
+
+
+async def remove(host: AsyncIPRoute, port: str) -> None:
+    """Remove the pair, if it is there."""
+    try:
+        await host.link("del", ifname=port)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+
+
+async def differences(namespace: int, *, ifname: str, address: IPv4Address) -> list[str]:
+    """What is not as `create` and `connect` left it inside the pod, in words."""
+    async with _inside(namespace) as pod:
+        index = await link_index(pod, ifname)
+        if index is None:
+            return [f"the container has no interface {ifname}"]
+        found = []
+        links = await pod.link("get", index=index)
+        mac = links[0].get_attr("IFLA_ADDRESS")
+        if mac != names.mac_of(address):
+            found.append(f"{ifname} has MAC {mac} instead of {names.mac_of(address)}")
+        if not links[0]["flags"] & 1:  # IFF_UP
+            found.append(f"{ifname} is down")
+        addresses = [
+            a.get_attr("IFA_LOCAL") async for a in await pod.get_addr(family=2, index=index)
+        ]
+        if str(address) not in addresses:
+            found.append(f"{ifname} has {', '.join(addresses) or 'no address'}, not {address}")
+        gateways = [
+            route.get_attr("RTA_GATEWAY")
+            async for route in await pod.get_routes(family=2, oif=index)
+            if route["dst_len"] == 0
+        ]
+        if _ROUTER not in gateways:
+            found.append(f"there is no default route by {_ROUTER} on {ifname}")
+        return found
+
+
+@asynccontextmanager
+async def _inside(namespace: int) -> AsyncIterator[AsyncIPRoute]:
+    """A netlink socket of another namespace. A socket stays where it was made, wherever used."""
+    made = _socket_in(namespace, socket.AF_NETLINK, socket.SOCK_DGRAM)
+    async with AsyncIPRoute(fileno=made.detach()) as netlink:
+        yield netlink
+
+
+def _socket_in(namespace: int, family: int, kind: int) -> socket.socket:
+    """A socket made inside a namespace.
+
+    A thread of its own enters it and ends there: no failure on the way back can leave a thread
+    that goes on working in some pod's namespace.
+    """
+    outcome: list[Any] = []
+
+    def make() -> None:
+        try:
+            netns.setns(namespace)
+            outcome.append(socket.socket(family, kind))
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], OSError):
+        raise outcome[0]
+    made: socket.socket = outcome[0]
+    return made
+
+
+def _no_tx_checksum_offload(namespace: int, ifname: str) -> None:
+    """`ethtool -K IFNAME tx off`: the userspace datapath forwards what it gets as it is."""
+
+    class Value(ctypes.Structure):
+        _fields_ = (("command", ctypes.c_uint32), ("data", ctypes.c_uint32))
+
+    class Request(ctypes.Structure):
+        _fields_ = (("name", ctypes.c_char * 16), ("value", ctypes.POINTER(Value)))
+
+    class Padded(ctypes.Structure):
+        _fields_ = (("request", Request), ("rest", ctypes.c_char * 16))
+
+    request = Padded(Request(ifname.encode(), ctypes.pointer(Value(_ETHTOOL_STXCSUM, 0))))
+    with _socket_in(namespace, socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, request)

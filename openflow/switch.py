@@ -1,0 +1,351 @@
+"""A connected switch, as its owner sees it: one `Session` on one asyncio transport."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+from flows.flow import Meter
+from openflow.batch import Batch, Control, Message, Part, message_text
+from openflow.messages import (
+    FlowUpdate,
+    InstalledFlow,
+    Port,
+    PortReason,
+    PortStatus,
+    Role,
+    SwitchError,
+)
+from openflow.session import (
+    Closed,
+    Event,
+    Ready,
+    Refused,
+    Reply,
+    Session,
+    Timeouts,
+    Unhandled,
+)
+
+_log = logging.getLogger(__name__)
+
+MAX_UNREAD: Final = 32 << 20
+"""Bytes that may wait for a peer that does not read. A batch's part is a hundredth of it."""
+
+MAX_PORT_EVENTS: Final = 65_536
+"""Port events that may wait for their reader: as many as a bridge has ports."""
+
+
+class ConnectionLost(Exception):  # noqa: N818 - it is no error of anybody here
+    """The connection ended. Whatever was under way may have happened or not."""
+
+
+class Rejected(Exception):  # noqa: N818
+    """The switch refused messages of a batch.
+
+    `refusals` are (message, error). Of the bundle they stand in nothing was done, and nothing of
+    the batch after it was sent; what stands before it was done.
+    """
+
+    def __init__(self, refusals: list[tuple[Message, SwitchError]]) -> None:
+        self.refusals = refusals
+        shown = [f"{message_text(message)}: {error}" for message, error in refusals[:5]]
+        if len(refusals) > len(shown):
+            shown.append(f"and {len(refusals) - len(shown)} more")
+        super().__init__("refused: " + "; ".join(shown))
+
+
+class RequestRefused(Exception):  # noqa: N818
+    """The switch refused a request that is not part of a batch; `error` says why."""
+
+    def __init__(self, error: SwitchError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+class Switch(asyncio.Protocol):
+    """One switch. Given to its owner when the handshake is done."""
+
+    dpid: int
+    """The datapath id."""
+    peer: str
+    """The address it came from, for people."""
+    certificate_name: str | None
+    """The name in the peer's verified certificate; None without TLS. See `name_in`."""
+    ports: dict[int, Port]
+    """By ofport; kept up to date."""
+
+    def __init__(
+        self,
+        on_ready: Callable[["Switch"], None],
+        on_closed: Callable[["Switch", str], None],
+        on_flow_update: Callable[[FlowUpdate], None] | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        """Must be made on the event loop; `on_closed` is also told the reason."""
+        self.dpid = 0
+        self.peer = "?"
+        self.certificate_name = None
+        self.ports = {}
+        self._on_ready = on_ready
+        self._on_closed = on_closed
+        self._on_flow_update = on_flow_update
+        self._loop = asyncio.get_running_loop()
+        self._session = Session(self._loop.time(), timeouts)
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed: asyncio.Future[str] = self._loop.create_future()
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._part: Part | None = None
+        self._refusals: dict[int, SwitchError] = {}
+        self._applying = asyncio.Lock()
+        self._port_events: deque[PortStatus] = deque()
+        self._news = asyncio.Event()
+        """Set when there is a port event to read, or when the connection is over."""
+
+    # What the owner does.
+
+    async def dump_flows(
+        self, table: int | None = None, cookie: int = 0, cookie_mask: int = 0
+    ) -> list[InstalledFlow]:
+        """The flows of one table or all, those whose cookie agrees under the mask.
+
+        Raises `ConnectionLost`, `RequestRefused`.
+        """
+        found: list[InstalledFlow] = await self._request(
+            self._session.request_flows(table, cookie, cookie_mask)
+        )
+        return found
+
+    async def dump_meters(self) -> dict[int, Meter]:
+        """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
+        found: dict[int, Meter] = await self._request(self._session.request_meters())
+        return found
+
+    async def apply(self, batch: Batch) -> None:
+        """Send a batch; return when the switch has acknowledged all of it.
+
+        One batch at a time: a second call waits for the first. One part of the batch is under way
+        at a time, which is also what bounds the bytes on the wire. Raises `Rejected`,
+        `ConnectionLost` (outcome unknown), and `codec.CodecError` before anything of that part is
+        sent. Cancelled in between, it cuts the connection, because nobody would know the outcome.
+        """
+        async with self._applying:
+            for part in batch.parts:
+                await self._apply(part)
+
+    async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer is a bool
+        """Whether the switch answers an echo within so many seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._request(self._session.request_echo())
+        except (TimeoutError, ConnectionLost):
+            return False
+        return True
+
+    async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
+        """Take a role; the answer is the role and generation in force.
+
+        Raises `RequestRefused` for a generation that is older than one the switch has seen, and
+        `ConnectionLost`.
+        """
+        granted: tuple[Role, int] = await self._request(
+            self._session.request_role(role, generation)
+        )
+        return granted
+
+    async def port_events(self) -> AsyncIterator[PortStatus]:
+        """Port events since the handshake, as they come; for one reader. Ends with the connection.
+
+        `ports` already holds what an event tells.
+        """
+        while True:
+            while self._port_events:
+                yield self._port_events.popleft()
+            if self._session.closed:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    async def monitor_flows(self, table: int) -> None:
+        """Have a table's flows reported to `on_flow_update`, now and as they come and go.
+
+        Returns when all that are there now have been reported. Raises `ConnectionLost`,
+        `RequestRefused`.
+        """
+        await self._request(self._session.monitor_flows(table))
+
+    def close(self, reason: str) -> None:
+        """Cut the connection. Whatever is under way ends with `ConnectionLost`."""
+        self._dispatch(self._session.close(reason))
+
+    async def wait_closed(self) -> str:
+        """Why the connection is over, once it is."""
+        return await asyncio.shield(self._closed)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's own contract
+        if self._session.closed:
+            transport.abort()
+            return
+        self._transport = transport
+        address = transport.get_extra_info("peername")
+        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+        self.certificate_name = name_in(transport.get_extra_info("peercert"))
+        self._flush()
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the switch."""
+        self._dispatch(self._session.receive(data, self._loop.time()))
+        # An answered probe brings the next deadline nearer; anything else only moves it away,
+        # which the timer finds out when it fires.
+        if self._timer is not None and self._session.deadline() < self._timer.when():
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        self._dispatch(self._session.close(f"connection lost: {exc or 'closed by the peer'}"))
+
+    # How it works.
+
+    async def _apply(self, part: Part) -> None:
+        data = part.data
+        self._part, self._refusals = part, {}
+        try:
+            await self._exchange(data, part.checked_xid)
+            if part.in_bundle:
+                await self._exchange(part.discard if self._refusals else part.commit, part.last_xid)
+        except asyncio.CancelledError:
+            self.close("a batch was cancelled half-way")
+            raise
+        finally:
+            self._part = None
+        if self._refusals:
+            refusals = [
+                (part.messages[xid - part.first_xid], error)
+                for xid, error in self._refusals.items()
+            ]
+            # That the commit failed is news only where no message is named for it.
+            named = [each for each in refusals if not isinstance(each[0], Control)]
+            raise Rejected(named or refusals)
+
+    async def _exchange(self, data: bytes, xid: int) -> None:
+        """Write, and wait for the answer to this xid, be it a refusal."""
+        reply = self._expect(xid)
+        self._write(data)
+        await reply
+
+    async def _request(self, xid: int) -> Any:
+        reply = self._expect(xid)
+        self._flush()
+        try:
+            value = await reply
+        finally:
+            self._replies.pop(xid, None)
+        if isinstance(value, SwitchError):
+            raise RequestRefused(value)
+        return value
+
+    def _expect(self, xid: int) -> asyncio.Future[Any]:
+        if self._session.closed:
+            raise ConnectionLost(self._closed.result())
+        reply = self._loop.create_future()
+        self._replies[xid] = reply
+        return reply
+
+    def _flush(self) -> None:
+        data = self._session.data_to_send()
+        if data:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > MAX_UNREAD:
+            self.close("the peer does not read")
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._session.closed:
+            self._timer = self._loop.call_at(self._session.deadline(), self._tick)
+
+    def _tick(self) -> None:
+        self._dispatch(self._session.tick(self._loop.time()))
+        self._wake()
+
+    def _dispatch(self, events: list[Event]) -> None:
+        self._flush()
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Ready(datapath_id, ports):
+                self.dpid, self.ports = datapath_id, ports
+                self._wake()
+                self._on_ready(self)
+            case PortStatus():
+                self._port_status(event)
+            case Reply(xid, value):
+                self._answer(xid, value)
+            case Refused(xid, error):
+                if self._part is not None and self._part.first_xid <= xid <= self._part.last_xid:
+                    self._refusals[xid] = error
+                self._answer(xid, error)
+            case FlowUpdate() if self._on_flow_update is not None:
+                self._on_flow_update(event)
+            case FlowUpdate() | Unhandled():
+                _log.debug("switch %s: %r ignored", self.peer, event)
+            case Closed(reason):
+                self._end(reason)
+
+    def _answer(self, xid: int, value: Any) -> None:
+        reply = self._replies.pop(xid, None)
+        if reply is not None and not reply.done():
+            reply.set_result(value)
+
+    def _port_status(self, event: PortStatus) -> None:
+        if event.reason is PortReason.DELETE:
+            self.ports.pop(event.port.ofport, None)
+        else:
+            self.ports[event.port.ofport] = event.port
+        if len(self._port_events) >= MAX_PORT_EVENTS:
+            self.close("its port events are not read")
+        self._port_events.append(event)
+        self._news.set()
+
+    def _end(self, reason: str) -> None:
+        self._closed.set_result(reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._news.set()
+        replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            if not reply.done():
+                reply.set_exception(ConnectionLost(reason))
+        if self._transport is not None:
+            # Not `close`: nobody waits for a peer that does not read, or for its end of TLS.
+            self._transport.abort()
+        self._on_closed(self, reason)
+
+
+def name_in(certificate: Any) -> str | None:
+    """The subject's CN, else the first DNS name, of what `SSLSocket.getpeercert` gives.
+
+    None without a certificate; empty for one that has neither, which is nobody's.
+    """
+    if not certificate:
+        return None
+    for part in certificate.get("subject", ()):
+        for key, value in part:
+            if key == "commonName":
+                return str(value)
+    names = (value for key, value in certificate.get("subjectAltName", ()) if key == "DNS")
+    return next(names, "")

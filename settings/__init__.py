@@ -1,0 +1,168 @@
+"""The one configuration file, its schema and its checks: controller and node agent read the same.
+
+A file that names an unknown key, a wrong type or ranges that overlap is refused as a whole, with
+one sentence that names the field (`SettingsError`).
+"""
+
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+HostPort: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\]):"
+        r"(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|\d{1,4})$"
+    ),
+]
+"""`HOST:PORT`."""
+
+
+class SettingsError(ValueError):
+    """The configuration cannot be used; the text names file and field."""
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mutual TLS: PEM files of our key, our certificate, and the CA that signed the peers'."""
+
+    key: Path
+    certificate: Path
+    ca: Path
+
+
+class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What all nodes share. The ranges must not overlap each other, nor any host's addresses."""
+
+    pod_range: IPv4Network
+    service_range: IPv4Network
+    host_ranges: tuple[IPv4Network, ...] = ()
+    tunnel: Literal["geneve", "vxlan"] = "geneve"
+    tunnel_id: Annotated[int, Meta(ge=1, lt=1 << 24)] = 1
+    """The VNI (24 bits)."""
+    new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 10_000
+    """What one pod may open, on average and as a burst."""
+
+    @property
+    def tunnel_port(self) -> int:
+        """The tunnel's UDP port (RFC 8926, RFC 7348)."""
+        return {"geneve": 6081, "vxlan": 4789}[self.tunnel]
+
+
+class Kubernetes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Where the API server is: a kubeconfig, or nothing for the pod's own ServiceAccount."""
+
+    kubeconfig: Path | None = None
+
+
+class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The controller's own addresses, `HOST:PORT`, and where it learns the cluster from."""
+
+    openflow: HostPort = "0.0.0.0:6653"
+    api: HostPort = "0.0.0.0:6654"
+    api_socket: Path | None = None
+    """A unix socket for local users of the same API, for example the command line."""
+    directory: Path | None = None
+    """Read manifests from this directory; overrides `kubernetes`. Same as `--cluster DIR`."""
+    kubernetes: Kubernetes = Kubernetes()
+    tls: Tls | None = None
+
+
+class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """One node's agent."""
+
+    node: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+    controller_openflow: HostPort
+    """`HOST:PORT` that Open vSwitch dials."""
+    controller_api: HostPort
+    """`HOST:PORT` that the agent asks for its configuration."""
+    datapath: Literal["system", "netdev"] = "system"
+    state: Path = Path("/var/lib/sluice")
+    """Survives a reboot: leases."""
+    socket: Path = Path("/run/sluice/cni.sock")
+    ovsdb: Path = Path("/run/openvswitch/db.sock")
+    ovs_run: Path = Path("/run/openvswitch")
+    cni_conf: Path = Path("/etc/cni/net.d")
+    cni_bin: Path = Path("/opt/cni/bin")
+    tls: Tls | None = None
+    add_timeout: Annotated[float, Meta(gt=0, le=200)] = 20.0
+    """Seconds that ADD waits for the switch to hold the pod's flows."""
+    status_grace: Annotated[float, Meta(ge=0)] = 60.0
+    """Seconds without a controller session after which STATUS reports it."""
+    quarantine: Annotated[float, Meta(ge=0)] = 30.0
+    """Seconds that a released address rests before it is handed out again."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. A process insists on the sections it needs."""
+
+    cluster: Cluster | None = None
+    controller: Controller | None = None
+    agent: Agent | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = msgspec.field(
+        default="info", name="logLevel"
+    )
+
+
+def load(path: Path) -> Settings:
+    """Read and check a configuration file. Raises `SettingsError`."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: not a mapping of cluster, controller, agent, logLevel")
+    try:
+        settings = msgspec.convert(content, Settings, dec_hook=_decode)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if settings.cluster is not None:
+        check_ranges(settings.cluster, str(path))
+    return settings
+
+
+def check_ranges(cluster: Cluster, where: str) -> None:
+    """Raise `SettingsError` where two of the cluster's ranges overlap."""
+    ours = [
+        ("cluster.podRange", cluster.pod_range),
+        ("cluster.serviceRange", cluster.service_range),
+        *((f"cluster.hostRanges[{i}]", r) for i, r in enumerate(cluster.host_ranges)),
+    ]
+    nobodys = [
+        ("the link-local range of the virtual gateway", IPv4Network("169.254.0.0/16")),
+        ("the loopback range", IPv4Network("127.0.0.0/8")),
+        ("the multicast range", IPv4Network("224.0.0.0/4")),
+    ]
+    for index, (name, network) in enumerate(ours):
+        # Host ranges may lie in one another.
+        others = [] if name.startswith("cluster.hostRanges") else ours[index + 1 :]
+        for other_name, other in (*others, *nobodys):
+            if network.overlaps(other):
+                raise SettingsError(f"{where}: {name} {network} overlaps {other_name} {other}")
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is IPv4Network:
+        return _network(value)
+    if kind is IPv4Address:
+        return IPv4Address(value)
+    if issubclass(kind, Path):
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def _network(value: Any) -> IPv4Network:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a CIDR")  # noqa: TRY004 - msgspec adds the field's name
+    try:
+        network = ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a CIDR: {error}") from None
+    if not isinstance(network, IPv4Network):
+        raise ValueError(f"{value!r} is not an IPv4 CIDR; this cluster is IPv4-only")  # noqa: TRY004
+    return network

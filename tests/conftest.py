@@ -1,0 +1,23 @@
+"""What several test folders use."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ovs import Ovs, running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture
+def update_goldens(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-goldens"))
+
+
+@pytest.fixture
+def ovs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
+    """A switch of the test's own, with the bridge `br0`."""
+    with running(tmp_path_factory.mktemp("ovs")) as switch:
+        yield switch

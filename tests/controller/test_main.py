@@ -1,0 +1,99 @@
+"""The process: one sentence when it cannot start, and what it says of those who come."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_until
+
+CLUSTER = "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}"
+
+
+def settings(path: Path, **controller: object) -> Path:
+    file = path / "sluice.yaml"
+    file.write_text(f"cluster: {CLUSTER}\ncontroller: {json.dumps(controller)}\n")
+    return file
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(file: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "controller", "--config", str(file), *more]
+
+
+@pytest.mark.parametrize(
+    ("more", "content", "sentence"),
+    [
+        (["--cluster", "/nonexistent"], None, "/nonexistent is not a directory"),
+        ([], "cluster: {podRange: x}", "at `$.cluster.podRange`"),
+        ([], "logLevel: info", "the settings have no section cluster"),
+        ([], f"cluster: {CLUSTER}\ncontroller: {{kubernetes: {{kubeconfig: /no}}}}", "/no"),
+    ],
+)
+def test_cannot_start(tmp_path: Path, more: list[str], content: str | None, sentence: str) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    file = settings(tmp_path, openflow=address, api=f"127.0.0.1:{free_port()}")
+    if content:
+        file.write_text(content)
+    done = subprocess.run(
+        start(file, *more), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("sluice controller: ")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    api, openflow = free_port(), free_port()
+    file = settings(
+        tmp_path,
+        openflow=f"127.0.0.1:{openflow}",
+        api=f"127.0.0.1:{api}",
+        apiSocket=str(tmp_path / "api.sock"),
+        directory=str(tmp_path / "cluster"),
+    )
+    log = tmp_path / "log"
+    with log.open("w") as out, subprocess.Popen(start(file), stdout=out, stderr=out) as first:
+        try:
+            wait_until(lambda: "listening for switches" in log.read_text())
+            wait_until(lambda: "serving the API" in log.read_text())
+            assert (tmp_path / "api.sock").stat().st_mode & 0o777 == 0o600
+            second = subprocess.run(
+                start(file), capture_output=True, text=True, timeout=30, check=False
+            )
+            assert second.returncode == 1
+            assert "address already in use" in second.stderr
+            assert "Traceback" not in second.stderr
+            (tmp_path / "other").mkdir()
+            third = settings(
+                tmp_path / "other",
+                openflow=f"127.0.0.1:{free_port()}",
+                api=f"127.0.0.1:{free_port()}",
+                apiSocket=str(tmp_path / "api.sock"),
+                directory=str(tmp_path / "cluster"),
+            )
+            refused = subprocess.run(
+                start(third), capture_output=True, text=True, timeout=30, check=False
+            )
+            assert "api.sock: another controller listens there" in refused.stderr
+            rude = socket.create_connection(("127.0.0.1", openflow))
+            rude.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert rude.recv(1 << 16) is not None
+            rude.close()
+            # The library's own lines are in the log as well, in its form.
+            wait_until(lambda: log.read_text().count("127.0.0.1:") > 2)
+            assert all(json.loads(line)["level"] for line in log.read_text().splitlines())
+        finally:
+            first.terminate()
+            first.wait(10)

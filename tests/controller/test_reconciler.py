@@ -1,0 +1,468 @@
+"""The reconciler on a real switch: what it sends, what it leaves alone, what it shows."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from controller.api import Api
+from controller.cluster import Inventory
+from controller.reconciler import Reconciler, Session
+from flows import names
+from flows.compile import compile_scope
+from flows.flow import Meter
+from flows.view import CLUSTER_SCOPE
+from openflow.batch import Batch
+from openflow.server import serve
+from settings import Cluster as ClusterSettings
+from settings.node import decode
+from tests.controller.events import node_object, pod_object
+from tests.flows.worlds import CLUSTER
+from tests.ovs import Ovs
+
+SETTINGS = ClusterSettings(pod_range=CLUSTER.pod_range, service_range=CLUSTER.service_range)
+NODE = node_object("node1", "10.244.1.0/24", "172.30.1.1", "2025-01-01", uid="n1")
+PEER = node_object("node2", "10.244.2.0/24", "172.30.1.2", uid="n2")
+
+
+class World:
+    """One controller, without its processes, and one switch that is node1's."""
+
+    def __init__(self, ovs: Ovs, reconciler: Reconciler, port: int) -> None:
+        self.ovs = ovs
+        self.reconciler = reconciler
+        self.port = port
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def in_sync(self) -> None:
+        def quiet() -> bool:
+            session = self.reconciler.sessions.get("node1")
+            return session is not None and session.in_sync and not session.dirty.is_set()
+
+        await asyncio.sleep(0.02)  # longer than the tick in which shared changes are gathered
+        await self.until(quiet)
+
+    def cookies(self) -> set[int]:
+        dump = self.ovs.ofctl("dump-flows", str(self.ovs.mgmt))
+        return {int(cookie, 16) for cookie in re.findall(r"cookie=(0x[0-9a-f]+)", dump)}
+
+    def desired(self) -> set[int]:
+        """Compiled anew, from nothing."""
+        view = self.reconciler.inventory.view
+        shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, "node1")
+        return {*shared.cookies, *own.cookies}
+
+    def plug(self, pod: str, uid: str, ofport: int, address: str = "10.244.1.5") -> str:
+        """A port as the node agent makes it."""
+        name = names.port_name("default", pod, uid, "eth0", f"sandbox-{ofport}")
+        octets = [int(part) for part in address.split(".")]
+        mac = "0a:58:" + bytes(octets).hex(":")
+        self.ovs.vsctl(
+            "add-port", "br0", name, "--", "set", "Interface", name, "type=internal",
+            f"ofport_request={ofport}", f'mac="{mac}"',
+        )  # fmt: skip
+        return name
+
+
+@asynccontextmanager
+async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIterator[World]:
+    """A controller that knows node1 and node2; the switch dials it."""
+    reconciler = Reconciler(Inventory(CLUSTER))
+    reconciler.update([NODE, PEER], [])
+    reconciler.complete(whole)
+    async with serve("127.0.0.1", port, reconciler.on_switch) as server:
+        address = server.sockets[0].getsockname()
+        if not port:
+            ovs.vsctl(
+                "set", "Bridge", "br0",
+                f"other_config:datapath-id={names.datapath_id('node1'):016x}",
+            )  # fmt: skip
+            ovs.dial(f"tcp:127.0.0.1:{address[1]}")
+        yield World(ovs, reconciler, address[1])
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(story())  # type: ignore[arg-type]
+
+
+def test_an_empty_switch_gets_everything(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+
+    run(story)
+
+
+def test_a_pod_comes_and_goes(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            before = world.cookies()
+            name = world.plug("a", "u1", 16)
+            # The port may be there before its Pod: the watch is late.
+            await world.until(lambda: any(name in p for p in world.reconciler.inventory.problems))
+            assert world.cookies() == before
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            await world.in_sync()
+            assert world.cookies() == world.desired() > before
+            meters = ovs.ofctl("dump-meters", str(ovs.mgmt))
+            assert "meter=16 pktps burst" in meters
+            assert "type=drop rate=10000 burst_size=10000" in meters
+            ovs.vsctl("del-port", "br0", name)
+            await world.until(lambda: world.desired() == before)
+            await world.in_sync()
+            assert world.cookies() == before
+            assert "meter=16" not in ovs.ofctl("dump-meters", str(ovs.mgmt))
+
+    run(story)
+
+
+def test_a_restart_that_changed_nothing_sends_nothing(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            world.plug("a", "u1", 16)
+            await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+            await world.in_sync()
+            port = world.port
+        before = world.cookies()
+        begun = time.monotonic()
+        async with controller(ovs, port=port) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            await world.in_sync()
+            elapsed = time.monotonic() - begun
+            assert world.cookies() == world.desired() == before
+            # An ADD of the same flow, too, would begin its time anew.
+            assert min(ages(ovs)) > elapsed
+
+    run(story)
+
+
+def ages(ovs: Ovs) -> list[float]:
+    """Seconds since each flow was added."""
+    dump = ovs.ofctl("dump-flows", str(ovs.mgmt))
+    return [float(age) for age in re.findall(r"duration=([\d.]+)s", dump)]
+
+
+def test_what_changed_while_the_controller_was_away(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            port = world.port
+        ovs.ofctl("del-flows", str(ovs.mgmt), "table=100")
+        stale = f"{5 << 56 | 77:#x}"
+        ovs.ofctl("add-flow", str(ovs.mgmt), f"cookie={stale},table=100,priority=7,actions=drop")
+        ovs.ofctl("add-flow", str(ovs.mgmt), "table=100,priority=8,actions=drop")
+        async with controller(ovs, port=port) as world:
+            await world.in_sync()
+            # A flow made by hand, with nobody's cookie, is shown and left alone.
+            assert world.cookies() == world.desired() | {0}
+
+    run(story)
+
+
+def test_until_all_is_read_nothing_is_removed(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            world.plug("a", "u1", 16)
+            await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+            await world.in_sync()
+            before, port = world.cookies(), world.port
+        async with controller(ovs, whole=False, port=port) as world:
+            reconciler = world.reconciler
+            await world.until(lambda: reconciler.sessions.get("node1"))
+            await world.until(lambda: reconciler.sessions["node1"].shared_version)
+            third = node_object("node3", "10.244.3.0/24", "172.30.1.3")
+            reconciler.update([third], [])
+            await world.until(lambda: world.cookies() >= world.desired())
+            assert world.cookies() > before
+            reconciler.complete(True)
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+            assert not world.cookies() >= before
+
+    run(story)
+
+
+def test_a_peer_that_comes_back_while_its_flows_are_left_over(ovs: Ovs) -> None:
+    """What was left over at the comparison is not removed once it is wanted again."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            port = world.port
+        async with controller(ovs, whole=False, port=port) as world:
+            reconciler = world.reconciler
+            await world.until(lambda: reconciler.sessions.get("node1"))
+            await world.until(lambda: reconciler.sessions["node1"].shared_version)
+            reconciler.update([], [("Node", "", "node2")])
+            await asyncio.sleep(0.02)
+            reconciler.sessions["node1"].shared_version = None
+            reconciler.complete(True)
+            reconciler.update([PEER], [])
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+
+    run(story)
+
+
+def test_a_node_that_is_gone_keeps_its_flows(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            before = world.cookies()
+            world.reconciler.update([], [("Node", "", "node1")])
+            await asyncio.sleep(0.1)
+            assert world.cookies() == before
+            world.reconciler.update([replace_cidr("10.244.7.0/24")], [])
+            await world.in_sync()
+            assert world.cookies() == world.desired() != before
+
+    run(story)
+
+
+def replace_cidr(cidr: str) -> Any:
+    return node_object("node1", cidr, "172.30.1.1", uid="n1-anew")
+
+
+def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            port = world.port
+        ovs.vsctl(
+            "set", "Bridge", "br0", f"other_config:datapath-id={names.datapath_id('node9'):016x}"
+        )
+        async with controller(ovs, port=port) as world:
+            await asyncio.sleep(0.3)
+            assert not world.reconciler.sessions
+            ninth = node_object("node9", "10.244.9.0/24", "172.30.1.9")
+            world.reconciler.update([ninth], [])
+            await world.until(lambda: "node9" in world.reconciler.sessions)
+
+    run(story)
+
+
+def test_api(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            api = Api(world.reconciler, SETTINGS).application(local=True)
+            async with TestClient(TestServer(api)) as client:
+                await check_health(client)
+                await check_config(client, world)
+                await check_flows(client, world)
+
+    run(story)
+
+
+async def get(client: Any, path: str) -> tuple[int, Any]:
+    response: aiohttp.ClientResponse = await client.get(path)
+    is_json = response.content_type == "application/json"
+    return response.status, await (response.json() if is_json else response.text())
+
+
+async def check_health(client: Any) -> None:
+    assert await get(client, "/healthz") == (200, "ok\n")
+    assert await get(client, "/readyz") == (200, "ok\n")
+    status, metrics = await get(client, "/metrics")
+    assert status == 200
+    assert "sluice_nodes 2.0" in metrics
+    status, state = await get(client, "/v1/status")
+    assert state["nodes"]["node1"]["inSync"] is True
+    assert state["nodes"]["node2"]["connected"] is False
+    assert state["problems"] == {}
+
+
+async def check_config(client: Any, world: World) -> None:
+    response = await client.get("/v1/nodes/node1/config")
+    config = decode(await response.read())
+    assert str(config.pod_cidr) == "10.244.1.0/24"
+    assert str(config.address) == "172.30.1.1"
+    assert config.tunnel_port == 6081
+    path = f"/v1/nodes/node1/config?after={config.revision}"
+    assert (await get(client, path))[0] == 304
+    waiting = asyncio.create_task(get(client, path + "&wait=30"))
+    await asyncio.sleep(0.05)
+    world.reconciler.update([replace_cidr("10.244.8.0/24")], [])
+    status, changed = await waiting
+    assert (status, changed["podCidr"]) == (200, "10.244.8.0/24")
+    world.reconciler.update([NODE], [])
+    assert await get(client, "/v1/nodes/nobody/config") == (
+        404,
+        {"error": "Node nobody is unknown"},
+    )
+    world.reconciler.update([node_object("bad", "10.244.1.0/24", "172.30.1.7", "2026")], [])
+    status, refused = await get(client, "/v1/nodes/bad/config")
+    sentence = "Node bad: spec.podCIDR 10.244.1.0/24 overlaps 10.244.1.0/24 of Node node1"
+    assert (status, refused) == (409, {"error": sentence})
+    assert (await get(client, "/v1/nodes/node1/config?wait=x"))[0] == 400
+
+
+async def check_flows(client: Any, world: World) -> None:
+    await world.in_sync()
+    mgmt = str(world.ovs.mgmt)
+    world.ovs.ofctl("add-flow", mgmt, "table=100,priority=9,tcp,tp_dst=80,actions=output:7")
+    world.ovs.ofctl("del-flows", mgmt, "table=140,reg1=1")
+    _, answer = await get(client, "/v1/nodes/node1/flows")
+    rows = answer["flows"]
+    assert {row["state"] for row in rows} == {"installed", "missing", "foreign"}
+    (missing,) = [row for row in rows if row["state"] == "missing"]
+    assert missing["match"] == "reg1=0x1"
+    assert missing["table"] == "Output"
+    assert missing["reason"] == "out by the tunnel"
+    (foreign,) = [row for row in rows if row["state"] == "foreign"]
+    assert (foreign["table"], foreign["priority"]) == ("Forwarding", 9)
+    assert foreign["match"] == "dl_type=0x800,nw_proto=6,tp_dst=0x50"
+    assert foreign["actions"] == "output:7"
+    (peer,) = [
+        row for row in rows if row["table"] == "Forwarding" and row["object"] == "Node node2"
+    ]
+    assert peer["match"] == "ip,nw_dst=10.244.2.0/24"
+    assert peer["feature"] == "forwarding"
+    _, some = await get(client, "/v1/nodes/node1/flows?table=Arp")
+    assert {row["table"] for row in some["flows"]} == {"Arp"}
+    status, error = await get(client, "/v1/nodes/node1/flows?table=Nothing")
+    assert status == 404
+    assert "there is no table Nothing" in error["error"]
+    assert (await get(client, "/v1/nodes/nobody/flows"))[0] == 404
+    status, error = await get(client, "/v1/nodes/node2/flows")
+    assert (status, error["error"]) == (503, "the switch of Node node2 is not connected")
+
+
+def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pod b's flow names a meter that is not there. All of b is left out, and a goes on."""
+
+    def wrong_meter(_: Any, attachment: Any) -> Meter:
+        return Meter(attachment.ofport + 1000 * (attachment.pod == "default/b"), 1, 1)
+
+    monkeypatch.setattr("flows.features.conntrack.attachment_meter", wrong_meter)
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            before = world.cookies()
+            pods = [pod_object("a", "node1", uid="u1"), pod_object("b", "node1", uid="u2")]
+            world.reconciler.update(pods, [])
+            world.plug("b", "u2", 17, "10.244.1.6")
+            world.plug("a", "u1", 16, "10.244.1.5")
+            subject = "Pod default/b on the switch of node1"
+            await world.until(lambda: subject in world.reconciler.problems)
+            assert "the switch refused flow" in world.reconciler.problems[subject]
+            await world.until(
+                lambda: len(world.reconciler.inventory.view.attachments.get("node1", {})) == 2
+            )
+            await world.in_sync()
+            of_a = {
+                cookie
+                for cookie, (_, cause) in world.reconciler.desired("node1").items()
+                if cause == "Pod default/a"
+            }
+            assert len(of_a) == 6
+            assert world.cookies() == before | of_a
+
+    run(story)
+
+
+def test_a_comparison_asked_for_while_one_runs_is_not_forgotten(ovs: Ovs) -> None:
+    """The last file is mended while a batch is on its way."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([node_object("node3", "10.244.3.0/24", "172.30.1.3")], [])
+            await world.in_sync()
+            port = world.port
+        async with controller(ovs, whole=False, port=port) as world:
+            reconciler = world.reconciler
+            await world.until(lambda: reconciler.sessions.get("node1"))
+            session = reconciler.sessions["node1"]
+            await world.until(lambda: session.shared_version)
+            sending, go_on = asyncio.Event(), asyncio.Event()
+            apply = session.switch.apply
+
+            async def slow(batch: Batch) -> None:
+                sending.set()
+                await go_on.wait()
+                await apply(batch)
+
+            session.switch.apply = slow  # type: ignore[method-assign]
+            reconciler.update([node_object("node4", "10.244.4.0/24", "172.30.1.4")], [])
+            await sending.wait()
+            reconciler.complete(True)
+            go_on.set()
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+
+    run(story)
+
+
+def test_of_two_that_follow_a_dead_session_one_is_refused(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            ovs.freeze_switch()
+            first = world.reconciler.sessions["node1"]
+            owners = await asyncio.gather(*(taken_over(world) for _ in range(2)))
+            assert world.reconciler.sessions["node1"] is not first
+            del world.reconciler.sessions["node1"]
+            assert sorted(owners, key=str) == [None, "node1"]
+
+    async def taken_over(world: World) -> str | None:
+        """What `on_switch` does first; the newcomer then lives."""
+        newcomer = Newcomer(world.reconciler.sessions["node1"].switch.dpid)
+        owner = await world.reconciler._owner(newcomer)  # type: ignore[arg-type]
+        if owner:
+            world.reconciler.sessions[owner] = Session(owner, newcomer)  # type: ignore[arg-type]
+        return owner
+
+    run(story)
+
+
+class Newcomer:
+    """Of a switch, what the choice between sessions asks."""
+
+    certificate_name = None
+
+    def __init__(self, dpid: int) -> None:
+        self.dpid = dpid
+
+    async def alive(self, _: float) -> bool:
+        return True
+
+
+def test_second_session(ovs: Ovs, tmp_path_factory: Any) -> None:
+    """Of two switches with one datapath id the first, alive, keeps its session."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            first = world.reconciler.sessions["node1"]
+            second = Ovs(tmp_path_factory.mktemp("second"))
+            try:
+                second.start()
+                second.vsctl(
+                    "set", "Bridge", "br0",
+                    f"other_config:datapath-id={names.datapath_id('node1'):016x}",
+                )  # fmt: skip
+                second.dial(f"tcp:127.0.0.1:{world.port}")
+                await asyncio.sleep(0.5)
+                assert world.reconciler.sessions["node1"] is first
+                # The first one hangs: it is half open now, and the second takes over.
+                ovs.freeze_switch()
+                await world.until(lambda: world.reconciler.sessions.get("node1") is not first)
+            finally:
+                second.stop()
+
+    run(story)

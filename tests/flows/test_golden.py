@@ -1,0 +1,88 @@
+"""The flows themselves, as people read them. `pytest --update-goldens` writes them anew."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.compile import compile_scope, fragment
+from flows.features import arp, classify, conntrack, forwarding, output
+from flows.flow import Flow
+from flows.pipeline import LAYOUT, Feature
+from flows.text import golden
+from flows.view import CLUSTER_SCOPE
+from tests.flows import worlds
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+FEATURES = {
+    "miss": Feature.MISS,
+    "classify": Feature.CLASSIFY,
+    "arp": Feature.ARP,
+    "conntrack": Feature.CONNTRACK,
+    "forwarding": Feature.FORWARDING,
+    "output": Feature.OUTPUT,
+}
+
+
+def whole_node(name: str) -> list[Flow]:
+    view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
+    shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, name)
+    return [*shared.flows(), *own.flows()]
+
+
+def check(name: str, text: str, update: bool) -> None:
+    path = GOLDENS / f"{name}.txt"
+    if update:
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_feature(feature: str, update_goldens: bool) -> None:
+    flows = [flow for flow in whole_node("node1") if flow.feature == FEATURES[feature]]
+    assert flows
+    check(feature, golden(flows), update_goldens)
+
+
+def test_whole_cluster(update_goldens: bool) -> None:
+    view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
+    text = "## every node\n" + golden(compile_scope(view, CLUSTER_SCOPE).flows())
+    for name in view.nodes:
+        text += f"\n## {name}\n" + golden(compile_scope(view, name).flows())
+    check("cluster", text, update_goldens)
+
+
+def test_every_table_has_a_counted_miss() -> None:
+    misses = {flow.table for flow in whole_node("node1") if flow.priority == 0 and not flow.match}
+    assert misses == set(LAYOUT.by_number)
+
+
+def test_shared_and_own_flows_never_meet() -> None:
+    for name in ("node1", "node2", "node3"):
+        flows = whole_node(name)
+        assert len({flow.key for flow in flows}) == len(flows)
+
+
+def test_every_flow_belongs_to_a_known_feature() -> None:
+    assert {flow.feature for flow in whole_node("node1")} == set(FEATURES.values())
+
+
+def test_cookie_is_content() -> None:
+    view = worlds.view({1: ["default/a"]})
+    key = min(view.node_keys("node1"))
+    first, again = fragment(view, key), fragment(view, key)
+    assert first is not None
+    assert again is not None
+    assert [f.cookie for f in first.flows] == [f.cookie for f in again.flows]
+    assert all(f.cookie >> 56 == f.feature for f in first.flows)
+
+
+def test_attachment_entry_names_one_sandbox() -> None:
+    one, two = classify.attachment_entry(16, 1), classify.attachment_entry(16, 2)
+    assert one.key == two.key
+    assert one.cookie != two.cookie
+
+
+def test_features_are_all_golden() -> None:
+    modules = (classify, arp, conntrack, forwarding, output)
+    assert {module.__name__.rpartition(".")[2] for module in modules} | {"miss"} == set(FEATURES)

@@ -1,0 +1,158 @@
+"""The layout refuses what would go wrong on the switch."""
+
+import pytest
+
+from flows.flow import Ct, Goto, SetField, match
+from flows.pipeline import (
+    CT_LABEL,
+    CT_MARK,
+    LAYOUT,
+    REGISTERS,
+    TABLES,
+    Feature,
+    Layout,
+    PipelineError,
+    Priority,
+    Register,
+    Table,
+)
+
+F = Feature.CLASSIFY
+
+
+def table(number: int, name: str, **more: object) -> Table:
+    return Table(number, name, "", writers=(F,), match=(), **more)  # type: ignore[arg-type]
+
+
+def register(name: str, bits: tuple[int, int], writer: str, reader: str) -> Register:
+    return Register(name, "reg0", bits, writers=(writer,), readers=(reader,), doc="")
+
+
+def test_backward_goto() -> None:
+    with pytest.raises(PipelineError, match="B goes backward to A"):
+        Layout.of([table(1, "A"), table(2, "B", next=("A",))], [])
+
+
+def test_backward_miss() -> None:
+    with pytest.raises(PipelineError, match="goes backward"):
+        Layout.of([table(1, "A"), table(2, "B", miss="A")], [])
+
+
+def test_undeclared_next_table() -> None:
+    with pytest.raises(PipelineError, match="C, which is no table"):
+        Layout.of([table(1, "A", next=("C",))], [])
+
+
+def test_number_used_twice() -> None:
+    with pytest.raises(PipelineError, match="table number 1 is used twice"):
+        Layout.of([table(1, "A"), table(1, "B")], [])
+
+
+def layout_with(*registers: Register) -> Layout:
+    """Tables 1 to 4; whatever a register names is declared on the table's side too."""
+    tables = []
+    for number, name in enumerate("ABCD", 1):
+        writes = tuple(r.name for r in registers if name in r.writers)
+        reads = tuple(r.name for r in registers if name in r.readers)
+        tables.append(Table(number, name, "", writers=(F,), match=reads, writes=writes))
+    return Layout.of(tables, registers)
+
+
+def test_overlapping_live_registers() -> None:
+    with pytest.raises(PipelineError, match="share live bits of reg0"):
+        layout_with(register("One", (0, 3), "A", "C"), register("Two", (3, 7), "B", "D"))
+
+
+def test_registers_that_live_one_after_the_other() -> None:
+    layout_with(register("One", (0, 3), "A", "B"), register("Two", (3, 7), "C", "D"))
+
+
+def test_registers_of_other_bits() -> None:
+    layout_with(register("One", (0, 3), "A", "D"), register("Two", (4, 7), "B", "C"))
+
+
+def test_undeclared_writer_table() -> None:
+    one = register("One", (0, 3), "A", "B")
+    tables = [table(1, "A"), Table(2, "B", "", writers=(F,), match=("One",))]
+    with pytest.raises(PipelineError, match="A does not have One in its writes"):
+        Layout.of(tables, [one])
+
+
+def test_undeclared_reader_table() -> None:
+    one = register("One", (0, 3), "A", "B")
+    tables = [table(1, "A", writes=("One",)), table(2, "B")]
+    with pytest.raises(PipelineError, match="B does not have One in its match"):
+        Layout.of(tables, [one])
+
+
+def test_flow_by_an_undeclared_feature() -> None:
+    with pytest.raises(PipelineError, match="ARP is no declared writer of Classifier"):
+        LAYOUT.flow(Feature.ARP, "Classifier", Priority.LOCAL, {}, [], "")
+
+
+def test_flow_with_an_undeclared_match() -> None:
+    with pytest.raises(PipelineError, match="does not declare a match on tp_dst"):
+        LAYOUT.flow(F, "Classifier", Priority.LOCAL, {"tp_dst": 80}, [], "")
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (LAYOUT.goto("Output"), "does not declare table 140 as next"),
+        (Goto(77), "does not declare table 77"),
+        (Ct(1, table=140), "does not declare table 140"),
+        (SetField("dl_src", 1), "does not declare that it writes dl_src"),
+        (SetField("reg0", 1), "does not declare all it writes of reg0"),
+        (SetField("reg1", 1, 1), "does not declare all it writes of reg1"),
+        (Ct(1, exec=(SetField("ct_mark", 1),)), "writes ct_mark"),
+    ],
+)
+def test_flow_with_an_undeclared_action(action: object, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        LAYOUT.flow(F, "Classifier", Priority.LOCAL, {}, [action], "")  # type: ignore[list-item]
+
+
+def test_match_with_bits_outside_its_mask() -> None:
+    with pytest.raises(ValueError, match="outside its mask"):
+        match({"nw_dst": (0x0A000001, 0xFF000000)})
+
+
+def test_match_on_an_unknown_field() -> None:
+    with pytest.raises(ValueError, match="unknown match field 'dl_vlan_colour'"):
+        match({"dl_vlan_colour": 1})
+
+
+def test_value_that_does_not_fit_its_register_field() -> None:
+    with pytest.raises(PipelineError, match="does not fit Source"):
+        LAYOUT.load("Source", 16)
+
+
+def test_numbers_are_fixed_for_ever() -> None:
+    """Installed flows of an earlier version must mean the same. Add; never change."""
+    assert {t.name: t.number for t in TABLES} == {
+        "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14, "Arp": 20,
+        "Conntrack": 30, "ConntrackState": 32, "NewConnection": 40, "ServiceChoice": 60,
+        "ServiceNat": 70, "PolicyFromPod": 80, "Forwarding": 100, "PolicyToPod": 110,
+        "Commit": 120, "Snat": 130, "Output": 140, "State": 250,
+    }  # fmt: skip
+    assert {f.name: f.value for f in Feature} == {
+        "MISS": 1, "CLASSIFY": 2, "ARP": 3, "CONNTRACK": 4, "FORWARDING": 5, "OUTPUT": 6,
+        "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10,
+    }  # fmt: skip
+    assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
+        "Source": ("reg0", (0, 3)), "AttachmentTag": ("reg0", (12, 31)),
+        "OutputPort": ("reg1", (0, 31)),
+    }  # fmt: skip
+
+
+def test_marks_and_labels_do_not_overlap() -> None:
+    for fields in (CT_MARK, CT_LABEL):
+        taken = 0
+        for bits in fields:
+            assert not taken & bits.mask
+            taken |= bits.mask
+
+
+def test_table_names_print_unquoted() -> None:
+    """ovs-ofctl quotes names with anything but letters and digits, and cuts at 32 bytes."""
+    assert all(t.name.isalnum() and len(t.name) <= 32 for t in TABLES)

@@ -1,0 +1,263 @@
+"""Packets through the compiled flows, in the real switch's own `ofproto/trace`."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from flows import names
+from flows.compile import compile_scope
+from flows.pipeline import LAYOUT
+from flows.text import flow_text
+from flows.view import CLUSTER_SCOPE, ClusterView
+from tests.flows import worlds
+from tests.ovs import Ovs, running
+
+VIEW: ClusterView = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
+A, B = VIEW.attachments["node1"].values()
+(C,) = VIEW.attachments["node2"].values()
+EXTERNAL = "203.0.113.10"
+
+
+@pytest.fixture(scope="module")
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
+    with running(tmp_path_factory.mktemp("ovs")) as made:
+        for name, ofport in (
+            (names.TUNNEL_PORT, names.TUNNEL_OFPORT),
+            (names.GATEWAY_PORT, names.GATEWAY_OFPORT),
+            (A.port, A.ofport),
+            (B.port, B.ofport),
+        ):
+            made.vsctl(
+                "add-port", "br0", name, "--", "set", "Interface", name, "type=dummy",
+                f"ofport_request={ofport}",
+            )  # fmt: skip
+        shared, own = compile_scope(VIEW, CLUSTER_SCOPE), compile_scope(VIEW, "node1")
+        made.install([*shared.flows(), *own.flows()], own.meters.values())
+        yield made
+
+
+def from_pod(attachment=A, **fields: object) -> str:  # type: ignore[no-untyped-def]
+    packet = {
+        "in_port": attachment.ofport,
+        "dl_src": attachment.mac,
+        "dl_dst": names.ROUTER_MAC,
+        "nw_src": attachment.address,
+        "nw_ttl": 64,
+        **fields,
+    }
+    return ",".join(["tcp", *(f"{k}={v}" for k, v in packet.items())])
+
+
+def path(trace: str) -> list[str]:
+    """The names of the tables that a trace passed, in order."""
+    numbers = re.findall(r"^\s*(\d+)\. ", trace, re.MULTILINE)
+    return [LAYOUT.by_number[int(number)].name for number in numbers]
+
+
+def outputs(trace: str) -> list[int]:
+    return [int(port) for port in re.findall(r"^\s+output:(\d+)$", trace, re.MULTILINE)]
+
+
+NEW, ESTABLISHED, RELATED, INVALID = "trk,new", "trk,est", "trk,rel", "trk,inv"
+
+
+def test_the_dump_is_our_text(switch: Ovs) -> None:
+    """What is installed reads exactly as `flow_text` says, cookie and all."""
+    shared, own = compile_scope(VIEW, CLUSTER_SCOPE), compile_scope(VIEW, "node1")
+    wanted = {
+        f"cookie={flow.cookie:#x}, {flow_text(flow)}" for flow in (*shared.flows(), *own.flows())
+    }
+    # With --names, ports are printed by name; ours are numbers.
+    ports = {p.port: p.ofport for p in (A, B)} | {
+        names.TUNNEL_PORT: names.TUNNEL_OFPORT,
+        names.GATEWAY_PORT: names.GATEWAY_OFPORT,
+    }
+    found = set()
+    for line in switch.dump():
+        for name, ofport in ports.items():
+            line = re.sub(rf'(in_port=|output:)"?{name}"?', rf"\g<1>{ofport}", line)  # noqa: PLW2901
+        found.add(line.replace(" reset_counts", ""))
+    assert found == wanted
+
+
+def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
+    assert path(trace) == [
+        "Classifier", "SpoofGuard", "Conntrack", "ConntrackState", "NewConnection",
+        "ServiceChoice", "PolicyFromPod", "Forwarding", "PolicyToPod", "Commit", "Snat", "Output",
+    ]  # fmt: skip
+    assert outputs(trace) == [B.ofport]
+    assert f"set_field:{B.mac}->eth_dst" in trace
+
+
+def test_established_skips_layer_4(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
+    assert path(trace) == [
+        "Classifier", "SpoofGuard", "Conntrack", "ConntrackState", "Forwarding", "PolicyToPod",
+        "Commit", "Snat", "Output",
+    ]  # fmt: skip
+    assert outputs(trace) == [B.ofport]
+    megaflow = trace.rpartition("Megaflow: ")[2].partition("\n")[0]
+    assert "tp_" not in megaflow
+
+
+def test_pod_of_a_peer(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=C.address), NEW, NEW)
+    assert outputs(trace) == [names.TUNNEL_OFPORT]
+    assert "set_field:172.30.1.2->tun_dst" in trace
+
+
+def test_outside(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=EXTERNAL), NEW, NEW)
+    assert outputs(trace) == [names.GATEWAY_OFPORT]
+    assert f"set_field:{names.GATEWAY_MAC}->eth_dst" in trace
+
+
+def test_icmp_error_comes_back(switch: Ovs) -> None:
+    packet = (
+        f"icmp,in_port={names.GATEWAY_OFPORT},dl_src={names.GATEWAY_MAC},"
+        f"dl_dst={names.ROUTER_MAC},nw_src={EXTERNAL},nw_dst={A.address},icmp_type=3,icmp_code=4"
+    )
+    assert outputs(switch.trace(packet, RELATED)) == [A.ofport]
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "last"),
+    [
+        ("another MAC", from_pod(dl_src=B.mac, nw_dst=B.address), "SpoofGuard"),
+        ("another address", from_pod(nw_src=B.address, nw_dst=B.address), "SpoofGuard"),
+        ("a peer's address", from_pod(nw_src=C.address, nw_dst=B.address), "SpoofGuard"),
+        ("not to the router", from_pod(dl_dst=B.mac, nw_dst=B.address), "SpoofGuard"),
+        ("to its own MAC", from_pod(dl_dst=A.mac, nw_dst=A.address), "SpoofGuard"),
+        ("a broadcast", from_pod(dl_dst="ff:ff:ff:ff:ff:ff", nw_dst=B.address), "SpoofGuard"),
+        ("a port of nobody", f"tcp,in_port=99,nw_src={A.address},nw_dst={B.address}", "Classifier"),
+        (
+            "IPv6",
+            f"tcp6,in_port={A.ofport},dl_src={A.mac},dl_dst={names.ROUTER_MAC}",
+            "SpoofGuard",
+        ),
+        (
+            "a router advertisement",
+            f"icmp6,in_port={A.ofport},dl_src={A.mac},dl_dst=33:33:00:00:00:01,icmpv6_type=134",
+            "SpoofGuard",
+        ),
+        (
+            "ARP with another's address",
+            f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={B.address},"
+            f"arp_sha={A.mac},arp_tpa={names.ROUTER_ADDRESS}",
+            "SpoofGuard",
+        ),
+        (
+            "ARP with another's MAC",
+            f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={A.address},"
+            f"arp_sha={B.mac},arp_tpa={names.ROUTER_ADDRESS}",
+            "SpoofGuard",
+        ),
+        (
+            "ARP for a pod",
+            f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={A.address},"
+            f"arp_sha={A.mac},arp_tpa={B.address}",
+            "Arp",
+        ),
+        (
+            "a stranger's tunnel",
+            f"tcp,in_port=1,tun_src=172.30.9.9,nw_src={C.address},nw_dst={A.address}",
+            "TunnelGuard",
+        ),
+        (
+            "a peer with another peer's pod",
+            f"tcp,in_port=1,tun_src=172.30.1.3,nw_src={C.address},nw_dst={A.address}",
+            "TunnelGuard",
+        ),
+        (
+            "a tunnel from ourselves",
+            f"tcp,in_port=1,tun_src=172.30.1.1,nw_src={B.address},nw_dst={A.address}",
+            "TunnelGuard",
+        ),
+        (
+            "a pod's address by the gateway",
+            f"tcp,in_port=2,dl_src={names.GATEWAY_MAC},nw_src={C.address},nw_dst={A.address}",
+            "GatewayGuard",
+        ),
+        (
+            "the gateway with another MAC",
+            f"tcp,in_port=2,dl_src={A.mac},nw_src={EXTERNAL},nw_dst={A.address}",
+            "GatewayGuard",
+        ),
+    ],
+)
+def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str) -> None:
+    trace = switch.trace(packet, NEW, NEW)
+    assert path(trace)[-1] == last, what
+    assert "Datapath actions: drop" in trace, what
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "last"),
+    [
+        (
+            "a DHCP server",
+            from_pod(nw_dst=B.address, udp_src=67).replace("tcp", "udp", 1),
+            "NewConnection",
+        ),
+        (
+            "to a node's tunnel port",
+            from_pod(nw_dst="172.30.1.2", udp_dst=6081).replace("tcp", "udp", 1),
+            "NewConnection",
+        ),
+        ("nobody's pod address here", from_pod(nw_dst="10.244.1.200"), "Forwarding"),
+        ("nobody's pod address anywhere", from_pod(nw_dst="10.244.200.1"), "Forwarding"),
+        ("nobody's Service address", from_pod(nw_dst="10.96.0.99"), "Forwarding"),
+        ("multicast", from_pod(nw_dst="224.0.0.1"), "Forwarding"),
+        ("broadcast", from_pod(nw_dst="255.255.255.255"), "Forwarding"),
+        (
+            "from a tunnel to a tunnel",
+            f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst=10.244.3.5",
+            "Forwarding",
+        ),
+        (
+            "from a tunnel to the outside",
+            f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={EXTERNAL}",
+            "Forwarding",
+        ),
+    ],
+)
+def test_dropped_after_conntrack(switch: Ovs, what: str, packet: str, last: str) -> None:
+    trace = switch.trace(packet, NEW, NEW)
+    assert path(trace)[-1] == last, what
+    assert trace.rstrip().endswith(("actions: drop", "actions: meter(0)")), what
+
+
+def test_invalid_is_dropped(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=B.address), INVALID)
+    assert path(trace)[-1] == "ConntrackState"
+    assert trace.rstrip().endswith("Datapath actions: drop")
+
+
+def test_from_a_tunnel_to_a_pod(switch: Ovs) -> None:
+    packet = f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={A.address}"
+    assert outputs(switch.trace(packet, NEW, NEW)) == [A.ofport]
+
+
+def test_from_a_peer_to_the_host(switch: Ovs) -> None:
+    packet = f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst=10.244.1.1"
+    assert outputs(switch.trace(packet, NEW, NEW)) == [names.GATEWAY_OFPORT]
+
+
+def test_the_switch_answers_arp(switch: Ovs) -> None:
+    trace = switch.trace(
+        f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,"
+        f"arp_spa={A.address},arp_sha={A.mac},arp_tpa={names.ROUTER_ADDRESS}"
+    )
+    assert path(trace) == ["Classifier", "SpoofGuard", "Arp"]
+    final = trace.rpartition("Final flow: ")[2].partition("\n")[0]
+    assert f"arp_spa={names.ROUTER_ADDRESS},arp_tpa={A.address},arp_op=2" in final
+    assert f"arp_sha={names.ROUTER_MAC},arp_tha={A.mac}" in final
+    assert "IN_PORT" in trace
+
+
+def test_the_meter_stands_before_new_connections(switch: Ovs) -> None:
+    trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
+    assert f"meter:{A.ofport}" in trace
+    assert "meter" not in switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)

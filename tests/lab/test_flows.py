@@ -1,0 +1,82 @@
+"""`sluice flows`: what people and scripts read."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flows.pipeline import LAYOUT, Feature
+from lab import Lab
+
+
+def sluice(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "flows", "--name", lab.name, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Lab:
+    lab.pod_add("default", "a", "node1")
+    return lab
+
+
+def test_by_table_name_with_object_and_reason(lab: Lab) -> None:
+    done = sluice(lab, "node1")
+    assert (done.returncode, done.stderr) == (0, "")
+    titles = [line.split(" (")[0] for line in done.stdout.splitlines() if line[:1].isalpha()]
+    assert titles == list(LAYOUT.tables)
+    assert "Pod default/a: to this pod  [forwarding, " in done.stdout
+    assert "Node node2: a peer's pods, by the tunnel  [forwarding, " in done.stdout
+    assert "missing" not in done.stdout
+    assert "foreign" not in done.stdout
+
+
+def test_json_is_the_dump(lab: Lab) -> None:
+    done = sluice(lab, "node1", "--json")
+    rows = json.loads(done.stdout)["flows"]
+    dump = lab.exec("node1", ["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"]).stdout
+    shown = [f"cookie={int(row['cookie'], 16):#x}," for row in rows]
+    assert all(cookie in dump for cookie in shown)
+    assert len(shown) == dump.count("cookie=")
+    known = {feature.name.lower() for feature in Feature}
+    for row in rows:
+        assert row["state"] == "installed"
+        assert row["feature"] in known
+        assert row["object"]
+        assert row["reason"]
+
+
+def test_one_table(lab: Lab) -> None:
+    rows = json.loads(sluice(lab, "node1", "--table", "Classifier", "--json").stdout)["flows"]
+    assert {row["table"] for row in rows} == {"Classifier"}
+    assert [row["object"] for row in rows] == ["Pod default/a", "cluster", "cluster", "cluster"]
+
+
+def test_made_and_unmade_by_hand(lab: Lab) -> None:
+    ofctl = ["ovs-ofctl", "-O", "OpenFlow15"]
+    lab.exec("node2", [*ofctl, "add-flow", "br-int", "table=100,priority=9,udp,actions=drop"])
+    lab.exec("node2", [*ofctl, "del-flows", "br-int", "table=100,ip,nw_dst=10.244.1.0/24"])
+    text = sluice(lab, "node2", "--table", "Forwarding").stdout
+    assert "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] nobody here made it" in text
+    assert "[missing] Node node1: a peer's pods, by the tunnel" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["node7"], "Error: Node node7 is unknown"),
+        (["node1", "--table", "Nothing"], "Error: there is no table Nothing; there are Classifier"),
+        (["node1", "--name", "nowhere"], "Error: no lab nowhere is up"),
+    ],
+)
+def test_mistakes_get_one_sentence(lab: Lab, words: list[str], sentence: str) -> None:
+    done = sluice(lab, *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,192 @@
+"""A cluster out of a real API server: what the controller takes from it, and when it is away."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import Lab
+from tests.lab.test_pods import ping_while
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"])
+
+OUTSIDE = "203.0.113.10"
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Lab:
+    """The lab of conftest.py with a pod on each of its two nodes."""
+    for pod, node in (("a1", "node1"), ("b1", "node2")):
+        lab.pod_add("default", pod, node, {"app": pod})
+    return lab
+
+
+def address(lab: Lab, pod: str) -> str:
+    found = lab.pod("default", pod).address
+    assert found
+    return found
+
+
+def ping(lab: Lab, where: str, to: str) -> None:
+    lab.exec(where, ["ping", "-n", "-q", "-c", "2", "-i", "0.2", "-W", "2", to])
+
+
+def kubectl(lab: Lab, *arguments: str, manifest: Any = None, user: str = "admin") -> str:
+    command = lab.kubectl(*arguments, "--request-timeout=15s")
+    place = command.index("--kubeconfig") + 1
+    command[place] = str(Path(command[place]).with_name(f"{user}.kubeconfig"))
+    return subprocess.run(
+        command,
+        input=json.dumps(manifest) if manifest else "",
+        env=os.environ | {"NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def problems(lab: Lab) -> dict[str, str]:
+    """What the controller says is wrong, asked for as the command line asks."""
+    connection = http.client.HTTPConnection("controller")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(lab.status()["api_socket"])
+        connection.request("GET", "/v1/status")
+        found: dict[str, str] = json.load(connection.getresponse())["problems"]
+        return found
+    finally:
+        connection.close()
+
+
+def test_pods_reach_each_other_and_the_outside(lab: Lab) -> None:
+    ping(lab, "default/a1", address(lab, "b1"))
+    ping(lab, "default/b1", address(lab, "a1"))
+    ping(lab, "node2", address(lab, "a1"))
+    for pod in ("a1", "b1"):
+        ping(lab, f"default/{pod}", OUTSIDE)
+    assert problems(lab) == {}
+
+
+def test_kubectl_shows_addresses_and_nodes(lab: Lab) -> None:
+    header, *rows = kubectl(lab, "get", "pods", "-o", "wide").splitlines()
+    columns = [header.index(title) for title in ("NAME", "STATUS", "IP", "NODE")]
+    shown = {tuple(row[column:].split()[0] for column in columns) for row in rows}
+    assert shown == {
+        ("a1", "Running", address(lab, "a1"), "node1"),
+        ("b1", "Running", address(lab, "b1"), "node2"),
+    }
+    assert lab.pod("default", "a1").uid in kubectl(lab, "get", "pod", "a1", "-o", "yaml")
+
+
+def test_a_pod_that_comes_and_goes(lab: Lab) -> None:
+    added = lab.pod_add("elsewhere", "short", "node2")
+    ping(lab, "default/a1", str(added.address))
+    lab.pod_del("elsewhere", "short")
+    assert kubectl(lab, "get", "pods", "-n", "elsewhere", "-o", "name") == ""
+    ping(lab, "default/a1", address(lab, "b1"))
+
+
+def test_a_node_with_another_nodes_range_is_refused(lab: Lab) -> None:
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "intruder"},
+        "spec": {"podCIDR": "10.244.1.128/25", "podCIDRs": ["10.244.1.128/25"]},
+    }
+    addresses = [{"type": "InternalIP", "address": "172.30.1.99"}]
+    status = json.dumps({"status": {"addresses": addresses}})
+    kubectl(lab, "create", "--validate=false", "-f", "-", manifest=node)
+    try:
+        kubectl(lab, "patch", "node", "intruder", "--subresource=status", "-p", status)
+        wait_until(lambda: "overlaps" in problems(lab).get("Node intruder", ""))
+        said = problems(lab)
+        assert said.keys() == {"Node intruder"}
+        for part in ("podCIDR", "10.244.1.128/25", "10.244.1.0/24", "node1"):
+            assert part in said["Node intruder"]
+
+        beside = lab.pod_add("default", "beside", "node1")
+        ping(lab, "default/b1", str(beside.address))
+        ping(lab, "default/beside", address(lab, "a1"))
+        lab.pod_del("default", "beside")
+    finally:
+        kubectl(lab, "delete", "node", "intruder")
+    wait_until(lambda: problems(lab) == {})
+
+
+@pytest.mark.parametrize("victim", ["kube-apiserver", "etcd"])
+def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
+    before = lab.status()["control"]["pids"]
+    with ping_while(lab, "default/a1", address(lab, "b1"), 120) as pinging:
+        os.kill(before[victim], signal.SIGKILL)
+        wait_until(lambda: victim not in lab.status()["control"]["pids"])
+        if victim == "kube-apiserver":
+            both = {"API server /api/v1/nodes", "API server /api/v1/pods"}
+            wait_until(lambda: problems(lab).keys() == both)
+        lab.up()
+        pids = lab.status()["control"]["pids"]
+        assert pids[victim] not in {None, before[victim]}
+        assert pids["controller"] == before["controller"]
+
+        late = lab.pod_add("default", "late", "node1")
+        wait_until(lambda: problems(lab) == {})
+        pinging.send_signal(signal.SIGINT)  # then it says how it went
+        output, _ = pinging.communicate(timeout=30)
+    assert re.search(r"[1-9]\d+ received, 0% packet loss", output), output
+    ping(lab, "default/b1", str(late.address))
+    lab.pod_del("default", "late")
+
+
+def test_the_controller_may_only_read_nodes_and_pods(lab: Lab) -> None:
+    settings = Path(lab.status()["directory"], "control/sluice.yaml").read_text()
+    assert re.findall(r"[\w-]+\.kubeconfig", settings) == ["sluice-controller.kubeconfig"]
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": "default"},
+    }
+    answer = kubectl(
+        *(lab, "create", "--validate=false", "-o", "json", "-f", "-"),
+        manifest=review,
+        user="sluice-controller",
+    )
+    rules = json.loads(answer)["status"]["resourceRules"]
+    # Everybody may ask who they are and what they may do.
+    own = [rule for rule in rules if not rule["resources"][0].startswith("self")]
+    assert own == [
+        {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]}
+    ]
+
+
+def test_nodes_hold_no_kubernetes_credentials(lab: Lab) -> None:
+    status = lab.status()
+    directory = Path(status["directory"])
+    tokens = [path.read_bytes() for path in directory.glob("control/apiserver/pki/*.token")]
+    assert len(tokens) == 2
+    signs = [*tokens, b"kubeconfig", b"certificate-authority", b"PRIVATE KEY", b"/var/run/secrets"]
+    for name, node in status["nodes"].items():
+        held = {
+            str(path): path.read_bytes()
+            for path in directory.glob(f"nodes/{name}/**/*")
+            if path.is_file()
+        }
+        assert any(path.endswith("sluice.yaml") for path in held)
+        process = Path("/proc", str(node["pids"]["agent"]))
+        for given in ("cmdline", "environ"):
+            held[f"the agent's {given}"] = (process / given).read_bytes()
+        found = [
+            (where, sign) for where, content in held.items() for sign in signs if sign in content
+        ]
+        assert found == []
+
+
+def test_kubectl_in_the_control_namespace(lab: Lab) -> None:
+    done = lab.exec("control", ["kubectl", "get", "nodes", "-o", "name"])
+    assert done.stdout.split() == ["node/node1", "node/node2"]

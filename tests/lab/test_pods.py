@@ -1,0 +1,193 @@
+"""Many pods, none left over, and a controller that dies meanwhile."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from flows import names
+from lab import Lab
+
+
+def cookies(lab: Lab, node: str) -> set[str]:
+    dump = lab.exec(node, ["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"]).stdout
+    return set(re.findall(r"cookie=(0x[0-9a-f]+)", dump))
+
+
+def leases(lab: Lab, node: str) -> list[tuple[object, ...]]:
+    """What the node's lease file says is in use."""
+    (path,) = Path(lab.status()["directory"]).glob(f"nodes/{node}/state/leases.sqlite")
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        return database.execute("SELECT * FROM lease").fetchall()
+
+
+def traces(lab: Lab, node: str) -> dict[str, object]:
+    """Everything that a pod leaves on a node while it lives."""
+    meters = lab.exec(node, ["ovs-ofctl", "-O", "OpenFlow15", "dump-meters", "br-int"]).stdout
+    links = lab.exec(node, ["ip", "-br", "link", "show", "type", "veth"]).stdout
+    ports = lab.exec(node, ["ovs-vsctl", "list-ports", "br-int"]).stdout
+    ruleset = lab.exec(node, ["nft", "list", "ruleset"]).stdout
+    return {
+        "flows": cookies(lab, node),
+        "meters": set(re.findall(r"meter=\d+", meters)),
+        "ports": sorted(ports.split()),
+        "veths": sorted(line.split("@")[0] for line in links.splitlines()),
+        "nftables": sorted(re.findall(r"[pc][a-z2-7]{14}", ruleset)),
+        "leases": leases(lab, node),
+    }
+
+
+def settled(lab: Lab, node: str, wanted: dict[str, object]) -> dict[str, object]:
+    """`traces` once they are as wanted, or after 5 s: flows go a moment after the port."""
+    deadline = time.monotonic() + 5
+    while (found := traces(lab, node)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def test_nothing_is_left_when_pods_are_gone(lab: Lab) -> None:
+    before = {node: traces(lab, node) for node in ("node1", "node2")}
+    assert not before["node1"]["leases"]
+    for number in range(3):
+        for node in before:
+            lab.pod_add("default", f"{node}-{number}", node)
+    during = traces(lab, "node1")
+    assert len(during["leases"]) == 3  # type: ignore[arg-type]
+    assert len(during["ports"]) == len(before["node1"]["ports"]) + 3  # type: ignore[arg-type]
+    for number in range(3):
+        for node in before:
+            lab.pod_del("default", f"{node}-{number}")
+    for node, wanted in before.items():
+        assert settled(lab, node, wanted) == wanted
+
+
+def test_200_pods_on_one_node(lab: Lab) -> None:
+    before = traces(lab, "node1")
+    numbers = range(200)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: lab.pod_add("many", f"p{n}", "node1"), numbers))
+    lab.pod_add("default", "far", "node2")
+    try:
+        pods = [lab.pod("many", f"p{n}") for n in numbers]
+        addresses = {pod.address for pod in pods}
+        assert len(addresses) == 200
+        assert all(IPv4Address(a or "") > IPv4Address("10.244.1.1") for a in addresses)
+
+        def reaches(address: str | None) -> bool:
+            command = ["ping", "-n", "-q", "-c", "2", "-i", "0.2", "-W", "2", str(address)]
+            return lab.exec("default/far", command, check=False).returncode == 0
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(reaches, sorted(map(str, addresses))))
+        assert all(answers)
+        ports = {row["name"]: row for row in flows_of_output(lab)}
+        assert len(ports) == 202
+    finally:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: lab.pod_del("many", f"p{n}"), numbers))
+        lab.pod_del("default", "far")
+    assert settled(lab, "node1", before) == before
+
+
+def flows_of_output(lab: Lab) -> list[dict[str, str]]:
+    """One row per port that can be sent out of."""
+    command = ["ovs-ofctl", "-O", "OpenFlow15", "--names", "dump-flows", "br-int", "table=Output"]
+    dump = lab.exec("node1", command).stdout
+    return [{"name": name} for name in re.findall(r'actions=output:"?([\w-]+)', dump)]
+
+
+@contextmanager
+def ping_while(lab: Lab, where: str, to: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """A ping every 10 ms that ends by itself, or with the context."""
+    count = int(seconds * 100)
+    with subprocess.Popen(
+        lab.command(where, ["ping", "-n", "-q", "-i", "0.01", "-c", str(count), to]),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_killing_the_controller_costs_no_packet(lab: Lab) -> None:
+    lab.pod_add("default", "k1", "node1")
+    far = lab.pod_add("default", "k2", "node2")
+    flows = cookies(lab, "node1")
+    lab.exec("default/k1", ["ping", "-n", "-c", "1", str(far.address)])
+    with ping_while(lab, "default/k1", str(far.address), 6) as ping:
+        time.sleep(1)
+        os.kill(lab.status()["controller"]["pid"], signal.SIGKILL)
+        time.sleep(1)
+        assert cookies(lab, "node1") == flows
+        assert lab.status()["controller"]["pid"] is None
+        lab.up(nodes=2)
+        late = lab.pod_add("default", "late", "node1")
+        output, _ = ping.communicate(timeout=30)
+    assert " 0% packet loss" in output
+    lab.exec("default/late", ["ping", "-n", "-c", "1", str(far.address)])
+    assert flows <= cookies(lab, "node1")
+    assert late.address != far.address
+    for name in ("k1", "k2", "late"):
+        lab.pod_del("default", name)
+
+
+def test_ovs_ofctl_shows_table_names(lab: Lab) -> None:
+    dump = lab.exec("node1", ["ovs-ofctl", "--names", "dump-flows", "br-int"]).stdout
+    assert "table=Classifier" in dump
+    assert "resubmit(,TunnelGuard)" in dump
+
+
+FLOOD = """
+import socket, struct, sys
+frame, count = bytearray.fromhex(sys.argv[1]), int(sys.argv[2])
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    for number in range(count):
+        struct.pack_into("!HH", frame, 34, 1024 + number % 60000, 5000 + number // 60000)
+        raw.send(frame)
+"""
+
+
+def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
+    """Beyond 10,000 new connections a second, and a burst of as many, its meter drops."""
+    flooder = lab.pod_add("default", "flooder", "node1")
+    victim = lab.pod_add("default", "victim", "node1")
+    frame = (
+        Ether(src=flooder.mac, dst=names.ROUTER_MAC)
+        / IP(src=flooder.address, dst=victim.address)
+        / UDP(chksum=0)
+    )
+
+    def dropped_of(count: int) -> int:
+        before = dropped(lab, "node1")
+        argv = [sys.executable, "-c", FLOOD, bytes(frame).hex(), str(count)]
+        lab.exec("default/flooder", argv)
+        return dropped(lab, "node1") - before
+
+    try:
+        assert dropped_of(1000) == 0
+        assert dropped_of(60000) > 0
+        # Who floods is held back; another pod is not.
+        lab.exec("default/victim", ["ping", "-n", "-c", "1", "203.0.113.10"])
+    finally:
+        lab.pod_del("default", "flooder")
+        lab.pod_del("default", "victim")
+
+
+def dropped(lab: Lab, node: str) -> int:
+    """Packets that all meters of a node have dropped."""
+    text = lab.exec(node, ["ovs-ofctl", "-O", "OpenFlow15", "meter-stats", "br-int"]).stdout
+    return sum(int(count) for count in re.findall(r"0: packet_count:(\d+)", text))

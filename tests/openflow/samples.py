@@ -1,0 +1,153 @@
+"""Flows that between them use every field and every action, and hypothesis strategies for more."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import strategies as st
+
+from flows import names
+from flows.compile import compile_scope
+from flows.flow import (
+    FIELDS,
+    IN_PORT,
+    ApplyMeter,
+    Ct,
+    Flow,
+    Goto,
+    Meter,
+    Move,
+    Nat,
+    Note,
+    Output,
+    OutputReg,
+    SetField,
+    ct_state,
+    match,
+)
+from flows.view import CLUSTER_SCOPE, Attachment, Cluster, ClusterView, Node
+
+TCP, UDP, SCTP, ICMP = 6, 17, 132, 1
+
+
+def flow(number: int, table: int = 60) -> Flow:
+    """One of many of the same shape."""
+    return Flow(
+        5, table, 400, match({"dl_type": 0x0800, "nw_dst": 0x0A00_0000 | number}),
+        (
+            SetField("dl_src", 0x0A58_A9FE_0101),
+            SetField("dl_dst", 0x0A58_0A00_0000 | number),
+            SetField("reg1", number & 0xFFFF),
+            Goto(80),
+        ),
+        f"sample {number}",
+    )  # fmt: skip
+
+
+def compiled() -> tuple[list[Flow], list[Meter]]:
+    """What the features make of a small cluster: for the cluster, and for one of its nodes."""
+    one, two = (
+        Node(f"node{n}", f"uid-{n}", IPv4Address(f"192.0.2.{n}"), IPv4Network(f"10.244.{n}.0/24"))
+        for n in (1, 2)
+    )
+    port = names.port_name("default", "web", "uid", "eth0", "container")
+    view = ClusterView(
+        Cluster(IPv4Network("10.244.0.0/16"), IPv4Network("10.96.0.0/12"), 6081, 100),
+        {"node1": one, "node2": two},
+        {"node1": {port: Attachment(port, 16, IPv4Address("10.244.1.2"), "default/web")}},
+    )
+    programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, "node1")]
+    return (
+        [flow for program in programs for flow, _ in program.cookies.values()],
+        [meter for program in programs for meter in program.meters.values()],
+    )
+
+
+def handmade() -> list[Flow]:
+    """What the features do not use yet, in forms that a switch prints back unchanged."""
+    ip, arp = {"dl_type": 0x0800}, {"dl_type": 0x0806}
+    matches = [
+        ip | {"nw_proto": TCP, "tp_src": 1, "tp_dst": (0xFF00, 0xFF00)},
+        ip | {"nw_proto": UDP, "tp_src": 1, "tp_dst": 2},
+        ip | {"nw_proto": SCTP, "tp_src": 1, "tp_dst": 2},
+        ip | {"nw_proto": ICMP, "icmp_type": 3, "icmp_code": 4},
+        {"dl_type": 0x86DD, "nw_proto": 58, "icmpv6_type": 134},
+        arp | {"arp_op": 1, "arp_spa": 5, "arp_tpa": (256, 0xFFFFFF00), "arp_sha": 7, "arp_tha": 8},
+        ip | {"ct_state": ct_state("+trk+est-new"), "ct_zone": 100, "ct_mark": (2, 2)},
+        {"ct_label": 1 << 100, "reg0": (1, 15), "reg15": 7, "tun_id": 5, "tun_src": 6},
+        {"tun_dst": 9, "in_port": 3, "dl_src": 1 << 40, "dl_dst": (1 << 40, 1 << 40)},
+        ip | {"nw_src": (0x0A000000, 0xFF000000), "nw_dst": 0x0A000001},
+    ]
+    actions = [
+        (Output(7),),
+        (Output(IN_PORT),),
+        (OutputReg("reg1"),),
+        (SetField("reg0", 1, 15), SetField("reg15", 7), SetField("tun_dst", 0xC0000201)),
+        (SetField("tun_id", 5), SetField("ct_mark", 1, 1))[:1],
+        (Move("dl_src", "dl_dst"), Goto(100)),
+        (Ct(100, 70),),
+        (Ct(100, 70, nat=Nat()),),
+        (Ct(100, 70, commit=True, nat=Nat(0xC0000201)),),
+        (Ct(100, 70, True, Nat(0xC0000201), (SetField("ct_mark", 2, 2),)),),
+        (
+            Ct(100, 70, True, Nat(), (SetField("ct_mark", 2, 2), SetField("ct_label", 1 << 100))),
+            Output(3),
+        ),
+        (Note(b"six by"), Goto(100)),
+    ]
+    ipv4 = match({"dl_type": 0x0800})
+    return [
+        *(Flow(5, 60, 1000 + i, match(each), (), "match") for i, each in enumerate(matches)),
+        *(Flow(5, 60, 2000 + i, ipv4, each, "actions") for i, each in enumerate(actions)),
+    ]
+
+
+def _values(name: str) -> st.SearchStrategy[int]:
+    return st.integers(0, (1 << FIELDS[name]) - 1)
+
+
+@st.composite
+def _matches(draw: st.DrawFn) -> tuple[tuple[str, int, int | None], ...]:
+    fields = {}
+    for name in draw(st.sets(st.sampled_from(sorted(FIELDS)), max_size=6)):
+        value = draw(_values(name))
+        mask = draw(st.none() | _values(name)) if name != "nw_proto" else None
+        fields[name] = value if mask is None else (value & mask, mask)
+    if fields.keys() & {"tp_src", "tp_dst"}:
+        fields["nw_proto"] = draw(st.sampled_from((TCP, UDP, SCTP)))
+    return match(fields)
+
+
+@st.composite
+def set_fields(draw: st.DrawFn) -> SetField:
+    name = draw(st.sampled_from(sorted(FIELDS.keys() - {"tp_src", "tp_dst"})))
+    return SetField(name, draw(_values(name)), draw(st.none() | _values(name)))
+
+
+_numbers = st.integers(0, 0xFFFF_FFFF)
+_actions = st.one_of(
+    st.builds(Output, _numbers),
+    st.builds(OutputReg, st.sampled_from([f"reg{n}" for n in range(16)])),
+    set_fields(),
+    st.sampled_from([Move("dl_src", "dl_dst"), Move("arp_spa", "arp_tpa"), Move("reg0", "reg9")]),
+    st.builds(
+        Ct,
+        st.integers(0, 0xFFFF),
+        st.none() | st.integers(0, 0xFE),
+        st.booleans(),
+        st.none() | st.builds(Nat, st.none() | _numbers),
+        st.lists(set_fields(), max_size=2).map(tuple),
+    ),
+    st.builds(ApplyMeter, _numbers),
+    st.builds(Note, st.binary(max_size=20)),
+)
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> Flow:
+    """Anything that can be written, whether a switch takes it or not."""
+    actions = draw(st.lists(_actions, max_size=5))
+    if draw(st.booleans()):
+        actions.append(Goto(draw(st.integers(0, 0xFE))))
+    return Flow(
+        draw(st.integers(1, 0xFF)), draw(st.integers(0, 0xFE)), draw(st.integers(0, 0xFFFF)),
+        draw(_matches()), tuple(actions), "any",
+    )  # fmt: skip

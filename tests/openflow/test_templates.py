@@ -1,0 +1,87 @@
+import struct
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from flows.flow import Flow, Move, Output, SetField, match
+from openflow import codec, templates
+from openflow.templates import FlowEncoder, Template, numbered
+from tests.openflow import samples
+
+XID = 0x1234_5678
+ENCODER = FlowEncoder()
+"""Shared by all examples, so that most meet a template that another flow has made."""
+
+
+@given(samples.flows())
+def test_a_template_makes_the_bytes_that_os_ken_makes(flow):
+    assert ENCODER.add(flow, XID) == numbered(codec.flow_add(flow), XID)
+
+
+@given(samples.flows())
+def test_every_shape_has_a_template(flow):
+    encoder = FlowEncoder()
+    encoder.add(flow)
+    (template,) = encoder._templates.values()
+    assert template is not None
+
+
+def test_known_shapes_do_not_meet_os_ken(monkeypatch):
+    encoder = FlowEncoder()
+    expected = codec.flow_add(samples.flow(2))
+    encoder.add(samples.flow(1))
+    monkeypatch.setattr(codec, "flow_add", None)
+    assert encoder.add(samples.flow(2)) == expected
+
+
+def test_layer_4_ports_are_other_fields_for_other_protocols():
+    encoder = FlowEncoder()
+
+    def flow(protocol):
+        fields = {"dl_type": 0x0800, "nw_proto": protocol, "tp_dst": 80}
+        return Flow(5, 60, 1, match(fields), (), "")
+
+    for protocol in (samples.TCP, samples.UDP, samples.SCTP):
+        assert encoder.add(flow(protocol)) == codec.flow_add(flow(protocol))
+
+
+def test_a_value_without_a_place_of_its_own_makes_no_template():
+    with pytest.raises(ValueError, match="value 1 "):
+        Template(lambda values: struct.pack("!IIII", 0, 0, values[0], 0), [4, 4])
+    with pytest.raises(ValueError, match="value 1 "):  # in the wrong order
+        Template(lambda values: struct.pack("!IIII", 0, 0, values[1], values[0]), [4, 4])
+    with pytest.raises(ValueError, match="value 0 "):  # twice
+        Template(lambda values: struct.pack("!IIII", 0, 0, values[0], values[0]), [4])
+
+
+def test_an_untemplatable_shape_goes_through_os_ken(monkeypatch):
+    monkeypatch.setattr(templates, "_template", lambda _flow, _values: None)
+    assert FlowEncoder().add(samples.flow(1), XID) == numbered(codec.flow_add(samples.flow(1)), XID)
+
+
+@pytest.mark.parametrize(
+    ("flow", "complaint"),
+    [
+        (Flow(5, 60, 1, match({"tp_dst": 80}), (), "web"), "flow 'web' .*tp_dst needs nw_proto"),
+        (Flow(5, 60, 1, (("reg0", 1 << 32, None),), (), "big"), "reg0: 0x100000000 does not fit"),
+        (Flow(5, 60, 1, (), (SetField("reg99", 1),), "none"), "reg99: no such field"),
+        (Flow(5, 60, 1, (), (Move("reg0", "dl_dst"),), "move"), "reg0 and dl_dst differ"),
+        (Flow(5, 60, 1, (), (Output(1 << 32),), "out"), "'out' .*does not fit"),
+        (Flow(5, 256, 1, (), (), "table"), "'table' .*does not fit"),
+    ],
+)
+def test_what_cannot_be_written_is_named(flow, complaint):
+    with pytest.raises(codec.CodecError, match=complaint):
+        codec.flow_add(flow)
+    encoder = FlowEncoder()
+    with pytest.raises(codec.CodecError, match=complaint):
+        encoder.add(flow)
+
+
+def test_a_number_too_big_for_a_known_shape_is_named():
+    encoder = FlowEncoder()
+    good = samples.flow(1)
+    encoder.add(good)
+    with pytest.raises(codec.CodecError, match="does not fit"):
+        encoder.add(replace(good, priority=1 << 16))

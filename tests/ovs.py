@@ -1,0 +1,148 @@
+"""A real ovs-vswitchd with a dummy datapath: everything but packets, and no namespace needed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.flow import Flow, Meter
+from flows.pipeline import TABLES
+from openflow.batch import Batch
+from openflow.messages import Port
+from openflow.watch import connect
+from tests.waiting import wait_until
+
+SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
+
+
+@dataclass
+class Ovs:
+    """One ovsdb-server and one ovs-vswitchd in a directory, with the bridge `br0`."""
+
+    directory: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        names = ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR")
+        return os.environ | dict.fromkeys(names, str(self.directory))
+
+    @property
+    def mgmt(self) -> Path:
+        return self.directory / "br0.mgmt"
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, env=self.environment, check=False, capture_output=True, text=True, timeout=60
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def vsctl(self, *arguments: str) -> str:
+        db = f"--db=unix:{self.directory}/db.sock"
+        return self.run("ovs-vsctl", db, "--retry", "--timeout=20", *arguments)
+
+    def ofctl(self, *arguments: str) -> str:
+        return self.run("ovs-ofctl", "-O", "OpenFlow15", *arguments)
+
+    def port_up(self, name: str, ofport: int) -> Port:
+        """A new dummy port; it chooses its MAC itself."""
+        self.vsctl(
+            "add-port", "br0", name, "--", "set", "Interface", name, "type=dummy",
+            f"ofport_request={ofport}",
+        )  # fmt: skip
+        mac = self.vsctl("get", "Interface", name, "mac_in_use").strip().strip('"')
+        return Port(ofport, name, mac)
+
+    def dump(self) -> list[str]:
+        """The flows without counters, sorted, tables by name."""
+        text = self.ofctl("--names", "--no-stats", "dump-flows", str(self.mgmt))
+        return sorted(line.strip() for line in text.splitlines())
+
+    def start_switch(self) -> None:
+        self._start(
+            "ovs-vswitchd", f"unix:{self.directory}/db.sock", "--disable-system",
+            "--enable-dummy=override", f"--pidfile={self.directory}/vswitchd.pid",
+            "-vconsole:off", f"--log-file={self.directory}/vswitchd.log",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        database = self.directory / "conf.db"
+        self.run("ovsdb-tool", "create", str(database), str(SCHEMA))
+        self._start(
+            "ovsdb-server", str(database), f"--remote=punix:{self.directory}/db.sock",
+            f"--pidfile={self.directory}/ovsdb.pid", "-vconsole:off",
+        )  # fmt: skip
+        wait_until((self.directory / "db.sock").exists)
+        self.vsctl("--no-wait", "init")
+        self.start_switch()
+        tables = [f"{table.number}=@t{table.number}" for table in TABLES]
+        rows = [
+            word
+            for table in TABLES
+            for word in ("--", f"--id=@t{table.number}", "create", "Flow_Table",
+                         f"name={table.name}")
+        ]  # fmt: skip
+        self.vsctl(
+            "add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=dummy",
+            "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow14,OpenFlow15",
+            "other_config:datapath-id=00000000000000aa",
+            "flow_tables=" + ",".join(tables), *rows,
+        )  # fmt: skip
+        wait_until(self.mgmt.exists)
+
+    def dial(self, target: str) -> None:
+        """Have the bridge connect to a controller, as nodes do."""
+        self.vsctl(
+            "--id=@c", "create", "Controller", f'target="{target}"', "type=service",
+            "connection_mode=out-of-band", "max_backoff=1000", "inactivity_probe=60000", "--",
+            "set", "Bridge", "br0", "controller=@c",
+        )  # fmt: skip
+
+    def stop_switch(self) -> None:
+        self.processes[-1].kill()
+        self.processes.pop().wait()
+        self.mgmt.unlink(missing_ok=True)
+
+    def freeze_switch(self) -> None:
+        """The switch hangs: its connections stay open, and nothing answers."""
+        self.processes[-1].send_signal(signal.SIGSTOP)
+
+    def install(self, flows: Iterable[Flow], meters: Iterable[Meter] = ()) -> None:
+        """By our own channel, as the controller does."""
+
+        async def send() -> None:
+            async with connect(self.mgmt) as switch:
+                await switch.apply(Batch.of(adds=flows, meters_set=meters))
+
+        asyncio.run(send())
+
+    def trace(self, packet: str, *ct_states: str) -> str:
+        """`ofproto/trace`; each of `ct_states` is what one pass through conntrack finds."""
+        states = [word for state in ct_states for word in ("--ct-next", state)]
+        pid = (self.directory / "vswitchd.pid").read_text().strip()
+        target = f"{self.directory}/ovs-vswitchd.{pid}.ctl"
+        return self.run("ovs-appctl", "-t", target, "ofproto/trace", "br0", packet, *states)
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+    def _start(self, *command: str) -> None:
+        self.processes.append(subprocess.Popen(command, env=self.environment))
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Ovs]:
+    """Started on entering, stopped on leaving, whatever happens in between."""
+    switch = Ovs(directory)
+    try:
+        switch.start()
+        yield switch
+    finally:
+        switch.stop()
