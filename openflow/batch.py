@@ -16,6 +16,7 @@ from flows.flow import Flow, Meter
 from openflow import codec
 from openflow.codec import MeterCommand
 from openflow.compat import ofproto
+from openflow.messages import InstalledFlow, flow_mod_add
 from openflow.templates import FlowEncoder, Template, numbered
 
 BATCH_XID: Final = 0x4000_0000
@@ -60,7 +61,7 @@ class Control:
         return self.name
 
 
-Message: TypeAlias = Flow | FlowDelete | MeterMod | Control
+Message: TypeAlias = Flow | InstalledFlow | FlowDelete | MeterMod | Control
 
 
 def message_text(message: Message) -> str:
@@ -135,7 +136,7 @@ class Batch:
     @classmethod
     def of(
         cls,
-        adds: Iterable[Flow] = (),
+        adds: Iterable[Flow | InstalledFlow] = (),
         deletes: Iterable[int] = (),
         meters_set: Iterable[Meter] = (),
         meters_change: Iterable[Meter] = (),
@@ -145,7 +146,8 @@ class Batch:
     ) -> Self:
         """Make a batch of a delta.
 
-        `deletes` are cookies and `meters_delete` ids. `meters_set` are to be added: a switch
+        An `InstalledFlow` among `adds` is put back as it was dumped. `deletes` are cookies and
+        `meters_delete` ids. `meters_set` are to be added: a switch
         refuses an id that exists, which is what `meters_change` is for. `bundle_size` is in
         messages.
         """
@@ -203,6 +205,8 @@ def _encoded(message: Message, xid: int) -> bytes:
     match message:
         case Flow():
             return _FLOWS.add(message, xid)
+        case InstalledFlow():
+            return numbered(flow_mod_add(message), xid)
         case FlowDelete(cookie):
             return _DELETE.fill([cookie], xid)
         case MeterMod(command, meter):

@@ -7,6 +7,7 @@ bytes for shapes seen before.
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
+from ipaddress import IPv4Address
 from typing import Any, Final
 
 from flows.flow import (
@@ -137,6 +138,34 @@ def bundle_control(kind: int) -> bytes:
 def barrier() -> bytes:
     """OFPT_BARRIER_REQUEST."""
     return serialized(parser.OFPBarrierRequest(DATAPATH))
+
+
+def conntrack_flushes(zone: int, address: IPv4Address) -> tuple[bytes, bytes]:
+    """NXT_CT_FLUSH (OVS from 3.1): forget every connection of an address.
+
+    Those it opened have it as source of their original direction. Those opened to it, translated
+    or not, have it as source of the reply.
+    """
+    mapped = bytes(10) + b"\xff\xff" + address.packed
+    source = struct.pack("!HH", _CT_TUPLE_SRC, 4 + len(mapped)) + mapped + bytes(4)
+    in_zone = struct.pack("!HHHxx", _CT_ZONE_ID, 8, zone)
+
+    def message(direction: int) -> bytes:
+        tuple_ = struct.pack("!HH4x", direction, 8 + len(source)) + source
+        # All protocols.
+        data = bytes(8) + tuple_ + in_zone
+        return serialized(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_CT_FLUSH, data))
+
+    return message(_CT_ORIG_TUPLE), message(_CT_REPLY_TUPLE)
+
+
+# Of OVS's include/openflow/nicira-ext.h.
+_NX_VENDOR_ID: Final = 0x2320
+_NXT_CT_FLUSH: Final = 32
+_CT_ORIG_TUPLE: Final = 0
+_CT_REPLY_TUPLE: Final = 1
+_CT_ZONE_ID: Final = 2
+_CT_TUPLE_SRC: Final = 0
 
 
 def protocol_of(flow: Flow) -> int | None:
