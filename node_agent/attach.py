@@ -20,6 +20,7 @@ from flows.features.classify import attachment_entry
 from node_agent import bridge, nft, pod_link
 from node_agent.cni_call import Attached, CniCall, CniError, Code
 from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
+from node_agent.local_switch import LocalSwitch, SwitchAwayError
 from node_agent.node import FlowWatch, Node
 from node_agent.ovsdb import Ovsdb, OvsdbError
 from settings import Agent
@@ -41,6 +42,7 @@ class Attachments:
         netlink: AsyncIPRoute,
         leases: Leases,
         watch: FlowWatch,
+        switch: LocalSwitch,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -50,6 +52,7 @@ class Attachments:
         self._netlink = netlink
         self._leases = leases
         self._watch = watch
+        self._switch = switch
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
@@ -162,6 +165,7 @@ class Attachments:
             lease = await self._lease(call)
             self._leaving.discard((lease.container_id, lease.ifname))
             try:
+                await self._switch.forget_connections(lease.address)
                 await pod_link.create(
                     self._netlink, namespace,
                     ifname=call.ifname,
@@ -176,7 +180,9 @@ class Attachments:
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
                 await asyncio.shield(self._delete(lease.container_id, lease.ifname))
-                if isinstance(error, NetlinkError | OvsdbError | nft.NftError | OSError):
+                if isinstance(
+                    error, NetlinkError | OvsdbError | nft.NftError | OSError | SwitchAwayError
+                ):
                     raise CniError(
                         Code.TRY_AGAIN,
                         f"{lease.port}: the attachment could not be made",
