@@ -57,7 +57,8 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     bridge += ["datapath_type=netdev", "fail_mode=standalone"]
     bridge += [f'other_config:hwaddr="{node_mac(node)}"']
     uplink = ["--may-exist", "add-port", PHYSICAL_BRIDGE, UPLINK]
-    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--timeout=20"]
+    # --retry: its socket is there a moment before somebody listens at it.
+    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", "--timeout=20"]
     try:
         run([*vsctl, "init", "--", *bridge, "--", *uplink])
     except LabError:
