@@ -99,6 +99,8 @@ def start_agent(node: NodeLayout, tls: Tls | None) -> None:
         cni_conf=node.cni_conf,
         cni_bin=node.cni_bin,
         tls=tls,
+        # What is changed by hand is to be mended while one looks.
+        audit_interval=2,
     )
     write_settings(node.settings, Settings(agent=agent))
     daemons(node).start("agent", python("node_agent", "--config", str(node.settings)))
