@@ -12,6 +12,7 @@ from flows import names
 from flows.pipeline import LAYOUT
 from node_agent import cni_server, install
 from node_agent.attach import Attachments
+from node_agent.audit import audit_for_ever
 from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
@@ -72,9 +73,8 @@ async def _run(agent: Agent) -> None:
     leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
     ovsdb = Ovsdb(agent.ovsdb)
     switch = LocalSwitch(agent, ovsdb)
-    watch = FlowWatch(
-        agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt", LAYOUT.tables["Classifier"].number
-    )
+    mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
+    watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             node = Node(agent, ovsdb, netlink, leases, watch)
@@ -86,6 +86,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(switch.run()),
                     tasks.create_task(node.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
+                    tasks.create_task(audit_for_ever(agent, mgmt)),
                 ]
                 await stop.wait()
             for task in running:
