@@ -22,7 +22,7 @@ from flows.diff import is_ours
 from flows.pipeline import ZONE
 from node_agent import bridge, snapshot
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
-from node_agent.snapshot import FIRST_TABLE, Snapshot, SnapshotError
+from node_agent.snapshot import FIRST_TABLE, SnapshotError
 from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
@@ -30,7 +30,7 @@ from settings import Agent
 _PAUSE: Final = 0.05
 """Seconds between attempts to connect. Short: all this time the node may forward nothing."""
 _LOOK_INTERVAL: Final = 3.0
-"""Seconds between two looks at what the bridge holds."""
+"""Seconds between two looks whether the next process is still to wait."""
 
 log = structlog.get_logger()
 
@@ -44,10 +44,9 @@ class LocalSwitch:
 
     def __init__(self, agent: Agent, ovsdb: Ovsdb) -> None:
         self._socket = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
-        self._file = agent.state / "bridge.openflow"
+        self._snapshot = snapshot.file_of(agent)
         self._ovsdb = ovsdb
         self._switch: Switch | None = None
-        self._saved: Snapshot | None = None
 
     async def run(self) -> NoReturn:
         """Watch over the switch for ever."""
@@ -92,7 +91,7 @@ class LocalSwitch:
 
     async def _put_back(self, switch: Switch) -> None:
         try:
-            found = await asyncio.to_thread(snapshot.load, self._file)
+            found = await asyncio.to_thread(snapshot.load, self._snapshot)
             if found is not None:
                 await found.put_back(switch)
                 log.warning("flows put back into an empty bridge", flows=len(found.flows))
@@ -122,34 +121,14 @@ class LocalSwitch:
         await self._ovsdb.transact(bridge.hold)
 
     async def _look_after(self, switch: Switch) -> None:
-        """Keep the hold and the snapshot up to date until the connection ends."""
-        previous: Snapshot | None = None
+        """Keep the hold up until the connection ends: others use the same key, `ovs-ctl` for one.
+
+        When `ovs-ctl restart` has put flows back by itself, it takes the key away.
+        """
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL):
                     raise ConnectionLost(await switch.wait_closed())
             except TimeoutError:
-                pass
-            if not bridge.is_held(self._ovsdb):
-                # Others use the same key and take it away, `ovs-ctl restart` for one.
-                await self._let_go(switch)
-            previous = await self._save_if_settled(switch, previous)
-
-    async def _save_if_settled(self, switch: Switch, previous: Snapshot | None) -> Snapshot | None:
-        """Save what two looks in a row have found, while the controller had its session.
-
-        The one place that decides what is worth keeping.
-        """
-        if not bridge.controller_session(self._ovsdb)[0]:
-            return None
-        meters = await switch.dump_meters()
-        seen = Snapshot.of(await switch.dump_flows(), meters.values())
-        if seen == previous and seen != self._saved and seen.lets_packets_in:
-            try:
-                await asyncio.to_thread(snapshot.save, self._file, seen)
-            except OSError as error:
-                log.warning("snapshot not saved", reason=str(error))
-            else:
-                self._saved = seen
-                log.debug("snapshot saved", flows=len(seen.flows))
-        return seen
+                if not bridge.is_held(self._ovsdb):
+                    await self._let_go(switch)

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from flows import names
 from flows.diff import is_ours
+from flows.features.state import is_seal
 from flows.flow import Meter
 from flows.pipeline import TABLES
 from openflow import messages
@@ -20,6 +21,7 @@ from openflow.batch import Batch
 from openflow.compat import ofproto
 from openflow.messages import HEADER, VERSION, InstalledFlow, Multipart, Type
 from openflow.switch import Switch
+from settings import Agent
 
 FIRST_TABLE: Final = min(table.number for table in TABLES)
 """What lets packets in. Put back last: while nothing of ours is in it, the rest may be partial."""
@@ -60,12 +62,20 @@ class Snapshot:
     async def put_back(self, switch: Switch) -> None:
         """Add everything to a switch. Raises `Rejected` and `ConnectionLost`."""
         known = await switch.dump_meters()
+        seals = [flow for flow in self.flows if is_seal(flow.table, flow.cookie)]
         batch = Batch.of(
-            self.flows,
+            [flow for flow in self.flows if flow not in seals],
             meters_set=[meter for meter in self.meters if meter.id not in known],
             meters_change=[meter for meter in self.meters if meter.id in known],
+            # They say that all the rest is there.
+            last=seals,
         )
         await switch.apply(batch)
+
+
+def file_of(agent: Agent) -> Path:
+    """Where a node keeps it."""
+    return agent.state / "bridge.openflow"
 
 
 def save(path: Path, snapshot: Snapshot) -> None:

@@ -154,7 +154,7 @@ class Batch:
         meters_delete: Iterable[int] = (),
         *,
         first: Iterable[FlowDelete | FlowRemove] = (),
-        last: Iterable[Flow] = (),
+        last: Iterable[Flow | InstalledFlow] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
         """Make a batch of a delta.

@@ -1,15 +1,18 @@
 """What is kept of a real bridge, and what comes of it."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flows.flow import Flow, Meter, match
+from flows.features import state
+from flows.flow import ApplyMeter, Flow, Meter, match
 from node_agent import snapshot
 from node_agent.snapshot import Snapshot, SnapshotError
 from openflow.batch import Batch
 from openflow.messages import InstalledFlow
+from openflow.switch import Rejected
 from openflow.watch import connect
 from tests.openflow import samples
 from tests.ovs import Ovs
@@ -83,6 +86,21 @@ def test_more_flows_than_one_message_holds(ovs: Ovs, tmp_path: Path) -> None:
     snapshot.save(file(tmp_path), before)
     assert file(tmp_path).stat().st_size > 1 << 17
     assert snapshot.load(file(tmp_path)) == before
+
+
+def test_the_seals_come_after_all_they_vouch_for(ovs: Ovs) -> None:
+    flows = [samples.flow(number) for number in range(2000)]
+    last = Flow(2, 0, 0, match({}), (ApplyMeter(16),), "lets packets in")
+    seal = state.seal("node1", len(flows) + 1, 0)
+    ovs.install([*flows, last, seal], [Meter(16, 1, 1)])
+    before = taken(ovs)
+    assert len(before.flows) == 2002
+    empty(ovs)
+    with pytest.raises(Rejected, match="table 0"):
+        put_back(ovs, replace(before, meters=()))
+    assert not any("table=State" in flow for flow in ovs.dump())
+    put_back(ovs, before)
+    assert taken(ovs) == before
 
 
 def test_an_empty_or_partial_bridge_never_takes_a_good_ones_place(ovs: Ovs, tmp_path: Path) -> None:
