@@ -305,13 +305,22 @@ class Attachments:
         if lease is None:
             raise CniError(Code.DIFFERS, f"{call.container_id} {call.ifname} is not attached")
         found = _result_differences(previous, lease)
-        if not bridge.has_ofport(self._ovsdb, lease.port, lease.ofport):
-            found.append(f"the switch has no port {lease.port} with ofport {lease.ofport}")
+        port = bridge.port_difference(self._ovsdb, lease.port, lease.ofport)
+        found += [port] if port else []
         assert call.netns is not None  # noqa: S101
-        with pod_link.open_netns(call.netns) as namespace:
-            found += await pod_link.differences(
-                namespace, ifname=call.ifname, address=lease.address
-            )
+        try:
+            with pod_link.open_netns(call.netns) as namespace:
+                found += await pod_link.differences(
+                    self._netlink, namespace,
+                    ifname=call.ifname,
+                    port=lease.port,
+                    address=lease.address,
+                    mtu=_mtu(previous, lease),
+                )  # fmt: skip
+            if self._agent.datapath == "netdev" and lease.port not in await nft.deaf():
+                found.append(f"the host's own network hears what {lease.port} receives")
+        except (NetlinkError, nft.NftError, OSError) as error:
+            raise CniError(Code.TRY_AGAIN, f"{lease.port} cannot be checked", str(error)) from error
         cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
         if not await self._watch.wait_for(cookie, 1.0):
             found.append(f"the switch has no flow that lets port {lease.port} in")
@@ -342,6 +351,16 @@ async def _at_once(*steps: Coroutine[Any, Any, object]) -> None:
                 tasks.create_task(step)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def _mtu(previous: dict[str, Any], lease: Lease) -> int | None:
+    """What ADD answered; before version 1.1.0 it did not say."""
+    try:
+        return next(
+            int(entry["mtu"]) for entry in previous["interfaces"] if entry["name"] == lease.port
+        )
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return None  # what prevResult lacks beside it, `_result_differences` names
 
 
 def _result_differences(previous: dict[str, Any], lease: Lease) -> list[str]:

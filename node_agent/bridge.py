@@ -170,6 +170,14 @@ def has_ofport(ovsdb: Ovsdb, port: str, ofport: int) -> bool:
     return row is not None and row.ofport == [ofport]
 
 
+def port_difference(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
+    """What is not as `attach` left it and the switch took it, in words."""
+    if has_ofport(ovsdb, port, ofport):
+        return None
+    why = refusal(ovsdb, port, ofport) or "Open vSwitch has not taken it in"
+    return f"the switch has no port {port} with ofport {ofport}: {why}"
+
+
 def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
     """Whether the switch has its controller, and what it knows about why not.
 
