@@ -7,7 +7,7 @@ the lease still names it, and `sweep` frees it once the interface is gone.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from ipaddress import IPv4Interface
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -165,21 +165,17 @@ class Attachments:
             lease = await self._lease(call)
             self._leaving.discard((lease.container_id, lease.ifname))
             try:
-                await _at_once(
-                    self._switch.forget_connections(lease.address),
-                    pod_link.create(
-                        self._netlink, namespace,
-                        ifname=call.ifname,
-                        port=lease.port,
-                        address=lease.address,
-                        mtu=ready.mtu,
-                        # The userspace datapath forwards checksums as it finds them.
-                        checksum_offload=self._agent.datapath == "system",
-                    ),
+                await self._switch.forget_connections(lease.address)
+                await pod_link.create(
+                    self._netlink, namespace,
+                    ifname=call.ifname,
+                    port=lease.port,
+                    address=lease.address,
+                    mtu=ready.mtu,
+                    # The userspace datapath forwards checksums as it finds them.
+                    checksum_offload=self._agent.datapath == "system",
                 )  # fmt: skip
-                await _at_once(
-                    self._ovsdb.transact(bridge.attach(lease)), self._connect(lease, namespace)
-                )
+                await self._plug_in(lease, namespace)
                 await self._wait_for_flows(call, lease)
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
@@ -213,6 +209,14 @@ class Attachments:
             raise CniError(Code.TRY_AGAIN, "no address can be leased now", str(error)) from error
         except LeaseError as error:
             raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
+
+    async def _plug_in(self, lease: Lease, namespace: int) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._ovsdb.transact(bridge.attach(lease)))
+                tasks.create_task(self._connect(lease, namespace))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _connect(self, lease: Lease, namespace: int) -> None:
         # First the kernel stops listening, then frames can arrive.
@@ -341,16 +345,6 @@ class Attachments:
 
     def _lock(self, container_id: str) -> asyncio.Lock:
         return self._locks.setdefault(container_id, asyncio.Lock())
-
-
-async def _at_once(*steps: Coroutine[Any, Any, object]) -> None:
-    """All of them; where one fails the others are cancelled, and it is raised."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for step in steps:
-                tasks.create_task(step)
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
 
 
 def _mtu(previous: dict[str, Any], lease: Lease) -> int | None:

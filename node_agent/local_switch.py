@@ -23,6 +23,7 @@ from flows.pipeline import ZONE
 from node_agent import bridge, snapshot
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
+from openflow.batch import Batch
 from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
@@ -74,14 +75,9 @@ class LocalSwitch:
         try:
             if self._switch is None:
                 raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}")
-            await self._switch.flush_conntrack(ZONE, address)
-        except ConnectionLost as lost:
-            raise SwitchAwayError(f"ovs-vswitchd went away: {lost}") from lost
-        except RequestRefused as refused:
-            raise SwitchAwayError(
-                f"Open vSwitch does not flush connections by address ({refused}): is it 3.1 or "
-                "later?"
-            ) from refused
+            await self._switch.apply(Batch.forgetting(ZONE, [address]))
+        except (ConnectionLost, Rejected) as error:
+            raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
 
     async def _get_going(self, switch: Switch) -> None:
         """Whatever state it is in: make a new process forward as the last one did."""

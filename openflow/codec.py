@@ -71,6 +71,13 @@ class MeterCommand(IntEnum):
     DELETE = ofproto.OFPMC_DELETE
 
 
+class Direction(IntEnum):
+    """Of the packets of a connection (enum nx_ct_flush_tlv_type)."""
+
+    ORIGINAL = 0
+    REPLY = 1
+
+
 def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> bytes:
     """OFPT_FLOW_MOD that adds a flow, or puts it in the place of one with the same key.
 
@@ -151,30 +158,20 @@ def barrier() -> bytes:
     return serialized(parser.OFPBarrierRequest(DATAPATH))
 
 
-def conntrack_flushes(zone: int, address: IPv4Address) -> tuple[bytes, bytes]:
-    """NXT_CT_FLUSH (OVS from 3.1): forget every connection of an address.
-
-    Those it opened have it as source of their original direction. Those opened to it, translated
-    or not, have it as source of the reply.
-    """
-    mapped = bytes(10) + b"\xff\xff" + address.packed
-    source = struct.pack("!HH", _CT_TUPLE_SRC, 4 + len(mapped)) + mapped + bytes(4)
+def conntrack_flush(zone: int, direction: Direction, source: IPv4Address) -> bytes:
+    """NXT_CT_FLUSH (OVS from 3.1): forget the connections that have this source in a direction."""
+    mapped = bytes(10) + b"\xff\xff" + source.packed
+    address = struct.pack("!HH", _CT_TUPLE_SRC, 4 + len(mapped)) + mapped + bytes(4)
+    tuple_ = struct.pack("!HH4x", direction, 8 + len(address)) + address
     in_zone = struct.pack("!HHHxx", _CT_ZONE_ID, 8, zone)
-
-    def message(direction: int) -> bytes:
-        tuple_ = struct.pack("!HH4x", direction, 8 + len(source)) + source
-        # All protocols.
-        data = bytes(8) + tuple_ + in_zone
-        return serialized(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_CT_FLUSH, data))
-
-    return message(_CT_ORIG_TUPLE), message(_CT_REPLY_TUPLE)
+    # Of all protocols.
+    data = bytes(8) + tuple_ + in_zone
+    return serialized(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_CT_FLUSH, data))
 
 
 # Of OVS's include/openflow/nicira-ext.h.
 _NX_VENDOR_ID: Final = 0x2320
 _NXT_CT_FLUSH: Final = 32
-_CT_ORIG_TUPLE: Final = 0
-_CT_REPLY_TUPLE: Final = 1
 _CT_ZONE_ID: Final = 2
 _CT_TUPLE_SRC: Final = 0
 

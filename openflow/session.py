@@ -8,11 +8,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Address
 from itertools import count
 from typing import Any, Final, TypeAlias
 
-from openflow import codec, messages
+from openflow import messages
 from openflow.batch import BATCH_XID
 from openflow.compat import DATAPATH, ofproto, parser, serialized
 from openflow.messages import (
@@ -167,14 +166,6 @@ class Session:
     def request_echo(self) -> int:
         """Ask for a sign of life."""
         return self._send(parser.OFPEchoRequest(DATAPATH, b""))
-
-    def flush_conntrack(self, zone: int, address: IPv4Address) -> tuple[int, int, int]:
-        """Have every connection of an address forgotten.
-
-        A switch answers the first two only if it refuses them; the third, a barrier, always.
-        """
-        first, second = map(self._send_encoded, codec.conntrack_flushes(zone, address))
-        return first, second, self._send_encoded(codec.barrier())
 
     def monitor_flows(self, table: int) -> int:
         """Ask to be told of a table's flows, now and as they come and go, by `FlowUpdate`.
@@ -382,11 +373,8 @@ class Session:
         return xid
 
     def _send(self, message: Any) -> int:
-        return self._send_encoded(serialized(message))
-
-    def _send_encoded(self, message: bytes) -> int:
         xid = next(self._xids) % BATCH_XID
-        self._to_send.append(numbered(message, xid))
+        self._to_send.append(numbered(serialized(message), xid))
         return xid
 
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from ipaddress import IPv4Address
 from typing import Any, Final
 
 from flows.flow import Meter
@@ -155,22 +154,6 @@ class Switch(asyncio.Protocol):
             self._session.request_role(role, generation)
         )
         return granted
-
-    async def flush_conntrack(self, zone: int, address: IPv4Address) -> None:
-        """Have every connection of an address forgotten; return when it is so.
-
-        Raises `RequestRefused` (OVS before 3.1) and `ConnectionLost`.
-        """
-        *flushes, barrier = self._session.flush_conntrack(zone, address)
-        refusals = {xid: self._expect(xid) for xid in flushes}
-        try:
-            await self._request(barrier)
-        finally:
-            for xid in refusals:
-                self._replies.pop(xid, None)
-        for refusal in refusals.values():
-            if refusal.done():
-                raise RequestRefused(refusal.result())
 
     async def port_events(self) -> AsyncIterator[PortStatus]:
         """Port events since the handshake, as they come; for one reader. Ends with the connection.

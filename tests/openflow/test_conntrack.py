@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from openflow import codec
-from openflow.switch import RequestRefused
+from openflow.batch import Batch
+from openflow.codec import Direction
+from openflow.switch import Rejected
 from openflow.templates import numbered
 from openflow.watch import connect
 from tests.ovs import Ovs
@@ -23,7 +25,8 @@ ZONE = 100
 
 
 def test_as_ovs_ofctl_writes_it(tmp_path: Path):
-    for direction, message in enumerate(codec.conntrack_flushes(ZONE, IPv4Address("10.244.1.2"))):
+    for direction in Direction:
+        message = codec.conntrack_flush(ZONE, direction, IPv4Address("10.244.1.2"))
         with socket.socket(socket.AF_UNIX) as server:
             path = tmp_path / f"switch{direction}"
             server.bind(str(path))
@@ -88,7 +91,7 @@ def test_every_connection_of_an_address_and_no_other(tracking: Ovs):
 
     async def flush() -> None:
         async with connect(tracking.mgmt) as switch:
-            await switch.flush_conntrack(ZONE, IPv4Address(OLD))
+            await switch.apply(Batch.forgetting(ZONE, [IPv4Address(OLD)]))
 
     asyncio.run(flush())
     # The third is in another zone.
@@ -100,8 +103,10 @@ def test_a_switch_that_cannot_says_so(ovs: Ovs, monkeypatch: pytest.MonkeyPatch)
 
     async def flush() -> None:
         async with connect(ovs.mgmt) as switch:
-            with pytest.raises(RequestRefused, match="OFPBRC_BAD_EXP"):
-                await switch.flush_conntrack(ZONE, IPv4Address(OLD))
+            with pytest.raises(
+                Rejected, match=r"connections with 10\.0\.0\.1 .*from 3\.1 on.*BAD_EXP"
+            ):
+                await switch.apply(Batch.forgetting(ZONE, [IPv4Address(OLD)]))
             assert await switch.alive(10)
 
     asyncio.run(flush())
