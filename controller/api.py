@@ -165,6 +165,7 @@ class Api:
             tunnel=cluster.tunnel,
             tunnel_id=cluster.tunnel_id,
             tunnel_port=cluster.tunnel_port,
+            mtu=cluster.mtu,
             revision="",
         )
         revision = hashlib.sha256(encode(config)).hexdigest()[:16]

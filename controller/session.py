@@ -93,7 +93,7 @@ class Session:
             await self._sync_own()
             if not self.dirty.is_set():
                 break
-        self.in_sync = self._desired.whole
+        self.in_sync = self._desired.whole and not self.left_out
         metrics.SYNCS.inc()
 
     async def _compare(self) -> None:
@@ -215,7 +215,7 @@ class Session:
     def take_digest(self, given: SwitchDigest) -> Verdict:
         """Hold the agent's digest of this switch against what the switch acknowledged."""
         self.foreign = given.foreign
-        if not self.in_sync or self.left_out:
+        if not self.in_sync:
             return "moved on"
         shared, own = self._desired.shared, self._desired.program(self.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):

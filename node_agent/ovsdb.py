@@ -83,9 +83,8 @@ class Transaction:
         """Make some keys of a map column hold these values; leave the others alone."""
         current = getattr(row, column)
         for key, value in keys.items():
-            name = key.replace("_", "-")
-            if current.get(name) != value:
-                row.setkey(column, name, value)
+            if current.get(key) != value:
+                row.setkey(column, key, value)
 
 
 class Ovsdb:

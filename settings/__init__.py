@@ -43,6 +43,10 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
     tunnel: Literal["geneve", "vxlan"] = "geneve"
     tunnel_id: Annotated[int, Meta(ge=1, lt=1 << 24)] = 1
     """The VNI (24 bits)."""
+    mtu: Annotated[int, Meta(ge=576, le=65535)] | None = None
+    """Of pods, in bytes, at most; a node whose uplink carries less has less. None: what it carries.
+
+    To be set where uplinks differ: a pod's full packet must fit every other node's."""
     new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 10_000
     """What one pod may open, on average and as a burst."""
 

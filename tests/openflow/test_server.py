@@ -84,14 +84,19 @@ def test_a_rude_peer_is_cut_with_one_line_and_others_live_on(ovs: Ovs, caplog, d
         async with serve("127.0.0.1", 0, on_switch, timeouts=SHORT) as server:
             ovs.dial(f"tcp:127.0.0.1:{port_of(server)}")
             switch = await asyncio.wait_for(switches.get(), 20)
-            async with stranger(port_of(server), data) as (reader, _):
+            async with stranger(port_of(server), data) as (reader, writer):
+                host, port, *_ = writer.get_extra_info("sockname")
                 await over(reader)
             await switch.apply(Batch.of([samples.flow(1)]))
             assert len(await switch.dump_flows()) == 1
             assert switches.empty()
+            return f"switch {host}:{port} "
 
-    with logged(caplog, reason):
-        asyncio.run(main())
+    with caplog.at_level(logging.INFO, "openflow.server"):
+        name = asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records]
+    (line,) = [line for line in lines if line.startswith(name)]
+    assert reason in line
 
 
 def test_a_switch_that_vanishes_cancels_its_task():
