@@ -1,0 +1,42 @@
+"""Namespaces, wires and switches as the lab makes them, without Sluice: what rivals run on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lab import Lab
+from lab.commands import run
+from lab.layout import NodeLayout
+from lab.network import connect
+from lab.node import start_switch
+
+
+@contextmanager
+def bare_lab(name: str, nodes: int) -> Iterator[Lab]:
+    """The lab's namespaces and its nodes' Open vSwitch, no more; gone at the end."""
+    lab = Lab(unique(name))
+    try:
+        lab.layout.directory.mkdir(parents=True)
+        everyone = lab.layout.nodes(nodes)
+        connect(lab.layout, everyone)
+        for node in everyone:
+            start_switch(node, everyone)
+        yield lab
+    finally:
+        lab.down()
+
+
+def unique(name: str) -> str:
+    """A lab's name that no other run on this machine has."""
+    return f"bench-{name}-{os.getpid()}"
+
+
+def vsctl(node: NodeLayout, *arguments: str) -> str:
+    """Have a node's switch configured, and return when it is."""
+    return run(["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--timeout=30", *arguments])
+
+
+def ofctl(node: NodeLayout, command: str, *arguments: str) -> str:
+    """`ovs-ofctl COMMAND br-int ...` on a node. Options come with the command."""
+    words = ["ovs-ofctl", "-O", "OpenFlow15", *command.split()]
+    return run([*words, str(node.mgmt), *arguments])
