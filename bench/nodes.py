@@ -1,14 +1,16 @@
 """Namespaces, wires and switches as the lab makes them, without Sluice: what rivals run on."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lab import Lab
 from lab.commands import run
 from lab.layout import NodeLayout
-from lab.network import connect
+from lab.network import connect, create_namespace, delete_namespace
 from lab.node import start_switch
+from lab.runtime import Sandbox, new_container_id
+from lab.sources import DirectorySource
 
 
 @contextmanager
@@ -29,6 +31,30 @@ def bare_lab(name: str, nodes: int) -> Iterator[Lab]:
 def unique(name: str) -> str:
     """A lab's name that no other run on this machine has."""
     return f"bench-{name}-{os.getpid()}"
+
+
+@contextmanager
+def sandboxes(lab: Lab, node: NodeLayout, listed: Sequence[str]) -> Iterator[list[Sandbox]]:
+    """Pods as they are before the runtime calls the plugin: an object each, and a namespace."""
+    source = DirectorySource(lab.layout.cluster)
+    made = [
+        Sandbox(
+            new_container_id(),
+            lab.layout.pod_netns("default", name),
+            "default",
+            name,
+            source.add_pod("default", name, node.name, {}),
+        )
+        for name in listed
+    ]
+    try:
+        for sandbox in made:
+            create_namespace(sandbox.netns)
+        yield made
+    finally:
+        for sandbox in made:
+            delete_namespace(sandbox.netns)
+            source.delete_pod("default", sandbox.pod)
 
 
 def vsctl(node: NodeLayout, *arguments: str) -> str:
