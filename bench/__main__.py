@@ -8,13 +8,17 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import fleet, flow_push
+from bench import cni, fleet, flow_push, pod_ready, pods, traffic
 from bench.figures import Figure, show, write
 from lab import LabError
 from lab.interrupt import one_interrupt
 
 FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "flow_push": flow_push.measure,
+    "cni": cni.measure,
+    "pod_ready": pod_ready.measure,
+    "pods": pods.measure,
+    "traffic": traffic.measure,
     "fleet": fleet.measure,
 }
 """In the order in which they run; each measures all its figures in one go."""
