@@ -1,11 +1,12 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs lock clean need-root
+.PHONY: help setup demo test bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
 READY := .venv/.ready
+BENCH_READY := .venv/.ready-bench
 
 # The scripts that are Python, whose names do not say so.
 SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
@@ -33,6 +34,14 @@ endif
 test: need-root setup ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
+
+bench: need-root setup $(BENCH_READY) ## measure against OVN, the bridge plugin and others (10 min); BENCH_ARGS="--only NAME"
+	@exec $(PYTHON) -m bench $(BENCH_ARGS)
+
+# Apart from the rest: nothing but bench needs these packages.
+$(BENCH_READY): scripts/setup
+	@scripts/setup --bench
+	@mkdir -p $(@D) && touch $@
 
 lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date
 	.venv/bin/ruff check . $(SCRIPTS)

@@ -1,13 +1,16 @@
 """A connected switch, as its owner sees it: one `Session` on one asyncio transport."""
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from itertools import zip_longest
 from typing import Any, Final
 
 from flows.flow import Meter
 from openflow.batch import Batch, Control, Message, Part, message_text
+from openflow.codec import CodecError
 from openflow.messages import (
     FlowUpdate,
     InstalledFlow,
@@ -132,8 +135,8 @@ class Switch(asyncio.Protocol):
         sent. Cancelled in between, it cuts the connection, because nobody would know the outcome.
         """
         async with self._applying:
-            for part in batch.parts:
-                await self._apply(part)
+            for part, following in zip_longest(batch.parts, batch.parts[1:]):
+                await self._apply(part, following)
 
     async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer is a bool
         """Whether the switch answers an echo within so many seconds."""
@@ -213,11 +216,17 @@ class Switch(asyncio.Protocol):
 
     # How it works.
 
-    async def _apply(self, part: Part) -> None:
+    async def _apply(self, part: Part, following: Part | None) -> None:
         data = part.data
         self._part, self._refusals = part, {}
         try:
-            await self._exchange(data, part.checked_xid)
+            reply = self._expect(part.checked_xid)
+            self._write(data)
+            if following is not None:
+                # Encoded while the switch is busy; what cannot be is told when its turn comes.
+                with contextlib.suppress(CodecError):
+                    _ = following.data
+            await reply
             if part.in_bundle:
                 await self._exchange(part.discard if self._refusals else part.commit, part.last_xid)
         except asyncio.CancelledError:

@@ -43,14 +43,13 @@ def cluster(_: Cluster) -> Iterable[Flow]:
         [],
         "a pod that acts as a DHCP server",
     )  # fmt: skip
-    # The source "0.0.0.0" translates nothing, but moves the port where two connections would
-    # otherwise share one reply tuple: one by a Service, one directly, from the same source port.
+    # Without nat: a translation that translates nothing ends Open vSwitch 3.1 (docs/decisions.md).
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.DEFAULT,
         {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv")},
         [
             Ct(
-                ZONE, table=LAYOUT.goto("Snat").table, commit=True, nat=Nat(source=0),
+                ZONE, table=LAYOUT.goto("Snat").table, commit=True,
                 exec=(SetField("ct_mark", KNOWN, KNOWN),),
             )
         ],
