@@ -148,7 +148,8 @@ class Node:
             row = self._ovsdb.row("Interface", names.GATEWAY_PORT)
             seen = row.ifindex if row is not None else None
             if seen != gateway:
-                # Restarted, Open vSwitch makes its internal ports anew, without an address.
+                # Made anew, it has no address. A killed ovs-vswitchd leaves its internal ports
+                # behind; one that was told to clean up does not.
                 gateway = seen
                 self._news.set()
             await self._ovsdb.changed(within=1.0)

@@ -178,7 +178,8 @@ def test_status_waits_a_while_before_it_complains(scratch: ScratchNode, missing:
 
 def test_second_agent_does_not_take_the_socket(scratch: ScratchNode) -> None:
     async def main() -> None:
-        async with controlled(scratch):
+        # Open vSwitch tells OVSDB of the session every 5 s only.
+        async with controlled(scratch, statusGrace=60.0):
             first = scratch.agent
             scratch.start_agent(state=str(scratch.home / "state-2"))
             assert scratch.agent is not None
