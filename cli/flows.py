@@ -14,7 +14,13 @@ from cli.lab import clear_errors
 from flows.pipeline import LAYOUT
 from lab import Lab, LabError
 
-STATE_COLOURS = {"installed": None, "missing": "red", "stale": "yellow", "foreign": "magenta"}
+STATE_COLOURS = {
+    "installed": None,
+    "altered": "red",
+    "missing": "red",
+    "stale": "yellow",
+    "foreign": "magenta",
+}
 
 
 @click.command("flows")
@@ -31,8 +37,8 @@ def flows(node: str, table: str | None, as_json: bool, name: str, socket: Path |
     """Show the flows installed on NODE by table name, each with the object it stands for.
 
     The flows are read from the switch at this moment. One that should be there and is not is
-    shown as missing; one of ours that no object stands for any more as stale; one that nobody
-    here made as foreign.
+    shown as missing; one that somebody has changed as altered, as it is now; one of ours that no
+    object stands for any more as stale; one that nobody here made as foreign.
     """
     query = {"table": table} if table else {}
     with clear_errors():

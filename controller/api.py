@@ -16,12 +16,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from controller import metrics
 from controller.reconciler import Reconciler
 from flows.diff import is_ours
+from flows.flow import Flow
 from flows.pipeline import LAYOUT, Feature
 from flows.text import actions_text, match_text, table_name
-from openflow import foreign
+from openflow import digest, foreign
+from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
-from settings.node import NodeConfig, encode
+from settings.node import NodeConfig, decode_digest, encode
 
 log = structlog.get_logger()
 
@@ -51,6 +53,7 @@ class Api:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/nodes/{node}/config", self._config),
+                web.post("/v1/nodes/{node}/digest", self._digest),
             ]
         )
         if local:
@@ -80,7 +83,7 @@ class Api:
         return _json(
             {
                 "ready": reconciler.listed.is_set(),
-                "whole": reconciler.whole,
+                "whole": reconciler.desired.whole,
                 "nodes": {
                     name: {
                         "address": str(node.address),
@@ -133,6 +136,19 @@ class Api:
             except TimeoutError:
                 return web.Response(status=304)
 
+    async def _digest(self, request: web.Request) -> web.Response:
+        """What an agent found on its own switch; whether that is right."""
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        try:
+            given = decode_digest(await request.read())
+        except msgspec.MsgspecError as error:
+            return _error(400, f"not a digest: {error}")
+        try:
+            return _json(self._reconciler.take_digest(name, given))
+        except KeyError:
+            return _error(503, f"the switch of Node {name} is not connected")
+
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)
         if node is None:
@@ -157,8 +173,9 @@ class Api:
     async def _flows(self, request: web.Request) -> web.Response:
         """What a node's switch holds now, each flow with what it stands for.
 
-        `state` is "installed"; "missing" for a desired flow that the switch does not hold;
-        "stale" for one of ours no longer desired; "foreign" for one that nobody here put there.
+        `state` is "installed"; "altered" for a desired flow that somebody has changed; "missing"
+        for a desired one that the switch does not hold; "stale" for one of ours no longer desired;
+        "foreign" for one that nobody here put there.
         """
         name = request.match_info["node"]
         table = request.query.get("table")
@@ -177,31 +194,8 @@ class Api:
             return _error(503, f"the switch of Node {name} is not connected")
         except (TimeoutError, ConnectionLost, RequestRefused) as error:
             return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
-        desired = self._reconciler.desired(name)
-        rows: list[dict[str, Any]] = []
-        for entry in installed:
-            known_flow = desired.pop(entry.cookie, None)
-            row: dict[str, Any] = {
-                "table": table_name(entry.table),
-                "tableNumber": entry.table,
-                "priority": entry.priority,
-                "cookie": f"{entry.cookie:#018x}",
-                "packets": entry.packets,
-                "bytes": entry.octets,
-            }
-            if known_flow:
-                row |= _explained(*known_flow) | {"state": "installed"}
-            else:
-                match, actions = foreign.described(entry)
-                row |= {
-                    "match": match,
-                    "actions": actions,
-                    "feature": "",
-                    "object": "",
-                    "reason": "",
-                    "state": "stale" if is_ours(entry.cookie) else "foreign",
-                }
-            rows.append(row)
+        desired = self._reconciler.desired.of(name)
+        rows = [_row(entry, desired.pop(entry.cookie, None)) for entry in installed]
         for cookie, (flow, cause) in desired.items():
             rows.append(
                 {
@@ -218,6 +212,31 @@ class Api:
         rows = [row for row in rows if table in {None, row["table"]}]
         rows.sort(key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
         return _json({"node": name, "flows": rows})
+
+
+def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:
+    """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
+    row: dict[str, Any] = {
+        "table": table_name(entry.table),
+        "tableNumber": entry.table,
+        "priority": entry.priority,
+        "cookie": f"{entry.cookie:#018x}",
+        "packets": entry.packets,
+        "bytes": entry.octets,
+        "state": "installed",
+        "feature": "",
+        "object": "",
+        "reason": "",
+    }
+    if known is None:
+        row["state"] = "stale" if is_ours(entry.cookie) else "foreign"
+    else:
+        row |= _explained(*known)
+        if digest.of_entry(entry.raw) == digest.of_flow(known[0]):
+            return row
+        row["state"] = "altered"
+    match, actions = foreign.described(entry)
+    return row | {"match": match, "actions": actions}
 
 
 def _explained(flow: Any, cause: str) -> dict[str, str]:

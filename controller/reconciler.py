@@ -1,58 +1,32 @@
-"""Dirty nodes: compile -> diff -> bundle -> installed. Start, change and repair are this one path.
+"""What sources and switches tell, brought together: who is dirty, and who owns which switch.
 
-Flows that all nodes share live in one program. Each of its changes becomes one batch, encoded
-once, whose bytes go to every switch; a switch that is behind takes the batches it lacks. What a
-node alone holds is compared with what its switch acknowledged.
+Start, change and repair are one path: `controller.cluster` says what an event touched,
+`controller.desired` compiles that anew, `controller.session` makes the switch so.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable
 
 import structlog
 
 from controller import metrics
 from controller.cluster import Inventory, Port
+from controller.desired import Desired
+from controller.session import Session
 from controller.sources.objects import Object
-from flows.compile import Program, fragments
-from flows.diff import Delta, diff, is_ours
-from flows.flow import Flow, Meter
 from flows.pipeline import PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import Batch, message_text
+from openflow.batch import message_text
 from openflow.messages import InstalledFlow, PortReason
 from openflow.switch import ConnectionLost, Rejected, Switch
+from settings.node import SwitchDigest, Verdict
 
 log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
-LOG_LENGTH = 256
-"""Batches kept for switches that are behind; one further behind is compared whole."""
-LONGEST_APPLY = 60.0
-"""Seconds that a switch may take to acknowledge a batch."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
-
-
-@dataclass(eq=False)
-class Session:
-    """One connected switch and what it has acknowledged."""
-
-    node: str
-    switch: Switch
-    shared_version: int = 0
-    """The version of the shared program that it holds."""
-    cookies: set[int] = field(default_factory=set)
-    """The node's own flows that it holds."""
-    meters: dict[int, Meter] = field(default_factory=dict)
-    left_out: set[int] = field(default_factory=set)
-    """Cookies of what the switch refused, and of all that belongs to the same object."""
-    compare: bool = True
-    """What it holds is unknown, in part or whole: dump it before anything else is sent."""
-    dirty: asyncio.Event = field(default_factory=asyncio.Event)
-    in_sync: bool = False
 
 
 class Reconciler:
@@ -60,19 +34,14 @@ class Reconciler:
 
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
+        self.desired = Desired(inventory.view)
         self.listed = asyncio.Event()
         """The source was read once, as far as it can be read: switches may come."""
-        self.whole = False
-        """All of it could be read; until then nothing is removed from any switch."""
         self.sessions: dict[str, Session] = {}
         self.problems: dict[str, str] = {}
         """What sources report of themselves: unreadable files, an API server that is away."""
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
-        self._shared = Program()
-        self._programs: dict[str, Program] = {}
-        self._log: deque[tuple[int, Batch]] = deque(maxlen=LOG_LENGTH)
-        self._whole_batch: tuple[int, Batch] | None = None
         self._stale: set[Key] = set()
         self._tick: asyncio.TimerHandle | None = None
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
@@ -100,17 +69,16 @@ class Reconciler:
 
     def complete(self, whole: bool) -> None:
         """The source was read; `whole`: with nothing left out. Once so, it stays so."""
+        newly_whole = whole and not self.desired.whole
+        self.desired.whole |= whole
         if not self.listed.is_set():
             self._publish()
             self.listed.set()
             log.info("the cluster is known", nodes=len(self.inventory.view.nodes), whole=whole)
-        if self.whole or not whole:
-            return
-        self.whole = True
-        # What was not removed so far shows when the switches are compared.
-        for session in self.sessions.values():
-            session.compare = True
-            session.dirty.set()
+        if newly_whole:
+            # What was not removed so far shows when the switches are compared.
+            for session in self.sessions.values():
+                session.wake(compare=True)
 
     # --- what the switches tell ---
 
@@ -119,7 +87,7 @@ class Reconciler:
         node = await self._owner(switch)
         if node is None:
             return
-        session = Session(node, switch)
+        session = Session(node, switch, self.desired)
         self.sessions[node] = session
         self._absorb(
             self.inventory.set_ports(
@@ -192,17 +160,14 @@ class Reconciler:
             else:
                 by_node.setdefault(key.scope, []).append(key)
         for node, keys in by_node.items():
-            program = self._programs.setdefault(node, Program())
             try:
-                changed = program.update(fragments(self.inventory.view, keys))
+                changed = self.desired.update_node(node, keys)
             except PipelineError as error:
                 # One node's fault must not be everybody's.
                 self.report(f"flows of {node}", str(error))
                 continue
-            if changed:
-                self._wake(node)
-            if not program.cookies and node not in self.inventory.view.nodes:
-                del self._programs[node]
+            if changed and (session := self.sessions.get(node)):
+                session.wake()
         if self._stale and self._tick is None and self.listed.is_set():
             self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._publish)
         if any(key.kind in {"peer", "node"} for key in touched):
@@ -212,40 +177,18 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
-        delta = self._shared.update(fragments(self.inventory.view, sorted(self._stale)))
-        self._stale.clear()
-        if not delta:
-            return
-        if not self.whole:
-            delta = Delta(adds=delta.adds)
-        self._log.append((self._shared.version, batch_of(delta)))
-        for node in self.sessions:
-            self._wake(node)
-
-    def _wake(self, node: str) -> None:
-        if session := self.sessions.get(node):
-            session.in_sync = False
-            session.dirty.set()
-
-    # --- installed ---
+        stale, self._stale = self._stale, set()
+        if self.desired.update_shared(stale):
+            for session in self.sessions.values():
+                session.wake()
 
     async def _sync(self, session: Session) -> None:
-        """Make the switch hold what it should, and return when it said so."""
+        # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
+        if session.node not in self.inventory.view.nodes:
+            session.dirty.clear()
+            return
         try:
-            while True:
-                session.dirty.clear()
-                if session.node not in self.inventory.view.nodes:
-                    # A Node that is refused or gone keeps its flows: what they would be instead
-                    # is unknown.
-                    return
-                if session.compare:
-                    await self._compare(session)
-                await self._catch_up(session)
-                await self._sync_node(session)
-                if not session.dirty.is_set():
-                    break
-            session.in_sync = self.whole
-            metrics.SYNCS.inc()
+            await session.sync()
         except Rejected as refused:
             metrics.REFUSALS.inc(len(refused.refusals))
             for message, error in refused.refusals:
@@ -255,145 +198,29 @@ class Reconciler:
                     message=message_text(message),
                     error=str(error),
                 )
-            session.compare = True
-            session.dirty.set()
-            if not self._leave_out(session, refused):
+            session.wake(compare=True)
+            causes = session.leave_out(refused)
+            for cause, why in causes.items():
+                self.report(f"{cause} on the switch of {session.node}", why)
+            if not causes:
                 await asyncio.sleep(RETRY_AFTER_REFUSAL)
-
-    async def _compare(self, session: Session) -> None:
-        """Find out what the switch holds, and make its shared flows right."""
-        # Cleared first: what asks for a comparison while this one runs gets another.
-        session.compare = False
-        installed = {flow.cookie for flow in await session.switch.dump_flows()}
-        session.meters = dict(await session.switch.dump_meters())
-        version = self._shared.version
-        shared = self._shared.cookies
-        held = shared.keys() & installed
-        if held or session.left_out:
-            known = held | session.left_out
-            missing = tuple(flow for cookie, (flow, _) in shared.items() if cookie not in known)
-            batch = batch_of(Delta(adds=missing))
-        else:
-            batch = self._whole()
-        # What is neither shared nor the node's own goes in `_sync_node`, after all additions.
-        session.cookies = {cookie for cookie in installed - held if is_ours(cookie)}
-        metrics.COMPARISONS.inc()
-        log.info(
-            "compared", node=session.node, installed=len(installed), missing=len(shared) - len(held)
-        )
-        await _apply(session.switch, batch)
-        session.shared_version = version
-
-    def _whole(self) -> Batch:
-        """All shared flows, encoded once for all switches that hold none."""
-        if self._whole_batch is None or self._whole_batch[0] != self._shared.version:
-            self._whole_batch = (
-                self._shared.version,
-                batch_of(Delta(adds=tuple(self._shared.flows()))),
-            )
-        return self._whole_batch[1]
-
-    async def _catch_up(self, session: Session) -> None:
-        """Send the batches of shared changes that the switch has not had."""
-        while session.shared_version != self._shared.version:
-            lacking = [entry for entry in self._log if entry[0] > session.shared_version]
-            if not lacking or lacking[0][0] != session.shared_version + 1:
-                await self._compare(session)
-                continue
-            for version, batch in lacking:
-                await _apply(session.switch, batch)
-                session.shared_version = version
-
-    async def _sync_node(self, session: Session) -> None:
-        """Make the node's own flows and meters right."""
-        program = self._programs.setdefault(session.node, Program())
-        desired = {
-            cookie: flow
-            for cookie, (flow, _) in program.cookies.items()
-            if cookie not in session.left_out
-        }
-        meters = dict(program.meters)
-        delta = diff(session.cookies, session.meters, desired, meters)
-        # A flow left over from before may have become a shared one again meanwhile.
-        deletes = tuple(c for c in delta.deletes if c not in self._shared.cookies)
-        delta = replace(delta, deletes=deletes)
-        if not self.whole:
-            delta = replace(delta, deletes=(), meters_delete=())
-        if not delta:
-            return
-        await _apply(session.switch, batch_of(delta, session.meters))
-        session.cookies = session.cookies - set(delta.deletes) | {f.cookie for f in delta.adds}
-        for meter in delta.meters_set:
-            session.meters[meter.id] = meter
-        for meter_id in delta.meters_delete:
-            session.meters.pop(meter_id, None)
-
-    def _leave_out(self, session: Session, refused: Rejected) -> bool:
-        """Go on without the objects whose flows were refused; whether any is newly left out.
-
-        All flows of such an object are left out: half of them might open what the others close.
-        """
-        before = len(session.left_out)
-        for message, error in refused.refusals:
-            if not isinstance(message, Flow):
-                continue
-            for program in (self._shared, self._programs.get(session.node, Program())):
-                if found := program.cookies.get(message.cookie):
-                    fragment = found[1]
-                    session.left_out |= {flow.cookie for flow in fragment.flows}
-                    self.report(
-                        f"{fragment.cause} on the switch of {session.node}",
-                        f"the switch refused {message_text(message)}: {error}",
-                    )
-        return len(session.left_out) > before
 
     def _forget(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""
         if node not in self.sessions and not self.inventory.knows_node(node):
             self._absorb(self.inventory.set_ports(node, []))
 
-    # --- what people ask ---
+    # --- what agents tell, and people ask ---
 
-    def explain(self, node: str, cookie: int) -> tuple[Flow, str] | None:
-        """The desired flow with this cookie on a node, and the object it is there for."""
-        for program in (self._programs.get(node), self._shared):
-            if program is not None and (found := program.cookies.get(cookie)):
-                return found[0], found[1].cause
-        return None
+    def take_digest(self, node: str, given: SwitchDigest) -> Verdict:
+        """Hold an agent's digest of its switch against what the switch acknowledged.
 
-    def desired(self, node: str) -> dict[int, tuple[Flow, str]]:
-        """Every flow that a node should hold, by cookie, with the object it is there for."""
-        programs = (self._shared, self._programs.get(node, Program()))
-        return {
-            cookie: (flow, fragment.cause)
-            for program in programs
-            for cookie, (flow, fragment) in program.cookies.items()
-        }
+        Raises `KeyError` where the switch is not connected.
+        """
+        verdict = self.sessions[node].take_digest(given)
+        metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
+        return verdict
 
     async def installed(self, node: str) -> list[InstalledFlow]:
         """What a node's switch holds right now. Raises `KeyError` if it is not connected."""
         return list(await self.sessions[node].switch.dump_flows())
-
-
-async def _apply(switch: Switch, batch: Batch) -> None:
-    """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
-
-    One that answers echoes, but no commit, would otherwise be out of sync for ever.
-    """
-    try:
-        async with asyncio.timeout(LONGEST_APPLY):
-            await switch.apply(batch)
-    except TimeoutError:
-        raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
-
-
-def batch_of(delta: Delta, meters: Mapping[int, Meter] | None = None) -> Batch:
-    """Encode a delta for a switch that has these meters."""
-    known = meters or {}
-    return Batch.of(
-        adds=delta.adds,
-        deletes=delta.deletes,
-        meters_set=[meter for meter in delta.meters_set if meter.id not in known],
-        meters_change=[meter for meter in delta.meters_set if meter.id in known],
-        meters_delete=delta.meters_delete,
-    )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flows.diff import Delta
-from flows.features import arp, classify, conntrack, forwarding, output
+from flows.features import arp, classify, conntrack, forwarding, output, state
 from flows.flow import Flow, Meter
 from flows.pipeline import LAYOUT, PipelineError
 from flows.view import CLUSTER_SCOPE, ClusterView, Key
@@ -67,12 +67,15 @@ class Program:
     `version` counts the updates that changed something, from 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scope: str) -> None:
         self.version = 0
+        self.scope = scope
         self.meters: dict[int, Meter] = {}
         self._fragments: dict[Key, Fragment] = {}
         self._flows: dict[int, tuple[Flow, Fragment]] = {}
         self._taken: dict[object, int] = {}
+        self._total = 0
+        self._seal: Flow | None = None
 
     @property
     def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:
@@ -82,6 +85,13 @@ class Program:
     def flows(self) -> Iterator[Flow]:
         """Every flow."""
         return (flow for flow, _ in self._flows.values())
+
+    @property
+    def seal(self) -> Flow:
+        """The flow that says of a switch that it holds all this (`flows.features.state`)."""
+        if self._seal is None:
+            self._seal = state.seal(self.scope, len(self._flows), self._total)
+        return self._seal
 
     def update(self, changes: Mapping[Key, Fragment | None]) -> Delta:
         """Take changed fragments in (None: gone); what that changes.
@@ -124,17 +134,23 @@ class Program:
                 self._fragments.pop(key, None)
             else:
                 self._fragments[key] = change
-        for meter_id in delta.meters_delete:
-            del self.meters[meter_id]
+        gone = [self.meters.pop(number) for number in delta.meters_delete]
+        gone += [self.meters[m.id] for m in delta.meters_set if m.id in self.meters]
         self.meters.update((meter.id, meter) for meter in delta.meters_set)
-        self.version += bool(delta)
+        # Incrementally, or a change would cost what did not change.
+        self._total += sum(added) + sum(meter.digest for meter in delta.meters_set)
+        self._total -= sum(removed) + sum(meter.digest for meter in gone)
+        self._total &= 0xFFFF_FFFF_FFFF_FFFF
+        if delta:
+            self.version += 1
+            self._seal = None
         return delta
 
 
 def compile_scope(view: ClusterView, scope: str) -> Program:
     """The whole program of a node, or of `CLUSTER_SCOPE`, from nothing."""
     keys = view.shared_keys() if scope == CLUSTER_SCOPE else view.node_keys(scope)
-    program = Program()
+    program = Program(scope)
     program.update(fragments(view, sorted(keys)))
     return program
 

@@ -132,6 +132,12 @@ class Meter:
     rate: int
     burst: int
 
+    @property
+    def digest(self) -> int:
+        """64 bits of everything the switch holds of it: what a cookie is to a flow."""
+        canonical = f"{self.id} {self.rate} {self.burst}"
+        return int.from_bytes(blake2b(canonical.encode(), digest_size=8).digest(), "big")
+
 
 def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None], ...]:
     """A flow's match in the one order that all flows use.

@@ -57,7 +57,8 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     bridge += ["datapath_type=netdev", "fail_mode=standalone"]
     bridge += [f'other_config:hwaddr="{node_mac(node)}"']
     uplink = ["--may-exist", "add-port", PHYSICAL_BRIDGE, UPLINK]
-    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--timeout=20"]
+    # --retry: its socket is there a moment before somebody listens at it.
+    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", "--timeout=20"]
     try:
         run([*vsctl, "init", "--", *bridge, "--", *uplink])
     except LabError:
@@ -98,6 +99,8 @@ def start_agent(node: NodeLayout, tls: Tls | None) -> None:
         cni_conf=node.cni_conf,
         cni_bin=node.cni_bin,
         tls=tls,
+        # What is changed by hand is to be mended while one looks.
+        audit_interval=2,
     )
     write_settings(node.settings, Settings(agent=agent))
     daemons(node).start("agent", python("node_agent", "--config", str(node.settings)))

@@ -12,6 +12,7 @@ from flows import names
 from flows.pipeline import LAYOUT
 from node_agent import cni_server, install
 from node_agent.attach import Attachments
+from node_agent.audit import audit_for_ever
 from node_agent.leases import LeaseError, Leases
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
@@ -70,9 +71,8 @@ async def _run(agent: Agent) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
     ovsdb = Ovsdb(agent.ovsdb)
-    watch = FlowWatch(
-        agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt", LAYOUT.tables["Classifier"].number
-    )
+    mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
+    watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             node = Node(agent, ovsdb, netlink, leases, watch)
@@ -83,6 +83,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(node.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
+                    tasks.create_task(audit_for_ever(agent, mgmt)),
                 ]
                 await stop.wait()
             for task in running:

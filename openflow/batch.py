@@ -37,6 +37,17 @@ class FlowDelete:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowRemove:
+    """Deletes whatever flow has this one's table, priority and match."""
+
+    flow: Flow
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"the removal of {codec.described(self.flow)}"
+
+
+@dataclass(frozen=True, slots=True)
 class MeterMod:
     """Adds, changes or deletes a meter."""
 
@@ -60,7 +71,7 @@ class Control:
         return self.name
 
 
-Message: TypeAlias = Flow | FlowDelete | MeterMod | Control
+Message: TypeAlias = Flow | FlowDelete | FlowRemove | MeterMod | Control
 
 
 def message_text(message: Message) -> str:
@@ -141,18 +152,21 @@ class Batch:
         meters_change: Iterable[Meter] = (),
         meters_delete: Iterable[int] = (),
         *,
+        first: Iterable[FlowDelete | FlowRemove] = (),
+        last: Iterable[Flow] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
         """Make a batch of a delta.
 
         `deletes` are cookies and `meters_delete` ids. `meters_set` are to be added: a switch
-        refuses an id that exists, which is what `meters_change` is for. `bundle_size` is in
-        messages.
+        refuses an id that exists, which is what `meters_change` is for. `first` and `last` come
+        before and after all other flows. `bundle_size` is in messages.
         """
         meters: list[Message] = [MeterMod(MeterCommand.ADD, meter) for meter in meters_set]
         meters += (MeterMod(MeterCommand.MODIFY, meter) for meter in meters_change)
-        flows: list[Message] = [*sorted(adds, key=lambda flow: -flow.table)]
+        flows: list[Message] = [*first, *sorted(adds, key=lambda flow: -flow.table)]
         flows += map(FlowDelete, deletes)
+        flows += last
         gone: list[Message] = [
             MeterMod(MeterCommand.DELETE, Meter(number, 0, 0)) for number in meters_delete
         ]
@@ -205,6 +219,8 @@ def _encoded(message: Message, xid: int) -> bytes:
             return _FLOWS.add(message, xid)
         case FlowDelete(cookie):
             return _DELETE.fill([cookie], xid)
+        case FlowRemove(flow):
+            return numbered(codec.flow_remove(flow), xid)
         case MeterMod(command, meter):
             return numbered(codec.meter_mod(command, meter), xid)
         case Control():

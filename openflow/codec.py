@@ -77,10 +77,6 @@ def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> byte
     varies the flow's numbers, and these two depend on numbers. Raises `CodecError`.
     """
     cookie, protocol = stand_in or (flow.cookie, protocol_of(flow))
-    fields = []
-    for name, value, mask in flow.match:
-        oxm = _oxm_name(name, protocol, flow)
-        fields.append((oxm, _value(oxm, value, mask, flow)))
     actions = [_action(a, flow, protocol) for a in flow.actions if not isinstance(a, Goto)]
     instructions = []
     if actions:
@@ -96,7 +92,7 @@ def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> byte
         priority=flow.priority,
         out_port=ofproto.OFPP_ANY,
         out_group=ofproto.OFPG_ANY,
-        match=ordered_match(fields),
+        match=ordered_match(_match_fields(flow, protocol)),
         instructions=instructions,
     )
     try:
@@ -116,6 +112,21 @@ def flow_delete(cookie: int) -> bytes:
             command=ofproto.OFPFC_DELETE,
             out_port=ofproto.OFPP_ANY,
             out_group=ofproto.OFPG_ANY,
+        )
+    )
+
+
+def flow_remove(flow: Flow) -> bytes:
+    """OFPT_FLOW_MOD that deletes whatever has this flow's table, priority and match."""
+    return serialized(
+        parser.OFPFlowMod(
+            DATAPATH,
+            table_id=flow.table,
+            command=ofproto.OFPFC_DELETE_STRICT,
+            priority=flow.priority,
+            out_port=ofproto.OFPP_ANY,
+            out_group=ofproto.OFPG_ANY,
+            match=ordered_match(_match_fields(flow, protocol_of(flow))),
         )
     )
 
@@ -150,6 +161,12 @@ def described(flow: Flow) -> str:
         f"flow {flow.reason!r} (table {flow.table}, priority {flow.priority},"
         f" cookie {flow.cookie:#x})"
     )
+
+
+def _match_fields(flow: Flow, protocol: int | None) -> Iterable[tuple[str, Any]]:
+    for name, value, mask in flow.match:
+        oxm = _oxm_name(name, protocol, flow)
+        yield oxm, _value(oxm, value, mask, flow)
 
 
 def _value(oxm: str, value: int, mask: int | None, flow: Flow) -> Any:

@@ -92,6 +92,8 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     """Seconds that ADD waits for the switch to hold the pod's flows."""
     status_grace: Annotated[float, Meta(ge=0)] = 60.0
     """Seconds without a controller session after which STATUS reports it."""
+    audit_interval: Annotated[float, Meta(gt=0)] = 10.0
+    """Seconds between two looks at what the switch holds, about."""
     quarantine: Annotated[float, Meta(ge=0)] = 30.0
     """Seconds that a released address rests before it is handed out again."""
 

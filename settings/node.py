@@ -24,7 +24,26 @@ class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Opaque; handed back as `?after=REVISION&wait=SECONDS` to be told of the next change."""
 
 
-def encode(config: NodeConfig) -> bytes:
+class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
+    """What an agent's dump of its own switch comes to: `POST /v1/nodes/NODE/digest`.
+
+    Numbers have 64 bits (`openflow.digest`). Flows that are not ours are only counted.
+    """
+
+    seals: list[int]
+    """The cookies of all seals."""
+    sums: list[int]
+    """Of all other flows of ours, one for each range of cookies."""
+    meters: int
+    foreign: int
+    """How many flows and groups nobody of ours has made."""
+
+
+Verdict = Literal["right", "moved on", "drift"]
+"""The answer. "moved on": the switch is just being changed; ask again."""
+
+
+def encode(config: NodeConfig | SwitchDigest) -> bytes:
     """As JSON."""
     return msgspec.json.encode(config, enc_hook=str)
 
@@ -32,6 +51,11 @@ def encode(config: NodeConfig) -> bytes:
 def decode(data: bytes) -> NodeConfig:
     """From JSON. Raises `msgspec.ValidationError` (also for JSON that is none)."""
     return msgspec.json.decode(data, type=NodeConfig, dec_hook=_decode)
+
+
+def decode_digest(data: bytes) -> SwitchDigest:
+    """From JSON. Raises `msgspec.ValidationError` (also for JSON that is none)."""
+    return msgspec.json.decode(data, type=SwitchDigest)
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -148,6 +148,10 @@ class Facts:
         return set()
 
 
+Contents = tuple[dict[int, Flow], dict[int, Meter], Flow]
+"""Flows by cookie, meters by id, and the seal."""
+
+
 class Incremental:
     """An inventory and its programs, kept up to date event by event."""
 
@@ -162,26 +166,27 @@ class Incremental:
     def absorb(self, touched: set[Key]) -> None:
         for scope in {key.scope for key in touched}:
             keys = [key for key in touched if key.scope == scope]
-            program = self.programs.setdefault(scope, Program())
+            program = self.programs.setdefault(scope, Program(scope))
             program.update(fragments(self.inventory.view, keys))
 
-    def state(self) -> dict[str, tuple[dict[int, Flow], dict[int, Meter]]]:
-        """Flows and meters of every scope that has any."""
+    def state(self) -> dict[str, Contents]:
+        """Flows, meters and seal of every scope that has any."""
         return {
             scope: content
             for scope, program in self.programs.items()
-            if any(content := contents(program))
+            if any((content := contents(program))[:2])
         }
 
-    def oracle(self) -> dict[str, tuple[dict[int, Flow], dict[int, Meter]]]:
+    def oracle(self) -> dict[str, Contents]:
         """The same, compiled from nothing."""
         view = self.inventory.view
         return {
             scope: content
             for scope in (CLUSTER_SCOPE, *view.nodes)
-            if any(content := contents(compile_scope(view, scope)))
+            if any((content := contents(compile_scope(view, scope)))[:2])
         }
 
 
-def contents(program: Program) -> tuple[dict[int, Flow], dict[int, Meter]]:
-    return {cookie: flow for cookie, (flow, _) in program.cookies.items()}, dict(program.meters)
+def contents(program: Program) -> Contents:
+    flows = {cookie: flow for cookie, (flow, _) in program.cookies.items()}
+    return flows, dict(program.meters), program.seal

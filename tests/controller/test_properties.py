@@ -122,7 +122,7 @@ def test_deltas_add_up(history: list[Event]) -> None:
         touched = event(world.inventory)
         for scope in {key.scope for key in touched}:
             keys = [key for key in touched if key.scope == scope]
-            program = programs.setdefault(scope, Program())
+            program = programs.setdefault(scope, Program(scope))
             delta = program.update(fragments(world.inventory.view, keys))
             cookies = held.setdefault(scope, set())
             assert not cookies & {flow.cookie for flow in delta.adds}

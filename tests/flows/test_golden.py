@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.compile import compile_scope, fragment
-from flows.features import arp, classify, conntrack, forwarding, output
+from flows.features import arp, classify, conntrack, forwarding, output, state
 from flows.flow import Flow
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden
@@ -21,13 +21,14 @@ FEATURES = {
     "conntrack": Feature.CONNTRACK,
     "forwarding": Feature.FORWARDING,
     "output": Feature.OUTPUT,
+    "state": Feature.STATE,
 }
 
 
 def whole_node(name: str) -> list[Flow]:
     view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
     shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, name)
-    return [*shared.flows(), *own.flows()]
+    return [*shared.flows(), shared.seal, *own.flows(), own.seal]
 
 
 def check(name: str, text: str, update: bool) -> None:
@@ -46,10 +47,12 @@ def test_feature(feature: str, update_goldens: bool) -> None:
 
 def test_whole_cluster(update_goldens: bool) -> None:
     view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
-    text = "## every node\n" + golden(compile_scope(view, CLUSTER_SCOPE).flows())
-    for name in view.nodes:
-        text += f"\n## {name}\n" + golden(compile_scope(view, name).flows())
-    check("cluster", text, update_goldens)
+    titles = {CLUSTER_SCOPE: "every node"} | {name: name for name in view.nodes}
+    texts = []
+    for scope, title in titles.items():
+        program = compile_scope(view, scope)
+        texts.append(f"## {title}\n" + golden([*program.flows(), program.seal]))
+    check("cluster", "\n".join(texts), update_goldens)
 
 
 def test_every_table_has_a_counted_miss() -> None:
@@ -84,5 +87,5 @@ def test_attachment_entry_names_one_sandbox() -> None:
 
 
 def test_features_are_all_golden() -> None:
-    modules = (classify, arp, conntrack, forwarding, output)
+    modules = (classify, arp, conntrack, forwarding, output, state)
     assert {module.__name__.rpartition(".")[2] for module in modules} | {"miss"} == set(FEATURES)

@@ -1,6 +1,8 @@
 """`sluice flows`: what people and scripts read."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 from flows.pipeline import LAYOUT, Feature
 from lab import Lab
+from tests.waiting import wait_until
 
 
 def sluice(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
@@ -58,13 +61,28 @@ def test_one_table(lab: Lab) -> None:
     assert [row["object"] for row in rows] == ["Pod default/a", "cluster", "cluster", "cluster"]
 
 
-def test_made_and_unmade_by_hand(lab: Lab) -> None:
-    ofctl = ["ovs-ofctl", "-O", "OpenFlow15"]
-    lab.exec("node2", [*ofctl, "add-flow", "br-int", "table=100,priority=9,udp,actions=drop"])
-    lab.exec("node2", [*ofctl, "del-flows", "br-int", "table=100,ip,nw_dst=10.244.1.0/24"])
-    text = sluice(lab, "node2", "--table", "Forwarding").stdout
-    assert "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] nobody here made it" in text
-    assert "[missing] Node node1: a peer's pods, by the tunnel" in text
+def test_made_and_unmade_by_hand_is_shown_and_then_mended(lab: Lab) -> None:
+    def by_hand(verb: str, flow: str) -> None:
+        lab.exec("node2", ["ovs-ofctl", "-O", "OpenFlow15", verb, "br-int", f"table=100,{flow}"])
+
+    def states() -> set[str]:
+        rows = json.loads(sluice(lab, "node2", "--json").stdout)["flows"]
+        return {row["state"] for row in rows}
+
+    agent = lab.status()["nodes"]["node2"]["pids"]["agent"]
+    os.kill(agent, signal.SIGSTOP)  # it would have the controller mend it
+    try:
+        by_hand("add-flow", "priority=9,udp,actions=drop")
+        by_hand("del-flows", "ip,nw_dst=10.244.1.0/24")
+        by_hand("mod-flows", "ip,nw_dst=10.96.0.0/16,actions=output:2")
+        text = sluice(lab, "node2", "--table", "Forwarding").stdout
+        shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] nobody here made it"
+        assert shown in text
+        assert "[missing] Node node1: a peer's pods, by the tunnel" in text
+        assert "→ output:2\n         [altered] cluster: an address of the Service range" in text
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    wait_until(lambda: states() == {"installed", "foreign"})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""What every node's switch should hold: one program that all share, and one of each node's own.
+
+Each change of the shared program becomes one batch, encoded once, whose bytes go to every switch; a
+switch that is behind takes the batches it lacks.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from weakref import WeakKeyDictionary
+
+from controller.audit import Digests
+from flows.compile import Program, fragments
+from flows.diff import Delta
+from flows.flow import Flow, Meter
+from flows.view import CLUSTER_SCOPE, ClusterView, Key
+from openflow.batch import BUNDLE_SIZE, Batch, FlowDelete, FlowRemove
+
+LOG_LENGTH = 256
+"""Batches kept for switches that are behind; one further behind is compared whole."""
+
+
+class Desired:
+    """The programs of all nodes, and the batches of what they share."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self.whole = False
+        """Whether all of the source could be read; until then nothing is removed or sealed."""
+        self.shared = Program(CLUSTER_SCOPE)
+        self._view = view
+        self._programs: dict[str, Program] = {}
+        self._log: deque[tuple[int, Batch]] = deque(maxlen=LOG_LENGTH)
+        self._everything: tuple[tuple[int, bool], Batch] | None = None
+        self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
+
+    def program(self, node: str) -> Program:
+        """A node's own; empty for one that has none."""
+        return self._programs.setdefault(node, Program(node))
+
+    def update_node(self, node: str, keys: Iterable[Key]) -> bool:
+        """Compile these fragments of a node anew; whether anything changed.
+
+        Raises `flows.pipeline.PipelineError`, and changes nothing then.
+        """
+        program = self.program(node)
+        changed = bool(program.update(fragments(self._view, keys)))
+        if not program.cookies and node not in self._view.nodes:
+            del self._programs[node]
+        return changed
+
+    def update_shared(self, keys: Collection[Key]) -> bool:
+        """Compile these shared fragments anew, as one batch; whether anything changed."""
+        delta = self.shared.update(fragments(self._view, sorted(keys)))
+        if not delta:
+            return False
+        if not self.whole:
+            delta = Delta(adds=delta.adds)
+        batch = batch_of(delta, self.shared.seal, sealed=self.whole)
+        self._log.append((self.shared.version, batch))
+        return True
+
+    def batches_since(self, version: int) -> list[tuple[int, Batch]] | None:
+        """The shared program's batches after a version; None where they are not kept any more."""
+        lacking = [entry for entry in self._log if entry[0] > version]
+        return lacking if lacking and lacking[0][0] == version + 1 else None
+
+    def everything_shared(self) -> Batch:
+        """All shared flows, encoded once for all switches that hold none."""
+        key = self.shared.version, self.whole
+        if self._everything is None or self._everything[0] != key:
+            delta = Delta(adds=tuple(self.shared.flows()))
+            # The same message takes any node's own seal away.
+            first = [FlowRemove(Program("any node's").seal)]
+            batch = batch_of(delta, self.shared.seal, sealed=self.whole, first=first)
+            self._everything = key, batch
+        return self._everything[1]
+
+    def digests(self, node: str) -> tuple[Digests, Digests]:
+        """Of the shared flows and the node's own, brought up to date."""
+        shared, own = (
+            self._digests.setdefault(each, Digests()) for each in (self.shared, self.program(node))
+        )
+        shared.follow(self.shared)
+        own.follow(self.program(node))
+        return shared, own
+
+    def of(self, node: str) -> dict[int, tuple[Flow, str]]:
+        """Every flow that a node should hold, by cookie, with the object it is there for."""
+        programs = {"cluster": self.shared, f"Node {node}": self.program(node)}
+        wanted = {
+            cookie: (flow, fragment.cause)
+            for program in programs.values()
+            for cookie, (flow, fragment) in program.cookies.items()
+        }
+        if self.whole:
+            for cause, program in programs.items():
+                wanted[program.seal.cookie] = program.seal, cause
+        return wanted
+
+    def explain(self, node: str, cookie: int) -> tuple[Flow, str] | None:
+        """The desired flow with this cookie on a node, and the object it is there for."""
+        for program in (self.program(node), self.shared):
+            if found := program.cookies.get(cookie):
+                return found[0], found[1].cause
+        return None
+
+
+def batch_of(
+    delta: Delta,
+    seal: Flow,
+    *,
+    sealed: bool,
+    meters: Mapping[int, Meter] | None = None,
+    first: Iterable[FlowDelete | FlowRemove] = (),
+) -> Batch:
+    """Encode a delta for a switch that has these meters.
+
+    It ends with the seal if what it makes is to be `sealed`. Where that takes more than one
+    bundle, the old seal, which would lie in between, goes first.
+    """
+    known = meters or {}
+    first = [*first]
+    if not sealed or len(first) + len(delta.adds) + len(delta.deletes) + 2 > BUNDLE_SIZE:
+        first.append(FlowRemove(seal))
+    return Batch.of(
+        first=first,
+        adds=delta.adds,
+        deletes=delta.deletes,
+        last=[seal] if sealed else [],
+        meters_set=[meter for meter in delta.meters_set if meter.id not in known],
+        meters_change=[meter for meter in delta.meters_set if meter.id in known],
+        meters_delete=delta.meters_delete,
+    )

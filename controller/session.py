@@ -1,0 +1,291 @@
+"""One connected switch: what it has acknowledged, and how it becomes what it should be.
+
+Start, change, reconnect and repair are this one path: look if what it holds is unknown, send what
+it lacks, and count as held what it acknowledged.
+
+Both programs have a seal, a flow that says by content that a switch holds all of the program. It
+travels last in the bundle that makes it so. A node's seal also vouches that nothing else of ours
+is left on the switch, so whatever compares a switch takes that one away first.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+
+import structlog
+
+from controller import metrics
+from controller.audit import Drift
+from controller.desired import Desired, batch_of
+from flows.diff import Delta, diff, is_ours
+from flows.features import state
+from flows.flow import Flow, Meter
+from flows.text import flow_text
+from openflow import digest
+from openflow.batch import Batch, FlowDelete, FlowRemove, message_text
+from openflow.messages import InstalledFlow
+from openflow.switch import ConnectionLost, Rejected, Switch
+from settings.node import SwitchDigest, Verdict
+
+log = structlog.get_logger()
+
+LONGEST_APPLY = 60.0
+"""Seconds that a switch may take to acknowledge a batch."""
+WHOLE_FROM = 16
+"""From so many differing ranges on, one dump of everything is cheaper than one of each."""
+MOST_NAMED = 20
+"""Flows of each kind that are named in the log when a switch has drifted."""
+PAUSE_BETWEEN_VAIN_REPAIRS = 30.0
+"""Seconds."""
+
+
+class Session:
+    """One connected switch of a node."""
+
+    def __init__(self, node: str, switch: Switch, desired: Desired) -> None:
+        self.node = node
+        self.switch = switch
+        self.dirty = asyncio.Event()
+        """Set when something is to be done; see `wake`."""
+        self.in_sync = False
+        self.compare = True
+        """What it holds is unknown: look at it before anything else is sent."""
+        self.shared_version = 0
+        """The version of the shared program that it holds."""
+        self.left_out: set[int] = set()
+        """Cookies of what the switch refused, and of all that belongs to the same object."""
+        self.foreign = 0
+        """Flows and groups on it that nobody of ours has made, as the last digest says."""
+        self._desired = desired
+        self._cookies: set[int] = set()
+        """Flows of ours that it holds and that are not in the shared program."""
+        self._meters: dict[int, Meter] = {}
+        self._seal = 0
+        """The cookie of the node's seal on it; 0 for none."""
+        self._suspect: set[int] | None = None
+        """Ranges of cookies in which it holds something else than it acknowledged; with none, but
+        not None, that is its meters."""
+        self._odd_seals: SwitchDigest | None = None
+        """The last digest, where it had other seals than it should have."""
+        self._unmended = Drift()
+        """What the last repair was about, unless it was found right since."""
+        self._next_repair = 0.0
+        """Time of the event loop before which none is tried."""
+
+    def wake(self, *, compare: bool = False) -> None:
+        """Something is to be done: `sync` comes next."""
+        self.compare |= compare
+        self.in_sync = False
+        self.dirty.set()
+
+    async def sync(self) -> None:
+        """Make the switch hold what it should, and return when it said so.
+
+        Raises `ConnectionLost`, and `Rejected`: then what it holds has to be looked at.
+        """
+        while True:
+            self.dirty.clear()
+            if self.compare:
+                await self._compare()
+            elif self._suspect is not None:
+                await self._repair()
+            await self._catch_up()
+            await self._sync_own()
+            if not self.dirty.is_set():
+                break
+        self.in_sync = self._desired.whole
+        metrics.SYNCS.inc()
+
+    async def _compare(self) -> None:
+        """Find out what the switch holds, and make its shared flows right."""
+        # Cleared first: what asks for a comparison while this one runs gets another.
+        self.compare = False
+        self._suspect = None
+        if await self._is_sealed():
+            return
+        installed = {
+            flow.cookie
+            for flow in await self.switch.dump_flows()
+            if not state.is_seal(flow.table, flow.cookie)
+        }
+        self._meters = dict(await self.switch.dump_meters())
+        desired = self._desired
+        version = desired.shared.version
+        shared = desired.shared.cookies
+        held = shared.keys() & installed
+        if held or self.left_out:
+            known = held | self.left_out
+            missing = tuple(flow for cookie, (flow, _) in shared.items() if cookie not in known)
+            batch = batch_of(
+                Delta(adds=missing),
+                desired.shared.seal,
+                sealed=desired.whole and not self.left_out,
+                first=[FlowRemove(desired.program(self.node).seal)],
+            )
+        else:
+            batch = desired.everything_shared()
+        # What is neither shared nor the node's own goes in `_sync_own`, after all additions.
+        self._cookies = {cookie for cookie in installed - held if is_ours(cookie)}
+        self._seal = 0
+        metrics.COMPARISONS.inc()
+        log.info(
+            "compared", node=self.node, installed=len(installed), missing=len(shared) - len(held)
+        )
+        await self._apply(batch)
+        self.shared_version = version
+
+    async def _is_sealed(self) -> bool:
+        """Whether both seals on the switch are what they should be now; then it is in sync."""
+        held = {flow.cookie for flow in await self.switch.dump_flows(state.TABLE)}
+        shared, own = self._desired.shared, self._desired.program(self.node)
+        if not held >= {shared.seal.cookie, own.seal.cookie}:
+            return False
+        self.shared_version = shared.version
+        self._cookies, self._meters = set(own.cookies), dict(own.meters)
+        self._seal = own.seal.cookie
+        metrics.SEALED.inc()
+        log.info("found sealed", node=self.node)
+        return True
+
+    async def _catch_up(self) -> None:
+        """Send the batches of shared changes that the switch has not had."""
+        while self.shared_version != self._desired.shared.version:
+            lacking = self._desired.batches_since(self.shared_version)
+            if lacking is None:
+                await self._compare()
+                continue
+            for version, batch in lacking:
+                await self._apply(batch)
+                self.shared_version = version
+
+    async def _sync_own(self) -> None:
+        """Make the node's own flows and meters right."""
+        program = self._desired.program(self.node)
+        wanted = {
+            cookie: flow
+            for cookie, (flow, _) in program.cookies.items()
+            if cookie not in self.left_out
+        }
+        delta = diff(self._cookies, self._meters, wanted, program.meters)
+        # A flow left over from before may have become a shared one again meanwhile.
+        deletes = tuple(c for c in delta.deletes if c not in self._desired.shared.cookies)
+        delta = replace(delta, deletes=deletes)
+        if not self._desired.whole:
+            delta = replace(delta, deletes=(), meters_delete=())
+        sealed = self._desired.whole and not self.left_out
+        seal = program.seal.cookie if sealed else 0
+        if not delta and seal == self._seal:
+            return
+        await self._apply(batch_of(delta, program.seal, sealed=sealed, meters=self._meters))
+        self._seal = seal
+        self._cookies = self._cookies - set(delta.deletes) | {f.cookie for f in delta.adds}
+        for meter in delta.meters_set:
+            self._meters[meter.id] = meter
+        for meter_id in delta.meters_delete:
+            self._meters.pop(meter_id, None)
+
+    async def _apply(self, batch: Batch) -> None:
+        """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
+
+        One that answers echoes, but no commit, would otherwise be out of sync for ever.
+        """
+        try:
+            async with asyncio.timeout(LONGEST_APPLY):
+                await self.switch.apply(batch)
+        except TimeoutError:
+            raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
+
+    def leave_out(self, refused: Rejected) -> dict[str, str]:
+        """Go on without the objects whose flows were refused; what each is refused for.
+
+        All flows of such an object are left out: half of them might open what the others close.
+        """
+        causes: dict[str, str] = {}
+        for message, error in refused.refusals:
+            if not isinstance(message, Flow):
+                continue
+            for program in (self._desired.shared, self._desired.program(self.node)):
+                if found := program.cookies.get(message.cookie):
+                    self.left_out |= {flow.cookie for flow in found[1].flows}
+                    causes[found[1].cause] = f"the switch refused {message_text(message)}: {error}"
+        return causes
+
+    # Audit
+
+    def take_digest(self, given: SwitchDigest) -> Verdict:
+        """Hold the agent's digest of this switch against what the switch acknowledged."""
+        self.foreign = given.foreign
+        if not self.in_sync or self.left_out:
+            return "moved on"
+        shared, own = self._desired.shared, self._desired.program(self.node)
+        if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
+            # Told from before the last change, most likely; but that is not told twice.
+            if given == self._odd_seals:
+                self._found_drift("seal", 1)
+                self.wake(compare=True)
+            self._odd_seals = given
+            return "moved on"
+        self._odd_seals = None
+        sums = (each.sums for each in self._desired.digests(self.node))
+        expected = [digest.total(pair) for pair in zip(*sums, strict=True)]
+        differing = {
+            number
+            for number, (is_, should) in enumerate(zip(given.sums, expected, strict=False))
+            if is_ != should
+        }
+        wrong_meters = given.meters != digest.of_meters(own.meters.values())
+        if not differing and not wrong_meters:
+            self._unmended = Drift()
+            return "right"
+        if asyncio.get_running_loop().time() >= self._next_repair:
+            if wrong_meters:
+                self._found_drift("meters", 1)
+            self._suspect = differing
+            self.wake()
+        return "drift"
+
+    async def _repair(self) -> None:
+        """Put right what the switch holds otherwise than it acknowledged, where it is suspect."""
+        suspect, self._suspect = self._suspect or set(), None
+        self._meters = dict(await self.switch.dump_meters())
+        shared, own = self._desired.digests(self.node)
+        known = {**shared.by_cookie, **own.by_cookie}
+        installed: list[InstalledFlow] = []
+        if len(suspect) < WHOLE_FROM:
+            for number in suspect:
+                installed += await self.switch.dump_flows(None, number, digest.RANGES - 1)
+            known = {c: d for c, d in known.items() if c % digest.RANGES in suspect}
+        else:
+            installed += await self.switch.dump_flows()
+        drift = Drift.of(installed, known)
+        if not drift:
+            return
+        desired = self._desired.of(self.node)
+        for kind, cookies in drift.by_kind().items():
+            self._found_drift(kind, len(cookies), self._described(cookies, desired))
+        if drift == self._unmended:
+            # Somebody works against us, or this Open vSwitch shows a flow in a form that we do not
+            # know. Either is for people to find out; the switch is to have its peace.
+            log.error("drift is not mended by a repair", node=self.node)
+            self._next_repair = asyncio.get_running_loop().time() + PAUSE_BETWEEN_VAIN_REPAIRS
+        self._unmended = drift
+        mended = drift.missing | drift.altered
+        delta = Delta(adds=tuple(desired[c][0] for c in mended if c in desired))
+        # All that have the cookie, wherever they are; then the right one.
+        first = [FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)]
+        seal = self._desired.program(self.node).seal
+        await self._apply(batch_of(delta, seal, sealed=True, first=first))
+
+    def _found_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
+        metrics.DRIFT.labels(kind).inc(count)
+        if count:
+            log.warning("drift", node=self.node, kind=kind, count=count, flows=list(flows))
+
+    @staticmethod
+    def _described(cookies: set[int], desired: dict[int, tuple[Flow, str]]) -> Iterable[str]:
+        for cookie in sorted(cookies)[:MOST_NAMED]:
+            if cookie in desired:
+                flow, cause = desired[cookie]
+                yield f"{cause}: {flow_text(flow)}"
+            else:
+                yield f"cookie={cookie:#x}"

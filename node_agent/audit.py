@@ -1,0 +1,100 @@
+"""The audit, at the node: the switch's own dump as a digest, which the controller checks.
+
+So finding a flow that was changed by hand costs the node a dump, and the controller nothing as
+long as nothing has changed.
+"""
+
+import asyncio
+import random
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+import structlog
+
+from flows.diff import is_ours
+from flows.features.state import is_seal
+from openflow import digest
+from openflow.messages import InstalledFlow
+from openflow.switch import ConnectionLost, RequestRefused, Switch
+from openflow.watch import connect
+from settings import Agent
+from settings.node import SwitchDigest, Verdict, encode
+from settings.tls import client_context
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=15)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """All that a switch holds, and what it comes to."""
+
+    flows: list[InstalledFlow]
+    digest: SwitchDigest
+
+
+async def look(switch: Switch) -> Dump:
+    """Dump a switch. Raises `ConnectionLost`, `RequestRefused`."""
+    flows = await switch.dump_flows()
+    meters = await switch.dump_meters()
+    ours = [flow for flow in flows if is_ours(flow.cookie)]
+    return Dump(
+        flows,
+        SwitchDigest(
+            seals=[flow.cookie for flow in ours if is_seal(flow.table, flow.cookie)],
+            sums=digest.sums(
+                (flow.cookie, digest.of_entry(flow.raw))
+                for flow in ours
+                if not is_seal(flow.table, flow.cookie)
+            ),
+            meters=digest.of_meters(meters.values()),
+            foreign=len(flows) - len(ours),
+        ),
+    )
+
+
+async def audit_for_ever(agent: Agent, bridge: Path) -> None:
+    """Look at the bridge (its management socket) again and again; tell the controller what is new.
+
+    What the controller has found right, or cannot be told, is not told again before it differs.
+    """
+    url = f"{'http' if agent.tls is None else 'https'}://{agent.controller_api}"
+    found_right: SwitchDigest | None = None
+    async with aiohttp.ClientSession(url, timeout=_TIMEOUT) as session:
+        while True:
+            # At random, so that a thousand agents do not come at one moment.
+            await asyncio.sleep(agent.audit_interval * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                async with connect(bridge) as switch:
+                    dump = await look(switch)
+                if dump.digest == found_right:
+                    continue
+                found_right = None
+                verdict = await _tell(session, agent, dump.digest)
+            except (OSError, ConnectionLost, RequestRefused, aiohttp.ClientError,
+                    TimeoutError, ValueError) as error:  # fmt: skip
+                log.debug("no audit", reason=str(error) or repr(error))
+                continue
+            if verdict == "right":
+                found_right = dump.digest
+            elif verdict == "drift":
+                log.warning("the switch holds other flows than it should; the controller mends it")
+
+
+async def _tell(session: aiohttp.ClientSession, agent: Agent, found: SwitchDigest) -> Verdict:
+    # Made anew each time: it is rare, and the files may have been replaced.
+    tls: ssl.SSLContext | bool = (
+        client_context(agent.tls, "agent.tls") if agent.tls is not None else True
+    )
+    path = f"/v1/nodes/{agent.node}/digest"
+    async with session.post(path, data=encode(found), ssl=tls) as response:
+        body = await response.read()
+        if response.status != 200:
+            raise ValueError(f"the controller answered {response.status}: {body[:200]!r}")
+        verdict: Verdict = msgspec.json.decode(body, type=Verdict)
+        return verdict

@@ -1,0 +1,102 @@
+"""What a switch holds of a flow, in 64 bits: for the audit, which finds what was changed by hand.
+
+A cookie does not find it: `ovs-ofctl mod-flows` keeps the cookie. So both sides hash everything
+that decides what the flow does. Open vSwitch dumps instructions byte for byte as they were sent,
+but the fields of a match in an order of its own, and registers in pairs (OXM packet registers);
+here they are brought into one form. Sums of digests by range of cookies say in 2 KB whether, and
+roughly where, a switch of any size differs.
+"""
+
+import struct
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final
+
+from flows.flow import Flow, Meter
+from openflow.templates import FlowEncoder
+
+RANGES: Final = 256
+"""A flow's range is the last byte of its cookie, by which a switch can be asked for it."""
+
+_DUMPED: Final = struct.Struct("!HxxBxHHHHHQ")
+"""ofp_flow_desc up to its match: length, table, priority, timeouts, flags, importance, cookie."""
+_MATCH_OF_FLOW_MOD: Final = 48
+_OXM: Final = struct.Struct("!HBB")
+_PACKET_REGISTERS: Final = 0x8001
+_NXM_1: Final = 0x0001
+_encoder: Final = FlowEncoder()
+
+
+def of_entry(raw: bytes) -> int:
+    """Of a dumped flow (`InstalledFlow.raw`), its counters and age left out."""
+    _, table, priority, *settings, cookie = _DUMPED.unpack_from(raw)
+    match, end = _fields(raw, _DUMPED.size)
+    (stats,) = struct.unpack_from("!H", raw, end + 2)
+    return _digest(table, priority, settings, cookie, match, raw[end + -(-stats // 8) * 8 :])
+
+
+def of_flow(flow: Flow) -> int:
+    """Of a flow of ours: what `of_entry` makes of it once a switch holds it unchanged."""
+    message = _encoder.add(flow)
+    match, end = _fields(message, _MATCH_OF_FLOW_MOD)
+    no_timeouts_or_flags = [0, 0, 0, 0]
+    return _digest(
+        flow.table, flow.priority, no_timeouts_or_flags, flow.cookie, match, message[end:]
+    )
+
+
+def of_meters(meters: Iterable[Meter]) -> int:
+    """Of all meters of a switch."""
+    return total(meter.digest for meter in meters)
+
+
+def sums(digests: Iterable[tuple[int, int]]) -> list[int]:
+    """(cookie, digest) of any number of flows -> a sum of 64 bits for each range."""
+    found = [0] * RANGES
+    for cookie, digest in digests:
+        found[cookie % RANGES] += digest
+    return [value & _MASK for value in found]
+
+
+def total(digests: Iterable[int]) -> int:
+    """A sum of 64 bits."""
+    return sum(digests) & _MASK
+
+
+_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _digest(
+    table: int, priority: int, settings: list[int], cookie: int, match: bytes, rest: bytes
+) -> int:
+    head = struct.pack("!BHHHHHQ", table, priority, *settings, cookie)
+    return int.from_bytes(blake2b(head + match + rest, digest_size=8).digest(), "big")
+
+
+def _fields(data: bytes, start: int) -> tuple[bytes, int]:
+    """The ofp_match at `start` in one form, and where it ends with its padding."""
+    _, length = struct.unpack_from("!HH", data, start)
+    fields: list[bytes] = []
+    at, end = start + 4, start + length
+    while at < end:
+        kind, field, size = _OXM.unpack_from(data, at)
+        value = data[at + 4 : at + 4 + size]
+        if kind == _PACKET_REGISTERS:
+            fields += _registers(field, value)
+        else:
+            fields.append(data[at : at + 4] + value)
+        at += 4 + size
+    return b"".join(sorted(fields)), start + -(-length // 8) * 8
+
+
+def _registers(field: int, value: bytes) -> Iterable[bytes]:
+    """A match on a pair of registers as matches on the two, where they are matched at all."""
+    number, masked = field >> 1, field & 1
+    mask = value[8:] if masked else b"\xff" * 8
+    for index in (0, 1):
+        word, bits = value[4 * index : 4 * index + 4], mask[4 * index : 4 * index + 4]
+        register = 2 * number + index
+        if bits == b"\xff" * 4:
+            yield _OXM.pack(_NXM_1, register << 1, 4) + word
+        elif bits != bytes(4):
+            yield _OXM.pack(_NXM_1, register << 1 | 1, 8) + word + bits

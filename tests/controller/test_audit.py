@@ -1,0 +1,268 @@
+"""Seals and the audit on a real switch: what was changed by hand is found and mended."""
+
+import dataclasses
+
+import pytest
+from prometheus_client import REGISTRY
+
+from controller.desired import batch_of
+from flows.compile import compile_scope
+from flows.diff import Delta
+from flows.features import state
+from flows.flow import Flow
+from flows.pipeline import Feature
+from flows.view import CLUSTER_SCOPE
+from node_agent.audit import look
+from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, FlowRemove
+from openflow.watch import connect
+from settings.node import SwitchDigest
+from tests.controller.events import node_object, pod_object
+from tests.controller.world import World, controller, run
+from tests.flows.worlds import view
+from tests.ovs import Ovs
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"sluice_switch_{name}_total", labels) or 0.0
+
+
+async def digest(ovs: Ovs) -> SwitchDigest:
+    """What the node's agent would tell."""
+    async with connect(ovs.mgmt) as switch:
+        return (await look(switch)).digest
+
+
+async def with_a_pod(world: World) -> None:
+    world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+    world.plug("a", "u1", 16)
+    await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+    await world.in_sync()
+
+
+def test_a_sealed_switch_is_not_dumped(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            assert len(world.seals()) == 2
+            port = world.port
+        compared, sealed = counted("comparisons"), counted("sealed")
+        async with controller(ovs, port=port) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            await world.in_sync()
+            assert (counted("comparisons"), counted("sealed")) == (compared, sealed + 1)
+            # And what changes from here on is known against what the seals vouched for.
+            world.reconciler.update([], [("Pod", "default", "a")])
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+            assert "meter=16" not in ovs.ofctl("dump-meters", str(ovs.mgmt))
+            assert counted("comparisons") == compared
+
+    run(story)
+
+
+@pytest.mark.parametrize("seal", ["shared", "own"])
+def test_one_seal_alone_is_not_enough(ovs: Ovs, seal: str) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            port = world.port
+        compared = counted("comparisons")
+        changed = [node_object("node3", "10.244.3.0/24", "172.30.1.3")] if seal == "own" else []
+        pod = [pod_object("a", "node1", uid="u1")] if seal == "own" else []
+        async with controller(ovs, port=port) as world:
+            world.reconciler.update([*changed, *pod], [])
+            await world.in_sync()
+            assert world.cookies() == world.desired()
+            assert counted("comparisons") == compared + 1
+
+    run(story)
+
+
+def many(count: int) -> list[Flow]:
+    flow = next(f for f in compile_scope(view({1: []}), CLUSTER_SCOPE).flows() if not f.match)
+    return [dataclasses.replace(flow, priority=number) for number in range(count)]
+
+
+def test_a_seal_travels_last_and_never_lies_in_between() -> None:
+    seal = state.seal(CLUSTER_SCOPE, 1, 1)
+    one, *rest = batch_of(Delta(adds=tuple(many(9)), deletes=(7,)), seal, sealed=True).parts
+    assert not rest
+    assert one.messages[-3:] == (seal, CLOSE, COMMIT)
+    assert not any(isinstance(message, FlowRemove) for message in one.messages)
+
+    parts = batch_of(Delta(adds=tuple(many(BUNDLE_SIZE))), seal, sealed=True).parts
+    assert len(parts) == 2
+    assert parts[0].messages[:2] == (OPEN, FlowRemove(seal))
+    assert seal not in parts[0].messages
+    assert parts[1].messages[-3:] == (seal, CLOSE, COMMIT)
+
+    (unsealed,) = batch_of(Delta(adds=tuple(many(1))), seal, sealed=False).parts
+    assert unsealed.messages[1] == FlowRemove(seal)
+    assert seal not in unsealed.messages
+
+
+def test_a_node_s_seal_is_taken_away_before_a_comparison_changes_anything(ovs: Ovs) -> None:
+    """Or a crash in between would leave seals that vouch for what is left over."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            session = world.reconciler.sessions["node1"]
+            sent = []
+            apply = session.switch.apply
+
+            async def recorded(batch):  # type: ignore[no-untyped-def]
+                sent.append(batch)
+                await apply(batch)
+
+            session.switch.apply = recorded  # type: ignore[method-assign]
+            ovs.ofctl("del-flows", str(ovs.mgmt), "table=250")
+            session.wake(compare=True)
+            await world.in_sync()
+            own = world.reconciler.desired.program("node1").seal
+            assert FlowRemove(own) in sent[0].parts[0].messages
+            assert own in sent[-1].parts[-1].messages
+            assert world.cookies() == world.desired()
+
+    run(story)
+
+
+def forwarding(ovs: Ovs) -> str:
+    """The flow to the pod, as ovs-ofctl takes it back."""
+    lines = ovs.ofctl("--no-stats", "dump-flows", str(ovs.mgmt), "table=100")
+    return next(line.strip() for line in lines.splitlines() if "nw_dst=10.244.1.5" in line)
+
+
+def cookie_of(line: str) -> str:
+    return line.partition("cookie=")[2].partition(",")[0]
+
+
+TAMPERING = {
+    "altered": lambda ovs: ovs.ofctl(
+        "mod-flows", str(ovs.mgmt), "table=100,ip,nw_dst=10.244.1.5,actions=drop"
+    ),
+    "missing": lambda ovs: ovs.ofctl("del-flows", str(ovs.mgmt), "table=100,ip,nw_dst=10.244.1.5"),
+    "stale": lambda ovs: ovs.ofctl(
+        "add-flow", str(ovs.mgmt), f"cookie={5 << 56 | 7:#x},table=100,priority=9,actions=drop"
+    ),
+    "altered: the same cookie once more": lambda ovs: ovs.ofctl(
+        "add-flow", str(ovs.mgmt),
+        f"cookie={cookie_of(forwarding(ovs))},table=100,priority=999,ip,actions=drop",
+    ),
+    "missing: another flow in its place": lambda ovs: ovs.ofctl(
+        "add-flow", str(ovs.mgmt), "table=100,priority=400,ip,nw_dst=10.244.1.5,actions=drop"
+    ),
+    "altered: with a timeout": lambda ovs: ovs.ofctl(
+        "add-flow", str(ovs.mgmt),
+        forwarding(ovs).replace("table=100,", "table=100,idle_timeout=60,"),
+    ),
+    "missing: all of them": lambda ovs: ovs.ofctl("del-flows", str(ovs.mgmt), "table=0"),
+    "meters": lambda ovs: ovs.ofctl(
+        "mod-meter", str(ovs.mgmt), "meter=16,pktps,burst,band=type=drop,rate=1,burst_size=1"
+    ),
+    "seal": lambda ovs: ovs.ofctl("del-flows", str(ovs.mgmt), "table=250"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERING)
+def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str) -> None:
+    kind = what.partition(":")[0]
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            take = world.reconciler.take_digest
+            right = await digest(ovs)
+            assert take("node1", right) == "right"
+            before, found = ovs.dump(), counted("drift", kind=kind)
+            meters = ovs.ofctl("dump-meters", str(ovs.mgmt))
+
+            TAMPERING[what](ovs)
+            wrong = await digest(ovs)
+            assert wrong != right
+            # One without its seal could be from before a change, unless it is told twice.
+            verdicts = [take("node1", wrong)] + ([take("node1", wrong)] if kind == "seal" else [])
+            assert verdicts[0] == ("moved on" if kind == "seal" else "drift")
+            await world.in_sync()
+            assert ovs.dump() == before
+            assert ovs.ofctl("dump-meters", str(ovs.mgmt)) == meters
+            assert counted("drift", kind=kind) > found
+            assert take("node1", await digest(ovs)) == "right"
+
+    run(story)
+
+
+def test_only_what_differs_is_asked_for_and_sent(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            session = world.reconciler.sessions["node1"]
+            sent, asked = [], []
+            apply, dump = session.switch.apply, session.switch.dump_flows
+
+            async def recorded_apply(batch):  # type: ignore[no-untyped-def]
+                sent.append(batch)
+                await apply(batch)
+
+            async def recorded_dump(*of):  # type: ignore[no-untyped-def]
+                asked.append(of)
+                return await dump(*of)
+
+            session.switch.apply = recorded_apply  # type: ignore[method-assign]
+            session.switch.dump_flows = recorded_dump  # type: ignore[method-assign]
+            cookie = int(cookie_of(forwarding(ovs)), 16)
+            TAMPERING["missing"](ovs)
+            world.reconciler.take_digest("node1", await digest(ovs))
+            await world.in_sync()
+            assert asked == [(None, cookie % 256, 255)]
+            (batch,) = sent
+            flows = [m for m in batch.parts[0].messages if isinstance(m, Flow)]
+            assert [f.cookie for f in flows if f.feature != Feature.STATE] == [cookie]
+
+    run(story)
+
+
+def test_what_is_changed_by_us_is_not_drift(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            early = await digest(ovs)
+            await with_a_pod(world)
+            take = world.reconciler.take_digest
+            assert take("node1", early) == "moved on"
+            assert take("node1", await digest(ovs)) == "right"
+            # Not twice in a row: the first one may have been on its way for long.
+            assert take("node1", early) == "moved on"
+            assert world.reconciler.sessions["node1"].in_sync
+
+    run(story)
+
+
+def test_foreign_flows_are_counted_and_left_alone(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            ovs.ofctl("add-flow", str(ovs.mgmt), "table=100,priority=8,actions=drop")
+            given = await digest(ovs)
+            assert given.foreign == 1
+            assert world.reconciler.take_digest("node1", given) == "right"
+            assert REGISTRY.get_sample_value("sluice_foreign_flows") == 1
+            assert world.cookies() == world.desired() | {0}
+
+    run(story)
+
+
+def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
+    """As it would be with an Open vSwitch that shows flows in another form than ours."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await with_a_pod(world)
+            take = world.reconciler.take_digest
+            for expected in (True, True, False):
+                TAMPERING["missing"](ovs)
+                assert take("node1", await digest(ovs)) == "drift"
+                await world.in_sync()
+                assert (world.cookies() == world.desired()) is expected
+
+    run(story)
