@@ -89,7 +89,8 @@ class Runtime:
         given = {
             **plugin,
             "name": network["name"],
-            "cniVersion": network["cniVersion"],
+            # As runtimes do that know of 1.1.0: the last of a list, where there is one.
+            "cniVersion": network.get("cniVersions", [network["cniVersion"]])[-1],
             **(more or {}),
         }
         environment = {
