@@ -6,7 +6,7 @@
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
 READY := .venv/.ready
-BENCH_READY := .venv/.ready-bench
+TESTS_READY := .venv/.ready-tests
 
 # The scripts that are Python, whose names do not say so.
 SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
@@ -31,16 +31,16 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-test: need-root setup ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
+test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 
-bench: need-root setup $(BENCH_READY) ## measure against OVN, the bridge plugin and others (10 min); BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (10 min); BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-# Apart from the rest: nothing but bench needs these packages.
-$(BENCH_READY): scripts/setup
-	@scripts/setup --bench
+# Apart from the rest: nobody who only looks needs these packages.
+$(TESTS_READY): scripts/setup
+	@scripts/setup --tests
 	@mkdir -p $(@D) && touch $@
 
 lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date

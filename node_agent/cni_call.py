@@ -242,7 +242,8 @@ def _pod(arguments: str, ifname: str) -> Pod | None:
             )
         given[key] = value
     keys = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")
-    if not any(given.get(key) for key in keys):
+    # podman gives its containers' names as K8S_POD_NAME, and nothing else of Kubernetes.
+    if not given.get("K8S_POD_NAMESPACE") and not given.get("K8S_POD_UID"):
         return None
     for key in keys:
         if not given.get(key):

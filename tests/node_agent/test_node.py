@@ -58,7 +58,8 @@ def test_sets_the_node_up_and_changes_nothing_the_second_time(scratch: ScratchNo
             assert scratch.mode("bin/sluice") == 0o755
             conf = json.loads(scratch.file("net.d/10-sluice.conflist"))
             assert conf == {
-                "cniVersion": "1.1.0",
+                "cniVersion": "1.0.0",
+                "cniVersions": ["1.0.0", "1.1.0"],
                 "name": "sluice",
                 "plugins": [{"type": "sluice", "socket": str(scratch.socket)}],
             }
