@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.ovs import Ovs, running
+
+# No test is timed, and none may fail by chance on somebody else's change.
+hypothesis.settings.register_profile("sluice", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("sluice")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
