@@ -165,10 +165,15 @@ def hello_versions(version: int, body: memoryview) -> frozenset[int]:
     return frozenset(range(1, version + 1))
 
 
+def echo_reply(xid: int, payload: memoryview) -> bytes:
+    """OFPT_ECHO_REPLY, with the request's xid and payload."""
+    return HEADER.pack(VERSION, Type.ECHO_REPLY, HEADER.size + len(payload), xid) + payload
+
+
 def error(body: memoryview) -> SwitchError:
-    """OFPT_ERROR."""
+    """OFPT_ERROR. Of what it quotes, only as much is kept as a switch has to quote (7.5.4)."""
     kind, code = struct.unpack_from("!HH", body)
-    return SwitchError(kind, code, bytes(body[4:]))
+    return SwitchError(kind, code, bytes(body[4:68]))
 
 
 _PORT: Final = struct.Struct("!IHxx6sxx16s8x")

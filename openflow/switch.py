@@ -36,8 +36,11 @@ _log = logging.getLogger(__name__)
 MAX_UNREAD: Final = 32 << 20
 """Bytes that may wait for a peer that does not read. A batch's part is a hundredth of it."""
 
-MAX_PORT_EVENTS: Final = 65_536
-"""Port events that may wait for their reader: as many as a bridge has ports."""
+MAX_PORTS: Final = 65_536
+"""More than a bridge has. Also the port events that may wait for their reader."""
+
+LONGEST_ANSWER: Final = 60.0
+"""Seconds that a switch may take to answer a request; it may be a dump of all that it holds."""
 
 
 class ConnectionLost(Exception):  # noqa: N818 - it is no error of anybody here
@@ -166,6 +169,8 @@ class Switch(asyncio.Protocol):
         while True:
             while self._port_events:
                 yield self._port_events.popleft()
+                # One switch that tells a lot must not keep the others waiting.
+                await asyncio.sleep(0)
             if self._session.closed:
                 return
             self._news.clear()
@@ -253,7 +258,12 @@ class Switch(asyncio.Protocol):
         reply = self._expect(xid)
         self._flush()
         try:
-            value = await reply
+            async with asyncio.timeout(LONGEST_ANSWER):
+                value = await reply
+        except TimeoutError:
+            # It may answer echoes, and yet would never be in sync.
+            self.close(f"a request was not answered in {LONGEST_ANSWER:g} s")
+            raise ConnectionLost(self._closed.result()) from None
         finally:
             self._replies.pop(xid, None)
         if isinstance(value, SwitchError):
@@ -325,8 +335,10 @@ class Switch(asyncio.Protocol):
             self.ports.pop(event.port.ofport, None)
         else:
             self.ports[event.port.ofport] = event.port
-        if len(self._port_events) >= MAX_PORT_EVENTS:
+        if len(self._port_events) >= MAX_PORTS:
             self.close("its port events are not read")
+        elif len(self.ports) > MAX_PORTS:
+            self.close("it has too many ports")
         self._port_events.append(event)
         self._news.set()
 
