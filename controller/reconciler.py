@@ -275,6 +275,10 @@ class Reconciler:
         metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
         return verdict
 
-    async def installed(self, node: str) -> list[InstalledFlow]:
-        """What a node's switch holds right now. Raises `KeyError` if it is not connected."""
-        return list(await self.sessions[node].switch.dump_flows())
+    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[int]]:
+        """The flows, and the ids of the groups, that a node's switch holds right now.
+
+        Raises `KeyError` if it is not connected.
+        """
+        switch = self.sessions[node].switch
+        return await switch.dump_flows(), await switch.dump_groups()
