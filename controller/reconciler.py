@@ -7,7 +7,6 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 import asyncio
 import logging
 from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address
 
 import structlog
 
@@ -16,9 +15,9 @@ from controller.cluster import Inventory, Port
 from controller.desired import Desired
 from controller.session import Session
 from controller.sources.objects import Object
-from flows.pipeline import ZONE, PipelineError
+from flows.pipeline import PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import Batch, message_text
+from openflow.batch import message_text
 from openflow.messages import InstalledFlow, PortReason
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
@@ -27,8 +26,6 @@ log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
-FORGET_TICK = 1.0
-"""Seconds in which released addresses are gathered: each costs a switch a look at all it knows."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
 RETRY_LEFT_OUT = 60.0
@@ -53,9 +50,6 @@ class Reconciler:
         self._unmade: dict[str, set[Key]] = {}
         """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
-        self._released: set[IPv4Address] = set()
-        """Addresses whose connections are to be forgotten at the next of those ticks."""
-        self._forget_tick: asyncio.TimerHandle | None = None
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -186,10 +180,6 @@ class Reconciler:
             self.report(f"flows of {node}", "")
             if changed and (session := self.sessions.get(node)):
                 session.wake()
-        self._released |= self.inventory.take_released()
-        if self._released and self._forget_tick is None:
-            loop = asyncio.get_running_loop()
-            self._forget_tick = loop.call_later(FORGET_TICK, self._forget_connections)
         if self._stale and self._tick is None and self.listed.is_set():
             self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._publish)
         if any(key.kind in {"peer", "node"} for key in touched):
@@ -210,19 +200,6 @@ class Reconciler:
         if changed:
             for session in self.sessions.values():
                 session.wake()
-
-    def _forget_connections(self) -> None:
-        """Have every switch forget the connections of addresses that pods had.
-
-        The next pod with such an address must not be met as the one before. On its own node the
-        agent sees to that, in time; here it is for all others, well within the quarantine of an
-        address. A switch that is away at this moment is not told later.
-        """
-        self._forget_tick = None
-        batch = Batch.forgetting(ZONE, sorted(self._released))
-        self._released.clear()
-        for session in self.sessions.values():
-            session.wake(also=batch)
 
     async def _sync(self, session: Session) -> None:
         # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
