@@ -6,7 +6,9 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from ipaddress import IPv4Address
 
 import structlog
 
@@ -15,10 +17,10 @@ from controller.cluster import Inventory, Port
 from controller.desired import Desired
 from controller.session import Session
 from controller.sources.objects import Object
-from flows.pipeline import PipelineError
+from flows.pipeline import ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import message_text
-from openflow.messages import InstalledFlow, PortReason
+from openflow.batch import Batch, message_text
+from openflow.messages import InstalledFlow, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
 
@@ -26,6 +28,10 @@ log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
+FORGET_TICK = 5.0
+"""Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
+FORGET_AT_ONCE = 8
+"""Of these in one batch, so that no flow has to wait for many of them."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
 RETRY_LEFT_OUT = 60.0
@@ -50,6 +56,8 @@ class Reconciler:
         self._unmade: dict[str, set[Key]] = {}
         """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
+        self._freed: dict[IPv4Address, str] = {}
+        """Addresses that no attachment has any more, and the node whose they are."""
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -95,17 +103,15 @@ class Reconciler:
             return
         session = Session(node, switch, self.desired)
         self.sessions[node] = session
-        self._absorb(
-            self.inventory.set_ports(
-                node, [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-            )
-        )
+        ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+        self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
+                group.create_task(session.forget_for_ever())
         except* ConnectionLost as lost:
             log.info("switch lost", node=node, reason=str(lost.exceptions[0]))
         finally:
@@ -143,11 +149,39 @@ class Reconciler:
         async for event in session.switch.port_events():
             if self.sessions.get(session.node) is not session:
                 return
-            if event.reason is PortReason.DELETE:
-                self._absorb(self.inventory.remove_port(session.node, event.port.name))
-            else:
-                port = Port(event.port.name, event.port.ofport, event.port.mac)
-                self._absorb(self.inventory.set_port(session.node, port))
+            self._absorb_ports(session.node, partial(self._take_port, session.node, event))
+
+    def _take_port(self, node: str, event: PortStatus) -> set[Key]:
+        port = event.port
+        if event.reason is PortReason.DELETE:
+            return self.inventory.remove_port(node, port.name)
+        return self.inventory.set_port(node, Port(port.name, port.ofport, port.mac))
+
+    def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
+        before = self._addresses(node)
+        self._absorb(change())
+        gone = before - self._addresses(node)
+        if gone and not self._freed:
+            asyncio.get_running_loop().call_later(FORGET_TICK, self._forget_freed)
+        self._freed |= dict.fromkeys(gone, node)
+
+    def _addresses(self, node: str) -> set[IPv4Address]:
+        attachments = self.inventory.view.attachments.get(node, {})
+        return {attachment.address for attachment in attachments.values()}
+
+    def _forget_freed(self) -> None:
+        """Have every switch forget the connections of addresses that were given back.
+
+        Their next owner must not meet them. A node's agent does the same when it hands one out.
+        """
+        freed, self._freed = self._freed, {}
+        nodes = {node: self._addresses(node) for node in set(freed.values())}
+        # Where one has a new owner already, it is too late: what there is may be the owner's.
+        addresses = [address for address, node in freed.items() if address not in nodes[node]]
+        for at in range(0, len(addresses), FORGET_AT_ONCE):
+            batch = Batch.forgetting(ZONE, addresses[at : at + FORGET_AT_ONCE])
+            for session in self.sessions.values():
+                session.to_forget.put_nowait(batch)
 
     async def _keep_in_sync(self, session: Session) -> None:
         while True:

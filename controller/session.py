@@ -56,6 +56,8 @@ class Session:
         """Cookies of what the switch refused, and of all that belongs to the same object."""
         self.foreign = 0
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
+        self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
+        """Connections that the switch is to forget when it has time."""
         self._desired = desired
         self._cookies: set[int] = set()
         """Flows of ours that it holds and that are not in the shared program."""
@@ -183,6 +185,14 @@ class Session:
             self._meters[meter.id] = meter
         for meter_id in delta.meters_delete:
             self._meters.pop(meter_id, None)
+
+    async def forget_for_ever(self) -> None:
+        """Send what `to_forget` gets. Raises `ConnectionLost`."""
+        while True:
+            try:
+                await self._apply(await self.to_forget.get())
+            except Rejected as refused:
+                log.warning("connections are not forgotten", node=self.node, reason=str(refused))
 
     async def _apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
