@@ -56,6 +56,8 @@ class Inventory:
         self._nodes: dict[str, Node] = {}
         self._attachments: dict[str, dict[str, Attachment]] = {}
         self._problems: dict[str, str] = {}
+        self._news: dict[str, str] = {}
+        self._released: set[IPv4Address] = set()
         self.view = ClusterView(cluster, self._nodes, self._attachments)
 
     @property
@@ -178,8 +180,13 @@ class Inventory:
         for name in concerned:
             attachment, problem = self._judge_port(node, name)
             self._note(f"port {name} of {node}", problem)
-            if accepted.get(name) == attachment:
+            earlier = accepted.get(name)
+            if earlier == attachment:
                 continue
+            if earlier is not None and (
+                attachment is None or attachment.address != earlier.address
+            ):
+                self._released.add(earlier.address)
             if attachment is None:
                 del accepted[name]
             else:
@@ -341,11 +348,22 @@ class Inventory:
             )
         return found
 
+    def take_news(self) -> dict[str, str]:
+        """What has come to be refused since the last call, or for another reason."""
+        news, self._news = self._news, {}
+        return news
+
+    def take_released(self) -> set[IPv4Address]:
+        """Addresses that an attachment has lost since the last call."""
+        released, self._released = self._released, set()
+        return released
+
     def _note(self, subject: str, problem: str) -> None:
-        if problem:
-            self._problems[subject] = problem
-        else:
+        if not problem:
             self._problems.pop(subject, None)
+            self._news.pop(subject, None)
+        elif self._problems.get(subject) != problem:
+            self._problems[subject] = self._news[subject] = problem
 
 
 class _RefusedError(ValueError):

@@ -5,7 +5,9 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 """
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterable
+from ipaddress import IPv4Address
 
 import structlog
 
@@ -14,9 +16,9 @@ from controller.cluster import Inventory, Port
 from controller.desired import Desired
 from controller.session import Session
 from controller.sources.objects import Object
-from flows.pipeline import PipelineError
+from flows.pipeline import ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import message_text
+from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, PortReason
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
@@ -25,8 +27,12 @@ log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
+FORGET_TICK = 1.0
+"""Seconds in which released addresses are gathered: each costs a switch a look at all it knows."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
+RETRY_LEFT_OUT = 60.0
+"""Seconds until objects that a switch refused, and that were left out, are tried again."""
 
 
 class Reconciler:
@@ -43,7 +49,13 @@ class Reconciler:
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
         self._stale: set[Key] = set()
+        """Shared fragments to be compiled at the next tick."""
+        self._unmade: dict[str, set[Key]] = {}
+        """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
+        self._released: set[IPv4Address] = set()
+        """Addresses whose connections are to be forgotten at the next of those ticks."""
+        self._forget_tick: asyncio.TimerHandle | None = None
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -107,8 +119,7 @@ class Reconciler:
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self._forget(node)
-            for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
-                del self.problems[subject]
+            self._forget_refusals(node)
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _owner(self, switch: Switch) -> str | None:
@@ -153,6 +164,10 @@ class Reconciler:
 
     def _absorb(self, touched: Collection[Key]) -> None:
         """Bring the programs up to date with the view; nodes at once, shared ones by the tick."""
+        for subject, problem in self.inventory.take_news().items():
+            # A port is often there a moment before its Pod.
+            level = logging.INFO if subject.startswith("port ") else logging.WARNING
+            log.log(level, "refused", subject=subject, problem=problem)
         by_node: dict[str, list[Key]] = {}
         for key in touched:
             if key.scope == CLUSTER_SCOPE:
@@ -160,14 +175,21 @@ class Reconciler:
             else:
                 by_node.setdefault(key.scope, []).append(key)
         for node, keys in by_node.items():
+            unmade = self._unmade.pop(node, set()).union(keys)
             try:
-                changed = self.desired.update_node(node, keys)
+                changed = self.desired.update_node(node, unmade)
             except PipelineError as error:
                 # One node's fault must not be everybody's.
+                self._unmade[node] = unmade
                 self.report(f"flows of {node}", str(error))
                 continue
+            self.report(f"flows of {node}", "")
             if changed and (session := self.sessions.get(node)):
                 session.wake()
+        self._released |= self.inventory.take_released()
+        if self._released and self._forget_tick is None:
+            loop = asyncio.get_running_loop()
+            self._forget_tick = loop.call_later(FORGET_TICK, self._forget_connections)
         if self._stale and self._tick is None and self.listed.is_set():
             self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._publish)
         if any(key.kind in {"peer", "node"} for key in touched):
@@ -177,10 +199,30 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
-        stale, self._stale = self._stale, set()
-        if self.desired.update_shared(stale):
+        try:
+            changed = self.desired.update_shared(self._stale)
+        except PipelineError as error:
+            # What is stale stays so, and comes with the next change.
+            self.report("flows of every node", str(error))
+            return
+        self.report("flows of every node", "")
+        self._stale.clear()
+        if changed:
             for session in self.sessions.values():
                 session.wake()
+
+    def _forget_connections(self) -> None:
+        """Have every switch forget the connections of addresses that pods had.
+
+        The next pod with such an address must not be met as the one before. On its own node the
+        agent sees to that, in time; here it is for all others, well within the quarantine of an
+        address. A switch that is away at this moment is not told later.
+        """
+        self._forget_tick = None
+        batch = Batch.forgetting(ZONE, sorted(self._released))
+        self._released.clear()
+        for session in self.sessions.values():
+            session.wake(also=batch)
 
     async def _sync(self, session: Session) -> None:
         # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
@@ -202,8 +244,20 @@ class Reconciler:
             causes = session.leave_out(refused)
             for cause, why in causes.items():
                 self.report(f"{cause} on the switch of {session.node}", why)
-            if not causes:
+            if causes:
+                asyncio.get_running_loop().call_later(RETRY_LEFT_OUT, self._retry, session)
+            else:
                 await asyncio.sleep(RETRY_AFTER_REFUSAL)
+
+    def _retry(self, session: Session) -> None:
+        """Try once more what was left out: its table may have been full for a while."""
+        session.left_out.clear()
+        self._forget_refusals(session.node)
+        session.wake(compare=True)
+
+    def _forget_refusals(self, node: str) -> None:
+        for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
+            del self.problems[subject]
 
     def _forget(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""

@@ -65,6 +65,8 @@ class Session:
         self._suspect: set[int] | None = None
         """Ranges of cookies in which it holds something else than it acknowledged; with none, but
         not None, that is its meters."""
+        self._also: list[Batch] = []
+        """What is to be sent once, and is no part of what it holds."""
         self._odd_seals: SwitchDigest | None = None
         """The last digest, where it had other seals than it should have."""
         self._unmended = Drift()
@@ -72,9 +74,11 @@ class Session:
         self._next_repair = 0.0
         """Time of the event loop before which none is tried."""
 
-    def wake(self, *, compare: bool = False) -> None:
-        """Something is to be done: `sync` comes next."""
+    def wake(self, *, compare: bool = False, also: Batch | None = None) -> None:
+        """Something is to be done: `sync` comes next, and sends this batch with it."""
         self.compare |= compare
+        if also is not None:
+            self._also.append(also)
         self.in_sync = False
         self.dirty.set()
 
@@ -91,9 +95,11 @@ class Session:
                 await self._repair()
             await self._catch_up()
             await self._sync_own()
+            while self._also:
+                await self._apply(self._also.pop(0))
             if not self.dirty.is_set():
                 break
-        self.in_sync = self._desired.whole
+        self.in_sync = self._desired.whole and not self.left_out
         metrics.SYNCS.inc()
 
     async def _compare(self) -> None:
@@ -215,7 +221,7 @@ class Session:
     def take_digest(self, given: SwitchDigest) -> Verdict:
         """Hold the agent's digest of this switch against what the switch acknowledged."""
         self.foreign = given.foreign
-        if not self.in_sync or self.left_out:
+        if not self.in_sync:
             return "moved on"
         shared, own = self._desired.shared, self._desired.program(self.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):

@@ -216,7 +216,7 @@ def _version(conf: dict[str, Any], command: str) -> str:
     if version not in VERSIONS:
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
-            f"stdin: cniVersion: {version!r} is none of {', '.join(VERSIONS)}",
+            f"stdin: cniVersion: {repr(version)[:80]} is none of {', '.join(VERSIONS)}",
         )
     if VERSIONS.index(version) < VERSIONS.index(_SINCE[command]):
         raise CniError(

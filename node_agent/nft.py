@@ -36,10 +36,14 @@ async def deafen_again(devices: Iterable[str]) -> None:
 
     Somebody flushed the ruleset: a restart of the nftables service does.
     """
-    deaf = set(_DEAF.findall(await _listed("netdev")))
-    missing = sorted(set(devices) - deaf)
+    missing = sorted(set(devices) - await deaf())
     if missing:
         await apply("".join(forget(device) + deafen(device) for device in missing))
+
+
+async def deaf() -> set[str]:
+    """The interfaces that are deafened. Raises `NftError`."""
+    return set(_DEAF.findall(await _listed("netdev")))
 
 
 _DEAF: Final = re.compile(

@@ -110,6 +110,8 @@ Event: TypeAlias = Ready | PortStatus | Reply | Refused | FlowUpdate | Unhandled
 
 MAX_REPLY: Final = 256 << 20
 """Bytes in memory of one multipart reply: some 600,000 flows. More is not a dump but an attack."""
+MAX_PORTS_REPLY: Final = 16 << 20
+"""The same of the list of ports, which comes from whoever has got as far as HELLO: 65,536 ports."""
 _ENTRY_COST: Final = 150
 """Bytes in memory of one entry of a reply, beside those on the wire."""
 
@@ -311,8 +313,8 @@ class Session:
         self._ask(Multipart.PORT_DESC, parser.OFPPortDescStatsRequest(DATAPATH))
 
     def _echo_request(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
-        reply = parser.OFPEchoReply(DATAPATH, bytes(body))
-        self._to_send.append(numbered(serialized(reply), xid))
+        # Not by os-ken: whoever floods us with them should not be able to keep us busy.
+        self._to_send.append(messages.echo_reply(xid, body))
         yield from ()
 
     def _plain_reply(self, _version: int, xid: int, _body: memoryview) -> Iterator[Event]:
@@ -354,8 +356,9 @@ class Session:
         before = len(reply.found)
         reply.found += _PARTS[reply.type](body)
         reply.size += len(body) + _ENTRY_COST * (len(reply.found) - before)
-        if reply.size > MAX_REPLY:
-            raise ProtocolError(f"a reply of more than {MAX_REPLY >> 20} MiB")
+        most = MAX_PORTS_REPLY if reply.type is Multipart.PORT_DESC else MAX_REPLY
+        if reply.size > most:
+            raise ProtocolError(f"a reply of more than {most >> 20} MiB")
         if more:
             return
         del self._multiparts[xid]
