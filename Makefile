@@ -1,7 +1,7 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint docs lock clean need-root
+.PHONY: help setup demo soak test bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -30,6 +30,11 @@ ifneq ($(filter-out 0,$(KUBE)),)
 else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
+
+soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEED=N: as before. KUBE=1: on a real API server
+	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
+	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(filter-out 0,$(KUBE)),--source kube) $(KEEP_FLAG)
 
 test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \

@@ -160,6 +160,9 @@ TAMPERING = {
     "meters": lambda ovs: ovs.ofctl(
         "mod-meter", str(ovs.mgmt), "meter=16,pktps,burst,band=type=drop,rate=1,burst_size=1"
     ),
+    "meters: all of them, and with them the flows that use them": lambda ovs: ovs.ofctl(
+        "del-meters", str(ovs.mgmt)
+    ),
     "seal": lambda ovs: ovs.ofctl("del-flows", str(ovs.mgmt), "table=250"),
 }  # fmt: skip
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from lab.control import ControlPlane
 from lab.traffic import ping, stream
 from tests.lab.test_pods import cookies, settled, traces
 from tests.waiting import wait_until
@@ -83,8 +82,7 @@ def pids(lab: Lab) -> dict[str, int]:
 
 def sessions(lab: Lab) -> dict[str, tuple[bool, bool]]:
     """By node, whether its switch is connected, and in sync; nothing without a controller."""
-    plane = ControlPlane(lab.layout, "geneve", None, None)
-    status = plane.status()
+    status = lab.ask("/v1/status")
     return (
         {name: (node["connected"], node["inSync"]) for name, node in status["nodes"].items()}
         if status
