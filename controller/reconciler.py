@@ -5,6 +5,7 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from ipaddress import IPv4Address
@@ -33,6 +34,8 @@ FORGET_AT_ONCE = 8
 """Of these in one batch, so that no flow has to wait for many of them."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
+RETRY_LEFT_OUT = 60.0
+"""Seconds until objects that a switch refused, and that were left out, are tried again."""
 
 
 class Reconciler:
@@ -49,6 +52,9 @@ class Reconciler:
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
         self._stale: set[Key] = set()
+        """Shared fragments to be compiled at the next tick."""
+        self._unmade: dict[str, set[Key]] = {}
+        """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
@@ -113,8 +119,7 @@ class Reconciler:
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self._forget(node)
-            for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
-                del self.problems[subject]
+            self._forget_refusals(node)
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _owner(self, switch: Switch) -> str | None:
@@ -187,6 +192,10 @@ class Reconciler:
 
     def _absorb(self, touched: Collection[Key]) -> None:
         """Bring the programs up to date with the view; nodes at once, shared ones by the tick."""
+        for subject, problem in self.inventory.take_news().items():
+            # A port is often there a moment before its Pod.
+            level = logging.INFO if subject.startswith("port ") else logging.WARNING
+            log.log(level, "refused", subject=subject, problem=problem)
         by_node: dict[str, list[Key]] = {}
         for key in touched:
             if key.scope == CLUSTER_SCOPE:
@@ -194,12 +203,15 @@ class Reconciler:
             else:
                 by_node.setdefault(key.scope, []).append(key)
         for node, keys in by_node.items():
+            unmade = self._unmade.pop(node, set()).union(keys)
             try:
-                changed = self.desired.update_node(node, keys)
+                changed = self.desired.update_node(node, unmade)
             except PipelineError as error:
                 # One node's fault must not be everybody's.
+                self._unmade[node] = unmade
                 self.report(f"flows of {node}", str(error))
                 continue
+            self.report(f"flows of {node}", "")
             if changed and (session := self.sessions.get(node)):
                 session.wake()
         if self._stale and self._tick is None and self.listed.is_set():
@@ -211,8 +223,15 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
-        stale, self._stale = self._stale, set()
-        if self.desired.update_shared(stale):
+        try:
+            changed = self.desired.update_shared(self._stale)
+        except PipelineError as error:
+            # What is stale stays so, and comes with the next change.
+            self.report("flows of every node", str(error))
+            return
+        self.report("flows of every node", "")
+        self._stale.clear()
+        if changed:
             for session in self.sessions.values():
                 session.wake()
 
@@ -236,8 +255,20 @@ class Reconciler:
             causes = session.leave_out(refused)
             for cause, why in causes.items():
                 self.report(f"{cause} on the switch of {session.node}", why)
-            if not causes:
+            if causes:
+                asyncio.get_running_loop().call_later(RETRY_LEFT_OUT, self._retry, session)
+            else:
                 await asyncio.sleep(RETRY_AFTER_REFUSAL)
+
+    def _retry(self, session: Session) -> None:
+        """Try once more what was left out: its table may have been full for a while."""
+        session.left_out.clear()
+        self._forget_refusals(session.node)
+        session.wake(compare=True)
+
+    def _forget_refusals(self, node: str) -> None:
+        for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
+            del self.problems[subject]
 
     def _forget(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""
@@ -255,6 +286,10 @@ class Reconciler:
         metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
         return verdict
 
-    async def installed(self, node: str) -> list[InstalledFlow]:
-        """What a node's switch holds right now. Raises `KeyError` if it is not connected."""
-        return list(await self.sessions[node].switch.dump_flows())
+    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[int]]:
+        """The flows, and the ids of the groups, that a node's switch holds right now.
+
+        Raises `KeyError` if it is not connected.
+        """
+        switch = self.sessions[node].switch
+        return await switch.dump_flows(), await switch.dump_groups()

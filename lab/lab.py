@@ -243,6 +243,10 @@ class Lab:
         """The command line of a kubectl call by the administrator; needs an API server."""
         return self._control(self._state()).kubernetes.command(arguments)
 
+    def ask(self, path: str) -> dict[str, Any] | None:
+        """What the controller answers on its socket for local users; None if it does not."""
+        return self._control(self._state()).ask(path)
+
     def status(self) -> dict[str, Any]:
         """Everything there is, in the form of `sluice lab status --json`."""
         state = self._state()

@@ -65,6 +65,17 @@ class Runtime:
         """Whether the node's CNI configuration has appeared."""
         return any(self.node.cni_conf.glob("*.conflist"))
 
+    def configuration(self) -> dict[str, Any]:
+        """What the plugin is given on stdin: its part of the node's configuration."""
+        # The first in the order of names, as runtimes have it.
+        for path in sorted(self.node.cni_conf.glob("*.conflist")):
+            network = json.loads(path.read_text())
+            plugin: dict[str, Any] = network["plugins"][0]
+            # As runtimes do that know of 1.1.0: the last of a list, where there is one.
+            version = network.get("cniVersions", [network["cniVersion"]])[-1]
+            return plugin | {"name": network["name"], "cniVersion": version}
+        raise LabError(f"{self.node.name}: no CNI configuration in {self.node.cni_conf}")
+
     def add(self, sandbox: Sandbox) -> dict[str, Any]:
         """Plug the sandbox in; the result as the plugin gave it."""
         return self._call("ADD", sandbox)
@@ -84,14 +95,8 @@ class Runtime:
     def _call(
         self, command: str, sandbox: Sandbox | None, more: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        network = self._configuration()
-        plugin = network["plugins"][0]
-        given = {
-            **plugin,
-            "name": network["name"],
-            "cniVersion": network["cniVersion"],
-            **(more or {}),
-        }
+        plugin = self.configuration()
+        given = {**plugin, **(more or {})}
         environment = {
             "PATH": os.environ["PATH"],
             "CNI_COMMAND": command,
@@ -129,10 +134,3 @@ class Runtime:
         if done.returncode:
             raise CniError(command, self.node.name, answer)
         return answer
-
-    def _configuration(self) -> dict[str, Any]:
-        # The first in the order of names, as runtimes have it.
-        for path in sorted(self.node.cni_conf.glob("*.conflist")):
-            network: dict[str, Any] = json.loads(path.read_text())
-            return network
-        raise LabError(f"{self.node.name}: no CNI configuration in {self.node.cni_conf}")

@@ -33,7 +33,8 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
 
     def change(transaction: Transaction) -> None:
         root = _root(transaction)
-        transaction.update_keys(root, "external_ids", sluice_config=encode(config).decode())
+        remembered = {"sluice-config": encode(config).decode()}
+        transaction.update_keys(root, "external_ids", **remembered)
         if agent.tls is not None:
             _ssl(transaction, root, agent)
         bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
@@ -45,16 +46,14 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
             bridge.datapath_type = agent.datapath
             bridge.fail_mode = ["secure"]
             bridge.protocols = PROTOCOLS
-            bridge.other_config = {"datapath-id": f"{names.datapath_id(agent.node):016x}"}
+            bridge.other_config = _other_config(agent)
             bridge.controller = [_controller(transaction, agent)]
             bridge.flow_tables = _flow_tables(transaction)
         else:
             transaction.update(
                 bridge, datapath_type=agent.datapath, fail_mode=["secure"], protocols=PROTOCOLS
             )
-            transaction.update_keys(
-                bridge, "other_config", datapath_id=f"{names.datapath_id(agent.node):016x}"
-            )
+            transaction.update_keys(bridge, "other_config", **_other_config(agent))
             _update_controller(transaction, bridge, agent)
             named = {number: row.name for number, row in bridge.flow_tables.items()}
             if named != {table.number: [table.name] for table in TABLES}:
@@ -200,6 +199,10 @@ def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
             except ValueError:
                 return None
     return None
+
+
+def _other_config(agent: Agent) -> dict[str, str]:
+    return {"datapath-id": f"{names.datapath_id(agent.node):016x}", "hwaddr": names.BRIDGE_MAC}
 
 
 def release(transaction: Transaction) -> int:

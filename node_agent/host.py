@@ -41,9 +41,10 @@ def disable_ipv6(link: str) -> None:
         write_sysctl(name, "1")
 
 
-def pod_mtu(uplink_mtu: int) -> int:
-    """What is left inside the tunnel."""
-    return uplink_mtu - names.ENCAPSULATION_OVERHEAD
+def pod_mtu(uplink_mtu: int, config: NodeConfig) -> int:
+    """What is left inside the tunnel, or less where the cluster says so."""
+    left = uplink_mtu - names.ENCAPSULATION_OVERHEAD
+    return left if config.mtu is None else min(left, config.mtu)
 
 
 async def check(netlink: AsyncIPRoute, config: NodeConfig) -> int:

@@ -14,12 +14,18 @@ from typing import Any, Final
 
 import structlog
 
+from node_agent import json_stream
+
 with warnings.catch_warnings():
     # ovs looks for eventlet, which os-ken brings along and which complains when it is looked for.
     warnings.simplefilter("ignore")
+    import ovs.json
     from ovs.db import idl
     from ovs.timeval import msec
     from ovsdbapp.backend.ovs_idl import idlutils
+
+if ovs.json.PARSER == ovs.json.PARSER_PY:
+    ovs.json.Parser = json_stream.Parser
 
 Row = Any
 """A row of the copy: columns are attributes; assigning to one is part of the open transaction."""
@@ -84,9 +90,8 @@ class Transaction:
         """Make some keys of a map column hold these values; leave the others alone."""
         current = getattr(row, column)
         for key, value in keys.items():
-            name = key.replace("_", "-")
-            if current.get(name) != value:
-                row.setkey(column, name, value)
+            if current.get(key) != value:
+                row.setkey(column, key, value)
 
 
 class Ovsdb:

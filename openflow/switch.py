@@ -1,13 +1,16 @@
 """A connected switch, as its owner sees it: one `Session` on one asyncio transport."""
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from itertools import zip_longest
 from typing import Any, Final
 
 from flows.flow import Meter
 from openflow.batch import Batch, Control, Message, Part, message_text
+from openflow.codec import CodecError
 from openflow.messages import (
     FlowUpdate,
     InstalledFlow,
@@ -33,8 +36,11 @@ _log = logging.getLogger(__name__)
 MAX_UNREAD: Final = 32 << 20
 """Bytes that may wait for a peer that does not read. A batch's part is a hundredth of it."""
 
-MAX_PORT_EVENTS: Final = 65_536
-"""Port events that may wait for their reader: as many as a bridge has ports."""
+MAX_PORTS: Final = 65_536
+"""More than a bridge has. Also the port events that may wait for their reader."""
+
+LONGEST_ANSWER: Final = 60.0
+"""Seconds that a switch may take to answer a request; it may be a dump of all that it holds."""
 
 
 class ConnectionLost(Exception):  # noqa: N818 - it is no error of anybody here
@@ -118,6 +124,11 @@ class Switch(asyncio.Protocol):
         )
         return found
 
+    async def dump_groups(self) -> list[int]:
+        """The ids of all groups. Raises `ConnectionLost`, `RequestRefused`."""
+        found: list[int] = await self._request(self._session.request_groups())
+        return found
+
     async def dump_meters(self) -> dict[int, Meter]:
         """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
         found: dict[int, Meter] = await self._request(self._session.request_meters())
@@ -132,8 +143,8 @@ class Switch(asyncio.Protocol):
         sent. Cancelled in between, it cuts the connection, because nobody would know the outcome.
         """
         async with self._applying:
-            for part in batch.parts:
-                await self._apply(part)
+            for part, following in zip_longest(batch.parts, batch.parts[1:]):
+                await self._apply(part, following)
 
     async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer is a bool
         """Whether the switch answers an echo within so many seconds."""
@@ -163,6 +174,8 @@ class Switch(asyncio.Protocol):
         while True:
             while self._port_events:
                 yield self._port_events.popleft()
+                # One switch that tells a lot must not keep the others waiting.
+                await asyncio.sleep(0)
             if self._session.closed:
                 return
             self._news.clear()
@@ -213,11 +226,17 @@ class Switch(asyncio.Protocol):
 
     # How it works.
 
-    async def _apply(self, part: Part) -> None:
+    async def _apply(self, part: Part, following: Part | None) -> None:
         data = part.data
         self._part, self._refusals = part, {}
         try:
-            await self._exchange(data, part.checked_xid)
+            reply = self._expect(part.checked_xid)
+            self._write(data)
+            if following is not None:
+                # Encoded while the switch is busy; what cannot be is told when its turn comes.
+                with contextlib.suppress(CodecError):
+                    _ = following.data
+            await reply
             if part.in_bundle:
                 await self._exchange(part.discard if self._refusals else part.commit, part.last_xid)
         except asyncio.CancelledError:
@@ -244,7 +263,12 @@ class Switch(asyncio.Protocol):
         reply = self._expect(xid)
         self._flush()
         try:
-            value = await reply
+            async with asyncio.timeout(LONGEST_ANSWER):
+                value = await reply
+        except TimeoutError:
+            # It may answer echoes, and yet would never be in sync.
+            self.close(f"a request was not answered in {LONGEST_ANSWER:g} s")
+            raise ConnectionLost(self._closed.result()) from None
         finally:
             self._replies.pop(xid, None)
         if isinstance(value, SwitchError):
@@ -316,8 +340,10 @@ class Switch(asyncio.Protocol):
             self.ports.pop(event.port.ofport, None)
         else:
             self.ports[event.port.ofport] = event.port
-        if len(self._port_events) >= MAX_PORT_EVENTS:
+        if len(self._port_events) >= MAX_PORTS:
             self.close("its port events are not read")
+        elif len(self.ports) > MAX_PORTS:
+            self.close("it has too many ports")
         self._port_events.append(event)
         self._news.set()
 

@@ -229,6 +229,22 @@ def test_what_cannot_be_encoded_is_not_sent(ovs: Ovs):
     asyncio.run(main())
 
 
+def test_what_cannot_be_encoded_stops_a_batch_where_it_stands(ovs: Ovs):
+    """Parts are encoded ahead, while the switch is busy: that must not lose what was sent."""
+
+    async def main():
+        bad = replace(samples.flow(3), match=match({"dl_type": 0x800, "tp_dst": 1}))
+        async with connected(ovs) as switch:
+            flows = [samples.flow(1), samples.flow(2), bad, samples.flow(4)]
+            with pytest.raises(CodecError, match="'sample 3'"):
+                await switch.apply(Batch.of(flows, bundle_size=2))
+            assert ovs.dump() == texts(flows[:2])
+            await switch.apply(Batch.of(flows[3:]))
+            assert ovs.dump() == texts([*flows[:2], flows[3]])
+
+    asyncio.run(main())
+
+
 def test_a_lost_connection_is_an_unknown_outcome(ovs: Ovs):
     async def main():
         async with connected(ovs) as switch:

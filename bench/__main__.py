@@ -1,0 +1,62 @@
+"""`python -m bench`: measure, print a table, write build/bench.json."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench import cni, fleet, flow_push, pod_ready, pods, traffic
+from bench.figures import Figure, show, write
+from lab import LabError
+from lab.interrupt import one_interrupt
+
+FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
+    "flow_push": flow_push.measure,
+    "cni": cni.measure,
+    "pod_ready": pod_ready.measure,
+    "pods": pods.measure,
+    "traffic": traffic.measure,
+    "fleet": fleet.measure,
+}
+"""In the order in which they run; each measures all its figures in one go."""
+
+RESULT = Path(__file__).parents[1] / "build" / "bench.json"
+
+
+@click.command()
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([*FAMILIES]),
+    help="Measure only this family of figures; may be given more than once.",
+)
+@click.option("--list", "listing", is_flag=True, help="Name the families, and measure nothing.")
+def main(only: tuple[str, ...], listing: bool) -> None:
+    """Measure Sluice against its rivals. See docs/benchmarks.md for what each figure means."""
+    if listing:
+        sys.stdout.write("\n".join(FAMILIES) + "\n")
+        return
+    console = Console()
+    figures: list[Figure] = []
+    failed = []
+    with one_interrupt():
+        for family in only or FAMILIES:
+            began = time.monotonic()
+            try:
+                figures += FAMILIES[family]()
+            except LabError as error:
+                failed.append(family)
+                console.print(f"{family}: {error}", style="red", markup=False)
+            console.print(f"{family}: {time.monotonic() - began:.0f} s", highlight=False)
+    show(console, figures)
+    write(RESULT, figures)
+    console.print(f"Samples: {RESULT}", highlight=False)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""fleet_*: one controller, a thousand switches.
+
+The controller is the real one, out of a directory. The switches are simulated by one other
+process (`bench.switches`), which dials by TCP and acknowledges.
+"""
+
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.controller import (
+    CLUSTER,
+    StandaloneController,
+    node,
+    node_manifest,
+    pod,
+    standalone,
+    write_manifests,
+)
+from bench.figures import Figure
+from flows import names
+from flows.compile import compile_scope
+from flows.view import CLUSTER_SCOPE, Cluster, ClusterView
+from lab import LabError
+from lab.commands import inside
+from lab.programs import python
+
+PATIENCE = 120.0
+"""Seconds until a fleet that is not in sync counts as failed."""
+
+
+def measure(
+    *, nodes: int = 1000, pods: int = 20, rounds: int = 5, new_nodes: int = 2
+) -> list[Figure]:
+    """Start controller and fleet `rounds` times, and add new nodes to each."""
+    sync, new_node, resident = [], [], []
+    with standalone("fleet") as controller:
+        plan = Plan(nodes, pods, new_nodes)
+        plan.write(controller.cluster)
+        for _ in range(rounds):
+            with _running(plan, controller) as fleet:
+                sync.append(fleet.said() - fleet.started)
+                resident.append(fleet.resident_mb())
+                new_node += [1000 * fleet.add_node(number) for number in range(new_nodes)]
+                controller.wait([each.name for each in plan.nodes])
+    return [
+        Figure("fleet_sync_s", "s", sync, at_most=20),
+        Figure("fleet_new_node_ms", "ms", new_node, at_most=1000),
+        Figure("fleet_rss_mb", "MB", resident, at_most=600),
+    ]
+
+
+class Plan:
+    """The cluster: what the manifests say, what the switches tell, what they should hold."""
+
+    def __init__(self, nodes: int, pods: int, new_nodes: int) -> None:
+        everything = [node(number) for number in range(1, nodes + new_nodes + 1)]
+        self.nodes, self.new_nodes = everything[:nodes], everything[nodes:]
+        self._pods = {
+            each.name: [pod(each, number) for number in range(1, pods + 1)] for each in self.nodes
+        }
+        attachments = {
+            name: {attachment.port: attachment for attachment, _ in of_node}
+            for name, of_node in self._pods.items()
+        }
+        cluster = Cluster(
+            CLUSTER.pod_range,
+            CLUSTER.service_range,
+            CLUSTER.tunnel_port,
+            CLUSTER.new_connections_per_second,
+        )
+        view = ClusterView(cluster, {each.name: each for each in self.nodes}, attachments)
+        grown = ClusterView(cluster, {each.name: each for each in everything}, {})
+        known = compile_scope(view, CLUSTER_SCOPE).cookies
+        self.shared = [*known]
+        self.for_new: dict[str, list[int]] = {each.name: [] for each in self.new_nodes}
+        """By new node the cookies that every switch gets for it."""
+        for cookie, (_, fragment) in compile_scope(grown, CLUSTER_SCOPE).cookies.items():
+            if cookie not in known:
+                self.for_new[fragment.cause.removeprefix("Node ")].append(cookie)
+        self.switches = [
+            {
+                "dpid": names.datapath_id(each.name),
+                # As the node agent sets it.
+                "max_backoff": 2 + names.datapath_id(each.name) % 2000 / 1000,
+                "ports": [
+                    (names.TUNNEL_OFPORT, names.TUNNEL_PORT, "02:00:00:00:00:01"),
+                    (names.GATEWAY_OFPORT, names.GATEWAY_PORT, names.GATEWAY_MAC),
+                    *((a.ofport, a.port, a.mac) for a in attachments[each.name].values()),
+                ],
+                "expected": [*compile_scope(view, each.name).cookies],
+            }
+            for each in self.nodes
+        ]
+
+    def write(self, directory: Path) -> None:
+        """The manifests, one file a node, and what `bench.switches` reads beside them."""
+        for each in self.nodes:
+            pods = (manifest for _, manifest in self._pods[each.name])
+            write_manifests(directory / f"{each.name}.yaml", [node_manifest(each), *pods])
+        _switches(directory).write_text(json.dumps(self.switches))
+
+
+def _switches(directory: Path) -> Path:
+    return directory.with_name("switches.json")
+
+
+@dataclass
+class _Fleet:
+    plan: Plan
+    controller: StandaloneController
+    pid: int
+    """The controller's."""
+    started: float
+    process: subprocess.Popen[str]
+
+    def add_node(self, number: int) -> float:
+        """Seconds from the manifest of one more Node until every switch has its flows."""
+        added = self.plan.new_nodes[number]
+        self.expect(self.plan.for_new[added.name])
+        path = self.controller.cluster / f"{added.name}.yaml"
+        began = time.monotonic()
+        write_manifests(path, [node_manifest(added)])
+        return self.said() - began
+
+    def expect(self, cookies: list[int]) -> None:
+        """Have the fleet say when every switch holds these too."""
+        assert self.process.stdin is not None  # noqa: S101 - it was opened with one
+        self.process.stdin.write(json.dumps({"expected": cookies}) + "\n")
+        self.process.stdin.flush()
+
+    def said(self) -> float:
+        """When every switch held all that was expected of it. Raises `LabError`."""
+        assert self.process.stdout is not None  # noqa: S101
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            tail = self.controller.daemons.tail("controller")
+            raise LabError(f"the fleet is not in sync after {PATIENCE:.0f} s\n{tail}")
+        said: dict[str, Any] = json.loads(self.process.stdout.readline())
+
+        return float(said["at"])
+
+    def resident_mb(self) -> float:
+        """The controller's resident memory (proc(5), statm, the second number)."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def _running(plan: Plan, controller: StandaloneController) -> Iterator[_Fleet]:
+    """Switches that dial from the moment the controller is started."""
+    command = python("bench.switches", controller.address, str(_switches(controller.cluster)))
+    for added in plan.new_nodes:
+        (controller.cluster / f"{added.name}.yaml").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        inside(controller.netns, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        started = time.monotonic()
+        fleet = _Fleet(plan, controller, controller.start(), started, process)
+        fleet.expect(plan.shared)
+        yield fleet
+    finally:
+        controller.stop()
+        process.kill()
+        process.communicate()

@@ -1,0 +1,68 @@
+"""Namespaces, wires and switches as the lab makes them, without Sluice: what rivals run on."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lab import Lab
+from lab.commands import run
+from lab.layout import NodeLayout
+from lab.network import connect, create_namespace, delete_namespace
+from lab.node import start_switch
+from lab.runtime import Sandbox, new_container_id
+from lab.sources import DirectorySource
+
+
+@contextmanager
+def bare_lab(name: str, nodes: int) -> Iterator[Lab]:
+    """The lab's namespaces and its nodes' Open vSwitch, no more; gone at the end."""
+    lab = Lab(unique(name))
+    try:
+        lab.layout.directory.mkdir(parents=True)
+        everyone = lab.layout.nodes(nodes)
+        connect(lab.layout, everyone)
+        for node in everyone:
+            start_switch(node, everyone)
+        yield lab
+    finally:
+        lab.down()
+
+
+def unique(name: str) -> str:
+    """A lab's name that no other run on this machine has."""
+    return f"bench-{name}-{os.getpid()}"
+
+
+@contextmanager
+def sandboxes(lab: Lab, node: NodeLayout, listed: Sequence[str]) -> Iterator[list[Sandbox]]:
+    """Pods as they are before the runtime calls the plugin: an object each, and a namespace."""
+    source = DirectorySource(lab.layout.cluster)
+    made = [
+        Sandbox(
+            new_container_id(),
+            lab.layout.pod_netns("default", name),
+            "default",
+            name,
+            source.add_pod("default", name, node.name, {}),
+        )
+        for name in listed
+    ]
+    try:
+        for sandbox in made:
+            create_namespace(sandbox.netns)
+        yield made
+    finally:
+        for sandbox in made:
+            delete_namespace(sandbox.netns)
+            source.delete_pod("default", sandbox.pod)
+
+
+def vsctl(node: NodeLayout, *arguments: str) -> str:
+    """Have a node's switch configured, and return when it is."""
+    return run(["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--timeout=30", *arguments])
+
+
+def ofctl(node: NodeLayout, command: str, *arguments: str) -> str:
+    """`ovs-ofctl COMMAND br-int ...` on a node. Options come with the command."""
+    words = ["ovs-ofctl", "-O", "OpenFlow15", *command.split()]
+    return run([*words, str(node.mgmt), *arguments])

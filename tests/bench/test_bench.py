@@ -1,0 +1,60 @@
+"""Every family of figures at its smallest: that it measures, not what."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import cni, fleet, flow_push, pod_ready, pods, traffic
+from bench.figures import Figure, percentile, show, versus, write
+
+
+def names(figures: list[Figure]) -> set[str]:
+    assert all(sample > 0 for figure in figures for sample in figure.samples)
+    return {figure.name for figure in figures if figure.aim}
+
+
+def test_a_fleet_comes_in_sync_and_gets_a_new_node():
+    figures = fleet.measure(nodes=5, pods=3, rounds=1, new_nodes=1)
+    assert names(figures) == {"fleet_sync_s", "fleet_new_node_ms", "fleet_rss_mb"}
+
+
+def test_flows_are_pushed_by_both():
+    assert names(flow_push.measure(flows=300, rounds=1)) == {"flow_push_vs_ofctl"}
+
+
+def test_pods_become_ready():
+    figures = pod_ready.measure(rounds=1, pods=2)
+    assert names(figures) == {"pod_ready_ms_p99", "pod_ready_ten_ms_p99"}
+
+
+def test_both_plugins_plug_in_and_out():
+    assert names(cni.measure(rounds=1)) == {"cni_add_vs_bridge", "cni_add_del_vs_bridge"}
+
+
+def test_both_networks_bind_pods():
+    assert names(pods.measure(rounds=1, pods=6)) == {"pods_vs_ovn"}
+
+
+def test_traffic_flows_on_both():
+    figures = traffic.measure(rounds=1, seconds=0.2)
+    assert names(figures) == {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}
+
+
+def test_what_is_written_is_what_the_table_shows(tmp_path: Path):
+    figures = versus("x", "ms", [1.0, 4.0, 9.0], ("rival", [1.0, 2.0, 3.0]), at_most=2.0)
+    assert figures[0].met
+    path = tmp_path / "build" / "bench.json"
+    write(path, figures)
+    written = json.loads(path.read_text())["figures"]
+    assert written["x"] == {"value": 2.0, "unit": "ratio", "samples": [1.0, 2.0, 3.0]}
+    assert written["x.rival"]["samples"] == [1.0, 2.0, 3.0]
+    console = Console(width=120, record=True)
+    show(console, figures)
+    assert "≤ 2 met" in console.export_text()
+
+
+def test_percentiles_are_samples():
+    assert percentile(range(1, 101), 0.99) == 99
+    assert percentile([3.0], 0.99) == 3.0
+    assert percentile([1.0, 2.0], 0.5) == 1.0
