@@ -47,7 +47,10 @@ class LocalSwitch:
         self._socket = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
         self._snapshot = snapshot.file_of(agent)
         self._ovsdb = ovsdb
+        self._patience = agent.add_timeout
         self._switch: Switch | None = None
+        self._going = asyncio.Event()
+        """Set while there is a switch."""
 
     async def run(self) -> NoReturn:
         """Watch over the switch for ever."""
@@ -58,6 +61,7 @@ class LocalSwitch:
                     problem = ""
                     await self._get_going(switch)
                     self._switch = switch
+                    self._going.set()
                     await self._look_after(switch)
             except (OSError, ConnectionLost, RequestRefused, OvsdbError) as error:
                 if str(error) != problem:
@@ -65,19 +69,27 @@ class LocalSwitch:
                     log.info("no connection to the switch", reason=problem)
             finally:
                 self._switch = None
+                self._going.clear()
             await asyncio.sleep(_PAUSE)
 
     async def forget_connections(self, address: IPv4Address) -> None:
         """Nobody who has this address from now on meets its earlier owner's connections here.
 
-        Raises `SwitchAwayError`.
+        Waits for a switch that is just starting. Raises `SwitchAwayError`.
         """
         try:
-            if self._switch is None:
-                raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}")
-            await self._switch.apply(Batch.forgetting(ZONE, [address]))
+            async with asyncio.timeout(self._patience):
+                switch = await self._got_going()
+            await switch.apply(Batch.forgetting(ZONE, [address]))
+        except TimeoutError:
+            raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}") from None
         except (ConnectionLost, Rejected) as error:
             raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
+
+    async def _got_going(self) -> Switch:
+        while self._switch is None:
+            await self._going.wait()
+        return self._switch
 
     async def _get_going(self, switch: Switch) -> None:
         """Whatever state it is in: make a new process forward as the last one did."""
