@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Final
@@ -37,8 +38,13 @@ async def deafen_again(devices: Iterable[str]) -> None:
     Somebody flushed the ruleset: a restart of the nftables service does.
     """
     missing = sorted(set(devices) - await deaf())
-    if missing:
-        await apply("".join(forget(device) + deafen(device) for device in missing))
+    if not missing:
+        return
+    await apply("".join(forget(device) + deafen(device) for device in missing))
+    # Kernels from 6.16 on take chains of devices that are not there: of one that was removed
+    # meanwhile, together with its chain, another would be left for ever.
+    if gone := set(missing) - {name for _, name in socket.if_nameindex()}:
+        await apply("".join(map(forget, gone)))
 
 
 async def deaf() -> set[str]:
