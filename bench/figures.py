@@ -85,7 +85,8 @@ def show(console: Console, figures: Iterable[Figure]) -> None:
             figure.unit,
             figure.aim + verdict,
         )
-    console.print(table)
+    # Broken numbers are none.
+    console.print(table, crop=False, width=max(console.width, 100))
 
 
 def write(path: Path, figures: Iterable[Figure]) -> None:

@@ -34,7 +34,7 @@ class Pair:
     address: str
 
 
-def measure(*, rounds: int = 7, seconds: float = 2.0) -> list[Figure]:
+def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
     """Alternate between the two, and in who comes first."""
     with (
         Lab(unique("traffic")).running(nodes=2) as lab,

@@ -212,7 +212,7 @@ class Api:
             return _error(404, f"Node {name} is unknown")
         try:
             async with asyncio.timeout(LONGEST_DUMP):
-                installed = await self._reconciler.installed(name)
+                installed, groups = await self._reconciler.installed(name)
         except KeyError:
             return _error(503, f"the switch of Node {name} is not connected")
         except (TimeoutError, ConnectionLost, RequestRefused) as error:
@@ -234,7 +234,8 @@ class Api:
             )
         rows = [row for row in rows if table in {None, row["table"]}]
         rows.sort(key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
-        return _json({"node": name, "flows": rows})
+        # No feature makes groups so far: whatever there is, is foreign.
+        return _json({"node": name, "flows": rows, "foreignGroups": groups})
 
 
 def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:

@@ -57,7 +57,6 @@ class Inventory:
         self._attachments: dict[str, dict[str, Attachment]] = {}
         self._problems: dict[str, str] = {}
         self._news: dict[str, str] = {}
-        self._released: set[IPv4Address] = set()
         self.view = ClusterView(cluster, self._nodes, self._attachments)
 
     @property
@@ -180,13 +179,8 @@ class Inventory:
         for name in concerned:
             attachment, problem = self._judge_port(node, name)
             self._note(f"port {name} of {node}", problem)
-            earlier = accepted.get(name)
-            if earlier == attachment:
+            if accepted.get(name) == attachment:
                 continue
-            if earlier is not None and (
-                attachment is None or attachment.address != earlier.address
-            ):
-                self._released.add(earlier.address)
             if attachment is None:
                 del accepted[name]
             else:
@@ -352,11 +346,6 @@ class Inventory:
         """What has come to be refused since the last call, or for another reason."""
         news, self._news = self._news, {}
         return news
-
-    def take_released(self) -> set[IPv4Address]:
-        """Addresses that an attachment has lost since the last call."""
-        released, self._released = self._released, set()
-        return released
 
     def _note(self, subject: str, problem: str) -> None:
         if not problem:

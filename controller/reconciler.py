@@ -6,7 +6,8 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from ipaddress import IPv4Address
 
 import structlog
@@ -19,7 +20,7 @@ from controller.sources.objects import Object
 from flows.pipeline import ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
 from openflow.batch import Batch, message_text
-from openflow.messages import InstalledFlow, PortReason
+from openflow.messages import InstalledFlow, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
 
@@ -27,8 +28,10 @@ log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
-FORGET_TICK = 1.0
-"""Seconds in which released addresses are gathered: each costs a switch a look at all it knows."""
+FORGET_TICK = 5.0
+"""Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
+FORGET_AT_ONCE = 8
+"""Of these in one batch, so that no flow has to wait for many of them."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
 RETRY_LEFT_OUT = 60.0
@@ -53,9 +56,8 @@ class Reconciler:
         self._unmade: dict[str, set[Key]] = {}
         """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
-        self._released: set[IPv4Address] = set()
-        """Addresses whose connections are to be forgotten at the next of those ticks."""
-        self._forget_tick: asyncio.TimerHandle | None = None
+        self._freed: dict[IPv4Address, str] = {}
+        """Addresses that no attachment has any more, and the node whose they are."""
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -101,17 +103,15 @@ class Reconciler:
             return
         session = Session(node, switch, self.desired)
         self.sessions[node] = session
-        self._absorb(
-            self.inventory.set_ports(
-                node, [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-            )
-        )
+        ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+        self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
+                group.create_task(session.forget_for_ever())
         except* ConnectionLost as lost:
             log.info("switch lost", node=node, reason=str(lost.exceptions[0]))
         finally:
@@ -149,11 +149,39 @@ class Reconciler:
         async for event in session.switch.port_events():
             if self.sessions.get(session.node) is not session:
                 return
-            if event.reason is PortReason.DELETE:
-                self._absorb(self.inventory.remove_port(session.node, event.port.name))
-            else:
-                port = Port(event.port.name, event.port.ofport, event.port.mac)
-                self._absorb(self.inventory.set_port(session.node, port))
+            self._absorb_ports(session.node, partial(self._take_port, session.node, event))
+
+    def _take_port(self, node: str, event: PortStatus) -> set[Key]:
+        port = event.port
+        if event.reason is PortReason.DELETE:
+            return self.inventory.remove_port(node, port.name)
+        return self.inventory.set_port(node, Port(port.name, port.ofport, port.mac))
+
+    def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
+        before = self._addresses(node)
+        self._absorb(change())
+        gone = before - self._addresses(node)
+        if gone and not self._freed:
+            asyncio.get_running_loop().call_later(FORGET_TICK, self._forget_freed)
+        self._freed |= dict.fromkeys(gone, node)
+
+    def _addresses(self, node: str) -> set[IPv4Address]:
+        attachments = self.inventory.view.attachments.get(node, {})
+        return {attachment.address for attachment in attachments.values()}
+
+    def _forget_freed(self) -> None:
+        """Have every switch forget the connections of addresses that were given back.
+
+        Their next owner must not meet them. A node's agent does the same when it hands one out.
+        """
+        freed, self._freed = self._freed, {}
+        nodes = {node: self._addresses(node) for node in set(freed.values())}
+        # Where one has a new owner already, it is too late: what there is may be the owner's.
+        addresses = [address for address, node in freed.items() if address not in nodes[node]]
+        for at in range(0, len(addresses), FORGET_AT_ONCE):
+            batch = Batch.forgetting(ZONE, addresses[at : at + FORGET_AT_ONCE])
+            for session in self.sessions.values():
+                session.to_forget.put_nowait(batch)
 
     async def _keep_in_sync(self, session: Session) -> None:
         while True:
@@ -186,10 +214,6 @@ class Reconciler:
             self.report(f"flows of {node}", "")
             if changed and (session := self.sessions.get(node)):
                 session.wake()
-        self._released |= self.inventory.take_released()
-        if self._released and self._forget_tick is None:
-            loop = asyncio.get_running_loop()
-            self._forget_tick = loop.call_later(FORGET_TICK, self._forget_connections)
         if self._stale and self._tick is None and self.listed.is_set():
             self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._publish)
         if any(key.kind in {"peer", "node"} for key in touched):
@@ -210,19 +234,6 @@ class Reconciler:
         if changed:
             for session in self.sessions.values():
                 session.wake()
-
-    def _forget_connections(self) -> None:
-        """Have every switch forget the connections of addresses that pods had.
-
-        The next pod with such an address must not be met as the one before. On its own node the
-        agent sees to that, in time; here it is for all others, well within the quarantine of an
-        address. A switch that is away at this moment is not told later.
-        """
-        self._forget_tick = None
-        batch = Batch.forgetting(ZONE, sorted(self._released))
-        self._released.clear()
-        for session in self.sessions.values():
-            session.wake(also=batch)
 
     async def _sync(self, session: Session) -> None:
         # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
@@ -275,6 +286,10 @@ class Reconciler:
         metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
         return verdict
 
-    async def installed(self, node: str) -> list[InstalledFlow]:
-        """What a node's switch holds right now. Raises `KeyError` if it is not connected."""
-        return list(await self.sessions[node].switch.dump_flows())
+    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[int]]:
+        """The flows, and the ids of the groups, that a node's switch holds right now.
+
+        Raises `KeyError` if it is not connected.
+        """
+        switch = self.sessions[node].switch
+        return await switch.dump_flows(), await switch.dump_groups()

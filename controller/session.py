@@ -56,6 +56,8 @@ class Session:
         """Cookies of what the switch refused, and of all that belongs to the same object."""
         self.foreign = 0
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
+        self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
+        """Connections that the switch is to forget when it has time."""
         self._desired = desired
         self._cookies: set[int] = set()
         """Flows of ours that it holds and that are not in the shared program."""
@@ -65,8 +67,6 @@ class Session:
         self._suspect: set[int] | None = None
         """Ranges of cookies in which it holds something else than it acknowledged; with none, but
         not None, that is its meters."""
-        self._also: list[Batch] = []
-        """What is to be sent once, and is no part of what it holds."""
         self._odd_seals: SwitchDigest | None = None
         """The last digest, where it had other seals than it should have."""
         self._unmended = Drift()
@@ -74,11 +74,9 @@ class Session:
         self._next_repair = 0.0
         """Time of the event loop before which none is tried."""
 
-    def wake(self, *, compare: bool = False, also: Batch | None = None) -> None:
-        """Something is to be done: `sync` comes next, and sends this batch with it."""
+    def wake(self, *, compare: bool = False) -> None:
+        """Something is to be done: `sync` comes next."""
         self.compare |= compare
-        if also is not None:
-            self._also.append(also)
         self.in_sync = False
         self.dirty.set()
 
@@ -95,8 +93,6 @@ class Session:
                 await self._repair()
             await self._catch_up()
             await self._sync_own()
-            while self._also:
-                await self._apply(self._also.pop(0))
             if not self.dirty.is_set():
                 break
         self.in_sync = self._desired.whole and not self.left_out
@@ -191,6 +187,14 @@ class Session:
             self._meters[meter.id] = meter
         for meter_id in delta.meters_delete:
             self._meters.pop(meter_id, None)
+
+    async def forget_for_ever(self) -> None:
+        """Send what `to_forget` gets. Raises `ConnectionLost`."""
+        while True:
+            try:
+                await self._apply(await self.to_forget.get())
+            except Rejected as refused:
+                log.warning("connections are not forgotten", node=self.node, reason=str(refused))
 
     async def _apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.

@@ -221,7 +221,7 @@ class Attachments:
     async def _connect(self, lease: Lease, namespace: int) -> None:
         # First the kernel stops listening, then frames can arrive.
         if self._agent.datapath == "netdev":
-            await nft.apply(nft.deafen(lease.port))
+            await nft.deafen(lease.port)
         await pod_link.connect(namespace, ifname=lease.ifname, address=lease.address)
 
     async def _wait_for_flows(self, call: CniCall, lease: Lease) -> None:
@@ -278,10 +278,10 @@ class Attachments:
         """
         steps = [
             self._ovsdb.transact(bridge.detach([port]), within=5.0),
-            pod_link.remove(self._netlink, port),
+            pod_link.remove(port),
         ]
         if self._agent.datapath == "netdev":
-            steps.append(nft.apply(nft.forget(port)))
+            steps.append(nft.forget(port))
         whole = True
         for step in steps:
             try:

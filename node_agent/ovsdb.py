@@ -14,12 +14,18 @@ from typing import Any, Final
 
 import structlog
 
+from node_agent import json_stream
+
 with warnings.catch_warnings():
     # ovs looks for eventlet, which os-ken brings along and which complains when it is looked for.
     warnings.simplefilter("ignore")
+    import ovs.json
     from ovs.db import idl
     from ovs.timeval import msec
     from ovsdbapp.backend.ovs_idl import idlutils
+
+if ovs.json.PARSER == ovs.json.PARSER_PY:
+    ovs.json.Parser = json_stream.Parser
 
 Row = Any
 """A row of the copy: columns are attributes; assigning to one is part of the open transaction."""

@@ -4,6 +4,7 @@ The pod is at layer 3: a /32 address, and a link-local router whose MAC it knows
 never asks for anything, and no broadcast has to be carried.
 """
 
+import asyncio
 import ctypes
 import errno
 import fcntl
@@ -16,7 +17,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute, NetlinkError, netns
+from pyroute2 import AsyncIPRoute, IPRoute, NetlinkError, netns
 
 from flows import names
 from node_agent.cni_call import CniError, Code
@@ -121,13 +122,35 @@ async def connect(namespace: int, *, ifname: str, address: IPv4Address) -> None:
             ) from error
 
 
-async def remove(host: AsyncIPRoute, port: str) -> None:
-    """Remove the pair, if it is there."""
+async def remove(port: str) -> None:
+    """Remove the pair, if it is there; returns when neither end is to be found any more.
+
+    That is so within a millisecond. The kernel answers some 15 ms later, when it has waited for
+    the last who might still read the memory, and its answer is nobody's to wait for.
+    """
+    removal = asyncio.ensure_future(asyncio.to_thread(_remove, port))
+    while _is_there(port):
+        done, _ = await asyncio.wait({removal}, timeout=0.0005)
+        if done:
+            removal.result()
+            return
+
+
+def _remove(port: str) -> None:
     try:
-        await host.link("del", ifname=port)
+        with IPRoute() as netlink:
+            netlink.link("del", ifname=port)
     except NetlinkError as error:
         if error.code != errno.ENODEV:
             raise
+
+
+def _is_there(port: str) -> bool:
+    try:
+        socket.if_nametoindex(port)
+    except OSError:
+        return False
+    return True
 
 
 async def differences(

@@ -26,9 +26,6 @@ BATCH_XID: Final = 0x4000_0000
 BUNDLE_SIZE: Final = 2_000
 """Messages of one bundle. What is unacknowledged at a time: some 400 KB, 10 ms of the switch."""
 
-FORGET_SIZE: Final = 32
-"""The same for flushes: for each the switch looks at all its connections."""
-
 
 @dataclass(frozen=True, slots=True)
 class FlowDelete:
@@ -208,15 +205,16 @@ class Batch:
 
     @classmethod
     def forgetting(cls, zone: int, addresses: Iterable[IPv4Address]) -> Self:
-        """Make a batch that has a switch forget every connection of these addresses.
+        """Make a batch that has a switch forget every connection of these few addresses.
 
+        For each the switch looks at all the connections it knows, and does nothing else meanwhile.
         Those an address has opened have it as source of their original direction; those opened to
         it, translated or not, as source of the reply.
         """
         messages: list[Message] = [
             Forget(zone, direction, address) for address in addresses for direction in Direction
         ]
-        return cls._of_parts([*chunk, BARRIER] for chunk in _chunks(messages, FORGET_SIZE))
+        return cls._of_parts([[*messages, BARRIER]])
 
     def __bool__(self) -> bool:
         """Whether there is anything to send."""

@@ -47,6 +47,7 @@ class Multipart(IntEnum):
     """enum ofp_multipart_type, as far as it is spoken here."""
 
     FLOW_DESC = 1
+    GROUP_DESC = 7
     METER_DESC = 10
     PORT_DESC = 13
     FLOW_MONITOR = 16
@@ -268,6 +269,16 @@ def _counters(stats: memoryview) -> tuple[int, int]:
             (octets,) = struct.unpack_from("!Q", stats, at + 4)
         at += 4 + length
     return packets, octets
+
+
+def groups(body: memoryview) -> Iterator[int]:
+    """The ids of the groups in the body of OFPMP_GROUP_DESC (7.3.5.10)."""
+    while body:
+        length, number = struct.unpack_from("!HxxI", body)
+        if not 8 <= length <= len(body):
+            raise ProtocolError(f"a group description that claims to be {length} bytes long")
+        yield number
+        body = body[length:]
 
 
 def meters(body: memoryview) -> Iterator[Meter]:

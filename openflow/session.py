@@ -75,8 +75,9 @@ class Ready:
 class Reply:
     """The answer to the request with this xid.
 
-    `value` is a list of `InstalledFlow`, a dict of `Meter` by id, a `Role` with its generation,
-    or None where the answer is all there is (barrier, echo, bundle control, flow monitor).
+    `value` is a list of `InstalledFlow` or of group ids, a dict of `Meter` by id, a `Role` with its
+    generation, or None where the answer is all there is (barrier, echo, bundle control, flow
+    monitor).
     """
 
     xid: int
@@ -158,6 +159,12 @@ class Session:
     def request_meters(self) -> int:
         """Ask for all meters."""
         return self._ask(Multipart.METER_DESC, parser.OFPMeterDescStatsRequest(DATAPATH))
+
+    def request_groups(self) -> int:
+        """Ask for all groups."""
+        return self._ask(
+            Multipart.GROUP_DESC, parser.OFPGroupDescStatsRequest(DATAPATH, 0, ofproto.OFPG_ALL)
+        )
 
     def request_role(self, role: Role, generation: int) -> int:
         """Ask for a role; the switch refuses a generation older than one it has seen."""
@@ -384,6 +391,7 @@ class Session:
 _PARTS: Final[Mapping[Multipart, Any]] = {
     Multipart.PORT_DESC: messages.ports,
     Multipart.FLOW_DESC: messages.flows,
+    Multipart.GROUP_DESC: messages.groups,
     Multipart.METER_DESC: messages.meters,
 }
 

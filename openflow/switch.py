@@ -124,6 +124,11 @@ class Switch(asyncio.Protocol):
         )
         return found
 
+    async def dump_groups(self) -> list[int]:
+        """The ids of all groups. Raises `ConnectionLost`, `RequestRefused`."""
+        found: list[int] = await self._request(self._session.request_groups())
+        return found
+
     async def dump_meters(self) -> dict[int, Meter]:
         """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
         found: dict[int, Meter] = await self._request(self._session.request_meters())

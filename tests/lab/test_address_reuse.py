@@ -6,7 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -15,34 +16,50 @@ from lab.runtime import Runtime
 from tests.lab.test_restart import address, kill
 from tests.waiting import wait_until
 
-ECHO = """
+SERVER = """
 import socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-    server.bind(("", 7000))
-    server.settimeout(30)
+kept = []
+with socket.create_server(("", 7000)) as server:
     print("ready", flush=True)
-    data, peer = server.recvfrom(100)
-    server.sendto(data, peer)
+    while True:
+        kept.append(server.accept())
 """
-ASK = """
+CLIENT = """
 import socket, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-    client.bind(("", 6000))
-    client.connect((sys.argv[1], 7000))
-    client.settimeout(5)
+with socket.create_connection((sys.argv[1], 7000)) as client:
+    print("connected", flush=True)
+    sys.stdin.readline()
     client.send(b"x")
-    print(client.recv(100))
+    try:
+        print(client.recv(100), flush=True)
+    except ConnectionResetError:
+        print("reset", flush=True)
 """
 A, LOCAL, REMOTE = "default/a", "default/local", "default/remote"
 
 
-def exchange(lab: Lab, client: str, server: str, at: str) -> None:
-    """One question from port 6000, one answer from port 7000."""
-    command = lab.command(server, [sys.executable, "-c", ECHO])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        lab.exec(client, [sys.executable, "-c", ASK, at])
+@contextmanager
+def program(lab: Lab, where: str, text: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program in a pod, killed at the end without a word to its peers."""
+    command = lab.command(where, [sys.executable, "-c", text, *argv])
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() in {"ready\n", "connected\n"}
+            yield process
+        finally:
+            process.kill()
+
+
+def says_on(client: subprocess.Popen[str]) -> str:
+    """What becomes of one more byte on the client's connection."""
+    assert client.stdin
+    assert client.stdout
+    client.stdin.write("\n")
+    client.stdin.flush()
+    return client.stdout.readline().strip()
 
 
 def connections(lab: Lab, node: str, of: str) -> list[str]:
@@ -78,37 +95,47 @@ def takes_pods(lab: Lab, node: str) -> bool:
     return True
 
 
-def test_other_nodes_forget_a_released_address(lab: Lab) -> None:
-    lab.pod_add("default", "server", "node1")
-    lab.pod_add("default", "client", "node2")
-    server, client = address(lab, "default/server"), address(lab, "default/client")
-    exchange(lab, "default/client", "default/server", server)
-    assert connections(lab, "node2", server)
-    lab.pod_del("default", "server")
-    wait_until(lambda: connections(lab, "node2", server) == [])
-    lab.pod_del("default", "client")
-    wait_until(lambda: connections(lab, "node1", client) == [])
-
-
-def test_connections_of_the_last_owner_are_gone(lab: Lab) -> None:
+def test_the_next_owner_meets_no_old_connection(lab: Lab) -> None:
+    """Also when nobody has heard yet that the old one is gone."""
     for pod, node in {A: "node1", LOCAL: "node1", REMOTE: "node2"}.items():
         lab.pod_add(*pod.split("/"), node)
     used = address(lab, A)
-    for client in (LOCAL, REMOTE):
-        exchange(lab, client, A, used)
-    assert len(connections(lab, "node1", used)) == 2
-    # The controller, which would have every switch forget the address, is away.
-    os.kill(lab.status()["controller"]["pid"], signal.SIGKILL)
-    lab.pod_del(*A.split("/"))
+    with (
+        program(lab, A, SERVER),
+        program(lab, LOCAL, CLIENT, used) as local,
+        program(lab, REMOTE, CLIENT, used) as remote,
+    ):
+        controller = lab.status()["controller"]["pid"]
+        os.kill(controller, signal.SIGSTOP)
+        lab.pod_del(*A.split("/"))
+        hand_out_next(lab, "node1", used)
+        assert len(connections(lab, "node1", used)) == 2
+        os.kill(controller, signal.SIGCONT)
 
-    hand_out_next(lab, "node1", used)
-    assert len(connections(lab, "node1", used)) == 2, "nobody has the address: they do no harm"
-    lab.up()
-    lab.pod_add("default", "heir", "node1")
-    assert address(lab, "default/heir") == used
-    assert connections(lab, "node1", used) == []
-    for client in (LOCAL, REMOTE):
-        before = committed(lab, "node1")
-        exchange(lab, client, "default/heir", used)
-        # The userspace datapath adds what its megaflows have counted every half second.
-        wait_until(lambda before=before: committed(lab, "node1") == before + 1)
+        lab.pod_add("default", "heir", "node1")
+        assert address(lab, "default/heir") == used
+        assert connections(lab, "node1", used) == []
+        for client in (local, remote):
+            before = committed(lab, "node1")
+            assert says_on(client) == "reset"
+            # It was a new connection to the switch. The userspace datapath adds what its
+            # megaflows have counted every half second.
+            wait_until(lambda before=before: committed(lab, "node1") == before + 1)
+
+
+def test_every_node_forgets_the_connections_of_a_pod_that_is_gone(lab: Lab) -> None:
+    """In time before somebody else has its address, and nobody else's."""
+    lab.pod_add("default", "other", "node2")
+    used, other = address(lab, "default/heir"), address(lab, "default/other")
+    with (
+        program(lab, "default/heir", SERVER),
+        program(lab, LOCAL, SERVER),
+        program(lab, REMOTE, CLIENT, used),
+        program(lab, "default/other", CLIENT, address(lab, LOCAL)),
+    ):
+        for node in ("node1", "node2"):
+            assert any("ESTABLISHED" in line for line in connections(lab, node, used))
+        lab.pod_del("default", "heir")
+        for node in ("node1", "node2"):
+            wait_until(lambda node=node: connections(lab, node, used) == [])
+            assert len(connections(lab, node, other)) == 1

@@ -7,7 +7,7 @@ import asyncio
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,22 @@ def test_mutated_dumps(recording: Recording, changes, keep, pieces) -> None:
             for flow in event.value:
                 assert isinstance(flow, InstalledFlow)
                 assert all(isinstance(text, str) for text in foreign.described(flow))
+
+
+def test_a_length_that_leads_nowhere_does_not_hold_up_who_looks(recording: Recording) -> None:
+    """os-ken would take such an action again and again, until memory ends."""
+    session = Session(0.0)
+    session.receive(recording.handshake, 0.0)
+    ask(session)
+    flows = session.receive(recording.answers, 0.0)[0].value  # type: ignore[union-attr]
+    readable, broken = 0, 0
+    for flow in flows:
+        readable += "cannot be read" not in foreign.described(flow)[1]
+        for at in range(24, len(flow.raw) - 1, 2):
+            raw = flow.raw[:at] + b"\0\0" + flow.raw[at + 2 :]
+            broken += "cannot be read" in foreign.described(replace(flow, raw=raw))[1]
+    assert readable > len(flows) * 0.9
+    assert broken > 100
 
 
 STAGES = {
