@@ -157,6 +157,13 @@ class Lab:
             case _:
                 raise LabError(f"a node has no daemon {daemon!r}")
 
+    def start_control(self) -> None:
+        """The same for the controller, and for etcd and the API server where there are some."""
+        state = self._state()
+        daemons(self.layout).forget_ended()
+        nodes = self.layout.nodes(state.nodes)
+        self._control(state).start(nodes, lambda _: None, lambda: False)
+
     # Pods
 
     def pod_add(

@@ -139,7 +139,11 @@ class Soak:
             changing = pool.submit(self._change_pods, new, gone)
             kill(daemons[victim] for victim in victims)
             time.sleep(pause)
-            self.lab.up()
+            # Not by `up`: it waits until no pod is being added, and they wait for what it starts.
+            for victim in victims:
+                if victim.startswith("agent of "):
+                    self.lab.start_daemon(victim.removeprefix("agent of "), "agent")
+            self.lab.start_control()
             changing.result()
         self._wait_right()
 
@@ -357,7 +361,7 @@ def main(
     keep: bool,
 ) -> None:
     """Do rough things to a cluster, and see whether it comes out right."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
     seed = randbits(32) if seed is None else seed
     console.print(f"The seed is {seed}: --seed {seed} (SEED={seed}) has the same happen again.")
     try:
@@ -409,8 +413,9 @@ def run(console: Console, lab: Lab, nodes: int, seconds: float, seed: int) -> li
             while time.monotonic() - began < seconds:
                 soak.one_thing()
             say("the traffic ends")
-            for each in watched:
-                say(soak.judge(each))
+            with ThreadPoolExecutor(len(watched)) as pool:
+                for told in pool.map(soak.judge, watched):
+                    say(told)
             sent, received = streaming.stop()
             say(f"the stream: {sent.bytes} bytes sent, {received.bytes} received")
             if sent != received:

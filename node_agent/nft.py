@@ -51,6 +51,10 @@ async def deafen_again(devices: Iterable[str]) -> None:
     for device in sorted(set(devices) - await deaf()):
         await forget(device)
         await deafen(device)
+        # Kernels from 6.16 on take chains of devices that are not there: of one that was removed
+        # meanwhile, together with its chain, another would be left for ever.
+        if device not in {name for _, name in socket.if_nameindex()}:
+            await forget(device)
 
 
 async def deaf() -> set[str]:

@@ -53,3 +53,24 @@ def test_interfaces_are_deafened_and_forgotten_again_and_again(namespace: str) -
     told = run("ip", "netns", "exec", namespace, sys.executable, "-c", STEPS)
     assert "chain" not in told
     assert told.splitlines()[-1].startswith("nf_tables: ")
+
+
+RACE = """
+import asyncio, subprocess
+from node_agent import nft
+
+subprocess.run(["ip", "link", "add", "stays", "type", "veth"], check=True)
+try:
+    asyncio.run(nft.deafen_again(["gone", "stays"]))
+except nft.NftError:
+    pass  # older kernels refuse it
+asyncio.run(nft.deafen_again(["stays"]))
+subprocess.run(["nft", "list", "table", "netdev", "sluice"], check=True)
+"""
+
+
+def test_an_interface_that_goes_meanwhile_leaves_no_chain(namespace: str) -> None:
+    """Its removal took its chain away; then came ours, which newer kernels do not mind."""
+    told = run("ip", "netns", "exec", namespace, sys.executable, "-c", RACE)
+    assert "chain stays" in told
+    assert "gone" not in told
