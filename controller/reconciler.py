@@ -7,7 +7,8 @@ node alone holds is compared with what its switch acknowledged.
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -32,6 +33,11 @@ LOG_LENGTH = 256
 """Batches kept for switches that are behind; one further behind is compared whole."""
 LONGEST_APPLY = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
+TURNS = 16
+"""Switches that are compared at a time. All at once, when a thousand come back, would hold up the
+loop for seconds, and all their dumps in memory."""
+LONGEST_TURN = 1.0
+"""Seconds after which the next has its turn, though one is not done: it may be slow or dead."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
 
@@ -75,6 +81,7 @@ class Reconciler:
         self._whole_batch: tuple[int, Batch] | None = None
         self._stale: set[Key] = set()
         self._tick: asyncio.TimerHandle | None = None
+        self._turns = asyncio.Semaphore(TURNS)
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -121,14 +128,12 @@ class Reconciler:
             return
         session = Session(node, switch)
         self.sessions[node] = session
-        self._absorb(
-            self.inventory.set_ports(
-                node, [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-            )
-        )
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
         try:
+            async with self._turn():
+                ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+                self._absorb(self.inventory.set_ports(node, ports))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
@@ -165,6 +170,19 @@ class Reconciler:
                 earlier.switch.close("replaced by a new session")
                 del self.sessions[node]
         return node
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """For what is expensive: few at a time, and who is slow makes nobody wait for long."""
+        await self._turns.acquire()
+        over = asyncio.get_running_loop().create_future()
+        over.add_done_callback(lambda _: self._turns.release())
+        timer = asyncio.get_running_loop().call_later(LONGEST_TURN, over.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            over.cancel()
 
     async def _follow_ports(self, session: Session) -> None:
         async for event in session.switch.port_events():
@@ -239,7 +257,8 @@ class Reconciler:
                     # is unknown.
                     return
                 if session.compare:
-                    await self._compare(session)
+                    async with self._turn():
+                        await self._compare(session)
                 await self._catch_up(session)
                 await self._sync_node(session)
                 if not session.dirty.is_set():
