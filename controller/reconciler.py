@@ -150,9 +150,13 @@ class Reconciler:
 
     async def _owner(self, switch: Switch) -> str | None:
         """Which node this switch is; None: refused. Waits for a Node not known yet."""
-        while (node := self.inventory.node_of(switch.dpid)) is None:
-            log.warning("a switch of no known Node waits", dpid=f"{switch.dpid:016x}")
-            await self.changed.wait()
+        stranger = f"switch {switch.dpid:016x} at {switch.peer}"
+        try:
+            while (node := self.inventory.node_of(switch.dpid)) is None:
+                self.report(stranger, "no Node's name gives this datapath id; it waits for one")
+                await self.changed.wait()
+        finally:
+            self.report(stranger, "")
         if switch.certificate_name not in {None, node}:
             log.error(
                 "a switch with another's certificate is refused",

@@ -20,6 +20,7 @@ from flows.flow import Meter
 from flows.view import CLUSTER_SCOPE
 from openflow.batch import Batch
 from openflow.server import serve
+from openflow.switch import Switch
 from settings import Cluster as ClusterSettings
 from settings.node import decode
 from tests.controller.events import node_object, pod_object
@@ -34,10 +35,12 @@ PEER = node_object("node2", "10.244.2.0/24", "172.30.1.2", uid="n2")
 class World:
     """One controller, without its processes, and one switch that is node1's."""
 
-    def __init__(self, ovs: Ovs, reconciler: Reconciler, port: int) -> None:
+    def __init__(self, ovs: Ovs, reconciler: Reconciler, port: int, switches: set[Switch]) -> None:
         self.ovs = ovs
         self.reconciler = reconciler
         self.port = port
+        self.switches = switches
+        """All that have shaken hands."""
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(15):
@@ -80,7 +83,16 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
     reconciler = Reconciler(Inventory(CLUSTER))
     reconciler.update([NODE, PEER], [])
     reconciler.complete(whole)
-    async with serve("127.0.0.1", port, reconciler.on_switch) as server:
+    switches: set[Switch] = set()
+
+    async def on_switch(switch: Switch) -> None:
+        switches.add(switch)
+        try:
+            await reconciler.on_switch(switch)
+        finally:
+            switches.discard(switch)
+
+    async with serve("127.0.0.1", port, on_switch) as server:
         address = server.sockets[0].getsockname()
         if not port:
             ovs.vsctl(
@@ -88,7 +100,7 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
                 f"other_config:datapath-id={names.datapath_id('node1'):016x}",
             )  # fmt: skip
             ovs.dial(f"tcp:127.0.0.1:{address[1]}")
-        yield World(ovs, reconciler, address[1])
+        yield World(ovs, reconciler, address[1], switches)
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
@@ -246,11 +258,20 @@ def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
             "set", "Bridge", "br0", f"other_config:datapath-id={names.datapath_id('node9'):016x}"
         )
         async with controller(ovs, port=port) as world:
-            await asyncio.sleep(0.3)
+            problems = world.reconciler.problems
+            await world.until(lambda: problems)
+            ((subject, problem),) = problems.items()
+            assert subject.startswith(f"switch {names.datapath_id('node9'):016x} at 127.0.0.1:")
+            assert problem == "no Node's name gives this datapath id; it waits for one"
+            # Gone and come again, it is one stranger still.
+            next(iter(world.switches)).close("for a test")
+            await world.until(lambda: problems and problems.keys() != {subject})
+            assert len(problems) == 1
             assert not world.reconciler.sessions
             ninth = node_object("node9", "10.244.9.0/24", "172.30.1.9")
             world.reconciler.update([ninth], [])
             await world.until(lambda: "node9" in world.reconciler.sessions)
+            assert not problems
 
     run(story)
 
