@@ -6,7 +6,8 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -32,6 +33,11 @@ FORGET_TICK = 5.0
 """Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
 FORGET_AT_ONCE = 8
 """Of these in one batch, so that no flow has to wait for many of them."""
+TURNS = 16
+"""Switches that are compared at a time. All at once, when a thousand come back, would hold up the
+loop for seconds, and all their dumps in memory."""
+LONGEST_TURN = 1.0
+"""Seconds after which the next has its turn, though one is not done: it may be slow or dead."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
 RETRY_LEFT_OUT = 60.0
@@ -58,6 +64,7 @@ class Reconciler:
         self._tick: asyncio.TimerHandle | None = None
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
+        self._turns = asyncio.Semaphore(TURNS)
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -103,11 +110,12 @@ class Reconciler:
             return
         session = Session(node, switch, self.desired)
         self.sessions[node] = session
-        ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-        self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
         try:
+            async with self._turn():
+                ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+                self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
@@ -124,9 +132,13 @@ class Reconciler:
 
     async def _owner(self, switch: Switch) -> str | None:
         """Which node this switch is; None: refused. Waits for a Node not known yet."""
-        while (node := self.inventory.node_of(switch.dpid)) is None:
-            log.warning("a switch of no known Node waits", dpid=f"{switch.dpid:016x}")
-            await self.changed.wait()
+        stranger = f"switch {switch.dpid:016x} at {switch.peer}"
+        try:
+            while (node := self.inventory.node_of(switch.dpid)) is None:
+                self.report(stranger, "no Node's name gives this datapath id; it waits for one")
+                await self.changed.wait()
+        finally:
+            self.report(stranger, "")
         if switch.certificate_name not in {None, node}:
             log.error(
                 "a switch with another's certificate is refused",
@@ -144,6 +156,19 @@ class Reconciler:
                 earlier.switch.close("replaced by a new session")
                 del self.sessions[node]
         return node
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """For what is expensive: few at a time, and who is slow makes nobody wait for long."""
+        await self._turns.acquire()
+        over = asyncio.get_running_loop().create_future()
+        over.add_done_callback(lambda _: self._turns.release())
+        timer = asyncio.get_running_loop().call_later(LONGEST_TURN, over.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            over.cancel()
 
     async def _follow_ports(self, session: Session) -> None:
         async for event in session.switch.port_events():
@@ -241,7 +266,9 @@ class Reconciler:
             session.dirty.clear()
             return
         try:
-            await session.sync()
+            # To look at what a switch holds is what costs.
+            async with self._turn() if session.compare else nullcontext():
+                await session.sync()
         except Rejected as refused:
             metrics.REFUSALS.inc(len(refused.refusals))
             for message, error in refused.refusals:

@@ -172,11 +172,20 @@ def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
             "set", "Bridge", "br0", f"other_config:datapath-id={names.datapath_id('node9'):016x}"
         )
         async with controller(ovs, port=port) as world:
-            await asyncio.sleep(0.3)
+            problems = world.reconciler.problems
+            await world.until(lambda: problems)
+            ((subject, problem),) = problems.items()
+            assert subject.startswith(f"switch {names.datapath_id('node9'):016x} at 127.0.0.1:")
+            assert problem == "no Node's name gives this datapath id; it waits for one"
+            # Gone and come again, it is one stranger still.
+            next(iter(world.switches)).close("for a test")
+            await world.until(lambda: problems and problems.keys() != {subject})
+            assert len(problems) == 1
             assert not world.reconciler.sessions
             ninth = node_object("node9", "10.244.9.0/24", "172.30.1.9")
             world.reconciler.update([ninth], [])
             await world.until(lambda: "node9" in world.reconciler.sessions)
+            assert not problems
 
     run(story)
 

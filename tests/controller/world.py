@@ -13,6 +13,7 @@ from flows.compile import compile_scope
 from flows.pipeline import Feature
 from flows.view import CLUSTER_SCOPE
 from openflow.server import serve
+from openflow.switch import Switch
 from settings import Cluster as ClusterSettings
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
@@ -26,10 +27,12 @@ PEER = node_object("node2", "10.244.2.0/24", "172.30.1.2", uid="n2")
 class World:
     """One controller, without its processes, and one switch that is node1's."""
 
-    def __init__(self, ovs: Ovs, reconciler: Reconciler, port: int) -> None:
+    def __init__(self, ovs: Ovs, reconciler: Reconciler, port: int, switches: set[Switch]) -> None:
         self.ovs = ovs
         self.reconciler = reconciler
         self.port = port
+        self.switches = switches
+        """All that have shaken hands."""
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(15):
@@ -79,7 +82,16 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
     reconciler = Reconciler(Inventory(CLUSTER))
     reconciler.update([NODE, PEER], [])
     reconciler.complete(whole)
-    async with serve("127.0.0.1", port, reconciler.on_switch) as server:
+    switches: set[Switch] = set()
+
+    async def on_switch(switch: Switch) -> None:
+        switches.add(switch)
+        try:
+            await reconciler.on_switch(switch)
+        finally:
+            switches.discard(switch)
+
+    async with serve("127.0.0.1", port, on_switch) as server:
         address = server.sockets[0].getsockname()
         if not port:
             ovs.vsctl(
@@ -87,7 +99,7 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
                 f"other_config:datapath-id={names.datapath_id('node1'):016x}",
             )  # fmt: skip
             ovs.dial(f"tcp:127.0.0.1:{address[1]}")
-        yield World(ovs, reconciler, address[1])
+        yield World(ovs, reconciler, address[1], switches)
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:

@@ -101,6 +101,33 @@ def test_a_rude_peer_is_cut_with_one_line_and_others_live_on(ovs: Ovs, caplog, d
     assert reason in line
 
 
+def test_many_who_say_nothing_keep_no_switch_out(ovs: Ovs):
+    async def main():
+        ready = asyncio.Event()
+
+        async def on_switch(switch: Switch) -> None:
+            ready.set()
+            await switch.wait_closed()
+
+        async with (
+            serve("127.0.0.1", 0, on_switch, timeouts=SHORT) as server,
+            AsyncExitStack() as s,
+        ):
+            port = port_of(server)
+            half = [b"", hello(6), hello(6) + FEATURES[:5]]
+            silent = [
+                await s.enter_async_context(stranger(port, data))
+                for data in half
+                for _ in range(100)
+            ]
+            ovs.dial(f"tcp:127.0.0.1:{port}")
+            async with asyncio.timeout(60):
+                await ready.wait()
+                await asyncio.gather(*(over(reader) for reader, _ in silent))
+
+    asyncio.run(main())
+
+
 def test_a_switch_that_vanishes_cancels_its_task():
     async def main():
         started, ended = asyncio.Event(), asyncio.Event()
