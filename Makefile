@@ -1,12 +1,12 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint docs lock clean need-root
+.PHONY: help setup demo soak test bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
 READY := .venv/.ready
-BENCH_READY := .venv/.ready-bench
+TESTS_READY := .venv/.ready-tests
 
 # The scripts that are Python, whose names do not say so.
 SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
@@ -31,16 +31,21 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-test: need-root setup ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
+soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEED=N: as before. KUBE=1: on a real API server
+	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
+	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(filter-out 0,$(KUBE)),--source kube) $(KEEP_FLAG)
+
+test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 
-bench: need-root setup $(BENCH_READY) ## measure against OVN, the bridge plugin and others (10 min); BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (10 min); BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-# Apart from the rest: nothing but bench needs these packages.
-$(BENCH_READY): scripts/setup
-	@scripts/setup --bench
+# Apart from the rest: nobody who only looks needs these packages.
+$(TESTS_READY): scripts/setup
+	@scripts/setup --tests
 	@mkdir -p $(@D) && touch $@
 
 lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date

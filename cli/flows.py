@@ -57,6 +57,8 @@ def flows(node: str, table: str | None, as_json: bool, name: str, socket: Path |
         for row in rows:
             click.echo(_line(row))
         click.echo()
+    for group in answer["foreignGroups"]:
+        click.echo(click.style(f"group {group}: [foreign] nobody here made it", fg="magenta"))
 
 
 def _line(row: dict[str, Any]) -> str:

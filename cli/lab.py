@@ -12,6 +12,7 @@ from rich.console import Console
 from lab import Lab, LabError
 from lab.display import Steps, show_status
 from lab.interrupt import one_interrupt
+from lab.layout import MOST_NODES
 
 named = click.option("--name", default="lab", show_default=True, help="Which lab.")
 
@@ -40,7 +41,11 @@ def lab() -> None:
 
 @lab.command()
 @named
-@click.option("--nodes", type=click.IntRange(min=1), help="How many.  [default: 3]")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, MOST_NODES),
+    help=f"How many, up to {MOST_NODES}.  [default: 3]",
+)
 @click.option(
     "--tunnel", type=click.Choice(["geneve", "vxlan"]), help="Between nodes.  [default: geneve]"
 )

@@ -6,6 +6,8 @@ its own node only, so that a stolen node reads nothing of the rest of the cluste
 
 import asyncio
 import hashlib
+import math
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -31,6 +33,8 @@ LONGEST_DUMP = 10.0
 """Seconds that a switch may take to tell its flows to somebody who looks."""
 LONGEST_WAIT = 60.0
 """Seconds that a long poll is held at most."""
+MOST_WAITING = 8
+"""Long polls for one node. Its agent has one, and a moment after its restart perhaps two."""
 
 
 class Api:
@@ -39,6 +43,7 @@ class Api:
     def __init__(self, reconciler: Reconciler, cluster: Cluster) -> None:
         self._reconciler = reconciler
         self._cluster = cluster
+        self._waiting: Counter[str] = Counter()
         view = reconciler.inventory.view
         metrics.NODES.set_function(lambda: len(view.nodes))
         metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
@@ -114,10 +119,12 @@ class Api:
         _only_own_node(request, name)
         after = request.query.get("after")
         try:
-            wait = min(max(float(request.query.get("wait", "0")), 0.0), LONGEST_WAIT)
+            wait = float(request.query.get("wait", "0"))
         except ValueError:
+            wait = math.nan
+        if math.isnan(wait):  # also when asked for: the event loop would lose its order over it
             return _error(400, "wait: not a number of seconds")
-        deadline = asyncio.get_running_loop().time() + wait
+        deadline = asyncio.get_running_loop().time() + min(max(wait, 0.0), LONGEST_WAIT)
         while True:
             changed = self._reconciler.changed
             if not self._reconciler.listed.is_set():
@@ -130,11 +137,26 @@ class Api:
                 return _error(409, f"Node {name}: {problem}")
             if config.revision != after:
                 return web.Response(body=encode(config), content_type="application/json")
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await changed.wait()
-            except TimeoutError:
-                return web.Response(status=304)
+            if (refusal := await self._wait(name, changed, deadline)) is not None:
+                return refusal
+
+    async def _wait(
+        self, node: str, changed: asyncio.Event, deadline: float
+    ) -> web.Response | None:
+        """Wait for a change; the answer where there is none."""
+        if self._waiting[node] >= MOST_WAITING:
+            return _error(429, f"Node {node}: {MOST_WAITING} requests wait already")
+        self._waiting[node] += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                await changed.wait()
+        except TimeoutError:
+            return web.Response(status=304)
+        finally:
+            self._waiting[node] -= 1
+            if not self._waiting[node]:
+                del self._waiting[node]
+        return None
 
     async def _digest(self, request: web.Request) -> web.Response:
         """What an agent found on its own switch; whether that is right."""
@@ -165,6 +187,7 @@ class Api:
             tunnel=cluster.tunnel,
             tunnel_id=cluster.tunnel_id,
             tunnel_port=cluster.tunnel_port,
+            mtu=cluster.mtu,
             revision="",
         )
         revision = hashlib.sha256(encode(config)).hexdigest()[:16]
@@ -189,7 +212,7 @@ class Api:
             return _error(404, f"Node {name} is unknown")
         try:
             async with asyncio.timeout(LONGEST_DUMP):
-                installed = await self._reconciler.installed(name)
+                installed, groups = await self._reconciler.installed(name)
         except KeyError:
             return _error(503, f"the switch of Node {name} is not connected")
         except (TimeoutError, ConnectionLost, RequestRefused) as error:
@@ -211,7 +234,8 @@ class Api:
             )
         rows = [row for row in rows if table in {None, row["table"]}]
         rows.sort(key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
-        return _json({"node": name, "flows": rows})
+        # No feature makes groups so far: whatever there is, is foreign.
+        return _json({"node": name, "flows": rows, "foreignGroups": groups})
 
 
 def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:

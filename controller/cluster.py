@@ -56,6 +56,7 @@ class Inventory:
         self._nodes: dict[str, Node] = {}
         self._attachments: dict[str, dict[str, Attachment]] = {}
         self._problems: dict[str, str] = {}
+        self._news: dict[str, str] = {}
         self.view = ClusterView(cluster, self._nodes, self._attachments)
 
     @property
@@ -341,11 +342,17 @@ class Inventory:
             )
         return found
 
+    def take_news(self) -> dict[str, str]:
+        """What has come to be refused since the last call, or for another reason."""
+        news, self._news = self._news, {}
+        return news
+
     def _note(self, subject: str, problem: str) -> None:
-        if problem:
-            self._problems[subject] = problem
-        else:
+        if not problem:
             self._problems.pop(subject, None)
+            self._news.pop(subject, None)
+        elif self._problems.get(subject) != problem:
+            self._problems[subject] = self._news[subject] = problem
 
 
 class _RefusedError(ValueError):

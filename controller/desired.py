@@ -42,7 +42,7 @@ class Desired:
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
-        changed = bool(program.update(fragments(self._view, keys)))
+        changed = bool(program.update(fragments(self._view, sorted(keys))))
         if not program.cookies and node not in self._view.nodes:
             del self._programs[node]
         return changed

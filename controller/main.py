@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import ssl
@@ -24,6 +25,9 @@ from settings.tls import server_context
 
 log = structlog.get_logger()
 
+LONGEST_SILENCE = 75.0
+"""Seconds that an HTTP connection may be open without a whole request. An agent's asks each 30."""
+
 
 @click.command()
 @click.option(
@@ -43,6 +47,9 @@ def main(config: Path, directory: Path | None) -> None:
     except SettingsError as error:
         sys.exit(f"sluice controller: {error}")
     logs.configure(settings.log_level)
+    # Two connections a node: the usual soft limit of 1,024 is 500 nodes.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     why = ""
     try:
         asyncio.run(_run(settings, directory))
@@ -108,11 +115,20 @@ async def _serve_switches(
 
 
 async def _serve_api(api: Api, own: Controller, tls: ssl.SSLContext | None) -> None:
-    runner = web.AppRunner(api.application(local=False), access_log=None, shutdown_timeout=1.0)
+    runner, local = (
+        web.AppRunner(
+            api.application(local=local),
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=LONGEST_SILENCE,
+            # Who has gone does not go on waiting.
+            handler_cancellation=True,
+        )
+        for local in (False, True)
+    )
     await runner.setup()
-    host, port = _host_port(own.api)
-    local = web.AppRunner(api.application(local=True), access_log=None, shutdown_timeout=1.0)
     await local.setup()
+    host, port = _host_port(own.api)
     try:
         await web.TCPSite(runner, host, port, ssl_context=tls).start()
         if own.api_socket:

@@ -5,7 +5,10 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from ipaddress import IPv4Address
 
 import structlog
 
@@ -14,10 +17,10 @@ from controller.cluster import Inventory, Port
 from controller.desired import Desired
 from controller.session import Session
 from controller.sources.objects import Object
-from flows.pipeline import PipelineError
+from flows.pipeline import ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import message_text
-from openflow.messages import InstalledFlow, PortReason
+from openflow.batch import Batch, message_text
+from openflow.messages import InstalledFlow, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
 
@@ -25,8 +28,14 @@ log = structlog.get_logger()
 
 SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
+FORGET_TICK = 5.0
+"""Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
+FORGET_AT_ONCE = 8
+"""Of these in one batch, so that no flow has to wait for many of them."""
 RETRY_AFTER_REFUSAL = 5.0
 """Seconds until a switch that refused a message is compared and tried again."""
+RETRY_LEFT_OUT = 60.0
+"""Seconds until objects that a switch refused, and that were left out, are tried again."""
 
 
 class Reconciler:
@@ -43,7 +52,12 @@ class Reconciler:
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
         self._stale: set[Key] = set()
+        """Shared fragments to be compiled at the next tick."""
+        self._unmade: dict[str, set[Key]] = {}
+        """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
+        self._freed: dict[IPv4Address, str] = {}
+        """Addresses that no attachment has any more, and the node whose they are."""
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -89,17 +103,15 @@ class Reconciler:
             return
         session = Session(node, switch, self.desired)
         self.sessions[node] = session
-        self._absorb(
-            self.inventory.set_ports(
-                node, [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-            )
-        )
+        ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+        self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
+                group.create_task(session.forget_for_ever())
         except* ConnectionLost as lost:
             log.info("switch lost", node=node, reason=str(lost.exceptions[0]))
         finally:
@@ -107,8 +119,7 @@ class Reconciler:
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self._forget(node)
-            for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
-                del self.problems[subject]
+            self._forget_refusals(node)
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _owner(self, switch: Switch) -> str | None:
@@ -138,11 +149,39 @@ class Reconciler:
         async for event in session.switch.port_events():
             if self.sessions.get(session.node) is not session:
                 return
-            if event.reason is PortReason.DELETE:
-                self._absorb(self.inventory.remove_port(session.node, event.port.name))
-            else:
-                port = Port(event.port.name, event.port.ofport, event.port.mac)
-                self._absorb(self.inventory.set_port(session.node, port))
+            self._absorb_ports(session.node, partial(self._take_port, session.node, event))
+
+    def _take_port(self, node: str, event: PortStatus) -> set[Key]:
+        port = event.port
+        if event.reason is PortReason.DELETE:
+            return self.inventory.remove_port(node, port.name)
+        return self.inventory.set_port(node, Port(port.name, port.ofport, port.mac))
+
+    def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
+        before = self._addresses(node)
+        self._absorb(change())
+        gone = before - self._addresses(node)
+        if gone and not self._freed:
+            asyncio.get_running_loop().call_later(FORGET_TICK, self._forget_freed)
+        self._freed |= dict.fromkeys(gone, node)
+
+    def _addresses(self, node: str) -> set[IPv4Address]:
+        attachments = self.inventory.view.attachments.get(node, {})
+        return {attachment.address for attachment in attachments.values()}
+
+    def _forget_freed(self) -> None:
+        """Have every switch forget the connections of addresses that were given back.
+
+        Their next owner must not meet them. A node's agent does the same when it hands one out.
+        """
+        freed, self._freed = self._freed, {}
+        nodes = {node: self._addresses(node) for node in set(freed.values())}
+        # Where one has a new owner already, it is too late: what there is may be the owner's.
+        addresses = [address for address, node in freed.items() if address not in nodes[node]]
+        for at in range(0, len(addresses), FORGET_AT_ONCE):
+            batch = Batch.forgetting(ZONE, addresses[at : at + FORGET_AT_ONCE])
+            for session in self.sessions.values():
+                session.to_forget.put_nowait(batch)
 
     async def _keep_in_sync(self, session: Session) -> None:
         while True:
@@ -153,6 +192,10 @@ class Reconciler:
 
     def _absorb(self, touched: Collection[Key]) -> None:
         """Bring the programs up to date with the view; nodes at once, shared ones by the tick."""
+        for subject, problem in self.inventory.take_news().items():
+            # A port is often there a moment before its Pod.
+            level = logging.INFO if subject.startswith("port ") else logging.WARNING
+            log.log(level, "refused", subject=subject, problem=problem)
         by_node: dict[str, list[Key]] = {}
         for key in touched:
             if key.scope == CLUSTER_SCOPE:
@@ -160,12 +203,15 @@ class Reconciler:
             else:
                 by_node.setdefault(key.scope, []).append(key)
         for node, keys in by_node.items():
+            unmade = self._unmade.pop(node, set()).union(keys)
             try:
-                changed = self.desired.update_node(node, keys)
+                changed = self.desired.update_node(node, unmade)
             except PipelineError as error:
                 # One node's fault must not be everybody's.
+                self._unmade[node] = unmade
                 self.report(f"flows of {node}", str(error))
                 continue
+            self.report(f"flows of {node}", "")
             if changed and (session := self.sessions.get(node)):
                 session.wake()
         if self._stale and self._tick is None and self.listed.is_set():
@@ -177,8 +223,15 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
-        stale, self._stale = self._stale, set()
-        if self.desired.update_shared(stale):
+        try:
+            changed = self.desired.update_shared(self._stale)
+        except PipelineError as error:
+            # What is stale stays so, and comes with the next change.
+            self.report("flows of every node", str(error))
+            return
+        self.report("flows of every node", "")
+        self._stale.clear()
+        if changed:
             for session in self.sessions.values():
                 session.wake()
 
@@ -202,8 +255,20 @@ class Reconciler:
             causes = session.leave_out(refused)
             for cause, why in causes.items():
                 self.report(f"{cause} on the switch of {session.node}", why)
-            if not causes:
+            if causes:
+                asyncio.get_running_loop().call_later(RETRY_LEFT_OUT, self._retry, session)
+            else:
                 await asyncio.sleep(RETRY_AFTER_REFUSAL)
+
+    def _retry(self, session: Session) -> None:
+        """Try once more what was left out: its table may have been full for a while."""
+        session.left_out.clear()
+        self._forget_refusals(session.node)
+        session.wake(compare=True)
+
+    def _forget_refusals(self, node: str) -> None:
+        for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
+            del self.problems[subject]
 
     def _forget(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""
@@ -221,6 +286,10 @@ class Reconciler:
         metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
         return verdict
 
-    async def installed(self, node: str) -> list[InstalledFlow]:
-        """What a node's switch holds right now. Raises `KeyError` if it is not connected."""
-        return list(await self.sessions[node].switch.dump_flows())
+    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[int]]:
+        """The flows, and the ids of the groups, that a node's switch holds right now.
+
+        Raises `KeyError` if it is not connected.
+        """
+        switch = self.sessions[node].switch
+        return await switch.dump_flows(), await switch.dump_groups()

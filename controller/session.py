@@ -56,6 +56,8 @@ class Session:
         """Cookies of what the switch refused, and of all that belongs to the same object."""
         self.foreign = 0
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
+        self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
+        """Connections that the switch is to forget when it has time."""
         self._desired = desired
         self._cookies: set[int] = set()
         """Flows of ours that it holds and that are not in the shared program."""
@@ -93,7 +95,7 @@ class Session:
             await self._sync_own()
             if not self.dirty.is_set():
                 break
-        self.in_sync = self._desired.whole
+        self.in_sync = self._desired.whole and not self.left_out
         metrics.SYNCS.inc()
 
     async def _compare(self) -> None:
@@ -136,6 +138,8 @@ class Session:
 
     async def _is_sealed(self) -> bool:
         """Whether both seals on the switch are what they should be now; then it is in sync."""
+        if self.left_out:
+            return False  # then it lacks something, whatever its seals still say
         held = {flow.cookie for flow in await self.switch.dump_flows(state.TABLE)}
         shared, own = self._desired.shared, self._desired.program(self.node)
         if not held >= {shared.seal.cookie, own.seal.cookie}:
@@ -184,6 +188,14 @@ class Session:
         for meter_id in delta.meters_delete:
             self._meters.pop(meter_id, None)
 
+    async def forget_for_ever(self) -> None:
+        """Send what `to_forget` gets. Raises `ConnectionLost`."""
+        while True:
+            try:
+                await self._apply(await self.to_forget.get())
+            except Rejected as refused:
+                log.warning("connections are not forgotten", node=self.node, reason=str(refused))
+
     async def _apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
 
@@ -215,7 +227,7 @@ class Session:
     def take_digest(self, given: SwitchDigest) -> Verdict:
         """Hold the agent's digest of this switch against what the switch acknowledged."""
         self.foreign = given.foreign
-        if not self.in_sync or self.left_out:
+        if not self.in_sync:
             return "moved on"
         shared, own = self._desired.shared, self._desired.program(self.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
@@ -270,11 +282,20 @@ class Session:
             self._next_repair = asyncio.get_running_loop().time() + PAUSE_BETWEEN_VAIN_REPAIRS
         self._unmended = drift
         mended = drift.missing | drift.altered
-        delta = Delta(adds=tuple(desired[c][0] for c in mended if c in desired))
+        delta = Delta(
+            adds=tuple(desired[c][0] for c in mended if c in desired),
+            # A meter that was deleted took the flows with it that use it: they need it again.
+            meters_set=tuple(
+                meter
+                for meter in self._desired.program(self.node).meters.values()
+                if self._meters.get(meter.id) != meter
+            ),
+        )
         # All that have the cookie, wherever they are; then the right one.
         first = [FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)]
         seal = self._desired.program(self.node).seal
-        await self._apply(batch_of(delta, seal, sealed=True, first=first))
+        await self._apply(batch_of(delta, seal, sealed=True, meters=self._meters, first=first))
+        self._meters |= {meter.id: meter for meter in delta.meters_set}
 
     def _found_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
         metrics.DRIFT.labels(kind).inc(count)

@@ -116,12 +116,14 @@ class Program:
         added = {flow.cookie: (flow, made) for flow, made in wanted.values()}
         delta = Delta(
             adds=tuple(flow for cookie, (flow, _) in added.items() if cookie not in removed),
-            deletes=tuple(cookie for cookie in removed if cookie not in added),
+            deletes=tuple(sorted(cookie for cookie in removed if cookie not in added)),
             meters_set=tuple(
                 meter for f in new for meter in f.meters if self.meters.get(meter.id) != meter
             ),
             meters_delete=tuple(
-                {m.id for f in old for m in f.meters} - {m.id for f in new for m in f.meters}
+                sorted(
+                    {m.id for f in old for m in f.meters} - {m.id for f in new for m in f.meters}
+                )
             ),
         )
         for cookie in removed:

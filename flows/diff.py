@@ -46,7 +46,7 @@ def diff(
     """
     return Delta(
         adds=tuple(flow for cookie, flow in desired.items() if cookie not in installed),
-        deletes=tuple(c for c in installed if c not in desired and is_ours(c)),
+        deletes=tuple(sorted(c for c in installed if c not in desired and is_ours(c))),
         meters_set=tuple(
             meter for meter in desired_meters.values() if installed_meters.get(meter.id) != meter
         ),

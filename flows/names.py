@@ -24,6 +24,9 @@ ROUTER_MAC = "0a:58:a9:fe:01:01"
 # The host's own end, sluice-gw: one MAC on all nodes, again so that flows are shared.
 GATEWAY_MAC = "0a:58:a9:fe:01:02"
 
+# Of the bridge's own port, which nothing uses; a random one would be changed by udev.
+BRIDGE_MAC = "0a:58:a9:fe:01:03"
+
 ENCAPSULATION_OVERHEAD = 50
 """Bytes that Geneve (without options) and VXLAN add over an IPv4 underlay."""
 

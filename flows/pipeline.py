@@ -137,8 +137,10 @@ CT_MARK: Final = (
     Bits("FromService", (0, 0), "translated by a Service; its replies must be translated back"),
     Bits("Blocked", (1, 1), "refused by policy after it was established, in both directions"),
     Bits("NeedsSnat", (2, 2), "passes the SNAT zone in both directions"),
+    Bits("Known", (3, 3), "counted and committed once, though it may still be +new: no answer yet"),
     Bits("PolicyEpoch", (8, 15), "the policy generation that let the connection in"),
 )
+KNOWN: Final = next(bits.mask for bits in CT_MARK if bits.name == "Known")
 CT_LABEL: Final = (
     Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that let it in"),
     Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that let it in"),
@@ -218,7 +220,7 @@ TABLES: Final = (
         32, "ConntrackState",
         "Established connections go straight to forwarding; only new ones meet layer 4 flows.",
         writers=(Feature.CONNTRACK,),
-        match=("ct_state",), next=("NewConnection", "Forwarding"),
+        match=("ct_state", "ct_mark"), next=("NewConnection", "PolicyFromPod", "Forwarding"),
         miss_doc="a packet that conntrack did not see",
     ),
     Table(
@@ -270,7 +272,7 @@ TABLES: Final = (
         120, "Commit",
         "Remembers a new connection that everybody agreed to.",
         writers=(Feature.CONNTRACK,),
-        match=("dl_type", "ct_state"), next=("Snat",),
+        match=("dl_type", "ct_state", "ct_mark"), writes=("ct_mark",), next=("Snat",),
         miss="Snat", miss_doc="a packet of a connection already known",
     ),
     Table(

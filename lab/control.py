@@ -1,6 +1,7 @@
 """The control plane: Sluice's controller, and etcd and kube-apiserver where those are wanted."""
 
 import contextlib
+import http
 import http.client
 import json
 import os
@@ -116,20 +117,25 @@ class ControlPlane:
         if not ours.wait(self._listens, timeout=30, cancelled=cancelled):
             raise LabError(f"the controller does not listen after 30 s\n{ours.tail('controller')}")
 
-    def status(self) -> dict[str, Any] | None:
-        """What the controller says of nodes and problems (`/v1/status`); None if it does not."""
-        connection = http.client.HTTPConnection("controller", timeout=5)
+    def ask(self, path: str) -> dict[str, Any] | None:
+        """What the controller's API for local users answers; None if it does not."""
+        connection = http.client.HTTPConnection("controller", timeout=15)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.sock.settimeout(5)
+            connection.sock.settimeout(15)
             connection.sock.connect(str(self.layout.api_socket))
-            connection.request("GET", "/v1/status")
-            answer: dict[str, Any] = json.load(connection.getresponse())
+            connection.request("GET", path)
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.load(response)
         except (OSError, http.client.HTTPException, ValueError):
             return None
         finally:
             connection.close()
-        return answer
+        return answer if response.status == http.HTTPStatus.OK else None
+
+    def status(self) -> dict[str, Any] | None:
+        """What the controller says of nodes and problems; None if it does not."""
+        return self.ask("/v1/status")
 
     def in_sync(self) -> bool:
         """Whether every node that takes part is connected, with all its flows."""

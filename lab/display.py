@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -112,7 +113,8 @@ def _print(console: Console, heading: Sequence[str], rows: Sequence[Sequence[str
         column.no_wrap = True
     for row in rows:
         table.add_row(*row)
-    console.print(table, crop=False, width=max(console.width, 140))
+    unlimited = console.options.update(max_width=1000)
+    console.print(table, crop=False, width=Measurement.get(console, unlimited, table).maximum)
     console.print()
 
 

@@ -140,6 +140,23 @@ class Lab:
         finally:
             self.down(report)
 
+    def start_daemon(self, node_name: str, daemon: str) -> None:
+        """Start a daemon of a node that has died, as its init system would, and do nothing else.
+
+        `daemon` is one of those in `status`: ovsdb-server, ovs-vswitchd or agent.
+        """
+        state, it = self._state(), self._node(node_name)
+        match daemon:
+            case "ovsdb-server":
+                node.start_database(it)
+            case "ovs-vswitchd":
+                node.start_vswitchd(it)
+            case "agent":
+                tls = certificates.files(self.layout, it.name) if state.tls else None
+                node.start_agent(it, tls)
+            case _:
+                raise LabError(f"a node has no daemon {daemon!r}")
+
     # Pods
 
     def pod_add(
@@ -225,6 +242,10 @@ class Lab:
     def kubectl(self, *arguments: str) -> list[str]:
         """The command line of a kubectl call by the administrator; needs an API server."""
         return self._control(self._state()).kubernetes.command(arguments)
+
+    def ask(self, path: str) -> dict[str, Any] | None:
+        """What the controller answers on its socket for local users; None if it does not."""
+        return self._control(self._state()).ask(path)
 
     def status(self) -> dict[str, Any]:
         """Everything there is, in the form of `sluice lab status --json`."""

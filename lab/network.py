@@ -42,7 +42,8 @@ def create_namespace(name: str) -> None:
     if not _is_namespace(NAMESPACES / name):
         (NAMESPACES / name).unlink(missing_ok=True)  # of an `ip netns add` that was killed
         run(["ip", "netns", "add", name])
-    run(["sysctl", "-qw", *_SYSCTLS], netns=name)
+    # -e: a kernel without IPv6 has nothing to switch off.
+    run(["sysctl", "-qew", *_SYSCTLS], netns=name)
     run(["ip", "link", "set", "lo", "up"], netns=name)
 
 

@@ -26,12 +26,33 @@ def daemons(node: NodeLayout) -> Daemons:
     return Daemons(node.netns, node.logs)
 
 
-def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
-    """Start Open vSwitch, and give the node its address behind it. Raises `LabError`."""
+def start_database(node: NodeLayout) -> None:
+    """Start ovsdb-server, with the database that is there or a new one. Raises `LabError`."""
     node.ovs_run.mkdir(parents=True, exist_ok=True)
     database = node.directory / "conf.db"
     if not database.exists():
         run(["ovsdb-tool", "create", str(database), SCHEMA])
+    ours = daemons(node)
+    if ours.pid("ovsdb-server") is None:
+        node.ovsdb.unlink(missing_ok=True)
+    server = ["ovsdb-server", str(database), f"--remote=punix:{node.ovsdb}", "--pidfile"]
+    ours.start("ovsdb-server", [*server, "--no-chdir"], _environment(node))
+    if not ours.wait(node.ovsdb.exists, timeout=15):
+        raise LabError(f"{node.name}: ovsdb-server does not listen\n{ours.tail('ovsdb-server')}")
+
+
+def start_vswitchd(node: NodeLayout) -> int:
+    """Start ovs-vswitchd; return its process id."""
+    switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir", "--disable-system"]
+    return daemons(node).start("ovs-vswitchd", switch, _environment(node))
+
+
+def _environment(node: NodeLayout) -> dict[str, str]:
+    return {"OVS_RUNDIR": str(node.ovs_run), "OVS_DBDIR": str(node.directory)}
+
+
+def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
+    """Start Open vSwitch, and give the node its address behind it. Raises `LabError`."""
     # The kernel must not hear what Open vSwitch hears: it would answer a second time.
     nft = (
         "add table netdev sluice-lab\n"
@@ -40,17 +61,8 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     )
     run(["nft", "-f", "-"], netns=node.netns, stdin=nft)
     configure(node.netns, [f"link set {UPLINK} up"])
-
-    ours = daemons(node)
-    environment = {"OVS_RUNDIR": str(node.ovs_run), "OVS_DBDIR": str(node.directory)}
-    if ours.pid("ovsdb-server") is None:
-        node.ovsdb.unlink(missing_ok=True)
-    server = ["ovsdb-server", str(database), f"--remote=punix:{node.ovsdb}", "--pidfile"]
-    ours.start("ovsdb-server", [*server, "--no-chdir"], environment)
-    if not ours.wait(node.ovsdb.exists, timeout=15):
-        raise LabError(f"{node.name}: ovsdb-server does not listen\n{ours.tail('ovsdb-server')}")
-    switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir", "--disable-system"]
-    switch_pid = ours.start("ovs-vswitchd", switch, environment)
+    start_database(node)
+    switch_pid = start_vswitchd(node)
 
     # Returns when ovs-vswitchd has done it.
     bridge = ["--may-exist", "add-br", PHYSICAL_BRIDGE, "--", "set", "bridge", PHYSICAL_BRIDGE]
@@ -62,7 +74,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     try:
         run([*vsctl, "init", "--", *bridge, "--", *uplink])
     except LabError:
-        ours.check()
+        daemons(node).check()
         raise
     configure(
         node.netns,

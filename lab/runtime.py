@@ -71,7 +71,9 @@ class Runtime:
         for path in sorted(self.node.cni_conf.glob("*.conflist")):
             network = json.loads(path.read_text())
             plugin: dict[str, Any] = network["plugins"][0]
-            return plugin | {"name": network["name"], "cniVersion": network["cniVersion"]}
+            # As runtimes do that know of 1.1.0: the last of a list, where there is one.
+            version = network.get("cniVersions", [network["cniVersion"]])[-1]
+            return plugin | {"name": network["name"], "cniVersion": version}
         raise LabError(f"{self.node.name}: no CNI configuration in {self.node.cni_conf}")
 
     def add(self, sandbox: Sandbox) -> dict[str, Any]:

@@ -97,17 +97,11 @@ class KubernetesSource:
         return inside(self.netns, [str(self.kubectl), *options, *arguments])
 
     def add_node(self, node: NodeLayout) -> None:
-        manifest = _node(node)
-        try:
-            self._run(["create", "--validate=false", "-f", "-"], manifest)
-        except LabError as error:
-            if "AlreadyExists" not in str(error):
-                raise
+        self._run_unless_there(["create", "--validate=false", "-f", "-"], _node(node))
         self._patch_status(["node", node.name], _node_status(node))
 
     def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
-        if not self._run(["get", "namespace", namespace, "--ignore-not-found", "-o", "name"]):
-            self._run(["create", "namespace", namespace])
+        self._run_unless_there(["create", "namespace", namespace])
         made = self._run(
             ["create", "--validate=false", "-o", "json", "-f", "-"],
             _pod(namespace, name, node, labels),
@@ -125,6 +119,16 @@ class KubernetesSource:
     def _patch_status(self, what: Sequence[str], status: Mapping[str, Any]) -> None:
         patch = json.dumps({"status": status})
         self._run(["patch", *what, "--subresource=status", "--type=merge", "-p", patch])
+
+    def _run_unless_there(
+        self, arguments: Sequence[str], manifest: Mapping[str, Any] | None = None
+    ) -> None:
+        """A `create` of what somebody else may be just creating."""
+        try:
+            self._run(arguments, manifest)
+        except LabError as error:
+            if "AlreadyExists" not in str(error):
+                raise
 
     def _run(self, arguments: Sequence[str], manifest: Mapping[str, Any] | None = None) -> str:
         done = subprocess.run(

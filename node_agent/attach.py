@@ -20,6 +20,7 @@ from flows.features.classify import attachment_entry
 from node_agent import bridge, nft, pod_link
 from node_agent.cni_call import Attached, CniCall, CniError, Code
 from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
+from node_agent.local_switch import LocalSwitch, SwitchAwayError
 from node_agent.node import FlowWatch, Node
 from node_agent.ovsdb import Ovsdb, OvsdbError
 from settings import Agent
@@ -41,6 +42,7 @@ class Attachments:
         netlink: AsyncIPRoute,
         leases: Leases,
         watch: FlowWatch,
+        switch: LocalSwitch,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -50,6 +52,7 @@ class Attachments:
         self._netlink = netlink
         self._leases = leases
         self._watch = watch
+        self._switch = switch
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
@@ -162,6 +165,7 @@ class Attachments:
             lease = await self._lease(call)
             self._leaving.discard((lease.container_id, lease.ifname))
             try:
+                await self._switch.forget_connections(lease.address)
                 await pod_link.create(
                     self._netlink, namespace,
                     ifname=call.ifname,
@@ -176,7 +180,9 @@ class Attachments:
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
                 await asyncio.shield(self._delete(lease.container_id, lease.ifname))
-                if isinstance(error, NetlinkError | OvsdbError | nft.NftError | OSError):
+                if isinstance(
+                    error, NetlinkError | OvsdbError | nft.NftError | OSError | SwitchAwayError
+                ):
                     raise CniError(
                         Code.TRY_AGAIN,
                         f"{lease.port}: the attachment could not be made",
@@ -303,13 +309,22 @@ class Attachments:
         if lease is None:
             raise CniError(Code.DIFFERS, f"{call.container_id} {call.ifname} is not attached")
         found = _result_differences(previous, lease)
-        if not bridge.has_ofport(self._ovsdb, lease.port, lease.ofport):
-            found.append(f"the switch has no port {lease.port} with ofport {lease.ofport}")
+        port = bridge.port_difference(self._ovsdb, lease.port, lease.ofport)
+        found += [port] if port else []
         assert call.netns is not None  # noqa: S101
-        with pod_link.open_netns(call.netns) as namespace:
-            found += await pod_link.differences(
-                namespace, ifname=call.ifname, address=lease.address
-            )
+        try:
+            with pod_link.open_netns(call.netns) as namespace:
+                found += await pod_link.differences(
+                    self._netlink, namespace,
+                    ifname=call.ifname,
+                    port=lease.port,
+                    address=lease.address,
+                    mtu=_mtu(previous, lease),
+                )  # fmt: skip
+            if self._agent.datapath == "netdev" and lease.port not in await nft.deaf():
+                found.append(f"the host's own network hears what {lease.port} receives")
+        except (NetlinkError, nft.NftError, OSError) as error:
+            raise CniError(Code.TRY_AGAIN, f"{lease.port} cannot be checked", str(error)) from error
         cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
         if not await self._watch.wait_for(cookie, 1.0):
             found.append(f"the switch has no flow that lets port {lease.port} in")
@@ -330,6 +345,16 @@ class Attachments:
 
     def _lock(self, container_id: str) -> asyncio.Lock:
         return self._locks.setdefault(container_id, asyncio.Lock())
+
+
+def _mtu(previous: dict[str, Any], lease: Lease) -> int | None:
+    """What ADD answered; before version 1.1.0 it did not say."""
+    try:
+        return next(
+            int(entry["mtu"]) for entry in previous["interfaces"] if entry["name"] == lease.port
+        )
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return None  # what prevResult lacks beside it, `_result_differences` names
 
 
 def _result_differences(previous: dict[str, Any], lease: Lease) -> list[str]:

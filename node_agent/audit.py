@@ -7,6 +7,7 @@ long as nothing has changed.
 import asyncio
 import random
 import ssl
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,9 @@ import structlog
 
 from flows.diff import is_ours
 from flows.features.state import is_seal
+from flows.flow import Meter
+from node_agent import snapshot
+from node_agent.snapshot import Snapshot
 from openflow import digest
 from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, RequestRefused, Switch
@@ -35,6 +39,7 @@ class Dump:
     """All that a switch holds, and what it comes to."""
 
     flows: list[InstalledFlow]
+    meters: Collection[Meter]
     digest: SwitchDigest
 
 
@@ -45,6 +50,7 @@ async def look(switch: Switch) -> Dump:
     ours = [flow for flow in flows if is_ours(flow.cookie)]
     return Dump(
         flows,
+        meters.values(),
         SwitchDigest(
             seals=[flow.cookie for flow in ours if is_seal(flow.table, flow.cookie)],
             sums=digest.sums(
@@ -53,7 +59,8 @@ async def look(switch: Switch) -> Dump:
                 if not is_seal(flow.table, flow.cookie)
             ),
             meters=digest.of_meters(meters.values()),
-            foreign=len(flows) - len(ours),
+            # No feature makes groups so far.
+            foreign=len(flows) - len(ours) + len(await switch.dump_groups()),
         ),
     )
 
@@ -62,6 +69,7 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
     """Look at the bridge (its management socket) again and again; tell the controller what is new.
 
     What the controller has found right, or cannot be told, is not told again before it differs.
+    What it has found right is what a switch that loses its flows is to get back.
     """
     url = f"{'http' if agent.tls is None else 'https'}://{agent.controller_api}"
     found_right: SwitchDigest | None = None
@@ -82,8 +90,17 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
                 continue
             if verdict == "right":
                 found_right = dump.digest
+                await _keep(agent, dump)
             elif verdict == "drift":
                 log.warning("the switch holds other flows than it should; the controller mends it")
+
+
+async def _keep(agent: Agent, dump: Dump) -> None:
+    found = Snapshot.of(dump.flows, dump.meters)
+    try:
+        await asyncio.to_thread(snapshot.save, snapshot.file_of(agent), found)
+    except (OSError, ValueError) as error:
+        log.warning("snapshot not saved", reason=str(error))
 
 
 async def _tell(session: aiohttp.ClientSession, agent: Agent, found: SwitchDigest) -> Verdict:

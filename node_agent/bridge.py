@@ -23,6 +23,7 @@ PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
 """1.5 is the controller's; 1.0 is what a plain `ovs-ofctl` speaks."""
 INACTIVITY_PROBE: Final = 60_000
 """Milliseconds. A controller that recompiles must not lose all its switches at once."""
+_WAIT: Final = "flow-restore-wait"
 _MARK: Final = {"sluice": "controller"}
 """In the external_ids of our Controller row: which one is ours when its target changes."""
 
@@ -31,8 +32,9 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
     """The change that makes bridge, tunnel, gateway and controller as they should be."""
 
     def change(transaction: Transaction) -> None:
-        root = next(transaction.rows("Open_vSwitch"))
-        transaction.update_keys(root, "external_ids", sluice_config=encode(config).decode())
+        root = _root(transaction)
+        remembered = {"sluice-config": encode(config).decode()}
+        transaction.update_keys(root, "external_ids", **remembered)
         if agent.tls is not None:
             _ssl(transaction, root, agent)
         bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
@@ -44,16 +46,14 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
             bridge.datapath_type = agent.datapath
             bridge.fail_mode = ["secure"]
             bridge.protocols = PROTOCOLS
-            bridge.other_config = {"datapath-id": f"{names.datapath_id(agent.node):016x}"}
+            bridge.other_config = _other_config(agent)
             bridge.controller = [_controller(transaction, agent)]
             bridge.flow_tables = _flow_tables(transaction)
         else:
             transaction.update(
                 bridge, datapath_type=agent.datapath, fail_mode=["secure"], protocols=PROTOCOLS
             )
-            transaction.update_keys(
-                bridge, "other_config", datapath_id=f"{names.datapath_id(agent.node):016x}"
-            )
+            transaction.update_keys(bridge, "other_config", **_other_config(agent))
             _update_controller(transaction, bridge, agent)
             named = {number: row.name for number, row in bridge.flow_tables.items()}
             if named != {table.number: [table.name] for table in TABLES}:
@@ -169,6 +169,14 @@ def has_ofport(ovsdb: Ovsdb, port: str, ofport: int) -> bool:
     return row is not None and row.ofport == [ofport]
 
 
+def port_difference(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
+    """What is not as `attach` left it and the switch took it, in words."""
+    if has_ofport(ovsdb, port, ofport):
+        return None
+    why = refusal(ovsdb, port, ofport) or "Open vSwitch has not taken it in"
+    return f"the switch has no port {port} with ofport {ofport}: {why}"
+
+
 def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
     """Whether the switch has its controller, and what it knows about why not.
 
@@ -191,6 +199,43 @@ def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
             except ValueError:
                 return None
     return None
+
+
+def _other_config(agent: Agent) -> dict[str, str]:
+    return {"datapath-id": f"{names.datapath_id(agent.node):016x}", "hwaddr": names.BRIDGE_MAC}
+
+
+def release(transaction: Transaction) -> int:
+    """Let a switch that waits for its flows go on; what `taken_in` is to be asked for."""
+    root = _root(transaction)
+    if _WAIT in root.other_config:
+        root.delkey("other_config", _WAIT)
+    goal = int(root.next_cfg) + 1
+    root.next_cfg = goal
+    return goal
+
+
+def hold(transaction: Transaction) -> None:
+    """Have the next process of the switch wait for its flows; a running one takes no notice."""
+    root = _root(transaction)
+    if root.other_config.get(_WAIT) != "true":
+        root.setkey("other_config", _WAIT, "true")
+
+
+def is_held(ovsdb: Ovsdb) -> bool:
+    """Whether `hold` is in force."""
+    return any(root.other_config.get(_WAIT) == "true" for root in ovsdb.rows("Open_vSwitch"))
+
+
+def taken_in(ovsdb: Ovsdb, goal: int) -> bool:
+    """Whether ovs-vswitchd has taken in all that OVSDB held after that `release`."""
+    return any(root.cur_cfg >= goal for root in ovsdb.rows("Open_vSwitch"))
+
+
+def _root(transaction: Transaction) -> Row:
+    for root in transaction.rows("Open_vSwitch"):
+        return root
+    raise OvsdbError("the database is empty: `ovs-vsctl init` makes its one row")
 
 
 def _port(transaction: Transaction, bridge: Row, name: str, **columns: object) -> None:

@@ -216,7 +216,7 @@ def _version(conf: dict[str, Any], command: str) -> str:
     if version not in VERSIONS:
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
-            f"stdin: cniVersion: {version!r} is none of {', '.join(VERSIONS)}",
+            f"stdin: cniVersion: {repr(version)[:80]} is none of {', '.join(VERSIONS)}",
         )
     if VERSIONS.index(version) < VERSIONS.index(_SINCE[command]):
         raise CniError(
@@ -242,7 +242,8 @@ def _pod(arguments: str, ifname: str) -> Pod | None:
             )
         given[key] = value
     keys = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")
-    if not any(given.get(key) for key in keys):
+    # podman gives its containers' names as K8S_POD_NAME, and nothing else of Kubernetes.
+    if not given.get("K8S_POD_NAMESPACE") and not given.get("K8S_POD_UID"):
         return None
     for key in keys:
         if not given.get(key):

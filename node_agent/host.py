@@ -4,6 +4,7 @@ All through one netlink socket in the namespace that the agent runs in.
 """
 
 import asyncio
+import errno
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
@@ -40,9 +41,10 @@ def disable_ipv6(link: str) -> None:
         write_sysctl(name, "1")
 
 
-def pod_mtu(uplink_mtu: int) -> int:
-    """What is left inside the tunnel."""
-    return uplink_mtu - names.ENCAPSULATION_OVERHEAD
+def pod_mtu(uplink_mtu: int, config: NodeConfig) -> int:
+    """What is left inside the tunnel, or less where the cluster says so."""
+    left = uplink_mtu - names.ENCAPSULATION_OVERHEAD
+    return left if config.mtu is None else min(left, config.mtu)
 
 
 async def check(netlink: AsyncIPRoute, config: NodeConfig) -> int:
@@ -149,10 +151,15 @@ async def _wait_for_link(netlink: AsyncIPRoute, name: str, within: float) -> int
 
 async def link_index(netlink: AsyncIPRoute, name: str) -> int | None:
     """An interface's index; None where there is none of that name."""
+    link = await find_link(netlink, name)
+    return None if link is None else int(link["index"])
+
+
+async def find_link(netlink: AsyncIPRoute, name: str) -> Any:
+    """What netlink says of an interface; None where there is none of that name."""
     try:
-        links = await netlink.link("get", ifname=name)
+        return (await netlink.link("get", ifname=name))[0]
     except NetlinkError as error:
-        if error.code == 19:  # ENODEV
+        if error.code == errno.ENODEV:
             return None
         raise
-    return int(links[0]["index"])

@@ -16,7 +16,10 @@ SHIM_NAME: Final = "sluice"
 def write_conf(agent: Agent) -> None:
     """Tell the runtime that there is a network: from here on it starts pods."""
     conf = {
-        "cniVersion": "1.1.0",
+        # Runtimes that know `cniVersions` take the highest that they speak. Older ones, such as
+        # Debian 12's, take the single one, and do not speak 1.1.0.
+        "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
         "name": "sluice",
         "plugins": [{"type": SHIM_NAME, "socket": str(agent.socket)}],
     }

@@ -14,6 +14,7 @@ from node_agent import cni_server, install
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
 from node_agent.leases import LeaseError, Leases
+from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
 from openflow.watch import FlowWatch
@@ -71,16 +72,18 @@ async def _run(agent: Agent) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
     ovsdb = Ovsdb(agent.ovsdb)
+    switch = LocalSwitch(agent, ovsdb)
     mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
     watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             node = Node(agent, ovsdb, netlink, leases, watch)
-            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch)
+            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch, switch)
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
                 running = [
                     tasks.create_task(ovsdb.run()),
+                    tasks.create_task(switch.run()),
                     tasks.create_task(node.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
                     tasks.create_task(audit_for_ever(agent, mgmt)),

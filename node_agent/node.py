@@ -17,7 +17,7 @@ from flows.view import Cluster
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
-from node_agent.leases import LeaseError, Leases
+from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
 from settings import Agent
 from settings.node import NodeConfig
@@ -148,7 +148,8 @@ class Node:
             row = self._ovsdb.row("Interface", names.GATEWAY_PORT)
             seen = row.ifindex if row is not None else None
             if seen != gateway:
-                # Restarted, Open vSwitch makes its internal ports anew, without an address.
+                # Made anew, it has no address. A killed ovs-vswitchd leaves its internal ports
+                # behind; one that was told to clean up does not.
                 gateway = seen
                 self._news.set()
             await self._ovsdb.changed(within=1.0)
@@ -178,7 +179,7 @@ class Node:
 
     async def _converge(self, config: NodeConfig) -> bool:
         try:
-            mtu = host.pod_mtu(await host.check(self._netlink, config))
+            mtu = host.pod_mtu(await host.check(self._netlink, config), config)
             await asyncio.to_thread(self._leases.use, config.pod_cidr)
             change = bridge.converge(self._agent, config, mtu)
             if await self._ovsdb.transact(change):
@@ -195,7 +196,9 @@ class Node:
                 log.warning("this node cannot be set up", reason=problem)
             self._problem = problem
             # A passing fault must not stop pods that could be added all the same.
-            if self._ready is None or isinstance(error, host.HostError | LeaseError):
+            if isinstance(error, host.HostError | LeaseError) and not isinstance(
+                error, LeaseFileError
+            ):
                 self._ready = None
             return False
         ready = Ready(config, mtu)

@@ -31,7 +31,8 @@ Row = Any
 """A row of the copy: columns are attributes; assigning to one is part of the open transaction."""
 
 _TABLES: Final = {
-    "Open_vSwitch": ["bridges", "external_ids", "ssl", "ovs_version"],
+    "Open_vSwitch": ["bridges", "external_ids", "other_config", "ssl", "ovs_version", "next_cfg",
+                     "cur_cfg"],
     "Bridge": ["name", "ports", "controller", "fail_mode", "protocols", "datapath_type",
                "datapath_id", "other_config", "flow_tables", "external_ids"],
     "Port": ["name", "interfaces", "external_ids"],
@@ -89,9 +90,8 @@ class Transaction:
         """Make some keys of a map column hold these values; leave the others alone."""
         current = getattr(row, column)
         for key, value in keys.items():
-            name = key.replace("_", "-")
-            if current.get(name) != value:
-                row.setkey(column, name, value)
+            if current.get(key) != value:
+                row.setkey(column, key, value)
 
 
 class Ovsdb:

@@ -21,13 +21,14 @@ from pyroute2 import AsyncIPRoute, IPRoute, NetlinkError, netns
 
 from flows import names
 from node_agent.cni_call import CniError, Code
-from node_agent.host import NUD_PERMANENT, disable_ipv6, link_index
+from node_agent.host import NUD_PERMANENT, disable_ipv6, find_link, link_index
 
 _NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 _CLONE_NEWNET: Final = 0x4000_0000
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_STXCSUM: Final = 0x17  # linux/ethtool.h
 _RT_SCOPE_LINK: Final = 253
+_IFF_UP: Final = 1
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
 
 
@@ -152,32 +153,68 @@ def _is_there(port: str) -> bool:
     return True
 
 
-async def differences(namespace: int, *, ifname: str, address: IPv4Address) -> list[str]:
-    """What is not as `create` and `connect` left it inside the pod, in words."""
+async def differences(
+    host: AsyncIPRoute,
+    namespace: int,
+    *,
+    ifname: str,
+    port: str,
+    address: IPv4Address,
+    mtu: int | None,
+) -> list[str]:
+    """What is not as `create` and `connect` left it, at either end, in words.
+
+    `mtu` is what both ends were given; None where nobody knows, and then they must agree.
+    """
+    mac = names.mac_of(address)
+    found = []
+    end = await find_link(host, port)
+    if end is None:
+        found.append(f"the host has no interface {port}")
+    else:
+        found += _link_differences(end, port, mac, mtu)
+        mtu = mtu or end.get_attr("IFLA_MTU")
     async with _inside(namespace) as pod:
-        index = await link_index(pod, ifname)
-        if index is None:
-            return [f"the container has no interface {ifname}"]
-        found = []
-        links = await pod.link("get", index=index)
-        mac = links[0].get_attr("IFLA_ADDRESS")
-        if mac != names.mac_of(address):
-            found.append(f"{ifname} has MAC {mac} instead of {names.mac_of(address)}")
-        if not links[0]["flags"] & 1:  # IFF_UP
-            found.append(f"{ifname} is down")
-        addresses = [
-            a.get_attr("IFA_LOCAL") async for a in await pod.get_addr(family=2, index=index)
+        link = await find_link(pod, ifname)
+        if link is None:
+            return [*found, f"the container has no interface {ifname}"]
+        return [
+            *found,
+            *_link_differences(link, ifname, mac, mtu),
+            *await _way_differences(pod, link["index"], ifname, address),
         ]
-        if str(address) not in addresses:
-            found.append(f"{ifname} has {', '.join(addresses) or 'no address'}, not {address}")
-        gateways = [
-            route.get_attr("RTA_GATEWAY")
-            async for route in await pod.get_routes(family=2, oif=index)
-            if route["dst_len"] == 0
-        ]
-        if _ROUTER not in gateways:
-            found.append(f"there is no default route by {_ROUTER} on {ifname}")
-        return found
+
+
+def _link_differences(link: Any, name: str, mac: str, mtu: int | None) -> Iterator[str]:
+    found = link.get_attr("IFLA_ADDRESS"), link.get_attr("IFLA_MTU")
+    if found[0] != mac:
+        yield f"{name} has MAC {found[0]} instead of {mac}"
+    if mtu is not None and found[1] != mtu:
+        yield f"{name} has MTU {found[1]} instead of {mtu}"
+    if not link["flags"] & _IFF_UP:
+        yield f"{name} is down"
+
+
+async def _way_differences(
+    pod: AsyncIPRoute, index: int, ifname: str, address: IPv4Address
+) -> list[str]:
+    found = []
+    addresses = [a.get_attr("IFA_LOCAL") async for a in await pod.get_addr(family=2, index=index)]
+    if str(address) not in addresses:
+        found.append(f"{ifname} has {', '.join(addresses) or 'no address'}, not {address}")
+    routes = [route async for route in await pod.get_routes(family=2, oif=index)]
+    if not any(r["dst_len"] == 0 and r.get_attr("RTA_GATEWAY") == _ROUTER for r in routes):
+        found.append(f"there is no default route by {_ROUTER} on {ifname}")
+    if not any(r["dst_len"] == 32 and r.get_attr("RTA_DST") == _ROUTER for r in routes):
+        found.append(f"there is no route to {_ROUTER} on {ifname}")
+    neighbours = [
+        (n.get_attr("NDA_LLADDR"), n["state"])
+        async for n in await pod.get_neighbours(family=2, ifindex=index)
+        if n.get_attr("NDA_DST") == _ROUTER
+    ]
+    if neighbours != [(names.ROUTER_MAC, NUD_PERMANENT)]:
+        found.append(f"{ifname} does not know the MAC of {_ROUTER} for ever")
+    return found
 
 
 @asynccontextmanager

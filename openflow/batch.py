@@ -9,13 +9,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from ipaddress import IPv4Address
 from itertools import accumulate
 from typing import Final, Self, TypeAlias
 
 from flows.flow import Flow, Meter
 from openflow import codec
-from openflow.codec import MeterCommand
+from openflow.codec import Direction, MeterCommand
 from openflow.compat import ofproto
+from openflow.messages import InstalledFlow, flow_mod_add
 from openflow.templates import FlowEncoder, Template, numbered
 
 BATCH_XID: Final = 0x4000_0000
@@ -61,6 +63,22 @@ class MeterMod:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Makes the switch forget connections: those that have this source in this direction."""
+
+    zone: int
+    direction: Direction
+    source: IPv4Address
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"the flush of connections with {self.source} as source of the {self.direction.name} "
+            f"direction, in zone {self.zone} (Open vSwitch does this from 3.1 on)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """What holds a batch together: opens, closes, commits a bundle, or asks for a barrier."""
 
@@ -71,7 +89,7 @@ class Control:
         return self.name
 
 
-Message: TypeAlias = Flow | FlowDelete | FlowRemove | MeterMod | Control
+Message: TypeAlias = Flow | InstalledFlow | FlowDelete | FlowRemove | MeterMod | Forget | Control
 
 
 def message_text(message: Message) -> str:
@@ -146,21 +164,22 @@ class Batch:
     @classmethod
     def of(
         cls,
-        adds: Iterable[Flow] = (),
+        adds: Iterable[Flow | InstalledFlow] = (),
         deletes: Iterable[int] = (),
         meters_set: Iterable[Meter] = (),
         meters_change: Iterable[Meter] = (),
         meters_delete: Iterable[int] = (),
         *,
         first: Iterable[FlowDelete | FlowRemove] = (),
-        last: Iterable[Flow] = (),
+        last: Iterable[Flow | InstalledFlow] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
         """Make a batch of a delta.
 
-        `deletes` are cookies and `meters_delete` ids. `meters_set` are to be added: a switch
-        refuses an id that exists, which is what `meters_change` is for. `first` and `last` come
-        before and after all other flows. `bundle_size` is in messages.
+        An `InstalledFlow` is put back as it was dumped. `deletes` are cookies and `meters_delete`
+        ids. `meters_set` are to be added: a switch refuses an id that exists, which is what
+        `meters_change` is for. `first` and `last` come before and after all other flows.
+        `bundle_size` is in messages.
         """
         meters: list[Message] = [MeterMod(MeterCommand.ADD, meter) for meter in meters_set]
         meters += (MeterMod(MeterCommand.MODIFY, meter) for meter in meters_change)
@@ -170,13 +189,32 @@ class Batch:
         gone: list[Message] = [
             MeterMod(MeterCommand.DELETE, Meter(number, 0, 0)) for number in meters_delete
         ]
-        listed: list[list[Message]] = [
-            *([*chunk, BARRIER] for chunk in _chunks(meters, bundle_size)),
-            *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(flows, bundle_size)),
-            *([*chunk, BARRIER] for chunk in _chunks(gone, bundle_size)),
-        ]
+        return cls._of_parts(
+            [
+                *([*chunk, BARRIER] for chunk in _chunks(meters, bundle_size)),
+                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(flows, bundle_size)),
+                *([*chunk, BARRIER] for chunk in _chunks(gone, bundle_size)),
+            ]
+        )
+
+    @classmethod
+    def _of_parts(cls, parts: Iterable[list[Message]]) -> Self:
+        listed = list(parts)
         firsts = accumulate(map(len, listed), initial=BATCH_XID)
         return cls(tuple(Part(xid, tuple(each)) for xid, each in zip(firsts, listed, strict=False)))
+
+    @classmethod
+    def forgetting(cls, zone: int, addresses: Iterable[IPv4Address]) -> Self:
+        """Make a batch that has a switch forget every connection of these few addresses.
+
+        For each the switch looks at all the connections it knows, and does nothing else meanwhile.
+        Those an address has opened have it as source of their original direction; those opened to
+        it, translated or not, as source of the reply.
+        """
+        messages: list[Message] = [
+            Forget(zone, direction, address) for address in addresses for direction in Direction
+        ]
+        return cls._of_parts([[*messages, BARRIER]])
 
     def __bool__(self) -> bool:
         """Whether there is anything to send."""
@@ -213,14 +251,18 @@ _FLOWS: Final = FlowEncoder()
 _DELETE: Final = Template(lambda values: codec.flow_delete(values[0]), [8])
 
 
-def _encoded(message: Message, xid: int) -> bytes:
+def _encoded(message: Message, xid: int) -> bytes:  # noqa: PLR0911 - one line each
     match message:
         case Flow():
             return _FLOWS.add(message, xid)
+        case InstalledFlow():
+            return numbered(flow_mod_add(message), xid)
         case FlowDelete(cookie):
             return _DELETE.fill([cookie], xid)
         case FlowRemove(flow):
             return numbered(codec.flow_remove(flow), xid)
+        case Forget(zone, direction, source):
+            return numbered(codec.conntrack_flush(zone, direction, source), xid)
         case MeterMod(command, meter):
             return numbered(codec.meter_mod(command, meter), xid)
         case Control():

@@ -7,6 +7,7 @@ bytes for shapes seen before.
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
+from ipaddress import IPv4Address
 from typing import Any, Final
 
 from flows.flow import (
@@ -68,6 +69,13 @@ class MeterCommand(IntEnum):
     ADD = ofproto.OFPMC_ADD
     MODIFY = ofproto.OFPMC_MODIFY
     DELETE = ofproto.OFPMC_DELETE
+
+
+class Direction(IntEnum):
+    """Of the packets of a connection (enum nx_ct_flush_tlv_type)."""
+
+    ORIGINAL = 0
+    REPLY = 1
 
 
 def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> bytes:
@@ -148,6 +156,24 @@ def bundle_control(kind: int) -> bytes:
 def barrier() -> bytes:
     """OFPT_BARRIER_REQUEST."""
     return serialized(parser.OFPBarrierRequest(DATAPATH))
+
+
+def conntrack_flush(zone: int, direction: Direction, source: IPv4Address) -> bytes:
+    """NXT_CT_FLUSH (OVS from 3.1): forget the connections that have this source in a direction."""
+    mapped = bytes(10) + b"\xff\xff" + source.packed
+    address = struct.pack("!HH", _CT_TUPLE_SRC, 4 + len(mapped)) + mapped + bytes(4)
+    tuple_ = struct.pack("!HH4x", direction, 8 + len(address)) + address
+    in_zone = struct.pack("!HHHxx", _CT_ZONE_ID, 8, zone)
+    # Of all protocols.
+    data = bytes(8) + tuple_ + in_zone
+    return serialized(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_CT_FLUSH, data))
+
+
+# Of OVS's include/openflow/nicira-ext.h.
+_NX_VENDOR_ID: Final = 0x2320
+_NXT_CT_FLUSH: Final = 32
+_CT_ZONE_ID: Final = 2
+_CT_TUPLE_SRC: Final = 0
 
 
 def protocol_of(flow: Flow) -> int | None:

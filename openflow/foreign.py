@@ -1,13 +1,17 @@
 """Flows that nobody here made, in words: for people who look, never for decisions.
 
 os-ken reads one entry at a time, so that one it cannot read (it stumbles over `move`) is shown as
-such and spoils no other.
+such and spoils no other. What is not even well formed it is not shown: over an action that claims
+to be 0 bytes long it goes on for ever, and takes all memory.
 """
 
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
 
-from os_ken.ofproto import ofproto_v1_5_parser as parser
+from os_ken.ofproto import ofproto_common
 
+from openflow.compat import ofproto, parser
 from openflow.messages import InstalledFlow
 
 _UNREADABLE = "(cannot be read here; ovs-ofctl dump-flows shows it)"
@@ -19,6 +23,7 @@ _UNINTERESTING = frozenset(
 def described(flow: InstalledFlow) -> tuple[str, str]:
     """Match and actions of a dumped flow, in os-ken's names of fields and actions."""
     try:
+        _check(flow.raw)
         read = parser.OFPFlowDesc.parser(flow.raw, 0)
         fields = ",".join(
             f"{_NAMES.get(name, name)}={_value(value)}" for name, value in read.match.items()
@@ -31,6 +36,41 @@ def described(flow: InstalledFlow) -> tuple[str, str]:
     except Exception:  # noqa: BLE001 - whatever a parser raises over bytes it does not know
         return _UNREADABLE, _UNREADABLE
     return fields, ",".join(actions) or "drop"
+
+
+_HEAD: Final = struct.Struct("!HH")
+"""Type and length, of matches, statistics, instructions and actions alike (7.2)."""
+_WITH_ACTIONS: Final = (ofproto.OFPIT_WRITE_ACTIONS, ofproto.OFPIT_APPLY_ACTIONS)
+_NESTED: Final = {35: 24, 42: 16}
+"""Where in Nicira's actions ct and clone (by subtype) the actions begin that they hold."""
+
+
+def _check(flow: bytes) -> None:
+    """Raise `ValueError` or `struct.error` where a length leaves no way on behind it."""
+    at = 24  # behind the fixed part; then the match and the statistics
+    for _ in range(2):
+        at += -(-_HEAD.unpack_from(flow, at)[1] // 8) * 8
+    for kind, body in _entries(flow[at:]):
+        if kind in _WITH_ACTIONS:
+            _check_actions(body[8:])
+
+
+def _check_actions(actions: bytes) -> None:
+    for kind, body in _entries(actions):
+        if kind == ofproto.OFPAT_EXPERIMENTER:
+            maker, subtype = struct.unpack_from("!IH", body, 4)
+            if maker == ofproto_common.NX_EXPERIMENTER_ID and subtype in _NESTED:
+                _check_actions(body[_NESTED[subtype] :])
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and whole bytes of each of a row of entries."""
+    while data:
+        kind, length = _HEAD.unpack_from(data)
+        if not 8 <= length <= len(data):
+            raise ValueError("no way on")
+        yield kind, data[:length]
+        data = data[length:]
 
 
 # By what names ovs-ofctl has them, where os-ken's are others.

@@ -47,6 +47,7 @@ class Multipart(IntEnum):
     """enum ofp_multipart_type, as far as it is spoken here."""
 
     FLOW_DESC = 1
+    GROUP_DESC = 7
     METER_DESC = 10
     PORT_DESC = 13
     FLOW_MONITOR = 16
@@ -96,6 +97,10 @@ class InstalledFlow:
     packets: int
     octets: int
     raw: bytes
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"flow of table {self.table}, priority {self.priority}, cookie {self.cookie:#x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +166,15 @@ def hello_versions(version: int, body: memoryview) -> frozenset[int]:
     return frozenset(range(1, version + 1))
 
 
+def echo_reply(xid: int, payload: memoryview) -> bytes:
+    """OFPT_ECHO_REPLY, with the request's xid and payload."""
+    return HEADER.pack(VERSION, Type.ECHO_REPLY, HEADER.size + len(payload), xid) + payload
+
+
 def error(body: memoryview) -> SwitchError:
-    """OFPT_ERROR."""
+    """OFPT_ERROR. Of what it quotes, only as much is kept as a switch has to quote (7.5.4)."""
     kind, code = struct.unpack_from("!HH", body)
-    return SwitchError(kind, code, bytes(body[4:]))
+    return SwitchError(kind, code, bytes(body[4:68]))
 
 
 _PORT: Final = struct.Struct("!IHxx6sxx16s8x")
@@ -211,6 +221,41 @@ def flows(body: memoryview) -> Iterator[InstalledFlow]:
         body = body[length:]
 
 
+_STATS_WITHOUT: Final = b"\0\0\0\4\0\0\0\0"
+"""A struct ofp_stats that tells nothing."""
+
+
+def without_counters(flow: InstalledFlow) -> InstalledFlow:
+    """The same flow as if no packet had ever met it: what is equal is then equal byte by byte."""
+    head, instructions = _around_counters(flow)
+    length = len(head) + len(_STATS_WITHOUT) + len(instructions)
+    raw = struct.pack("!H", length) + head[2:] + _STATS_WITHOUT + instructions
+    return InstalledFlow(flow.cookie, flow.table, flow.priority, 0, 0, raw)
+
+
+def flow_mod_add(flow: InstalledFlow) -> bytes:
+    """OFPT_FLOW_MOD (7.3.4.2) that puts a dumped flow back as it was; its xid is 0."""
+    head, instructions = _around_counters(flow)
+    _, table, priority, idle, hard, flags, importance, cookie = _FLOW.unpack_from(head)
+    body = _FLOW_MOD.pack(
+        cookie, 0, table, ofproto.OFPFC_ADD, idle, hard, priority, ofproto.OFP_NO_BUFFER,
+        ofproto.OFPP_ANY, ofproto.OFPG_ANY, flags, importance,
+    )  # fmt: skip
+    body += head[_FLOW.size :] + instructions
+    return HEADER.pack(VERSION, ofproto.OFPT_FLOW_MOD, HEADER.size + len(body), 0) + body
+
+
+_FLOW_MOD: Final = struct.Struct("!QQBBHHHIIIHH")
+
+
+def _around_counters(flow: InstalledFlow) -> tuple[bytes, bytes]:
+    """What stands before a dumped flow's counters, its match being last, and what stands after."""
+    (match_length,) = struct.unpack_from("!H", flow.raw, _FLOW.size + 2)
+    stats = _FLOW.size + -(-match_length // 8) * 8
+    (stats_length,) = struct.unpack_from("!H", flow.raw, stats + 2)
+    return flow.raw[:stats], flow.raw[stats + -(-stats_length // 8) * 8 :]
+
+
 def _counters(stats: memoryview) -> tuple[int, int]:
     """Packets and bytes of a struct ofp_stats (7.2.4); 0 for what it does not tell."""
     packets = octets = 0
@@ -224,6 +269,16 @@ def _counters(stats: memoryview) -> tuple[int, int]:
             (octets,) = struct.unpack_from("!Q", stats, at + 4)
         at += 4 + length
     return packets, octets
+
+
+def groups(body: memoryview) -> Iterator[int]:
+    """The ids of the groups in the body of OFPMP_GROUP_DESC (7.3.5.10)."""
+    while body:
+        length, number = struct.unpack_from("!HxxI", body)
+        if not 8 <= length <= len(body):
+            raise ProtocolError(f"a group description that claims to be {length} bytes long")
+        yield number
+        body = body[length:]
 
 
 def meters(body: memoryview) -> Iterator[Meter]:

@@ -75,8 +75,9 @@ class Ready:
 class Reply:
     """The answer to the request with this xid.
 
-    `value` is a list of `InstalledFlow`, a dict of `Meter` by id, a `Role` with its generation,
-    or None where the answer is all there is (barrier, echo, bundle control, flow monitor).
+    `value` is a list of `InstalledFlow` or of group ids, a dict of `Meter` by id, a `Role` with its
+    generation, or None where the answer is all there is (barrier, echo, bundle control, flow
+    monitor).
     """
 
     xid: int
@@ -110,6 +111,8 @@ Event: TypeAlias = Ready | PortStatus | Reply | Refused | FlowUpdate | Unhandled
 
 MAX_REPLY: Final = 256 << 20
 """Bytes in memory of one multipart reply: some 600,000 flows. More is not a dump but an attack."""
+MAX_PORTS_REPLY: Final = 16 << 20
+"""The same of the list of ports, which comes from whoever has got as far as HELLO: 65,536 ports."""
 _ENTRY_COST: Final = 150
 """Bytes in memory of one entry of a reply, beside those on the wire."""
 
@@ -156,6 +159,12 @@ class Session:
     def request_meters(self) -> int:
         """Ask for all meters."""
         return self._ask(Multipart.METER_DESC, parser.OFPMeterDescStatsRequest(DATAPATH))
+
+    def request_groups(self) -> int:
+        """Ask for all groups."""
+        return self._ask(
+            Multipart.GROUP_DESC, parser.OFPGroupDescStatsRequest(DATAPATH, 0, ofproto.OFPG_ALL)
+        )
 
     def request_role(self, role: Role, generation: int) -> int:
         """Ask for a role; the switch refuses a generation older than one it has seen."""
@@ -311,8 +320,8 @@ class Session:
         self._ask(Multipart.PORT_DESC, parser.OFPPortDescStatsRequest(DATAPATH))
 
     def _echo_request(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
-        reply = parser.OFPEchoReply(DATAPATH, bytes(body))
-        self._to_send.append(numbered(serialized(reply), xid))
+        # Not by os-ken: whoever floods us with them should not be able to keep us busy.
+        self._to_send.append(messages.echo_reply(xid, body))
         yield from ()
 
     def _plain_reply(self, _version: int, xid: int, _body: memoryview) -> Iterator[Event]:
@@ -354,8 +363,9 @@ class Session:
         before = len(reply.found)
         reply.found += _PARTS[reply.type](body)
         reply.size += len(body) + _ENTRY_COST * (len(reply.found) - before)
-        if reply.size > MAX_REPLY:
-            raise ProtocolError(f"a reply of more than {MAX_REPLY >> 20} MiB")
+        most = MAX_PORTS_REPLY if reply.type is Multipart.PORT_DESC else MAX_REPLY
+        if reply.size > most:
+            raise ProtocolError(f"a reply of more than {most >> 20} MiB")
         if more:
             return
         del self._multiparts[xid]
@@ -381,6 +391,7 @@ class Session:
 _PARTS: Final[Mapping[Multipart, Any]] = {
     Multipart.PORT_DESC: messages.ports,
     Multipart.FLOW_DESC: messages.flows,
+    Multipart.GROUP_DESC: messages.groups,
     Multipart.METER_DESC: messages.meters,
 }
 

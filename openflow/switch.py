@@ -41,8 +41,11 @@ SEND_BUFFER: Final = 1 << 20
 """Bytes that the kernel may hold for a switch: more than a part, so that the switch has work while
 the next one is encoded."""
 
-MAX_PORT_EVENTS: Final = 65_536
-"""Port events that may wait for their reader: as many as a bridge has ports."""
+MAX_PORTS: Final = 65_536
+"""More than a bridge has. Also the port events that may wait for their reader."""
+
+LONGEST_ANSWER: Final = 60.0
+"""Seconds that a switch may take to answer a request; it may be a dump of all that it holds."""
 
 
 class ConnectionLost(Exception):  # noqa: N818 - it is no error of anybody here
@@ -126,6 +129,11 @@ class Switch(asyncio.Protocol):
         )
         return found
 
+    async def dump_groups(self) -> list[int]:
+        """The ids of all groups. Raises `ConnectionLost`, `RequestRefused`."""
+        found: list[int] = await self._request(self._session.request_groups())
+        return found
+
     async def dump_meters(self) -> dict[int, Meter]:
         """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
         found: dict[int, Meter] = await self._request(self._session.request_meters())
@@ -171,6 +179,8 @@ class Switch(asyncio.Protocol):
         while True:
             while self._port_events:
                 yield self._port_events.popleft()
+                # One switch that tells a lot must not keep the others waiting.
+                await asyncio.sleep(0)
             if self._session.closed:
                 return
             self._news.clear()
@@ -260,7 +270,12 @@ class Switch(asyncio.Protocol):
         reply = self._expect(xid)
         self._flush()
         try:
-            value = await reply
+            async with asyncio.timeout(LONGEST_ANSWER):
+                value = await reply
+        except TimeoutError:
+            # It may answer echoes, and yet would never be in sync.
+            self.close(f"a request was not answered in {LONGEST_ANSWER:g} s")
+            raise ConnectionLost(self._closed.result()) from None
         finally:
             self._replies.pop(xid, None)
         if isinstance(value, SwitchError):
@@ -332,8 +347,10 @@ class Switch(asyncio.Protocol):
             self.ports.pop(event.port.ofport, None)
         else:
             self.ports[event.port.ofport] = event.port
-        if len(self._port_events) >= MAX_PORT_EVENTS:
+        if len(self._port_events) >= MAX_PORTS:
             self.close("its port events are not read")
+        elif len(self.ports) > MAX_PORTS:
+            self.close("it has too many ports")
         self._port_events.append(event)
         self._news.set()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-import yaml
 from msgspec import Meta
+
+from settings import plain_yaml
+from settings.plain_yaml import shown
 
 HostPort: TypeAlias = Annotated[
     str,
@@ -43,6 +45,10 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
     tunnel: Literal["geneve", "vxlan"] = "geneve"
     tunnel_id: Annotated[int, Meta(ge=1, lt=1 << 24)] = 1
     """The VNI (24 bits)."""
+    mtu: Annotated[int, Meta(ge=576, le=65535)] | None = None
+    """Of pods, in bytes, at most; a node whose uplink carries less has less. None: what it carries.
+
+    To be set where uplinks differ: a pod's full packet must fit every other node's."""
     new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 10_000
     """What one pod may open, on average and as a burst."""
 
@@ -112,11 +118,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load(path: Path) -> Settings:
     """Read and check a configuration file. Raises `SettingsError`."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = plain_yaml.document(path.read_text())
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: not a mapping of cluster, controller, agent, logLevel")
     try:
@@ -154,17 +160,23 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is IPv4Address:
         return IPv4Address(value)
     if issubclass(kind, Path):
-        return Path(value)
+        return _path(value)
     raise NotImplementedError(kind)
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{shown(value)} is not a path")
+    return Path(value)
 
 
 def _network(value: Any) -> IPv4Network:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a CIDR")  # noqa: TRY004 - msgspec adds the field's name
+        raise ValueError(f"{shown(value)} is not a CIDR")  # noqa: TRY004 - msgspec adds the field's name
     try:
         network = ip_network(value)
     except ValueError as error:
-        raise ValueError(f"{value!r} is not a CIDR: {error}") from None
+        raise ValueError(f"{shown(value)} is not a CIDR: {error}") from None
     if not isinstance(network, IPv4Network):
-        raise ValueError(f"{value!r} is not an IPv4 CIDR; this cluster is IPv4-only")  # noqa: TRY004
+        raise ValueError(f"{shown(value)} is not an IPv4 CIDR; this cluster is IPv4-only")  # noqa: TRY004
     return network

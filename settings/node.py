@@ -22,6 +22,8 @@ class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
     tunnel_port: int
     revision: str
     """Opaque; handed back as `?after=REVISION&wait=SECONDS` to be told of the next change."""
+    mtu: int | None = None
+    """Of pods, at most; None: what the uplink leaves."""
 
 
 class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):

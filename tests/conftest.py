@@ -3,8 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.ovs import Ovs, running
+
+# How long an example takes depends on what else the machine does; a failure must be seen again.
+settings.register_profile(
+    "sluice", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("sluice")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

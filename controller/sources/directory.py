@@ -1,19 +1,26 @@
 """The embedded default: Kubernetes objects as YAML files in a directory, watched.
 
-One or more objects a file (documents, or a `List`). A file that cannot be read keeps what it
-last held; write files elsewhere and rename them into place.
+One or more objects a file (documents, or a `List`). A file that cannot be read, or that somebody is
+writing, keeps what it last held; it is best written elsewhere and renamed into place.
 """
 
 import asyncio
+import fcntl
+import os
+import signal
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Final
 
 import structlog
 import watchfiles
-import yaml
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from controller.sources.feed import Feed
 from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest
+from settings.plain_yaml import documents
 
 log = structlog.get_logger()
 
@@ -23,15 +30,19 @@ Identity = tuple[str, str, str]
 
 MOST_PROBLEMS = 5
 """So many are told of one file."""
+LARGEST_FILE: Final = 64 << 20
+"""Bytes. Read, it takes some ten times as much memory."""
+STILL: Final = 10.0
+"""Seconds without a write after which a file counts, though somebody could go on writing it."""
+LOOK_AGAIN: Final = 0.1
+"""Seconds between two looks at a file that is being written. Nobody tells us of its end."""
+
+WATCH_AGAIN: Final = 0.5
+"""Seconds until a watch that has ended is begun anew."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Times stay the strings that they are in JSON."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+class BeingWrittenError(Exception):
+    """Somebody has the file open for writing."""
 
 
 class Directory:
@@ -44,22 +55,37 @@ class Directory:
         self._holders: dict[Identity, dict[Path, Object]] = {}
         self._unread: set[Path] = set()
         self._problems: dict[Path, str] = {}
+        self._being_written: set[Path] = set()
 
     async def run(self) -> None:
         """Until cancelled. Raises `NotADirectoryError` where there is no such directory."""
         if not self._root.is_dir():
             raise NotADirectoryError(f"{self._root} is not a directory")
+        while True:
+            try:
+                await self._follow()
+            except* WatchfilesRustInternalError as errors:
+                # It ends, for one, over a file whose name is not UTF-8. What came meanwhile shows
+                # when all is read again.
+                log.warning("watching anew", path=str(self._root), error=str(errors.exceptions))
+            await asyncio.sleep(WATCH_AGAIN)
+
+    async def _follow(self) -> None:
         watch = watchfiles.awatch(self._root, debounce=10, step=2, rust_timeout=500)
         # The watch begins with the first step of its task, before the first file is read.
         changes = asyncio.ensure_future(anext(watch))
         try:
             await asyncio.sleep(0)
-            self._read(self._manifests(self._root))
+            await self._read(self._manifests(self._root) | self._files.keys() | self._unread)
             log.info("directory read", path=str(self._root), files=len(self._files))
             while True:
-                changed = {Path(path) for _, path in await changes}
-                changes = asyncio.ensure_future(anext(watch))
-                self._read({file for path in changed for file in self._concerned(path)})
+                await asyncio.wait({changes}, timeout=LOOK_AGAIN if self._being_written else None)
+                paths = set(self._being_written)
+                if changes.done():
+                    changed = {Path(path) for _, path in changes.result()}
+                    changes = asyncio.ensure_future(anext(watch))
+                    paths |= {file for path in changed for file in self._concerned(path)}
+                await self._read(paths)
         finally:
             changes.cancel()
 
@@ -73,10 +99,10 @@ class Directory:
             return below | self._manifests(path)
         return below | ({path} if _is_manifest(path) else set())
 
-    def _read(self, paths: set[Path]) -> None:
+    async def _read(self, paths: set[Path]) -> None:
         touched: set[Identity] = set()
         for path in sorted(paths):
-            touched |= self._read_file(path)
+            touched |= await self._read_file(path)
         changed, gone = [], []
         for identity in touched:
             holders = self._holders.get(identity)
@@ -91,16 +117,20 @@ class Directory:
             self._feed.report(f"file {self._name(path)}", self._problem(path))
         self._feed.complete(not self._unread)
 
-    def _read_file(self, path: Path) -> set[Identity]:
+    async def _read_file(self, path: Path) -> set[Identity]:
         """Take one file in; the identities of what it holds or held."""
+        self._being_written.discard(path)
         try:
-            objects, problem, unread = _objects(path.read_text())
+            # In a thread: large ones take seconds, and switches want their echoes answered.
+            objects, problem, unread = await asyncio.to_thread(_objects_of, path)
         except FileNotFoundError:
             objects, problem, unread = {}, "", False
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        except (BeingWrittenError, OSError, ValueError) as error:
             # What the file last held stays: half a file must not take pods away.
             self._unread.add(path)
-            self._problems[path] = f"cannot be read: {' '.join(str(error).split())}"
+            self._problems[path] = f"cannot be read: {error}"
+            if isinstance(error, BeingWrittenError):
+                self._being_written.add(path)
             return set()
         self._problems[path] = problem
         old = self._files.pop(path, {})
@@ -132,11 +162,53 @@ class Directory:
         return ""
 
     def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._root))
+        # A name need not be text.
+        return os.fsencode(path.relative_to(self._root)).decode(errors="backslashreplace")
 
 
 def _is_manifest(path: Path) -> bool:
     return path.suffix in {".yaml", ".yml", ".json"} and not path.name.startswith(".")
+
+
+def _objects_of(path: Path) -> tuple[dict[Identity, Object], str, bool]:
+    text = _settled_text(path)
+    if not text:
+        # Emptied to be written anew, or by a full disk.
+        raise ValueError("it is empty; what it held goes when the file is removed")
+    return _objects(text)
+
+
+def _settled_text(path: Path) -> str:
+    """What a file holds, while nobody writes it.
+
+    Raises `BeingWrittenError`, `OSError` and `ValueError`.
+    """
+    if not path.name.isprintable():
+        # To open it would be an event over which the watch ends.
+        raise ValueError("its name is not UTF-8")
+    # Not blocking: without a writer a FIFO would hang us.
+    with open(path, "rb", opener=_open_now) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a file")
+        if found.st_size > LARGEST_FILE:
+            raise ValueError(f"it has {found.st_size >> 20} MiB, and {LARGEST_FILE >> 20} is most")
+        try:
+            # fcntl(2): who wants to write it meanwhile waits until we close it. The kernel asks us
+            # to, by a signal that would end us if it were not one of those that nobody minds.
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except BlockingIOError:
+            # Some file systems, NFS for one, say so of every file.
+            if abs(time.time() - found.st_mtime) < STILL:
+                raise BeingWrittenError("somebody is writing it") from None
+        except OSError:
+            pass  # Not ours, or a file system without leases.
+        return file.read(LARGEST_FILE + 1).decode()
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _objects(text: str) -> tuple[dict[Identity, Object], str, bool]:
@@ -144,9 +216,9 @@ def _objects(text: str) -> tuple[dict[Identity, Object], str, bool]:
     objects: dict[Identity, Object] = {}
     unread: list[str] = []
     harmless: list[str] = []
-    for document in _documents(text):
+    for content in _contents(text):
         try:
-            made = from_manifest(document)
+            made = from_manifest(content)
         except UnknownKindError as error:
             harmless.append(str(error))
             continue
@@ -163,12 +235,10 @@ def _objects(text: str) -> tuple[dict[Identity, Object], str, bool]:
     return objects, "; ".join(shown), bool(unread)
 
 
-def _documents(text: str) -> list[Any]:
-    found: list[Any] = []
-    for document in yaml.load_all(text, Loader=_Loader):
+def _contents(text: str) -> Iterator[Any]:
+    for document in documents(text):
         if isinstance(document, dict) and document.get("kind") == "List":
             items = document.get("items")
-            found += items if isinstance(items, list) else [items]
+            yield from items if isinstance(items, list) else [items]
         elif document is not None:
-            found.append(document)
-    return found
+            yield document

@@ -38,6 +38,8 @@ CONNECT_SECONDS = 10
 FIRST_BACKOFF = 0.4
 LONGEST_BACKOFF = 30.0
 """Seconds between tries; each wait is between half and all of what is due."""
+LONGEST_LINE = 64 << 20
+"""Bytes of one event of a watch. etcd takes no object of more than some 1.5 MB."""
 
 
 _USELESS = (
@@ -345,11 +347,16 @@ class Reflector(Generic[T]):
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Lines of any length; aiohttp's own reader refuses long ones."""
+    """Lines up to any sensible length; aiohttp's own reader refuses long ones.
+
+    Raises `UnreadableError`.
+    """
     rest = bytearray()
     async for chunk in response.content.iter_any():
         rest += chunk
         if b"\n" not in chunk:
+            if len(rest) > LONGEST_LINE:
+                raise UnreadableError(f"an event of more than {LONGEST_LINE >> 20} MiB")
             continue
         *whole, last = rest.split(b"\n")
         rest = last

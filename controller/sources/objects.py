@@ -3,9 +3,12 @@
 Decoded straight from bytes or YAML into trimmed structs; a Pod of 5 KB costs microseconds.
 """
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import msgspec
+
+from settings.plain_yaml import shown
 
 
 class ObjectError(ValueError):
@@ -105,24 +108,45 @@ def identity(kind: str, metadata: Metadata) -> str:
 def from_manifest(content: Any) -> Object:
     """One object of a manifest (already parsed YAML or JSON). Raises `ObjectError`."""
     if not isinstance(content, dict):
-        raise ObjectError(f"not an object but {type(content).__name__}")
+        raise ObjectError(f"not an object but {shown(content)}")
     metadata = content.get("metadata")
-    name = metadata.get("name", "?") if isinstance(metadata, dict) else "?"
+    given = metadata.get("name") if isinstance(metadata, dict) else None
+    name = given[:253] if isinstance(given, str) else "?"
     kind = content.get("kind")
     wanted = KINDS.get(kind) if isinstance(kind, str) else None
     if wanted is None:
         raise UnknownKindError(
-            f"object {name}: kind {kind!r} is unknown here; known: {', '.join(KINDS)}"
+            f"object {name}: kind {shown(kind)} is unknown here; known: {', '.join(KINDS)}"
         )
     if content.get("apiVersion") != "v1":
-        raise ObjectError(f"{kind} {name}: apiVersion: {content.get('apiVersion')!r} is not 'v1'")
+        version = shown(content.get("apiVersion"))
+        raise ObjectError(f"{kind} {name}: apiVersion: {version} is not 'v1'")
     try:
         made = msgspec.convert(content, wanted)
     except msgspec.ValidationError as error:
         raise ObjectError(f"{kind} {name}: {error}") from error
-    if not made.metadata.name:
-        raise ObjectError(f"{kind}: metadata.name is empty")
     if isinstance(made, Pod) and not made.metadata.namespace:
         metadata = msgspec.structs.replace(made.metadata, namespace="default")
-        return msgspec.structs.replace(made, metadata=metadata)
+        made = msgspec.structs.replace(made, metadata=metadata)
+    _check_names(made)
     return made
+
+
+# What the API server sees to in objects that come from there (apimachinery, util/validation).
+_SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_UID: Final = re.compile(r"[a-zA-Z0-9-]{0,64}")
+
+
+def _check_names(made: Object) -> None:
+    """A slash in a name, for one, would make two pods' ports one."""
+    metadata = made.metadata
+    fields = [("name", metadata.name, _SUBDOMAIN), ("uid", metadata.uid, _UID)]
+    if isinstance(made, Pod):
+        fields.append(("namespace", metadata.namespace, _LABEL))
+    for field, value, pattern in fields:
+        if not pattern.fullmatch(value):
+            raise ObjectError(
+                f"{type(made).__name__} {metadata.name[:253]}: metadata.{field}: "
+                f"{shown(value)} does not match {pattern.pattern}"
+            )

@@ -1,14 +1,15 @@
 """Connections: looked up once, early; only new ones meet the flows that look at layer 4.
 
-One zone for everything. `+new` is not "first packet": a repeated SYN comes as `+new` again, and
-passes the same stages to the same end.
+One zone for everything. `+new` is not "first packet": a repeated SYN, and every datagram that has
+no answer, comes as `+new` again. Policy sees it again, to the same end; but only the first is
+metered and committed, which marks the connection as known.
 """
 
 from collections.abc import Iterable
 
 from flows.features.protocols import DHCP_SERVER_PORT, IPV4, UDP
-from flows.flow import ApplyMeter, Ct, Flow, Meter, Nat, ct_state, ip
-from flows.pipeline import LAYOUT, ZONE, Feature, Priority, Source
+from flows.flow import ApplyMeter, Ct, Flow, Meter, Nat, SetField, ct_state, ip
+from flows.pipeline import KNOWN, LAYOUT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
@@ -31,6 +32,12 @@ def cluster(_: Cluster) -> Iterable[Flow]:
             {"ct_state": ct_state(state)}, actions, reason,
         )  # fmt: skip
     yield LAYOUT.flow(
+        Feature.CONNTRACK, "ConntrackState", Priority.FENCE,
+        {"ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
+        [LAYOUT.goto("PolicyFromPod")],
+        "a known connection without an answer so far",
+    )  # fmt: skip
+    yield LAYOUT.flow(
         Feature.CONNTRACK, "NewConnection", Priority.GUARD,
         {"Source": Source.POD, "dl_type": IPV4, "nw_proto": UDP, "tp_src": DHCP_SERVER_PORT},
         [],
@@ -40,8 +47,19 @@ def cluster(_: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.DEFAULT,
         {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv")},
-        [Ct(ZONE, table=LAYOUT.goto("Snat").table, commit=True)],
+        [
+            Ct(
+                ZONE, table=LAYOUT.goto("Snat").table, commit=True,
+                exec=(SetField("ct_mark", KNOWN, KNOWN),),
+            )
+        ],
         "remember the new connection",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "Commit", Priority.FENCE,
+        {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
+        [LAYOUT.goto("Snat")],
+        "remembered already",
     )  # fmt: skip
 
 

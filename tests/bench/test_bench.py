@@ -1,21 +1,12 @@
-"""Every family of figures at its smallest: that it measures, not what.
-
-OVN and the reference plugins are there only where somebody has asked for `make bench`.
-"""
+"""Every family of figures at its smallest: that it measures, not what."""
 
 import json
-import shutil
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from bench import cni, fleet, flow_push, pod_ready, pods, traffic
 from bench.figures import Figure, percentile, show, versus, write
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not shutil.which(program), reason="scripts/setup --bench installs it")
 
 
 def names(figures: list[Figure]) -> set[str]:
@@ -37,17 +28,14 @@ def test_pods_become_ready():
     assert names(figures) == {"pod_ready_ms_p99", "pod_ready_ten_ms_p99"}
 
 
-@needs("/usr/lib/cni/bridge")
 def test_both_plugins_plug_in_and_out():
     assert names(cni.measure(rounds=1)) == {"cni_add_vs_bridge", "cni_add_del_vs_bridge"}
 
 
-@needs("ovn-controller")
 def test_both_networks_bind_pods():
     assert names(pods.measure(rounds=1, pods=6)) == {"pods_vs_ovn"}
 
 
-@needs("iperf3")
 def test_traffic_flows_on_both():
     figures = traffic.measure(rounds=1, seconds=0.2)
     assert names(figures) == {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,7 +107,7 @@ def test_agent_that_hangs(tmp_path: Path) -> None:
 def test_agent_that_dribbles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for the whole answer, not for each piece of it."""
     ticks = iter([0.0, 1.0, 500.0])
-    monkeypatch.setattr(sluice_cni.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(sluice_cni, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
 
     class Connection:
         def settimeout(self, _: float) -> None: ...

@@ -180,10 +180,15 @@ class Incremental:
     def oracle(self) -> dict[str, Contents]:
         """The same, compiled from nothing."""
         view = self.inventory.view
+        programs = {s: compile_scope(view, s) for s in (CLUSTER_SCOPE, *view.nodes)}
+        shared = {flow.key for flow in programs[CLUSTER_SCOPE].flows()}
+        for node in view.nodes:
+            # On a switch they would take each other's place.
+            assert not shared & {flow.key for flow in programs[node].flows()}
         return {
             scope: content
-            for scope in (CLUSTER_SCOPE, *view.nodes)
-            if any((content := contents(compile_scope(view, scope)))[:2])
+            for scope, program in programs.items()
+            if any((content := contents(program))[:2])
         }
 
 

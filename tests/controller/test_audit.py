@@ -160,6 +160,9 @@ TAMPERING = {
     "meters": lambda ovs: ovs.ofctl(
         "mod-meter", str(ovs.mgmt), "meter=16,pktps,burst,band=type=drop,rate=1,burst_size=1"
     ),
+    "meters: all of them, and with them the flows that use them": lambda ovs: ovs.ofctl(
+        "del-meters", str(ovs.mgmt)
+    ),
     "seal": lambda ovs: ovs.ofctl("del-flows", str(ovs.mgmt), "table=250"),
 }  # fmt: skip
 
@@ -243,10 +246,12 @@ def test_foreign_flows_are_counted_and_left_alone(ovs: Ovs) -> None:
         async with controller(ovs) as world:
             await world.in_sync()
             ovs.ofctl("add-flow", str(ovs.mgmt), "table=100,priority=8,actions=drop")
+            ovs.ofctl("add-group", str(ovs.mgmt), "group_id=7,type=all,bucket=drop")
             given = await digest(ovs)
-            assert given.foreign == 1
+            assert given.foreign == 2
             assert world.reconciler.take_digest("node1", given) == "right"
-            assert REGISTRY.get_sample_value("sluice_foreign_flows") == 1
+            assert REGISTRY.get_sample_value("sluice_foreign_flows") == 2
+            assert (await world.reconciler.installed("node1"))[1] == [7]
             assert world.cookies() == world.desired() | {0}
 
     run(story)

@@ -1,13 +1,20 @@
 """A directory of manifests as the source: what is good counts, what is bad is named."""
 
 import asyncio
+import json
+import os
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from controller.sources.directory import Directory
+from controller.cluster import Inventory
+from controller.sources.directory import Directory, _objects
 from controller.sources.objects import Object
+from tests.flows.worlds import CLUSTER
 
 NODE = """
 apiVersion: v1
@@ -16,6 +23,15 @@ metadata: {name: node1, uid: u1}
 spec: {podCIDR: 10.244.1.0/24}
 status: {addresses: [{type: InternalIP, address: 172.30.1.1}]}
 """
+
+
+LAUGHS = "one: &one [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in pairwise(
+        ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    )
+)
+"""A billion of them, if one walks through."""
 
 
 def pod(name: str, uid: str = "u") -> str:
@@ -168,7 +184,20 @@ def test_a_file_that_is_bad_at_the_start_is_not_whole(tmp_path: Path) -> None:
     [
         ("kind: Gadget\nmetadata: {name: g}", "object g: kind 'Gadget' is unknown here"),
         ("metadata: {name: g}", "object g: kind None is unknown"),
-        ("kind: [1]", "object ?: kind [1] is unknown"),
+        ("kind: [1]", "object ?: kind a list is unknown"),
+        (LAUGHS + "kind: *nine", "object ?: kind a list is unknown"),
+        (LAUGHS + "kind: Pod\napiVersion: *nine", "Pod ?: apiVersion: a list is not 'v1'"),
+        (LAUGHS + "metadata: {name: *nine}", "object ?: kind None is unknown"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a/b}", "Pod a/b: metadata.name: 'a/b' does"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: g, namespace: a/b}",
+            "Pod g: metadata.namespace: 'a/b' does not match",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: g, uid: a/b}",
+            "Pod g: metadata.uid: 'a/b' does not match",
+        ),
+        ("apiVersion: v1\nkind: Node\nmetadata: {name: ''}", "Node : metadata.name: '' does not"),
         ("apiVersion: v2\nkind: Pod\nmetadata: {name: g}", "Pod g: apiVersion: 'v2' is not 'v1'"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {uid: g}", "Pod ?: Object missing required field"),
         (
@@ -179,8 +208,8 @@ def test_a_file_that_is_bad_at_the_start_is_not_whole(tmp_path: Path) -> None:
             "apiVersion: v1\nkind: Node\nmetadata: {name: g}\nspec: {podCIDR: 7}",
             "Node g: Expected `str`, got `int` - at `$.spec.podCIDR`",
         ),
-        ("just text", "not an object but str"),
-        ("- 1", "not an object but list"),
+        ("just text", "not an object but 'just text'"),
+        ("- 1", "not an object but a list"),
     ],
 )
 def test_an_object_that_cannot_be_read(tmp_path: Path, document: str, problem: str) -> None:
@@ -216,6 +245,150 @@ def test_one_object_in_two_files(tmp_path: Path) -> None:
         assert not feed.problems
 
     follow(tmp_path, story)
+
+
+def test_half_a_file_is_not_read(tmp_path: Path) -> None:
+    """Half of it is good YAML, and lacks a pod."""
+    file = tmp_path / "all.yaml"
+    file.write_text(pod("a") + "---" + pod("b"))
+    new = pod("a", uid="other") + "---" + pod("b", uid="other")
+
+    async def story(feed: Recorder) -> None:
+        with file.open("w") as writer:
+            await feed.until(lambda: feed.problems == {"file all.yaml": WRITTEN})
+            assert feed.names == ["a", "b"]
+            writer.write(new[: new.index("---")])
+            writer.flush()
+            # Whatever else is read meanwhile: this file stays as it was.
+            (tmp_path / "c.yaml").write_text(pod("c"))
+            await feed.until(lambda: feed.names == ["a", "b", "c"])
+            assert feed.objects["Pod", "default", "a"].metadata.uid == "u"
+            assert feed.whole is False
+            writer.write(new[new.index("---") :])
+        await feed.until(lambda: not feed.problems)
+        assert {item.metadata.uid for item in feed.objects.values()} == {"u", "other"}
+        assert feed.names == ["a", "b", "c"]
+        assert feed.whole is True
+
+    follow(tmp_path, story)
+
+
+WRITTEN = "cannot be read: somebody is writing it"
+
+
+def test_a_file_that_is_written_at_the_start(tmp_path: Path) -> None:
+    async def story(feed: Recorder) -> None:
+        assert (feed.whole, feed.names) == (False, ["b"])
+        writer.write(pod("a"))
+        writer.close()
+        await feed.until(lambda: feed.whole is True)
+        assert feed.names == ["a", "b"]
+
+    (tmp_path / "b.yaml").write_text(pod("b"))
+    with (tmp_path / "a.yaml").open("w") as writer:
+        follow(tmp_path, story)
+
+
+def test_a_file_that_somebody_only_holds_open_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.sources.directory.STILL", 0.3)
+    file = tmp_path / "a.yaml"
+    file.write_text(pod("a"))
+
+    async def story(feed: Recorder) -> None:
+        with file.open("a") as writer:
+            writer.write("---" + pod("b"))
+            writer.flush()
+            await feed.until(lambda: feed.names == ["a", "b"] and not feed.problems)
+
+    follow(tmp_path, story)
+
+
+def test_a_file_that_is_emptied_keeps_what_it_held(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(pod("a"))
+
+    async def story(feed: Recorder) -> None:
+        (tmp_path / "a.yaml").write_text("")
+        await feed.until(lambda: "it is empty" in feed.problems.get("file a.yaml", ""))
+        assert feed.names == ["a"]
+        (tmp_path / "a.yaml").unlink()
+        await feed.until(lambda: not feed.names and not feed.problems)
+
+    follow(tmp_path, story)
+
+
+def test_what_is_no_file_is_named_and_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.sources.directory.LARGEST_FILE", 1 << 20)
+
+    async def story(feed: Recorder) -> None:
+        os.mkfifo(tmp_path / "fifo.yaml")
+        (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+        (tmp_path / "big.yaml").write_text("# " + "x" * (2 << 20))
+        (tmp_path / "latin1.yaml").write_bytes(pod("ä").encode("latin1"))
+        await feed.until(lambda: len(feed.problems) == 5)
+        for name, problem in (
+            ("fifo.yaml", "cannot be read: it is not a file"),
+            ("zero.yaml", "cannot be read: it is not a file"),
+            ("big.yaml", "cannot be read: it has 2 MiB, and 1 is most"),
+            ("latin1.yaml", "cannot be read: 'utf-8' codec can't decode"),
+            ("\\xff.yaml", "cannot be read: its name is not UTF-8"),
+        ):
+            assert feed.problems[f"file {name}"].startswith(problem)
+        assert feed.names == ["a"]
+
+    (tmp_path / "a.yaml").write_text(pod("a"))
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml")).write_text("{")
+    follow(tmp_path, story)
+
+
+def test_a_name_that_ends_the_watch_ends_nothing_else(tmp_path: Path) -> None:
+    nameless = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml"))
+
+    async def story(feed: Recorder) -> None:
+        nameless.write_text(pod("x"))  # noqa: ASYNC240
+        await feed.until(lambda: len(feed.problems) == 1)
+        (tmp_path / "b.yaml").write_text(pod("b"))
+        await feed.until(lambda: feed.names == ["a", "b"])
+
+    (tmp_path / "a.yaml").write_text(pod("a"))
+    follow(tmp_path, story)
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20)
+    | st.sampled_from(["Pod", "Node", "List", "v1", "10.244.1.0/24", "node1", "InternalIP"])
+)
+_KEYS = st.sampled_from(
+    ["apiVersion", "kind", "metadata", "name", "namespace", "uid", "annotations", "spec", "status",
+     "nodeName", "hostNetwork", "podCIDR", "podCIDRs", "addresses", "type", "address", "items"]
+)  # fmt: skip
+_ANYTHING = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS, inner, max_size=6),
+    max_leaves=20,
+)
+_NEARLY = st.fixed_dictionaries(
+    {"apiVersion": st.just("v1") | _SCALARS, "kind": st.sampled_from(["Pod", "Node", "List"])},
+    optional=dict.fromkeys(("metadata", "spec", "status", "items"), _ANYTHING),
+)
+
+
+@given(_NEARLY | _ANYTHING)
+def test_wrong_types_anywhere_are_problems_and_no_exception(content) -> None:
+    objects, problem, unread = _objects(json.dumps(content, ensure_ascii=False))
+    assert not unread or problem
+    inventory = Inventory(CLUSTER)
+    for item in objects.values():
+        inventory.set_object(item)
+    inventory.settle()
+    assert len(inventory.problems) <= len(objects)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

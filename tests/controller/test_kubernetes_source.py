@@ -241,6 +241,28 @@ def test_lines_however_they_are_cut(size: int) -> None:
     assert asyncio.run(read()) == lines
 
 
+def test_a_line_without_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LONGEST_LINE", 1 << 20)
+
+    async def endless(_: Resource, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * (1 << 16))
+
+    feed = play(equal_after("watch"), lambda server: server.pods.faults["watch"].append(endless))
+    assert any("an event of more than 1 MiB" in problem for _, problem in feed.said)
+
+
+def equal_after(verb: str) -> Story:
+    async def story(server: ApiServer, feed: Feed) -> None:
+        await feed.until(lambda: not server.pods.faults[verb])
+        change(server.pods)
+        await equal(server, feed)
+
+    return story
+
+
 def test_a_list_that_expires_is_then_asked_for_whole(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,40 +1,42 @@
 """Run inside a pod's namespace: sends crafted frames, or waits for what arrives.
 
-`python -m tests.lab.packets send IFACE HEX COUNT` puts whole frames on the wire;
-`python -m tests.lab.packets listen IFACE SECONDS` prints the frames that arrive, in hex.
+`packets.py send IFACE COUNT HEX ...` puts whole frames on the wire, each as often; `packets.py
+listen IFACE HEX` prints the frames that arrive, in hex, until one holds these bytes.
 """
 
 import socket
 import sys
-import time
+
+PATIENCE = 60.0
+"""Seconds without the last frame after which something is wrong."""
 
 
-def send(interface: str, frame: bytes, count: int) -> None:
+def send(interface: str, count: int, *frames: bytes) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((interface, 0))
-        for _ in range(count):
-            raw.send(frame)
+        for frame in frames:
+            for _ in range(count):
+                raw.send(frame)
 
 
-def listen(interface: str, seconds: float) -> None:
+def listen(interface: str, last: bytes) -> None:
     every_protocol = 3  # ETH_P_ALL
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(every_protocol)) as raw:
         raw.bind((interface, every_protocol))
+        raw.settimeout(PATIENCE)
         print("listening", flush=True)
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            raw.settimeout(left)
-            try:
-                frame, address = raw.recvfrom(65535)
-            except TimeoutError:
+        while True:
+            frame, address = raw.recvfrom(65535)
+            if address[2] == socket.PACKET_OUTGOING:
+                continue
+            print(frame.hex(), flush=True)
+            if last in frame:
                 return
-            if address[2] != socket.PACKET_OUTGOING:
-                print(frame.hex(), flush=True)
 
 
 if __name__ == "__main__":
     verb, interface, *rest = sys.argv[1:]
     if verb == "send":
-        send(interface, bytes.fromhex(rest[0]), int(rest[1]))
+        send(interface, int(rest[0]), *map(bytes.fromhex, rest[1:]))
     else:
-        listen(interface, float(rest[0]))
+        listen(interface, bytes.fromhex(rest[0]))

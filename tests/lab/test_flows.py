@@ -74,10 +74,13 @@ def test_made_and_unmade_by_hand_is_shown_and_then_mended(lab: Lab) -> None:
     try:
         by_hand("add-flow", "priority=9,udp,actions=drop")
         by_hand("del-flows", "ip,nw_dst=10.244.1.0/24")
+        group = ["ovs-ofctl", "-O", "OpenFlow15", "add-group", "br-int", "group_id=7,type=all"]
+        lab.exec("node2", group)
         by_hand("mod-flows", "ip,nw_dst=10.96.0.0/16,actions=output:2")
         text = sluice(lab, "node2", "--table", "Forwarding").stdout
         shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] nobody here made it"
         assert shown in text
+        assert "group 7: [foreign] nobody here made it" in text
         assert "[missing] Node node1: a peer's pods, by the tunnel" in text
         assert "→ output:2\n         [altered] cluster: an address of the Service range" in text
     finally:

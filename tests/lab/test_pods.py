@@ -7,9 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from scapy.layers.l2 import Ether
 from flows import names
 from flows.pipeline import Feature
 from lab import Lab
+from tests.lab.pings import ended, lost, ping, ping_while
 from tests.waiting import wait_until
 
 
@@ -30,7 +30,7 @@ def cookies(lab: Lab, node: str) -> set[str]:
 def leases(lab: Lab, node: str) -> list[tuple[object, ...]]:
     """What the node's lease file says is in use."""
     (path,) = Path(lab.status()["directory"]).glob(f"nodes/{node}/state/leases.sqlite")
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         return database.execute("SELECT * FROM lease").fetchall()
 
 
@@ -108,37 +108,22 @@ def flows_of_output(lab: Lab) -> list[dict[str, str]]:
     return [{"name": name} for name in re.findall(r'actions=output:"?([\w-]+)', dump)]
 
 
-@contextmanager
-def ping_while(lab: Lab, where: str, to: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    """A ping every 10 ms that ends by itself, or with the context."""
-    count = int(seconds * 100)
-    with subprocess.Popen(
-        lab.command(where, ["ping", "-n", "-q", "-i", "0.01", "-c", str(count), to]),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def test_killing_the_controller_costs_no_packet(lab: Lab) -> None:
     lab.pod_add("default", "k1", "node1")
     far = lab.pod_add("default", "k2", "node2")
     flows = cookies(lab, "node1")
-    lab.exec("default/k1", ["ping", "-n", "-c", "1", str(far.address)])
-    with ping_while(lab, "default/k1", str(far.address), 6) as ping:
+    ping(lab, "default/k1", str(far.address))
+    with ping_while(lab, "default/k1", str(far.address)) as pinging:
         time.sleep(1)
         os.kill(lab.status()["controller"]["pid"], signal.SIGKILL)
         time.sleep(1)
         assert cookies(lab, "node1") == flows
         assert lab.status()["controller"]["pid"] is None
         lab.up(nodes=2)
-        late = lab.pod_add("default", "late", "node1")
-        output, _ = ping.communicate(timeout=30)
-    assert " 0% packet loss" in output
-    lab.exec("default/late", ["ping", "-n", "-c", "1", str(far.address)])
+        output = ended(pinging)
+    assert not lost(output)
+    late = lab.pod_add("default", "late", "node1")
+    ping(lab, "default/late", str(far.address))
     seals = {cookie for cookie in flows if int(cookie, 16) >> 56 == Feature.STATE}
     assert flows - seals < cookies(lab, "node1")
     assert late.address != far.address
@@ -158,9 +143,21 @@ frame, count = bytearray.fromhex(sys.argv[1]), int(sys.argv[2])
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
     raw.bind(("eth0", 0))
     for number in range(count):
-        struct.pack_into("!HH", frame, 34, 1024 + number % 60000, 5000 + number // 60000)
+        if sys.argv[3] == "many":
+            struct.pack_into("!HH", frame, 34, 1024 + number % 60000, 5000 + number // 60000)
         raw.send(frame)
 """
+
+
+SINK = [
+    sys.executable,
+    "-c",
+    "import socket\n"
+    "with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:\n"
+    "    sink.bind(('', 9999))\n"
+    "    print(flush=True)\n"
+    "    while True: sink.recv(9000)",
+]
 
 
 def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
@@ -170,11 +167,11 @@ def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
     frame = (
         Ether(src=flooder.mac, dst=names.ROUTER_MAC)
         / IP(src=flooder.address, dst=victim.address)
-        / UDP(chksum=0)
+        / UDP(sport=500, dport=9999, chksum=0)
     )
 
-    def flood(count: int) -> None:
-        argv = [sys.executable, "-c", FLOOD, bytes(frame).hex(), str(count)]
+    def flood(connections: str) -> None:
+        argv = [sys.executable, "-c", FLOOD, bytes(frame).hex(), "1000", connections]
         lab.exec("default/flooder", argv)
 
     agent = lab.status()["nodes"]["node1"]["pids"]["agent"]
@@ -182,15 +179,23 @@ def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
     meter = int(lab.exec("node1", port).stdout)
     usual = meters(lab, "node1")
     try:
-        flood(1000)
+        flood("many")
         assert dropped(lab, "node1") == 0
         os.kill(agent, signal.SIGSTOP)  # its audit would have the meter put back
         low = f"meter={meter},pktps,burst,band=type=drop,rate=10,burst_size=10"
         lab.exec("node1", ["ovs-ofctl", "-O", "OpenFlow15", "mod-meter", "br-int", low])
-        flood(1000)
+        # A stream that is never answered is one connection, however many datagrams it has. (The
+        # victim would answer a closed port.)
+        with subprocess.Popen(lab.command("default/victim", SINK), stdout=subprocess.PIPE) as sink:
+            assert sink.stdout
+            sink.stdout.readline()
+            flood("one")
+            sink.kill()
+        assert dropped(lab, "node1") == 0
+        flood("many")
         wait_until(lambda: dropped(lab, "node1") > 0)
         # Who floods is held back; another pod is not.
-        lab.exec("default/victim", ["ping", "-n", "-c", "1", "203.0.113.10"])
+        ping(lab, "default/victim", "203.0.113.10")
     finally:
         os.kill(agent, signal.SIGCONT)
     wait_until(lambda: meters(lab, "node1") == usual)

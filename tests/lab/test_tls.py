@@ -19,6 +19,7 @@ from lab.programs import python
 from lab.runtime import CniError, Runtime
 from settings import SettingsError, Tls
 from settings.tls import client_context, server_context
+from tests.lab.pings import ping
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("lab", [{"tls": True}], indirect=True, ids=["tls"])
@@ -107,8 +108,7 @@ def test_pods_reach_each_other_and_the_session_is_tls(lab: Lab) -> None:
     lab.pod_add("default", "a", "node1")
     b = lab.pod_add("default", "b", "node2")
     assert b.address
-    done = lab.exec("default/a", ["ping", "-n", "-c", "3", "-i", "0.05", "-W", "2", b.address])
-    assert " 0% packet loss" in done.stdout
+    ping(lab, "default/a", b.address)
     for node in ("node1", "node2"):
         # ovs-vswitchd reports it every 5 s.
         wait_until(lambda node=node: switch(lab, node) == f"ssl:{CONTROL_ADDRESS}:{OPENFLOW} true")

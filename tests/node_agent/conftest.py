@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import struct
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from ssl import SSLContext
@@ -184,7 +185,7 @@ class ScratchNode:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.agent: subprocess.Popen[bytes] | None = None
         self.vswitchd: subprocess.Popen[bytes] | None = None
-        self._database: subprocess.Popen[bytes] | None = None
+        self.database: subprocess.Popen[bytes] | None = None
         self._pods: list[str] = []
 
     @property
@@ -209,9 +210,10 @@ class ScratchNode:
         self.start_vswitchd()
 
     def _start_database(self) -> None:
-        run("ovsdb-tool", "create", str(self.home / "conf.db"),
-            "/usr/share/openvswitch/vswitch.ovsschema")  # fmt: skip
-        self._database = self._start(
+        if not (self.home / "conf.db").exists():
+            run("ovsdb-tool", "create", str(self.home / "conf.db"),
+                "/usr/share/openvswitch/vswitch.ovsschema")  # fmt: skip
+        self.database = self._start(
             "ovsdb-server", str(self.home / "conf.db"), f"--remote=punix:{self.home}/db.sock",
             f"--unixctl={self.home}/ovsdb.ctl", "--no-chdir",
         )  # fmt: skip
@@ -220,11 +222,28 @@ class ScratchNode:
 
     def lose_database(self) -> None:
         """ovsdb-server comes back with an empty database."""
-        assert self._database is not None
-        self._database.terminate()
-        self._database.wait(10)
+        assert self.database is not None
+        self.database.terminate()
+        self.database.wait(10)
         (self.home / "conf.db").unlink()
         self._start_database()
+
+    def reboot(self) -> None:
+        """What is on disk is left: OVSDB, the agent's state, the CNI files. No pod is."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for name in (*self._pods, self.name):
+            run("ip", "netns", "del", name)
+        self._pods.clear()
+        shutil.rmtree(self.socket.parent)
+        for path in (
+            *self.home.glob("*.sock"),
+            *self.home.glob("*.mgmt"),
+            *self.home.glob("*.ctl"),
+        ):
+            path.unlink()
+        self.start_switch()
 
     def start_vswitchd(self) -> None:
         self.vswitchd = self._start(
@@ -261,6 +280,28 @@ class ScratchNode:
 
     def run(self, *command: str, check: bool = True) -> str:
         return run(*self.inside, *command, check=check)
+
+    @contextmanager
+    def frozen(self, process: subprocess.Popen[bytes] | None) -> Iterator[None]:
+        """While a daemon keeps its connections and answers nothing."""
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def locked_lease_file(self) -> Iterator[None]:
+        """While somebody else writes to it."""
+        with closing(sqlite3.connect(self.leases, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("ROLLBACK")
+
+    @property
+    def leases(self) -> Path:
+        return self.home / "state" / "leases.sqlite"
 
     def file(self, path: str) -> bytes:
         return (self.home / path).read_bytes()
@@ -341,23 +382,19 @@ class ScratchNode:
 
     def left_over(self) -> dict[str, Any]:
         """What is there of any attachment; all of it empty when all pods are gone."""
-        with sqlite3.connect(self.home / "state" / "leases.sqlite") as database:
+        ports = self.vsctl("list-ports", names.INTEGRATION_BRIDGE).split()
+        return {**self.left_over_beside_ports(), "ports": [*filter(_is_attachment, ports)]}
+
+    def left_over_beside_ports(self) -> dict[str, Any]:
+        """The same without asking ovsdb-server."""
+        with closing(sqlite3.connect(self.leases)) as database:
             leases = database.execute("SELECT container_id FROM lease").fetchall()
-        database.close()
-        links = json.loads(self.run("ip", "-j", "link"))
+        links = [link["ifname"] for link in json.loads(self.run("ip", "-j", "link"))]
+        chains = re.findall(r"chain (\S+)", self.run("nft", "list", "ruleset"))
         return {
             "leases": leases,
-            "ports": [
-                port
-                for port in self.vsctl("list-ports", names.INTEGRATION_BRIDGE).split()
-                if names.is_attachment_port(port)
-            ],
-            "links": [x["ifname"] for x in links if names.is_attachment_port(x["ifname"])],
-            "chains": [
-                chain
-                for chain in re.findall(r"chain (\S+)", self.run("nft", "list", "ruleset"))
-                if names.is_attachment_port(chain)
-            ],
+            "links": [*filter(_is_attachment, links)],
+            "chains": [*filter(_is_attachment, chains)],
         }
 
     async def until_ready(self) -> None:
@@ -384,6 +421,8 @@ class ScratchNode:
         self._processes.append(process)
         return process
 
+
+_is_attachment = names.is_attachment_port
 
 NOTHING_LEFT: dict[str, list[str]] = {"leases": [], "ports": [], "links": [], "chains": []}
 

@@ -101,7 +101,7 @@ def test_one_pod_from_add_to_del(scratch: ScratchNode) -> None:
 
 def test_adds_that_are_refused_leave_nothing(scratch: ScratchNode) -> None:
     async def main() -> None:
-        async with controlled(scratch, addTimeout=0.7) as controller:
+        async with controlled(scratch, addTimeout=5.0) as controller:
             netns = scratch.netns()
             for where, code, text in (
                 ("/run/netns/none-such", Code.UNKNOWN_CONTAINER, "No such file"),

@@ -36,7 +36,7 @@ def test_good_call() -> None:
     assert call.port == names.port_name("default", "web-0", "0b-1", "eth0", "abc")
 
 
-@pytest.mark.parametrize("args", [None, "", "IgnoreUnknown=1"])
+@pytest.mark.parametrize("args", [None, "", "IgnoreUnknown=1", "IgnoreUnknown=1;K8S_POD_NAME=web"])
 def test_container_without_kubernetes(args: str | None) -> None:
     call = CniCall.parse(request(CNI_ARGS=args))
     assert call.pod is None

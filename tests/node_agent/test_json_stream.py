@@ -44,6 +44,7 @@ def test_whatever_the_pieces_the_objects_are_the_same(objects, sizes, between):
 
 
 @pytest.mark.parametrize("text", ['{"a": }', "{,}", '{"a" 1}', "[}", '{"a": nul}'])
-def test_what_is_no_json_is_told_with_what_follows(text):
-    (problem,) = received(Parser, [text, '{"more": 1}'])
+def test_what_is_no_json_is_told(text):
+    problem, following = received(Parser, [text, '{"more": 1}'])
     assert isinstance(problem, str)
+    assert following == {"more": 1}

@@ -13,10 +13,10 @@ import pytest
 from openflow.batch import Batch
 from openflow.server import serve
 from openflow.session import Timeouts
-from openflow.switch import MAX_PORT_EVENTS, ConnectionLost, Switch
+from openflow.switch import MAX_PORTS, ConnectionLost, Switch
 from tests.openflow import samples
 from tests.openflow.conftest import connected, eventually
-from tests.openflow.test_session import HANDSHAKE, PORT, hello, message
+from tests.openflow.test_session import FEATURES, HANDSHAKE, PORT, hello, message, multipart
 from tests.ovs import Ovs
 
 # OVS 3.1 sometimes looks at what follows HELLO only half a second later.
@@ -68,9 +68,11 @@ def logged(caplog: pytest.LogCaptureFixture, text: str) -> Iterator[None]:
         (b"\x06\0\0\x03aaaa", "3 bytes long"),
         (hello(4), "not 1.5"),
         (hello(6) + message(6, b"?"), "malformed message of type 6"),
-        (hello(6)[:3], "handshake not done in time"),
-        (b"", "handshake not done in time"),
-        (hello(6), "handshake not done in time"),
+        (hello(6)[:3], "handshake not done in time: waiting for the peer's HELLO"),
+        (b"", "handshake not done in time: waiting for the peer's HELLO"),
+        (hello(6), "handshake not done in time: waiting for the datapath id"),
+        (HANDSHAKE[:-1], "handshake not done in time: waiting for the list of ports"),
+        (hello(6) + FEATURES + multipart(13, PORT, 4, more=True), "waiting for the list of ports"),
     ],
 )
 def test_a_rude_peer_is_cut_with_one_line_and_others_live_on(ovs: Ovs, caplog, data, reason):
@@ -84,14 +86,19 @@ def test_a_rude_peer_is_cut_with_one_line_and_others_live_on(ovs: Ovs, caplog, d
         async with serve("127.0.0.1", 0, on_switch, timeouts=SHORT) as server:
             ovs.dial(f"tcp:127.0.0.1:{port_of(server)}")
             switch = await asyncio.wait_for(switches.get(), 20)
-            async with stranger(port_of(server), data) as (reader, _):
+            async with stranger(port_of(server), data) as (reader, writer):
+                host, port, *_ = writer.get_extra_info("sockname")
                 await over(reader)
             await switch.apply(Batch.of([samples.flow(1)]))
             assert len(await switch.dump_flows()) == 1
             assert switches.empty()
+            return f"switch {host}:{port} "
 
-    with logged(caplog, reason):
-        asyncio.run(main())
+    with caplog.at_level(logging.INFO, "openflow.server"):
+        name = asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records]
+    (line,) = [line for line in lines if line.startswith(name)]
+    assert reason in line
 
 
 def test_a_switch_that_vanishes_cancels_its_task():
@@ -197,7 +204,7 @@ async def flooded(port: int, data: bytes, times: int) -> None:
         (message(2, b"x" * 60_000), 2000, "the peer does not read"),
         (
             message(12, b"\2" + bytes(7) + PORT) * 1000,
-            MAX_PORT_EVENTS // 1000 + 2,
+            MAX_PORTS // 1000 + 2,
             "its port events are not read",
         ),
     ],

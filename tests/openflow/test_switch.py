@@ -10,7 +10,7 @@ from flows.flow import ApplyMeter, Flow, Meter, Output, match
 from flows.text import flow_text
 from openflow.batch import BATCH_XID, Batch, FlowDelete, MeterMod
 from openflow.codec import CodecError, MeterCommand
-from openflow.messages import PortReason, PortStatus, Role
+from openflow.messages import PortReason, PortStatus, Role, without_counters
 from openflow.session import Timeouts
 from openflow.switch import ConnectionLost, Rejected, RequestRefused, name_in
 from tests.openflow import samples
@@ -51,6 +51,44 @@ def test_every_flow_is_on_the_switch_as_it_was_meant(ovs: Ovs):
             )
             assert ovs.dump() == []
             assert await switch.dump_meters() == {}
+
+    asyncio.run(main())
+
+
+def test_what_was_dumped_can_be_put_back_byte_for_byte(ovs: Ovs):
+    flows, meters = samples.compiled()
+    flows += samples.handmade()
+
+    async def main():
+        async with connected(ovs) as switch:
+            await switch.apply(Batch.of(flows, meters_set=meters))
+            ovs.ofctl("add-flow", str(ovs.mgmt),
+                      "table=7,idle_timeout=600,hard_timeout=700,importance=5,send_flow_rem,"
+                      "actions=move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],resubmit(,8)")  # fmt: skip
+            shown = ovs.dump()
+            before = await switch.dump_flows()
+            await switch.apply(
+                Batch.of(deletes=[f.cookie for f in before], meters_delete=[m.id for m in meters])
+            )
+            assert ovs.dump() == []
+            await switch.apply(Batch.of(map(without_counters, before), meters_set=meters))
+            assert ovs.dump() == shown
+            after = await switch.dump_flows()
+            assert set(map(without_counters, after)) == set(map(without_counters, before))
+            assert {flow.raw for flow in after} != {without_counters(flow).raw for flow in after}
+
+    asyncio.run(main())
+
+
+def test_a_dumped_flow_that_is_refused_is_named(ovs: Ovs):
+    async def main():
+        async with connected(ovs) as switch:
+            meter = Meter(99, 1, 1)
+            await switch.apply(Batch.of([UNMETERED], meters_set=[meter]))
+            dumped = await switch.dump_flows()
+            await switch.apply(Batch.of(meters_delete=[99]))
+            with pytest.raises(Rejected, match=r"flow of table 60, priority 400, cookie 0x5"):
+                await switch.apply(Batch.of(dumped))
 
     asyncio.run(main())
 

@@ -1,15 +1,22 @@
 """The one configuration file: what it may hold, and how a mistake is named."""
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import settings
 from settings import SettingsError, load
 
 GOOD = {
     "cluster": "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}",
     "agent": "{node: n1, controllerOpenflow: '10.0.0.1:6653', controllerApi: 'c.example:6654'}",
 }
+
+CONTROLLER = "controllerOpenflow: 'a:1', controllerApi: 'a:1'"
 
 
 def write(path: Path, **sections: str) -> Path:
@@ -101,6 +108,60 @@ def test_a_file_that_is_none(tmp_path: Path, text: str, problem: str) -> None:
     file.write_text(text)
     with pytest.raises(SettingsError, match=problem):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "not YAML: .* more than 100 levels"),
+        ("cluster: {podRange: " + ":".join("1" * 400) + ".5}", "is not a CIDR"),
+        ("cluster: {podRange: &a [*a, *a]}", "a list is not a CIDR"),
+        ("logLevel: \x00", "not YAML"),
+        ("logLevel: info\n---\nlogLevel: info", "not YAML: 2 documents"),
+        (f'agent: {{node: n, {CONTROLLER}, state: "\\0"}}', r"is not a path - at `\$.agent.state`"),
+        (f"agent: {{node: n, {CONTROLLER}, state: ''}}", r"'' is not a path - at `\$.agent.state`"),
+        (f"agent: {{node: n, {CONTROLLER}, quarantine: .nan}}", r"at `\$.agent.quarantine`"),
+    ],
+)
+def test_a_file_by_a_stranger(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=problem):
+        load(file)
+
+
+_VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20)
+    | st.sampled_from(["10.0.0.0/8", "10.244.0.0/16", "/", "a:1", "netdev", "vxlan", [], {}])
+)
+
+
+def _some(section: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, object]]:
+    names = [field.encode_name for field in msgspec.structs.fields(section)]
+    return st.dictionaries(st.sampled_from([*names, "other"]), _VALUES | st.lists(_VALUES))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["cluster", "controller", "agent", "logLevel", "other"]),
+        _some(settings.Cluster) | _some(settings.Controller) | _some(settings.Agent) | _VALUES,
+    )
+)
+def test_wrong_types_anywhere(tmp_path_factory: pytest.TempPathFactory, content: object) -> None:
+    file = tmp_path_factory.getbasetemp() / "settings.yaml"
+    file.write_text(json.dumps(content, ensure_ascii=False))
+    try:
+        assert isinstance(load(file), settings.Settings)
+    except SettingsError as error:
+        problem = str(error)
+    else:
+        problem = ""
+    assert not problem or problem.startswith(f"{file}: ")
+    assert len(problem) < 1000
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Traffic under which things are done to a lab, and what was lost of it.
+
+with ping(lab, "default/a", address) as pinging:
+    ...                     # kill something
+    assert pinging.stop().lost == 0
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lab.commands import LabError
+from lab.lab import Lab
+
+PROBE = Path(__file__).with_name("probe.py")
+LONGEST_END = 300.0
+"""Seconds that a stream may take to deliver what it has sent: TCP waits long after an outage."""
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """Packets lost one after another; times are `time.monotonic()` at which they were sent."""
+
+    first: float
+    last: float
+    over: float | None
+    """When the next one that was answered was sent; None where there was none."""
+    lost: int
+
+
+class Pinged(msgspec.Struct, frozen=True):
+    """What became of every packet of a ping."""
+
+    sent: int
+    lost: int
+    duplicates: int
+    outages: tuple[Outage, ...]
+
+
+class Streamed(msgspec.Struct, frozen=True):
+    """What one side of a TCP stream sent or received."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A `lab.probe` in a part of the lab."""
+
+    process: subprocess.Popen[str]
+    what: str
+
+    def wait_ready(self) -> None:
+        """Until traffic flows. Raises `LabError` where it ends instead."""
+        assert self.process.stdout  # noqa: S101
+        if self.process.stdout.readline() != "ready\n":
+            raise LabError(f"{self.what}: nothing gets through")
+
+    def stop(self) -> dict[str, Any]:
+        """End it, and return what it says. Raises `LabError`."""
+        try:
+            output, _ = self.process.communicate(timeout=LONGEST_END)
+            said: dict[str, Any] = json.loads(output.splitlines()[-1])
+        except (subprocess.TimeoutExpired, ValueError, IndexError):
+            raise LabError(f"{self.what}: it did not say how it went") from None
+        return said
+
+
+@contextmanager
+def _probe(lab: Lab, where: str, *arguments: str) -> Iterator[Probe]:
+    process = subprocess.Popen(
+        lab.command(where, [sys.executable, "-I", str(PROBE), *arguments]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Probe(process, f"{' '.join(arguments)} in {where}")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@dataclass(frozen=True)
+class Ping:
+    """A ping that goes on until `stop`."""
+
+    probe: Probe
+
+    def stop(self) -> Pinged:
+        """End it, once the last answers are in. Raises `LabError`."""
+        return msgspec.convert(self.probe.stop(), Pinged)
+
+
+@contextmanager
+def ping(lab: Lab, where: str, to: str, interval: float = 0.01) -> Iterator[Ping]:
+    """An echo request every `interval` seconds; begins when the first is answered."""
+    with _probe(lab, where, "ping", to, str(interval)) as probe:
+        probe.wait_ready()
+        yield Ping(probe)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A TCP connection over which random bytes go until `stop`."""
+
+    sender: Probe
+    receiver: Probe
+
+    def stop(self) -> tuple[Streamed, Streamed]:
+        """End it; what was sent and what was received. Raises `LabError`."""
+        sent = msgspec.convert(self.sender.stop(), Streamed)
+        return sent, msgspec.convert(self.receiver.stop(), Streamed)
+
+
+@contextmanager
+def stream(lab: Lab, where: str, to: str, address: str, port: int = 8099) -> Iterator[Stream]:
+    """From one part of the lab to another, which has `address`."""
+    with ExitStack() as probes:
+        receiver = probes.enter_context(_probe(lab, to, "receive", str(port)))
+        receiver.wait_ready()
+        sender = probes.enter_context(_probe(lab, where, "send", address, str(port)))
+        sender.wait_ready()
+        yield Stream(sender, receiver)

@@ -1,0 +1,130 @@
+"""The switch of this node, by its management socket: got going again after a restart.
+
+ovs-vswitchd comes up with empty tables. As long as OVSDB holds `flow-restore-wait`, it then waits:
+the kernel's datapath goes on with the flows it has, no controller is dialled, and only local users
+are heard. So it is held there all the time, and taken away for the moment in which a running
+switch reads it, which each reads no more once it was away.
+
+    new connection ── first table empty? ── put the snapshot back ── let go ── hold again
+
+A switch whose agent is away when it starts waits for the agent: nothing but the agent's start may
+depend on it.
+"""
+
+import asyncio
+from ipaddress import IPv4Address
+from typing import Final, NoReturn
+
+import structlog
+
+from flows import names
+from flows.diff import is_ours
+from flows.pipeline import ZONE
+from node_agent import bridge, snapshot
+from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
+from node_agent.snapshot import FIRST_TABLE, SnapshotError
+from openflow.batch import Batch
+from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
+from openflow.watch import connect
+from settings import Agent
+
+_PAUSE: Final = 0.05
+"""Seconds between attempts to connect. Short: all this time the node may forward nothing."""
+_LOOK_INTERVAL: Final = 3.0
+"""Seconds between two looks whether the next process is still to wait."""
+
+log = structlog.get_logger()
+
+
+class SwitchAwayError(Exception):
+    """ovs-vswitchd does not answer, or does not do what it is asked; the text says which."""
+
+
+class LocalSwitch:
+    """One connection to br-int, made anew whenever it is lost."""
+
+    def __init__(self, agent: Agent, ovsdb: Ovsdb) -> None:
+        self._socket = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
+        self._snapshot = snapshot.file_of(agent)
+        self._ovsdb = ovsdb
+        self._switch: Switch | None = None
+
+    async def run(self) -> NoReturn:
+        """Watch over the switch for ever."""
+        problem = ""
+        while True:
+            try:
+                async with connect(self._socket) as switch:
+                    problem = ""
+                    await self._get_going(switch)
+                    self._switch = switch
+                    await self._look_after(switch)
+            except (OSError, ConnectionLost, RequestRefused, OvsdbError) as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    log.info("no connection to the switch", reason=problem)
+            finally:
+                self._switch = None
+            await asyncio.sleep(_PAUSE)
+
+    async def forget_connections(self, address: IPv4Address) -> None:
+        """Nobody who has this address from now on meets its earlier owner's connections here.
+
+        Raises `SwitchAwayError`.
+        """
+        try:
+            if self._switch is None:
+                raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}")
+            await self._switch.apply(Batch.forgetting(ZONE, [address]))
+        except (ConnectionLost, Rejected) as error:
+            raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
+
+    async def _get_going(self, switch: Switch) -> None:
+        """Whatever state it is in: make a new process forward as the last one did."""
+        if not any(is_ours(flow.cookie) for flow in await switch.dump_flows(FIRST_TABLE)):
+            await self._put_back(switch)
+        await self._let_go(switch)
+
+    async def _put_back(self, switch: Switch) -> None:
+        try:
+            found = await asyncio.to_thread(snapshot.load, self._snapshot)
+            if found is not None:
+                await found.put_back(switch)
+                log.warning("flows put back into an empty bridge", flows=len(found.flows))
+        except (SnapshotError, Rejected) as error:
+            # Not a reason to wait for ever: the controller is only dialled after the wait.
+            log.error("flows not put back", reason=str(error))  # noqa: TRY400
+
+    async def _let_go(self, switch: Switch) -> None:
+        """Let the switch forward, and have its next process wait again."""
+        goal = 0
+
+        def release(transaction: Transaction) -> None:
+            nonlocal goal
+            goal = bridge.release(transaction)
+
+        await self._ovsdb.transact(release)
+        taken = asyncio.create_task(
+            self._ovsdb.wait_until(lambda: bridge.taken_in(self._ovsdb, goal), None)
+        )
+        gone = asyncio.create_task(switch.wait_closed())
+        try:
+            # A process that ends right now may have a successor soon, and that one has to wait.
+            await asyncio.wait((taken, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            taken.cancel()
+            gone.cancel()
+        await self._ovsdb.transact(bridge.hold)
+
+    async def _look_after(self, switch: Switch) -> None:
+        """Keep the hold up until the connection ends: others use the same key, `ovs-ctl` for one.
+
+        When `ovs-ctl restart` has put flows back by itself, it takes the key away.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_INTERVAL):
+                    raise ConnectionLost(await switch.wait_closed())
+            except TimeoutError:
+                if not bridge.is_held(self._ovsdb):
+                    await self._let_go(switch)

@@ -1,0 +1,52 @@
+"""Pings that say which requests were lost.
+
+The summary that ping prints does not: it counts as lost what is still on its way when it ends, and
+with `-c` it waits for the last answer no longer than twice the longest round trip so far.
+"""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lab import Lab
+
+
+def lost(output: str) -> set[int]:
+    """Requests without an answer, though a later one has one. Fails where there is no answer."""
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", output)}
+    assert answered, output
+    return set(range(1, max(answered) + 1)) - answered
+
+
+def ping(lab: Lab, where: str, to: str, *options: str) -> str:
+    """Three requests, all of which must be answered, in whatever time."""
+    # With -w, ping goes on until it has as many answers.
+    command = ["ping", "-n", "-c", "3", "-i", "0.05", "-w", "60", *options, to]
+    output = lab.exec(where, command, timeout=90).stdout
+    assert not lost(output), output
+    return output
+
+
+@contextmanager
+def ping_while(lab: Lab, where: str, to: str) -> Iterator[subprocess.Popen[str]]:
+    """A ping every 10 ms for as long as the context lasts; `ended` gives its output.
+
+    Between nodes nobody may add or remove a pod meanwhile: with any flows, Open vSwitch's userspace
+    datapath loses a packet of a tunnel in some ten changes of ports.
+    """
+    with subprocess.Popen(
+        lab.command(where, ["ping", "-n", "-i", "0.01", to]), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(pinging: subprocess.Popen[str]) -> str:
+    """End `ping_while`; what it printed."""
+    pinging.send_signal(signal.SIGINT)
+    output, _ = pinging.communicate(timeout=60)
+    return output

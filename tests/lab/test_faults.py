@@ -1,0 +1,248 @@
+"""Everything but the switches is killed, cut off or lied to, under traffic: nothing is lost."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from lab import Lab
+from lab.traffic import ping, stream
+from tests.lab.test_pods import cookies, settled, traces
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"]),
+    pytest.mark.timeout(600),
+]
+
+A, B = "default/a", "default/b"
+NODES = ("node1", "node2")
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Lab:
+    """The lab of conftest.py, its cluster from a real API server, with a pod on each node."""
+    for pod, node in ((A, "node1"), (B, "node2")):
+        lab.pod_add(*pod.split("/"), node)
+    return lab
+
+
+def address(lab: Lab, pod: str) -> str:
+    found = lab.pod(*pod.split("/")).address
+    assert found
+    return found
+
+
+@contextmanager
+def nothing_lost(lab: Lab) -> Iterator[None]:
+    """What happens inside costs no packet of a ping at 10 ms each way, and no byte of a stream.
+
+    No pod may come or go meanwhile: in the userspace datapath that can cost a tunnel a packet
+    (docs/operations.md, *The lab's limits*).
+    """
+    a, b = address(lab, A), address(lab, B)
+    with ping(lab, A, b) as there, ping(lab, B, a) as back, stream(lab, A, B, b) as streaming:
+        yield
+        for pinged in (there.stop(), back.stop()):
+            assert pinged.sent > 100
+            assert (pinged.lost, pinged.duplicates) == (0, 0), pinged
+        sent, received = streaming.stop()
+        assert sent.bytes > 100_000
+        assert sent == received
+
+
+def pods_can_be_added(lab: Lab) -> None:
+    """On both nodes, and nothing of them is left when they are gone."""
+    before = {node: traces(lab, node) for node in NODES}
+    for node in NODES:
+        lab.pod_add("default", f"late-{node}", node)
+        lab.exec(f"default/late-{node}", ["ping", "-n", "-c", "2", "-W", "5", address(lab, B)])
+    for node in NODES:
+        lab.pod_del("default", f"late-{node}")
+    for node, wanted in before.items():
+        assert settled(lab, node, wanted) == wanted
+
+
+def pids(lab: Lab) -> dict[str, int]:
+    """Every process that may be killed without harm, by a name of ours."""
+    status = lab.status()
+    return {
+        **status["control"]["pids"],
+        **{f"agent of {name}": node["pids"]["agent"] for name, node in status["nodes"].items()},
+    }
+
+
+def sessions(lab: Lab) -> dict[str, tuple[bool, bool]]:
+    """By node, whether its switch is connected, and in sync; nothing without a controller."""
+    status = lab.ask("/v1/status")
+    return (
+        {name: (node["connected"], node["inSync"]) for name, node in status["nodes"].items()}
+        if status
+        else {}
+    )
+
+
+ALL_IN_SYNC = dict.fromkeys(NODES, (True, True))
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        ["controller"],
+        ["agent of node1"],
+        ["kube-apiserver"],
+        ["controller", "agent of node1", "agent of node2", "kube-apiserver", "etcd"],
+    ],
+    ids=["controller", "agent", "API server", "all at once"],
+)
+def test_sigkill_costs_nothing(lab: Lab, victims: list[str]) -> None:
+    flows = {node: cookies(lab, node) for node in NODES}
+    with nothing_lost(lab):
+        before = pids(lab)
+        for victim in victims:
+            os.kill(before[victim], signal.SIGKILL)
+        wait_until(lambda: all(pids(lab).get(victim) is None for victim in victims))
+        time.sleep(1)  # traffic without them
+        assert {node: cookies(lab, node) for node in NODES} == flows
+        lab.up()
+        after = pids(lab)
+        assert {name for name in before if before[name] != after[name]} == set(victims)
+        time.sleep(1)  # traffic with the new ones
+    pods_can_be_added(lab)
+    assert {node: cookies(lab, node) for node in NODES} == flows
+
+
+@contextmanager
+def cut(lab: Lab, end: str) -> Iterator[None]:
+    """The wire from the fabric to a node or the control plane has no carrier."""
+    lab.exec("fabric", ["ip", "link", "set", end, "down"])
+    try:
+        yield
+    finally:
+        lab.exec("fabric", ["ip", "link", "set", end, "up"])
+
+
+def test_a_flapping_uplink_costs_what_the_link_loses(lab: Lab) -> None:
+    """The measure is a ping between the nodes themselves, which meets no flow of ours."""
+    a, b = lab.status()["nodes"]["node2"]["address"], address(lab, B)
+    with ping(lab, "node1", a) as bare, ping(lab, A, b) as ours, stream(lab, A, B, b) as streaming:
+        for _ in range(5):
+            with cut(lab, "node2"):
+                time.sleep(0.3)
+            # Both get through again before the next time.
+            for where, to in (("node1", a), (A, b)):
+                lab.exec(where, ["ping", "-n", "-c", "1", "-w", "60", to])
+        of_link, of_pods = bare.stop(), ours.stop()
+        sent, received = streaming.stop()
+    assert sent == received
+    assert len(of_link.outages) == 5, of_link
+    assert len(of_pods.outages) == 5, of_pods
+    for link, pods in zip(of_link.outages, of_pods.outages, strict=True):
+        # Who was sent after the link had carried a packet again must have arrived.
+        assert link.over is not None
+        assert pods.last < link.over, (link, pods)
+        assert link.first - 1 < pods.first, (link, pods)
+    wait_until(lambda: sessions(lab) == ALL_IN_SYNC)
+    pods_can_be_added(lab)
+
+
+@pytest.mark.parametrize("end", ["control", "node2"])
+def test_sessions_come_back_after_a_long_cut(lab: Lab, end: str) -> None:
+    """Long enough for the controller to give the switch up; the switch may not know it yet."""
+    gone = NODES if end == "control" else ("node2",)
+
+    def cut_until_given_up() -> None:
+        with cut(lab, end):
+            wait_until(lambda: not any(sessions(lab)[node][0] for node in gone), 300)
+
+    if end == "control":
+        with nothing_lost(lab):
+            cut_until_given_up()
+            wait_until(lambda: sessions(lab) == ALL_IN_SYNC, 300)
+    else:
+        cut_until_given_up()
+        wait_until(lambda: sessions(lab) == ALL_IN_SYNC, 300)
+    with nothing_lost(lab):
+        time.sleep(1)
+    pods_can_be_added(lab)
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where libfaketime keeps what it shares
+
+
+@contextmanager
+def faked_clock(lab: Lab, path: Path, step: str) -> Iterator[None]:
+    """A controller started anew with a clock that the file steps, for example by `+1d`.
+
+    The monotonic clock is left alone: whoever sets a machine's clock does not touch it either.
+    """
+    assert FAKETIME, "libfaketime is not installed; scripts/setup sees to it"
+    shared = set(SHARED_MEMORY.glob("*faketime*"))
+    path.write_text(f"{step}\n")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LD_PRELOAD", str(FAKETIME))
+        environment.setenv("FAKETIME_TIMESTAMP_FILE", str(path))
+        environment.setenv("FAKETIME_NO_CACHE", "1")
+        environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        restart_controller(lab)
+    try:
+        yield
+    finally:
+        restart_controller(lab)
+        # It leaves these behind in every program that is replaced by another, or killed.
+        for left in set(SHARED_MEMORY.glob("*faketime*")) - shared:
+            left.unlink(missing_ok=True)
+
+
+def restart_controller(lab: Lab) -> None:
+    os.kill(pids(lab)["controller"], signal.SIGKILL)
+    wait_until(lambda: "controller" not in pids(lab))
+    lab.up()
+
+
+def days_ahead(lab: Lab) -> int:
+    """How far the controller's clock is ahead of ours, as its HTTP server has it."""
+    connection = http.client.HTTPConnection("controller")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(lab.status()["api_socket"])
+        connection.request("GET", "/healthz")
+        date = parsedate_to_datetime(connection.getresponse().headers["Date"])
+    finally:
+        connection.close()
+    return round((date - datetime.now(UTC)) / timedelta(days=1))
+
+
+def test_stepping_the_controllers_clock_costs_nothing(lab: Lab, tmp_path: Path) -> None:
+    clock = tmp_path / "step"
+    with faked_clock(lab, clock, "+0d"):
+        log = Path(lab.status()["controller"]["log"])
+        before = log.stat().st_size
+        for days in (1, 0, -1):
+            with nothing_lost(lab):
+                clock.write_text(f"{days:+}d\n")
+                wait_until(lambda days=days: days_ahead(lab) == days)
+                time.sleep(1)
+            assert sessions(lab) == ALL_IN_SYNC
+            pods_can_be_added(lab)
+        said = log.read_bytes()[before:]
+        assert b"switch lost" not in said
+        assert b"switch gone" not in said
+
+
+def test_a_controller_that_starts_a_day_ahead(lab: Lab, tmp_path: Path) -> None:
+    flows = {node: cookies(lab, node) for node in NODES}
+    with nothing_lost(lab), faked_clock(lab, tmp_path / "step", "+1d"):
+        assert days_ahead(lab) == 1
+        assert {node: cookies(lab, node) for node in NODES} == flows
+    with faked_clock(lab, tmp_path / "step", "+1d"):
+        pods_can_be_added(lab)

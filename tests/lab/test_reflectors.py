@@ -1,0 +1,432 @@
+"""The reflectors against a real kube-apiserver and etcd, by way of a proxy that fails on demand.
+
+What the server forgets, what a network drops or holds back, and what happens while nobody can ask:
+in the end the feed holds what the server holds, and whoever went meanwhile is told gone.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import pytest
+from pyroute2 import netns
+
+from controller.sources import kubernetes as source
+from lab import apiserver
+from lab.control import kubernetes_binaries
+from tests.controller.test_directory import Recorder
+
+NETNS = f"sluice-reflectors-{os.getpid()}"
+ADDRESS = "10.99.0.2"
+POST = """
+import sys, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+with opener.open(sys.argv[1], sys.argv[2].encode()) as answer:
+    print(answer.read().decode())
+"""
+
+
+class Kubernetes:
+    """etcd and kube-apiserver in a namespace of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.binaries = kubernetes_binaries()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.api: apiserver.ApiServer
+
+    def start(self) -> None:
+        """Start what does not run; returns when the API answers."""
+        self.api = apiserver.start(
+            netns=NETNS,
+            directory=self.directory / "api",
+            address=ADDRESS,
+            service_range="10.96.0.0/16",
+            binaries=self.binaries,
+            spawn=self._spawn,
+            logs=self.directory,
+            timeout=180,
+        )
+
+    def _spawn(self, name: str, argv: Sequence[str]) -> int:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(self._inside(*argv), stdout=log, stderr=log)
+        self.processes[name] = process
+        return process.pid
+
+    def _inside(self, *argv: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{NETNS}", *argv]
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.processes[name].send_signal(signal.SIGKILL)
+            self.processes[name].wait()
+
+    def kubectl(self, *arguments: str, manifest: Any = None) -> str:
+        command = self._inside(
+            str(self.binaries / "kubectl"), "--kubeconfig", str(self.api.kubeconfig),
+            "--cache-dir", str(self.directory / "cache"), *arguments,
+        )  # fmt: skip
+        done = subprocess.run(
+            command,
+            input=json.dumps(manifest) if manifest else "",
+            env=os.environ | {"NO_PROXY": "*"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def add(self, *names: str) -> None:
+        pods = [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {"nodeName": "node1", "containers": [{"name": "c", "image": "none"}]},
+            }
+            for name in names
+        ]
+        self.kubectl("create", "-f", "-", manifest={"apiVersion": "v1", "kind": "List",
+                                                    "items": pods})  # fmt: skip
+
+    def remove(self, *names: str) -> None:
+        self.kubectl("delete", "pod", "--force", "--grace-period=0", *names)
+
+    def write_kubeconfig(self, path: Path, port: int) -> None:
+        """The controller's, for a proxy on this port."""
+        given = self.api.controller_kubeconfig.read_text()
+        path.write_text(given.replace(self.api.url, f"https://127.0.0.1:{port}"))
+
+    def pods(self) -> dict[str, str]:
+        """Names and uids of what there is."""
+        items = json.loads(self.kubectl("get", "pods", "-o", "json"))["items"]
+        return {item["metadata"]["name"]: item["metadata"]["uid"] for item in items}
+
+    def compact(self) -> None:
+        """Have etcd forget all that was before now, by its HTTP gateway."""
+        key = {"key": "AA=="}
+        revision = self._etcd("range", key)["header"]["revision"]
+        self._etcd("compaction", {"revision": revision, "physical": True})
+
+    def _etcd(self, what: str, body: dict[str, Any]) -> Any:
+        url = f"{apiserver.ETCD_CLIENTS}/v3/kv/{what}"
+        command = self._inside(sys.executable, "-c", POST, url, json.dumps(body))
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
+    subprocess.run(["ip", "netns", "add", NETNS], check=True)
+    made = Kubernetes(tmp_path_factory.mktemp("kube"))
+    try:
+        for command in (
+            "link set lo up",
+            "link add d0 type veth peer name d1",
+            "link set d1 up",
+            "link set d0 up",
+            f"address add {ADDRESS}/24 dev d0",
+        ):
+            subprocess.run(["ip", "-n", NETNS, *command.split()], check=True)
+        made.start()
+        yield made
+    finally:
+        for process in made.processes.values():
+            process.kill()
+            process.wait()
+        subprocess.run(["ip", "netns", "delete", NETNS], check=True)
+
+
+def socket_inside() -> socket:
+    """A TCP socket of the API server's namespace."""
+    made: list[socket] = []
+
+    def make() -> None:
+        netns.setns(f"/run/netns/{NETNS}")
+        made.append(socket())
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    made[0].setblocking(False)
+    return made[0]
+
+
+class Proxy:
+    """Carries connections to the API server, until told otherwise."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.delay = 0.0
+        """Seconds by which everything from the server comes late."""
+        self.carries = asyncio.Event()
+        """While it is not set, nothing from the server comes through, and nothing is closed."""
+        self.carries.set()
+        self.accepts = True
+        self.connections = 0
+        self._carried: set[asyncio.Task[None]] = set()
+
+    def cut(self) -> None:
+        """End all connections, and refuse new ones until `accepts` is set again."""
+        self.accepts = False
+        self.reset()
+
+    def reset(self) -> None:
+        """End all connections."""
+        for task in self._carried:
+            task.cancel()
+
+    async def stop(self) -> None:
+        self.reset()
+        await asyncio.gather(*self._carried, return_exceptions=True)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._carried.add(task)
+        try:
+            if self.accepts:
+                self.connections += 1
+                await self._carry(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._carried.discard(task)
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = socket_inside()
+        try:
+            await asyncio.get_running_loop().sock_connect(upstream, (ADDRESS, apiserver.PORT))
+            far_reader, far_writer = await asyncio.open_connection(sock=upstream)
+        except BaseException:
+            upstream.close()
+            raise
+        asking = asyncio.create_task(_copy(reader, far_writer))
+        try:
+            while data := await far_reader.read(1 << 16):
+                await asyncio.sleep(self.delay)
+                await self.carries.wait()
+                writer.write(data)
+                await writer.drain()
+        finally:
+            asking.cancel()
+            far_writer.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+
+
+class Feed(Recorder):
+    """Also remembers who was told gone, and each complaint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: list[str] = []
+        self.said: list[str] = []
+
+    def update(self, changed: Any, gone: Any) -> None:
+        gone = list(gone)
+        self.gone += [name for _, _, name in gone]
+        super().update(changed, gone)
+
+    def report(self, subject: str, problem: str) -> None:
+        if problem:
+            self.said.append(problem)
+        super().report(subject, problem)
+
+    @property
+    def pods(self) -> dict[str, str]:
+        return {
+            name: made.metadata.uid for (kind, _, name), made in self.objects.items()
+            if kind == "Pod"
+        }  # fmt: skip
+
+
+Story = Callable[[Proxy, Feed], Awaitable[None]]
+
+
+@asynccontextmanager
+async def followed(cluster: Kubernetes, kubeconfig: Path) -> AsyncIterator[tuple[Proxy, Feed]]:
+    """The source, as the controller runs it, connected by way of a proxy."""
+    proxy, feed = Proxy(), Feed()
+    server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
+    await aside(cluster.write_kubeconfig, kubeconfig, server.sockets[0].getsockname()[1])
+    follower = asyncio.create_task(source.ApiServer(kubeconfig, feed).run())
+    try:
+        await until(lambda: feed.whole is True)
+        yield proxy, feed
+        assert not follower.done()
+    finally:
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        server.close()
+        await proxy.stop()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def aside(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Blocking work, while the source goes on."""
+    return await asyncio.to_thread(work, *arguments)
+
+
+@pytest.fixture
+def play(
+    cluster: Kubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Story], None]:
+    """Tell a story in a cluster of the pods a, b and c; at its end the feed is what there is."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(source, "LONGEST_BACKOFF", 2.0)
+
+    async def main(story: Story) -> None:
+        if left := await aside(cluster.pods):
+            await aside(cluster.remove, *left)
+        await aside(cluster.add, "a", "b", "c")
+        async with followed(cluster, tmp_path / "kubeconfig") as (proxy, feed):
+            assert feed.pods.keys() == {"a", "b", "c"}
+            await story(proxy, feed)
+            wanted = await aside(cluster.pods)
+            await until(lambda: feed.pods == wanted and not feed.problems)
+            assert feed.whole is True
+
+    def run(story: Story) -> None:
+        asyncio.run(main(story))
+
+    return run
+
+
+def replaced(cluster: Kubernetes) -> None:
+    """a goes, b is made anew under its name, d comes."""
+    cluster.remove("a", "b")
+    cluster.add("b", "d")
+
+
+async def told(feed: Feed, before: dict[str, str]) -> None:
+    """Wait until the feed knows what `replaced` did."""
+    await until(lambda: feed.pods.keys() == {"b", "c", "d"} and feed.pods["b"] != before["b"])
+    assert "a" in feed.gone
+    assert "c" not in feed.gone
+
+
+def test_a_dropped_watch_goes_on_from_where_it_was(cluster: Kubernetes, play: Any) -> None:
+    async def story(proxy: Proxy, feed: Feed) -> None:
+        before = feed.pods
+        proxy.cut()
+        await until(lambda: len(feed.problems) == 2)
+        await aside(replaced, cluster)
+        assert feed.pods == before, "what cannot be asked for stays as it was"
+        proxy.accepts = True
+        await told(feed, before)
+        # Watched, not listed: b's end is an event of its own.
+        assert feed.gone == ["a", "b"]
+
+    play(story)
+
+
+def test_watches_dropped_again_and_again(cluster: Kubernetes, play: Any) -> None:
+    async def story(proxy: Proxy, feed: Feed) -> None:
+        names = [f"p{number}" for number in range(12)]
+        for name in names:
+            await aside(cluster.add, name)
+            proxy.reset()
+        await until(lambda: feed.pods.keys() >= set(names))
+        await aside(cluster.remove, *names)
+        await until(lambda: feed.pods.keys() == {"a", "b", "c"})
+
+    play(story)
+
+
+def test_a_stalled_watch_is_found_dead(
+    cluster: Kubernetes, play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stands, and nothing comes: as when a firewall forgets it."""
+    monkeypatch.setattr(source, "SILENCE_SECONDS", 5.0)
+
+    async def story(proxy: Proxy, feed: Feed) -> None:
+        before = feed.pods
+        proxy.carries.clear()
+        await aside(replaced, cluster)
+        await until(lambda: "silent for 5.0 s" in feed.said)
+        assert feed.pods == before
+        proxy.reset()
+        proxy.carries.set()
+        await told(feed, before)
+
+    play(story)
+
+
+def test_a_slow_way_to_the_server_only_delays(cluster: Kubernetes, play: Any) -> None:
+    async def story(proxy: Proxy, feed: Feed) -> None:
+        before, connections = feed.pods, proxy.connections
+        proxy.delay = 0.5
+        await aside(replaced, cluster)
+        await told(feed, before)
+        assert proxy.connections == connections
+        assert feed.said == []
+
+    play(story)
+
+
+@pytest.mark.parametrize("killed", [("kube-apiserver",), ("etcd", "kube-apiserver")])
+def test_history_that_is_forgotten_while_away(
+    cluster: Kubernetes, play: Any, killed: tuple[str, ...]
+) -> None:
+    """410: what went meanwhile is found missing in a new list, and told gone."""
+
+    async def story(proxy: Proxy, feed: Feed) -> None:
+        before = feed.pods
+        proxy.cut()
+        await until(lambda: len(feed.problems) == 2)
+        await aside(replaced, cluster)
+        await aside(cluster.compact)
+        cluster.kill(*killed)
+        await aside(cluster.start)
+        proxy.accepts = True
+        await told(feed, before)
+        assert any(problem.startswith("410: ") for problem in feed.said), feed.said
+        # b is there under its name, so it was never gone: it is another one now.
+        assert feed.gone == ["a"]
+        # From here on it is watched as before.
+        await aside(cluster.add, "e")
+        await until(lambda: "e" in feed.pods)
+
+    play(story)
+
+
+def test_a_first_list_waits_for_the_server(cluster: Kubernetes, play: Any, tmp_path: Path) -> None:
+    """Nothing may be removed anywhere until the server has been asked: nothing is complete."""
+
+    async def story(_: Proxy, __: Feed) -> None:
+        cluster.kill("kube-apiserver")
+        late = Feed()
+        follower = asyncio.create_task(source.ApiServer(tmp_path / "kubeconfig", late).run())
+        try:
+            await until(lambda: len(late.problems) == 2)
+            assert (late.whole, late.objects) == (None, {})
+            await aside(cluster.start)
+            await until(lambda: late.whole is True)
+            assert late.pods.keys() == {"a", "b", "c"}
+        finally:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+
+    play(story)

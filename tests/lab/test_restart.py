@@ -1,0 +1,201 @@
+"""A node's daemons are killed under traffic, and started again as its init system would."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lab import Lab
+from tests.waiting import wait_until
+
+A, B = "default/a", "default/b"
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Lab:
+    """The lab of conftest.py with a pod on each of its two nodes."""
+    for pod, node in ((A, "node1"), (B, "node2")):
+        lab.pod_add(*pod.split("/"), node)
+    return lab
+
+
+def address(lab: Lab, pod: str) -> str:
+    found = lab.pod(*pod.split("/")).address
+    assert found
+    return found
+
+
+@dataclass
+class Pings:
+    """Pings of 10 ms from one pod to another, and which of them were answered."""
+
+    answered: list[int] = field(default_factory=list)
+
+    @property
+    def gap(self) -> int:
+        """The longest time without an answer, in pings."""
+        steps = zip(self.answered, self.answered[1:], strict=False)
+        return max((later - earlier - 1 for earlier, later in steps), default=0)
+
+
+@contextmanager
+def pings(lab: Lab, where: str, to: str) -> Iterator[Pings]:
+    """While the context lasts; what was answered is known after it."""
+    command = lab.command(where, ["ping", "-n", "-i", "0.01", "-W", "1", to])
+    found = Pings()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        try:
+            yield found
+            # Those that are under way come back.
+            lab.exec(where, ["ping", "-n", "-q", "-c", "3", "-i", "0.05", to], check=False)
+        finally:
+            process.send_signal(signal.SIGINT)
+            lines += process.stdout.readlines()
+    words = " ".join(lines).split()
+    found.answered += [int(w.removeprefix("icmp_seq=")) for w in words if w.startswith("icmp_seq=")]
+    print(f"\n{''.join(lines[-2:-1])}longest gap {10 * found.gap} ms")
+
+
+def pid(lab: Lab, daemon: str, node: str = "node1") -> int | None:
+    found: int | None = lab.status()["nodes"][node]["pids"][daemon]
+    return found
+
+
+def kill(lab: Lab, daemon: str, node: str = "node1") -> None:
+    victim = pid(lab, daemon, node)
+    assert victim
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: pid(lab, daemon, node) is None)
+
+
+def reaches(lab: Lab, where: str, to: str) -> bool:
+    return lab.exec(where, ["ping", "-n", "-c1", "-W1", to], check=False).returncode == 0
+
+
+def snapshot(lab: Lab, node: str = "node1") -> Path:
+    return Path(lab.status()["directory"], "nodes", node, "state", "bridge.openflow")
+
+
+def saved(lab: Lab) -> str:
+    """The snapshot of node1 in the words of Open vSwitch's own tool."""
+    path = snapshot(lab)
+    return lab.exec("node1", ["ovs-ofctl", "ofp-parse", str(path)]).stdout if path.exists() else ""
+
+
+def flows(lab: Lab) -> list[str]:
+    dump = ["ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "--names", "dump-flows", "br-int"]
+    return sorted(lab.exec("node1", dump, check=False).stdout.splitlines()[1:])
+
+
+def wait_for_snapshot(lab: Lab) -> None:
+    """Until it holds the pod's flows."""
+    wait_until(lambda: f"nw_dst={address(lab, A)}" in saved(lab))
+
+
+def log(lab: Lab) -> str:
+    return Path(lab.status()["nodes"]["node1"]["log_dir"], "agent.log").read_text()
+
+
+def held(lab: Lab) -> bool:
+    """Whether the next ovs-vswitchd is to wait for its flows."""
+    shown = lab.exec("node1", ["ovs-vsctl", "get", "open", ".", "other_config"], check=False)
+    return 'flow-restore-wait="true"' in shown.stdout
+
+
+def check_that_pods_can_be_added(lab: Lab) -> None:
+    pod = lab.pod_add("default", "after", "node1")
+    assert pod.address
+    assert reaches(lab, B, pod.address)
+    lab.pod_del("default", "after")
+
+
+def test_vswitchd_killed(lab: Lab) -> None:
+    wait_for_snapshot(lab)
+    with pings(lab, B, address(lab, A)) as seen:
+        kill(lab, "ovs-vswitchd")
+        lab.start_daemon("node1", "ovs-vswitchd")
+        wait_until(lambda: reaches(lab, B, address(lab, A)))
+    assert seen.gap > 0, "in the userspace datapath nothing is forwarded without ovs-vswitchd"
+    wait_until(lambda: held(lab))
+    check_that_pods_can_be_added(lab)
+
+
+@pytest.mark.parametrize("also", ["agent", "ovsdb-server"])
+def test_all_flows_come_back_without_the_controller(lab: Lab, also: str) -> None:
+    """And without the daemon named, which was killed as well, until that is back."""
+    wait_for_snapshot(lab)
+    controller = lab.status()["controller"]["pid"]
+    os.kill(controller, signal.SIGKILL)
+    wait_until(lambda: lab.status()["controller"]["pid"] is None)
+    before = flows(lab)
+    assert len(before) > 40
+    with pings(lab, B, address(lab, A)):
+        kill(lab, also)
+        kill(lab, "ovs-vswitchd")
+        lab.start_daemon("node1", "ovs-vswitchd")
+        if also == "agent":
+            # It waits for the agent, with empty tables, and forwards nothing.
+            wait_until(
+                lambda: lab.exec("node1", ["ovs-ofctl", "show", "br-int"], check=False).stdout
+            )
+            assert flows(lab) == []
+            assert not reaches(lab, B, address(lab, A))
+        lab.start_daemon("node1", also)
+        wait_until(lambda: reaches(lab, B, address(lab, A)))
+    assert flows(lab) == before
+    wait_until(lambda: held(lab))
+
+    lab.up()
+    assert flows(lab) == before
+    check_that_pods_can_be_added(lab)
+
+
+def test_vswitchd_killed_again_and_again(lab: Lab) -> None:
+    """Whatever it, or the agent that gets it going, was doing just then."""
+    wait_for_snapshot(lab)
+    before = flows(lab)
+    for milliseconds in range(0, 200, 20):
+        kill(lab, "ovs-vswitchd")
+        lab.start_daemon("node1", "ovs-vswitchd")
+        time.sleep(milliseconds / 1000)
+    wait_until(lambda: reaches(lab, B, address(lab, A)))
+    wait_until(lambda: held(lab))
+    wait_until(lambda: flows(lab) == before)
+    check_that_pods_can_be_added(lab)
+
+
+def test_ovsdb_server_killed(lab: Lab) -> None:
+    with pings(lab, B, address(lab, A)) as seen:
+        kill(lab, "ovsdb-server")
+        lab.start_daemon("node1", "ovsdb-server")
+        # Now its clients connect anew, each in its own time.
+        check_that_pods_can_be_added(lab)
+    assert seen.gap == 0
+
+
+def test_a_snapshot_that_cannot_be_read_is_no_reason_to_wait(lab: Lab) -> None:
+    wait_for_snapshot(lab)
+    kill(lab, "agent")
+    kill(lab, "ovs-vswitchd")
+    content = snapshot(lab).read_bytes()
+    snapshot(lab).write_bytes(content[:-7])
+    lab.start_daemon("node1", "ovs-vswitchd")
+    lab.start_daemon("node1", "agent")
+    wait_until(lambda: reaches(lab, B, address(lab, A)))
+    assert "its end is missing" in log(lab)
+    wait_until(lambda: snapshot(lab).read_bytes() == content)
+
+
+def test_the_hold_is_put_back_when_others_take_it_away(lab: Lab) -> None:
+    """As `ovs-ctl restart` does when it has put flows back itself."""
+    wait_until(lambda: held(lab))
+    lab.exec("node1", ["ovs-vsctl", "remove", "open", ".", "other_config", "flow-restore-wait"])
+    wait_until(lambda: held(lab))

@@ -1,0 +1,152 @@
+"""What is kept of a real bridge, and what comes of it."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.features import state
+from flows.flow import ApplyMeter, Flow, Meter, match
+from node_agent import snapshot
+from node_agent.snapshot import Snapshot, SnapshotError
+from openflow.batch import Batch
+from openflow.messages import InstalledFlow
+from openflow.switch import Rejected
+from openflow.watch import connect
+from tests.openflow import samples
+from tests.ovs import Ovs
+
+
+def taken(ovs: Ovs) -> Snapshot:
+    async def take() -> Snapshot:
+        async with connect(ovs.mgmt) as switch:
+            return Snapshot.of(await switch.dump_flows(), (await switch.dump_meters()).values())
+
+    return asyncio.run(take())
+
+
+def empty(ovs: Ovs) -> None:
+    async def delete() -> None:
+        async with connect(ovs.mgmt) as switch:
+            dump = await switch.dump_flows()
+            meters = await switch.dump_meters()
+            await switch.apply(Batch.of(deletes={f.cookie for f in dump}, meters_delete=meters))
+
+    asyncio.run(delete())
+
+
+def put_back(ovs: Ovs, kept: Snapshot) -> dict[int, Meter]:
+    async def put() -> dict[int, Meter]:
+        async with connect(ovs.mgmt) as switch:
+            await kept.put_back(switch)
+            return await switch.dump_meters()
+
+    return asyncio.run(put())
+
+
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "bridge.openflow"
+
+
+def test_what_was_saved_comes_back_and_nothing_else(ovs: Ovs, tmp_path: Path) -> None:
+    flows, meters = samples.compiled()
+    ovs.install(flows, [*meters, Meter(5, 10, 10)])
+    ours = ovs.dump()
+    ovs.ofctl("add-flow", str(ovs.mgmt), "table=3,priority=9,actions=drop")
+    ovs.ofctl("add-flow", str(ovs.mgmt), "cookie=0x0a00000000000001,table=3,actions=drop")
+    ovs.ofctl("add-meter", str(ovs.mgmt), "meter=17,kbps,band=type=drop,rate=1000")
+
+    before = taken(ovs)
+    snapshot.save(file(tmp_path), before)
+    loaded = snapshot.load(file(tmp_path))
+    assert loaded == before
+    # Some of it may have come back before the agent was killed.
+    for left in ([], meters):
+        empty(ovs)
+        ovs.install([], left)
+        assert put_back(ovs, loaded) == {meter.id: meter for meter in meters}
+        assert ovs.dump() == ours
+        assert taken(ovs) == before, "byte for byte"
+
+    shown = ovs.ofctl("ofp-parse", str(file(tmp_path)))
+    assert shown.count(" cookie=0x") == len(flows)
+    assert "nw_dst=10.244.1.2" in shown
+    assert shown.count("n_packets=?") == len(flows)
+
+
+def test_more_flows_than_one_message_holds(ovs: Ovs, tmp_path: Path) -> None:
+    flows = [samples.flow(number) for number in range(2000)]
+    first = Flow(2, 0, 0, match({}), (), "lets packets in")
+    ovs.install([*flows, first])
+
+    before = taken(ovs)
+    assert len(before.flows) == 2001
+    assert before.flows[-1].cookie == first.cookie, "the first table comes last"
+    snapshot.save(file(tmp_path), before)
+    assert file(tmp_path).stat().st_size > 1 << 17
+    assert snapshot.load(file(tmp_path)) == before
+
+
+def test_the_seals_come_after_all_they_vouch_for(ovs: Ovs) -> None:
+    flows = [samples.flow(number) for number in range(2000)]
+    last = Flow(2, 0, 0, match({}), (ApplyMeter(16),), "lets packets in")
+    seal = state.seal("node1", len(flows) + 1, 0)
+    ovs.install([*flows, last, seal], [Meter(16, 1, 1)])
+    before = taken(ovs)
+    assert len(before.flows) == 2002
+    empty(ovs)
+    with pytest.raises(Rejected, match="table 0"):
+        put_back(ovs, replace(before, meters=()))
+    assert not any("table=State" in flow for flow in ovs.dump())
+    put_back(ovs, before)
+    assert taken(ovs) == before
+
+
+def test_an_empty_or_partial_bridge_never_takes_a_good_ones_place(ovs: Ovs, tmp_path: Path) -> None:
+    ovs.install([Flow(2, 0, 0, match({}), (), "lets packets in"), samples.flow(1)])
+
+    good = taken(ovs)
+    snapshot.save(file(tmp_path), good)
+    for left in ([], [samples.flow(1)]):
+        empty(ovs)
+        ovs.install(left)
+        # A flow by hand in the first table is nobody's of ours.
+        ovs.ofctl("add-flow", str(ovs.mgmt), "table=0,actions=drop")
+        partial = taken(ovs)
+        assert not partial.lets_packets_in
+        with pytest.raises(ValueError, match="lets nobody in"):
+            snapshot.save(file(tmp_path), partial)
+        assert snapshot.load(file(tmp_path)) == good
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    raw = bytes(24) + b"\0\1\0\4" + bytes(4) + b"\0\0\0\4" + bytes(4)
+    flow = InstalledFlow(0, 0, 0, 0, 0, len(raw).to_bytes(2, "big") + raw[2:])
+    good = Snapshot((flow,), ())
+    snapshot.save(file(tmp_path), good)
+    broken = Snapshot((flow,), (Meter(16, -1, 0),))
+    with pytest.raises(Exception, match="argument"):
+        snapshot.save(file(tmp_path), broken)
+    assert snapshot.load(file(tmp_path)) == good
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = file(tmp_path)
+    assert snapshot.load(path) is None
+    raw = bytes(24) + b"\0\1\0\4" + bytes(4) + b"\0\0\0\4" + bytes(4)
+    flow = InstalledFlow(0, 0, 0, 0, 0, len(raw).to_bytes(2, "big") + raw[2:])
+    snapshot.save(path, Snapshot((flow,), (Meter(16, 1, 1),)))
+    whole = path.read_bytes()
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SnapshotError, match=str(path)):
+            snapshot.load(path)
+    for spoilt in (b"\xff" * 40, b"\6\x13\0\7" + bytes(40), bytes(9)):
+        path.write_bytes(spoilt)
+        with pytest.raises(SnapshotError, match=str(path)):
+            snapshot.load(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SnapshotError, match="Is a directory"):
+        snapshot.load(path)
