@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from itertools import zip_longest
@@ -35,6 +36,10 @@ _log = logging.getLogger(__name__)
 
 MAX_UNREAD: Final = 32 << 20
 """Bytes that may wait for a peer that does not read. A batch's part is a hundredth of it."""
+
+SEND_BUFFER: Final = 1 << 20
+"""Bytes that the kernel may hold for a switch: more than a part, so that the switch has work while
+the next one is encoded."""
 
 MAX_PORTS: Final = 65_536
 """More than a bridge has. Also the port events that may wait for their reader."""
@@ -206,6 +211,8 @@ class Switch(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
         self.certificate_name = name_in(transport.get_extra_info("peercert"))

@@ -82,10 +82,11 @@ class Template:
 
 
 class FlowEncoder:
-    """Makes OFPT_FLOW_MOD messages; remembers one template per shape."""
+    """Makes OFPT_FLOW_MOD messages; remembers one template for each shape seen twice."""
 
     def __init__(self) -> None:
         self._templates: dict[tuple[Any, ...], Template | None] = {}
+        self._seen: set[tuple[Any, ...]] = set()
 
     def add(self, flow: Flow, xid: int = 0) -> bytes:
         """The message that adds this flow. Raises `codec.CodecError`."""
@@ -93,6 +94,10 @@ class FlowEncoder:
         try:
             template = self._templates[shape]
         except KeyError:
+            # Making a template costs os-ken what ten flows cost it, and many shapes have one flow.
+            if shape not in self._seen:
+                self._seen.add(shape)
+                return numbered(codec.flow_add(flow), xid)
             template = self._templates[shape] = _template(flow, values)
         if template is None:
             return numbered(codec.flow_add(flow), xid)

@@ -16,12 +16,14 @@ ENCODER = FlowEncoder()
 
 @given(samples.flows())
 def test_a_template_makes_the_bytes_that_os_ken_makes(flow):
-    assert ENCODER.add(flow, XID) == numbered(codec.flow_add(flow), XID)
+    for _ in range(3):  # by os-ken, by a new template, by a known one
+        assert ENCODER.add(flow, XID) == numbered(codec.flow_add(flow), XID)
 
 
 @given(samples.flows())
 def test_every_shape_has_a_template(flow):
     encoder = FlowEncoder()
+    encoder.add(flow)
     encoder.add(flow)
     (template,) = encoder._templates.values()
     assert template is not None
@@ -30,7 +32,8 @@ def test_every_shape_has_a_template(flow):
 def test_known_shapes_do_not_meet_os_ken(monkeypatch):
     encoder = FlowEncoder()
     expected = codec.flow_add(samples.flow(2))
-    encoder.add(samples.flow(1))
+    for number in (1, 3):
+        encoder.add(samples.flow(number))
     monkeypatch.setattr(codec, "flow_add", None)
     assert encoder.add(samples.flow(2)) == expected
 
@@ -42,7 +45,7 @@ def test_layer_4_ports_are_other_fields_for_other_protocols():
         fields = {"dl_type": 0x0800, "nw_proto": protocol, "tp_dst": 80}
         return Flow(5, 60, 1, match(fields), (), "")
 
-    for protocol in (samples.TCP, samples.UDP, samples.SCTP):
+    for protocol in (samples.TCP, samples.UDP, samples.SCTP) * 2:
         assert encoder.add(flow(protocol)) == codec.flow_add(flow(protocol))
 
 
@@ -57,7 +60,9 @@ def test_a_value_without_a_place_of_its_own_makes_no_template():
 
 def test_an_untemplatable_shape_goes_through_os_ken(monkeypatch):
     monkeypatch.setattr(templates, "_template", lambda _flow, _values: None)
-    assert FlowEncoder().add(samples.flow(1), XID) == numbered(codec.flow_add(samples.flow(1)), XID)
+    encoder = FlowEncoder()
+    for _ in range(2):
+        assert encoder.add(samples.flow(1), XID) == numbered(codec.flow_add(samples.flow(1)), XID)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,7 @@ def test_what_cannot_be_written_is_named(flow, complaint):
 def test_a_number_too_big_for_a_known_shape_is_named():
     encoder = FlowEncoder()
     good = samples.flow(1)
-    encoder.add(good)
+    for _ in range(2):
+        encoder.add(good)
     with pytest.raises(codec.CodecError, match="does not fit"):
         encoder.add(replace(good, priority=1 << 16))
