@@ -14,7 +14,8 @@ import pytest
 
 from controller import reconciler as module
 from controller.cluster import Inventory
-from controller.reconciler import LOG_LENGTH, Reconciler
+from controller.desired import LOG_LENGTH
+from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Cluster
 from openflow.messages import Type
@@ -58,7 +59,7 @@ class Fleet:
         await self.until(lambda: all(map(self.in_sync, numbers)))
 
     def desired(self, number: int) -> set[int]:
-        return set(self.reconciler.desired(node_name(number)))
+        return set(self.reconciler.desired.of(node_name(number)))
 
 
 @asynccontextmanager
@@ -84,12 +85,12 @@ def test_a_fleet_that_comes_back_at_once_is_compared_a_few_at_a_time(
     under_way, most = 0, 0
     dump = Switch.dump_flows
 
-    async def counted(switch: Switch) -> Any:
+    async def counted(switch: Switch, *of: int) -> Any:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
         try:
-            return await dump(switch)
+            return await dump(switch, *of)
         finally:
             under_way -= 1
 
@@ -195,7 +196,7 @@ def test_a_slow_switch_slows_nobody_and_is_owed_no_more_than_one_part() -> None:
             assert good.flows.keys() == ours.desired(3)
             assert not ours.in_sync(1)
             assert not ours.in_sync(2)
-            assert len(ours.reconciler._log) == LOG_LENGTH
+            assert len(ours.reconciler.desired._log) == LOG_LENGTH
             for number in (1, 2):
                 switch = ours.reconciler.sessions[node_name(number)].switch
                 assert switch._transport

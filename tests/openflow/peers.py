@@ -9,10 +9,11 @@ import struct
 from ipaddress import IPv4Address
 
 from flows import names
+from flows.features.state import TABLE
 from openflow.messages import HEADER, Type
 
 _FLOW_MOD = struct.Struct("!QQBBHHHIIIHH")
-_ADD, _DELETE = 0, 3
+_ADD, _DELETE, _DELETE_STRICT = 0, 3, 4
 _FLOW_DESC = struct.Struct("!HxxBxHHHHHQ")
 _REPLY = struct.Struct("!HHxxxx")
 
@@ -58,7 +59,7 @@ class Peer(asyncio.Protocol):
                 return message(Type.FEATURES_REPLY, features, xid)
             case Type.MULTIPART_REQUEST:
                 (asked,) = struct.unpack_from("!H", body)
-                return b"".join(multipart(asked, xid, self.described(asked)))
+                return b"".join(multipart(asked, xid, self.described(asked, body[8:])))
             case 14:  # FLOW_MOD
                 self.change(body)
             case 20:  # BARRIER_REQUEST
@@ -80,12 +81,16 @@ class Peer(asyncio.Protocol):
 
     def change(self, flow_mod: bytes) -> None:
         cookie, _, table, command, _, _, priority, *_ = _FLOW_MOD.unpack_from(flow_mod)
+        if command == _DELETE:
+            self.flows.pop(cookie, None)
+            return
+        if table == TABLE or command == _DELETE_STRICT:
+            # Seals are told apart by priority alone, and are all that is deleted so.
+            self.flows = {c: of for c, of in self.flows.items() if of != (table, priority)}
         if command == _ADD:
             self.flows[cookie] = (table, priority)
-        elif command == _DELETE:
-            self.flows.pop(cookie, None)
 
-    def described(self, asked: int) -> list[bytes]:
+    def described(self, asked: int, body: bytes) -> list[bytes]:
         if asked == 13:  # PORT_DESC
             return [self.ports]
         if asked != 1:  # FLOW_DESC
@@ -95,6 +100,7 @@ class Peer(asyncio.Protocol):
             _FLOW_DESC.pack(40, table, priority, 0, 0, 0, 0, cookie)
             + struct.pack("!HHxxxxHHxxxx", 1, 4, 0, 4)
             for cookie, (table, priority) in self.flows.items()
+            if body[0] in {table, 0xFF}
         ]
         return [b"".join(entries[at : at + 1000]) for at in range(0, len(entries), 1000)] or [b""]
 
