@@ -39,7 +39,8 @@ def main(only: tuple[str, ...], listing: bool) -> None:
     if listing:
         sys.stdout.write("\n".join(FAMILIES) + "\n")
         return
-    console = Console()
+    # Never so narrow that a number is cut off.
+    console = Console(width=max(Console().width, 100))
     figures: list[Figure] = []
     failed = []
     with one_interrupt():

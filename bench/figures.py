@@ -85,8 +85,7 @@ def show(console: Console, figures: Iterable[Figure]) -> None:
             figure.unit,
             figure.aim + verdict,
         )
-    # Broken numbers are none.
-    console.print(table, crop=False, width=max(console.width, 100))
+    console.print(table)
 
 
 def write(path: Path, figures: Iterable[Figure]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from flows.compile import compile_scope, fragment
 from flows.features import arp, classify, conntrack, forwarding, output, state
-from flows.flow import Flow
+from flows.flow import Ct, Flow
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden
 from flows.view import CLUSTER_SCOPE
@@ -89,3 +89,17 @@ def test_attachment_entry_names_one_sandbox() -> None:
 def test_features_are_all_golden() -> None:
     modules = (classify, arp, conntrack, forwarding, output, state)
     assert {module.__name__.rpartition(".")[2] for module in modules} | {"miss"} == set(FEATURES)
+
+
+def test_no_commit_translates_nothing():
+    """It ends Open vSwitch 3.1 after some thousand connections: docs/decisions.md."""
+    view = worlds.view({1: ["default/a"], 2: ["default/b"]})
+    commits = [
+        action
+        for scope in (CLUSTER_SCOPE, "node1")
+        for flow in compile_scope(view, scope).flows()
+        for action in flow.actions
+        if isinstance(action, Ct) and action.commit
+    ]
+    assert commits
+    assert not [action for action in commits if action.nat and not action.nat.source]
