@@ -455,6 +455,7 @@ class Newcomer:
     """Of a switch, what the choice between sessions asks."""
 
     certificate_name = None
+    peer = "nowhere"
 
     def __init__(self, dpid: int) -> None:
         self.dpid = dpid
