@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,12 @@ class Ovs:
             "other_config:datapath-id=00000000000000aa",
             "flow_tables=" + ",".join(tables), *rows,
         )  # fmt: skip
-        wait_until(self.mgmt.exists)
+        wait_until(self.listens)
+
+    def listens(self) -> bool:
+        """Whether the bridge takes connections: its socket is there a moment before it does."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.mgmt)) == 0
 
     def dial(self, target: str) -> None:
         """Have the bridge connect to a controller, as nodes do."""

@@ -279,13 +279,15 @@ WRITTEN = "cannot be read: somebody is writing it"
 def test_a_file_that_is_written_at_the_start(tmp_path: Path) -> None:
     async def story(feed: Recorder) -> None:
         assert (feed.whole, feed.names) == (False, ["b"])
-        writer.write(pod("a"))
+        writer.write("---" + pod("c"))
         writer.close()
         await feed.until(lambda: feed.whole is True)
-        assert feed.names == ["a", "b"]
+        assert feed.names == ["a", "b", "c"]
 
     (tmp_path / "b.yaml").write_text(pod("b"))
     with (tmp_path / "a.yaml").open("w") as writer:
+        writer.write(pod("a"))
+        writer.flush()
         follow(tmp_path, story)
 
 

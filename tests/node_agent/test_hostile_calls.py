@@ -14,6 +14,7 @@ from node_agent import cni_server
 from node_agent.attach import Attachments, _result_differences
 from node_agent.cni_call import CniCall, CniError, conf_version, error_json
 from node_agent.leases import Lease
+from tests.node_agent.conftest import NOTHING_LEFT, ScratchNode, controlled, needs_root, until
 from tests.node_agent.test_cni_call import CONF, GOOD, request
 
 _JSON = st.recursive(
@@ -128,5 +129,40 @@ def test_requests_that_are_too_large_or_no_requests(tmp_path: Path) -> None:
             writer.write(STATUS)
             writer.close()
             assert await said(path, STATUS) == b"0STATUS"
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_an_agent_among_rude_callers(scratch: ScratchNode) -> None:
+    """The whole agent: pods come and go meanwhile, and nothing is kept of who was rude."""
+
+    def files() -> int:
+        assert scratch.agent
+        return len(list(Path(f"/proc/{scratch.agent.pid}/fd").iterdir()))
+
+    async def main() -> None:
+        async with controlled(scratch, addTimeout=60):
+            before = files()
+            rude = [b"", STATUS[:40], b"\xff" * 100, request(b"[" * 100_000)]
+            connected = [
+                await asyncio.open_unix_connection(scratch.socket) for _ in range(len(rude) * 30)
+            ]
+            for (_, writer), data in zip(connected, rude * 30, strict=True):
+                writer.write(data)
+            await until(lambda: files() >= before + len(connected))
+            netns = scratch.netns()
+            code, result = await scratch.add("a", netns)
+            assert code == 0, result
+            assert await scratch.cni("DEL", **scratch.attachment("a", netns)) == (0, {})
+            assert scratch.left_over() == NOTHING_LEFT
+            for reader, writer in connected:
+                with suppress(ConnectionError):
+                    writer.write_eof()
+                    answer = await reader.read()
+                    assert answer[:1] in {b"", b"1"}
+                writer.close()
+            await until(lambda: files() <= before)
+            assert "Traceback" not in scratch.log()
 
     asyncio.run(main())

@@ -92,7 +92,7 @@ def test_after_a_restart_of_the_switch_the_table_is_learned_anew(ovs: Ovs):
             await eventually(lambda: not watch.connected)
             assert not await watch.wait_for(before.cookie, 0)
             await asyncio.to_thread(ovs.start_switch)
-            await asyncio.to_thread(wait_until, ovs.mgmt.exists)
+            await asyncio.to_thread(wait_until, ovs.listens)
             await apply(ovs, Batch.of([after]))
             assert await waiting
             assert not await watch.wait_for(before.cookie, 0)
