@@ -140,7 +140,12 @@ class ControlPlane:
     def in_sync(self) -> bool:
         """Whether every node that takes part is connected, with all its flows."""
         status = self.status()
-        return status is not None and all(node["inSync"] for node in status["nodes"].values())
+        # Before it has read the cluster it knows of no node at all.
+        return (
+            status is not None
+            and status["ready"]
+            and all(node["inSync"] for node in status["nodes"].values())
+        )
 
     def _start_api(self, binaries: Path, ours: Daemons) -> Path:
         try:

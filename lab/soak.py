@@ -198,6 +198,9 @@ class Soak:
         self.pods |= new
 
     def _add(self, name: str, node: str) -> None:
+        if any((pod.namespace, pod.name) == (NAMESPACE, name) for pod in self.lab.pods()):
+            # Of a try that could not be undone, because the API server was away.
+            self._delete(name)
         self.lab.pod_add(NAMESPACE, name, node)
 
     def _delete(self, name: str) -> None:

@@ -232,7 +232,7 @@ def test_stepping_the_controllers_clock_costs_nothing(lab: Lab, tmp_path: Path) 
                 clock.write_text(f"{days:+}d\n")
                 wait_until(lambda days=days: days_ahead(lab) == days)
                 time.sleep(1)
-            assert sessions(lab) == ALL_IN_SYNC
+            wait_until(lambda: sessions(lab) == ALL_IN_SYNC)
             pods_can_be_added(lab)
         said = log.read_bytes()[before:]
         assert b"switch lost" not in said
