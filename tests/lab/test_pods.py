@@ -182,7 +182,9 @@ def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
         flood("many")
         assert dropped(lab, "node1") == 0
         os.kill(agent, signal.SIGSTOP)  # its audit would have the meter put back
-        low = f"meter={meter},pktps,burst,band=type=drop,rate=10,burst_size=10"
+        # More than the 32 packets that the userspace datapath takes at a time: until the first
+        # of them is committed, all of them are of an unknown connection.
+        low = f"meter={meter},pktps,burst,band=type=drop,rate=10,burst_size=100"
         lab.exec("node1", ["ovs-ofctl", "-O", "OpenFlow15", "mod-meter", "br-int", low])
         # A stream that is never answered is one connection, however many datagrams it has. (The
         # victim would answer a closed port.)
