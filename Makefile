@@ -40,7 +40,7 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes AP
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 
-bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (6 min). BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (4 min). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
 # Apart from the rest: nobody who only looks needs these packages.

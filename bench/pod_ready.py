@@ -24,12 +24,15 @@ def measure(*, rounds: int = 5, pods: int = 40) -> list[Figure]:
     """In each round `pods` pods one at a time, and as many ten at once."""
     single: list[list[float]] = []
     ten: list[list[float]] = []
-    with Lab(unique("ready")).running(nodes=1) as lab:
-        _ready(lab, ["warm1", "warm2", "warm3"], 1)
+    # Two nodes, by turns: the addresses of one would all be resting before the last round.
+    with Lab(unique("ready")).running(nodes=2) as lab:
+        one, two = lab.layout.nodes(2)
+        for node in (one, two):
+            _ready(lab, node, ["warm1", "warm2", "warm3"], 1)
         for turn in range(rounds):
             listed = [f"p{turn}-{number}" for number in range(pods)]
-            single.append(_ready(lab, listed, 1))
-            ten.append(_ready(lab, listed, AT_ONCE))
+            single.append(_ready(lab, one, listed, 1))
+            ten.append(_ready(lab, two, listed, AT_ONCE))
     return [
         *_figures("pod_ready_ms", single),
         *_figures("pod_ready_ten_ms", ten),
@@ -44,9 +47,8 @@ def _figures(name: str, rounds: list[list[float]]) -> list[Figure]:
     ]
 
 
-def _ready(lab: Lab, listed: list[str], at_once: int) -> list[float]:
+def _ready(lab: Lab, node: NodeLayout, listed: list[str], at_once: int) -> list[float]:
     """Plug these pods in and out again; milliseconds for each."""
-    node = lab.layout.node(1)
     runtime = Runtime(node)
     with sandboxes(lab, node, listed) as made, ThreadPoolExecutor(at_once) as pool:
         with observing({node.mgmt: [LAYOUT.tables["Classifier"].number]}, node.netns) as seen:
