@@ -13,6 +13,13 @@ from contextlib import contextmanager
 from lab import Lab
 
 
+def address(lab: Lab, pod: str) -> str:
+    """Of a pod's NAMESPACE/NAME."""
+    found = lab.pod(*pod.split("/")).address
+    assert found
+    return found
+
+
 def lost(output: str) -> set[int]:
     """Requests without an answer, though a later one has one. Fails where there is no answer."""
     answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", output)}

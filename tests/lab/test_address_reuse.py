@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lab import Lab, LabError
 from lab.runtime import Runtime
-from tests.lab.test_restart import address, kill
+from tests.lab.pings import address
+from tests.lab.test_restart import kill
 from tests.waiting import wait_until
 
 SERVER = """

@@ -15,6 +15,7 @@ import pytest
 
 from lab import Lab
 from lab.traffic import ping, stream
+from tests.lab.pings import address
 from tests.lab.test_pods import cookies, settled, traces
 from tests.waiting import wait_until
 
@@ -33,12 +34,6 @@ def lab(lab: Lab) -> Lab:
     for pod, node in ((A, "node1"), (B, "node2")):
         lab.pod_add(*pod.split("/"), node)
     return lab
-
-
-def address(lab: Lab, pod: str) -> str:
-    found = lab.pod(*pod.split("/")).address
-    assert found
-    return found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab import Lab
-from tests.lab.pings import ended, lost, ping, ping_while
+from tests.lab.pings import address, ended, lost, ping, ping_while
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"])
@@ -27,12 +27,6 @@ def lab(lab: Lab) -> Lab:
     for pod, node in (("a1", "node1"), ("b1", "node2")):
         lab.pod_add("default", pod, node, {"app": pod})
     return lab
-
-
-def address(lab: Lab, pod: str) -> str:
-    found = lab.pod("default", pod).address
-    assert found
-    return found
 
 
 def kubectl(lab: Lab, *arguments: str, manifest: Any = None, user: str = "admin") -> str:
@@ -63,9 +57,9 @@ def problems(lab: Lab) -> dict[str, str]:
 
 
 def test_pods_reach_each_other_and_the_outside(lab: Lab) -> None:
-    ping(lab, "default/a1", address(lab, "b1"))
-    ping(lab, "default/b1", address(lab, "a1"))
-    ping(lab, "node2", address(lab, "a1"))
+    ping(lab, "default/a1", address(lab, "default/b1"))
+    ping(lab, "default/b1", address(lab, "default/a1"))
+    ping(lab, "node2", address(lab, "default/a1"))
     for pod in ("a1", "b1"):
         ping(lab, f"default/{pod}", OUTSIDE)
     assert problems(lab) == {}
@@ -76,8 +70,8 @@ def test_kubectl_shows_addresses_and_nodes(lab: Lab) -> None:
     columns = [header.index(title) for title in ("NAME", "STATUS", "IP", "NODE")]
     shown = {tuple(row[column:].split()[0] for column in columns) for row in rows}
     assert shown == {
-        ("a1", "Running", address(lab, "a1"), "node1"),
-        ("b1", "Running", address(lab, "b1"), "node2"),
+        ("a1", "Running", address(lab, "default/a1"), "node1"),
+        ("b1", "Running", address(lab, "default/b1"), "node2"),
     }
     assert lab.pod("default", "a1").uid in kubectl(lab, "get", "pod", "a1", "-o", "yaml")
 
@@ -87,7 +81,7 @@ def test_a_pod_that_comes_and_goes(lab: Lab) -> None:
     ping(lab, "default/a1", str(added.address))
     lab.pod_del("elsewhere", "short")
     assert kubectl(lab, "get", "pods", "-n", "elsewhere", "-o", "name") == ""
-    ping(lab, "default/a1", address(lab, "b1"))
+    ping(lab, "default/a1", address(lab, "default/b1"))
 
 
 def test_a_node_with_another_nodes_range_is_refused(lab: Lab) -> None:
@@ -110,7 +104,7 @@ def test_a_node_with_another_nodes_range_is_refused(lab: Lab) -> None:
 
         beside = lab.pod_add("default", "beside", "node1")
         ping(lab, "default/b1", str(beside.address))
-        ping(lab, "default/beside", address(lab, "a1"))
+        ping(lab, "default/beside", address(lab, "default/a1"))
         lab.pod_del("default", "beside")
     finally:
         kubectl(lab, "delete", "node", "intruder")
@@ -120,7 +114,7 @@ def test_a_node_with_another_nodes_range_is_refused(lab: Lab) -> None:
 @pytest.mark.parametrize("victim", ["kube-apiserver", "etcd"])
 def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
     before = lab.status()["control"]["pids"]
-    with ping_while(lab, "default/a1", address(lab, "b1")) as pinging:
+    with ping_while(lab, "default/a1", address(lab, "default/b1")) as pinging:
         os.kill(before[victim], signal.SIGKILL)
         wait_until(lambda: victim not in lab.status()["control"]["pids"])
         if victim == "kube-apiserver":

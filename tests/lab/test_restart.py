@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from tests.lab.pings import address
 from tests.waiting import wait_until
 
 A, B = "default/a", "default/b"
@@ -25,12 +26,6 @@ def lab(lab: Lab) -> Lab:
     for pod, node in ((A, "node1"), (B, "node2")):
         lab.pod_add(*pod.split("/"), node)
     return lab
-
-
-def address(lab: Lab, pod: str) -> str:
-    found = lab.pod(*pod.split("/")).address
-    assert found
-    return found
 
 
 @dataclass

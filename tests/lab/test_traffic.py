@@ -16,7 +16,7 @@ from scapy.packet import Packet, Raw
 
 from flows import names
 from lab import Lab
-from tests.lab.pings import ping
+from tests.lab.pings import address, ping
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize(
@@ -35,12 +35,6 @@ def lab(lab: Lab) -> Lab:
     for pod, node in ((A1, "node1"), (A2, "node1"), (B1, "node2")):
         lab.pod_add(*pod.split("/"), node)
     return lab
-
-
-def address(lab: Lab, pod: str) -> str:
-    found = lab.pod(*pod.split("/")).address
-    assert found
-    return found
 
 
 @contextmanager
