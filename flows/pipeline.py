@@ -218,7 +218,7 @@ TABLES: Final = (
     ),
     Table(
         32, "ConntrackState",
-        "Established connections go straight to forwarding; only new ones meet layer 4 flows.",
+        "Established connections go straight to forwarding; new ones meet layer 4 flows.",
         writers=(Feature.CONNTRACK,),
         match=("ct_state", "ct_mark"), next=("NewConnection", "PolicyFromPod", "Forwarding"),
         miss_doc="a packet that conntrack did not see",
