@@ -141,8 +141,16 @@ def test_an_agent_among_rude_callers(scratch: ScratchNode) -> None:
         assert scratch.agent
         return len(list(Path(f"/proc/{scratch.agent.pid}/fd").iterdir()))
 
+    async def add_and_delete(name: str) -> None:
+        netns = scratch.netns()
+        code, result = await scratch.add(name, netns)
+        assert code == 0, result
+        assert await scratch.cni("DEL", **scratch.attachment(name, netns)) == (0, {})
+        assert scratch.left_over() == NOTHING_LEFT
+
     async def main() -> None:
         async with controlled(scratch, addTimeout=60):
+            await add_and_delete("first")  # it opens what the agent keeps open
             before = files()
             rude = [b"", STATUS[:40], b"\xff" * 100, request(b"[" * 100_000)]
             connected = [
@@ -150,11 +158,7 @@ def test_an_agent_among_rude_callers(scratch: ScratchNode) -> None:
             ]
             for (_, writer), data in zip(connected, rude * 30, strict=True):
                 writer.write(data)
-            netns = scratch.netns()
-            code, result = await scratch.add("a", netns)
-            assert code == 0, result
-            assert await scratch.cni("DEL", **scratch.attachment("a", netns)) == (0, {})
-            assert scratch.left_over() == NOTHING_LEFT
+            await add_and_delete("a")
             for reader, writer in connected:
                 with suppress(ConnectionError):
                     writer.write_eof()
