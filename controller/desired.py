@@ -96,13 +96,6 @@ class Desired:
                 wanted[program.seal.cookie] = program.seal, cause
         return wanted
 
-    def explain(self, node: str, cookie: int) -> tuple[Flow, str] | None:
-        """The desired flow with this cookie on a node, and the object it is there for."""
-        for program in (self.program(node), self.shared):
-            if found := program.cookies.get(cookie):
-                return found[0], found[1].cause
-        return None
-
 
 def batch_of(
     delta: Delta,
