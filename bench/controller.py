@@ -139,7 +139,7 @@ class StandaloneController:
 
     def status(self) -> Mapping[str, Any]:
         """What it says of nodes and problems."""
-        plane = ControlPlane(self.lab.layout, "geneve", None, None)
+        plane = ControlPlane(self.lab.layout, "geneve", binaries=None, kubelets=False, tls=None)
         return plane.status() or {"ready": False, "nodes": {}, "problems": {}}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import click
 from rich.console import Console
@@ -13,6 +13,7 @@ from lab import Lab, LabError
 from lab.display import Steps, show_status
 from lab.interrupt import one_interrupt
 from lab.layout import MOST_NODES
+from lab.spec import Options
 
 named = click.option("--name", default="lab", show_default=True, help="Which lab.")
 
@@ -55,23 +56,30 @@ def lab() -> None:
     help="The cluster's objects: manifests in a directory, or a kube-apiserver.  [default: dir]",
 )
 @click.option(
+    "--kubelets",
+    is_flag=True,
+    default=None,
+    help="A whole Kubernetes: each node has a containerd and a kubelet, and runs pods.",
+)
+@click.option(
+    "--no-sluice",
+    "sluice",
+    flag_value=False,
+    default=None,
+    help="Start no controller and no agents: somebody deploys them. With --kubelets.",
+)
+@click.option(
     "--tls",
     is_flag=True,
+    default=None,
     help="Switches and agents speak to the controller by mutual TLS.  [default: plain TCP]",
 )
-def up(
-    name: str,
-    nodes: int | None,
-    tunnel: Literal["geneve", "vxlan"] | None,
-    source: Literal["dir", "kube"] | None,
-    tls: bool,
-) -> None:
+def up(name: str, **asked: Unpack[Options]) -> None:
     """Bring a lab up. If it is up already, start again what has died of it."""
     with clear_errors():
         ours = Lab(name)
         with Steps(Console()) as steps:
-            # Left out, it means the default, or what a running lab has.
-            made = ours.up(nodes=nodes, tunnel=tunnel, source=source, tls=tls or None, report=steps)
+            made = ours.up(report=steps, **asked)
         click.echo(f"lab {name} is {'up' if made else 'up already'}")
 
 

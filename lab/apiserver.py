@@ -1,27 +1,25 @@
 """A real Kubernetes API for the lab: etcd and kube-apiserver in one network namespace.
 
-No scheduler, controller-manager or kubelet runs beside them. So nothing makes default service
-accounts, places pods, reports their status or collects what is orphaned: whoever creates a Pod
-names its node (`spec.nodeName`) and writes its status.
+Unless it is asked to be `whole`, no scheduler or controller-manager runs beside them. So nothing
+makes default service accounts, places pods, reports their status or collects what is orphaned:
+whoever creates a Pod names its node (`spec.nodeName`) and writes its status.
 
 Everything lives in one directory, which a later `start` takes up again:
 
-    pki/          the CA (ca.crt is what clients trust), the serving certificate, the service
-                  account key, the tokens of the two users
+    pki/          what `lab.kube_pki` makes
     etcd/         etcd's data
-    *.kubeconfig  one for each of the two users, `admin` and `sluice-controller`
+    *.kubeconfig  one for each user, among them `admin` and `sluice-controller`
 """
 
 import ipaddress
-import json
 import os
-import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lab import kube_pki
 
 Spawn = Callable[[str, Sequence[str]], int]
 """`spawn(name, argv) -> pid`: start a daemon in the namespace, its output in a file."""
@@ -55,9 +53,6 @@ subjects:
     name: sluice-controller
 """
 
-# The groups of each user. system:masters may do everything, whatever RBAC says.
-USERS = {"admin": "system:masters", "sluice-controller": ""}
-
 
 class ApiServerError(Exception):
     """The API server did not come up; the message says why and quotes its log."""
@@ -81,6 +76,7 @@ def start(
     service_range: str,
     binaries: Path,
     spawn: Spawn,
+    pod_range: str | None = None,
     logs: Path | None = None,
     timeout: float = 60.0,
 ) -> ApiServer:
@@ -90,27 +86,36 @@ def start(
     `address`. `directory` is for this API server alone; one that was used before, with the same
     address and range, gives the same cluster again: CA, tokens and objects. `service_range` is a
     CIDR, or one of each family with a comma between. `binaries` holds etcd, kube-apiserver and
-    kubectl. `logs` is where `spawn` puts the output of NAME, as NAME.log (`directory` unless told
-    otherwise); it is only read, for error messages. A daemon that still runs is kept.
+    kubectl. With a `pod_range` to hand out to Nodes the control plane is whole, for kubelets:
+    `binaries` then holds kube-controller-manager and kube-scheduler, too. `logs` is where `spawn`
+    puts the output of NAME, as NAME.log (`directory` unless told otherwise); it is only read, for
+    error messages. A daemon that still runs is kept.
 
     It takes about 3 s. It raises ApiServerError after `timeout` seconds or when a daemon ends;
     what it has spawned until then is the caller's to stop.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / "pki").exists():
-        _make_pki(directory / "pki", address, service_range)
-
     url = f"https://{_in_url(address)}:{PORT}"
-    tokens = {name: (directory / "pki" / f"{name}.token").read_text() for name in USERS}
-    kubeconfigs = {name: directory / f"{name}.kubeconfig" for name in USERS}
-    for name, path in kubeconfigs.items():
-        _write_private(path, _kubeconfig(url, directory / "pki" / "ca.crt", name, tokens[name]))
+    try:
+        kube_pki.make(directory / "pki", address, service_range)
+        kubeconfigs = kube_pki.write_kubeconfigs(directory, url)
+    except kube_pki.PkiError as error:
+        raise ApiServerError(str(error)) from error
 
-    commands = {
-        "etcd": _etcd_command(binaries, directory),
-        "kube-apiserver": _apiserver_command(binaries, directory, address, service_range),
-    }
+    apiserver = _apiserver_command(binaries, directory, address, service_range)
+    commands = {"etcd": _etcd_command(binaries, directory)}
+    if pod_range is None:
+        # It refuses pods whose service account does not exist, and nobody here makes `default`.
+        commands["kube-apiserver"] = [*apiserver, "--disable-admission-plugins=ServiceAccount"]
+    else:
+        commands |= {
+            "kube-apiserver": apiserver,
+            "kube-controller-manager": _controller_manager_command(
+                binaries, directory, pod_range, service_range
+            ),
+            "kube-scheduler": _scheduler_command(binaries, directory),
+        }
     pids = {name: _find(argv) or spawn(name, argv) for name, argv in commands.items()}
 
     kubectl = [
@@ -158,10 +163,40 @@ def _apiserver_command(
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={pki / 'service-account.pub'}",
         f"--service-account-signing-key-file={pki / 'service-account.key'}",
-        # It refuses pods whose service account does not exist, and nobody here makes `default`.
-        "--disable-admission-plugins=ServiceAccount",
         "--kubelet-preferred-address-types=InternalIP",
+        f"--kubelet-certificate-authority={pki / 'ca.crt'}",
+        f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
+        f"--kubelet-client-key={pki / 'kubelet-client.key'}",
         "--allow-privileged=true",
+    ]
+
+
+def _controller_manager_command(
+    binaries: Path, directory: Path, pod_range: str, service_range: str
+) -> list[str]:
+    pki = directory / "pki"
+    return [
+        str(binaries / "kube-controller-manager"),
+        f"--kubeconfig={directory / 'kube-controller-manager.kubeconfig'}",
+        "--use-service-account-credentials=true",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
+        "--allocate-node-cidrs=true",
+        f"--cluster-cidr={pod_range}",
+        f"--service-cluster-ip-range={service_range}",
+        f"--service-account-private-key-file={pki / 'service-account.key'}",
+        f"--root-ca-file={pki / 'ca.crt'}",
+        f"--cluster-signing-cert-file={pki / 'ca.crt'}",
+        f"--cluster-signing-key-file={pki / 'ca.key'}",
+    ]
+
+
+def _scheduler_command(binaries: Path, directory: Path) -> list[str]:
+    return [
+        str(binaries / "kube-scheduler"),
+        f"--kubeconfig={directory / 'kube-scheduler.kubeconfig'}",
+        "--leader-elect=false",
+        "--bind-address=127.0.0.1",
     ]
 
 
@@ -230,91 +265,5 @@ def _tail(logs: Path, name: str) -> str:
     return "\n".join([f"the end of {path}:", *lines])
 
 
-def _make_pki(pki: Path, address: str, service_range: str) -> None:
-    """Make the keys, certificates and tokens in a directory that appears whole or not at all."""
-    part = pki.with_name("pki.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(mode=0o700)
-
-    names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-    addresses = [address, "127.0.0.1", *_first_addresses(service_range)]
-    alternatives = [f"DNS:{name}" for name in names] + [f"IP:{value}" for value in addresses]
-    (part / "openssl.cnf").write_text(
-        "[req]\ndistinguished_name = name\n[name]\n"
-        "[ca]\n"
-        "basicConstraints = critical, CA:TRUE\n"
-        "keyUsage = critical, keyCertSign, cRLSign\n"
-        "subjectKeyIdentifier = hash\n"
-        "[serving]\n"
-        "basicConstraints = critical, CA:FALSE\n"
-        "keyUsage = critical, digitalSignature\n"
-        "extendedKeyUsage = serverAuth\n"
-        "authorityKeyIdentifier = keyid\n"
-        f"subjectAltName = {', '.join(alternatives)}\n"
-    )
-    new = "req -x509 -config openssl.cnf -noenc -days 3650 -newkey ec"
-    new += " -pkeyopt ec_paramgen_curve:prime256v1"
-    _openssl(part, f"{new} -extensions ca -subj /CN=sluice-lab -keyout ca.key -out ca.crt")
-    serving = "-extensions serving -subj /CN=kube-apiserver -keyout serving.key -out serving.crt"
-    _openssl(part, f"{new} {serving} -CA ca.crt -CAkey ca.key")
-    curve = "-algorithm EC -pkeyopt ec_paramgen_curve:prime256v1"
-    _openssl(part, f"genpkey {curve} -out service-account.key")
-    _openssl(part, "pkey -in service-account.key -pubout -out service-account.pub")
-
-    rows = []
-    for name, groups in USERS.items():
-        token = secrets.token_hex(16)
-        _write_private(part / f"{name}.token", token)
-        rows.append(f"{token},{name},{name},{groups}\n")
-    _write_private(part / "tokens.csv", "".join(rows))
-    part.rename(pki)
-
-
-def _openssl(directory: Path, arguments: str) -> None:
-    try:
-        answer = subprocess.run(
-            ["openssl", *arguments.split()],
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise ApiServerError("openssl is not installed (Debian: openssl)") from None
-    if answer.returncode:
-        raise ApiServerError(f"openssl {arguments}: {answer.stderr.strip()}")
-
-
-def _first_addresses(service_range: str) -> list[str]:
-    """Return the address of the Service `kubernetes`, in each family that there is."""
-    return [str(ipaddress.ip_network(part)[1]) for part in service_range.split(",")]
-
-
 def _in_url(address: str) -> str:
     return f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
-
-
-def _kubeconfig(url: str, ca: Path, user: str, token: str) -> str:
-    # JSON is YAML too, and needs no quoting rules of ours. By path, the CA stays in one place.
-    return json.dumps(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [
-                {"name": "lab", "cluster": {"server": url, "certificate-authority": str(ca)}}
-            ],
-            "users": [{"name": user, "user": {"token": token}}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
-            "current-context": "lab",
-        },
-        indent=2,
-    )
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, by rename so that no reader sees half of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    part.touch(mode=0o600)
-    part.write_text(text)
-    part.rename(path)

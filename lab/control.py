@@ -38,13 +38,17 @@ def daemons(layout: Layout) -> Daemons:
     return Daemons(layout.netns("control"), layout.control / "log")
 
 
-def kubernetes_binaries() -> Path:
-    """Where etcd, kube-apiserver and kubectl are; builds them (5 minutes) where they are not."""
-    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+def kubernetes_binaries(*, whole: bool) -> Path:
+    """Where etcd, kube-apiserver and kubectl are; builds them (5 minutes) where they are not.
+
+    With `whole`, also the rest of Kubernetes, and containerd. Raises `LabError`.
+    """
+    if not whole and (assets := os.environ.get("KUBEBUILDER_ASSETS")):
         return Path(assets)
-    built = subprocess.run([BUILD_SCRIPT], stdout=subprocess.PIPE, text=True, check=False)
+    command = [str(BUILD_SCRIPT), *(["--cluster"] if whole else [])]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode:
-        raise LabError(f"{BUILD_SCRIPT} gave no Kubernetes binaries; see above")
+        raise LabError(f"{' '.join(command)} gave no Kubernetes binaries; see above")
     return Path(built.stdout.splitlines()[-1])
 
 
@@ -58,6 +62,7 @@ class ControlPlane:
     layout: Layout
     tunnel: Tunnel
     binaries: Path | None
+    kubelets: bool
     tls: Tls | None
 
     @property
@@ -87,16 +92,14 @@ class ControlPlane:
 
         Returns when the controller listens. Raises `LabError`.
         """
-        ours = daemons(self.layout)
-        kubeconfig = None
-        if self.binaries:
-            report("starting etcd and kube-apiserver")
-            kubeconfig = self._start_api(self.binaries, ours)
-        report("writing the Nodes")
-        for node in nodes:
-            self.source.add_node(node)
+        kubeconfig = self.start_api(report)
+        if not self.kubelets:
+            report("writing the Nodes")
+            for node in nodes:
+                self.source.add_node(node)
 
         report("starting the controller")
+        ours = daemons(self.layout)
         cluster = Cluster(
             pod_range=POD_RANGE,
             service_range=SERVICE_RANGE,
@@ -147,14 +150,23 @@ class ControlPlane:
             and all(node["inSync"] for node in status["nodes"].values())
         )
 
-    def _start_api(self, binaries: Path, ours: Daemons) -> Path:
+    def start_api(self, report: Callable[[str], None]) -> Path | None:
+        """Start the API server where there is to be one; the controller's credentials for it.
+
+        Raises `LabError`.
+        """
+        if not self.binaries:
+            return None
+        report("starting Kubernetes" if self.kubelets else "starting etcd and kube-apiserver")
+        ours = daemons(self.layout)
         try:
             api = apiserver.start(
                 netns=ours.netns,
                 directory=self.layout.control / "apiserver",
                 address=str(CONTROL_ADDRESS),
                 service_range=str(SERVICE_RANGE),
-                binaries=binaries,
+                binaries=self.binaries,
+                pod_range=str(POD_RANGE) if self.kubelets else None,
                 spawn=ours.start,
                 logs=ours.directory,
             )

@@ -86,10 +86,12 @@ class Daemons:
         *,
         timeout: float,
         cancelled: Callable[[], bool] = lambda: False,
+        pause: float = 0.02,
     ) -> bool:
         """Wait for something that the daemons bring about; False if it takes more than `timeout` s.
 
-        Raises `LabError` as soon as one of them ends, or `cancelled` says so.
+        `pause` s pass between two looks at it. Raises `LabError` as soon as one of them ends, or
+        `cancelled` says so.
         """
         deadline = time.monotonic() + timeout
         while not condition():
@@ -98,7 +100,7 @@ class Daemons:
                 raise LabError(f"{self.netns}: given up")
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.02)
+            time.sleep(pause)
         return True
 
     def tail(self, name: str, lines: int = 15) -> str:

@@ -6,52 +6,26 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Unpack
 
 import msgspec
 
-from lab import certificates, network, node
+from lab import certificates, machine, network, node
+from lab.bringup import Bringup
 from lab.commands import LabError, inside, replace_file
-from lab.control import ControlPlane, Tunnel, daemons, kubernetes_binaries
+from lab.control import ControlPlane, daemons
 from lab.daemons import Daemons, kill, processes_in
 from lab.layout import (
     CONTROL_ADDRESS,
     FABRIC_ADDRESS,
-    MOST_NODES,
     OUTSIDE_ADDRESS,
     Layout,
     NodeLayout,
 )
 from lab.pods import Pod, Pods
-
-SourceKind = Literal["dir", "kube"]
-
-
-class Report(Protocol):
-    """Is told what a part of the lab (`node1`, `control`, ...) does now, and when it is done."""
-
-    def __call__(self, part: str, doing: str, *, done: bool = False) -> None: ...
-
-
-def quiet(part: str, doing: str, *, done: bool = False) -> None:
-    """Report nothing."""
-
-
-class State(msgspec.Struct, frozen=True):
-    """What was asked for, as kept in lab.json."""
-
-    nodes: int
-    tunnel: Tunnel
-    source: SourceKind
-    binaries: Path | None = None
-    tls: bool = False
-    """Whether switches and agents speak to the controller by mutual TLS."""
-    ready: bool = False
-    """Whether it has been up as a whole."""
+from lab.spec import Options, Report, Spec, new_spec, quiet, with_programs
 
 
 class Lab:
@@ -71,47 +45,34 @@ class Lab:
 
     # Up and down
 
-    def up(
-        self,
-        *,
-        nodes: int | None = None,
-        tunnel: Tunnel | None = None,
-        source: SourceKind | None = None,
-        tls: bool | None = None,
-        report: Report = quiet,
-    ) -> bool:
+    def up(self, *, report: Report = quiet, **asked: Unpack[Options]) -> bool:
         """Bring the lab up, and return once pods can be added; False if it was up already.
 
-        None stands for 3 nodes, Geneve, a directory as source and plain TCP, or for what a running
-        lab has. In a running lab, daemons that have died are started again. A lab that does not
-        come up (also on KeyboardInterrupt) is taken down again.
+        What is left out or None is as in `Spec`, or as a running lab has it. Without `sluice` no
+        pod can be added before somebody has deployed it. In a running lab, daemons that have died
+        are started again. A lab that does not come up (also on KeyboardInterrupt) is taken down
+        again.
         """
-        asked = {"nodes": nodes, "tunnel": tunnel, "source": source, "tls": tls}
+        wanted = {name: value for name, value in asked.items() if value is not None}
         with self._lock(exclusive=True, report=report):
-            known = self._read_state()
+            known = self._read_spec()
             if known and known.ready:
-                for what, wanted in asked.items():
-                    if wanted not in (None, getattr(known, what)):
+                for what, value in wanted.items():
+                    if value != getattr(known, what):
                         raise LabError(
                             f"lab {self.name} is already up with {what} {getattr(known, what)}, "
-                            f"not {wanted}; take it down first: sluice lab down --name {self.name}"
+                            f"not {value}; take it down first: sluice lab down --name {self.name}"
                         )
-                self._start(known, report)
+                self._bringup(known, report).start()
                 return False
 
-            state = State(
-                3 if nodes is None else nodes, tunnel or "geneve", source or "dir", tls=bool(tls)
-            )
-            if not 1 <= state.nodes <= MOST_NODES:
-                raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {state.nodes}")
-            if state.source == "kube":
-                state = msgspec.structs.replace(state, binaries=kubernetes_binaries())
+            spec = with_programs(new_spec(wanted), report)
             self._remove_all()  # of an `up` that was killed
             try:
                 self.layout.directory.mkdir()
-                self._write_state(state)
-                self._start(state, report)
-                self._write_state(msgspec.structs.replace(state, ready=True))
+                self._write_spec(spec)
+                self._bringup(spec, report).start()
+                self._write_spec(msgspec.structs.replace(spec, ready=True))
             except BaseException:
                 report("lab", "taking everything down again")
                 self._remove_all()
@@ -124,17 +85,9 @@ class Lab:
             return self._remove_all()
 
     @contextlib.contextmanager
-    def running(
-        self,
-        *,
-        nodes: int | None = None,
-        tunnel: Tunnel | None = None,
-        source: SourceKind | None = None,
-        tls: bool | None = None,
-        report: Report = quiet,
-    ) -> Iterator["Lab"]:
+    def running(self, *, report: Report = quiet, **asked: Unpack[Options]) -> Iterator["Lab"]:
         """`up`, and `down` at the end whatever happens."""
-        self.up(nodes=nodes, tunnel=tunnel, source=source, tls=tls, report=report)
+        self.up(report=report, **asked)
         try:
             yield self
         finally:
@@ -143,26 +96,30 @@ class Lab:
     def start_daemon(self, node_name: str, daemon: str) -> None:
         """Start a daemon of a node that has died, as its init system would, and do nothing else.
 
-        `daemon` is one of those in `status`: ovsdb-server, ovs-vswitchd or agent.
+        `daemon` is one of those in `status`: ovsdb-server, ovs-vswitchd, agent, or in a cluster
+        of kubelets containerd or kubelet.
         """
-        state, it = self._state(), self._node(node_name)
-        match daemon:
-            case "ovsdb-server":
-                node.start_database(it)
-            case "ovs-vswitchd":
-                node.start_vswitchd(it)
-            case "agent":
-                tls = certificates.files(self.layout, it.name) if state.tls else None
-                node.start_agent(it, tls)
-            case _:
-                raise LabError(f"a node has no daemon {daemon!r}")
+        self._bringup(self._spec()).start_daemon(self._node(node_name), daemon)
 
     def start_control(self) -> None:
-        """The same for the controller, and for etcd and the API server where there are some."""
-        state = self._state()
-        daemons(self.layout).forget_ended()
-        nodes = self.layout.nodes(state.nodes)
-        self._control(state).start(nodes, lambda _: None, lambda: False)
+        """The same for the control plane: the controller, and the API server where there is one."""
+        self._bringup(self._spec()).start_control()
+
+    def reboot(self, node_name: str, report: Report = quiet) -> None:
+        """Kill all that runs on a node, take its namespaces away, and start it again.
+
+        What a machine has on its disk stays. Only where nodes have kubelets to bring pods back.
+        """
+        with self._lock(exclusive=True, report=report):
+            spec, it = self._spec(), self._node(node_name)
+            if not spec.kubelets:
+                raise LabError(f"lab {self.name} has no kubelets, who would bring the pods back")
+            report(it.name, "pulling the plug")
+            while pids := processes_in([it.netns]) | machine.processes(it.cgroup):
+                kill(pids)
+            machine.remove(it)
+            network.delete_namespace(it.netns)
+            self._bringup(spec, report).start_again(it)
 
     # Pods
 
@@ -175,7 +132,7 @@ class Lab:
         for different pods at the same time.
         """
         with self._lock(exclusive=False):
-            if not self._state().ready:
+            if not self._spec().ready:
                 raise LabError(f"lab {self.name} has not come up; `sluice lab up` makes it anew")
             return self._pods().add(namespace, name, self._node(node), labels or {})
 
@@ -201,25 +158,25 @@ class Lab:
         `where` is a pod's NAMESPACE/NAME, a node's name, or outside, control or fabric. In a node
         the tools of Open vSwitch find that node's switch; in control, kubectl finds the API server.
         """
-        state = self._state()
+        spec = self._spec()
         if "/" in where:
             return inside(self.pod(*where.split("/", 1)).netns, argv)
-        if where == "control" and (binaries := self._control(state).binaries):
+        if where == "control" and (binaries := self._control(spec).binaries):
             kubectl = [
                 f"PATH={binaries}:{os.environ.get('PATH', os.defpath)}",
-                f"KUBECONFIG={self._control(state).kubeconfig}",
+                f"KUBECONFIG={self._control(spec).kubeconfig}",
             ]
             return inside(self.layout.netns(where), ["env", *kubectl, *argv])
         if where in ("outside", "control", "fabric"):
             return inside(self.layout.netns(where), argv)
-        for known in self.layout.nodes(state.nodes):
+        for known in self.layout.nodes(spec.nodes):
             if known.name == where:
                 paths = {"OVS_RUNDIR": known.ovs_run, "OVS_DBDIR": known.directory}
                 variables = [f"{name}={path}" for name, path in paths.items()]
                 return inside(known.netns, ["env", *variables, *argv])
         raise LabError(
             f"lab {self.name} has no {where!r}: name a pod as NAMESPACE/NAME, a node "
-            f"(node1 to node{state.nodes}), outside, control or fabric"
+            f"(node1 to node{spec.nodes}), outside, control or fabric"
         )
 
     def exec(
@@ -248,26 +205,26 @@ class Lab:
 
     def kubectl(self, *arguments: str) -> list[str]:
         """The command line of a kubectl call by the administrator; needs an API server."""
-        return self._control(self._state()).kubernetes.command(arguments)
+        return self._control(self._spec()).kubernetes.command(arguments)
 
     def ask(self, path: str) -> dict[str, Any] | None:
         """What the controller answers on its socket for local users; None if it does not."""
-        return self._control(self._state()).ask(path)
+        return self._control(self._spec()).ask(path)
 
     def status(self) -> dict[str, Any]:
         """Everything there is, in the form of `sluice lab status --json`."""
-        state = self._state()
+        spec = self._spec()
         control = daemons(self.layout)
         pids = control.pids()
-        nodes = {n.name: _describe(n) for n in self.layout.nodes(state.nodes)}
+        nodes = {n.name: _describe(n) for n in self.layout.nodes(spec.nodes)}
         node_pids = [pid for node in nodes.values() for pid in node["pids"].values()]
-        asked = self._control(state).status()
+        asked = self._control(spec).status()
         described = {
             "name": self.name,
-            "ready": state.ready and None not in [pids.get("controller"), *node_pids],
-            "tunnel": state.tunnel,
-            "source": state.source,
-            "tls": state.tls,
+            "ready": spec.ready and None not in [pids.get("controller"), *node_pids],
+            "tunnel": spec.tunnel,
+            "source": spec.source,
+            "tls": spec.tls,
             "directory": str(self.layout.directory),
             "api_socket": str(self.layout.api_socket),
             "controller": {
@@ -284,60 +241,18 @@ class Lab:
             | {"pids": pids, "log_dir": str(control.directory)},
             "fabric": self._place("fabric", str(FABRIC_ADDRESS)) | {"bridge": network.BRIDGE},
         }
-        if state.source == "kube":
-            described["kubeconfig"] = str(self._control(state).kubeconfig)
+        if spec.source == "kube":
+            described["kubeconfig"] = str(self._control(spec).kubeconfig)
         return described
 
     # Within
-
-    def _start(self, state: State, report: Report) -> None:
-        """Start whatever does not run. Control plane and nodes at the same time."""
-        nodes = self.layout.nodes(state.nodes)
-        plane = self._control(state)
-        cancelled = threading.Event()
-        self.layout.pods.mkdir(exist_ok=True)
-        if state.tls:
-            certificates.issue(self.layout, nodes)
-        report("fabric", "connecting the namespaces")
-        network.connect(self.layout, nodes)
-        report("fabric", f"connects {len(nodes)} nodes", done=True)
-
-        def start_control() -> None:
-            daemons(self.layout).forget_ended()
-            plane.start(nodes, lambda doing: report("control", doing), cancelled.is_set)
-            report("control", "the controller listens", done=True)
-
-        def start_node(it: NodeLayout, control: Future[None]) -> None:
-            report(it.name, "starting Open vSwitch")
-            node.daemons(it).forget_ended()
-            node.start_switch(it, nodes)
-            report(it.name, "waiting for the controller")
-            control.result()
-            report(it.name, "starting the agent")
-            node.start_agent(it, certificates.files(self.layout, it.name) if state.tls else None)
-            node.wait_ready(it, daemons(self.layout), cancelled.is_set)
-            report(it.name, "is ready", done=True)
-
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            control = pool.submit(start_control)
-            started = [pool.submit(start_node, it, control) for it in nodes]
-            try:
-                for future in as_completed([control, *started]):
-                    future.result()
-            except BaseException:
-                cancelled.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        # A switch that dials again after an outage may take its time.
-        if not daemons(self.layout).wait(plane.in_sync, timeout=30):
-            raise LabError(f"not every switch holds its flows after 30 s: {plane.status()}")
 
     def _remove_all(self) -> bool:
         """Remove everything that carries the lab's name, found by looking rather than by memory."""
         names = network.namespaces(self.layout.prefix)
         found = bool(names) or self.layout.directory.exists()
         # More than once, because what is being killed may be just starting something.
-        while pids := processes_in(names):
+        while pids := processes_in(names) | machine.processes(self.layout.cgroup):
             kill(pids)
         recorded = {
             pid
@@ -349,6 +264,7 @@ class Lab:
             network.delete_namespace(name)
         for mount in _mounts_below(self.layout.directory):
             subprocess.run(["umount", "--lazy", mount], check=False)
+        machine.forget(self.layout)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.layout.directory)
         return found
@@ -360,7 +276,7 @@ class Lab:
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         while True:
             if not exclusive:
-                self._state()
+                self._spec()
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = path.open("a")
@@ -380,39 +296,41 @@ class Lab:
                 finally:
                     if not self.layout.directory.exists():
                         path.unlink(missing_ok=True)
-                        for folder in (path.parent, path.parent.parent):
-                            with contextlib.suppress(OSError):  # other labs are in it
-                                folder.rmdir()
+                        with contextlib.suppress(OSError):  # other labs are in it
+                            path.parent.rmdir()
                 return
 
-    def _read_state(self) -> State | None:
+    def _read_spec(self) -> Spec | None:
         try:
             return msgspec.json.decode(
-                self.layout.state.read_bytes(), type=State, dec_hook=lambda kind, value: kind(value)
+                self.layout.spec.read_bytes(), type=Spec, dec_hook=lambda kind, value: kind(value)
             )
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
-    def _write_state(self, state: State) -> None:
-        replace_file(self.layout.state, msgspec.json.encode(state, enc_hook=str).decode())
+    def _write_spec(self, spec: Spec) -> None:
+        replace_file(self.layout.spec, msgspec.json.encode(spec, enc_hook=str).decode())
 
-    def _state(self) -> State:
-        state = self._read_state()
-        if state is None:
+    def _spec(self) -> Spec:
+        spec = self._read_spec()
+        if spec is None:
             raise LabError(
                 f"no lab {self.name} is up; `sluice lab up --name {self.name}` makes one"
             )
-        return state
+        return spec
 
-    def _control(self, state: State) -> ControlPlane:
-        tls = certificates.files(self.layout, certificates.CONTROLLER) if state.tls else None
-        return ControlPlane(self.layout, state.tunnel, state.binaries, tls)
+    def _bringup(self, spec: Spec, report: Report = quiet) -> Bringup:
+        return Bringup(self.layout, spec, self._control(spec), report)
+
+    def _control(self, spec: Spec) -> ControlPlane:
+        tls = certificates.files(self.layout, certificates.CONTROLLER) if spec.tls else None
+        return ControlPlane(self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls)
 
     def _pods(self) -> Pods:
-        return Pods(self.layout, self._control(self._state()).source)
+        return Pods(self.layout, self._control(self._spec()).source)
 
     def _node(self, name: str) -> NodeLayout:
-        nodes = self._state().nodes
+        nodes = self._spec().nodes
         for known in self.layout.nodes(nodes):
             if known.name == name:
                 return known

@@ -6,7 +6,9 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-LABS = Path("/run/sluice/labs")
+LABS = Path("/run/sluice-lab")
+DISKS = Path("/var/lib/sluice-lab")
+"""What is too much for memory, which /run may be in: images and containers."""
 NAMESPACES = Path("/run/netns")
 """Where `ip netns` keeps its names."""
 
@@ -17,6 +19,8 @@ CONTROL_ADDRESS = IPv4Address("172.30.0.2")
 FIRST_NODE_ADDRESS = IPv4Address("172.30.1.1")
 POD_RANGE = IPv4Network("10.244.0.0/16")
 SERVICE_RANGE = IPv4Network("10.96.0.0/16")
+CLUSTER_DNS = SERVICE_RANGE[10]
+"""What kubelets tell their pods to ask."""
 # The world outside the cluster, in a range kept for documentation (RFC 5737).
 WORLD = IPv4Network("203.0.113.0/24")
 FABRIC_WORLD_ADDRESS = IPv4Address("203.0.113.1")
@@ -39,7 +43,11 @@ class NodeLayout:
     netns: str
     address: IPv4Address
     pod_cidr: IPv4Network
+    """Where the lab itself writes the Node down; else the controller-manager hands it out."""
     directory: Path
+    disk: Path
+    cgroup: str
+    """Of everything that kubelet runs, in each hierarchy."""
 
     @property
     def ovs_run(self) -> Path:
@@ -76,6 +84,31 @@ class NodeLayout:
     def cni_bin(self) -> Path:
         return self.directory / "cni" / "bin"
 
+    @property
+    def state(self) -> Path:
+        """What the agent keeps over a reboot."""
+        return self.directory / "state"
+
+    @property
+    def namespaces(self) -> Path:
+        """The namespaces besides the network's, where the node has some (`lab.machine`)."""
+        return self.directory / "ns"
+
+    @property
+    def private_paths(self) -> dict[str, Path]:
+        """What the node's own mounts show at the paths that every machine has."""
+        return {
+            "/run/openvswitch": self.ovs_run,
+            "/run/sluice": self.cni_socket.parent,
+            "/etc/cni/net.d": self.cni_conf,
+            "/opt/cni/bin": self.cni_bin,
+            "/var/lib/sluice": self.state,
+            "/var/lib/containerd": self.disk / "containerd",
+            "/var/lib/kubelet": self.disk / "kubelet",
+            "/var/log/pods": self.disk / "pods",
+            "/var/log/containers": self.disk / "containers",
+        }
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -92,12 +125,20 @@ class Layout:
         return LABS / self.name
 
     @property
+    def disk(self) -> Path:
+        return DISKS / self.name
+
+    @property
+    def cgroup(self) -> str:
+        return self.prefix.rstrip(".")
+
+    @property
     def lock(self) -> Path:
         # Beside the directory, which comes and goes while it is held. No lab's name has a dot.
         return LABS / f"{self.name}.lock"
 
     @property
-    def state(self) -> Path:
+    def spec(self) -> Path:
         return self.directory / "lab.json"
 
     @property
@@ -143,6 +184,8 @@ class Layout:
             address=FIRST_NODE_ADDRESS + (number - 1),
             pod_cidr=IPv4Network((int(POD_RANGE[0]) + (number << 8), 24)),
             directory=self.directory / "nodes" / name,
+            disk=self.disk / name,
+            cgroup=f"{self.cgroup}/{name}",
         )
 
     def nodes(self, count: int) -> tuple[NodeLayout, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from lab import machine
 from lab.commands import LabError, run
 from lab.daemons import Daemons
 from lab.layout import (
@@ -96,7 +97,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
 
 def start_agent(node: NodeLayout, tls: Tls | None) -> None:
     """Start the agent; `wait_ready` tells when it has done its work."""
-    for directory in (node.cni_conf, node.cni_bin, node.directory / "state"):
+    for directory in (node.cni_conf, node.cni_bin, node.state):
         directory.mkdir(parents=True, exist_ok=True)
     node.cni_socket.parent.mkdir(mode=0o700, exist_ok=True)
     agent = Agent(
@@ -104,7 +105,7 @@ def start_agent(node: NodeLayout, tls: Tls | None) -> None:
         controller_openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
         controller_api=f"{CONTROL_ADDRESS}:{API_PORT}",
         datapath="netdev",
-        state=node.directory / "state",
+        state=node.state,
         socket=node.cni_socket,
         ovsdb=node.ovsdb,
         ovs_run=node.ovs_run,
@@ -115,7 +116,9 @@ def start_agent(node: NodeLayout, tls: Tls | None) -> None:
         audit_interval=2,
     )
     write_settings(node.settings, Settings(agent=agent))
-    daemons(node).start("agent", python("node_agent", "--config", str(node.settings)))
+    command = python("node_agent", "--config", str(node.settings))
+    # Where containerd runs, for the paths of sandboxes that it names.
+    daemons(node).start("agent", machine.enter(node, command))
 
 
 def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bool]) -> None:

@@ -112,7 +112,7 @@ def test_what_was_written_outlives_every_daemon(
     status = json.dumps({"status": {"phase": "Running", **addresses}})
     kubectl(first.kubeconfig, "patch", "pod", "a", "--subresource=status", "-p", status)
     credentials = [path.read_text() for path in first.kubeconfig.parent.glob("*.kubeconfig")]
-    assert len(credentials) == 2
+    assert len(credentials) == 4
 
     def counts() -> list[int]:
         return [len(started) for started in processes.values()]

@@ -159,7 +159,7 @@ def test_nodes_hold_no_kubernetes_credentials(lab: Lab) -> None:
     status = lab.status()
     directory = Path(status["directory"])
     tokens = [path.read_bytes() for path in directory.glob("control/apiserver/pki/*.token")]
-    assert len(tokens) == 2
+    assert len(tokens) == 4
     signs = [*tokens, b"kubeconfig", b"certificate-authority", b"PRIVATE KEY", b"/var/run/secrets"]
     for name, node in status["nodes"].items():
         held = {

@@ -63,7 +63,7 @@ def processes(name):
             words = (process / "cmdline").read_text().split("\0")
         except OSError:
             continue
-        if any(f"/run/sluice/labs/{name}/" in word for word in words):
+        if any(f"/run/sluice-lab/{name}/" in word for word in words):
             found.append(" ".join(words))
     return found
 
@@ -121,7 +121,7 @@ def start_up(name, moment):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    path = Path(MOMENTS[moment].format(name=name, directory=f"/run/sluice/labs/{name}"))
+    path = Path(MOMENTS[moment].format(name=name, directory=f"/run/sluice-lab/{name}"))
     wait_until(path.exists)
     return up
 
@@ -378,7 +378,7 @@ def test_an_unknown_lab_gets_one_sentence():
     result = CliRunner().invoke(main, ["lab", "status", "--name", "never-made"])
     assert result.exit_code == 1
     assert result.output.startswith("Error: no lab never-made is up")
-    assert not Path("/run/sluice/labs/never-made.lock").exists()
+    assert not Path("/run/sluice-lab/never-made.lock").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a.b", "Lab", "a" * 21])

@@ -1,0 +1,118 @@
+"""Starting a lab: whatever of it does not run, the control plane and all nodes at the same time."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+
+from lab import certificates, machine, network, node
+from lab.cluster import Cluster
+from lab.commands import LabError
+from lab.control import ControlPlane, daemons
+from lab.layout import Layout, NodeLayout
+from lab.spec import Report, Spec
+from settings import Tls
+
+
+@dataclass(frozen=True)
+class Bringup:
+    """One lab that is being started. Every method raises `LabError`."""
+
+    layout: Layout
+    spec: Spec
+    plane: ControlPlane
+    report: Report
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        return self.layout.nodes(self.spec.nodes)
+
+    def start(self) -> None:
+        """Start everything; return once it works."""
+        self.layout.pods.mkdir(exist_ok=True)
+        if self.spec.tls:
+            certificates.issue(self.layout, self.nodes)
+        self.report("fabric", "connecting the namespaces")
+        network.connect(self.layout, self.nodes)
+        self.report("fabric", f"connects {len(self.nodes)} nodes", done=True)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            control = pool.submit(self.start_control)
+            started = [pool.submit(self.start_node, it, control) for it in self.nodes]
+            try:
+                for future in as_completed([control, *started]):
+                    future.result()
+            except BaseException:
+                self._cancelled.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        # A switch that dials again after an outage may take its time.
+        if self.spec.sluice and not daemons(self.layout).wait(self.plane.in_sync, timeout=30):
+            raise LabError(f"not every switch holds its flows after 30 s: {self.plane.status()}")
+
+    def start_control(self) -> None:
+        """Start the control plane; return once it listens."""
+        daemons(self.layout).forget_ended()
+        report = partial(self.report, "control")
+        if self.spec.sluice:
+            self.plane.start(self.nodes, report, self._cancelled.is_set)
+        else:
+            self.plane.start_api(report)
+        if cluster := self._cluster:
+            cluster.start_dns()
+        self.report("control", "the control plane listens", done=True)
+
+    def start_node(self, it: NodeLayout, control: Future[None] | None = None) -> None:
+        """Start a node; what needs the control plane waits until `control` is done."""
+        report, cluster = partial(self.report, it.name), self._cluster
+        node.daemons(it).forget_ended()
+        if cluster:
+            machine.create(it)
+        report("starting Open vSwitch")
+        node.start_switch(it, self.nodes)
+        if cluster:
+            report("starting containerd")
+            cluster.start_runtime(it)
+        report("waiting for the control plane")
+        if control:
+            control.result()
+        if cluster:
+            report("starting kubelet")
+            cluster.start_kubelet(it)
+        if self.spec.sluice:
+            report("starting the agent")
+            node.start_agent(it, self._tls(it))
+            node.wait_ready(it, daemons(self.layout), self._cancelled.is_set)
+        if cluster:
+            report("waiting for its Node to be Ready")
+            cluster.wait_for_node(it, ready=self.spec.sluice, cancelled=self._cancelled.is_set)
+        report("is ready", done=True)
+
+    def start_again(self, it: NodeLayout) -> None:
+        """Start a node whose namespaces are gone, beside a control plane that runs."""
+        network.connect(self.layout, self.nodes)
+        self.start_node(it)
+
+    def start_daemon(self, it: NodeLayout, daemon: str) -> None:
+        """Start one daemon of a node, as its init system would."""
+        cluster = self._cluster
+        match daemon:
+            case "ovsdb-server":
+                node.start_database(it)
+            case "ovs-vswitchd":
+                node.start_vswitchd(it)
+            case "agent":
+                node.start_agent(it, self._tls(it))
+            case "containerd" if cluster:
+                cluster.start_runtime(it)
+            case "kubelet" if cluster:
+                cluster.start_kubelet(it)
+            case _:
+                raise LabError(f"a node has no daemon {daemon!r}")
+
+    def _tls(self, it: NodeLayout) -> Tls | None:
+        return certificates.files(self.layout, it.name) if self.spec.tls else None
+
+    @property
+    def _cluster(self) -> Cluster | None:
+        return Cluster(self.plane, self.spec.images) if self.spec.images else None

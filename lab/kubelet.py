@@ -1,0 +1,155 @@
+"""What runs a node's pods where the lab is a whole Kubernetes: containerd and kubelet.
+
+Both run among the node's own mounts (`lab.machine`), so their configuration names the usual paths.
+"""
+
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import yaml
+
+from lab import kube_pki, machine
+from lab.commands import LabError, inside, run
+from lab.daemons import Daemons
+from lab.layout import CLUSTER_DNS, NodeLayout
+
+IMAGES_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-images"
+CONTAINERD = "/run/containerd/containerd.sock"
+NEEDED_IMAGES = ("pause", "busybox", "agnhost", "coredns")
+"""Of those that `scripts/kube-images` makes: what every cluster has."""
+
+
+def images() -> Path:
+    """Where the images are; makes those that are missing. Raises `LabError`."""
+    made = subprocess.run([IMAGES_SCRIPT], stdout=subprocess.PIPE, text=True, check=False)
+    if made.returncode:
+        raise LabError(f"{IMAGES_SCRIPT} gave no images; see above")
+    return Path(made.stdout.splitlines()[-1])
+
+
+def reference(archive: Path) -> str:
+    """What an image is called, out of its archive."""
+    with tarfile.open(archive) as opened:
+        manifest = opened.extractfile("manifest.json")
+        assert manifest is not None  # noqa: S101  # a directory
+        return str(json.load(manifest)[0]["RepoTags"][0])
+
+
+def start_containerd(node: NodeLayout, ours: Daemons, binaries: Path, pause: str) -> None:
+    """Start containerd, with the image that holds sandboxes; return once it answers.
+
+    Raises `LabError`.
+    """
+    configuration = node.directory / "containerd.toml"
+    configuration.write_text(_containerd_configuration(pause))
+    # It looks for its shim beside itself by way of PATH.
+    environment = {"PATH": f"{binaries}:{os.environ.get('PATH', os.defpath)}"}
+    argv = [str(binaries / "containerd"), "--config", str(configuration)]
+    ours.start("containerd", machine.enter(node, argv), environment)
+
+    def answers() -> bool:
+        done = subprocess.run(
+            ctr(node, binaries, "version"), capture_output=True, check=False, timeout=30
+        )
+        return done.returncode == 0
+
+    if not ours.wait(answers, timeout=30):
+        raise LabError(f"{node.name}: containerd does not answer\n{ours.tail('containerd')}")
+
+
+def import_image(node: NodeLayout, binaries: Path, archive: Path) -> None:
+    """Give a node an image, which it has by then what it had. Raises `LabError`."""
+    command = ctr(node, binaries, "images", "import", "--local", str(archive))
+    run(command, timeout=300)
+
+
+def ctr(node: NodeLayout, binaries: Path, *arguments: str) -> list[str]:
+    """The command line of a call to the node's containerd, in the namespace of Kubernetes."""
+    argv = [str(binaries / "ctr"), "--address", CONTAINERD, "--namespace", "k8s.io", *arguments]
+    return inside(node.netns, machine.enter(node, argv))
+
+
+def start_kubelet(node: NodeLayout, ours: Daemons, binaries: Path, pki: Path, url: str) -> None:
+    """Start kubelet, which registers its Node. Raises `LabError`."""
+    try:
+        kube_pki.certify_node(pki, node.name, node.address)
+    except kube_pki.PkiError as error:
+        raise LabError(str(error)) from error
+    certificate, key = str(pki / f"{node.name}.crt"), str(pki / f"{node.name}.key")
+    configuration = node.directory / "kubelet.yaml"
+    configuration.write_text(
+        yaml.safe_dump(_kubelet_configuration(node, pki / "ca.crt", certificate, key))
+    )
+    credentials = {"client-certificate": certificate, "client-key": key}
+    kubeconfig = node.directory / "kubelet.kubeconfig"
+    kubeconfig.write_text(kube_pki.kubeconfig(url, pki / "ca.crt", node.name, credentials))
+    argv = [
+        str(binaries / "kubelet"),
+        f"--config={configuration}",
+        f"--kubeconfig={kubeconfig}",
+        f"--hostname-override={node.name}",
+        f"--node-ip={node.address}",
+    ]
+    ours.start("kubelet", machine.enter(node, argv))
+
+
+def _containerd_configuration(pause: str) -> str:
+    return f"""\
+version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing"]
+
+[grpc]
+address = "{CONTAINERD}"
+
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{pause}"
+
+[plugins."io.containerd.cri.v1.runtime"]
+# Not every machine lets it be lowered.
+restrict_oom_score_adj = true
+
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/opt/cni/bin"]
+conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = false
+"""
+
+
+def _kubelet_configuration(node: NodeLayout, ca: Path, certificate: str, key: str) -> object:
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": str(node.address),
+        "healthzBindAddress": "127.0.0.1",
+        "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(ca)}},
+        "tlsCertFile": certificate,
+        "tlsPrivateKeyFile": key,
+        "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{node.cgroup}",
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "enforceNodeAllocatable": [],
+        "clusterDomain": "cluster.local",
+        "clusterDNS": [str(CLUSTER_DNS)],
+        "resolvConf": "/etc/resolv.conf",
+        # The disk is everybody's: kubelet is not to evict pods because others have filled it.
+        "evictionHard": {"nodefs.available": "0%", "imagefs.available": "0%"},
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+        # Or pods that come at the same time wait for one another.
+        "registryPullQPS": 0,
+        "eventRecordQPS": 50,
+        "kubeAPIQPS": 200,
+        "kubeAPIBurst": 400,
+    }

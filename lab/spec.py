@@ -1,0 +1,82 @@
+"""What a lab is asked to be, and who is told how it comes about."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
+
+import msgspec
+
+from lab import kubelet
+from lab.commands import LabError
+from lab.control import Tunnel, kubernetes_binaries
+from lab.layout import MOST_NODES
+
+SourceKind = Literal["dir", "kube"]
+
+
+class Report(Protocol):
+    """Is told what a part of the lab (`node1`, `control`, ...) does now, and when it is done."""
+
+    def __call__(self, part: str, doing: str, *, done: bool = False) -> None: ...
+
+
+def quiet(part: str, doing: str, *, done: bool = False) -> None:
+    """Report nothing."""
+
+
+class Options(TypedDict, total=False):
+    """What may be asked for; each None as if left out. Their meaning is that of `Spec`."""
+
+    nodes: int | None
+    tunnel: Tunnel | None
+    source: SourceKind | None
+    tls: bool | None
+    kubelets: bool | None
+    sluice: bool | None
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """A whole lab, as kept in lab.json."""
+
+    nodes: int = 3
+    tunnel: Tunnel = "geneve"
+    source: SourceKind = "dir"
+    """Where the cluster's objects are: in a directory of manifests, or in an API server."""
+    tls: bool = False
+    """Whether switches and agents speak to the controller by mutual TLS."""
+    kubelets: bool = False
+    """Whether it is a whole Kubernetes, whose nodes run pods."""
+    sluice: bool = True
+    """Whether the lab starts controller and agents. If not, somebody deploys them."""
+    binaries: Path | None = None
+    """Kubernetes' programs, where there is an API server."""
+    images: Path | None = None
+    """The images that each node is given, where there are kubelets."""
+    ready: bool = False
+    """Whether it has been up as a whole."""
+
+
+def new_spec(wanted: Mapping[str, Any]) -> Spec:
+    """Fill in what was not asked for. Raises `LabError` where it does not fit together."""
+    implied = {"source": "kube"} if wanted.get("kubelets") else {}
+    spec = Spec(**{**implied, **wanted})
+    if not 1 <= spec.nodes <= MOST_NODES:
+        raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {spec.nodes}")
+    if spec.kubelets and spec.source != "kube":
+        raise LabError("kubelets need an API server, and so source kube")
+    if not spec.sluice and not spec.kubelets:
+        raise LabError("Sluice can be left out only where it can be deployed: with kubelets")
+    return spec
+
+
+def with_programs(spec: Spec, report: Report) -> Spec:
+    """Add what has to be built, which may take some minutes once. Raises `LabError`."""
+    if spec.source != "kube":
+        return spec
+    report("control", "looking for Kubernetes' programs, or building them")
+    binaries = kubernetes_binaries(whole=spec.kubelets)
+    images = None
+    if spec.kubelets:
+        report("control", "looking for the nodes' images, or making them")
+        images = kubelet.images()
+    return msgspec.structs.replace(spec, binaries=binaries, images=images)
