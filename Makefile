@@ -1,12 +1,15 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo soak test bench lint docs lock clean need-root
+.PHONY: help setup demo cluster cluster-down soak test bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
 READY := .venv/.ready
 TESTS_READY := .venv/.ready-tests
+CLUSTER_READY := .venv/.ready-cluster
+# What `make cluster` calls its lab.
+CLUSTER := cluster
 
 # The scripts that are Python, whose names do not say so.
 SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
@@ -31,6 +34,14 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
+cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: three nodes with kubelet and containerd (builds it first, 8 min, once). SLUICE=0: without Sluice
+	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(filter 0,$(SLUICE)),--no-sluice)
+	@echo "to look around:  .venv/bin/sluice lab exec --name $(CLUSTER) control -- kubectl get pods -A -o wide"
+	@echo "to take it down: make cluster-down"
+
+cluster-down: need-root setup ## take that down; nothing is left of it
+	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
+
 soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEED=N: as before. KUBE=1: on a real API server
 	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
@@ -46,6 +57,10 @@ bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin 
 # Apart from the rest: nobody who only looks needs these packages.
 $(TESTS_READY): scripts/setup
 	@scripts/setup --tests
+	@mkdir -p $(@D) && touch $@
+
+$(CLUSTER_READY): scripts/setup
+	@scripts/setup --cluster
 	@mkdir -p $(@D) && touch $@
 
 lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date

@@ -118,7 +118,7 @@ class Lab:
             while pids := processes_in([it.netns]) | machine.processes(it.cgroup):
                 kill(pids)
             machine.remove(it)
-            network.delete_namespace(it.netns)
+            network.disconnect(self.layout, it)
             self._bringup(spec, report).start_again(it)
 
     # Pods

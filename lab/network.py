@@ -118,6 +118,14 @@ def connect(layout: Layout, nodes: Sequence[NodeLayout]) -> None:
             run(["ethtool", "-K", UPLINK, "tx", "off"], netns=node.netns)
 
 
+def disconnect(layout: Layout, node: NodeLayout) -> None:
+    """Take a node's wire and its namespace away."""
+    # First the wire: a namespace takes its time to end, and until then its wire is there.
+    if node.name in links(layout.netns("fabric")):
+        configure(layout.netns("fabric"), [f"link del {node.name}"])
+    delete_namespace(node.netns)
+
+
 def node_mac(node: NodeLayout) -> str:
     """The MAC of the node itself: of the interface that has its address."""
     return _mac(node.address)

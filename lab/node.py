@@ -13,7 +13,7 @@ from lab.layout import (
     UNDERLAY,
     NodeLayout,
 )
-from lab.network import UPLINK, configure, node_mac
+from lab.network import UPLINK, configure, links, node_mac
 from lab.programs import python, write_settings
 from lab.runtime import Runtime
 from settings import Agent, Settings, Tls
@@ -77,6 +77,9 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     except LabError:
         daemons(node).check()
         raise
+    # Where the database had all of it, there was nothing to wait for.
+    if not daemons(node).wait(lambda: PHYSICAL_BRIDGE in links(node.netns), timeout=20):
+        raise LabError(f"{node.name}: no {PHYSICAL_BRIDGE}\n{daemons(node).tail('ovs-vswitchd')}")
     configure(
         node.netns,
         [
