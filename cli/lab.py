@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from lab import Lab, LabError
+from lab.datapath import Datapath
 from lab.display import Steps, show_status
 from lab.interrupt import one_interrupt
 from lab.layout import MOST_NODES
@@ -55,6 +56,12 @@ def lab() -> None:
     help="The cluster's objects: manifests in a directory, or a kube-apiserver.  [default: dir]",
 )
 @click.option(
+    "--datapath",
+    type=click.Choice(["netdev", "system"]),
+    help="Open vSwitch's own in userspace, or the kernel's, which needs its modules openvswitch "
+    "and geneve.  [default: $SLUICE_DATAPATH, or netdev]",
+)
+@click.option(
     "--tls",
     is_flag=True,
     help="Switches and agents speak to the controller by mutual TLS.  [default: plain TCP]",
@@ -64,6 +71,7 @@ def up(
     nodes: int | None,
     tunnel: Literal["geneve", "vxlan"] | None,
     source: Literal["dir", "kube"] | None,
+    datapath: Datapath | None,
     tls: bool,
 ) -> None:
     """Bring a lab up. If it is up already, start again what has died of it."""
@@ -71,7 +79,10 @@ def up(
         ours = Lab(name)
         with Steps(Console()) as steps:
             # Left out, it means the default, or what a running lab has.
-            made = ours.up(nodes=nodes, tunnel=tunnel, source=source, tls=tls or None, report=steps)
+            made = ours.up(
+                nodes=nodes, tunnel=tunnel, source=source, tls=tls or None, datapath=datapath,
+                report=steps,
+            )  # fmt: skip
         click.echo(f"lab {name} is {'up' if made else 'up already'}")
 
 

@@ -18,6 +18,7 @@ from lab import certificates, network, node
 from lab.commands import LabError, inside, replace_file
 from lab.control import ControlPlane, Tunnel, daemons, kubernetes_binaries
 from lab.daemons import Daemons, kill, processes_in
+from lab.datapath import Datapath, default_datapath, load_module
 from lab.layout import (
     CONTROL_ADDRESS,
     FABRIC_ADDRESS,
@@ -50,6 +51,7 @@ class State(msgspec.Struct, frozen=True):
     binaries: Path | None = None
     tls: bool = False
     """Whether switches and agents speak to the controller by mutual TLS."""
+    datapath: Datapath = "netdev"
     ready: bool = False
     """Whether it has been up as a whole."""
 
@@ -78,15 +80,18 @@ class Lab:
         tunnel: Tunnel | None = None,
         source: SourceKind | None = None,
         tls: bool | None = None,
+        datapath: Datapath | None = None,
         report: Report = quiet,
     ) -> bool:
         """Bring the lab up, and return once pods can be added; False if it was up already.
 
-        None stands for 3 nodes, Geneve, a directory as source and plain TCP, or for what a running
-        lab has. In a running lab, daemons that have died are started again. A lab that does not
-        come up (also on KeyboardInterrupt) is taken down again.
+        None stands for 3 nodes, Geneve, a directory as source, plain TCP and `default_datapath`,
+        or for what a running lab has. In a running lab, daemons that have died are started again.
+        A lab that does not come up (also on KeyboardInterrupt) is taken down again.
         """
-        asked = {"nodes": nodes, "tunnel": tunnel, "source": source, "tls": tls}
+        asked = {
+            "nodes": nodes, "tunnel": tunnel, "source": source, "tls": tls, "datapath": datapath,
+        }  # fmt: skip
         with self._lock(exclusive=True, report=report):
             known = self._read_state()
             if known and known.ready:
@@ -100,12 +105,17 @@ class Lab:
                 return False
 
             state = State(
-                3 if nodes is None else nodes, tunnel or "geneve", source or "dir", tls=bool(tls)
+                3 if nodes is None else nodes,
+                tunnel or "geneve",
+                source or "dir",
+                tls=bool(tls),
+                datapath=datapath or default_datapath(),
             )
             if not 1 <= state.nodes <= MOST_NODES:
                 raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {state.nodes}")
             if state.source == "kube":
                 state = msgspec.structs.replace(state, binaries=kubernetes_binaries())
+            load_module(state.datapath)
             self._remove_all()  # of an `up` that was killed
             try:
                 self.layout.directory.mkdir()
@@ -131,10 +141,13 @@ class Lab:
         tunnel: Tunnel | None = None,
         source: SourceKind | None = None,
         tls: bool | None = None,
+        datapath: Datapath | None = None,
         report: Report = quiet,
     ) -> Iterator["Lab"]:
         """`up`, and `down` at the end whatever happens."""
-        self.up(nodes=nodes, tunnel=tunnel, source=source, tls=tls, report=report)
+        self.up(
+            nodes=nodes, tunnel=tunnel, source=source, tls=tls, datapath=datapath, report=report
+        )
         try:
             yield self
         finally:
@@ -150,10 +163,10 @@ class Lab:
             case "ovsdb-server":
                 node.start_database(it)
             case "ovs-vswitchd":
-                node.start_vswitchd(it)
+                node.start_vswitchd(it, state.datapath)
             case "agent":
                 tls = certificates.files(self.layout, it.name) if state.tls else None
-                node.start_agent(it, tls)
+                node.start_agent(it, state.datapath, tls)
             case _:
                 raise LabError(f"a node has no daemon {daemon!r}")
 
@@ -268,6 +281,7 @@ class Lab:
             "tunnel": state.tunnel,
             "source": state.source,
             "tls": state.tls,
+            "datapath": state.datapath,
             "directory": str(self.layout.directory),
             "api_socket": str(self.layout.api_socket),
             "controller": {
@@ -299,7 +313,7 @@ class Lab:
         if state.tls:
             certificates.issue(self.layout, nodes)
         report("fabric", "connecting the namespaces")
-        network.connect(self.layout, nodes)
+        network.connect(self.layout, nodes, state.datapath)
         report("fabric", f"connects {len(nodes)} nodes", done=True)
 
         def start_control() -> None:
@@ -310,11 +324,12 @@ class Lab:
         def start_node(it: NodeLayout, control: Future[None]) -> None:
             report(it.name, "starting Open vSwitch")
             node.daemons(it).forget_ended()
-            node.start_switch(it, nodes)
+            node.start_switch(it, nodes, state.datapath)
             report(it.name, "waiting for the controller")
             control.result()
             report(it.name, "starting the agent")
-            node.start_agent(it, certificates.files(self.layout, it.name) if state.tls else None)
+            tls = certificates.files(self.layout, it.name) if state.tls else None
+            node.start_agent(it, state.datapath, tls)
             node.wait_ready(it, daemons(self.layout), cancelled.is_set)
             report(it.name, "is ready", done=True)
 
