@@ -20,9 +20,9 @@ def bare_lab(name: str, nodes: int) -> Iterator[Lab]:
     try:
         lab.layout.directory.mkdir(parents=True)
         everyone = lab.layout.nodes(nodes)
-        connect(lab.layout, everyone)
+        connect(lab.layout, everyone, "netdev")
         for node in everyone:
-            start_switch(node, everyone)
+            start_switch(node, everyone, "netdev")
         yield lab
     finally:
         lab.down()

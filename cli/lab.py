@@ -69,6 +69,12 @@ def lab() -> None:
     help="Start no controller and no agents: somebody deploys them. With --kubelets.",
 )
 @click.option(
+    "--datapath",
+    type=click.Choice(["netdev", "system"]),
+    help="Open vSwitch's own in userspace, or the kernel's, which needs its modules openvswitch "
+    "and geneve.  [default: $SLUICE_DATAPATH, or netdev]",
+)
+@click.option(
     "--tls",
     is_flag=True,
     default=None,

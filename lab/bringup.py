@@ -34,7 +34,7 @@ class Bringup:
         if self.spec.tls:
             certificates.issue(self.layout, self.nodes)
         self.report("fabric", "connecting the namespaces")
-        network.connect(self.layout, self.nodes)
+        network.connect(self.layout, self.nodes, self.spec.datapath)
         self.report("fabric", f"connects {len(self.nodes)} nodes", done=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
             control = pool.submit(self.start_control)
@@ -69,7 +69,7 @@ class Bringup:
         if cluster:
             machine.create(it)
         report("starting Open vSwitch")
-        node.start_switch(it, self.nodes)
+        node.start_switch(it, self.nodes, self.spec.datapath)
         if cluster:
             report("starting containerd")
             cluster.start_runtime(it)
@@ -81,7 +81,7 @@ class Bringup:
             cluster.start_kubelet(it)
         if self.spec.sluice:
             report("starting the agent")
-            node.start_agent(it, self._tls(it))
+            node.start_agent(it, self.spec.datapath, self._tls(it))
             node.wait_ready(it, daemons(self.layout), self._cancelled.is_set)
         if cluster:
             report("waiting for its Node to be Ready")
@@ -90,7 +90,7 @@ class Bringup:
 
     def start_again(self, it: NodeLayout) -> None:
         """Start a node whose namespaces are gone, beside a control plane that runs."""
-        network.connect(self.layout, self.nodes)
+        network.connect(self.layout, self.nodes, self.spec.datapath)
         self.start_node(it)
 
     def start_daemon(self, it: NodeLayout, daemon: str) -> None:
@@ -100,9 +100,9 @@ class Bringup:
             case "ovsdb-server":
                 node.start_database(it)
             case "ovs-vswitchd":
-                node.start_vswitchd(it)
+                node.start_vswitchd(it, self.spec.datapath)
             case "agent":
-                node.start_agent(it, self._tls(it))
+                node.start_agent(it, self.spec.datapath, self._tls(it))
             case "containerd" if cluster:
                 cluster.start_runtime(it)
             case "kubelet" if cluster:

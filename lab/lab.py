@@ -17,6 +17,7 @@ from lab.bringup import Bringup
 from lab.commands import LabError, inside, replace_file
 from lab.control import ControlPlane, daemons
 from lab.daemons import Daemons, kill, processes_in
+from lab.datapath import load_module
 from lab.layout import (
     CONTROL_ADDRESS,
     FABRIC_ADDRESS,
@@ -67,6 +68,7 @@ class Lab:
                 return False
 
             spec = with_programs(new_spec(wanted), report)
+            load_module(spec.datapath)
             self._remove_all()  # of an `up` that was killed
             try:
                 self.layout.directory.mkdir()
@@ -225,6 +227,7 @@ class Lab:
             "tunnel": spec.tunnel,
             "source": spec.source,
             "tls": spec.tls,
+            "datapath": spec.datapath,
             "directory": str(self.layout.directory),
             "api_socket": str(self.layout.api_socket),
             "controller": {

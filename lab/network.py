@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab.commands import run
+from lab.datapath import Datapath
 from lab.layout import (
     CONTROL_ADDRESS,
     FABRIC_ADDRESS,
@@ -79,7 +80,7 @@ def links(netns: str) -> set[str]:
     return {link["ifname"] for link in json.loads(run(["ip", "-json", "link"], netns=netns))}
 
 
-def connect(layout: Layout, nodes: Sequence[NodeLayout]) -> None:
+def connect(layout: Layout, nodes: Sequence[NodeLayout], datapath: Datapath) -> None:
     """Make all namespaces and the fabric between them; what is there already is left alone."""
     fabric, outside, control = map(layout.netns, ("fabric", "outside", "control"))
     for name in (fabric, outside, control, *(node.netns for node in nodes)):
@@ -112,6 +113,8 @@ def connect(layout: Layout, nodes: Sequence[NodeLayout]) -> None:
     for node in nodes:
         if node.name not in present:
             configure(fabric, _bridged(node.name, UPLINK, node.netns, node.address))
+            if datapath == "system":
+                continue
             # Open vSwitch reads raw frames off a wire on which the kernel would leave checksums
             # to a network card that is not there.
             run(["ethtool", "-K", node.name, "tx", "off"], netns=fabric)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from lab import machine
 from lab.commands import LabError, run
 from lab.daemons import Daemons
+from lab.datapath import Datapath
 from lab.layout import (
     API_PORT,
     CONTROL_ADDRESS,
@@ -42,9 +43,11 @@ def start_database(node: NodeLayout) -> None:
         raise LabError(f"{node.name}: ovsdb-server does not listen\n{ours.tail('ovsdb-server')}")
 
 
-def start_vswitchd(node: NodeLayout) -> int:
+def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
     """Start ovs-vswitchd; return its process id."""
-    switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir", "--disable-system"]
+    switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir"]
+    if datapath == "netdev":
+        switch += ["--disable-system"]
     return daemons(node).start("ovs-vswitchd", switch, _environment(node))
 
 
@@ -52,8 +55,19 @@ def _environment(node: NodeLayout) -> dict[str, str]:
     return {"OVS_RUNDIR": str(node.ovs_run), "OVS_DBDIR": str(node.directory)}
 
 
-def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
-    """Start Open vSwitch, and give the node its address behind it. Raises `LabError`."""
+def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout], datapath: Datapath) -> None:
+    """Start Open vSwitch, and give the node its address. Raises `LabError`."""
+    if datapath == "netdev":
+        _start_userspace(node, all_nodes)
+    else:
+        _set_up_address(node, UPLINK)
+        start_database(node)
+        start_vswitchd(node, datapath)
+        run(["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", "--timeout=20", "init"])
+
+
+def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
+    """With the node's address on a bridge, behind the uplink."""
     # The kernel must not hear what Open vSwitch hears: it would answer a second time.
     nft = (
         "add table netdev sluice-lab\n"
@@ -63,7 +77,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     run(["nft", "-f", "-"], netns=node.netns, stdin=nft)
     configure(node.netns, [f"link set {UPLINK} up"])
     start_database(node)
-    switch_pid = start_vswitchd(node)
+    switch_pid = start_vswitchd(node, "netdev")
 
     # Returns when ovs-vswitchd has done it.
     bridge = ["--may-exist", "add-br", PHYSICAL_BRIDGE, "--", "set", "bridge", PHYSICAL_BRIDGE]
@@ -80,14 +94,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     # Where the database had all of it, there was nothing to wait for.
     if not daemons(node).wait(lambda: PHYSICAL_BRIDGE in links(node.netns), timeout=20):
         raise LabError(f"{node.name}: no {PHYSICAL_BRIDGE}\n{daemons(node).tail('ovs-vswitchd')}")
-    configure(
-        node.netns,
-        [
-            f"addr replace {node.address}/{UNDERLAY.prefixlen} dev {PHYSICAL_BRIDGE}",
-            f"link set {PHYSICAL_BRIDGE} up",
-            f"route replace default via {FABRIC_ADDRESS}",
-        ],
-    )
+    _set_up_address(node, PHYSICAL_BRIDGE)
     # A kernel keeps a packet while it asks for its next hop's MAC; the userspace datapath drops
     # it, and each tunnel would begin with a loss that has nothing to do with Sluice.
     appctl = ["ovs-appctl", f"--target={node.ovs_run}/ovs-vswitchd.{switch_pid}.ctl"]
@@ -98,7 +105,18 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
             run([*appctl, "tnl/neigh/set", *peer_neighbour])
 
 
-def start_agent(node: NodeLayout, tls: Tls | None) -> None:
+def _set_up_address(node: NodeLayout, device: str) -> None:
+    configure(
+        node.netns,
+        [
+            f"addr replace {node.address}/{UNDERLAY.prefixlen} dev {device}",
+            f"link set {device} up",
+            f"route replace default via {FABRIC_ADDRESS}",
+        ],
+    )
+
+
+def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
     """Start the agent; `wait_ready` tells when it has done its work."""
     for directory in (node.cni_conf, node.cni_bin, node.state):
         directory.mkdir(parents=True, exist_ok=True)
@@ -107,7 +125,7 @@ def start_agent(node: NodeLayout, tls: Tls | None) -> None:
         node=node.name,
         controller_openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
         controller_api=f"{CONTROL_ADDRESS}:{API_PORT}",
-        datapath="netdev",
+        datapath=datapath,
         state=node.state,
         socket=node.cni_socket,
         ovsdb=node.ovsdb,

@@ -9,6 +9,7 @@ import msgspec
 from lab import kubelet
 from lab.commands import LabError
 from lab.control import Tunnel, kubernetes_binaries
+from lab.datapath import Datapath, default_datapath
 from lab.layout import MOST_NODES
 
 SourceKind = Literal["dir", "kube"]
@@ -31,6 +32,7 @@ class Options(TypedDict, total=False):
     tunnel: Tunnel | None
     source: SourceKind | None
     tls: bool | None
+    datapath: Datapath | None
     kubelets: bool | None
     sluice: bool | None
 
@@ -44,6 +46,7 @@ class Spec(msgspec.Struct, frozen=True):
     """Where the cluster's objects are: in a directory of manifests, or in an API server."""
     tls: bool = False
     """Whether switches and agents speak to the controller by mutual TLS."""
+    datapath: Datapath = msgspec.field(default_factory=default_datapath)
     kubelets: bool = False
     """Whether it is a whole Kubernetes, whose nodes run pods."""
     sluice: bool = True

@@ -1,0 +1,41 @@
+"""Which of Open vSwitch's datapaths the nodes of a lab forward with."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lab.commands import LabError
+
+Datapath = Literal["netdev", "system"]
+"""Open vSwitch's names for its own in userspace, and for the kernel's."""
+VARIABLE = "SLUICE_DATAPATH"
+
+_MODULES = Path("/sys/module")
+
+
+def default_datapath() -> Datapath:
+    """What $SLUICE_DATAPATH says, else the one that needs no kernel module. Raises `LabError`."""
+    named = os.environ.get(VARIABLE) or "netdev"
+    try:
+        datapath: Datapath = msgspec.convert(named, Datapath)
+    except msgspec.ValidationError:
+        raise LabError(f"{VARIABLE}={named}: it is netdev or system") from None
+    return datapath
+
+
+def load_module(datapath: Datapath) -> None:
+    """See to it that the machine's kernel has the datapath. Raises `LabError`."""
+    # As `ovs-ctl start` does it; ovs-vswitchd itself loads nothing but the tunnels' modules.
+    if datapath == "netdev" or (_MODULES / "openvswitch").exists():
+        return
+    modprobe = shutil.which("modprobe")
+    done = modprobe and subprocess.run(
+        [modprobe, "openvswitch"], capture_output=True, text=True, check=False
+    )
+    if not done or done.returncode:
+        why = done.stderr.strip() if done else "there is no modprobe"
+        raise LabError(f"datapath system: the kernel has no openvswitch module ({why}); try netdev")
