@@ -117,6 +117,7 @@ class StandaloneController:
             openflow=self.address,
             api=f"127.0.0.1:{API_PORT}",
             api_socket=self.lab.layout.api_socket,
+            plain_tcp=True,
         )
         write_settings(settings, Settings(cluster=CLUSTER, controller=own))
         arguments = ["--config", str(settings), "--cluster", str(self.cluster)]

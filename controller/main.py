@@ -69,7 +69,9 @@ async def _run(settings: Settings, directory: Path | None) -> None:
     shared = settings.cluster
     if shared is None:
         raise SettingsError("the settings have no section cluster")
-    own = settings.controller or Controller()
+    own = settings.controller
+    if own is None:
+        raise SettingsError("the settings have no section controller")
     tls = _tls_context(own)
     inventory = Inventory(
         Cluster(
@@ -188,6 +190,8 @@ def _reason(error: ssl.SSLError) -> str:
 
 def _tls_context(own: Controller) -> ssl.SSLContext | None:
     """One context for switches and agents; None for plain TCP. Raises `SettingsError`."""
+    if own.enrolment is not None:
+        raise SettingsError("controller.enrolment: not built yet")
     if own.tls is None:
         return None
     context = server_context(own.tls, "controller.tls")

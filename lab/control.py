@@ -112,6 +112,7 @@ class ControlPlane:
             api_socket=self.layout.api_socket,
             kubernetes=Kubernetes(kubeconfig=kubeconfig),
             tls=self.tls,
+            plain_tcp=self.tls is None,
         )
         settings = self.layout.control / "sluice.yaml"
         write_settings(settings, Settings(cluster=cluster, controller=controller))

@@ -123,8 +123,9 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
     node.cni_socket.parent.mkdir(mode=0o700, exist_ok=True)
     agent = Agent(
         node=node.name,
-        controller_openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
-        controller_api=f"{CONTROL_ADDRESS}:{API_PORT}",
+        controllers=(str(CONTROL_ADDRESS),),
+        openflow_port=OPENFLOW_PORT,
+        api_port=API_PORT,
         datapath=datapath,
         state=node.state,
         socket=node.cni_socket,
@@ -133,6 +134,7 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
         cni_conf=node.cni_conf,
         cni_bin=node.cni_bin,
         tls=tls,
+        plain_tcp=tls is None,
         # What is changed by hand is to be mended while one looks.
         audit_interval=2,
     )

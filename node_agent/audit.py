@@ -6,13 +6,11 @@ long as nothing has changed.
 
 import asyncio
 import random
-import ssl
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import msgspec
 import structlog
 
@@ -20,6 +18,7 @@ from flows.diff import is_ours
 from flows.features.state import is_seal
 from flows.flow import Meter
 from node_agent import snapshot
+from node_agent.controllers import ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
 from openflow.messages import InstalledFlow
@@ -27,9 +26,9 @@ from openflow.switch import ConnectionLost, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
 from settings.node import SwitchDigest, Verdict, encode
-from settings.tls import client_context
 
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=15)
+_TIMEOUT: Final = 15.0
+"""Seconds that the controller may take to answer."""
 
 log = structlog.get_logger()
 
@@ -71,9 +70,8 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
     What the controller has found right, or cannot be told, is not told again before it differs.
     What it has found right is what a switch that loses its flows is to get back.
     """
-    url = f"{'http' if agent.tls is None else 'https'}://{agent.controller_api}"
     found_right: SwitchDigest | None = None
-    async with aiohttp.ClientSession(url, timeout=_TIMEOUT) as session:
+    async with Controllers(agent) as controllers:
         while True:
             # At random, so that a thousand agents do not come at one moment.
             await asyncio.sleep(agent.audit_interval * random.uniform(0.8, 1.2))  # noqa: S311
@@ -83,9 +81,8 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
                 if dump.digest == found_right:
                     continue
                 found_right = None
-                verdict = await _tell(session, agent, dump.digest)
-            except (OSError, ConnectionLost, RequestRefused, aiohttp.ClientError,
-                    TimeoutError, ValueError) as error:  # fmt: skip
+                verdict = await _tell(controllers, agent.node, dump.digest)
+            except (OSError, ConnectionLost, RequestRefused, ControllerError) as error:
                 log.debug("no audit", reason=str(error) or repr(error))
                 continue
             if verdict == "right":
@@ -103,15 +100,12 @@ async def _keep(agent: Agent, dump: Dump) -> None:
         log.warning("snapshot not saved", reason=str(error))
 
 
-async def _tell(session: aiohttp.ClientSession, agent: Agent, found: SwitchDigest) -> Verdict:
-    # Made anew each time: it is rare, and the files may have been replaced.
-    tls: ssl.SSLContext | bool = (
-        client_context(agent.tls, "agent.tls") if agent.tls is not None else True
+async def _tell(controllers: Controllers, node: str, found: SwitchDigest) -> Verdict:
+    verdict: Verdict = await controllers.ask(
+        "POST",
+        f"/v1/nodes/{node}/digest",
+        answers={200: lambda body: msgspec.json.decode(body, type=Verdict)},
+        timeout=_TIMEOUT,
+        data=encode(found),
     )
-    path = f"/v1/nodes/{agent.node}/digest"
-    async with session.post(path, data=encode(found), ssl=tls) as response:
-        body = await response.read()
-        if response.status != 200:
-            raise ValueError(f"the controller answered {response.status}: {body[:200]!r}")
-        verdict: Verdict = msgspec.json.decode(body, type=Verdict)
-        return verdict
+    return verdict

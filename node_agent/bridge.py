@@ -16,7 +16,7 @@ from flows.pipeline import TABLES
 from node_agent.cni_call import Pod
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
-from settings import Agent
+from settings import Agent, Tls
 from settings.node import NodeConfig, decode, encode
 
 PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
@@ -25,7 +25,8 @@ INACTIVITY_PROBE: Final = 60_000
 """Milliseconds. A controller that recompiles must not lose all its switches at once."""
 _WAIT: Final = "flow-restore-wait"
 _MARK: Final = {"sluice": "controller"}
-"""In the external_ids of our Controller row: which one is ours when its target changes."""
+"""In the external_ids of our Controller rows: which are ours when the targets change."""
+_NOTHING_YET: Final = "nothing reported yet"
 
 
 def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transaction], None]:
@@ -36,7 +37,7 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         remembered = {"sluice-config": encode(config).decode()}
         transaction.update_keys(root, "external_ids", **remembered)
         if agent.tls is not None:
-            _ssl(transaction, root, agent)
+            _ssl(transaction, root, agent.tls)
         bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
         if bridge is None:
             bridge = transaction.insert("Bridge", name=names.INTEGRATION_BRIDGE)
@@ -47,14 +48,16 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
             bridge.fail_mode = ["secure"]
             bridge.protocols = PROTOCOLS
             bridge.other_config = _other_config(agent)
-            bridge.controller = [_controller(transaction, agent)]
+            bridge.controller = [
+                _controller(transaction, agent, target) for target in _targets(agent)
+            ]
             bridge.flow_tables = _flow_tables(transaction)
         else:
             transaction.update(
                 bridge, datapath_type=agent.datapath, fail_mode=["secure"], protocols=PROTOCOLS
             )
             transaction.update_keys(bridge, "other_config", **_other_config(agent))
-            _update_controller(transaction, bridge, agent)
+            _update_controllers(transaction, bridge, agent)
             named = {number: row.name for number, row in bridge.flow_tables.items()}
             if named != {table.number: [table.name] for table in TABLES}:
                 bridge.flow_tables = _flow_tables(transaction)
@@ -178,15 +181,19 @@ def port_difference(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
 
 
 def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
-    """Whether the switch has its controller, and what it knows about why not.
+    """Whether the switch has a controller, and what it knows about why not.
 
     ovs-vswitchd reports it every 5 s.
     """
     bridge = ovsdb.row("Bridge", names.INTEGRATION_BRIDGE)
-    for row in filter(_is_marked, bridge.controller if bridge is not None else ()):
-        state = row.status.get("last_error") or row.status.get("state", "nothing reported yet")
-        return row.is_connected, f"{row.target}: {state}"
-    return False, f"bridge {names.INTEGRATION_BRIDGE} has no controller of ours"
+    ours = list(filter(_is_marked, bridge.controller if bridge is not None else ()))
+    if not ours:
+        return False, f"bridge {names.INTEGRATION_BRIDGE} has no controller of ours"
+    states = [
+        f"{row.target}: {row.status.get('last_error') or row.status.get('state', _NOTHING_YET)}"
+        for row in sorted(ours, key=lambda row: row.target)
+    ]
+    return any(row.is_connected for row in ours), "; ".join(states)
 
 
 def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
@@ -256,8 +263,9 @@ def _flow_tables(transaction: Transaction) -> dict[int, Row]:
     return {table.number: transaction.insert("Flow_Table", name=[table.name]) for table in TABLES}
 
 
-def _target(agent: Agent) -> str:
-    return f"{'tcp' if agent.tls is None else 'ssl'}:{agent.controller_openflow}"
+def _targets(agent: Agent) -> list[str]:
+    scheme = "tcp" if agent.plain_tcp else "ssl"
+    return [f"{scheme}:{host}:{agent.openflow_port}" for host in agent.controllers]
 
 
 def _controller_columns(agent: Agent) -> dict[str, object]:
@@ -273,33 +281,33 @@ def _controller_columns(agent: Agent) -> dict[str, object]:
     }
 
 
-def _controller(transaction: Transaction, agent: Agent) -> Row:
-    return transaction.insert("Controller", target=_target(agent), **_controller_columns(agent))
+def _controller(transaction: Transaction, agent: Agent, target: str) -> Row:
+    return transaction.insert("Controller", target=target, **_controller_columns(agent))
 
 
-def _update_controller(transaction: Transaction, bridge: Row, agent: Agent) -> None:
-    # Other rows are somebody's own: taking away the last primary one would flush all flows.
-    ours = [
-        row
-        for row in bridge.controller
-        if _is_marked(row) or (row.type == ["service"] and row.target == _target(agent))
-    ]
-    if ours:
-        transaction.update(ours[0], target=_target(agent), **_controller_columns(agent))
-    else:
-        bridge.addvalue("controller", _controller(transaction, agent))
+def _update_controllers(transaction: Transaction, bridge: Row, agent: Agent) -> None:
+    """One row for each target; a row that stays keeps its session."""
+    wanted = set(_targets(agent))
+    for row in list(bridge.controller):
+        # Other rows are somebody's own: taking away the last primary one would flush all flows.
+        if row.target in wanted and (_is_marked(row) or row.type == ["service"]):
+            wanted.remove(row.target)
+            transaction.update(row, **_controller_columns(agent))
+        elif _is_marked(row):
+            bridge.delvalue("controller", row)
+    for target in sorted(wanted):
+        bridge.addvalue("controller", _controller(transaction, agent, target))
 
 
 def _is_marked(controller: Row) -> bool:
     return bool(_MARK.items() <= controller.external_ids.items())
 
 
-def _ssl(transaction: Transaction, root: Row, agent: Agent) -> None:
-    assert agent.tls is not None  # noqa: S101  the caller asked
+def _ssl(transaction: Transaction, root: Row, tls: Tls) -> None:
     columns: dict[str, object] = {
-        "private_key": str(agent.tls.key),
-        "certificate": str(agent.tls.certificate),
-        "ca_cert": str(agent.tls.ca),
+        "private_key": str(tls.key),
+        "certificate": str(tls.certificate),
+        "ca_cert": str(tls.ca),
     }
     if root.ssl:
         transaction.update(root.ssl[0], **columns)

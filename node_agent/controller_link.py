@@ -1,21 +1,18 @@
 """What this node should be, as the controller says: one long poll after another."""
 
 import asyncio
-import errno
 import json
 import random
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
 import msgspec
 import structlog
 
-from settings import Agent, Tls
+from node_agent.controllers import ControllerError, Controllers
+from settings import Agent
 from settings.node import NodeConfig, decode
-from settings.tls import client_context
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
@@ -34,42 +31,34 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """The controller cannot be asked; told again when the reason changes."""
+    """No controller can be asked; told again when the reason changes."""
 
     why: str
 
 
 async def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | Unreachable]:
-    """Every configuration that the controller has for this node, as it changes; never ends.
+    """Every configuration that a controller has for this node, as it changes; never ends.
 
-    A controller that cannot be reached is tried again, further and further apart and at random,
-    so that a thousand agents do not come back at one moment. Each time the files of `agent.tls`
-    are read anew: they may have been put right.
+    Where none can be reached they are tried again, further and further apart and at random, so
+    that a thousand agents do not come back at one moment.
     """
-    url = f"{'http' if agent.tls is None else 'https'}://{agent.controller_api}"
-    timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=_WAIT + 15)
     delay, down = _BACKOFF[0], ""
     latest: NodeConfig | Refused | None = None
-    tls: ssl.SSLContext | None = None
-    async with aiohttp.ClientSession(url, timeout=timeout) as session:
+    async with Controllers(agent) as controllers:
         while True:
             try:
-                if agent.tls is not None and tls is None:
-                    tls = client_context(agent.tls, "agent.tls")
                 # After a time away there is always an answer, and at once.
-                answer = await _ask(session, agent.node, None if down else latest, tls)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                tls = None
-                why = _reason(error, agent.tls)
-                if why != down:
-                    down = why
-                    log.warning("the controller does not answer", controller=url, error=why)
-                    yield Unreachable(f"{url}: {why}")
+                answer = await _ask(controllers, agent.node, None if down else latest)
+            except ControllerError as error:
+                if str(error) != down:
+                    down = str(error)
+                    log.warning("no controller answers", error=down)
+                    yield Unreachable(down)
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
                 delay = min(delay * 2, _BACKOFF[1])
                 continue
             if down:
-                log.info("the controller answers", controller=url)
+                log.info("the controller answers")
             if answer is not None and (down or answer != latest):
                 latest = answer
                 yield answer
@@ -80,53 +69,37 @@ async def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | U
 
 
 async def _ask(
-    session: aiohttp.ClientSession,
-    node: str,
-    latest: NodeConfig | Refused | None,
-    tls: ssl.SSLContext | None,
+    controllers: Controllers, node: str, latest: NodeConfig | Refused | None
 ) -> NodeConfig | Refused | None:
-    """One request; None where nothing has changed. Raises what `configurations` catches."""
+    """One request; None where nothing has changed. Raises `ControllerError`."""
     parameters = {}
     if isinstance(latest, NodeConfig):
         parameters = {"after": latest.revision, "wait": str(_WAIT)}
-    path = f"/v1/nodes/{node}/config"
-    async with session.get(path, params=parameters, ssl=tls or True) as response:
-        body = await response.read()
-        match response.status:
-            case 200:
-                try:
-                    config = decode(body)
-                except msgspec.MsgspecError as error:
-                    raise ValueError(f"the controller's answer cannot be read: {error}") from error
-                if config.node != node:
-                    raise ValueError(f"the controller answered for Node {config.node}")
-                return config
-            case 304:
-                return None
-            case 403 | 404 | 409:
-                try:
-                    return Refused(str(json.loads(body)["error"]))
-                except (KeyError, TypeError) as error:
-                    raise ValueError(f"{response.status} without a reason") from error
-            case status:
-                raise ValueError(f"the controller answered {status}: {body[:200]!r}")
 
+    def configuration(body: bytes) -> NodeConfig:
+        try:
+            config = decode(body)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"the controller's answer cannot be read: {error}") from error
+        if config.node != node:
+            raise ValueError(f"the controller answered for Node {config.node}")
+        return config
 
-def _reason(error: Exception, tls: Tls | None) -> str:
-    match error:
-        case aiohttp.ClientConnectorCertificateError(
-            certificate_error=ssl.SSLCertVerificationError() as refused
-        ) if tls is not None:
-            return (
-                "the controller's certificate is refused: "
-                f"{refused.verify_message} (agent.tls.ca is {tls.ca})"
-            )
-        # TLS 1.3: the client believes itself connected before its certificate has been looked at.
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError(errno=errno.ECONNRESET) if (
-            tls is not None
-        ):
-            return (
-                "the connection was cut: the controller has stopped, or does not take our "
-                f"certificate (agent.tls.certificate is {tls.certificate}); its log says which"
-            )
-    return str(error) or repr(error)
+    def refusal(body: bytes) -> Refused:
+        try:
+            return Refused(str(json.loads(body)["error"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError("the controller refuses without a reason") from error
+
+    answer: NodeConfig | Refused | None = await controllers.ask(
+        "GET",
+        f"/v1/nodes/{node}/config",
+        answers={
+            200: configuration,
+            304: lambda _: None,
+            **dict.fromkeys((403, 404, 409), refusal),
+        },
+        timeout=_WAIT + 15,
+        params=parameters,
+    )
+    return answer

@@ -41,10 +41,10 @@ def main(config: Path) -> None:
     \b
     A configuration that does:
         agent:
-          node: node1                          # the Node's name in Kubernetes
-          controllerOpenflow: 10.0.0.1:6653    # dialled by Open vSwitch
-          controllerApi: 10.0.0.1:6654         # asked by the agent
-          datapath: system                     # or netdev: Open vSwitch in userspace
+          node: node1                   # the Node's name in Kubernetes
+          controllers: [10.0.0.1]       # dialled by Open vSwitch (6653) and the agent (6654)
+          datapath: system              # or netdev: Open vSwitch in userspace
+          tls: {key: /etc/sluice/tls.key, certificate: /etc/sluice/tls.crt, ca: /etc/sluice/ca.crt}
 
     It runs as root, in the node's own network namespace, until SIGTERM. Stopping it changes
     nothing for running pods; only new ones have to wait for it.

@@ -22,6 +22,9 @@ HostPort: TypeAlias = Annotated[
     ),
 ]
 """`HOST:PORT`."""
+Host: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,252}[a-zA-Z0-9])?$")]
+"""An IPv4 address or a DNS name."""
+Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class SettingsError(ValueError):
@@ -34,6 +37,30 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Path
     certificate: Path
     ca: Path
+
+
+class Authority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The controller as the nodes' CA: it signs the certificate of whoever proves to be a node.
+
+    Key and certificate of the CA are in the Secret `sluice-ca` (`tls.key`, `tls.crt`), for all to
+    read the certificate is in the ConfigMap `sluice-ca` (`ca.crt`). Both exist beforehand; what is
+    empty the controller fills.
+    """
+
+    namespace: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = (
+        "sluice-system"
+    )
+    addresses: tuple[IPv4Address, ...] = ()
+    """At which agents dial the controller; none: what the environment variable HOST_IP says."""
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an agent proves to the controller which node it is, to get its certificate signed."""
+
+    token: Path
+    """A ServiceAccount token of the agent's own Pod, projected, with the audience `sluice`."""
+    ca: Path
+    """The CA of the controller, PEM."""
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -75,16 +102,22 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     """Read manifests from this directory; overrides `kubernetes`. Same as `--cluster DIR`."""
     kubernetes: Kubernetes = Kubernetes()
     tls: Tls | None = None
+    enrolment: Authority | None = None
+    plain_tcp: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where it is not said how nodes are told from others."""
+        _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """One node's agent."""
 
     node: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-    controller_openflow: HostPort
-    """`HOST:PORT` that Open vSwitch dials."""
-    controller_api: HostPort
-    """`HOST:PORT` that the agent asks for its configuration."""
+    controllers: Annotated[tuple[Host, ...], Meta(min_length=1)]
+    """Open vSwitch dials each of them; the agent asks the first that answers."""
+    openflow_port: Port = 6653
+    api_port: Port = 6654
     datapath: Literal["system", "netdev"] = "system"
     state: Path = Path("/var/lib/sluice")
     """Survives a reboot: leases."""
@@ -94,6 +127,8 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     cni_conf: Path = Path("/etc/cni/net.d")
     cni_bin: Path = Path("/opt/cni/bin")
     tls: Tls | None = None
+    enrolment: Enrolment | None = None
+    plain_tcp: bool = False
     add_timeout: Annotated[float, Meta(gt=0, le=200)] = 20.0
     """Seconds that ADD waits for the switch to hold the pod's flows."""
     status_grace: Annotated[float, Meta(ge=0)] = 60.0
@@ -102,6 +137,18 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     """Seconds between two looks at what the switch holds, about."""
     quarantine: Annotated[float, Meta(ge=0)] = 30.0
     """Seconds that a released address rests before it is handed out again."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where fields contradict each other."""
+        _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
+        if len(set(self.controllers)) < len(self.controllers):
+            raise ValueError("`controllers` names one twice")
+
+    @property
+    def api_urls(self) -> tuple[str, ...]:
+        """Where the controllers' APIs are."""
+        scheme = "http" if self.plain_tcp else "https"
+        return tuple(f"{scheme}://{host}:{self.api_port}" for host in self.controllers)
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,11 +201,21 @@ def check_ranges(cluster: Cluster, where: str) -> None:
                 raise SettingsError(f"{where}: {name} {network} overlaps {other_name} {other}")
 
 
+def _exactly_one(**given: object) -> None:
+    names = [name for name, value in given.items() if value]
+    if len(names) != 1:
+        said = " and ".join(f"`{name}`" for name in names) or "nothing"
+        raise ValueError(
+            f"{said} where exactly one of `tls`, `enrolment`, `plainTcp: true` is to say"
+            " how controller and nodes know each other"
+        )
+
+
 def _decode(kind: type, value: Any) -> Any:
     if kind is IPv4Network:
         return _network(value)
     if kind is IPv4Address:
-        return IPv4Address(value)
+        return _address(value)
     if issubclass(kind, Path):
         return _path(value)
     raise NotImplementedError(kind)
@@ -168,6 +225,13 @@ def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{shown(value)} is not a path")
     return Path(value)
+
+
+def _address(value: Any) -> IPv4Address:
+    try:
+        return IPv4Address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{shown(value)} is not an IPv4 address") from None
 
 
 def _network(value: Any) -> IPv4Network:

@@ -15,7 +15,9 @@ CLUSTER = "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}"
 
 def settings(path: Path, **controller: object) -> Path:
     file = path / "sluice.yaml"
-    file.write_text(f"cluster: {CLUSTER}\ncontroller: {json.dumps(controller)}\n")
+    file.write_text(
+        f"cluster: {CLUSTER}\ncontroller: {json.dumps({'plainTcp': True} | controller)}\n"
+    )
     return file
 
 
@@ -36,7 +38,12 @@ def start(file: Path, *more: str) -> list[str]:
         (["--cluster", "/nonexistent"], None, "/nonexistent is not a directory"),
         ([], "cluster: {podRange: x}", "at `$.cluster.podRange`"),
         ([], "logLevel: info", "the settings have no section cluster"),
-        ([], f"cluster: {CLUSTER}\ncontroller: {{kubernetes: {{kubeconfig: /no}}}}", "/no"),
+        ([], f"cluster: {CLUSTER}", "the settings have no section controller"),
+        (
+            [],
+            f"cluster: {CLUSTER}\ncontroller: {{plainTcp: true, kubernetes: {{kubeconfig: /no}}}}",
+            "/no",
+        ),
     ],
 )
 def test_cannot_start(tmp_path: Path, more: list[str], content: str | None, sentence: str) -> None:

@@ -313,7 +313,7 @@ def test_a_wrong_ca_on_a_node_is_named_and_once_put_right_is_enough(
     node2.start(ca=ca)
     wait_until(lambda: "certificate is refused" in node2.refusal() and "ssl:" in node2.refusal())
     assert re.search(rf"no controller session for .*ssl:.*{reason}", node2.refusal())
-    assert re.search(f'"error": "{reason}', node2.log())
+    assert re.search(f'"error": "https://{CONTROL_ADDRESS}:6654: {reason}', node2.log())
 
     ca.write_text((lab.layout.directory / "tls" / "ca.pem").read_text())
     wait_until(lambda: node2.refusal() == "" and "the controller answers" in node2.log())

@@ -169,8 +169,8 @@ class ScratchNode:
         self.config_file = home / "agent.yaml"
         self.settings: dict[str, Any] = {
             "node": NODE,
-            "controllerOpenflow": "127.0.0.1:6653",
-            "controllerApi": "127.0.0.1:6654",
+            "controllers": ["127.0.0.1"],
+            "plainTcp": True,
             "datapath": "netdev",
             "state": str(home / "state"),
             "socket": str(self.socket),

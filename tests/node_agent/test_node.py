@@ -253,10 +253,42 @@ def test_controllers_of_others_are_left_alone(scratch: ScratchNode) -> None:
         assert await scratch.cni("STATUS") == (0, {})
         scratch.stop_agent()
         # Ours follows the configuration.
-        scratch.start_agent(controllerOpenflow="127.0.0.1:7002")
+        scratch.start_agent(openflowPort=7002)
         await until(lambda: scratch.log().count("node set up") == 3, scratch.log)
         assert targets() == [*both, "tcp:127.0.0.1:7002"]
         await scratch.controller.stop()
+
+    asyncio.run(main())
+
+
+def test_several_controllers(scratch: ScratchNode) -> None:
+    """The first that answers is asked; the switch dials all, and rows that stay are not touched."""
+
+    def rows() -> dict[str, str]:
+        text = scratch.vsctl("--bare", "--columns=_uuid,target", "list", "controller").split()
+        return {target: row for row, target in zip(text[::2], text[1::2], strict=True)}
+
+    async def main() -> None:
+        await scratch.start_controller()
+        # Nobody is at the first address.
+        scratch.start_agent(controllers=["127.0.0.2", "127.0.0.1"])
+        await scratch.until_ready()
+        first = rows()
+        assert first.keys() == {"tcp:127.0.0.1:6653", "tcp:127.0.0.2:6653"}
+        assert "no controller answers" not in scratch.log()
+        scratch.stop_agent()
+        scratch.start_agent(controllers=["127.0.0.1", "127.0.0.3"])
+        await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+        second = rows()
+        assert second.keys() == {"tcp:127.0.0.1:6653", "tcp:127.0.0.3:6653"}
+        assert second["tcp:127.0.0.1:6653"] == first["tcp:127.0.0.1:6653"]
+        assert await scratch.cni("STATUS") == (0, {})
+
+        await scratch.controller.stop()
+        await until(lambda: "no controller answers" in scratch.log(), scratch.log)
+        line = next(x for x in scratch.log().splitlines() if "no controller answers" in x)
+        assert "http://127.0.0.1:6654: " in line
+        assert "http://127.0.0.3:6654: Cannot connect" in line
 
     asyncio.run(main())
 
@@ -279,7 +311,8 @@ def test_mutual_tls(scratch: ScratchNode) -> None:
 
     async def main() -> None:
         await scratch.start_controller(tls)
-        scratch.start_agent(tls={"key": key, "certificate": own, "ca": ca})
+        tls_files = {"key": key, "certificate": own, "ca": ca}
+        scratch.start_agent(tls=tls_files, plainTcp=False)
         await scratch.until_ready()
         assert scratch.vsctl("--bare", "--columns=target", "list", "controller") == (
             "ssl:127.0.0.1:6653"

@@ -13,10 +13,14 @@ from settings import SettingsError, load
 
 GOOD = {
     "cluster": "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}",
-    "agent": "{node: n1, controllerOpenflow: '10.0.0.1:6653', controllerApi: 'c.example:6654'}",
+    "controller": "{plainTcp: true}",
+    "agent": "{node: n1, controllers: [10.0.0.1, c.example], plainTcp: true}",
 }
 
-CONTROLLER = "controllerOpenflow: 'a:1', controllerApi: 'a:1'"
+REST = "controllers: [a], plainTcp: true"
+TLS = "tls: {key: a, certificate: b, ca: c}"
+ENROLMENT = "enrolment: {token: a, ca: b}"
+EXACTLY_ONE = "exactly one of `tls`, `enrolment`, `plainTcp: true`"
 
 
 def write(path: Path, **sections: str) -> Path:
@@ -31,6 +35,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.cluster.tunnel_port == 6081
     assert settings.agent
     assert settings.agent.datapath == "system"
+    assert settings.agent.api_urls == ("http://10.0.0.1:6654", "http://c.example:6654")
 
 
 def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str = "") -> str:
@@ -77,12 +82,29 @@ def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str
         ),
         ("controller", "{openflow: nonsense}", "at `$.controller.openflow`"),
         ("controller", "{openflow: '0.0.0.0:99999'}", "at `$.controller.openflow`"),
-        ("agent", "{node: '', controllerOpenflow: 'a:1', controllerApi: 'a:1'}", "`$.agent.node`"),
+        ("controller", "{openflow: '0.0.0.0:1'}", f"nothing where {EXACTLY_ONE}"),
+        ("controller", "{plainTcp: false}", f"nothing where {EXACTLY_ONE}"),
         (
-            "agent",
-            "{node: ../x, controllerOpenflow: 'a:1', controllerApi: 'a:1'}",
-            "`$.agent.node`",
+            "controller",
+            f"{{{TLS}, enrolment: {{}}}}",
+            f"`tls` and `enrolment` where {EXACTLY_ONE}",
         ),
+        ("controller", f"{{{TLS}, plainTcp: true}}", "and nodes know each other - at `$.controll"),
+        ("controller", "{enrolment: {namespace: A}}", "at `$.controller.enrolment.namespace`"),
+        (
+            "controller",
+            "{enrolment: {addresses: [x]}}",
+            "'x' is not an IPv4 address - at `$.controller.enrolment.addresses[0]`",
+        ),
+        ("agent", f"{{node: '', {REST}}}", "`$.agent.node`"),
+        ("agent", f"{{node: ../x, {REST}}}", "`$.agent.node`"),
+        ("agent", "{node: n, controllers: [a]}", f"nothing where {EXACTLY_ONE}"),
+        ("agent", f"{{node: n, {REST}, {ENROLMENT}}}", "`enrolment` and `plainTcp` where exactly"),
+        ("agent", f"{{node: n, controllers: [a], {TLS}, {ENROLMENT}}}", "at `$.agent`"),
+        ("agent", "{node: n, controllers: [], plainTcp: true}", "at `$.agent.controllers`"),
+        ("agent", "{node: n, controllers: ['a:1'], plainTcp: true}", "`$.agent.controllers[0]`"),
+        ("agent", "{node: n, controllers: [a, a], plainTcp: true}", "`controllers` names one twi"),
+        ("agent", f"{{node: n, {REST}, apiPort: 0}}", "at `$.agent.apiPort`"),
         ("logLevel", "loud", "Invalid enum value 'loud' - at `$.logLevel`"),
     ],
 )
@@ -118,9 +140,9 @@ def test_a_file_that_is_none(tmp_path: Path, text: str, problem: str) -> None:
         ("cluster: {podRange: &a [*a, *a]}", "a list is not a CIDR"),
         ("logLevel: \x00", "not YAML"),
         ("logLevel: info\n---\nlogLevel: info", "not YAML: 2 documents"),
-        (f'agent: {{node: n, {CONTROLLER}, state: "\\0"}}', r"is not a path - at `\$.agent.state`"),
-        (f"agent: {{node: n, {CONTROLLER}, state: ''}}", r"'' is not a path - at `\$.agent.state`"),
-        (f"agent: {{node: n, {CONTROLLER}, quarantine: .nan}}", r"at `\$.agent.quarantine`"),
+        (f'agent: {{node: n, {REST}, state: "\\0"}}', r"is not a path - at `\$.agent.state`"),
+        (f"agent: {{node: n, {REST}, state: ''}}", r"'' is not a path - at `\$.agent.state`"),
+        (f"agent: {{node: n, {REST}, quarantine: .nan}}", r"at `\$.agent.quarantine`"),
     ],
 )
 def test_a_file_by_a_stranger(tmp_path: Path, text: str, problem: str) -> None:
