@@ -5,13 +5,13 @@
 
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import apiserver, kubelet, node
-from lab.commands import LabError, run
+from lab import apiserver, kubelet, machine, node
+from lab.commands import LabError, inside, run
 from lab.control import ControlPlane, daemons
 from lab.layout import CLUSTER_DNS, CONTROL_ADDRESS, NodeLayout
 
@@ -105,3 +105,21 @@ def _why_not_ready(found: Any) -> str:
         if condition["type"] == "Ready":
             return "" if condition["status"] == "True" else str(condition.get("message"))
     return "kubelet has not told of it"
+
+
+def inside_pod(nodes: Sequence[NodeLayout], pod: str, argv: Sequence[str]) -> list[str]:
+    """The command that runs `argv` in the network namespace of a pod, given as NAMESPACE/NAME.
+
+    Without kubelet or containerd, which may be what a test has killed. Raises `LabError`.
+    """
+    for it in nodes:
+        find = ["--format=json", "--columns=external_ids", "find", "interface"]
+        vsctl = ["ovs-vsctl", f"--db=unix:{it.ovsdb}", "--timeout=10", *find]
+        try:
+            found = json.loads(run([*vsctl, f"external_ids:sluice-pod={pod}"]))["data"]
+        except LabError:  # its ovsdb-server does not run
+            continue
+        for ((_, pairs),) in found:
+            netns = dict(pairs)["sluice-netns"]
+            return inside(it.netns, machine.enter(it, ["nsenter", f"--net={netns}", *argv]))
+    raise LabError(f"no node has an attachment of pod {pod}")

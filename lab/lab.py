@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 import msgspec
 
-from lab import certificates, machine, network, node
+from lab import certificates, cluster, machine, network, node
 from lab.bringup import Bringup
 from lab.commands import LabError, inside, replace_file
 from lab.control import ControlPlane, daemons
@@ -134,6 +134,8 @@ class Lab:
         for different pods at the same time.
         """
         with self._lock(exclusive=False):
+            if self._spec().kubelets:
+                raise LabError(f"lab {self.name} runs pods: give them to kubectl")
             if not self._spec().ready:
                 raise LabError(f"lab {self.name} has not come up; `sluice lab up` makes it anew")
             return self._pods().add(namespace, name, self._node(node), labels or {})
@@ -161,6 +163,8 @@ class Lab:
         the tools of Open vSwitch find that node's switch; in control, kubectl finds the API server.
         """
         spec = self._spec()
+        if "/" in where and spec.kubelets:
+            return cluster.inside_pod(self.layout.nodes(spec.nodes), where, argv)
         if "/" in where:
             return inside(self.pod(*where.split("/", 1)).netns, argv)
         if where == "control" and (binaries := self._control(spec).binaries):
@@ -175,7 +179,7 @@ class Lab:
             if known.name == where:
                 paths = {"OVS_RUNDIR": known.ovs_run, "OVS_DBDIR": known.directory}
                 variables = [f"{name}={path}" for name, path in paths.items()]
-                return inside(known.netns, ["env", *variables, *argv])
+                return inside(known.netns, machine.enter(known, ["env", *variables, *argv]))
         raise LabError(
             f"lab {self.name} has no {where!r}: name a pod as NAMESPACE/NAME, a node "
             f"(node1 to node{spec.nodes}), outside, control or fabric"
@@ -218,16 +222,25 @@ class Lab:
         spec = self._spec()
         control = daemons(self.layout)
         pids = control.pids()
-        nodes = {n.name: _describe(n) for n in self.layout.nodes(spec.nodes)}
+        nodes = {n.name: _describe(n, spec) for n in self.layout.nodes(spec.nodes)}
         node_pids = [pid for node in nodes.values() for pid in node["pids"].values()]
         asked = self._control(spec).status()
+        if spec.kubelets:  # which the controller-manager has handed out
+            for name, node in nodes.items():
+                node["pod_cidr"] = (
+                    (asked["nodes"].get(name) or {}).get("podCIDR") if asked else None
+                )
         described = {
             "name": self.name,
-            "ready": spec.ready and None not in [pids.get("controller"), *node_pids],
+            "ready": spec.ready
+            and None not in node_pids
+            and ("controller" in pids or not spec.sluice),
             "tunnel": spec.tunnel,
             "source": spec.source,
             "tls": spec.tls,
             "datapath": spec.datapath,
+            "kubelets": spec.kubelets,
+            "sluice": spec.sluice,
             "directory": str(self.layout.directory),
             "api_socket": str(self.layout.api_socket),
             "controller": {
@@ -343,13 +356,18 @@ class Lab:
         return {"namespace": self.layout.netns(role), "address": address}
 
 
-def _describe(it: NodeLayout) -> dict[str, Any]:
+def _describe(it: NodeLayout, spec: Spec) -> dict[str, Any]:
     pids = node.daemons(it).pids()
+    expected = [
+        *("ovsdb-server", "ovs-vswitchd"),
+        *(["agent"] if spec.sluice else []),
+        *(["containerd", "kubelet"] if spec.kubelets else []),
+    ]
     return {
         "namespace": it.netns,
         "address": str(it.address),
         "pod_cidr": str(it.pod_cidr),
-        "pids": {name: pids.get(name) for name in ("ovsdb-server", "ovs-vswitchd", "agent")},
+        "pids": {name: pids.get(name) for name in expected},
         "ovs_run": str(it.ovs_run),
         "ovsdb": str(it.ovsdb),
         "mgmt": str(it.mgmt),
