@@ -47,7 +47,8 @@ soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEE
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out 0,$(KUBE)),--source kube) $(KEEP_FLAG)
 
-test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes API server, 4 min, once). PYTEST_ARGS="-k NAME"
+test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8 min, once). PYTEST_ARGS="-k NAME"
+	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 

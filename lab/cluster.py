@@ -29,13 +29,9 @@ class Cluster:
 
     def start_runtime(self, it: NodeLayout) -> None:
         """Start containerd, with the images that every cluster has."""
-        pause = kubelet.reference(self.images / "pause.tar")
+        pause = kubelet.image_names(self.images)["pause"]
         kubelet.start_containerd(it, node.daemons(it), self._binaries, pause)
-        listed = run(kubelet.ctr(it, self._binaries, "images", "list", "--quiet")).split()
-        for name in kubelet.NEEDED_IMAGES:
-            archive = self.images / f"{name}.tar"
-            if kubelet.reference(archive) not in listed:
-                kubelet.import_image(it, self._binaries, archive)
+        kubelet.import_images(it, self._binaries, self.images)
 
     def start_kubelet(self, it: NodeLayout) -> None:
         """Start kubelet; the API server runs."""
@@ -80,7 +76,7 @@ class Cluster:
     def start_dns(self) -> None:
         """Write CoreDNS down; it comes up when there are nodes that take pods."""
         values = {
-            "image": kubelet.reference(self.images / "coredns.tar"),
+            "image": kubelet.image_names(self.images)["coredns"],
             "cluster_dns": CLUSTER_DNS,
             "api_host": CONTROL_ADDRESS,
             "api_port": apiserver.PORT,

@@ -6,7 +6,6 @@ Both run among the node's own mounts (`lab.machine`), so their configuration nam
 import json
 import os
 import subprocess
-import tarfile
 from pathlib import Path
 
 import yaml
@@ -18,8 +17,8 @@ from lab.layout import CLUSTER_DNS, NodeLayout
 
 IMAGES_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-images"
 CONTAINERD = "/run/containerd/containerd.sock"
-NEEDED_IMAGES = ("pause", "busybox", "agnhost", "coredns")
-"""Of those that `scripts/kube-images` makes: what every cluster has."""
+ARCHIVES = ("cluster.tar", "tests.tar")
+"""The images that every node is given, of those that `scripts/kube-images` makes."""
 
 
 def images() -> Path:
@@ -30,12 +29,10 @@ def images() -> Path:
     return Path(made.stdout.splitlines()[-1])
 
 
-def reference(archive: Path) -> str:
-    """What an image is called, out of its archive."""
-    with tarfile.open(archive) as opened:
-        manifest = opened.extractfile("manifest.json")
-        assert manifest is not None  # noqa: S101  # a directory
-        return str(json.load(manifest)[0]["RepoTags"][0])
+def image_names(images: Path) -> dict[str, str]:
+    """What the images are called: pause, busybox, coredns, agnhost, ..., each its whole name."""
+    names: dict[str, str] = json.loads((images / "names.json").read_text())
+    return names
 
 
 def start_containerd(node: NodeLayout, ours: Daemons, binaries: Path, pause: str) -> None:
@@ -60,10 +57,13 @@ def start_containerd(node: NodeLayout, ours: Daemons, binaries: Path, pause: str
         raise LabError(f"{node.name}: containerd does not answer\n{ours.tail('containerd')}")
 
 
-def import_image(node: NodeLayout, binaries: Path, archive: Path) -> None:
-    """Give a node an image, which it has by then what it had. Raises `LabError`."""
-    command = ctr(node, binaries, "images", "import", "--local", str(archive))
-    run(command, timeout=300)
+def import_images(node: NodeLayout, binaries: Path, images: Path) -> None:
+    """Give a node its images, unless it has them. Raises `LabError`."""
+    listed = run(ctr(node, binaries, "images", "list", "--quiet")).split()
+    if not set(image_names(images).values()) <= set(listed):
+        for archive in ARCHIVES:
+            command = ["images", "import", "--local", str(images / archive)]
+            run(ctr(node, binaries, *command), timeout=300)
 
 
 def ctr(node: NodeLayout, binaries: Path, *arguments: str) -> list[str]:
