@@ -23,6 +23,7 @@ from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
 from node_agent.local_switch import LocalSwitch, SwitchAwayError
 from node_agent.node import FlowWatch, Node
 from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.sysctl import Sysctls
 from settings import Agent
 
 ORPHAN_AGE: Final = 10.0
@@ -167,7 +168,7 @@ class Attachments:
             try:
                 await self._switch.forget_connections(lease.address)
                 await pod_link.create(
-                    self._netlink, namespace,
+                    self._netlink, Sysctls.of(self._agent), namespace,
                     ifname=call.ifname,
                     port=lease.port,
                     address=lease.address,

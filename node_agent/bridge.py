@@ -24,6 +24,7 @@ PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
 INACTIVITY_PROBE: Final = 60_000
 """Milliseconds. A controller that recompiles must not lose all its switches at once."""
 _WAIT: Final = "flow-restore-wait"
+_CONFIG: Final = "sluice-config"
 _MARK: Final = {"sluice": "controller"}
 """In the external_ids of our Controller rows: which are ours when the targets change."""
 _NOTHING_YET: Final = "nothing reported yet"
@@ -34,7 +35,7 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
 
     def change(transaction: Transaction) -> None:
         root = _root(transaction)
-        remembered = {"sluice-config": encode(config).decode()}
+        remembered = {_CONFIG: encode(config).decode()}
         transaction.update_keys(root, "external_ids", **remembered)
         if agent.tls is not None:
             _ssl(transaction, root, agent.tls)
@@ -83,6 +84,25 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         )  # fmt: skip
 
     return change
+
+
+def remove(transaction: Transaction, agent: Agent) -> int:
+    """Leave nothing of ours in OVSDB; what `taken_in` is to be asked for.
+
+    A switch that waits for its flows goes on.
+    """
+    root = _root(transaction)
+    bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
+    if bridge is not None:
+        # Ports, interfaces and controllers go with it: nothing else refers to them.
+        root.delvalue("bridges", bridge)
+    if _CONFIG in root.external_ids:
+        root.delkey("external_ids", _CONFIG)
+    for row in root.ssl:
+        given = agent.tls is not None and row.private_key == str(agent.tls.key)
+        if given or Path(row.private_key).is_relative_to(agent.state):
+            root.ssl = []
+    return release(transaction)
 
 
 def attach(lease: Lease) -> Callable[[Transaction], None]:
@@ -199,7 +219,7 @@ def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
 def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
     """The copy of the configuration that `converge` keeps, for when the controller is away."""
     for root in ovsdb.rows("Open_vSwitch"):
-        text = root.external_ids.get("sluice-config")
+        text = root.external_ids.get(_CONFIG)
         if text:
             try:
                 return decode(text.encode())

@@ -6,39 +6,24 @@ All through one netlink socket in the namespace that the agent runs in.
 import asyncio
 import errno
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
 from node_agent import nft
+from node_agent.sysctl import Sysctls
 from settings.node import NodeConfig
 
 NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1
 _RT_TABLE_MAIN: Final = 254
 _RTNH_F_ONLINK: Final = 4
-_SYSCTL: Final = Path("/proc/sys/net")
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
 
 
 class HostError(Exception):
     """The host cannot carry the node that the cluster describes; the text names both."""
-
-
-def write_sysctl(name: str, value: str) -> None:
-    """Set a sysctl of this network namespace, `/` between the parts. Raises `OSError`."""
-    path = _SYSCTL / name
-    if path.read_text().strip() != value:
-        path.write_text(value)
-
-
-def disable_ipv6(link: str) -> None:
-    """No IPv6 on an interface, not even link-local; nothing to do where the kernel has none."""
-    name = f"ipv6/conf/{link}/disable_ipv6"
-    if (_SYSCTL / name).exists():
-        write_sysctl(name, "1")
 
 
 def pod_mtu(uplink_mtu: int, config: NodeConfig) -> int:
@@ -101,7 +86,7 @@ def _refuse_overlap(
 
 
 async def set_up_gateway(
-    netlink: AsyncIPRoute, config: NodeConfig, mtu: int, *, within: float = 10.0
+    netlink: AsyncIPRoute, sysctls: Sysctls, config: NodeConfig, mtu: int, *, within: float = 10.0
 ) -> None:
     """Give the host its own end among the pods, once Open vSwitch has made `sluice-gw`.
 
@@ -111,10 +96,10 @@ async def set_up_gateway(
     """
     index = await _wait_for_link(netlink, names.GATEWAY_PORT, within)
     # Before it is up, or the kernel solicits its own address.
-    disable_ipv6(names.GATEWAY_PORT)
+    sysctls.disable_ipv6(names.GATEWAY_PORT)
     # Loose: a reply may come by the gateway whose request left by the uplink.
-    write_sysctl(f"ipv4/conf/{names.GATEWAY_PORT}/rp_filter", "2")
-    write_sysctl("ipv4/ip_forward", "1")
+    sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/rp_filter", "2")
+    sysctls.forward()
     address = str(names.gateway_address(config.pod_cidr))
     await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
     async for old in await netlink.get_addr(family=2, index=index):

@@ -35,6 +35,12 @@ def install_shim(agent: Agent) -> None:
     _replace(agent.cni_bin / SHIM_NAME, Path(spec.origin).read_bytes(), 0o755)
 
 
+def remove(agent: Agent) -> None:
+    """Take both away, first the one by which the runtime finds the other."""
+    (agent.cni_conf / CONF_NAME).unlink(missing_ok=True)
+    (agent.cni_bin / SHIM_NAME).unlink(missing_ok=True)
+
+
 def _replace(path: Path, content: bytes, mode: int) -> None:
     try:
         if path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:

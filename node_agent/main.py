@@ -17,21 +17,20 @@ from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
+from node_agent.uninstall import UninstallError, uninstall
 from openflow.watch import FlowWatch
 from settings import Agent, SettingsError, load, logs
 
 SWEEP_INTERVAL = 5.0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="YAML with a section `agent`.",
-)
-def main(config: Path) -> None:
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.option("--config", type=_FILE, metavar="FILE", help="YAML with a section `agent`.")
+@click.pass_context
+def main(context: click.Context, config: Path | None) -> None:
     """Run the node agent of one Kubernetes node.
 
     It sets up the bridge br-int in the Open vSwitch of this node, tells it where the controller
@@ -49,6 +48,36 @@ def main(config: Path) -> None:
     It runs as root, in the node's own network namespace, until SIGTERM. Stopping it changes
     nothing for running pods; only new ones have to wait for it.
     """  # noqa: D301  click's mark for lines that are to stay as they are
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise click.UsageError("Missing option '--config'.")
+    agent = _settings(config)
+    problem = ""
+    try:
+        asyncio.run(_run(agent))
+    except* (LeaseError, cni_server.SocketInUseError, OSError) as errors:
+        # Raised in here, it would come out as a group, and click would not know it.
+        problem = "; ".join(map(str, _leaves(errors)))
+    if problem:
+        raise click.ClickException(problem)
+
+
+@main.command("uninstall")
+@click.option("--config", required=True, type=_FILE, metavar="FILE", help="The agent's.")
+@click.option("--force", is_flag=True, help="Even if pods lose their network.")
+def uninstall_command(config: Path, force: bool) -> None:
+    """Take off this node whatever an agent has made on it, and leave it as it was found.
+
+    The agent must have been stopped. Running it again does no harm.
+    """
+    try:
+        asyncio.run(uninstall(_settings(config), force=force))
+    except UninstallError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _settings(config: Path) -> Agent:
     try:
         settings = load(config)
     except SettingsError as error:
@@ -56,14 +85,7 @@ def main(config: Path) -> None:
     if settings.agent is None:
         raise click.ClickException(f"{config}: agent: the section is missing")
     logs.configure(settings.log_level)
-    problem = ""
-    try:
-        asyncio.run(_run(settings.agent))
-    except* (LeaseError, cni_server.SocketInUseError, OSError) as errors:
-        # Raised in here, it would come out as a group, and click would not know it.
-        problem = "; ".join(map(str, _leaves(errors)))
-    if problem:
-        raise click.ClickException(problem)
+    return settings.agent
 
 
 async def _run(agent: Agent) -> None:

@@ -43,6 +43,12 @@ async def masquerade(pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
         await apply(f"table ip {_TABLE} {{}}\ndelete table ip {_TABLE}\n{wanted}")
 
 
+async def remove() -> None:
+    """Take away all that is ours, whether or not it is there. Raises `NftError`."""
+    for family in ("ip", "netdev"):
+        await apply(f"table {family} {_TABLE} {{}}\ndelete table {family} {_TABLE}\n")
+
+
 async def deafen_again(devices: Iterable[str]) -> None:
     """`deafen` those of these existing interfaces that are not. Raises `NftError`.
 

@@ -19,6 +19,7 @@ from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.sysctl import Sysctls
 from settings import Agent
 from settings.node import NodeConfig
 
@@ -184,7 +185,7 @@ class Node:
             change = bridge.converge(self._agent, config, mtu)
             if await self._ovsdb.transact(change):
                 log.info("bridge configured", revision=config.revision, mtu=mtu)
-            await host.set_up_gateway(self._netlink, config, mtu)
+            await host.set_up_gateway(self._netlink, Sysctls.of(self._agent), config, mtu)
             if self._agent.datapath == "netdev":
                 links = {name for _, name in socket.if_nameindex()}
                 await nft.deafen_again(links & {lease.port for lease in self._leases.all()})

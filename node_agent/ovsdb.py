@@ -176,7 +176,7 @@ class Ovsdb:
             return condition()
         return True
 
-    async def transact(self, change: Callable[[Transaction], None], within: float = 10.0) -> bool:
+    async def transact(self, change: Callable[[Transaction], object], within: float = 10.0) -> bool:
         """Apply `change` as one transaction; False where it changed nothing.
 
         `change` is called again where somebody else was faster. Raises `OvsdbError`; after one
@@ -190,7 +190,7 @@ class Ovsdb:
                 f"ovsdb-server at {self._socket} did not answer within {within:.0f} s"
             ) from None
 
-    async def _transact(self, change: Callable[[Transaction], None]) -> bool:
+    async def _transact(self, change: Callable[[Transaction], object]) -> bool:
         while True:
             while not self.connected:
                 await self._changed.wait()

@@ -21,7 +21,8 @@ from pyroute2 import AsyncIPRoute, IPRoute, NetlinkError, netns
 
 from flows import names
 from node_agent.cni_call import CniError, Code
-from node_agent.host import NUD_PERMANENT, disable_ipv6, find_link, link_index
+from node_agent.host import NUD_PERMANENT, find_link, link_index
+from node_agent.sysctl import Sysctls
 
 _NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 _CLONE_NEWNET: Final = 0x4000_0000
@@ -64,6 +65,7 @@ def open_netns(path: Path) -> Iterator[int]:
 
 async def create(
     host: AsyncIPRoute,
+    sysctls: Sysctls,
     namespace: int,
     *,
     ifname: str,
@@ -91,7 +93,7 @@ async def create(
             "add", ifname=port, kind="veth", address=mac, mtu=mtu, state="up", peer=peer
         )
         # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
-        disable_ipv6(port)
+        sysctls.disable_ipv6(port)
         if not checksum_offload:
             _no_tx_checksum_offload(namespace, ifname)
 

@@ -4,6 +4,9 @@ A file that names an unknown key, a wrong type or ranges that overlap is refused
 one sentence that names the field (`SettingsError`).
 """
 
+import os
+import re
+import socket
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -110,10 +113,23 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
         _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
 
 
-class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+_NODE_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+
+
+def _this_node() -> str:
+    """The name that a kubelet gives its Node where nobody says another, or $NODE_NAME."""
+    name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
+    if not re.match(_NODE_NAME, name):
+        raise ValueError(f"agent.node: {shown(name)} cannot be a Node's name; set $NODE_NAME")
+    return name
+
+
+class Agent(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
+):  # fmt: skip
     """One node's agent."""
 
-    node: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+    node: Annotated[str, Meta(pattern=_NODE_NAME)] = msgspec.field(default_factory=_this_node)
     controllers: Annotated[tuple[Host, ...], Meta(min_length=1)]
     """Open vSwitch dials each of them; the agent asks the first that answers."""
     openflow_port: Port = 6653
@@ -126,6 +142,8 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     ovs_run: Path = Path("/run/openvswitch")
     cni_conf: Path = Path("/etc/cni/net.d")
     cni_bin: Path = Path("/opt/cni/bin")
+    sysctl: Path = Path("/proc/sys")
+    """Where sysctls can be written; in a container /proc/sys cannot."""
     tls: Tls | None = None
     enrolment: Enrolment | None = None
     plain_tcp: bool = False
