@@ -1,7 +1,7 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down soak test bench lint docs lock clean need-root
+.PHONY: help setup demo cluster cluster-down image soak test bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -42,6 +42,9 @@ cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: three nodes wit
 cluster-down: need-root setup ## take that down; nothing is left of it
 	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
 
+image: setup ## the container images of controller and agent, as build/sluice-images.tar (1 min, then seconds)
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)
+
 soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEED=N: as before. KUBE=1: on a real API server
 	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
@@ -70,9 +73,11 @@ lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PYTHON) scripts/make-docs --check
+	$(PYTHON) scripts/make-chart --check
 
-docs: setup ## write anew what in docs/ is made from the code
+docs: setup ## write anew what in docs/ and deploy/chart/ is made from the rest
 	$(PYTHON) scripts/make-docs
+	$(PYTHON) scripts/make-chart
 
 # uv, because pip cannot write hashes, nor resolve for another Python than its own. What is locked
 # already stays as it is; remove the file first to renew everything.

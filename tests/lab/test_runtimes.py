@@ -38,7 +38,7 @@ def far(lab: Lab) -> str:
 def cnitool() -> str:
     """Where it is; built if need be."""
     built = subprocess.run(
-        [ROOT / "scripts" / "cnitool"], stdout=subprocess.PIPE, text=True, check=True
+        [ROOT / "scripts" / "go-tool", "cnitool"], stdout=subprocess.PIPE, text=True, check=True
     )
     return built.stdout.splitlines()[-1]
 

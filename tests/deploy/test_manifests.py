@@ -1,0 +1,169 @@
+"""The manifests: a real API server takes them; they give the rights that are used and no more."""
+
+import json
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from settings import load
+from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, rendered
+
+NAMES = sorted(path.parent.name for path in KUSTOMIZE.glob("*/kustomization.yaml"))
+CONTROLLER = "system:serviceaccount:sluice-system:sluice-controller"
+AGENT = "system:serviceaccount:sluice-system:sluice-agent"
+ANYBODY = "system:serviceaccount:default:anybody"
+
+
+def objects(text: str) -> dict[tuple[str, str, str], Any]:
+    """By kind, namespace and name; the settings not as a text, but as what they say."""
+    found = {}
+    for item in filter(None, yaml.safe_load_all(text)):
+        metadata = item["metadata"]
+        if metadata["name"] == "sluice-config":
+            item["data"] = {name: yaml.safe_load(text) for name, text in item["data"].items()}
+        found[item["kind"], metadata.get("namespace", ""), metadata["name"]] = item
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_api_server_takes_all_of_it(api: Api, name: str) -> None:
+    text = rendered(api.kubectl_path, KUSTOMIZE / name)
+    said = api.kubectl("apply", "--validate=strict", "-f", "-", stdin=text)
+    assert len(said.splitlines()) == len(objects(text))
+    assert api.kubectl("diff", "-f", "-", stdin=text) == ""
+
+
+@pytest.mark.parametrize("name", ["base", "lab", "uninstall"])
+def test_the_settings_are_settings(kubectl_path: Path, name: str, tmp_path: Path) -> None:
+    text = rendered(kubectl_path, KUSTOMIZE / name)
+    (config,) = (
+        item for item in yaml.safe_load_all(text) if item["metadata"]["name"] == "sluice-config"
+    )
+    file = tmp_path / "sluice.yaml"
+    file.write_text(config["data"]["sluice.yaml"])
+    settings = load(file)
+    assert settings.agent is not None
+    assert (settings.cluster is None) == (name == "uninstall")
+
+
+def test_images_have_the_version_of_the_project(kubectl_path: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name in NAMES:
+        text = rendered(kubectl_path, KUSTOMIZE / name)
+        images = {
+            line.split()[1] for line in text.splitlines() if line.strip().startswith("image:")
+        }
+        assert images <= {f"sluice-controller:{version}", f"sluice-agent:{version}"}
+        assert images
+
+
+def test_a_ca_that_is_there_is_left_by_the_next_apply(api: Api) -> None:
+    text = rendered(api.kubectl_path, KUSTOMIZE / "base")
+    api.kubectl("apply", "-f", "-", stdin=text)
+    ca = {"data": {"tls.key": "a2V5"}}
+    api.kubectl("-n", "sluice-system", "patch", "secret", "sluice-ca", "-p", json.dumps(ca))
+    changed = text.replace("cpu: 100m", "cpu: 200m")
+    assert "deployment.apps/sluice-controller configured" in api.kubectl(
+        "apply", "-f", "-", stdin=changed
+    )
+    assert api.get("-n", "sluice-system", "secret", "sluice-ca")["data"] == ca["data"]
+
+
+def rights(api: Api, who: str, namespace: str) -> set[str]:
+    """Lines of `kubectl auth can-i --list`, less what everybody may."""
+    listed = ["auth", "can-i", "--list", "--no-headers", "--namespace", namespace]
+    everybody, found = (
+        # In columns, as wide as they need to be.
+        {" ".join(line.split()) for line in api.kubectl(*listed, f"--as={one}").splitlines()}
+        for one in (ANYBODY, who)
+    )
+    return found - everybody
+
+
+def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
+    text = rendered(api.kubectl_path, KUSTOMIZE / "base")
+    api.kubectl("apply", "-f", "-", stdin=text)
+    everywhere = {
+        "nodes [] [] [get list watch]",
+        "pods [] [] [get list watch]",
+        "nodes/status [] [] [patch]",
+        "events.events.k8s.io [] [] [create patch]",
+        "tokenreviews.authentication.k8s.io [] [] [create]",
+    }
+    assert rights(api, CONTROLLER, "default") == everywhere
+    assert rights(api, CONTROLLER, "sluice-system") == everywhere | {
+        "secrets [] [sluice-ca] [get update]",
+        "configmaps [] [sluice-ca] [get update]",
+    }
+
+
+def test_the_agent_may_do_nothing(api: Api) -> None:
+    text = rendered(api.kubectl_path, KUSTOMIZE / "base")
+    api.kubectl("apply", "-f", "-", stdin=text)
+    for namespace in ("default", "sluice-system"):
+        assert rights(api, AGENT, namespace) == set()
+    account = api.get("-n", "sluice-system", "serviceaccount", "sluice-agent")
+    assert account["automountServiceAccountToken"] is False
+
+
+# The chart
+
+
+@pytest.fixture(scope="module")
+def helm() -> str:
+    built = subprocess.run(
+        [ROOT / "scripts" / "go-tool", "helm"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return built.stdout.splitlines()[-1]
+
+
+def chart(helm: str, **values: Any) -> dict[tuple[str, str, str], Any]:
+    given = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
+    done = subprocess.run(
+        [helm, "template", "sluice", ROOT / "deploy" / "chart", *given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return objects(done.stdout)
+
+
+def test_the_chart_is_the_base(helm: str, kubectl_path: Path) -> None:
+    assert chart(helm) == objects(rendered(kubectl_path, KUSTOMIZE / "base"))
+
+
+def test_values_of_the_chart(helm: str) -> None:
+    usual = chart(helm)
+    deployment = ("Deployment", "sluice-system", "sluice-controller")
+    daemons = ("DaemonSet", "sluice-system", "sluice-agent")
+    config = ("ConfigMap", "sluice-system", "sluice-config")
+
+    assert usual.keys() - chart(helm, agent={"enabled": False}).keys() == {daemons}
+
+    found = chart(
+        helm,
+        apiServer={"host": "10.0.0.9", "port": 443},
+        controller={"image": "r/c:1", "replicas": 2, "resources": {"limits": {"cpu": "1"}}},
+        agent={"image": "r/a:1", "resources": {"limits": {"cpu": "2"}}},
+        settings={"cluster": {"podRange": "10.1.0.0/16"}, "logLevel": "debug"},
+    )
+    assert found[deployment]["spec"]["replicas"] == 2
+    pod = found[deployment]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "r/c:1"
+    assert container["resources"]["limits"] == {"cpu": "1"}
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert environment == {
+        "HOST_IP": None,
+        "KUBERNETES_SERVICE_HOST": "10.0.0.9",
+        "KUBERNETES_SERVICE_PORT": "443",
+    }
+    (container,) = found[daemons]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "r/a:1"
+    assert container["resources"]["limits"] == {"cpu": "2"}
+    settings = found[config]["data"]["sluice.yaml"]
+    assert settings["logLevel"] == "debug"
+    assert settings["cluster"] == {"podRange": "10.1.0.0/16", "serviceRange": "10.96.0.0/12"}
