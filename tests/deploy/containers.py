@@ -115,7 +115,6 @@ class Container:
                     {"type": "pid"}, {"type": "ipc"}, {"type": "mount"},
                     {"type": "network", "path": f"/run/netns/{self.netns}"},
                 ],
-                "cgroupsPath": f"/sluice-test/{uuid.uuid4().hex[:8]}",
                 # As every runtime has it by default.
                 "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
                 "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
