@@ -1,0 +1,105 @@
+"""A real Kubernetes gets its network by `kubectl apply -k`, and its nodes back as they were."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import Lab
+from lab.control import kubernetes_binaries
+from tests.deploy.conftest import KUSTOMIZE
+from tests.lab.conftest import unique_name
+from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
+from tests.waiting import wait_until
+
+NODES = ("node1", "node2", "node3")
+NAMESPACE = "sluice-system"
+
+# What an agent changes on its node. Of nftables only what has our name: kubelet has tables, too.
+LOOK = """\
+ovs-vsctl --columns=bridges,external_ids,other_config,ssl list Open_vSwitch
+ovs-vsctl --columns=name list Interface
+ip -o link | cut -d: -f2
+ip -4 route show table all
+ip neigh show nud permanent
+nft list tables | grep sluice
+sysctl net.ipv4.ip_forward
+find /etc/cni/net.d /opt/cni/bin /run/sluice /var/lib/sluice /run/netns
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(images: Path) -> Iterator[Lab]:
+    """Three nodes without a pod network, which have our images."""
+    with Lab(unique_name()).running(kubelets=True, sluice=False) as lab:
+        ctr = [str(kubernetes_binaries(whole=True) / "ctr"), "-n", "k8s.io", "images", "import"]
+        for node in NODES:
+            lab.exec(node, [*ctr, "--local", str(images)], timeout=200)
+        yield lab
+
+
+def looks(lab: Lab) -> dict[str, str]:
+    return {node: lab.exec(node, ["sh", "-c", LOOK]).stdout for node in NODES}
+
+
+def rolled_out(lab: Lab, namespace: str, *names: str) -> None:
+    for name in names:
+        wait = ["rollout", "status", name, "--timeout=150s"]
+        done = subprocess.run(
+            lab.kubectl("-n", namespace, *wait), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = kubectl(lab, "-n", namespace, "describe", "pods")
+            logs = subprocess.run(
+                lab.kubectl("-n", namespace, "logs", name, "--all-containers", "--all-pods"),
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            pytest.fail(f"{done.stderr}\n{said}\n{logs.stdout}{logs.stderr}")
+
+
+def everybody_reaches_everybody(lab: Lab) -> None:
+    found = pods(lab, "web")
+    assert {node for node, _ in found.values()} == {*NODES}
+    for name, (_, own) in found.items():
+        for _, address in found.values():
+            url = f"http://{address}:8080/clientip"
+            command = ["curl", "-sS", "--max-time", "10", url]
+            client = lab.exec(f"default/{name}", command).stdout
+            assert client.split(":")[0] == own
+
+
+def pods_of_the_network(lab: Lab) -> list[str]:
+    return [
+        pod["metadata"]["name"]
+        for pod in get(lab, "pods", "-A")["items"]
+        if not pod["spec"].get("hostNetwork")
+    ]
+
+
+def test_from_apply_to_delete(lab: Lab) -> None:
+    before = looks(lab)
+    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
+    workloads = ("deployment/sluice-controller", "daemonset/sluice-agent")
+    rolled_out(lab, NAMESPACE, *workloads)
+    wait_for_nodes(lab)
+    deploy(lab, "web", 6)
+    everybody_reaches_everybody(lab)
+    assert looks(lab) != before
+
+    # A new version of both, one node after the other; what runs does not mind.
+    kubectl(lab, "-n", NAMESPACE, "rollout", "restart", *workloads)
+    rolled_out(lab, NAMESPACE, *workloads)
+    everybody_reaches_everybody(lab)
+    # Applied again, nothing changes: neither a Pod nor the CA.
+    again = kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
+    assert {line.split()[-1] for line in again.splitlines()} == {"unchanged"}, again
+
+    kubectl(lab, "delete", "deployment", "web")
+    kubectl(lab, "-n", "kube-system", "scale", "deployment", "coredns", "--replicas=0")
+    wait_until(lambda: not pods_of_the_network(lab))
+    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "lab"), "--timeout=120s")
+    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "uninstall"))
+    rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
+    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
+    assert looks(lab) == before
