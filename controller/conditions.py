@@ -5,9 +5,9 @@ and a taint on every node at each restart of the controller would be worse than 
 Whether a node takes new pods just now, its kubelet learns by the CNI verb STATUS.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Final
+from operator import itemgetter
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -18,12 +18,20 @@ from controller.sources.objects import Node, NodeCondition
 
 GRACE: Final = 15.0
 """Seconds that a new node has before it is said to have no network."""
-AGAIN: Final = 10.0
-"""Seconds until a condition is patched once more that does not show as patched."""
+AGAIN: Final = 30.0
+"""Seconds until a Node is patched to the same once more, where it does not show that it was."""
 
 READY: Final = NodeCondition(
     "NetworkUnavailable", "False", "SluiceReady", "the node's switch holds the flows of its pods"
 )
+
+
+class Patch(NamedTuple):
+    """What a Node is to say, and the request that makes it."""
+
+    node: str
+    condition: NodeCondition
+    write: Write
 
 
 class Conditions:
@@ -33,25 +41,32 @@ class Conditions:
         self._reconciler = reconciler
         self._since: dict[str, float] = {}
         """When each Node without a network was first seen so."""
-        self._patched: dict[str, float] = {}
+        self._patched: dict[str, tuple[float, NodeCondition]] = {}
+        """When each Node was patched last, and to what."""
 
-    def due(self, now: float) -> Iterator[tuple[str, Write]]:
-        """Nodes, and what to send for each. `now` is in seconds, of a clock that never jumps."""
+    def due(self, now: float) -> list[Patch]:
+        """What to send, those Nodes first that were patched the longest ago.
+
+        `now` is in seconds, of a clock that never jumps.
+        """
         nodes = self._reconciler.inventory.nodes
         problems = self._reconciler.all_problems()
         self._since = {name: self._since.get(name, now) for name in nodes}
-        self._patched = {
-            n: at for n, at in self._patched.items() if n in nodes and now - at < AGAIN
-        }
-        for name, node in list(nodes.items()):
+        self._patched = {name: last for name, last in self._patched.items() if name in nodes}
+        due = []
+        for name, node in nodes.items():
             shown = node.network_unavailable
             wanted = self._wanted(name, shown, problems, now)
-            if wanted is not None and not _same(shown, wanted) and name not in self._patched:
-                yield name, _patch(node, shown, wanted)
+            if wanted is None or _same(shown, wanted):
+                continue
+            at, last = self._patched.get(name, (-AGAIN, None))
+            if wanted != last or now - at >= AGAIN:
+                due.append((at, Patch(name, wanted, _patch(node, shown, wanted))))
+        return [patch for _, patch in sorted(due, key=itemgetter(0))]
 
-    def patched(self, name: str, now: float) -> None:
+    def patched(self, patch: Patch, now: float) -> None:
         """It was sent, and answered."""
-        self._patched[name] = now
+        self._patched[patch.node] = now, patch.condition
 
     def _wanted(
         self, name: str, shown: NodeCondition | None, problems: dict[str, str], now: float

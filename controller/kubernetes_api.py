@@ -3,7 +3,7 @@
 The client does authentication, TLS and connections; what is sent and read is ours.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,14 +31,20 @@ UNREACHABLE = (aiohttp.ClientError, OSError, config.ConfigException)
 class ApiError(Exception):
     """The API server refused; `code` is the HTTP status, `wait` the seconds it asked us to wait."""
 
-    def __init__(self, code: int, message: str, wait: float = 0.0) -> None:
+    def __init__(
+        self, code: int, message: str, wait: float = 0.0, causes: Collection[str] = ()
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.wait = wait
+        self._causes = causes
 
     @property
     def may_pass(self) -> bool:
         """Whether another time, or with other credentials, the same question may be answered."""
+        # 403 is also what a server says that has just started and not read its roles yet.
+        if "NamespaceTerminating" in self._causes:
+            return False
         return self.code in {401, 403, 429} or self.code >= 500
 
 
@@ -56,8 +62,17 @@ class Write:
     content_type: str = "application/json"
 
 
-class _Status(msgspec.Struct):
+class _Cause(msgspec.Struct, frozen=True):
+    reason: str = ""
+
+
+class _Details(msgspec.Struct, frozen=True):
+    causes: tuple[_Cause, ...] = ()
+
+
+class _Status(msgspec.Struct, frozen=True):
     message: str = ""
+    details: _Details = _Details()
 
 
 async def connect(kubeconfig: Path | None) -> client.ApiClient:
@@ -109,12 +124,13 @@ async def ask(
     async with response:
         text = (await response.read()).decode(errors="replace")
     try:
-        message = msgspec.json.decode(text, type=_Status).message
+        status = msgspec.json.decode(text, type=_Status)
     except (ValueError, RecursionError):
-        message = text[:200]
+        status = _Status(text[:200])
     wait = response.headers.get("Retry-After", "")
     raise ApiError(
         response.status,
-        message or response.reason or "",
+        status.message or response.reason or "",
         min(float(wait), LONGEST_WAIT) if wait.isdecimal() else 0.0,
+        [cause.reason for cause in status.details.causes],
     )

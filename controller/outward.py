@@ -77,29 +77,27 @@ class Outward:
         """Send what is due. Raises where nothing more can be sent for now."""
         inventory = self._reconciler.inventory
         now = self._monotonic()
-        conditions = list(self._conditions.due(now))[:AT_ONCE]
+        patches = self._conditions.due(now)[: AT_ONCE // 2]
         problems = problems_of(inventory, self._reconciler.all_problems())
-        tellings = self._account.look(problems, inventory, now)[: AT_ONCE - len(conditions)]
-        if not conditions and not tellings:
+        tellings = self._account.look(problems, inventory, now)[: AT_ONCE - len(patches)]
+        if not patches and not tellings:
             return
         async with await connect(self._kubeconfig) as api:
-            for name, write in conditions:
-                await self._send(api, write)
-                self._conditions.patched(name, self._monotonic())
+            for patch in patches:
+                await self._send(api, patch.write)
+                self._conditions.patched(patch, self._monotonic())
             for telling in tellings:
-                # 403 may be about one namespace alone, for example because it is being deleted.
-                code = await self._send(api, telling.write(socket.gethostname()), 403)
+                code = await self._send(api, telling.write(socket.gethostname()))
                 if code == 404 and telling.times > 1:
                     self._account.lost(telling)
                     continue
                 metrics.EVENTS.labels("refused" if code else "told").inc()
                 self._account.told(telling, self._monotonic())
 
-    async def _send(self, api: client.ApiClient, write: Write, *alone: int) -> int:
+    async def _send(self, api: client.ApiClient, write: Write) -> int:
         """Zero, or the status with which this write alone was refused.
 
-        `alone` are statuses that say nothing of other writes, though they may pass. Raises
-        `ApiError` where another would fare no better, and `UNREACHABLE`.
+        Raises `ApiError` where another would fare no better, and `UNREACHABLE`.
         """
         await asyncio.sleep(PACE)
         try:
@@ -112,7 +110,7 @@ class Outward:
                 content_type=write.content_type,
             )
         except ApiError as error:
-            if error.may_pass and error.code not in alone:
+            if error.may_pass:
                 raise
             log.info("refused by the API server", path=write.path, problem=str(error))
             return error.code

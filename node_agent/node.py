@@ -107,7 +107,7 @@ class Node:
 
         One sentence, which stays the same as long as that is so.
         """
-        if not self._ovsdb.connected:
+        if not self._ovsdb.answers:
             return self._no_ovsdb
         if self._problem:
             return self._problem
