@@ -99,6 +99,16 @@ def test_what_comes_and_goes_is_told_once_a_period() -> None:
     assert sentences(told) == [A.sentence, FINE] * 3
 
 
+def test_what_comes_back_and_stays_is_told_again_after_a_period() -> None:
+    story = Story()
+    (first,) = story.after(10, A)
+    (ended,) = story.after(2 * CALM)
+    assert ended.problem.reason == IN_ORDER
+    assert story.after(PERIOD - 2 * CALM - 10, A) == []
+    (again,) = story.after(20, A)
+    assert (again.event, again.times) == (first.event, 2)
+
+
 def test_what_lasts_is_told_again_before_it_is_forgotten() -> None:
     story = Story()
     told = story.after(2.5 * REPEAT, A)
