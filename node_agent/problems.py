@@ -2,19 +2,17 @@
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import aiohttp
 import structlog
 
 from node_agent.cni_call import CniError, Pod
+from node_agent.controllers import ControllerError, Controllers
 from settings import Agent
 from settings.node import MOST_PODS, NodeProblems, encode
-from settings.tls import client_context
 
 LOOK: Final = 2.0
 """Seconds between two looks at whether there is something new."""
@@ -24,7 +22,8 @@ REMEMBER: Final = 300.0
 """Seconds after which a failed ADD is forgotten. While the pod is wanted, kubelet tries again."""
 LONGEST: Final = 1000
 """Characters of a sentence."""
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=15)
+_TIMEOUT: Final = 15.0
+"""Seconds that the controller may take to answer."""
 
 log = structlog.get_logger()
 
@@ -65,10 +64,9 @@ async def tell_for_ever(agent: Agent, node: Callable[[], str], pods: PodProblems
 
     `node` says why this node takes no pods; empty: it does.
     """
-    url = f"{'http' if agent.tls is None else 'https'}://{agent.controller_api}"
     seen = told = NodeProblems()
     told_at = 0.0
-    async with aiohttp.ClientSession(url, timeout=_TIMEOUT) as session:
+    async with Controllers(agent) as controllers:
         while True:
             # At random, so that a thousand agents do not come at one moment.
             await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
@@ -79,22 +77,18 @@ async def tell_for_ever(agent: Agent, node: Callable[[], str], pods: PodProblems
             if seen == told and not lasts:
                 continue
             try:
-                await _tell(session, agent, seen)
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                log.debug("problems not told", reason=str(error) or repr(error))
+                await controllers.ask(
+                    "POST",
+                    f"/v1/nodes/{agent.node}/problems",
+                    # 404: it knows no such Node, and says so where the configuration is asked for.
+                    answers={204: bytes, 404: bytes},
+                    timeout=_TIMEOUT,
+                    data=encode(seen),
+                )
+            except ControllerError as error:
+                log.debug("problems not told", reason=str(error))
                 continue
             told, told_at = seen, time.monotonic()
-
-
-async def _tell(session: aiohttp.ClientSession, agent: Agent, problems: NodeProblems) -> None:
-    tls: ssl.SSLContext | bool = (
-        client_context(agent.tls, "agent.tls") if agent.tls is not None else True
-    )
-    path = f"/v1/nodes/{agent.node}/problems"
-    async with session.post(path, data=encode(problems), ssl=tls) as response:
-        if response.status != 204:
-            body = await response.read()
-            raise ValueError(f"the controller answered {response.status}: {body[:200]!r}")
 
 
 def _one_sentence(error: CniError) -> str:
