@@ -25,7 +25,7 @@ from openflow import digest, foreign
 from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
-from settings.node import NodeConfig, decode_digest, encode
+from settings.node import NodeConfig, decode_digest, decode_problems, encode
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ class Api:
         view = reconciler.inventory.view
         metrics.NODES.set_function(lambda: len(view.nodes))
         metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
-        metrics.PROBLEMS.set_function(lambda: len(self._problems()))
+        metrics.PROBLEMS.set_function(lambda: len(reconciler.all_problems()))
 
     def application(self, *, local: bool) -> web.Application:
         """What agents and probes may ask; for local users also what tells of the whole cluster."""
@@ -59,6 +59,7 @@ class Api:
                 web.get("/metrics", self._metrics),
                 web.get("/v1/nodes/{node}/config", self._config),
                 web.post("/v1/nodes/{node}/digest", self._digest),
+                web.post("/v1/nodes/{node}/problems", self._take_problems),
             ]
         )
         if local:
@@ -106,12 +107,9 @@ class Api:
                     }
                     for name, node in view.nodes.items()
                 },
-                "problems": self._problems(),
+                "problems": reconciler.all_problems(),
             }
         )
-
-    def _problems(self) -> dict[str, str]:
-        return {**self._reconciler.problems, **self._reconciler.inventory.problems}
 
     async def _config(self, request: web.Request) -> web.Response:
         """What an agent must know; with `?after=REVISION&wait=SECONDS`, once it differs."""
@@ -170,6 +168,19 @@ class Api:
             return _json(self._reconciler.take_digest(name, given))
         except KeyError:
             return _error(503, f"the switch of Node {name} is not connected")
+
+    async def _take_problems(self, request: web.Request) -> web.Response:
+        """What an agent cannot do at the moment, in place of what it said before."""
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        try:
+            given = decode_problems(await request.read())
+        except msgspec.MsgspecError as error:
+            return _error(400, f"not a node's problems: {error}")
+        if not self._reconciler.inventory.knows_node(name):
+            return _error(404, f"Node {name} is unknown")
+        self._reconciler.agents.take(name, given)
+        return web.Response(status=204)
 
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)

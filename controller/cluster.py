@@ -72,12 +72,27 @@ class Inventory:
         """Whether the source holds such a Node, believed or refused."""
         return name in self._node_objects
 
+    @property
+    def nodes(self) -> Mapping[str, NodeObject]:
+        """Every Node of the source by its name, believed or refused."""
+        return self._node_objects
+
+    def pod(self, namespace: str, name: str) -> PodObject | None:
+        """A Pod of the source, whether it has an attachment or not."""
+        return self._pod_objects.get((namespace, name))
+
+    def pod_of(self, node: str, port: str) -> PodObject | None:
+        """Whose port this is by its name, if that Pod is known to be on this node."""
+        identity = self._pods_by_prefix.get(node, {}).get(port[:11])
+        return None if identity is None else self._pod_objects[identity]
+
     def set_object(self, new: Object) -> set[Key]:
         """An object was added or changed."""
         if isinstance(new, NodeObject):
             name = new.metadata.name
-            if self._node_objects.get(name) != new:
-                self._node_objects[name] = new
+            known = self._node_objects.get(name)
+            self._node_objects[name] = new
+            if known is None or _judged(known) != _judged(new):
                 self._names_by_dpid[names.datapath_id(name)] = name
                 self._node_verdicts[name] = self._judge_node(new)
                 self._nodes_changed = True
@@ -388,6 +403,11 @@ def _conflict(
         if cidr.overlaps(node.pod_cidr):
             return f"spec.podCIDR {node.pod_cidr} overlaps {cidr} of Node {rival}"
     return ""
+
+
+def _judged(node: NodeObject) -> tuple[object, ...]:
+    """What of a Node its verdict depends on. Its conditions change for many other reasons."""
+    return node.metadata, node.spec, node.status.addresses
 
 
 def _age(node: NodeObject) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from controller.api import Api
 from controller.cluster import Inventory
+from controller.outward import Outward
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
@@ -99,6 +100,9 @@ async def _run(settings: Settings, directory: Path | None) -> None:
             group.create_task(_serve_api(Api(reconciler, shared), own, tls)),
             group.create_task(_serve_switches(reconciler, own, tls)),
         ]
+        if not directory:
+            # A directory has nobody who could be told.
+            tasks.append(group.create_task(Outward(reconciler, own.kubernetes.kubeconfig).run()))
         await stopped.wait()
         log.info("stopping; the switches keep their flows")
         for task in tasks:

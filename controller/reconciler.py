@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 import structlog
 
 from controller import metrics
+from controller.agents import AgentProblems
 from controller.cluster import Inventory, Port
 from controller.desired import Desired
 from controller.session import Session
@@ -55,6 +56,7 @@ class Reconciler:
         self.sessions: dict[str, Session] = {}
         self.problems: dict[str, str] = {}
         """What sources report of themselves: unreadable files, an API server that is away."""
+        self.agents = AgentProblems(inventory)
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
         self._stale: set[Key] = set()
@@ -303,6 +305,10 @@ class Reconciler:
             self._absorb(self.inventory.set_ports(node, []))
 
     # --- what agents tell, and people ask ---
+
+    def all_problems(self) -> dict[str, str]:
+        """Subject -> sentence: whatever is refused, or does not work, at the moment."""
+        return {**self.problems, **self.agents.current(), **self.inventory.problems}
 
     def take_digest(self, node: str, given: SwitchDigest) -> Verdict:
         """Hold an agent's digest of its switch against what the switch acknowledged.

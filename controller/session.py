@@ -48,6 +48,8 @@ class Session:
         self.dirty = asyncio.Event()
         """Set when something is to be done; see `wake`."""
         self.in_sync = False
+        self.was_synced = False
+        """It has held everything at least once, but for what it refused: pods have a network."""
         self.compare = True
         """What it holds is unknown: look at it before anything else is sent."""
         self.shared_version = 0
@@ -96,6 +98,7 @@ class Session:
             if not self.dirty.is_set():
                 break
         self.in_sync = self._desired.whole and not self.left_out
+        self.was_synced = True
         metrics.SYNCS.inc()
 
     async def _compare(self) -> None:

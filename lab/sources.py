@@ -98,7 +98,8 @@ class KubernetesSource:
 
     def add_node(self, node: NodeLayout) -> None:
         self._run_unless_there(["create", "--validate=false", "-f", "-"], _node(node))
-        self._patch_status(["node", node.name], _node_status(node))
+        # By type, as kubelet does: the controller's condition is not to be replaced.
+        self._patch_status(["node", node.name], _node_status(node), "strategic")
 
     def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
         self._run_unless_there(["create", "namespace", namespace])
@@ -116,9 +117,11 @@ class KubernetesSource:
         now = ["--ignore-not-found", "--grace-period=0", "--force", "--wait=false"]
         self._run(["delete", "pod", "-n", namespace, name, *now])
 
-    def _patch_status(self, what: Sequence[str], status: Mapping[str, Any]) -> None:
+    def _patch_status(
+        self, what: Sequence[str], status: Mapping[str, Any], kind: str = "merge"
+    ) -> None:
         patch = json.dumps({"status": status})
-        self._run(["patch", *what, "--subresource=status", "--type=merge", "-p", patch])
+        self._run(["patch", *what, "--subresource=status", f"--type={kind}", "-p", patch])
 
     def _run_unless_there(
         self, arguments: Sequence[str], manifest: Mapping[str, Any] | None = None

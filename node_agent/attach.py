@@ -23,6 +23,7 @@ from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
 from node_agent.local_switch import LocalSwitch, SwitchAwayError
 from node_agent.node import FlowWatch, Node
 from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
 from settings import Agent
 
@@ -44,6 +45,7 @@ class Attachments:
         leases: Leases,
         watch: FlowWatch,
         switch: LocalSwitch,
+        problems: PodProblems,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -54,6 +56,7 @@ class Attachments:
         self._leases = leases
         self._watch = watch
         self._switch = switch
+        self._problems = problems
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
@@ -72,7 +75,8 @@ class Attachments:
         async with self._lock(call.container_id):
             match call.command:
                 case "ADD":
-                    return call.result(await self._add(call))
+                    with self._problems.of(call.pod):
+                        return call.result(await self._add(call))
                 case "DEL":
                     await self._delete(call.container_id, call.ifname)
                 case "CHECK":

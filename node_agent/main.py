@@ -17,6 +17,7 @@ from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
+from node_agent.problems import PodProblems, tell_for_ever
 from node_agent.uninstall import UninstallError, uninstall
 from openflow.watch import FlowWatch
 from settings import Agent, SettingsError, load, logs
@@ -100,7 +101,8 @@ async def _run(agent: Agent) -> None:
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             node = Node(agent, ovsdb, netlink, leases, watch)
-            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch, switch)
+            pods = PodProblems()
+            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch, switch, pods)
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
                 running = [
@@ -109,6 +111,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(node.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
                     tasks.create_task(audit_for_ever(agent, mgmt)),
+                    tasks.create_task(tell_for_ever(agent, node.problem, pods)),
                 ]
                 await stop.wait()
             for task in running:

@@ -74,7 +74,8 @@ class Node:
         self._refused: str | None = None
         self._unreachable: str | None = None
         self._ready: Ready | None = None
-        self._problem = f"Node {agent.node}: no configuration from the controller yet"
+        self._problem = ""
+        """Why the node could not be set up as it is wanted, the last time."""
         self._news = asyncio.Event()
         # Once ready, a restart of the agent is no reason to send pods elsewhere.
         self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
@@ -91,9 +92,7 @@ class Node:
         if self._refused is not None or self._ready is None:
             raise CniError(Code.NOT_AVAILABLE, "this node takes no pods now", self._why_not())
         if not self._ovsdb.connected:
-            raise CniError(
-                Code.NOT_AVAILABLE, f"ovsdb-server does not answer at {self._agent.ovsdb}"
-            )
+            raise CniError(Code.NOT_AVAILABLE, self._no_ovsdb)
         up, why = self._session()
         missing = self._monotonic() - self._session_last_seen
         if not up and not (self._was_ready and missing < self._agent.status_grace):
@@ -102,6 +101,21 @@ class Node:
                 f"the switch has had no controller session for {missing:.0f} s",
                 f"{why}; {self._unreachable}" if self._unreachable else why,
             )
+
+    def problem(self) -> str:
+        """What is wrong on this node that the controller cannot know; empty: nothing, or not yet.
+
+        One sentence, which stays the same as long as that is so.
+        """
+        if not self._ovsdb.answers:
+            return self._no_ovsdb
+        if self._problem:
+            return self._problem
+        up, why = self._session()
+        if up or self._ready is None:
+            return ""
+        lost = self._monotonic() - self._session_last_seen
+        return "" if lost < self._agent.status_grace else f"no controller session: {why}"
 
     async def run(self) -> None:
         """Everything, for ever."""
@@ -216,9 +230,16 @@ class Node:
         return bridge.controller_session(self._ovsdb)
 
     def _why_not(self) -> str:
-        if self._wanted is None and self._refused is None and self._unreachable:
-            return f"{self._problem}: {self._unreachable}"
-        return self._refused or self._problem
+        if self._refused or self._problem:
+            return self._refused or self._problem
+        if not self._ovsdb.connected:
+            return self._no_ovsdb
+        missing = f"Node {self._agent.node}: no configuration from the controller yet"
+        return f"{missing}: {self._unreachable}" if self._unreachable else missing
+
+    @property
+    def _no_ovsdb(self) -> str:
+        return f"ovsdb-server does not answer at {self._agent.ovsdb}"
 
 
 def _gateway_cookie(config: NodeConfig) -> int:

@@ -143,6 +143,11 @@ class Ovsdb:
         return self._idl is not None and self._idl.state == idl.Idl.IDL_S_MONITORING
 
     @property
+    def answers(self) -> bool:
+        """Whether ovsdb-server is there. `connected` stays true until it is there again."""
+        return self.connected and bool(self._idl._session.is_connected())  # noqa: SLF001
+
+    @property
     def tables(self) -> Any:
         """The copy, by table name."""
         return self._idl.tables

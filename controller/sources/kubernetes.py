@@ -6,16 +6,16 @@ bytes are decoded straight into trimmed structs, some forty times faster than in
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
-import yaml
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 
+from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.sources import objects
 from controller.sources.feed import Feed
 from controller.sources.objects import Metadata, Node, Pod
@@ -40,13 +40,6 @@ LONGEST_BACKOFF = 30.0
 """Seconds between tries; each wait is between half and all of what is due."""
 LONGEST_LINE = 64 << 20
 """Bytes of one event of a watch. etcd takes no object of more than some 1.5 MB."""
-
-
-_USELESS = (
-    *(config.ConfigException, OSError, ValueError, yaml.YAMLError),
-    # The client looks into the file's YAML without asking first what it is.
-    *(TypeError, KeyError, AttributeError),
-)
 
 
 class _Status(msgspec.Struct):
@@ -88,20 +81,6 @@ class _Event(msgspec.Struct):
     object: msgspec.Raw
 
 
-class ApiError(Exception):
-    """The API server refused; `code` is the HTTP status, `wait` the seconds it asked us to wait."""
-
-    def __init__(self, code: int, message: str, wait: float = 0.0) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.wait = wait
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether another time, or with other credentials, the same question may be answered."""
-        return self.code in {401, 403, 429} or self.code >= 500
-
-
 class UnreadableError(Exception):
     """What the API server said is not what it should be."""
 
@@ -114,32 +93,16 @@ class ApiServer:
         self._kubeconfig = kubeconfig
         self._feed = feed
         self._reflectors = (
-            Reflector(self._connect, "/api/v1/nodes", Node, feed, self._on_progress),
-            Reflector(self._connect, "/api/v1/pods", Pod, feed, self._on_progress),
+            Reflector(kubeconfig, "/api/v1/nodes", Node, feed, self._on_progress),
+            Reflector(kubeconfig, "/api/v1/pods", Pod, feed, self._on_progress),
         )
 
     async def run(self) -> None:
         """Until cancelled. Raises `SettingsError` if the credentials are of no use at the start."""
-        await (await self._connect()).close()
+        await (await connect(self._kubeconfig)).close()
         async with asyncio.TaskGroup() as group:
             for reflector in self._reflectors:
                 group.create_task(reflector.run())
-
-    async def _connect(self) -> client.ApiClient:
-        """A client with the credentials as they are on disk now. Raises `SettingsError`."""
-        configuration = client.Configuration()
-        try:
-            if self._kubeconfig is None:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                self._kubeconfig.open("rb").close()  # the client names no file that is missing
-                await config.load_kube_config(
-                    str(self._kubeconfig), client_configuration=configuration, persist_config=False
-                )
-            return client.ApiClient(configuration)
-        except _USELESS as error:
-            where = self._kubeconfig or "the pod's ServiceAccount"
-            raise SettingsError(f"{where}: no credentials for the API server: {error}") from error
 
     def _on_progress(self) -> None:
         if all(reflector.listed for reflector in self._reflectors):
@@ -151,7 +114,7 @@ class Reflector(Generic[T]):
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[client.ApiClient]],
+        kubeconfig: Path | None,
         path: str,
         kind: type[T],
         feed: Feed,
@@ -161,7 +124,7 @@ class Reflector(Generic[T]):
         self.listed = False
         self.unreadable: set[tuple[str, str]] = set()
         """(namespace, name) of what the feed does not have, or not as it is now."""
-        self._connect = connect
+        self._kubeconfig = kubeconfig
         self._path = path
         self._kind = kind
         self._feed = feed
@@ -180,7 +143,7 @@ class Reflector(Generic[T]):
         while True:
             wait = 0.0
             try:
-                async with await self._connect() as api:
+                async with await connect(self._kubeconfig) as api:
                     await self._follow(api)
             except ApiError as error:
                 problem = str(error)
@@ -203,7 +166,7 @@ class Reflector(Generic[T]):
                 # sends nothing, not even bookmarks, until it is past the version we came with
                 # (cacheWatcher.process in k8s.io/apiserver 0.36).
                 self._version = ""
-            except (aiohttp.ClientError, OSError, config.ConfigException) as error:
+            except UNREACHABLE as error:
                 problem = f"{type(error).__name__} {error}".strip()
             self._failures += 1
             self._report(problem)
@@ -312,33 +275,11 @@ class Reflector(Generic[T]):
     async def _get(
         self, api: client.ApiClient, query: list[tuple[str, Any]]
     ) -> aiohttp.ClientResponse:
-        """Ask; the answer's body is not read yet. Raises `ApiError` unless it is a 200."""
-        request = await api.param_serialize(
-            method="GET",
-            resource_path=self._path,
-            query_params=query,
-            header_params={"Accept": "application/json"},
-            auth_settings=["BearerToken"],
-        )
+        """Ask; the answer's body is not read yet. Raises as `kubernetes_api.ask`."""
         timeout = aiohttp.ClientTimeout(
             total=None, connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
-        answer = await api.call_api(*request, _request_timeout=timeout)
-        response: aiohttp.ClientResponse = answer.response
-        if response.status == 200:
-            return response
-        async with response:
-            text = (await response.read()).decode(errors="replace")
-        try:
-            message = _read(text, _Status).message
-        except UnreadableError:
-            message = text[:200]
-        wait = response.headers.get("Retry-After", "")
-        raise ApiError(
-            response.status,
-            message or response.reason or "",
-            min(float(wait), LONGEST_BACKOFF) if wait.isdecimal() else 0.0,
-        )
+        return await ask(api, "GET", self._path, timeout, query=query)
 
     def _report(self, problem: str) -> None:
         if problem:

@@ -134,7 +134,7 @@ def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
     lab.pod_del("default", "late")
 
 
-def test_the_controller_may_only_read_nodes_and_pods(lab: Lab) -> None:
+def test_the_controller_may_read_nodes_and_pods_and_tell_of_them(lab: Lab) -> None:
     settings = Path(lab.status()["directory"], "control/sluice.yaml").read_text()
     assert re.findall(r"[\w-]+\.kubeconfig", settings) == ["sluice-controller.kubeconfig"]
     review = {
@@ -150,8 +150,10 @@ def test_the_controller_may_only_read_nodes_and_pods(lab: Lab) -> None:
     rules = json.loads(answer)["status"]["resourceRules"]
     # Everybody may ask who they are and what they may do.
     own = [rule for rule in rules if not rule["resources"][0].startswith("self")]
-    assert own == [
-        {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]}
+    assert sorted(own, key=str) == [
+        {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]
 
 

@@ -33,7 +33,7 @@ from pyroute2 import netns
 from flows import names
 from flows.features.classify import attachment_entry
 from node_agent.node import _gateway_cookie
-from settings.node import NodeConfig, encode
+from settings.node import NodeConfig, NodeProblems, decode_problems, encode
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,8 @@ class Controller:
         self.admits = True
         self.delay = 0.0
         self.requests = 0
+        self.problems = NodeProblems()
+        """What the agent has told last."""
         self._writers: list[asyncio.StreamWriter] = []
         self._servers: list[Any] = []
         self._runner: web.AppRunner | None = None
@@ -83,6 +85,7 @@ class Controller:
     ) -> None:
         app = web.Application()
         app.router.add_get("/v1/nodes/{node}/config", self._config)
+        app.router.add_post("/v1/nodes/{node}/problems", self._problems)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.SockSite(self._runner, api, ssl_context=tls).start()
@@ -119,6 +122,10 @@ class Controller:
                 return web.Response(status=304)
         status, body = self.answer
         return web.Response(status=status, body=body, content_type="application/json")
+
+    async def _problems(self, request: web.Request) -> web.Response:
+        self.problems = decode_problems(await request.read())
+        return web.Response(status=204)
 
     async def _switch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)

@@ -1,0 +1,113 @@
+"""The condition NetworkUnavailable of Nodes: when it is patched, and to what.
+
+"False" is for good: losing the controller, a session or an agent costs a node's pods no packet,
+and a taint on every node at each restart of the controller would be worse than what it tells of.
+Whether a node takes new pods just now, its kubelet learns by the CNI verb STATUS.
+"""
+
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+
+from controller.kubernetes_api import STRATEGIC, Write
+from controller.reconciler import Reconciler
+from controller.sources.objects import Node, NodeCondition
+
+GRACE: Final = 15.0
+"""Seconds that a new node has before it is said to have no network."""
+AGAIN: Final = 30.0
+"""Seconds until a Node is patched to the same once more, where it does not show that it was."""
+
+READY: Final = NodeCondition(
+    "NetworkUnavailable", "False", "SluiceReady", "the node's switch holds the flows of its pods"
+)
+
+
+class Patch(NamedTuple):
+    """What a Node is to say, and the request that makes it."""
+
+    node: str
+    condition: NodeCondition
+    write: Write
+
+
+class Conditions:
+    """Patches to make every Node say whether it has had a network."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        self._since: dict[str, float] = {}
+        """When each Node without a network was first seen so."""
+        self._patched: dict[str, tuple[float, NodeCondition]] = {}
+        """When each Node was patched last, and to what."""
+
+    def due(self, now: float) -> list[Patch]:
+        """What to send, those Nodes first that were patched the longest ago.
+
+        `now` is in seconds, of a clock that never jumps.
+        """
+        nodes = self._reconciler.inventory.nodes
+        problems = self._reconciler.all_problems()
+        self._since = {name: self._since.get(name, now) for name in nodes}
+        self._patched = {name: last for name, last in self._patched.items() if name in nodes}
+        due = []
+        for name, node in nodes.items():
+            shown = node.network_unavailable
+            wanted = self._wanted(name, shown, problems, now)
+            if wanted is None or _same(shown, wanted):
+                continue
+            at, last = self._patched.get(name, (-AGAIN, None))
+            if wanted != last or now - at >= AGAIN:
+                due.append((at, Patch(name, wanted, _patch(node, shown, wanted))))
+        return [patch for _, patch in sorted(due, key=itemgetter(0))]
+
+    def patched(self, patch: Patch, now: float) -> None:
+        """It was sent, and answered."""
+        self._patched[patch.node] = now, patch.condition
+
+    def _wanted(
+        self, name: str, shown: NodeCondition | None, problems: dict[str, str], now: float
+    ) -> NodeCondition | None:
+        """None: leave it as it is."""
+        session = self._reconciler.sessions.get(name)
+        if session is not None and session.was_synced:
+            return READY
+        if shown is not None and shown.status == "False":
+            return None
+        if now - self._since[name] < GRACE:
+            return None
+        for subject, reason in (
+            (f"Node {name}", "NodeRefused"),
+            (f"agent of {name}", "NodeNotSetUp"),
+            (f"flows of {name}", "FlowsNotCompiled"),
+        ):
+            if sentence := problems.get(subject):
+                return NodeCondition("NetworkUnavailable", "True", reason, sentence)
+        if session is None:
+            reason, sentence = "NotConnected", "the node's switch has not connected to Sluice yet"
+        else:
+            reason, sentence = "FlowsNotInstalled", "the node's switch has not taken its flows yet"
+        return NodeCondition("NetworkUnavailable", "True", reason, sentence)
+
+
+def _same(shown: NodeCondition | None, wanted: NodeCondition) -> bool:
+    return shown is not None and wanted == msgspec.structs.replace(
+        shown, last_transition_time=wanted.last_transition_time
+    )
+
+
+def _patch(node: Node, shown: NodeCondition | None, wanted: NodeCondition) -> Write:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stays = shown is not None and shown.status == wanted.status
+    since = (shown.last_transition_time if shown and stays else None) or now
+    condition = msgspec.to_builtins(msgspec.structs.replace(wanted, last_transition_time=since))
+    body = {
+        # A Node made anew meanwhile is another one, and the patch is refused.
+        "metadata": {"uid": node.metadata.uid},
+        # Conditions are merged by their type: nobody else's is touched.
+        "status": {"conditions": [condition | {"lastHeartbeatTime": now}]},
+    }
+    return Write("PATCH", f"/api/v1/nodes/{quote(node.metadata.name)}/status", body, STRATEGIC)

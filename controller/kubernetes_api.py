@@ -1,0 +1,136 @@
+"""A request to the API server: with what credentials, and what a refusal says.
+
+The client does authentication, TLS and connections; what is sent and read is ours.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+import yaml
+from kubernetes.aio import client, config
+
+from settings import SettingsError
+
+LONGEST_WAIT = 30.0
+"""Seconds. A server that asks us to wait for longer is asked again all the same."""
+
+_USELESS = (
+    *(config.ConfigException, OSError, ValueError, yaml.YAMLError),
+    # The client looks into the file's YAML without asking first what it is.
+    *(TypeError, KeyError, AttributeError),
+)
+
+UNREACHABLE = (aiohttp.ClientError, OSError, config.ConfigException)
+"""What `ask` raises where nobody answers; `TimeoutError` is an `OSError`."""
+
+
+class ApiError(Exception):
+    """The API server refused; `code` is the HTTP status, `wait` the seconds it asked us to wait."""
+
+    def __init__(
+        self, code: int, message: str, wait: float = 0.0, causes: Collection[str] = ()
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.wait = wait
+        self._causes = causes
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another time, or with other credentials, the same question may be answered."""
+        # 403 is also what a server says that has just started and not read its roles yet.
+        if "NamespaceTerminating" in self._causes:
+            return False
+        return self.code in {401, 403, 429} or self.code >= 500
+
+
+MERGE: Final = "application/merge-patch+json"
+STRATEGIC: Final = "application/strategic-merge-patch+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A request that changes something."""
+
+    method: str
+    path: str
+    body: Mapping[str, object]
+    content_type: str = "application/json"
+
+
+class _Cause(msgspec.Struct, frozen=True):
+    reason: str = ""
+
+
+class _Details(msgspec.Struct, frozen=True):
+    causes: tuple[_Cause, ...] = ()
+
+
+class _Status(msgspec.Struct, frozen=True):
+    message: str = ""
+    details: _Details = _Details()
+
+
+async def connect(kubeconfig: Path | None) -> client.ApiClient:
+    """A client with the credentials as they are on disk now. Raises `SettingsError`.
+
+    Without a kubeconfig: the ServiceAccount of the pod this runs in.
+    """
+    configuration = client.Configuration()
+    try:
+        if kubeconfig is None:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            kubeconfig.open("rb").close()  # the client names no file that is missing
+            await config.load_kube_config(
+                str(kubeconfig), client_configuration=configuration, persist_config=False
+            )
+        return client.ApiClient(configuration)
+    except _USELESS as error:
+        where = kubeconfig or "the pod's ServiceAccount"
+        raise SettingsError(f"{where}: no credentials for the API server: {error}") from error
+
+
+async def ask(
+    api: client.ApiClient,
+    method: str,
+    path: str,
+    timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  one for each phase
+    *,
+    query: Iterable[tuple[str, Any]] = (),
+    body: object = None,
+    content_type: str = "application/json",
+) -> aiohttp.ClientResponse:
+    """Ask; the answer's body, which is the caller's to close, is not read yet.
+
+    Raises `ApiError` for any answer but a 2xx, and `UNREACHABLE` where there is none.
+    """
+    request = await api.param_serialize(
+        method=method,
+        resource_path=path,
+        query_params=list(query),
+        header_params={"Accept": "application/json", "Content-Type": content_type},
+        body=body,
+        auth_settings=["BearerToken"],
+    )
+    answer = await api.call_api(*request, _request_timeout=timeout)
+    response: aiohttp.ClientResponse = answer.response
+    if 200 <= response.status < 300:
+        return response
+    async with response:
+        text = (await response.read()).decode(errors="replace")
+    try:
+        status = msgspec.json.decode(text, type=_Status)
+    except (ValueError, RecursionError):
+        status = _Status(text[:200])
+    wait = response.headers.get("Retry-After", "")
+    raise ApiError(
+        response.status,
+        status.message or response.reason or "",
+        min(float(wait), LONGEST_WAIT) if wait.isdecimal() else 0.0,
+        [cause.reason for cause in status.details.causes],
+    )

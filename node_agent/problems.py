@@ -1,0 +1,100 @@
+"""What this agent cannot do, told to the controller: it tells the API server, which we cannot."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from node_agent.cni_call import CniError, Pod
+from node_agent.controllers import ControllerError, Controllers
+from settings import Agent
+from settings.node import MOST_PODS, NodeProblems, encode
+
+LOOK: Final = 2.0
+"""Seconds between two looks at whether there is something new."""
+REPEAT: Final = 30.0
+"""Seconds after which what is still so is said again: the controller may be a new one."""
+REMEMBER: Final = 300.0
+"""Seconds after which a failed ADD is forgotten. While the pod is wanted, kubelet tries again."""
+LONGEST: Final = 1000
+"""Characters of a sentence."""
+_TIMEOUT: Final = 15.0
+"""Seconds that the controller may take to answer."""
+
+log = structlog.get_logger()
+
+
+class PodProblems:
+    """Why the last ADD of a pod failed, until one succeeds."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._failed: dict[str, tuple[float, str]] = {}
+
+    @contextmanager
+    def of(self, pod: Pod | None) -> Iterator[None]:
+        """Around an ADD. A `CniError` is noted, and raised on."""
+        if pod is None:
+            yield  # No Kubernetes object could be told of it.
+            return
+        name = f"{pod.namespace}/{pod.name}"
+        try:
+            yield
+        except CniError as error:
+            self._failed.pop(name, None)
+            self._failed[name] = self._monotonic(), _one_sentence(error)
+            while len(self._failed) > MOST_PODS:
+                del self._failed[next(iter(self._failed))]
+            raise
+        self._failed.pop(name, None)
+
+    def current(self) -> dict[str, str]:
+        """By `NAMESPACE/NAME`."""
+        now = self._monotonic()
+        self._failed = {n: (at, s) for n, (at, s) in self._failed.items() if now - at < REMEMBER}
+        return {name: sentence for name, (_, sentence) in self._failed.items()}
+
+
+async def tell_for_ever(agent: Agent, node: Callable[[], str], pods: PodProblems) -> None:
+    """Tell the controller whenever something has changed, and again while something is wrong.
+
+    `node` says why this node takes no pods; empty: it does.
+    """
+    seen = told = NodeProblems()
+    told_at = 0.0
+    async with Controllers(agent) as controllers:
+        while True:
+            # At random, so that a thousand agents do not come at one moment.
+            await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
+            before, seen = seen, NodeProblems(_printable(node()), pods.current())
+            if seen != before:
+                continue  # It may be over at the next look.
+            lasts = seen != NodeProblems() and time.monotonic() - told_at >= REPEAT
+            if seen == told and not lasts:
+                continue
+            try:
+                await controllers.ask(
+                    "POST",
+                    f"/v1/nodes/{agent.node}/problems",
+                    # 404: it knows no such Node, and says so where the configuration is asked for.
+                    answers={204: bytes, 404: bytes},
+                    timeout=_TIMEOUT,
+                    data=encode(seen),
+                )
+            except ControllerError as error:
+                log.debug("problems not told", reason=str(error))
+                continue
+            told, told_at = seen, time.monotonic()
+
+
+def _one_sentence(error: CniError) -> str:
+    return _printable(f"{error.message}: {error.details}" if error.details else error.message)
+
+
+def _printable(text: str) -> str:
+    """What the controller takes; a program's output, for one, has lines."""
+    return "".join(c if c >= " " and c != "\x7f" else " " for c in text)[:LONGEST]

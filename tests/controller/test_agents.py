@@ -1,0 +1,113 @@
+"""What agents say is wrong: whom the controller believes, and for how long."""
+
+import asyncio
+import io
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession, web
+
+from controller.agents import SILENCE, AgentProblems
+from controller.api import Api
+from controller.cluster import Inventory
+from controller.reconciler import Reconciler
+from settings.node import MOST_PODS, NodeProblems, decode_problems, encode
+from tests.controller.events import pod_object
+from tests.controller.world import NODE, PEER, SETTINGS
+from tests.flows.worlds import CLUSTER
+
+
+def inventory() -> Inventory:
+    made = Inventory(CLUSTER)
+    for item in (NODE, PEER, pod_object("a", "node1"), pod_object("b", "node2")):
+        made.set_object(item)
+    made.settle()
+    return made
+
+
+def test_of_its_own_node_and_pods_only() -> None:
+    agents = AgentProblems(inventory())
+    pods = {"default/a": "full", "default/b": "not its own", "default/c": "nobody", "x": "nothing"}
+    agents.take("node1", NodeProblems("no Open vSwitch", pods))
+    agents.take("node9", NodeProblems("no such Node"))
+    assert agents.current() == {
+        "agent of node1": "no Open vSwitch",
+        "Pod default/a on node1": "full",
+    }
+
+
+def test_what_is_said_replaces_what_was() -> None:
+    agents = AgentProblems(inventory())
+    agents.take("node1", NodeProblems("one"))
+    agents.take("node2", NodeProblems("two"))
+    agents.take("node1", NodeProblems(pods={"default/a": "three"}))
+    assert agents.current() == {"Pod default/a on node1": "three", "agent of node2": "two"}
+    agents.take("node1", NodeProblems())
+    assert agents.current() == {"agent of node2": "two"}
+
+
+def test_what_is_not_repeated_or_has_no_node_is_forgotten() -> None:
+    now = 0.0
+    known = inventory()
+    agents = AgentProblems(known, monotonic=lambda: now)
+    agents.take("node1", NodeProblems("one"))
+    agents.take("node2", NodeProblems("two"))
+    known.remove_object("Node", "", "node2")
+    now = SILENCE
+    assert agents.current() == {"agent of node1": "one"}
+    now += 0.1
+    assert agents.current() == {}
+    assert not agents._said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[]", b'"x"', b'{"node": 1}', b'{"pods": []}', b'{"pods": {"a": 1}}', b'{"more": ""}',
+        msgspec.json.encode({"node": "x" * 1001}),
+        msgspec.json.encode({"node": "two\nlines"}),
+        msgspec.json.encode({"pods": {"default/a": "\x1b[2J"}}),
+        msgspec.json.encode({"pods": {f"default/{n}": "x" for n in range(MOST_PODS + 1)}}),
+    ],
+)  # fmt: skip
+def test_what_is_not_taken(data: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        decode_problems(data)
+
+
+def test_what_is_taken() -> None:
+    whole = NodeProblems("x" * 1000, {f"default/{n}": "\N{EURO SIGN}" for n in range(MOST_PODS)})
+    assert decode_problems(encode(whole)) == whole
+
+
+def test_by_http() -> None:
+    async def main() -> None:
+        reconciler = Reconciler(Inventory(CLUSTER))
+        reconciler.update([NODE, PEER, pod_object("a", "node1")], [])
+        runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+
+                async def tell(node: str, data: Any) -> tuple[int, str]:
+                    path = f"/v1/nodes/{node}/problems"
+                    async with session.post(path, data=data) as response:
+                        return response.status, await response.text()
+
+                whole = encode(NodeProblems("why", {"default/a": "full"}))
+                assert await tell("node1", whole) == (204, "")
+                async with session.get("/v1/status") as response:
+                    problems = (await response.json())["problems"]
+                assert problems == {"agent of node1": "why", "Pod default/a on node1": "full"}
+                assert await tell("node9", whole) == (404, '{"error":"Node node9 is unknown"}')
+                code, text = await tell("node1", b"{")
+                assert (code, text.startswith('{"error":"not a node\'s problems: ')) == (400, True)
+                code, _ = await tell("node1", io.BytesIO(b" " * (2 << 20)))
+                assert code == 413
+                assert len(reconciler.all_problems()) == 2
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(main())

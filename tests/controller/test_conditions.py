@@ -1,0 +1,184 @@
+"""When a Node's condition NetworkUnavailable is patched, and to what."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+
+from controller.cluster import Inventory
+from controller.conditions import AGAIN, GRACE, READY, Conditions
+from controller.kubernetes_api import STRATEGIC
+from controller.reconciler import Reconciler
+from controller.sources.objects import Node, NodeCondition
+from settings.node import NodeProblems
+from tests.controller.events import node_object
+from tests.flows.worlds import CLUSTER
+
+
+class Story:
+    """A controller that knows node1."""
+
+    def __init__(self, cidr: str = "10.244.1.0/24", uid: str = "n1") -> None:
+        self.reconciler = Reconciler(Inventory(CLUSTER))
+        self.conditions = Conditions(self.reconciler)
+        self.node = node_object("node1", cidr, "172.30.1.1", uid=uid)
+        self.reconciler.update([self.node], [])
+
+    def shows(self, condition: NodeCondition) -> None:
+        """The API server says so."""
+        ready = NodeCondition("Ready", "True")
+        status = msgspec.structs.replace(self.node.status, conditions=[ready, condition])
+        self.node = msgspec.structs.replace(self.node, status=status)
+        self.reconciler.update([self.node], [])
+
+    def switch(self, *, synced: bool) -> None:
+        session = SimpleNamespace(was_synced=synced, wake=lambda: None)
+        self.reconciler.sessions["node1"] = cast("Any", session)
+
+    def due(self, now: float) -> dict[str, Any] | None:
+        """What node1 is patched to."""
+        found = self.conditions.due(now)
+        if not found:
+            return None
+        (self.patch,) = found
+        write = self.patch.write
+        assert self.patch.node == "node1"
+        assert (write.method, write.content_type) == ("PATCH", STRATEGIC)
+        assert write.path == "/api/v1/nodes/node1/status"
+        body = msgspec.json.decode(msgspec.json.encode(write.body))
+        assert body["metadata"] == {"uid": "n1"}
+        (condition,) = body["status"]["conditions"]
+        assert condition["type"] == "NetworkUnavailable"
+        return cast("dict[str, Any]", condition)
+
+
+def is_(condition: dict[str, Any] | None) -> tuple[str, str]:
+    assert condition
+    return condition["status"], condition["reason"]
+
+
+def test_cleared_when_the_switch_holds_its_flows() -> None:
+    story = Story()
+    story.switch(synced=True)
+    assert is_(story.due(0)) == ("False", "SluiceReady")
+    story.shows(READY)
+    assert story.due(1) is None
+
+
+def test_false_is_for_good() -> None:
+    other = NodeCondition("NetworkUnavailable", "False", "RouteCreated")
+    for said in (READY, other):
+        story = Story()
+        story.shows(said)
+        assert story.due(0) is None
+        assert story.due(GRACE * 10) is None, "no session, and none for long"
+        story.switch(synced=False)
+        assert story.due(GRACE * 20) is None
+    story.switch(synced=True)
+    assert is_(story.due(GRACE * 20)) == ("False", "SluiceReady")
+
+
+def test_a_node_that_never_had_a_network_says_why() -> None:
+    story = Story()
+    assert story.due(0) is None
+    assert story.due(GRACE - 1) is None, "it may be just coming"
+    assert is_(story.due(GRACE)) == ("True", "NotConnected")
+    story.switch(synced=False)
+    assert is_(story.due(GRACE)) == ("True", "FlowsNotInstalled")
+    story.reconciler.agents.take("node1", NodeProblems(node="its address is on no interface"))
+    condition = story.due(GRACE)
+    assert is_(condition) == ("True", "NodeNotSetUp")
+    assert condition
+    assert condition["message"] == "its address is on no interface"
+
+
+def test_a_node_that_is_refused_says_why() -> None:
+    story = Story(cidr="")
+    assert story.due(0) is None
+    condition = story.due(GRACE)
+    assert is_(condition) == ("True", "NodeRefused")
+    assert condition
+    assert condition["message"] == "spec.podCIDR is missing"
+
+
+def test_since_when_changes_with_the_status_only() -> None:
+    since = "2026-01-02T03:04:05Z"
+    story = Story()
+    story.shows(NodeCondition("NetworkUnavailable", "True", "NodeRefused", "x", since))
+    assert story.due(0) is None
+    condition = story.due(GRACE)
+    assert is_(condition) == ("True", "NotConnected")
+    assert condition
+    assert condition["lastTransitionTime"] == since
+    assert condition["lastHeartbeatTime"] > since
+    story.switch(synced=True)
+    condition = story.due(GRACE)
+    assert condition
+    assert condition["lastTransitionTime"] == condition["lastHeartbeatTime"]
+
+
+def test_a_patch_that_does_not_show_is_sent_again_after_a_while() -> None:
+    story = Story()
+    story.switch(synced=True)
+    assert story.due(0)
+    story.conditions.patched(story.patch, 0)
+    assert story.due(AGAIN - 1) is None
+    assert story.due(AGAIN)
+
+
+def test_another_patch_need_not_wait() -> None:
+    story = Story()
+    assert story.due(0) is None
+    assert is_(story.due(GRACE)) == ("True", "NotConnected")
+    story.conditions.patched(story.patch, GRACE)
+    assert story.due(GRACE + 1) is None
+    story.switch(synced=True)
+    assert is_(story.due(GRACE + 1)) == ("False", "SluiceReady")
+
+
+def test_who_has_waited_the_longest_is_first() -> None:
+    story = Story()
+    story.reconciler.update([node_object("node2", "", "172.30.1.2", uid="n2")], [])
+    assert story.conditions.due(0) == []
+
+    def due(now: float) -> list[str]:
+        return [patch.node for patch in story.conditions.due(now)]
+
+    one, two = story.conditions.due(GRACE)
+    story.conditions.patched(one, GRACE)
+    assert due(GRACE + AGAIN) == [two.node, one.node]
+    story.conditions.patched(two, GRACE + 1)
+    assert due(GRACE + AGAIN + 1) == [one.node, two.node]
+
+
+def test_a_node_that_is_gone_is_forgotten() -> None:
+    story = Story()
+    assert story.due(0) is None
+    assert story.due(GRACE)
+    story.conditions.patched(story.patch, GRACE)
+    story.reconciler.update([], [("Node", "", "node1")])
+    assert story.due(1) is None
+    assert story.conditions._since == story.conditions._patched == {}
+
+
+def test_conditions_are_no_reason_to_judge_nodes_anew() -> None:
+    story = Story()
+    story.shows(READY)
+    assert story.reconciler.inventory.nodes["node1"].network_unavailable == READY
+    inventory = Inventory(CLUSTER)
+    inventory.set_object(story.node)
+    assert inventory.settle()
+    other = msgspec.structs.replace(READY, status="True")
+    status = msgspec.structs.replace(story.node.status, conditions=[other])
+    inventory.set_object(msgspec.structs.replace(story.node, status=status))
+    assert not inventory._nodes_changed
+    assert inventory.nodes["node1"].network_unavailable == other
+
+
+def test_a_condition_as_the_api_writes_it() -> None:
+    data = (
+        b'{"metadata":{"name":"n"},"status":{"conditions":[{"type":"NetworkUnavailable","status":'
+        b'"False","lastHeartbeatTime":null,"lastTransitionTime":null}]}}'
+    )
+    made = msgspec.json.decode(data, type=Node)
+    assert made.network_unavailable == NodeCondition("NetworkUnavailable", "False")

@@ -1,0 +1,172 @@
+"""What `kubectl describe` shows: conditions and Events, on a real API server."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lab import Lab
+from lab.runtime import CniError, Runtime, Sandbox
+from lab.sources import KubernetesSource
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"])
+
+MINUTES = 180.0
+"""More than an Event takes: it comes some seconds after its problem, an end half a minute after."""
+
+
+def kubectl(lab: Lab, *arguments: str, manifest: Any = None) -> str:
+    return subprocess.run(
+        lab.kubectl(*arguments, "--request-timeout=15s"),
+        input=json.dumps(manifest) if manifest else "",
+        env=os.environ | {"NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def described(lab: Lab, *what: str) -> str:
+    """With single spaces, for columns are as wide as their widest word."""
+    return " ".join(kubectl(lab, "describe", *what).split())
+
+
+def node(lab: Lab, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kubectl(lab, "get", "node", name, "-o", "json"))
+    return found
+
+
+def condition(lab: Lab, name: str) -> dict[str, Any]:
+    conditions = node(lab, name)["status"].get("conditions", [])
+    return next((c for c in conditions if c["type"] == "NetworkUnavailable"), {})
+
+
+def events(lab: Lab, kind: str, name: str) -> list[tuple[str, str]]:
+    """Reason and note of each, in order."""
+    found = json.loads(kubectl(lab, "get", "events.events.k8s.io", "-A", "-o", "json"))["items"]
+    return [
+        (each["reason"], each["note"])
+        for each in sorted(found, key=lambda each: each["eventTime"])
+        if (each["regarding"]["kind"], each["regarding"]["name"]) == (kind, name)
+    ]
+
+
+def sandbox(lab: Lab, pod: str) -> Sandbox:
+    """Of a Pod of node1 that is in the API; its network namespace is not there."""
+    source = lab._control(lab._state()).source
+    assert isinstance(source, KubernetesSource)
+    uid = source.add_pod("default", pod, "node1", {})
+    return Sandbox(f"sandbox-{pod}", f"none-{pod}", "default", pod, uid)
+
+
+def fail_to_add(lab: Lab, made: Sandbox) -> None:
+    with pytest.raises(CniError):
+        Runtime(lab.layout.node(1)).add(made)
+
+
+@contextmanager
+def killed(lab: Lab, pid: Callable[[], int | None]) -> Iterator[None]:
+    """While a daemon of the lab does not run."""
+    victim = pid()
+    assert victim
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: pid() is None)
+    try:
+        yield
+    finally:
+        lab.up()
+
+
+def test_a_node_that_works_says_so_and_is_left_alone(lab: Lab) -> None:
+    for name in ("node1", "node2"):
+        wait_until(lambda name=name: condition(lab, name).get("status") == "False")
+        assert condition(lab, name)["reason"] == "SluiceReady"
+        kinds = {each["type"] for each in node(lab, name)["status"]["conditions"]}
+        assert kinds == {"Ready", "NetworkUnavailable"}, "others' conditions stay"
+    before = {name: condition(lab, name) for name in ("node1", "node2")}
+    with killed(lab, lambda: lab.status()["controller"]["pid"]):
+        pass
+    # A new controller has told of a new Node: whatever it had to say of these, it has said.
+    a_node_is_refused(lab)
+    for name, was in before.items():
+        assert condition(lab, name) == was, "not even its heartbeat"
+    assert events(lab, "Node", "node1") == []
+
+
+def a_node_is_refused(lab: Lab) -> None:
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "stray"}}
+    addresses = [{"type": "InternalIP", "address": "172.30.1.99"}]
+    status = json.dumps({"status": {"addresses": addresses}})
+    kubectl(lab, "create", "--validate=false", "-f", "-", manifest=manifest)
+    try:
+        kubectl(lab, "patch", "node", "stray", "--subresource=status", "-p", status)
+        shown = "Warning NodeRefused"
+        wait_until(lambda: shown in described(lab, "node", "stray"), MINUTES)
+        assert "sluice.dev/controller spec.podCIDR is missing" in described(lab, "node", "stray")
+        wait_until(lambda: condition(lab, "stray").get("status") == "True", MINUTES)
+        assert condition(lab, "stray")["message"] == "spec.podCIDR is missing"
+        since = condition(lab, "stray")["lastTransitionTime"]
+
+        mended = json.dumps({"spec": {"podCIDR": "10.244.99.0/24", "podCIDRs": ["10.244.99.0/24"]}})
+        kubectl(lab, "patch", "node", "stray", "-p", mended)
+        wait_until(lambda: condition(lab, "stray")["reason"] == "NotConnected", MINUTES)
+        assert condition(lab, "stray")["lastTransitionTime"] == since
+        wait_until(lambda: "Normal InOrder" in described(lab, "node", "stray"), MINUTES)
+        assert "the network of this Node is in order again" in described(lab, "node", "stray")
+    finally:
+        kubectl(lab, "delete", "node", "stray")
+
+
+def test_a_pod_that_cannot_be_added(lab: Lab) -> None:
+    """The node's agent alone knows why, and has no credentials to say so."""
+    made = sandbox(lab, "torn")
+    fail_to_add(lab, made)
+    wait_until(lambda: "Pod default/torn on node1" in lab.status()["problems"])
+    sentence = lab.status()["problems"]["Pod default/torn on node1"]
+    assert "none-torn" in sentence
+    wait_until(lambda: "Warning AttachmentFailed" in described(lab, "pod", "torn"), MINUTES)
+    assert sentence in described(lab, "pod", "torn")
+    fail_to_add(lab, made)
+    kubectl(lab, "delete", "pod", "torn", "--grace-period=0", "--force", "--wait=false")
+    wait_until(lambda: lab.status()["problems"] == {})
+    assert events(lab, "Pod", "torn") == [("AttachmentFailed", sentence)], "told once"
+
+
+def test_the_api_server_is_away_meanwhile(lab: Lab) -> None:
+    made = sandbox(lab, "late")
+    with killed(lab, lambda: lab.status()["control"]["pids"].get("kube-apiserver")):
+        fail_to_add(lab, made)
+        wait_until(lambda: "Pod default/late on node1" in lab.status()["problems"])
+        wait_until(lambda: _log(lab).count("conditions and Events are not told") > 0, MINUTES)
+    wait_until(lambda: "Warning AttachmentFailed" in described(lab, "pod", "late"), MINUTES)
+    kubectl(lab, "delete", "pod", "late", "--grace-period=0", "--force", "--wait=false")
+    wait_until(lambda: lab.status()["problems"] == {})
+
+
+def test_a_node_whose_host_overlaps_the_cluster(lab: Lab) -> None:
+    """Once it was set up, its pods go on; the agent, which takes no new ones, says why."""
+    wait_until(lambda: condition(lab, "node2").get("status") == "False")
+    before = condition(lab, "node2")
+    route = ["10.96.7.0/24", "dev", "lo"]
+    lab.exec("node2", ["ip", "route", "add", *route])
+    try:
+        # The agent looks at its host once a minute.
+        wait_until(lambda: "Warning NodeNotSetUp" in described(lab, "node", "node2"), MINUTES)
+        (sentence,) = lab.status()["problems"].values()
+        assert "overlaps the host's route 10.96.7.0/24" in sentence
+        assert sentence in described(lab, "node", "node2")
+        assert condition(lab, "node2") == before
+    finally:
+        lab.exec("node2", ["ip", "route", "del", *route])
+    wait_until(lambda: "Normal InOrder" in described(lab, "node", "node2"), MINUTES)
+    assert lab.status()["problems"] == {}
+
+
+def _log(lab: Lab) -> str:
+    return (lab.layout.control / "log" / "controller.log").read_text()
