@@ -1,7 +1,9 @@
 """The controller's HTTP API: health, metrics, what agents ask for, what people want to see.
 
 Served on TCP and on a unix socket for the command line. With mutual TLS an agent learns on TCP of
-its own node only, so that a stolen node reads nothing of the rest of the cluster.
+its own node only, so that a stolen node reads nothing of the rest of the cluster. Health and
+metrics need no certificate: kubelet's probes have none, and a scraper is not to have a node's; the
+metrics are numbers alone, without a name or an address.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import metrics
+from controller.enrolment import Enrolment
 from controller.reconciler import Reconciler
 from flows.diff import is_ours
 from flows.flow import Flow
@@ -40,9 +43,12 @@ MOST_WAITING = 8
 class Api:
     """Routes and answers; see `application`."""
 
-    def __init__(self, reconciler: Reconciler, cluster: Cluster) -> None:
+    def __init__(
+        self, reconciler: Reconciler, cluster: Cluster, enrolment: Enrolment | None = None
+    ) -> None:
         self._reconciler = reconciler
         self._cluster = cluster
+        self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()
         view = reconciler.inventory.view
         metrics.NODES.set_function(lambda: len(view.nodes))
@@ -62,6 +68,8 @@ class Api:
                 web.post("/v1/nodes/{node}/problems", self._take_problems),
             ]
         )
+        if self._enrolment and not local:
+            application.add_routes([web.post("/v1/nodes/{node}/certificate", self._enrolment.sign)])
         if local:
             application.add_routes(
                 [
@@ -77,6 +85,8 @@ class Api:
     async def _readyz(self, _: web.Request) -> web.Response:
         if not self._reconciler.listed.is_set():
             return web.Response(status=503, text="the cluster has not been read yet\n")
+        if self._enrolment and self._enrolment.problem:
+            return web.Response(status=503, text=f"{self._enrolment.problem}\n")
         return web.Response(text="ok\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
@@ -286,13 +296,18 @@ def _explained(flow: Any, cause: str) -> dict[str, str]:
 
 def _only_own_node(request: web.Request, node: str) -> None:
     """With mutual TLS, hold the name asked for against the certificate's."""
-    certificate = request.transport and request.transport.get_extra_info("peercert")
-    if certificate is None or name_in(certificate) == node:
+    if not request.secure:
         return
-    name = name_in(certificate) or "nobody"
+    name = name_in(request.get_extra_info("peercert"))
+    if name == node:
+        return
     log.warning("asked for a node that is not the certificate's", node=node, certificate=name)
-    sentence = {"error": f"the certificate is {name}'s, not Node {node}'s"}
-    raise web.HTTPForbidden(body=msgspec.json.encode(sentence), content_type="application/json")
+    if name is None:
+        sentence = f"a certificate of Node {node} is needed"
+    else:
+        sentence = f"the certificate is {name or 'nobody'}'s, not Node {node}'s"
+    body = msgspec.json.encode({"error": sentence})
+    raise web.HTTPForbidden(body=body, content_type="application/json")
 
 
 def _json(content: object) -> web.Response:

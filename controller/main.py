@@ -5,16 +5,20 @@ import contextlib
 import resource
 import signal
 import socket
-import ssl
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import structlog
 from aiohttp import web
 
+from controller import tls
 from controller.api import Api
 from controller.cluster import Inventory
+from controller.enrolment import Enrolment
+from controller.kubernetes_api import connect
 from controller.outward import Outward
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
@@ -22,7 +26,7 @@ from controller.sources.kubernetes import ApiServer
 from flows.view import Cluster
 from openflow.server import serve
 from settings import Controller, Settings, SettingsError, load, logs
-from settings.tls import server_context
+from settings.tls import Identity, read
 
 log = structlog.get_logger()
 
@@ -73,7 +77,6 @@ async def _run(settings: Settings, directory: Path | None) -> None:
     own = settings.controller
     if own is None:
         raise SettingsError("the settings have no section controller")
-    tls = _tls_context(own)
     inventory = Inventory(
         Cluster(
             shared.pod_range,
@@ -90,6 +93,7 @@ async def _run(settings: Settings, directory: Path | None) -> None:
         if directory
         else ApiServer(own.kubernetes.kubeconfig, reconciler)
     )
+    enrolment, identity = _identity(own, directory, reconciler)
     async with asyncio.TaskGroup() as group:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -97,30 +101,52 @@ async def _run(settings: Settings, directory: Path | None) -> None:
             loop.add_signal_handler(signum, stopped.set)
         tasks = [
             group.create_task(source.run()),
-            group.create_task(_serve_api(Api(reconciler, shared), own, tls)),
-            group.create_task(_serve_switches(reconciler, own, tls)),
+            group.create_task(_serve_api(Api(reconciler, shared, enrolment), own, identity)),
+            group.create_task(_serve_switches(reconciler, own, identity)),
         ]
         if not directory:
             # A directory has nobody who could be told.
             tasks.append(group.create_task(Outward(reconciler, own.kubernetes.kubeconfig).run()))
+        if enrolment:
+            tasks.append(group.create_task(enrolment.run()))
         await stopped.wait()
         log.info("stopping; the switches keep their flows")
         for task in tasks:
             task.cancel()
 
 
+def _identity(
+    own: Controller, directory: Path | None, reconciler: Reconciler
+) -> tuple[Enrolment | None, Callable[[], Identity] | None]:
+    """What to ask for our certificate; None for plain TCP. Raises `SettingsError`."""
+    if own.enrolment is not None:
+        if directory:
+            raise SettingsError(
+                "controller.enrolment: tokens are reviewed by an API server, and the cluster is"
+                f" read from {directory}: give `tls` or `plainTcp: true` instead"
+            )
+        api_server = partial(connect, own.kubernetes.kubeconfig)
+        enrolment = Enrolment(own.enrolment, api_server, reconciler)
+        return enrolment, enrolment.identity
+    if own.tls is not None:
+        return None, partial(read, own.tls, "controller.tls")
+    return None, None
+
+
 async def _serve_switches(
-    reconciler: Reconciler, own: Controller, tls: ssl.SSLContext | None
+    reconciler: Reconciler, own: Controller, identity: Callable[[], Identity] | None
 ) -> None:
     """Listen only when there is something to tell."""
     await reconciler.listed.wait()
     host, port = _host_port(own.openflow)
-    async with serve(host, port, reconciler.on_switch, ssl=tls):
-        log.info("listening for switches", address=own.openflow, tls=tls is not None)
+    context = tls.for_switches(identity) if identity else None
+    async with serve(host, port, reconciler.on_switch, ssl=context):
+        log.info("listening for switches", address=own.openflow, tls=identity is not None)
         await asyncio.Event().wait()
 
 
-async def _serve_api(api: Api, own: Controller, tls: ssl.SSLContext | None) -> None:
+async def _serve_api(api: Api, own: Controller, identity: Callable[[], Identity] | None) -> None:
+    context = tls.for_agents(identity) if identity else None
     runner, local = (
         web.AppRunner(
             api.application(local=local),
@@ -136,11 +162,11 @@ async def _serve_api(api: Api, own: Controller, tls: ssl.SSLContext | None) -> N
     await local.setup()
     host, port = _host_port(own.api)
     try:
-        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
         if own.api_socket:
             await web.SockSite(local, _local_socket(own.api_socket)).start()
-        log.info("serving the API", address=own.api, tls=tls is not None)
-        if tls is None:
+        log.info("serving the API", address=own.api, tls=identity is not None)
+        if identity is None:
             log.warning("without TLS anybody who reaches the controller can pass for a node")
         await asyncio.Event().wait()
     finally:
@@ -169,35 +195,3 @@ def _host_port(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal():
         raise SettingsError(f"{text!r} is not HOST:PORT")
     return host, int(port)
-
-
-class _LoggedTls(ssl.SSLObject):
-    """asyncio drops whoever fails the TLS handshake without a word; this says why."""
-
-    def do_handshake(self) -> None:
-        """As `ssl.SSLObject` has it."""
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            # Whose it was nobody tells here: this object has buffers, but no socket.
-            log.warning("a TLS handshake failed", reason=_reason(error))
-            raise
-
-
-def _reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the peer's certificate: {error.verify_message}"
-    return (error.reason or str(error)).lower().replace("_", " ")
-
-
-def _tls_context(own: Controller) -> ssl.SSLContext | None:
-    """One context for switches and agents; None for plain TCP. Raises `SettingsError`."""
-    if own.enrolment is not None:
-        raise SettingsError("controller.enrolment: not built yet")
-    if own.tls is None:
-        return None
-    context = server_context(own.tls, "controller.tls")
-    context.sslobject_class = _LoggedTls
-    return context

@@ -13,6 +13,7 @@ from typing import Final
 
 from flows import names
 from flows.pipeline import TABLES
+from node_agent import tls_files
 from node_agent.cni_call import Pod
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
@@ -37,8 +38,8 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         root = _root(transaction)
         remembered = {_CONFIG: encode(config).decode()}
         transaction.update_keys(root, "external_ids", **remembered)
-        if agent.tls is not None:
-            _ssl(transaction, root, agent.tls)
+        if not agent.plain_tcp:
+            _ssl(transaction, root, tls_files.kept(agent.state))
         bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
         if bridge is None:
             bridge = transaction.insert("Bridge", name=names.INTEGRATION_BRIDGE)
@@ -98,10 +99,8 @@ def remove(transaction: Transaction, agent: Agent) -> int:
         root.delvalue("bridges", bridge)
     if _CONFIG in root.external_ids:
         root.delkey("external_ids", _CONFIG)
-    for row in root.ssl:
-        given = agent.tls is not None and row.private_key == str(agent.tls.key)
-        if given or Path(row.private_key).is_relative_to(agent.state):
-            root.ssl = []
+    if any(row.private_key == str(tls_files.kept(agent.state).key) for row in root.ssl):
+        root.ssl = []
     return release(transaction)
 
 

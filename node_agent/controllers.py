@@ -3,14 +3,19 @@
 import errno
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Never, Self
 
 import aiohttp
+from cryptography import x509
 
-from settings import Agent, Tls
-from settings.tls import Replaceable, client_context
+from node_agent.tls_files import kept
+from settings import Agent
+from settings.tls import Replaceable, client_context, read
 
 _CONNECT: Final = 5.0
 """Seconds within which a controller has to accept a connection."""
@@ -20,13 +25,26 @@ class ControllerError(Exception):
     """No controller has answered; the text says why of each."""
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How an agent and a controller know each other, and where it is said."""
+
+    context: Callable[[], ssl.SSLContext]
+    """May raise `SettingsError`."""
+    trusted: str
+    """What to look at where the controller's certificate is refused."""
+    certificate: Path | None
+    """Our own."""
+
+
 class Controllers:
     """One after another is asked until one answers; that one is the first to be asked next."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, credentials: Credentials | None = None) -> None:
+        """`credentials` is for who does not show the agent's own certificate."""
         self._agent = agent
         self._urls = list(agent.api_urls)
-        self._tls = Replaceable(agent.tls, "agent.tls", client_context) if agent.tls else None
+        self._credentials = credentials or _own(agent)
         self._session = aiohttp.ClientSession()
 
     async def __aenter__(self) -> Self:
@@ -60,14 +78,14 @@ class Controllers:
         for url in list(self._urls):
             try:
                 limits = aiohttp.ClientTimeout(total=None, connect=_CONNECT, sock_read=timeout)
-                tls = self._tls.context() if self._tls else True
+                tls = self._credentials.context() if self._credentials else True
                 async with self._session.request(
                     method, url + path, timeout=limits, ssl=tls, **request
                 ) as response:
                     body = await response.read()
                 answer = answers.get(response.status, partial(_no_answer, response.status))(body)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                whys[url] = _reason(error, self._agent.tls)
+                whys[url] = _reason(error, self._credentials)
             else:
                 self._urls.sort(key=lambda other: other != url)
                 return answer
@@ -78,21 +96,41 @@ def _no_answer(status: int, body: bytes) -> Never:
     raise ValueError(f"the controller answered {status}: {body[:200]!r}")
 
 
-def _reason(error: Exception, tls: Tls | None) -> str:
+def _own(agent: Agent) -> Credentials | None:
+    if agent.tls is not None:
+        files, section, trusted = agent.tls, "agent.tls", agent.tls.ca
+    elif agent.enrolment is not None:
+        files, section, trusted = kept(agent.state), "agent.enrolment", agent.enrolment.ca
+    else:
+        return None
+    contexts = Replaceable(partial(read, files, section), client_context)
+    return Credentials(contexts.context, f"{section}.ca is {trusted}", files.certificate)
+
+
+def _reason(error: Exception, credentials: Credentials | None) -> str:
     match error:
         case aiohttp.ClientConnectorCertificateError(
             certificate_error=ssl.SSLCertVerificationError() as refused
-        ) if tls is not None:
+        ) if credentials is not None:
             return (
-                "the controller's certificate is refused: "
-                f"{refused.verify_message} (agent.tls.ca is {tls.ca})"
+                f"the controller's certificate is refused: {refused.verify_message}"
+                f" ({credentials.trusted})"
             )
         # TLS 1.3: the client believes itself connected before its certificate has been looked at.
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError(errno=errno.ECONNRESET) if (
-            tls is not None
+            credentials is not None and credentials.certificate is not None
         ):
+            ours = f"{credentials.certificate}{_expired(credentials.certificate)}"
             return (
                 "the connection was cut: the controller has stopped, or does not take our "
-                f"certificate (agent.tls.certificate is {tls.certificate}); its log says which"
+                f"certificate ({ours}); its log says which"
             )
     return str(error) or repr(error)
+
+
+def _expired(certificate: Path) -> str:
+    try:
+        until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return ""
+    return f", expired on {until:%Y-%m-%d %H:%M} UTC" if until <= datetime.now(UTC) else ""

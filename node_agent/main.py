@@ -10,9 +10,10 @@ from pyroute2 import AsyncIPRoute
 
 from flows import names
 from flows.pipeline import LAYOUT
-from node_agent import cni_server, install
+from node_agent import cni_server, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
+from node_agent.enrolment import stay_enrolled
 from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
@@ -113,6 +114,11 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(audit_for_ever(agent, mgmt)),
                     tasks.create_task(tell_for_ever(agent, node.problem, pods)),
                 ]
+                if agent.tls is not None:
+                    running.append(tasks.create_task(tls_files.follow(agent, agent.tls)))
+                if agent.enrolment is not None:
+                    stays = stay_enrolled(agent, agent.enrolment, node.report_enrolment)
+                    running.append(tasks.create_task(stays))
                 await stop.wait()
             for task in running:
                 task.cancel()

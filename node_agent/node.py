@@ -73,6 +73,7 @@ class Node:
         self._wanted: NodeConfig | None = None
         self._refused: str | None = None
         self._unreachable: str | None = None
+        self._unenrolled = ""
         self._ready: Ready | None = None
         self._problem = ""
         """Why the node could not be set up as it is wanted, the last time."""
@@ -99,7 +100,7 @@ class Node:
             raise CniError(
                 Code.NOT_AVAILABLE,
                 f"the switch has had no controller session for {missing:.0f} s",
-                f"{why}; {self._unreachable}" if self._unreachable else why,
+                f"{why}; {self._away}" if self._away else why,
             )
 
     def problem(self) -> str:
@@ -116,6 +117,10 @@ class Node:
             return ""
         lost = self._monotonic() - self._session_last_seen
         return "" if lost < self._agent.status_grace else f"no controller session: {why}"
+
+    def report_enrolment(self, problem: str) -> None:
+        """Say why this node cannot get its certificate; empty: nothing any more."""
+        self._unenrolled = problem
 
     async def run(self) -> None:
         """Everything, for ever."""
@@ -235,7 +240,12 @@ class Node:
         if not self._ovsdb.connected:
             return self._no_ovsdb
         missing = f"Node {self._agent.node}: no configuration from the controller yet"
-        return f"{missing}: {self._unreachable}" if self._unreachable else missing
+        return f"{missing}: {self._away}" if self._away else missing
+
+    @property
+    def _away(self) -> str:
+        """Why the controller cannot be asked."""
+        return "; ".join(filter(None, [self._unreachable, self._unenrolled]))
 
     @property
     def _no_ovsdb(self) -> str:

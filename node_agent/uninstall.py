@@ -15,7 +15,7 @@ import structlog
 from pyroute2 import NetlinkError
 
 from flows import names
-from node_agent import bridge, install, nft, pod_link, snapshot
+from node_agent import bridge, install, nft, pod_link, snapshot, tls_files
 from node_agent.leases import Lease, LeaseError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.sysctl import Sysctls
@@ -129,16 +129,15 @@ async def _remove_bridge(agent: Agent, ovsdb: Ovsdb) -> None:
 def _remove_state(agent: Agent) -> None:
     """Files by name: the directories are the user's to choose, and may hold more."""
     state = snapshot.file_of(agent)
-    tls = agent.state / "tls"
+    tls_files.remove(agent.state)
     for path in (
         agent.socket,
         *agent.state.glob("leases.sqlite*"),
         state,
         state.with_suffix(".part"),
-        *(tls.iterdir() if tls.is_dir() else ()),
     ):
         path.unlink(missing_ok=True)
-    for directory in (tls, agent.state, agent.socket.parent):
+    for directory in (agent.state, agent.socket.parent):
         # Not empty, or a mount point.
         with contextlib.suppress(OSError):
             directory.rmdir()

@@ -53,8 +53,11 @@ class Authority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = (
         "sluice-system"
     )
-    addresses: tuple[IPv4Address, ...] = ()
-    """At which agents dial the controller; none: what the environment variable HOST_IP says."""
+    addresses: tuple[Host, ...] = ()
+    """Of this controller, as `agent.controllers` has them; none: the environment's HOST_IP."""
+    lifetime: Annotated[float, Meta(ge=5, le=366 * 86_400)] = 86_400.0
+    """Seconds for which a certificate is good, the controller's own as well; two thirds of it
+    over, it is renewed."""
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -233,7 +236,7 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is IPv4Network:
         return _network(value)
     if kind is IPv4Address:
-        return _address(value)
+        return IPv4Address(value)
     if issubclass(kind, Path):
         return _path(value)
     raise NotImplementedError(kind)
@@ -243,13 +246,6 @@ def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{shown(value)} is not a path")
     return Path(value)
-
-
-def _address(value: Any) -> IPv4Address:
-    try:
-        return IPv4Address(value if isinstance(value, str) else "")
-    except ValueError:
-        raise ValueError(f"{shown(value)} is not an IPv4 address") from None
 
 
 def _network(value: Any) -> IPv4Network:

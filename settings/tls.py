@@ -1,51 +1,41 @@
-"""Mutual TLS out of the files that the settings name."""
+"""Mutual TLS out of PEM: of the files that the settings name, or of what enrolment has made.
 
+A context is made anew once its PEM has been replaced, so that a new connection is by what is there
+now; connections that are there already go on.
+"""
+
+import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from settings import SettingsError, Tls
 
+log = structlog.get_logger()
 
-def server_context(tls: Tls, section: str) -> ssl.SSLContext:
-    """For whoever listens: a peer without a certificate of our CA is not spoken to.
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who we are and whose certificates we believe, all PEM, and what complaints call them."""
+
+    key: bytes
+    certificate: bytes
+    ca: bytes
+    pair_name: str
+    """Of key and certificate."""
+    ca_name: str
+
+
+def read(tls: Tls, section: str) -> Identity:
+    """The files' contents.
 
     `section` is where the files are named, for example `controller.tls`. Raises `SettingsError`,
     which names field and file.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return _load(context, tls, section)
-
-
-def client_context(tls: Tls, section: str) -> ssl.SSLContext:
-    """For whoever dials: the other side's certificate must be of our CA and for its address.
-
-    Raises `SettingsError` as `server_context` does.
-    """
-    return _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), tls, section)
-
-
-class Replaceable:
-    """A context of files, made anew once one of them has been replaced."""
-
-    def __init__(self, tls: Tls, section: str, make: Callable[[Tls, str], ssl.SSLContext]) -> None:
-        self._tls = tls
-        self._section = section
-        self._make = make
-        self._read: tuple[bytes, ...] = ()
-        self._context: ssl.SSLContext | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """The same one as before where nothing has changed. Raises `SettingsError`."""
-        read = tuple(_contents(self._tls, self._section).values())
-        if self._context is None or read != self._read:
-            self._context = self._make(self._tls, self._section)
-            self._read = read
-        return self._context
-
-
-def _contents(tls: Tls, section: str) -> dict[str, bytes]:
     contents = {}
     for field in ("key", "certificate", "ca"):
         path: Path = getattr(tls, field)
@@ -53,24 +43,128 @@ def _contents(tls: Tls, section: str) -> dict[str, bytes]:
             contents[field] = path.read_bytes()
         except OSError as error:
             raise SettingsError(f"{section}.{field}: {path}: {error.strerror}") from error
-    return contents
+    return Identity(
+        **contents,
+        pair_name=f"{section}: certificate {tls.certificate} and key {tls.key}",
+        ca_name=f"{section}.ca: {tls.ca}",
+    )
 
 
-def _load(context: ssl.SSLContext, tls: Tls, section: str) -> ssl.SSLContext:
-    # OpenSSL's own complaints name no file.
-    _contents(tls, section)
+def server_context(
+    identity: Identity, clients: ssl.VerifyMode = ssl.CERT_REQUIRED
+) -> ssl.SSLContext:
+    """For whoever listens: a peer with a certificate of another CA is not spoken to.
+
+    `clients` says whether one without any is. Raises `SettingsError`, which names what is of no
+    use.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = clients
+    _trust(context, identity.ca, identity.ca_name)
+    _show(context, identity)
+    return context
+
+
+def client_context(identity: Identity) -> ssl.SSLContext:
+    """For whoever dials: the other side's certificate must be of our CA and for its address.
+
+    Raises `SettingsError` as `server_context` does.
+    """
+    context = nobodys_context(identity.ca, identity.ca_name)
+    _show(context, identity)
+    return context
+
+
+def nobodys_context(ca: bytes, ca_name: str) -> ssl.SSLContext:
+    """As `client_context`, without a certificate of one's own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _trust(context, ca, ca_name)
+    return context
+
+
+class Replaceable:
+    """A context that follows what it is made of."""
+
+    def __init__(
+        self, identity: Callable[[], Identity], make: Callable[[Identity], ssl.SSLContext]
+    ) -> None:
+        """`identity` is asked each time that the context is; both may raise `SettingsError`."""
+        self._identity = identity
+        self._make = make
+        self._made: tuple[Identity, ssl.SSLContext] | None = None
+        self._problem = ""
+
+    def context(self) -> ssl.SSLContext:
+        """The same as before where nothing has been replaced, or not by anything of use.
+
+        Raises `SettingsError` where there has been none of use yet.
+        """
+        try:
+            identity = self._identity()
+            if self._made is None or self._made[0] != identity:
+                self._made = identity, self._make(identity)
+        except SettingsError as error:
+            if self._made is None:
+                raise
+            if self._problem != str(error):
+                log.warning("carrying on with the TLS files as they were", reason=str(error))
+            self._problem = str(error)
+        else:
+            self._problem = ""
+        return self._made[1]
+
+
+class _Listening(ssl.SSLContext):
+    current: Callable[[], ssl.SSLContext]
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return self.current().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
+def listening_context(replaceable: Replaceable) -> ssl.SSLContext:
+    """What asyncio is given once and uses for every connection: as it is then.
+
+    Raises `SettingsError` where there is none to begin with.
+    """
+    replaceable.context()
+    listening = _Listening(ssl.PROTOCOL_TLS_SERVER)
+    listening.current = replaceable.context
+    return listening
+
+
+def _trust(context: ssl.SSLContext, ca: bytes, name: str) -> None:
     # Open vSwitch 3.1 speaks 1.3; a user's ssl_protocols may hold it to 1.2.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_verify_locations(tls.ca)
+        with _file(ca) as path:
+            context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise SettingsError(f"{section}.ca: {tls.ca}: no PEM file of certificates") from error
+        raise SettingsError(f"{name}: no PEM file of certificates") from error
+
+
+def _show(context: ssl.SSLContext, identity: Identity) -> None:
     try:
-        # Nobody is there to be asked for a password.
-        context.load_cert_chain(tls.certificate, tls.key, password="")
+        with _file(identity.certificate) as certificate, _file(identity.key) as key:
+            # Nobody is there to be asked for a password.
+            context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         why = error.reason or "no PEM files of a certificate and an unencrypted key"
-        raise SettingsError(
-            f"{section}: certificate {tls.certificate} and key {tls.key}: {why}"
-        ) from error
-    return context
+        raise SettingsError(f"{identity.pair_name}: {why}") from error
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    """A path for `ssl`, which reads keys from files only; nothing is written anywhere."""
+    descriptor = os.memfd_create("pem")
+    try:
+        os.write(descriptor, content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -60,6 +60,24 @@ def test_cannot_start(tmp_path: Path, more: list[str], content: str | None, sent
     assert done.stderr.count("\n") == 1
 
 
+def test_cannot_enrol_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOST_IP", raising=False)
+    file = settings(tmp_path, plainTcp=False, enrolment={})
+
+    def said(*more: str) -> str:
+        done = subprocess.run(start(file, *more), capture_output=True, text=True, check=False)
+        return done.stderr
+
+    assert said("--cluster", str(tmp_path)) == (
+        "sluice controller: controller.enrolment: tokens are reviewed by an API server, and the"
+        f" cluster is read from {tmp_path}: give `tls` or `plainTcp: true` instead\n"
+    )
+    assert said() == (
+        "sluice controller: controller.enrolment.addresses: none, and the environment has no"
+        " HOST_IP\n"
+    )
+
+
 def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     api, openflow = free_port(), free_port()

@@ -5,11 +5,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from controller.authority import Authority, expiry
 from flows import names
 from lab import Lab, LabError, certificates
 from lab.daemons import kill
@@ -17,9 +23,10 @@ from lab.layout import CONTROL_ADDRESS
 from lab.node import daemons
 from lab.programs import python
 from lab.runtime import CniError, Runtime
+from node_agent.tls_files import kept
 from settings import SettingsError, Tls
-from settings.tls import client_context, server_context
-from tests.lab.pings import ping
+from settings.tls import client_context, read, server_context
+from tests.lab.pings import ended, lost, ping, ping_while
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("lab", [{"tls": True}], indirect=True, ids=["tls"])
@@ -170,7 +177,7 @@ def nobody(lab: Lab, tmp_path: Path) -> Tls:
 @pytest.mark.parametrize("name", ["node2", ""])
 def test_a_node_is_refused_as_another(lab: Lab, nobody: Tls, name: str) -> None:
     """node2's switch, with node2's certificate or a nameless one, says that it is node1's."""
-    own = certificates.files(lab.layout, "node2")
+    own = kept(lab.layout.node(2).directory / "state")
     before, seen = sessions(lab, "node1"), len(said(lab))
 
     def show(tls: Tls) -> None:
@@ -275,6 +282,10 @@ class Node2:
             return str(error)
         return ""
 
+    def kept(self, name: str) -> bytes:
+        """What its agent has put in place for the switch."""
+        return (self._layout.directory / "state" / "tls" / name).read_bytes()
+
     def log(self) -> str:
         """What its agent has said in this test."""
         return self._daemons.log("agent").read_text()[self._read :]
@@ -339,6 +350,73 @@ def test_an_agent_without_its_files_waits_for_them(lab: Lab, node2: Node2, tmp_p
     assert "Traceback" not in node2.log()
 
 
+def hang_up(lab: Lab, node: str) -> None:
+    """Have a switch dial anew: where it dials is changed, and changed back."""
+    list_ = ["ovs-vsctl", "--bare", "--columns=_uuid", "list", "Controller"]
+    row = lab.exec(node, list_).stdout.strip()
+    for address in ("127.0.0.1:1", f"{CONTROL_ADDRESS}:{OPENFLOW}"):
+        lab.exec(node, ["ovs-vsctl", "set", "Controller", row, f'target="ssl:{address}"'])
+
+
+def test_all_files_are_replaced_while_traffic_flows(lab: Lab, tmp_path: Path) -> None:
+    """By those of another CA: who still showed or trusted an old one would be refused."""
+    certificates.authority(tmp_path)
+    certificates.sign(tmp_path, "controller", "serverAuth", f"IP:{CONTROL_ADDRESS}")
+    for node in ("node1", "node2"):
+        certificates.sign(tmp_path, node, "clientAuth", f"DNS:{node}")
+    lab.pod_add("default", "c", "node1")
+    address = lab.pod_add("default", "d", "node2").address
+    assert address
+    before = [sessions(lab, node) for node in ("node1", "node2")]
+    with ping_while(lab, "default/c", address) as pinging:
+        for new in tmp_path.iterdir():
+            # Each by itself, as a person would: a key is there before its certificate.
+            near = lab.layout.directory / "tls" / f"{new.name}.new"
+            near.write_bytes(new.read_bytes())
+            near.chmod(0o600)
+            near.rename(near.with_suffix(""))
+        assert [sessions(lab, node) for node in ("node1", "node2")] == before
+        for number, node in enumerate(("node1", "node2"), 1):
+            new_certificate = (tmp_path / f"{node}.pem").read_bytes()
+            file = kept(lab.layout.node(number).directory / "state").certificate
+            wait_until(lambda f=file, new=new_certificate: f.read_bytes() == new)
+        for node, known in zip(("node1", "node2"), before, strict=True):
+            hang_up(lab, node)
+            wait_until(lambda node=node, known=known: set(sessions(lab, node)) - set(known))
+        assert not lost(ended(pinging))
+    for node in ("node1", "node2"):
+        wait_until(lambda node=node: switch(lab, node) == f"ssl:{CONTROL_ADDRESS}:{OPENFLOW} true")
+    lab.pod_add("default", "e", "node1")
+
+
+def test_an_expired_certificate_is_named_on_both_sides(
+    lab: Lab, node2: Node2, tmp_path: Path
+) -> None:
+    files = certificates.files(lab.layout, "node2")
+    authority = Authority.load(files.ca.read_bytes(), files.ca.with_suffix(".key").read_bytes())
+    key = load_pem_private_key(files.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, SHA256())
+    expired = tmp_path / "expired.pem"
+    expired.write_bytes(authority.for_node("node2", request, timedelta(seconds=1)))
+    until = expiry(expired.read_bytes())
+    wait_until(lambda: datetime.now(UTC) > until)
+    seen = len(said(lab))
+    node2.stop()
+    node2.start(certificate=expired)
+    sentence = (
+        f"does not take our certificate ({expired}, expired on {until:%Y-%m-%d %H:%M} UTC);"
+        " its log says which"
+    )
+    wait_until(lambda: sentence in node2.log())
+    wait_until(lambda: node2.kept("cert.pem") == expired.read_bytes())
+    hang_up(lab, "node2")
+    wait_until(lambda: sentence in node2.refusal())
+    assert "the peer's certificate: certificate has expired" in {
+        line["reason"] for line in said(lab)[seen:] if line["event"] == "a TLS handshake failed"
+    }
+
+
 def test_files_that_cannot_be_used_are_named(lab: Lab, foreign: Path, tmp_path: Path) -> None:
     good = certificates.files(lab.layout, "node1")
     empty = tmp_path / "empty.pem"
@@ -352,5 +430,5 @@ def test_files_that_cannot_be_used_are_named(lab: Lab, foreign: Path, tmp_path: 
     ):
         for context in (server_context, client_context):
             with pytest.raises(SettingsError) as refused:
-                context(tls, "s")
+                context(read(tls, "s"))
             assert sentence in str(refused.value)

@@ -93,9 +93,10 @@ def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str
         ("controller", "{enrolment: {namespace: A}}", "at `$.controller.enrolment.namespace`"),
         (
             "controller",
-            "{enrolment: {addresses: [x]}}",
-            "'x' is not an IPv4 address - at `$.controller.enrolment.addresses[0]`",
+            "{enrolment: {addresses: ['a:1']}}",
+            "`$.controller.enrolment.addresses[0]`",
         ),
+        ("controller", "{enrolment: {lifetime: 1}}", "at `$.controller.enrolment.lifetime`"),
         ("agent", f"{{node: '', {REST}}}", "`$.agent.node`"),
         ("agent", f"{{node: ../x, {REST}}}", "`$.agent.node`"),
         ("agent", "{node: n, controllers: [a]}", f"nothing where {EXACTLY_ONE}"),

@@ -1,0 +1,253 @@
+"""Enrolment: the controller is the nodes' CA, and signs for whoever proves to be a node's agent.
+
+The proof is a ServiceAccount token of the agent's Pod, which the API server reviews: it tells the
+Pod's node (KEP-4193), and the token's audience is ours alone, so that nobody else can use it.
+"""
+
+import asyncio
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import aiohttp
+import msgspec
+import structlog
+from aiohttp import web
+from kubernetes.aio import client
+
+from controller import authority
+from controller.authority import Authority, AuthorityError
+from controller.kubernetes_api import UNREACHABLE, ApiError, ask
+from controller.sources.feed import Feed
+from settings import Authority as Settings
+from settings import SettingsError
+from settings.tls import Identity
+
+NAME: Final = "sluice-ca"
+"""Of the Secret and of the ConfigMap."""
+AUDIENCE: Final = "sluice"
+SERVICE_ACCOUNT: Final = "sluice-agent"
+_NODE_CLAIM: Final = "authentication.kubernetes.io/node-name"
+LONGEST_REQUEST: Final = 4096
+"""Bytes. One for a P-256 key has some 400."""
+MOST_AT_ONCE: Final = 16
+"""Requests that are looked into at one time; each asks the API server."""
+LONGEST_REVIEW: Final = 10.0
+"""Seconds that the API server may take for an answer."""
+_LOOK_AGAIN: Final = (2.0, 30.0)
+"""Seconds between two looks at Secret and ConfigMap: without a CA yet, and with one."""
+
+log = structlog.get_logger()
+
+_FAULTS: Final = (*UNREACHABLE, ApiError, ValueError, RecursionError)
+"""What may come out of a question to the API server."""
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=LONGEST_REVIEW)
+
+
+class _Held(msgspec.Struct):
+    """What a Secret or a ConfigMap holds; the rest of it stays as it is."""
+
+    data: dict[str, str] | None = None
+
+
+class _User(msgspec.Struct):
+    username: str = ""
+    extra: dict[str, list[str]] = {}
+
+
+class _Verdict(msgspec.Struct):
+    authenticated: bool = False
+    audiences: list[str] = []
+    user: _User = _User()
+    error: str = ""
+
+
+class _Review(msgspec.Struct):
+    """`TokenReview` of authentication.k8s.io/v1."""
+
+    status: _Verdict = _Verdict()
+
+
+class _Refusal(Exception):  # noqa: N818  no error of ours
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Enrolment:
+    """`identity` is the controller's own, `sign` a route for agents; `run` keeps both going."""
+
+    def __init__(
+        self, settings: Settings, connect: Callable[[], Awaitable[client.ApiClient]], feed: Feed
+    ) -> None:
+        """Raises `SettingsError` where nothing says at which address agents dial."""
+        self._settings = settings
+        self._connect = connect
+        self._feed = feed
+        self._addresses = settings.addresses or tuple(filter(None, [os.environ.get("HOST_IP")]))
+        if not self._addresses:
+            raise SettingsError(
+                "controller.enrolment.addresses: none, and the environment has no HOST_IP"
+            )
+        self._life = timedelta(seconds=settings.lifetime)
+        self._authority: Authority | None = None
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        # Until the CA has been read, nobody trusts us, nor we anybody; but probes are answered.
+        nobody = Authority.new()
+        self._own: Identity
+        self._renewal: datetime
+        self._renew(nobody, nobody.certificate_pem)
+
+    def identity(self) -> Identity:
+        """The controller's key and certificate, and the CAs of which it believes nodes."""
+        return self._own
+
+    @property
+    def problem(self) -> str:
+        """Why nobody can enrol; empty where they can."""
+        return "" if self._authority else "the CA has not been read from the API server yet"
+
+    async def run(self) -> None:
+        """Read the CA, or make it; follow its replacement; renew our own certificate. For ever."""
+        subject = f"Secret and ConfigMap {self._settings.namespace}/{NAME}"
+        while True:
+            try:
+                async with await self._connect() as api:
+                    found = await self._secret(api)
+                    bundle = await self._publish(api, found)
+            except (*_FAULTS, AuthorityError) as error:
+                self._feed.report(subject, _sentence(error))
+            else:
+                self._feed.report(subject, "")
+                if (self._authority, self._own.ca) != (found, bundle.encode()):
+                    self._authority = found
+                    self._renew(found, bundle.encode())
+                    log.info("enrolling nodes", ca=found.certificate.subject.rfc4514_string())
+            # Also while the API server is away: nobody could come back to us.
+            if self._authority and datetime.now(UTC) >= self._renewal:
+                self._renew(self._authority, self._own.ca)
+            due = (self._renewal - datetime.now(UTC)).total_seconds()
+            await asyncio.sleep(max(1.0, min(due, _LOOK_AGAIN[self._authority is not None])))
+
+    def _renew(self, ca: Authority, bundle: bytes) -> None:
+        key, certificate = ca.for_controller(self._addresses, self._life)
+        self._own = Identity(
+            key, certificate, bundle,
+            pair_name="controller.enrolment: our own certificate",
+            ca_name=f"ConfigMap {self._settings.namespace}/{NAME}: ca.crt",
+        )  # fmt: skip
+        until = authority.expiry(certificate)
+        self._renewal = until - (until - datetime.now(UTC)) / 3
+
+    async def _secret(self, api: client.ApiClient) -> Authority:
+        """The CA of the Secret; into an empty one we put ours."""
+        path = f"/api/v1/namespaces/{self._settings.namespace}/secrets/{NAME}"
+        secret = await _answer(api, "GET", path)
+        held = msgspec.json.decode(secret, type=_Held).data or {}
+        try:
+            certificate, key = (b64decode(held.get(name, "")) for name in ("tls.crt", "tls.key"))
+            if certificate or key:
+                return Authority.load(certificate, key)
+        except ValueError as error:
+            raise AuthorityError(f"Secret: tls.crt, tls.key: {error}") from None
+        made = Authority.new()
+        held["tls.crt"] = b64encode(made.certificate_pem).decode()
+        held["tls.key"] = b64encode(made.key_pem).decode()
+        # With the version that was read: if somebody else was faster this is a 409, and at the
+        # next look theirs is there.
+        await _answer(api, "PUT", path, msgspec.json.decode(secret) | {"data": held})
+        log.info("made a CA for the nodes", secret=f"{self._settings.namespace}/{NAME}")
+        return made
+
+    async def _publish(self, api: client.ApiClient, ours: Authority) -> str:
+        """The ConfigMap's bundle; ours is added to it where it is not there."""
+        path = f"/api/v1/namespaces/{self._settings.namespace}/configmaps/{NAME}"
+        shown = await _answer(api, "GET", path)
+        held = msgspec.json.decode(shown, type=_Held).data or {}
+        try:
+            bundle = authority.with_certificate(held.get("ca.crt", ""), ours)
+        except AuthorityError as error:
+            raise AuthorityError(f"ConfigMap: ca.crt: {error}") from None
+        if bundle != held.get("ca.crt"):
+            held["ca.crt"] = bundle
+            await _answer(api, "PUT", path, msgspec.json.decode(shown) | {"data": held})
+        return bundle
+
+    async def sign(self, request: web.Request) -> web.Response:
+        """`POST /v1/nodes/NODE/certificate`: a request in PEM, a token as bearer; PEM back."""
+        node = request.match_info["node"]
+        try:
+            certificate = await self._signed(node, request)
+        except _Refusal as refusal:
+            log.warning("no certificate", node=node, peer=request.remote, reason=str(refusal))
+            answer = msgspec.json.encode({"error": str(refusal)})
+            return web.Response(status=refusal.status, body=answer, content_type="application/json")
+        until = authority.expiry(certificate)
+        log.info("certificate signed", node=node, peer=request.remote, until=str(until))
+        return web.Response(body=certificate, content_type="application/pem-certificate-chain")
+
+    async def _signed(self, node: str, request: web.Request) -> bytes:
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise _Refusal(401, "a ServiceAccount token is needed (Authorization: Bearer)")
+        if self._authority is None:
+            raise _Refusal(503, self.problem)
+        if self._turns.locked():
+            raise _Refusal(429, f"{MOST_AT_ONCE} nodes enrol already; try again")
+        async with self._turns:
+            body = await _body(request)
+            await self._check(node, token)
+        try:
+            asked = authority.read_request(body)
+        except AuthorityError as error:
+            raise _Refusal(400, str(error)) from None
+        return self._authority.for_node(node, asked, self._life)
+
+    async def _check(self, node: str, token: str) -> None:
+        """Whether this is the token of the agent of this node. Raises `_Refusal`."""
+        review = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [AUDIENCE]},
+        }
+        path = "/apis/authentication.k8s.io/v1/tokenreviews"
+        try:
+            async with await self._connect() as api:
+                answer = await _answer(api, "POST", path, review)
+            status = msgspec.json.decode(answer, type=_Review).status
+        except _FAULTS as error:
+            sentence = _sentence(error)
+            raise _Refusal(503, f"the API server cannot review the token: {sentence}") from error
+        # Of a token for other audiences the API server says that it is none.
+        if not status.authenticated or AUDIENCE not in status.audiences:
+            why = status.error or "it is for another audience"
+            raise _Refusal(401, f"the token is not for {AUDIENCE!r} or not good: {why}")
+        ours = f"system:serviceaccount:{self._settings.namespace}:{SERVICE_ACCOUNT}"
+        if status.user.username != ours:
+            raise _Refusal(403, f"the token is {status.user.username}'s, not {ours}'s")
+        nodes = status.user.extra.get(_NODE_CLAIM, [])
+        if nodes != [node]:
+            named = f"Node {nodes[0]}" if nodes else "no Pod on a node"
+            raise _Refusal(403, f"the token is for {named}, not Node {node}")
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(LONGEST_REVIEW):
+            await request.content.readexactly(LONGEST_REQUEST + 1)
+    except asyncio.IncompleteReadError as whole:
+        return whole.partial
+    except TimeoutError:
+        raise _Refusal(408, "the request does not come to its end") from None
+    raise _Refusal(413, f"a certificate request has {LONGEST_REQUEST} bytes at most")
+
+
+async def _answer(api: client.ApiClient, method: str, path: str, body: object = None) -> bytes:
+    async with await ask(api, method, path, _TIMEOUT, body=body) as response:
+        return await response.read()
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or type(error).__name__
