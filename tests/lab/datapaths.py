@@ -1,16 +1,11 @@
-"""What of the lab's tests holds on which of Open vSwitch's datapaths."""
+"""Which of Open vSwitch's datapaths this run of the lab's tests is on, and what holds on one only."""
 
-from lab.datapath import Datapath, default_datapath
+from typing import Final
 
-DATAPATH: Datapath = default_datapath()
-"""What labs of this run have; `scripts/kernel-test` runs these tests on the kernel's."""
+from lab.datapath import default_datapath
 
-USERSPACE_ONLY: dict[str, str] = {}
-"""By a test's name, with or without its file, why it says nothing on the kernel's datapath."""
+DATAPATH: Final = default_datapath()
+"""What the labs of this run have. `make kernel-test` runs them on `system`, the kernel's."""
 
-
-def why_not(test: str) -> str | None:
-    """The reason to skip a test, given as FILE::NAME; None for one that is to be run."""
-    if DATAPATH == "netdev":
-        return None
-    return USERSPACE_ONLY.get(test)
+USERSPACE_ONLY: Final[dict[str, str]] = {}
+"""FILE::TEST, and why it says nothing on the kernel's datapath."""
