@@ -175,7 +175,9 @@ def test_vswitchd_killed(lab: Lab) -> None:
     if DATAPATH == "netdev":
         assert seen.gap > 0, "in the userspace datapath nothing is forwarded without ovs-vswitchd"
     else:
-        assert seen.gap == 0, "the kernel forwards what it knows without ovs-vswitchd"
+        # The kernel forwards what it knows meanwhile. What the new process lets go of is lost: a
+        # packet that was between two of the flows that it did not make itself.
+        assert seen.gap <= 3
     wait_until(lambda: held(lab))
     check_that_pods_can_be_added(lab)
 
