@@ -1,7 +1,8 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down image soak test bench lint docs lock clean need-root
+.PHONY: help setup demo cluster cluster-down image soak test kernel-test bench lint docs lock clean \
+    need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -18,7 +19,7 @@ SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
 KEEP_FLAG = $(if $(filter-out 0,$(KEEP)),--keep)
 
 help: ## list what there is (this)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install what Sluice needs: Debian packages, and Python ones in .venv (2 min)
 
@@ -57,6 +58,10 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 
 bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (4 min). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
+
+kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (30 min). PYTEST_ARGS="tests/lab/test_x.py"
+	@scripts/setup --kernel
+	@exec scripts/kernel-test $(PYTEST_ARGS)
 
 # Apart from the rest: nobody who only looks needs these packages.
 $(TESTS_READY): scripts/setup

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.layout import NAMESPACES
+from lab.patience import PATIENCE
 
 
 class LabError(Exception):
@@ -26,6 +27,7 @@ def run(
 ) -> str:
     """Run a program to its end; its output. Raises `LabError` with what it complained of."""
     command = inside(netns, argv) if netns else list(argv)
+    timeout *= PATIENCE
     try:
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False

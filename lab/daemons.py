@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab.commands import LabError, inside
 from lab.layout import NAMESPACES
+from lab.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ class Daemons:
         `pause` s pass between two looks at it. Raises `LabError` as soon as one of them ends, or
         `cancelled` says so.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * PATIENCE
         while not condition():
             self.check()
             if cancelled():
                 raise LabError(f"{self.netns}: given up")
             if time.monotonic() > deadline:
                 return False
-            time.sleep(pause)
+            time.sleep(pause * PATIENCE)
         return True
 
     def tail(self, name: str, lines: int = 15) -> str:
@@ -159,7 +160,7 @@ def kill(pids: Iterable[int], timeout: float = 10) -> None:
             poll.register(descriptor, select.POLLIN)
         waiting = set(opened)
         while waiting:
-            ended = poll.poll(timeout * 1000)
+            ended = poll.poll(timeout * PATIENCE * 1000)
             if not ended:
                 stuck = ", ".join(str(opened[descriptor]) for descriptor in waiting)
                 raise LabError(f"processes do not end on SIGKILL: {stuck}")

@@ -25,6 +25,7 @@ from lab.layout import (
     Layout,
     NodeLayout,
 )
+from lab.patience import PATIENCE
 from lab.pods import Pod, Pods
 from lab.spec import Options, Report, Spec, new_spec, quiet, with_programs
 
@@ -201,7 +202,7 @@ class Lab:
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
         )
         if check and done.returncode:

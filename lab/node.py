@@ -15,6 +15,7 @@ from lab.layout import (
     NodeLayout,
 )
 from lab.network import UPLINK, configure, links, node_mac
+from lab.patience import PATIENCE
 from lab.programs import python, write_settings
 from lab.runtime import Runtime
 from settings import Agent, Settings, Tls
@@ -51,6 +52,12 @@ def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
     return daemons(node).start("ovs-vswitchd", switch, _environment(node))
 
 
+def _vsctl(node: NodeLayout) -> list[str]:
+    # --retry: its socket is there a moment before somebody listens at it.
+    timeout = f"--timeout={20 * PATIENCE:.0f}"
+    return ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", timeout]
+
+
 def _environment(node: NodeLayout) -> dict[str, str]:
     return {"OVS_RUNDIR": str(node.ovs_run), "OVS_DBDIR": str(node.directory)}
 
@@ -63,7 +70,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout], datapath: Da
         _set_up_address(node, UPLINK)
         start_database(node)
         start_vswitchd(node, datapath)
-        run(["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", "--timeout=20", "init"])
+        run([*_vsctl(node), "init"])
 
 
 def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
@@ -84,10 +91,8 @@ def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     bridge += ["datapath_type=netdev", "fail_mode=standalone"]
     bridge += [f'other_config:hwaddr="{node_mac(node)}"']
     uplink = ["--may-exist", "add-port", PHYSICAL_BRIDGE, UPLINK]
-    # --retry: its socket is there a moment before somebody listens at it.
-    vsctl = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", "--timeout=20"]
     try:
-        run([*vsctl, "init", "--", *bridge, "--", *uplink])
+        run([*_vsctl(node), "init", "--", *bridge, "--", *uplink])
     except LabError:
         daemons(node).check()
         raise
@@ -135,6 +140,7 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
         cni_bin=node.cni_bin,
         tls=tls,
         plain_tcp=tls is None,
+        add_timeout=20 * PATIENCE,
         # What is changed by hand is to be mended while one looks.
         audit_interval=2,
     )

@@ -14,9 +14,10 @@ from typing import Any
 
 from lab.commands import LabError, inside
 from lab.layout import NAMESPACES, NodeLayout
+from lab.patience import PATIENCE
 
 IFNAME = "eth0"
-TIMEOUT = 60
+TIMEOUT = 60 * PATIENCE
 """Seconds. kubelet gives a runtime 4 minutes for a whole sandbox; a lab's user is less patient."""
 
 
@@ -120,7 +121,9 @@ class Runtime:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise LabError(f"CNI {command} on {self.node.name}: no answer in {TIMEOUT} s") from None
+            raise LabError(
+                f"CNI {command} on {self.node.name}: no answer in {TIMEOUT:.0f} s"
+            ) from None
         try:
             answer = json.loads(done.stdout or "{}")
         except ValueError:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from tests.lab.datapaths import DATAPATH
 from tests.lab.pings import address
 from tests.waiting import wait_until
 
@@ -171,7 +172,12 @@ def test_vswitchd_killed(lab: Lab) -> None:
         assert say("right after") == "right after"
         wait_until(lambda: reaches(lab, B, address(lab, A)))
         assert say("after") == "after"
-    assert seen.gap > 0, "in the userspace datapath nothing is forwarded without ovs-vswitchd"
+    if DATAPATH == "netdev":
+        assert seen.gap > 0, "in the userspace datapath nothing is forwarded without ovs-vswitchd"
+    else:
+        # The kernel forwards what it knows meanwhile. What the new process lets go of is lost: a
+        # packet that was between two of the flows that it did not make itself.
+        assert seen.gap <= 3
     wait_until(lambda: held(lab))
     check_that_pods_can_be_added(lab)
 
@@ -190,12 +196,13 @@ def test_all_flows_come_back_without_the_controller(lab: Lab, also: str) -> None
         kill(lab, "ovs-vswitchd")
         lab.start_daemon("node1", "ovs-vswitchd")
         if also == "agent":
-            # It waits for the agent, with empty tables, and forwards nothing.
+            # It waits for the agent, with empty tables. What the kernel knows goes on; in
+            # userspace nothing is known.
             wait_until(
                 lambda: lab.exec("node1", ["ovs-ofctl", "show", "br-int"], check=False).stdout
             )
             assert flows(lab) == []
-            assert not reaches(lab, B, address(lab, A))
+            assert reaches(lab, B, address(lab, A)) == (DATAPATH == "system")
         lab.start_daemon("node1", also)
         wait_until(lambda: reaches(lab, B, address(lab, A)))
     assert flows(lab) == before
