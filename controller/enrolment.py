@@ -46,25 +46,25 @@ _FAULTS: Final = (*UNREACHABLE, ApiError, ValueError, RecursionError)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=LONGEST_REVIEW)
 
 
-class _Held(msgspec.Struct):
+class _Held(msgspec.Struct, frozen=True):
     """What a Secret or a ConfigMap holds; the rest of it stays as it is."""
 
     data: dict[str, str] | None = None
 
 
-class _User(msgspec.Struct):
+class _User(msgspec.Struct, frozen=True):
     username: str = ""
     extra: dict[str, list[str]] = {}
 
 
-class _Verdict(msgspec.Struct):
+class _Verdict(msgspec.Struct, frozen=True):
     authenticated: bool = False
     audiences: list[str] = []
     user: _User = _User()
     error: str = ""
 
 
-class _Review(msgspec.Struct):
+class _Review(msgspec.Struct, frozen=True):
     """`TokenReview` of authentication.k8s.io/v1."""
 
     status: _Verdict = _Verdict()
