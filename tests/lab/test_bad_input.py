@@ -59,7 +59,7 @@ def without_controller(lab: Lab) -> Iterator[None]:
 
 
 def _connected(lab: Lab) -> bool:
-    status = lab._control(lab._state()).status()
+    status = lab._control(lab._spec()).status()
     return bool(status) and all(node["connected"] for node in status["nodes"].values())
 
 

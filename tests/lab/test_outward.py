@@ -59,7 +59,7 @@ def events(lab: Lab, kind: str, name: str) -> list[tuple[str, str]]:
 
 def sandbox(lab: Lab, pod: str) -> Sandbox:
     """Of a Pod of node1 that is in the API; its network namespace is not there."""
-    source = lab._control(lab._state()).source
+    source = lab._control(lab._spec()).source
     assert isinstance(source, KubernetesSource)
     uid = source.add_pod("default", pod, "node1", {})
     return Sandbox(f"sandbox-{pod}", f"none-{pod}", "default", pod, uid)
