@@ -110,18 +110,10 @@ def start(
         raise ApiServerError(str(error)) from error
 
     apiserver = _apiserver_command(binaries, directory, address, service_range)
-    commands = {"etcd": _etcd_command(binaries, directory)}
     if pod_range is None:
         # It refuses pods whose service account does not exist, and nobody here makes `default`.
-        commands["kube-apiserver"] = [*apiserver, "--disable-admission-plugins=ServiceAccount"]
-    else:
-        commands |= {
-            "kube-apiserver": apiserver,
-            "kube-controller-manager": _controller_manager_command(
-                binaries, directory, pod_range, service_range
-            ),
-            "kube-scheduler": _scheduler_command(binaries, directory),
-        }
+        apiserver.append("--disable-admission-plugins=ServiceAccount")
+    commands = {"etcd": _etcd_command(binaries, directory), "kube-apiserver": apiserver}
     pids = {name: _find(argv) or spawn(name, argv) for name, argv in commands.items()}
 
     kubectl = [
@@ -129,6 +121,14 @@ def start(
         *("--kubeconfig", str(kubeconfigs["admin"]), "--cache-dir", str(directory / "kubectl")),
     ]
     _wait_until_ready(kubectl, pids, logs or directory, timeout)
+    if pod_range is not None:
+        # Afterwards: the controller manager gives up where it is not let in after 10 s.
+        manager = _controller_manager_command(binaries, directory, pod_range, service_range)
+        commands = {
+            "kube-controller-manager": manager,
+            "kube-scheduler": _scheduler_command(binaries, directory),
+        }
+        pids |= {name: _find(argv) or spawn(name, argv) for name, argv in commands.items()}
     _allow_controller(kubectl)
     return ApiServer(url, kubeconfigs["admin"], kubeconfigs["sluice-controller"], pids)
 

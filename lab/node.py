@@ -49,7 +49,8 @@ def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
     switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir"]
     if datapath == "netdev":
         switch += ["--disable-system"]
-    return daemons(node).start("ovs-vswitchd", switch, _environment(node))
+    # Among the node's own mounts: it reads the certificate that the agent has put there.
+    return daemons(node).start("ovs-vswitchd", machine.enter(node, switch), _environment(node))
 
 
 def _vsctl(node: NodeLayout) -> list[str]:

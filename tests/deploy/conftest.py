@@ -31,7 +31,6 @@ def build_images(output: Path, **environment: str) -> None:
         [sys.executable, ROOT / "scripts" / "make-image", "--output", output],
         env=os.environ | environment,
         check=True,
-        timeout=280,
     )
 
 

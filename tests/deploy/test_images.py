@@ -20,6 +20,7 @@ agent: {controllers: [127.0.0.1], plainTcp: true}
 """
 
 
+@pytest.mark.timeout(1200)  # everything is fetched and compiled once more
 def test_two_builds_give_the_same_bytes(images: Path, tmp_path: Path) -> None:
     again = tmp_path / "images.tar"
     # Nothing is taken from the first one's cache.
