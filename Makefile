@@ -1,8 +1,8 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down image soak test ansible-test kernel-test bench lint docs lock clean \
-    need-root
+.PHONY: help setup demo cluster cluster-down image soak test ansible-test kernel-test bench lint docs \
+    lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.

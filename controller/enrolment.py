@@ -52,12 +52,12 @@ class _Held(msgspec.Struct):
     data: dict[str, str] | None = None
 
 
-class _User(msgspec.Struct):
+class _User(msgspec.Struct, frozen=True):
     username: str = ""
     extra: dict[str, list[str]] = {}
 
 
-class _Verdict(msgspec.Struct):
+class _Verdict(msgspec.Struct, frozen=True):
     authenticated: bool = False
     audiences: list[str] = []
     user: _User = _User()
