@@ -1,8 +1,8 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down image soak test kernel-test bench lint docs lock clean \
-    need-root
+.PHONY: help setup demo cluster cluster-down image soak test ansible-test kernel-test bench lint docs \
+    lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -56,6 +56,9 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 
+ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
+	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
+
 bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (4 min). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
@@ -72,13 +75,14 @@ $(CLUSTER_READY): scripts/setup
 	@scripts/setup --cluster
 	@mkdir -p $(@D) && touch $@
 
-lint: setup ## ruff, mypy, the import rules, and whether docs/ is up to date
+lint: setup ## ruff, mypy, the import rules, ansible-lint, and whether docs/ is up to date
 	.venv/bin/ruff check . $(SCRIPTS)
 	.venv/bin/ruff format --check . $(SCRIPTS)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PYTHON) scripts/make-docs --check
 	$(PYTHON) scripts/make-chart --check
+	PATH="$$(scripts/ansible):$$PATH" && cd ansible && ansible-lint --offline -q
 
 docs: setup ## write anew what in docs/ and deploy/chart/ is made from the rest
 	$(PYTHON) scripts/make-docs
@@ -86,10 +90,12 @@ docs: setup ## write anew what in docs/ and deploy/chart/ is made from the rest
 
 # uv, because pip cannot write hashes, nor resolve for another Python than its own. What is locked
 # already stays as it is; remove the file first to renew everything.
-lock: setup ## bring requirements.lock in line with pyproject.toml
+COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --no-annotate
+lock: setup ## bring the lock files in line with pyproject.toml and ansible/requirements.in
 	$(PYTHON) -m pip install --quiet uv==0.13.9
-	.venv/bin/uv pip compile --quiet pyproject.toml --group dev --generate-hashes --python-version 3.11 \
-	    --no-annotate -o requirements.lock
+	$(COMPILE) pyproject.toml --group dev -o requirements.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock -o requirements-runtime.lock
+	$(COMPILE) ansible/requirements.in -o ansible/requirements.lock
 
 clean: ## remove .venv and what tools have left in the tree (running labs and ~/.cache/sluice stay)
 	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
