@@ -6,7 +6,6 @@ import os
 import pytest
 
 from lab import Lab
-from tests.lab.datapaths import DATAPATH, USERSPACE_ONLY
 
 _numbers = itertools.count(1)
 
@@ -15,13 +14,6 @@ _numbers = itertools.count(1)
 def _root():
     if os.geteuid() != 0:
         pytest.exit("tests/lab makes network namespaces, and only root may do that", returncode=1)
-
-
-def pytest_collection_modifyitems(items):
-    if DATAPATH != "netdev":
-        for item in items:
-            if why := USERSPACE_ONLY.get(f"{item.path.name}::{item.originalname}"):
-                item.add_marker(pytest.mark.skip(reason=why))
 
 
 def unique_name() -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.lab.datapaths import DATAPATH
 from tests.lab.pings import address
 from tests.waiting import wait_until
 
@@ -172,7 +171,7 @@ def test_vswitchd_killed(lab: Lab) -> None:
         assert say("right after") == "right after"
         wait_until(lambda: reaches(lab, B, address(lab, A)))
         assert say("after") == "after"
-    if DATAPATH == "netdev":
+    if lab.status()["datapath"] == "netdev":
         assert seen.gap > 0, "in the userspace datapath nothing is forwarded without ovs-vswitchd"
     else:
         # The kernel forwards what it knows meanwhile. What the new process lets go of is lost: a
@@ -202,7 +201,7 @@ def test_all_flows_come_back_without_the_controller(lab: Lab, also: str) -> None
                 lambda: lab.exec("node1", ["ovs-ofctl", "show", "br-int"], check=False).stdout
             )
             assert flows(lab) == []
-            assert reaches(lab, B, address(lab, A)) == (DATAPATH == "system")
+            assert reaches(lab, B, address(lab, A)) == (lab.status()["datapath"] == "system")
         lab.start_daemon("node1", also)
         wait_until(lambda: reaches(lab, B, address(lab, A)))
     assert flows(lab) == before
