@@ -56,7 +56,7 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 
-bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (4 min). BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
 kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (30 min). PYTEST_ARGS="tests/lab/test_x.py"
