@@ -59,7 +59,7 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
 
-bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (4 min). BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
 kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (30 min). PYTEST_ARGS="tests/lab/test_x.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import cni, fleet, flow_push, pod_ready, pods, traffic
+from bench import cni, fleet, flow_push, kubelets, pod_ready, pods, traffic
 from bench.figures import Figure, show, write
 from lab import LabError
 from lab.interrupt import one_interrupt
@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "pods": pods.measure,
     "traffic": traffic.measure,
     "fleet": fleet.measure,
+    "kubelets": kubelets.measure,
 }
 """In the order in which they run; each measures all its figures in one go."""
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from lab import Lab
 from lab.commands import run
@@ -55,6 +56,12 @@ def sandboxes(lab: Lab, node: NodeLayout, listed: Sequence[str]) -> Iterator[lis
         for sandbox in made:
             delete_namespace(sandbox.netns)
             source.delete_pod("default", sandbox.pod)
+
+
+def compiled(source: str, program: Path) -> Path:
+    """A program of this directory, in C."""
+    run(["gcc", "-O2", "-Wall", "-o", str(program), str(Path(__file__).with_name(source))])
+    return program
 
 
 def vsctl(node: NodeLayout, *arguments: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.figures import Figure, versus
-from bench.nodes import bare_lab, unique, vsctl
+from bench.nodes import bare_lab, compiled, unique, vsctl
 from flows import names
 from lab import Lab, LabError
 from lab.commands import inside, run
@@ -40,7 +40,7 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
         Lab(unique("traffic")).running(nodes=2) as lab,
         bare_lab("bare", 2) as rival,
     ):
-        load = _compiled(lab.layout.directory / "load")
+        load = compiled("load.c", lab.layout.directory / "load")
         pairs = _sluice(lab), _bare(rival)
         for pair in pairs:
             for netns in (pair.client, pair.server):
@@ -94,11 +94,6 @@ def _bare(lab: Lab) -> Pair:
             "options:csum=false",
         )
     return Pair(pods[0], pods[1], str(addresses[1]))
-
-
-def _compiled(program: Path) -> Path:
-    run(["gcc", "-O2", "-Wall", "-o", str(program), str(Path(__file__).with_name("load.c"))])
-    return program
 
 
 def _transactions(load: Path, kind: str) -> Callable[[Pair, float], float]:

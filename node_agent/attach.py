@@ -171,16 +171,17 @@ class Attachments:
             self._leaving.discard((lease.container_id, lease.ifname))
             try:
                 await self._switch.forget_connections(lease.address)
-                await pod_link.create(
-                    self._netlink, Sysctls.of(self._agent), namespace,
-                    ifname=call.ifname,
-                    port=lease.port,
-                    address=lease.address,
-                    mtu=ready.mtu,
-                    # The userspace datapath forwards checksums as it finds them.
-                    checksum_offload=self._agent.datapath == "system",
-                )  # fmt: skip
-                await self._plug_in(lease, namespace)
+                async with pod_link.inside(namespace) as pod:
+                    await pod_link.create(
+                        self._netlink, Sysctls.of(self._agent), pod,
+                        ifname=call.ifname,
+                        port=lease.port,
+                        address=lease.address,
+                        mtu=ready.mtu,
+                        # The userspace datapath forwards checksums as it finds them.
+                        checksum_offload=self._agent.datapath == "system",
+                    )  # fmt: skip
+                    await self._plug_in(lease, pod)
                 await self._wait_for_flows(call, lease)
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
@@ -215,19 +216,19 @@ class Attachments:
         except LeaseError as error:
             raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
 
-    async def _plug_in(self, lease: Lease, namespace: int) -> None:
+    async def _plug_in(self, lease: Lease, pod: pod_link.Inside) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._ovsdb.transact(bridge.attach(lease)))
-                tasks.create_task(self._connect(lease, namespace))
+                tasks.create_task(self._connect(lease, pod))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _connect(self, lease: Lease, namespace: int) -> None:
+    async def _connect(self, lease: Lease, pod: pod_link.Inside) -> None:
         # First the kernel stops listening, then frames can arrive.
         if self._agent.datapath == "netdev":
             await nft.deafen(lease.port)
-        await pod_link.connect(namespace, ifname=lease.ifname, address=lease.address)
+        await pod_link.connect(pod, ifname=lease.ifname, address=lease.address)
 
     async def _wait_for_flows(self, call: CniCall, lease: Lease) -> None:
         deadline = time.monotonic() + self._agent.add_timeout

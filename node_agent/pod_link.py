@@ -10,9 +10,11 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +23,14 @@ from pyroute2 import AsyncIPRoute, IPRoute, NetlinkError, netns
 
 from flows import names
 from node_agent.cni_call import CniError, Code
-from node_agent.host import NUD_PERMANENT, find_link, link_index
+from node_agent.host import NUD_PERMANENT, find_link
 from node_agent.sysctl import Sysctls
 
 _NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
 _CLONE_NEWNET: Final = 0x4000_0000
 _SIOCETHTOOL: Final = 0x8946
+_SIOCGIFINDEX: Final = 0x8933
+_IFREQ: Final = struct.Struct("16si20x")
 _ETHTOOL_STXCSUM: Final = 0x17  # linux/ethtool.h
 _RT_SCOPE_LINK: Final = 253
 _IFF_UP: Final = 1
@@ -63,10 +67,39 @@ def open_netns(path: Path) -> Iterator[int]:
         os.close(file)
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A pod's network namespace, and two sockets that stay in it wherever they are used."""
+
+    namespace: int
+    netlink: AsyncIPRoute
+    control: socket.socket
+    """For ioctl: netdevice(7)."""
+
+    def index(self, ifname: str) -> int | None:
+        """An interface's index; None where there is none of that name."""
+        try:
+            answer = fcntl.ioctl(self.control, _SIOCGIFINDEX, _IFREQ.pack(ifname.encode(), 0))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return int(_IFREQ.unpack(answer)[1])
+
+
+@asynccontextmanager
+async def inside(namespace: int) -> AsyncIterator[Inside]:
+    """Enter a pod's network namespace once, for all that is to be done in it."""
+    netlink, control = _sockets_in(namespace)
+    with control:
+        async with AsyncIPRoute(fileno=netlink.detach()) as entered:
+            yield Inside(namespace, entered, control)
+
+
 async def create(
     host: AsyncIPRoute,
     sysctls: Sysctls,
-    namespace: int,
+    pod: Inside,
     *,
     ifname: str,
     port: str,
@@ -81,47 +114,43 @@ async def create(
     Raises `CniError` where the pod has an interface of that name, `NetlinkError` and `OSError`.
     """
     mac = names.mac_of(address)
-    async with _inside(namespace) as pod:
-        if await link_index(pod, ifname) is not None:
-            raise CniError(
-                Code.INVALID_ENVIRONMENT,
-                f"CNI_IFNAME: the container has an interface {ifname} already",
-            )
-        # MACs are set here and not left to chance, or udev rewrites them later.
-        peer = {"ifname": ifname, "net_ns_fd": namespace, "address": mac, "mtu": mtu}
-        await host.link(
-            "add", ifname=port, kind="veth", address=mac, mtu=mtu, state="up", peer=peer
+    if pod.index(ifname) is not None:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME: the container has an interface {ifname} already",
         )
-        # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
-        sysctls.disable_ipv6(port)
-        if not checksum_offload:
-            _no_tx_checksum_offload(namespace, ifname)
+    # MACs are set here and not left to chance, or udev rewrites them later.
+    peer = {"ifname": ifname, "net_ns_fd": pod.namespace, "address": mac, "mtu": mtu}
+    await host.link("add", ifname=port, kind="veth", address=mac, mtu=mtu, state="up", peer=peer)
+    # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
+    sysctls.disable_ipv6(port)
+    if not checksum_offload:
+        _no_tx_checksum_offload(pod.control, ifname)
 
 
-async def connect(namespace: int, *, ifname: str, address: IPv4Address) -> None:
+async def connect(pod: Inside, *, ifname: str, address: IPv4Address) -> None:
     """Set the pod's end up, with address, route and neighbour: frames arrive from here on.
 
     Raises `CniError` where the container has a default route, or ours, by another interface.
     """
-    async with _inside(namespace) as pod:
-        index = await link_index(pod, ifname)
-        await pod.addr("add", index=index, address=str(address), prefixlen=32)
-        await pod.link("set", index=1, state="up")
-        await pod.link("set", index=index, state="up")
-        await pod.neigh(
-            "add", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
-        )
-        try:
-            await pod.route("add", dst=f"{_ROUTER}/32", oif=index, scope=_RT_SCOPE_LINK)
-            await pod.route("add", dst="0.0.0.0/0", gateway=_ROUTER, oif=index)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-            raise CniError(
-                Code.INVALID_ENVIRONMENT,
-                f"CNI_IFNAME: {ifname} cannot be the container's way out",
-                f"it has a default route, or one to {_ROUTER}, by another interface",
-            ) from error
+    netlink, index = pod.netlink, pod.index(ifname)
+    await netlink.addr("add", index=index, address=str(address), prefixlen=32)
+    await netlink.link("set", index=1, state="up")
+    await netlink.link("set", index=index, state="up")
+    await netlink.neigh(
+        "add", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
+    )
+    try:
+        await netlink.route("add", dst=f"{_ROUTER}/32", oif=index, scope=_RT_SCOPE_LINK)
+        await netlink.route("add", dst="0.0.0.0/0", gateway=_ROUTER, oif=index)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_IFNAME: {ifname} cannot be the container's way out",
+            f"it has a default route, or one to {_ROUTER}, by another interface",
+        ) from error
 
 
 async def remove(port: str) -> None:
@@ -176,14 +205,14 @@ async def differences(
     else:
         found += _link_differences(end, port, mac, mtu)
         mtu = mtu or end.get_attr("IFLA_MTU")
-    async with _inside(namespace) as pod:
-        link = await find_link(pod, ifname)
+    async with inside(namespace) as pod:
+        link = await find_link(pod.netlink, ifname)
         if link is None:
             return [*found, f"the container has no interface {ifname}"]
         return [
             *found,
             *_link_differences(link, ifname, mac, mtu),
-            *await _way_differences(pod, link["index"], ifname, address),
+            *await _way_differences(pod.netlink, link["index"], ifname, address),
         ]
 
 
@@ -219,16 +248,8 @@ async def _way_differences(
     return found
 
 
-@asynccontextmanager
-async def _inside(namespace: int) -> AsyncIterator[AsyncIPRoute]:
-    """A netlink socket of another namespace. A socket stays where it was made, wherever used."""
-    made = _socket_in(namespace, socket.AF_NETLINK, socket.SOCK_DGRAM)
-    async with AsyncIPRoute(fileno=made.detach()) as netlink:
-        yield netlink
-
-
-def _socket_in(namespace: int, family: int, kind: int) -> socket.socket:
-    """A socket made inside a namespace.
+def _sockets_in(namespace: int) -> tuple[socket.socket, socket.socket]:
+    """One for netlink and one for ioctl, made inside a namespace.
 
     A thread of its own enters it and ends there: no failure on the way back can leave a thread
     that goes on working in some pod's namespace.
@@ -238,7 +259,8 @@ def _socket_in(namespace: int, family: int, kind: int) -> socket.socket:
     def make() -> None:
         try:
             netns.setns(namespace)
-            outcome.append(socket.socket(family, kind))
+            netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM)
+            outcome.append((netlink, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
         except OSError as error:
             outcome.append(error)
 
@@ -247,11 +269,11 @@ def _socket_in(namespace: int, family: int, kind: int) -> socket.socket:
     thread.join()
     if isinstance(outcome[0], OSError):
         raise outcome[0]
-    made: socket.socket = outcome[0]
+    made: tuple[socket.socket, socket.socket] = outcome[0]
     return made
 
 
-def _no_tx_checksum_offload(namespace: int, ifname: str) -> None:
+def _no_tx_checksum_offload(control: socket.socket, ifname: str) -> None:
     """`ethtool -K IFNAME tx off`: the userspace datapath forwards what it gets as it is."""
 
     class Value(ctypes.Structure):
@@ -264,5 +286,4 @@ def _no_tx_checksum_offload(namespace: int, ifname: str) -> None:
         _fields_ = (("request", Request), ("rest", ctypes.c_char * 16))
 
     request = Padded(Request(ifname.encode(), ctypes.pointer(Value(_ETHTOOL_STXCSUM, 0))))
-    with _socket_in(namespace, socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCETHTOOL, request)
+    fcntl.ioctl(control, _SIOCETHTOOL, request)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cni, fleet, flow_push, pod_ready, pods, traffic
+from bench import cni, fleet, flow_push, kubelets, pod_ready, pods, traffic
 from bench.figures import Figure, percentile, show, versus, write
 
 
@@ -39,6 +39,14 @@ def test_both_networks_bind_pods():
 def test_traffic_flows_on_both():
     figures = traffic.measure(rounds=1, seconds=0.2)
     assert names(figures) == {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}
+
+
+def test_kubelets_start_pods_on_both_networks():
+    figures = kubelets.measure(rounds=1, single=1, pods=3)
+    assert names(figures) == {"pod_start_vs_ptp"}
+    samples = {figure.name: len(figure.samples) for figure in figures}
+    assert samples["kubelet_add_ms"] == samples["kubelet_add_ms.ptp"] == 1
+    assert samples["kubelet_add_at_once_ms"] == samples["kubelet_add_at_once_ms.ptp"] == 3
 
 
 def test_what_is_written_is_what_the_table_shows(tmp_path: Path):
