@@ -1,8 +1,8 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down image soak test ansible-test kernel-test bench lint docs \
-    lock clean need-root
+.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test kernel-test \
+    bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -43,6 +43,10 @@ cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: three nodes wit
 cluster-down: need-root setup ## take that down; nothing is left of it
 	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
 
+conformance: cluster ## Kubernetes' own tests of its network, against that (builds them first, 2 min, once). PROCS=2. FOCUS=REGEX: only such. SKIPPED=1: what is skipped
+	@exec $(PYTHON) -m lab.conformance --name $(CLUSTER) $(if $(FOCUS),--focus '$(FOCUS)') \
+	    $(if $(PROCS),--procs $(PROCS)) $(if $(filter-out 0,$(SKIPPED)),--skipped)
+
 image: setup ## the container images of controller and agent, as build/sluice-images.tar (1 min, then seconds)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)
 
@@ -53,6 +57,7 @@ soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEE
 
 test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8 min, once). PYTEST_ARGS="-k NAME"
 	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
+	@scripts/kube-binaries --e2e >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest $(PYTEST_ARGS)
 

@@ -1,0 +1,158 @@
+"""Kubernetes' own tests, e2e.test, as ginkgo runs them against a lab of kubelets.
+
+What is relied on here of both is in their sources: github.com/onsi/ginkgo/v2/reporters for what
+they print and report, and k8s.io/kubernetes/test/e2e/framework/test_context.go for the options.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab.commands import LabError
+from lab.control import BUILD_SCRIPT
+from lab.lab import Lab
+
+_MOST = "6h"
+"""Far more than it takes: what ginkgo interrupts, it counts as failed."""
+_GRACE = 60.0
+"""Seconds in which interrupted tests remove what they have made."""
+
+
+class Result(NamedTuple):
+    """How a test went."""
+
+    state: str
+    """In ginkgo's words: passed, failed, skipped (by itself), timedout, panicked, ..."""
+    seconds: float
+    message: str
+    """Why, unless it has passed."""
+
+    @property
+    def passed(self) -> bool:
+        return self.state == "passed"
+
+
+Ended = Callable[[str, str], None]
+"""Is told of each test that has ended: how, with the time it took, and its name."""
+
+
+def programs() -> Path:
+    """The directory of e2e.test and ginkgo; builds them where need be. Raises `LabError`."""
+    command = [str(BUILD_SCRIPT), "--e2e"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if built.returncode:
+        raise LabError(f"{' '.join(command)} gave no tests; see above")
+    return Path(built.stdout.splitlines()[-1])
+
+
+def known_tests(programs: Path) -> list[str]:
+    """The names of all tests of this Kubernetes, in order. Raises `LabError`."""
+    command = [str(programs / "e2e.test"), "--list-tests"]
+    with _environment() as environment:
+        listed = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+    found = re.findall(r"^ +\S+\.go:\d+: (.+)$", listed.stdout, re.MULTILINE)
+    if not found:
+        raise LabError(f"{programs / 'e2e.test'} lists no tests: {listed.stderr.strip()}")
+    return sorted(found)
+
+
+def run(
+    lab: Lab, programs: Path, tests: Sequence[str], procs: int, reports: Path, ended: Ended
+) -> dict[str, Result]:
+    """Run tests, `procs` at a time; how they went, by name.
+
+    `reports` is emptied, and then has what ginkgo printed (ginkgo.log) and JUnit's report
+    (junit_01.xml). Raises `LabError` if it is not exactly these tests that have run.
+    """
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    log, report = reports / "ginkgo.log", reports / "ginkgo.json"
+    command = [
+        *(str(programs / "ginkgo"), "run", f"--procs={procs}", f"--timeout={_MOST}"),
+        *("--no-color", "--v", "--silence-skips"),
+        *(f"--output-dir={reports}", f"--json-report={report.name}"),
+        f"--focus=(?:{'|'.join(map(_escaped, tests))})$",
+        *(str(programs / "e2e.test"), "--"),
+        *("--provider=skeleton", f"--report-dir={reports}", "--disable-log-dump"),
+    ]
+    with _environment() as environment, log.open("w") as output:
+        process = subprocess.Popen(
+            lab.command("control", command),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that it is ended by us alone, and whole
+        )
+        try:
+            _follow(process.stdout or (), output.write, ended)
+            process.wait()
+        finally:
+            _end(process)
+    try:
+        results = _results(json.loads(report.read_bytes()), set(tests))
+    except (OSError, ValueError) as error:
+        end = "\n".join(log.read_text().splitlines()[-15:])
+        raise LabError(f"ginkgo has left no report ({error}); the end of {log}:\n{end}") from error
+    if missing := set(tests) - results.keys():
+        raise LabError(f"not run, see {log}: {', '.join(sorted(missing))}")
+    return results
+
+
+def _results(reported: Any, tests: set[str]) -> dict[str, Result]:
+    """`reported` is a list of suites; every test that there is is in it, most as skipped."""
+    results = {}
+    for spec in (spec for suite in reported for spec in suite["SpecReports"] or []):
+        name = " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
+        failure = spec.get("Failure") or {}
+        if name in tests:
+            seconds = spec["RunTime"] / 1e9
+            results[name] = Result(spec["State"], seconds, failure.get("Message", ""))
+    return results
+
+
+def _follow(lines: Iterable[str], keep: Callable[[str], object], ended: Ended) -> None:
+    """Read what ginkgo prints to its end."""
+    how = ""
+    for line in lines:
+        keep(line)
+        if how:
+            # What of the test has failed, and its labels, are not of its name.
+            name = re.sub(r" \[(It|(Before|After)Each)\] ", " ", line.strip())
+            ended(how, re.sub(r" \[[^\[\]]*\]$", "", name))
+        found = re.match(r"• (\[[A-Z ]+\] )?(\[\d+\.\d+ seconds\])", line)
+        how = "".join(found.groups("")) if found else ""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End ginkgo and its tests, if they run; and what they have left running."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[Mapping[str, str]]:
+    """One in which what the tests leave behind is removed, and no proxy stands in their way."""
+    with tempfile.TemporaryDirectory(prefix="sluice-e2e-") as scratch:
+        yield os.environ | {"TMPDIR": scratch, "NO_PROXY": "*"}
+
+
+def _escaped(name: str) -> str:
+    """As a regular expression of Go's, whose syntax has no escapes but of punctuation."""
+    return re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", name)
