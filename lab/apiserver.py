@@ -33,7 +33,7 @@ CONTROLLER_ROLE = """\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
-  name: sluice-controller
+  name: sluice-lab-controller
 rules:
   - apiGroups: [""]
     resources: [nodes, pods]
@@ -48,11 +48,11 @@ rules:
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata:
-  name: sluice-controller
+  name: sluice-lab-controller
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: ClusterRole
-  name: sluice-controller
+  name: sluice-lab-controller
 subjects:
   - apiGroup: rbac.authorization.k8s.io
     kind: User
