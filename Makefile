@@ -1,7 +1,7 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test kernel-test kills \
     bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -63,6 +63,10 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
+
+kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print what it cost (3 min)
+	@scripts/kube-images >/dev/null
+	@exec .venv/bin/pytest -q -s tests/lab/cluster/test_kills.py
 
 bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)

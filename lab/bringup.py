@@ -96,6 +96,8 @@ class Bringup:
     def start_daemon(self, it: NodeLayout, daemon: str) -> None:
         """Start one daemon of a node, as its init system would."""
         cluster = self._cluster
+        # What else has ended is not this one's fault.
+        node.daemons(it).forget_ended()
         match daemon:
             case "ovsdb-server":
                 node.start_database(it)

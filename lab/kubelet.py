@@ -13,7 +13,7 @@ import yaml
 from lab import kube_pki, machine
 from lab.commands import LabError, inside, run
 from lab.daemons import Daemons
-from lab.layout import CLUSTER_DNS, NodeLayout
+from lab.layout import CLUSTER_DNS, STATIC_PODS, NodeLayout
 
 IMAGES_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-images"
 CONTAINERD = "/run/containerd/containerd.sock"
@@ -137,6 +137,7 @@ def _kubelet_configuration(node: NodeLayout, ca: Path, certificate: str, key: st
         "tlsCertFile": certificate,
         "tlsPrivateKeyFile": key,
         "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
+        "staticPodPath": STATIC_PODS,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{node.cgroup}",
         "failCgroupV1": False,

@@ -21,6 +21,8 @@ POD_RANGE = IPv4Network("10.244.0.0/16")
 SERVICE_RANGE = IPv4Network("10.96.0.0/16")
 CLUSTER_DNS = SERVICE_RANGE[10]
 """What kubelets tell their pods to ask."""
+STATIC_PODS = "/etc/kubernetes/manifests"
+"""Where a node's kubelet looks for pods that no API server has told it of."""
 # The world outside the cluster, in a range kept for documentation (RFC 5737).
 WORLD = IPv4Network("203.0.113.0/24")
 FABRIC_WORLD_ADDRESS = IPv4Address("203.0.113.1")
@@ -85,6 +87,11 @@ class NodeLayout:
         return self.directory / "cni" / "bin"
 
     @property
+    def static_pods(self) -> Path:
+        """Manifests of pods that kubelet runs without an API server."""
+        return self.directory / "manifests"
+
+    @property
     def state(self) -> Path:
         """What the agent keeps over a reboot."""
         return self.directory / "state"
@@ -102,6 +109,7 @@ class NodeLayout:
             "/run/sluice": self.cni_socket.parent,
             "/etc/cni/net.d": self.cni_conf,
             "/opt/cni/bin": self.cni_bin,
+            STATIC_PODS: self.static_pods,
             "/var/lib/sluice": self.state,
             "/var/lib/containerd": self.disk / "containerd",
             "/var/lib/kubelet": self.disk / "kubelet",

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lab import Lab
@@ -93,6 +95,50 @@ def pods(lab: Lab, app: str) -> dict[str, tuple[str, str]]:
         pod["metadata"]["name"]: (pod["spec"]["nodeName"], pod["status"].get("podIP", ""))
         for pod in found
         if "deletionTimestamp" not in pod["metadata"]
+    }
+
+
+def on_node(found: dict[str, tuple[str, str]], node: str) -> list[tuple[str, str]]:
+    """Name and address of those of `pods` that are on a node."""
+    return [(name, address) for name, (where, address) in found.items() if where == node]
+
+
+def pod(lab: Lab, name: str, node: str, **spec: Any) -> Any:
+    """The manifest of a pod on a node, without a scheduler; `spec` goes over what is usual."""
+    container = {
+        "name": "web",
+        "image": agnhost(lab),
+        "imagePullPolicy": "Never",
+        "args": ["netexec", "--http-port=8080"],
+    }
+    usual = {"nodeName": node, "containers": [container], "terminationGracePeriodSeconds": 1}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": usual | spec,
+    }
+
+
+@contextmanager
+def running_pod(lab: Lab, name: str, node: str, **spec: Any) -> Iterator[str]:
+    """A pod for as long as the context lasts; gives its address."""
+    kubectl(lab, "create", "-f", "-", manifest=pod(lab, name, node, **spec))
+    try:
+        wait_until(lambda: get(lab, "pod", name)["status"]["phase"] == "Running", 120)
+        yield str(get(lab, "pod", name)["status"]["podIP"])
+    finally:
+        kubectl(lab, "delete", "pod", name)
+
+
+def restart_counts(lab: Lab) -> dict[str, int]:
+    """How often each container of the cluster was started again, by NAMESPACE/POD/CONTAINER."""
+    return {
+        f"{pod['metadata']['namespace']}/{pod['metadata']['name']}/{found['name']}": found[
+            "restartCount"
+        ]
+        for pod in get(lab, "pods", "--all-namespaces")["items"]
+        for found in pod["status"].get("containerStatuses", [])
     }
 
 

@@ -1,10 +1,7 @@
-"""A real Kubernetes on Sluice: kubelets and containerds, Deployments, a reboot, kills."""
+"""A real Kubernetes on Sluice: kubelets and containerds, Deployments, a reboot."""
 
 import contextlib
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,19 +9,28 @@ import pytest
 
 from lab import Lab
 from tests.lab.conftest import unique_name
-from tests.lab.kube import deploy, get, kubectl, pods, rolled_out, wait_for_nodes
-from tests.lab.pings import ended, lost, ping, ping_while
+from tests.lab.kube import (
+    deploy,
+    get,
+    kubectl,
+    on_node,
+    pods,
+    restart_counts,
+    rolled_out,
+    wait_for_nodes,
+)
+from tests.lab.pings import ping
 from tests.waiting import wait_until
 
 OUTSIDE = "203.0.113.10"
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Three nodes with two pods of the Deployment `web` on each."""
-    with Lab(unique_name()).running(kubelets=True) as lab:
-        deploy(lab, "web", 6)
-        yield lab
+def lab(lab: Lab) -> Iterator[Lab]:
+    """The cluster with two pods of the Deployment `web` on each node."""
+    deploy(lab, "web", 6)
+    yield lab
+    kubectl(lab, "delete", "deployment", "web", "--cascade=foreground")
 
 
 def fetch(lab: Lab, where: str, url: str) -> str:
@@ -117,16 +123,17 @@ def flows(lab: Lab) -> str:
 
 
 def test_a_rebooted_node_brings_its_pods_back(lab: Lab) -> None:
-    restarts = restart_counts(lab, "node2")
-    assert restarts
+    there = [f"default/{name}/web" for name, _ in on_node(pods(lab, "web"), "node2")]
+    assert there
+    before = restart_counts(lab)
     lab.reboot("node2")
     wait_for_nodes(lab)
-    wait_until(
-        lambda: all(
-            count > restarts.get(name, -1) for name, count in restart_counts(lab, "node2").items()
-        ),
-        120,
-    )
+
+    def all_restarted() -> bool:
+        now = restart_counts(lab)
+        return all(now.get(each, 0) > before[each] for each in there)
+
+    wait_until(all_restarted, 120)
     rolled_out(lab, "web")
     for name, (_, address) in pods(lab, "web").items():
         wait_until(lambda a=address, n=name: answers(lab, "node1", a, n), 60)
@@ -136,44 +143,6 @@ def test_a_rebooted_node_brings_its_pods_back(lab: Lab) -> None:
 def answers(lab: Lab, where: str, address: str, name: str) -> bool:
     command = ["curl", "-sS", "--max-time", "2", f"http://{address}:8080/hostname"]
     return lab.exec(where, command, check=False).stdout == name
-
-
-def restart_counts(lab: Lab, node: str) -> dict[str, int]:
-    chosen = f"--field-selector=spec.nodeName={node}"
-    return {
-        pod["metadata"]["name"]: sum(s["restartCount"] for s in pod["status"]["containerStatuses"])
-        for pod in get(lab, "pods", "-l", "app=web", chosen)["items"]
-    }
-
-
-def kill(lab: Lab, node: str, daemon: str) -> None:
-    os.kill(lab.status()["nodes"][node]["pids"][daemon], signal.SIGKILL)
-    wait_until(lambda: lab.status()["nodes"][node]["pids"][daemon] is None)
-
-
-@pytest.mark.parametrize("daemon", ["kubelet", "containerd", "agent"])
-def test_connections_outlive_what_is_killed_on_a_node(lab: Lab, daemon: str) -> None:
-    found = pods(lab, "web")
-    (here, _), (_, there) = on(found, "node1"), on(found, "node3")
-    with ping_while(lab, f"default/{here}", there) as pinging:
-        time.sleep(0.5)
-        for node in ("node1", "node3"):
-            kill(lab, node, daemon)
-            lab.start_daemon(node, daemon)
-        wait_for_nodes(lab)
-        output = ended(pinging)
-    assert not lost(output)
-    wait_until(lambda: lab.status()["ready"])
-    assert restarts_of(lab, here) == 0
-
-
-def on(found: dict[str, tuple[str, str]], node: str) -> tuple[str, str]:
-    return next((name, address) for name, (where, address) in found.items() if where == node)
-
-
-def restarts_of(lab: Lab, pod: str) -> int:
-    status = get(lab, "pod", pod)["status"]
-    return sum(each["restartCount"] for each in status["containerStatuses"])
 
 
 def test_nothing_is_left_when_it_is_taken_down() -> None:
