@@ -87,8 +87,10 @@ def run(
         *(str(programs / "e2e.test"), "--"),
         *("--provider=skeleton", f"--report-dir={reports}", "--disable-log-dump"),
     ]
-    with _environment() as environment, log.open("w") as output:
-        process = subprocess.Popen(
+    with (
+        _environment() as environment,
+        log.open("w") as output,
+        subprocess.Popen(
             lab.command("control", command),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -97,7 +99,8 @@ def run(
             text=True,
             errors="replace",
             start_new_session=True,  # so that it is ended by us alone, and whole
-        )
+        ) as process,
+    ):
         try:
             _follow(process.stdout or (), output.write, ended)
             process.wait()
