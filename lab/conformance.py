@@ -134,14 +134,12 @@ def run(
     lab: Lab, programs: Path, tests: Sequence[str], procs: int, console: Console
 ) -> dict[str, Result]:
     """Run tests, and tell of each that has ended. Raises `LabError`."""
-    began = time.monotonic()
     count = 0
 
-    def ended(how: str, name: str) -> None:
+    def ended(name: str, state: str, seconds: float) -> None:
         nonlocal count
         count += 1
-        took = time.monotonic() - began
-        console.print(f"{took:6.1f} s  {count:3} of {len(tests)}  {name}  {how}")
+        console.print(f"{count:3} of {len(tests)}  {state} {seconds:6.1f} s  {name}")
 
     console.print(f"{len(tests)} tests, {procs} at a time")
     return ginkgo.run(lab, programs, tests, procs, REPORTS, ended)

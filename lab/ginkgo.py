@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from lab.commands import LabError
 from lab.control import BUILD_SCRIPT
@@ -40,8 +40,10 @@ class Result(NamedTuple):
         return self.state == "passed"
 
 
-Ended = Callable[[str, str], None]
-"""Is told of each test that has ended: how, with the time it took, and its name."""
+class Ended(Protocol):
+    """Is told of each test that has ended: its name, how, and the seconds that it took."""
+
+    def __call__(self, name: str, state: str, seconds: float) -> None: ...
 
 
 def programs() -> Path:
@@ -72,7 +74,7 @@ def run(
     """Run tests, `procs` at a time; how they went, by name.
 
     `reports` is emptied, and then has what ginkgo printed (ginkgo.log) and JUnit's report
-    (junit_01.xml). Raises `LabError` if it is not exactly these tests that have run.
+    (junit_01.xml). Raises `LabError` if the tests could not be run.
     """
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
@@ -85,8 +87,10 @@ def run(
         *(str(programs / "e2e.test"), "--"),
         *("--provider=skeleton", f"--report-dir={reports}", "--disable-log-dump"),
     ]
-    with _environment() as environment, log.open("w") as output:
-        process = subprocess.Popen(
+    with (
+        _environment() as environment,
+        log.open("w") as output,
+        subprocess.Popen(
             lab.command("control", command),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -95,7 +99,8 @@ def run(
             text=True,
             errors="replace",
             start_new_session=True,  # so that it is ended by us alone, and whole
-        )
+        ) as process,
+    ):
         try:
             _follow(process.stdout or (), output.write, ended)
             process.wait()
@@ -112,11 +117,16 @@ def run(
 
 
 def _results(reported: Any, tests: set[str]) -> dict[str, Result]:
-    """`reported` is a list of suites; every test that there is is in it, most as skipped."""
+    """`reported` is a list of suites; every test that there is is in it, most as skipped.
+
+    Raises `LabError` if what comes before or after the tests has failed.
+    """
     results = {}
     for spec in (spec for suite in reported for spec in suite["SpecReports"] or []):
         name = " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
         failure = spec.get("Failure") or {}
+        if spec["LeafNodeType"] != "It" and spec["State"] != "passed":
+            raise LabError(f"{spec['LeafNodeType']}: {failure.get('Message', spec['State'])}")
         if name in tests:
             seconds = spec["RunTime"] / 1e9
             results[name] = Result(spec["State"], seconds, failure.get("Message", ""))
@@ -125,15 +135,15 @@ def _results(reported: Any, tests: set[str]) -> dict[str, Result]:
 
 def _follow(lines: Iterable[str], keep: Callable[[str], object], ended: Ended) -> None:
     """Read what ginkgo prints to its end."""
-    how = ""
+    found = None
     for line in lines:
         keep(line)
-        if how:
+        if found:
             # What of the test has failed, and its labels, are not of its name.
             name = re.sub(r" \[(It|(Before|After)Each)\] ", " ", line.strip())
-            ended(how, re.sub(r" \[[^\[\]]*\]$", "", name))
-        found = re.match(r"• (\[[A-Z ]+\] )?(\[\d+\.\d+ seconds\])", line)
-        how = "".join(found.groups("")) if found else ""
+            name = re.sub(r" \[[^\[\]]*\]$", "", name)
+            ended(name, (found[1] or "passed").lower(), float(found[2]))
+        found = re.match(r"• (?:\[([A-Z ]+)\] )?\[(\d+\.\d+) seconds\]", line)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

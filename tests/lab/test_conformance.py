@@ -67,6 +67,14 @@ def test_a_plan_with_a_mistake_is_refused(tmp_path: Path, text: str, said: str) 
         read_plan(tmp_path / "plan.yaml")
 
 
+def test_what_fails_before_the_tests_is_told_of() -> None:
+    failed = {"LeafNodeType": "SynchronizedBeforeSuite", "State": "failed"}
+    failed |= {"ContainerHierarchyTexts": None, "LeafNodeText": "", "RunTime": 1}
+    failed |= {"Failure": {"Message": "nodes are not ready"}}
+    with pytest.raises(LabError, match=r"^SynchronizedBeforeSuite: nodes are not ready$"):
+        ginkgo._results([{"SpecReports": [failed]}], {KNOWN[0]})
+
+
 @pytest.fixture(scope="module")
 def programs() -> Path:
     return ginkgo.programs()
@@ -95,7 +103,7 @@ def lab() -> Iterator[Lab]:
 def test_pods_pass_kubernetes_own_tests(lab: Lab, programs: Path, tmp_path: Path) -> None:
     tests = chosen(read_plan(PLAN), ginkgo.known_tests(programs), "Granular Checks: Pods")
     told = []
-    results = ginkgo.run(lab, programs, tests, 2, tmp_path, lambda _, name: told.append(name))
+    results = ginkgo.run(lab, programs, tests, 2, tmp_path, lambda name, *_: told.append(name))
     assert {name: result.message for name, result in results.items() if not result.passed} == {}
     assert sorted(results) == sorted(told) == tests
     assert (tmp_path / "junit_01.xml").exists()
