@@ -22,7 +22,7 @@ from lab.lab import Lab
 
 _MOST = "6h"
 """Far more than it takes: what ginkgo interrupts, it counts as failed."""
-_GRACE = 60.0
+_GRACE = 30.0
 """Seconds in which interrupted tests remove what they have made."""
 
 
@@ -151,7 +151,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
+            process.communicate(timeout=_GRACE)  # it ends only if somebody reads what it says
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
