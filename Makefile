@@ -1,8 +1,8 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test kernel-test kills \
-    bench lint docs lock clean need-root
+.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test cluster-test kernel-test \
+    kills bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -59,14 +59,18 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
 	@scripts/kube-binaries --e2e >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
-	    exec .venv/bin/pytest $(PYTEST_ARGS)
+	    exec .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
 
+cluster-test: need-root setup $(TESTS_READY) ## a real Kubernetes on bad days: full disks, pods deleted in their ADD, kills (5 min)
+	@scripts/kube-images >/dev/null
+	@exec .venv/bin/pytest -m "cluster or not cluster" tests/lab/cluster $(PYTEST_ARGS)
+
 kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print what it cost (3 min)
 	@scripts/kube-images >/dev/null
-	@exec .venv/bin/pytest -q -s tests/lab/cluster/test_kills.py
+	@exec .venv/bin/pytest -q -s -m cluster tests/lab/cluster/test_kills.py
 
 bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)

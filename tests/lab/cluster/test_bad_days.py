@@ -15,6 +15,8 @@ from tests.lab.pings import ping
 from tests.lab.test_pods import settled, traces
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.cluster
+
 NODE = "node3"
 
 

@@ -23,6 +23,8 @@ from tests.lab.kube import (
 )
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.cluster
+
 NODES = ("node1", "node2", "node3")
 CONTROL = (
     "controller",

@@ -19,6 +19,8 @@ from tests.lab.pings import ping
 from tests.lab.test_pods import settled, traces
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.cluster
+
 NODES = ("node1", "node2", "node3")
 
 
