@@ -38,7 +38,7 @@ def daemons(layout: Layout) -> Daemons:
     return Daemons(layout.netns("control"), layout.control / "log")
 
 
-def kubernetes_binaries(*, whole: bool) -> Path:
+def kubernetes_binaries(*, whole: bool = False) -> Path:
     """Where etcd, kube-apiserver and kubectl are; builds them (5 minutes) where they are not.
 
     With `whole`, also the rest of Kubernetes, and containerd. Raises `LabError`.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 LABS = Path("/run/sluice-lab")
 DISKS = Path("/var/lib/sluice-lab")
-"""What is too much for memory, which /run may be in: images and containers."""
+"""What cannot be in /run: images and containers, and programs."""
 NAMESPACES = Path("/run/netns")
 """Where `ip netns` keeps its names."""
 
@@ -84,7 +84,8 @@ class NodeLayout:
 
     @property
     def cni_bin(self) -> Path:
-        return self.directory / "cni" / "bin"
+        # Not in /run, from where Debian lets nothing be executed.
+        return self.disk / "cni" / "bin"
 
     @property
     def static_pods(self) -> Path:

@@ -117,11 +117,10 @@ def _script(node: NodeLayout) -> str:
             f"mkdir -p {root}/{top} {root}/{top}.work",
             f"mount -n -t overlay -o {layers} {top} /{top}",
         ]
+    # What is on disk, at its own path too, and not by way of the overlay.
+    lines.append(f"mount -n --bind /run/disk {shlex.quote(str(node.disk))}")
     for path, kept in node.private_paths.items():
-        # What is on disk, not by way of the overlay.
-        on_disk = kept.is_relative_to(node.disk)
-        source = Path("/run/disk") / kept.relative_to(node.disk) if on_disk else kept
-        lines += [f"mkdir -p {path}", f"mount -n --bind {shlex.quote(str(source))} {path}"]
+        lines += [f"mkdir -p {path}", f"mount -n --bind {shlex.quote(str(kept))} {path}"]
     lines += [
         # As systemd has it on a machine: containers may ask for what is mounted later.
         "mount -n --make-rshared /",
