@@ -4,17 +4,23 @@
 listen IFACE HEX` prints the frames that arrive, in hex, until one holds these bytes.
 """
 
+import os
 import socket
 import sys
+import time
 
 PATIENCE = 60.0
 """Seconds without the last frame after which something is wrong."""
+APART = 0.05 * float(os.environ.get("SLUICE_PATIENCE") or 1)
+"""Seconds between unlike frames. In the kernel's datapath the first packets of two flows wait for
+ovs-vswitchd side by side, and the later one may come through first."""
 
 
 def send(interface: str, count: int, *frames: bytes) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((interface, 0))
-        for frame in frames:
+        for number, frame in enumerate(frames):
+            time.sleep(APART if number else 0)
             for _ in range(count):
                 raw.send(frame)
 
