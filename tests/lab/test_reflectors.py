@@ -127,8 +127,8 @@ class Kubernetes:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
-    subprocess.run(["ip", "netns", "add", NETNS], check=True)
     made = Kubernetes(tmp_path_factory.mktemp("kube"))
+    subprocess.run(["ip", "netns", "add", NETNS], check=True)
     try:
         for command in (
             "link set lo up",
