@@ -75,7 +75,7 @@ kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under tr
 bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (30 min). PYTEST_ARGS="tests/lab/test_x.py"
+kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (6 min; makes the machine first, 5 min, once). PYTEST_ARGS="tests/lab/test_x.py"
 	@scripts/setup --kernel
 	@exec scripts/kernel-test $(PYTEST_ARGS)
 
