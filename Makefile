@@ -59,7 +59,7 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
 	@scripts/kube-binaries --e2e >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
-	    exec .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	    exec .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
