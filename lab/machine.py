@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lab.commands import run
 from lab.layout import LABS, Layout, NodeLayout
+from lab.network import is_namespace
 
 CGROUPS = Path("/sys/fs/cgroup")
 _V2_CONTROLLERS = ("cpuset", "cpu", "memory", "pids", "hugetlb")
@@ -42,7 +43,7 @@ def create(node: NodeLayout) -> None:
 
 def is_there(node: NodeLayout) -> bool:
     """Whether the node has namespaces of its own."""
-    return all(_is_namespace(node.namespaces / kind) for kind in ("mnt", "uts"))
+    return all(is_namespace(node.namespaces / kind) for kind in ("mnt", "uts"))
 
 
 def enter(node: NodeLayout, argv: Sequence[str]) -> list[str]:
@@ -69,7 +70,7 @@ def remove(node: NodeLayout) -> None:
     What a machine keeps on its disk stays.
     """
     for kind in ("mnt", "uts"):
-        if _is_namespace(node.namespaces / kind):
+        if is_namespace(node.namespaces / kind):
             run(["umount", str(node.namespaces / kind)])
     _remove_cgroups(node.cgroup)
 
@@ -88,13 +89,6 @@ def forget(layout: Layout) -> None:
     shutil.rmtree(layout.disk, ignore_errors=True)
     with contextlib.suppress(OSError):  # other labs are in it, or it was never made
         layout.disk.parent.rmdir()
-
-
-def _is_namespace(path: Path) -> bool:
-    # The file system of namespaces (nsfs) is of another device.
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_dev != path.parent.stat().st_dev
-    return False
 
 
 def _script(node: NodeLayout) -> str:

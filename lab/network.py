@@ -40,7 +40,7 @@ _SYSCTLS = (
 
 def create_namespace(name: str) -> None:
     """Make a namespace with its loopback up and no IPv6, unless it is there. Raises `LabError`."""
-    if not _is_namespace(NAMESPACES / name):
+    if not is_namespace(NAMESPACES / name):
         (NAMESPACES / name).unlink(missing_ok=True)  # of an `ip netns add` that was killed
         run(["ip", "netns", "add", name])
     # -e: a kernel without IPv6 has nothing to switch off.
@@ -51,15 +51,16 @@ def create_namespace(name: str) -> None:
 def delete_namespace(name: str) -> None:
     """Take a namespace's name away, and with it, when no process is left in it, all its links."""
     path = NAMESPACES / name
-    if _is_namespace(path):
+    if is_namespace(path):
         run(["ip", "netns", "del", name])
     path.unlink(missing_ok=True)
 
 
-def _is_namespace(path: Path) -> bool:
-    # The name is a file; only once a namespace is bound to it does it belong to another device.
+def is_namespace(path: Path) -> bool:
+    """Whether a namespace, of any kind, is bound to this file."""
+    # Only then does it belong to another device than its directory.
     with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_dev != NAMESPACES.stat().st_dev
+        return path.stat().st_dev != path.parent.stat().st_dev
     return False
 
 

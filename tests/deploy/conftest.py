@@ -14,6 +14,7 @@ import pytest
 
 from lab import apiserver
 from lab.control import kubernetes_binaries
+from tests.namespaces import namespace
 
 ROOT = Path(__file__).parents[2]
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
@@ -95,23 +96,14 @@ def api(tmp_path_factory: pytest.TempPathFactory, kubectl_path: Path) -> Iterato
             )
         return started[-1].pid
 
-    subprocess.run(["ip", "netns", "add", netns], check=True)
-    try:
-        for command in (
-            "link set lo up",
-            "link add d0 type veth peer name d1",
-            "link set d1 up",
-            "link set d0 up",
-            f"address add {ADDRESS}/24 dev d0",
-        ):
-            subprocess.run(["ip", "-n", netns, *command.split()], check=True)
-        server = apiserver.start(
-            netns=netns, directory=directory, address=ADDRESS, service_range="10.96.0.0/16",
-            binaries=kubectl_path.parent, spawn=spawn,
-        )  # fmt: skip
-        yield Api(netns, server, kubectl_path)
-    finally:
-        for process in reversed(started):
-            process.kill()
-            process.wait()
-        subprocess.run(["ip", "netns", "delete", netns], check=True)
+    with namespace(netns, f"{ADDRESS}/24"):
+        try:
+            server = apiserver.start(
+                netns=netns, directory=directory, address=ADDRESS, service_range="10.96.0.0/16",
+                binaries=kubectl_path.parent, spawn=spawn,
+            )  # fmt: skip
+            yield Api(netns, server, kubectl_path)
+        finally:
+            for process in reversed(started):
+                process.kill()
+                process.wait()

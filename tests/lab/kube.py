@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lab import Lab
@@ -13,10 +14,15 @@ from tests.waiting import wait_until
 AGNHOST = "registry.k8s.io/e2e-test-images/agnhost"
 
 
-def kubectl(lab: Lab, *arguments: str, manifest: Any = None) -> str:
-    """What it prints; fails with what it complains of."""
+def kubectl(
+    lab: Lab, *arguments: str, manifest: Any = None, user: str = "admin", patience: int = 30
+) -> str:
+    """What it prints; fails with what it complains of. `patience` is the request's, in seconds."""
+    command = lab.kubectl(f"--request-timeout={patience}s", *arguments)
+    place = command.index("--kubeconfig") + 1
+    command[place] = str(Path(command[place]).with_name(f"{user}.kubeconfig"))
     done = subprocess.run(
-        lab.kubectl("--request-timeout=30s", *arguments),
+        command,
         input=json.dumps(manifest) if manifest else "",
         env=os.environ | {"NO_PROXY": "*"},
         capture_output=True,

@@ -12,6 +12,7 @@ import pytest
 
 from lab import apiserver
 from lab.control import kubernetes_binaries
+from tests.namespaces import namespace
 
 NETNS = f"sluice-apiserver-{os.getpid()}"
 ADDRESS = "10.99.0.2"
@@ -28,24 +29,14 @@ def binaries() -> Path:
 @pytest.fixture
 def processes() -> Iterator[Processes]:
     """A namespace with `ADDRESS` in it; what is started there, by name. All ends with the test."""
-    subprocess.run(["ip", "netns", "add", NETNS], check=True)
     started: Processes = {"etcd": [], "kube-apiserver": []}
-    try:
-        for command in (
-            "link set lo up",
-            "link add d0 type veth peer name d1",
-            "link set d1 up",
-            "link set d0 up",
-            f"address add {ADDRESS}/24 dev d0",
-            "address add fd99::2/64 dev d0 nodad",
-        ):
-            subprocess.run(["ip", "-n", NETNS, *command.split()], check=True)
-        yield started
-    finally:
-        for process in started["kube-apiserver"] + started["etcd"]:
-            process.kill()
-            process.wait()
-        subprocess.run(["ip", "netns", "delete", NETNS], check=True)
+    with namespace(NETNS, f"{ADDRESS}/24", "fd99::2/64 nodad"):
+        try:
+            yield started
+        finally:
+            for process in started["kube-apiserver"] + started["etcd"]:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture

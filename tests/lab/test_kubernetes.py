@@ -1,18 +1,18 @@
 """A cluster out of a real API server: what the controller takes from it, and when it is away."""
 
+import functools
 import http.client
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lab import Lab
+from tests.lab import kube
 from tests.lab.pings import address, ended, lost, ping, ping_while
 from tests.waiting import wait_until
 
@@ -29,18 +29,7 @@ def lab(lab: Lab) -> Lab:
     return lab
 
 
-def kubectl(lab: Lab, *arguments: str, manifest: Any = None, user: str = "admin") -> str:
-    command = lab.kubectl(*arguments, "--request-timeout=15s")
-    place = command.index("--kubeconfig") + 1
-    command[place] = str(Path(command[place]).with_name(f"{user}.kubeconfig"))
-    return subprocess.run(
-        command,
-        input=json.dumps(manifest) if manifest else "",
-        env=os.environ | {"NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+kubectl = functools.partial(kube.kubectl, patience=15)
 
 
 def problems(lab: Lab) -> dict[str, str]:

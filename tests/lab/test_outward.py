@@ -1,9 +1,9 @@
 """What `kubectl describe` shows: conditions and Events, on a real API server."""
 
+import functools
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from lab import Lab
 from lab.runtime import CniError, Runtime, Sandbox
 from lab.sources import KubernetesSource
+from tests.lab import kube
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"])
@@ -21,15 +22,7 @@ MINUTES = 180.0
 """More than an Event takes: it comes some seconds after its problem, an end half a minute after."""
 
 
-def kubectl(lab: Lab, *arguments: str, manifest: Any = None) -> str:
-    return subprocess.run(
-        lab.kubectl(*arguments, "--request-timeout=15s"),
-        input=json.dumps(manifest) if manifest else "",
-        env=os.environ | {"NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+kubectl = functools.partial(kube.kubectl, patience=15)
 
 
 def described(lab: Lab, *what: str) -> str:

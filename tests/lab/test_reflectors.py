@@ -24,6 +24,7 @@ from controller.sources import kubernetes as source
 from lab import apiserver
 from lab.control import kubernetes_binaries
 from tests.controller.test_directory import Recorder
+from tests.namespaces import namespace
 
 NETNS = f"sluice-reflectors-{os.getpid()}"
 ADDRESS = "10.99.0.2"
@@ -128,23 +129,14 @@ class Kubernetes:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
     made = Kubernetes(tmp_path_factory.mktemp("kube"))
-    subprocess.run(["ip", "netns", "add", NETNS], check=True)
-    try:
-        for command in (
-            "link set lo up",
-            "link add d0 type veth peer name d1",
-            "link set d1 up",
-            "link set d0 up",
-            f"address add {ADDRESS}/24 dev d0",
-        ):
-            subprocess.run(["ip", "-n", NETNS, *command.split()], check=True)
-        made.start()
-        yield made
-    finally:
-        for process in made.processes.values():
-            process.kill()
-            process.wait()
-        subprocess.run(["ip", "netns", "delete", NETNS], check=True)
+    with namespace(NETNS, f"{ADDRESS}/24"):
+        try:
+            made.start()
+            yield made
+        finally:
+            for process in made.processes.values():
+                process.kill()
+                process.wait()
 
 
 def socket_inside() -> socket:
