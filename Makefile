@@ -58,6 +58,7 @@ soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEE
 test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8 min, once). PYTEST_ARGS="-k NAME"
 	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
 	@scripts/kube-binaries --e2e >/dev/null
+	@scripts/kube-binaries --rival >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
@@ -72,7 +73,7 @@ kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under tr
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -q -s -m cluster tests/lab/cluster/test_kills.py
 
-bench: need-root setup $(TESTS_READY) ## measure against OVN, the bridge plugin and others (15 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the bridge plugin and others (25 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
 kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (6 min; makes the machine first, 5 min, once). PYTEST_ARGS="tests/lab/test_x.py"

@@ -8,7 +8,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import cni, fleet, flow_push, kubelets, pod_ready, pods, traffic
+from bench import (
+    cni,
+    fleet,
+    flow_push,
+    kube_proxy,
+    kubelets,
+    pod_ready,
+    pods,
+    service_size,
+    services,
+    traffic,
+)
 from bench.figures import Figure, show, write
 from lab import LabError
 from lab.interrupt import one_interrupt
@@ -19,6 +30,9 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "pod_ready": pod_ready.measure,
     "pods": pods.measure,
     "traffic": traffic.measure,
+    "service_size": service_size.measure,
+    "services": services.measure,
+    "kube_proxy": kube_proxy.measure,
     "fleet": fleet.measure,
     "kubelets": kubelets.measure,
 }

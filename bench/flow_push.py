@@ -12,7 +12,7 @@ from datetime import datetime
 
 from bench.controller import StandaloneController, node, node_manifest, standalone, write_manifests
 from bench.figures import Figure, versus
-from bench.nodes import ofctl, vsctl
+from bench.nodes import dial, make_bridge, ofctl, vsctl
 from flows import names
 from flows.pipeline import LAYOUT
 from lab import LabError
@@ -28,7 +28,7 @@ def measure(*, flows: int = 10_000, rounds: int = 9) -> list[Figure]:
     ours, theirs = [], []
     with standalone("push", nodes=1) as controller:
         switch = controller.lab.layout.node(1)
-        _make_bridge(switch)
+        make_bridge(switch)
         peers = [node(number) for number in range(1, flows // FLOWS_OF_A_PEER + 2)]
         write_manifests(controller.cluster / "nodes.yaml", map(node_manifest, peers))
         dump = controller.lab.layout.directory / "flows.txt"
@@ -53,16 +53,6 @@ def measure(*, flows: int = 10_000, rounds: int = 9) -> list[Figure]:
     return versus("flow_push_vs_ofctl", "flows/s", ours, ("ofctl", theirs), at_least=1.5)
 
 
-def _make_bridge(switch: NodeLayout) -> None:
-    vsctl(
-        switch,
-        *("add-br", names.INTEGRATION_BRIDGE, "--", "set", "Bridge", names.INTEGRATION_BRIDGE),
-        *("datapath_type=netdev", "fail_mode=secure"),
-        "protocols=OpenFlow10,OpenFlow13,OpenFlow14,OpenFlow15",
-        f"other_config:datapath-id={names.datapath_id('node1'):016x}",
-    )
-
-
 def _empty(switch: NodeLayout) -> None:
     """Take the controller away, and all flows."""
     vsctl(switch, "clear", "Bridge", names.INTEGRATION_BRIDGE, "controller")
@@ -82,12 +72,7 @@ async def _pushed(controller: StandaloneController, switch: NodeLayout) -> float
 
     async with connect(switch.mgmt, on_update) as monitor:
         await monitor.monitor_flows(LAYOUT.tables["Classifier"].number)
-        await asyncio.to_thread(
-            vsctl, switch,
-            "--id=@c", "create", "Controller", f'target="tcp:{controller.address}"',
-            "type=service", "connection_mode=out-of-band", "inactivity_probe=60000", "--",
-            "set", "Bridge", names.INTEGRATION_BRIDGE, "controller=@c",
-        )  # fmt: skip
+        await asyncio.to_thread(dial, switch, controller.address)
         async with asyncio.timeout(60):
             return await arrived
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows import names
 from lab import Lab
 from lab.commands import run
 from lab.layout import NodeLayout
@@ -73,3 +74,24 @@ def ofctl(node: NodeLayout, command: str, *arguments: str) -> str:
     """`ovs-ofctl COMMAND br-int ...` on a node. Options come with the command."""
     words = ["ovs-ofctl", "-O", "OpenFlow15", *command.split()]
     return run([*words, str(node.mgmt), *arguments])
+
+
+def make_bridge(node: NodeLayout) -> None:
+    """The integration bridge as the agent makes it, without ports and controller."""
+    vsctl(
+        node,
+        *("add-br", names.INTEGRATION_BRIDGE, "--", "set", "Bridge", names.INTEGRATION_BRIDGE),
+        *("datapath_type=netdev", "fail_mode=secure"),
+        "protocols=OpenFlow10,OpenFlow13,OpenFlow14,OpenFlow15",
+        f"other_config:datapath-id={names.datapath_id(node.name):016x}",
+    )
+
+
+def dial(node: NodeLayout, controller: str) -> None:
+    """Tell that bridge of its controller, by HOST:PORT."""
+    vsctl(
+        node,
+        *("--id=@c", "create", "Controller", f'target="tcp:{controller}"'),
+        *("type=service", "connection_mode=out-of-band", "inactivity_probe=60000", "--"),
+        *("set", "Bridge", names.INTEGRATION_BRIDGE, "controller=@c"),
+    )

@@ -1,14 +1,16 @@
 """OVN on the lab's bare nodes: Debian's, with the same Open vSwitch, and never machine-wide.
 
 Central daemons in the control namespace, an ovn-controller on each node, one logical switch for
-all pods, with port security and nothing else.
+all pods, with port security and nothing else but the load balancers that it is given.
 """
 
 import os
 from collections.abc import Mapping
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from bench.nodes import vsctl
+from flows import names
 from lab import Lab, LabError
 from lab import node as lab_node
 from lab.commands import run
@@ -43,6 +45,8 @@ def start(lab: Lab, nodes: int) -> None:
     northd = [f"--ovn{name}-db=unix:{socket}" for name, socket in sockets.items()]
     northd.append(f"--unixctl={directory}/northd.ctl")
     central.start("ovn-northd", ["ovn-northd", *northd], environment)
+    served = [f"--db=unix:{sockets['nb']}", "--detach", "-u", str(_nbctl_socket(lab))]
+    run(["env", f"OVN_RUNDIR={directory}", "ovn-nbctl", *served], netns=central.netns)
     nbctl(lab, "ls-add", LOGICAL_SWITCH)
     for node in lab.layout.nodes(nodes):
         _start_controller(node)
@@ -64,10 +68,29 @@ def add_ports(lab: Lab, ports: Mapping[str, tuple[str, IPv4Address]]) -> None:
     nbctl(lab, "--wait=hv", "sync")
 
 
+def bind_ports(lab: Lab, nodes: int) -> None:
+    """A logical port on each node: without one, a node's switch gets nothing of them all."""
+    logical = {
+        f"{LOGICAL_SWITCH}-{node.name}": (names.mac_of(node.pod_cidr[2]), node.pod_cidr[2])
+        for node in lab.layout.nodes(nodes)
+    }
+    for node, (name, (mac, _)) in zip(lab.layout.nodes(nodes), logical.items(), strict=True):
+        vsctl(
+            node,
+            *("add-port", names.INTEGRATION_BRIDGE, "bound", "--", "set", "Interface", "bound"),
+            *("type=internal", f'mac="{mac}"', f"external_ids:iface-id={name}"),
+        )
+    add_ports(lab, logical)
+
+
 def nbctl(lab: Lab, *arguments: str) -> str:
-    """`ovn-nbctl`."""
-    socket = lab.layout.control / "ovn" / "nb.sock"
-    return run(["ovn-nbctl", f"--db=unix:{socket}", "--timeout=30", *arguments])
+    """`ovn-nbctl`, by the one that stays: it has read the database already."""
+    words = ["ovn-nbctl", "-u", str(_nbctl_socket(lab)), "--timeout=60", *arguments]
+    return run(words, timeout=90)
+
+
+def _nbctl_socket(lab: Lab) -> Path:
+    return lab.layout.control / "ovn" / "nbctl.ctl"
 
 
 def _start_controller(node: NodeLayout) -> None:

@@ -1,7 +1,8 @@
-"""stream_, rr_ and crr_vs_bare: what the pipeline costs packets, across nodes.
+"""stream_, rr_ and crr_vs_bare, crr_service_vs_direct: what the pipeline costs packets.
 
-The rival is a bridge with one flow, NORMAL, and the same tunnel, between the same kind of nodes
-and the same kind of pods. Both have the userspace datapath, so only the ratio means anything.
+Across nodes. The rival is a bridge with one flow, NORMAL, and the same tunnel, between the same
+kind of nodes and the same kind of pods; a Service's is the way to the same pod without it. All have
+the userspace datapath, so only the ratio means anything.
 """
 
 import json
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import service_objects as objects
+from bench.controller import write_manifests
 from bench.figures import Figure, versus
 from bench.nodes import bare_lab, compiled, unique, vsctl
 from flows import names
@@ -41,16 +44,19 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
         bare_lab("bare", 2) as rival,
     ):
         load = compiled("load.c", lab.layout.directory / "load")
-        pairs = _sluice(lab), _bare(rival)
-        for pair in pairs:
+        ours, bare = _sluice(lab), _bare(rival)
+        for pair in (ours, bare):
             for netns in (pair.client, pair.server):
                 # A server's TIME_WAIT would stall the client when ports come round again.
                 run(["sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0"], netns=netns)
+        service = _by_service(lab, ours, load)
+        crr = _transactions(load, "crr")
         figures: list[Figure] = []
-        for name, unit, once, aim in (
-            ("stream_vs_bare", "Mbit/s", _stream, 0.97),
-            ("rr_vs_bare", "transactions/s", _transactions(load, "rr"), 0.97),
-            ("crr_vs_bare", "transactions/s", _transactions(load, "crr"), 0.85),
+        for name, unit, once, pairs, whose, aim in (
+            ("stream_vs_bare", "Mbit/s", _stream, (ours, bare), "bare", 0.97),
+            ("rr_vs_bare", "transactions/s", _transactions(load, "rr"), (ours, bare), "bare", 0.97),
+            ("crr_vs_bare", "transactions/s", crr, (ours, bare), "bare", 0.85),
+            ("crr_service_vs_direct", "transactions/s", crr, (service, ours), "direct", 0.9),
         ):
             for pair in pairs:
                 once(pair, min(seconds, 1.0))  # neighbours, megaflows
@@ -58,14 +64,38 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
             for turn in range(rounds):
                 for pair in pairs if turn % 2 else reversed(pairs):
                     rates[pair].append(once(pair, seconds))
-            ours, bare = (rates[pair] for pair in pairs)
-            figures += versus(name, unit, ours, ("bare", bare), at_least=aim)
+            first, second = (rates[pair] for pair in pairs)
+            figures += versus(name, unit, first, (whose, second), at_least=aim)
         return figures
 
 
 def _sluice(lab: Lab) -> Pair:
     client, server = (lab.pod_add("default", f"pod{n}", f"node{n}") for n in (1, 2))
     return Pair(client.netns, server.netns, str(server.address))
+
+
+def _by_service(lab: Lab, direct: Pair, load: Path) -> Pair:
+    """The same two pods by a ClusterIP, whose only endpoint is the second one."""
+    to_server = [(lab.layout.node(2), direct.address)]
+    manifests = [
+        objects.service(0, int(PORT)),
+        objects.endpoint_slice(0, to_server, int(PORT)),
+    ]
+    write_manifests(lab.layout.cluster / "service.yaml", manifests)
+    pair = Pair(direct.client, direct.server, str(objects.cluster_ip(0)))
+    with _serving(pair, [str(load), "serve", PORT]):
+        _until_answered(pair)
+    return pair
+
+
+def _until_answered(pair: Pair) -> None:
+    """Until the address leads somewhere: until then it is refused."""
+    deadline = time.monotonic() + 10
+    command = ["timeout", "1", "bash", "-c", f": < /dev/tcp/{pair.address}/{PORT}"]
+    while subprocess.run(inside(pair.client, command), capture_output=True, check=False).returncode:
+        if time.monotonic() > deadline:
+            raise LabError(f"{pair.address} does not answer")
+        time.sleep(0.1)
 
 
 def _bare(lab: Lab) -> Pair:

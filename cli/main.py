@@ -4,6 +4,7 @@ import click
 
 from cli.flows import flows
 from cli.lab import lab
+from cli.services import services
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,6 +15,7 @@ def main() -> None:
 
 main.add_command(flows)
 main.add_command(lab)
+main.add_command(services)
 
 if __name__ == "__main__":
     main()

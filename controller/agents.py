@@ -11,7 +11,7 @@ SILENCE = 150.0
 
 
 class AgentProblems:
-    """By node, what its agent said last; believed of that node and its own pods only."""
+    """By node, what its agent said last; believed of that node only, its pods and its Services."""
 
     def __init__(
         self, inventory: Inventory, *, monotonic: Callable[[], float] = time.monotonic
@@ -39,4 +39,7 @@ class AgentProblems:
                 # A stolen node has no say about others' pods. One that is gone needs no word.
                 if known is not None and known.spec.node_name == node:
                     found[f"Pod {pod} on {node}"] = sentence
+            for service, sentence in given.services.items():
+                if service in self._inventory.view.services:
+                    found[f"Service {service} on {node}"] = sentence
         return found

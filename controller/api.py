@@ -9,26 +9,22 @@ metrics are numbers alone, without a name or an address.
 import asyncio
 import hashlib
 import math
+import secrets
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from controller import metrics
+from controller import flow_report, metrics, service_report
 from controller.enrolment import Enrolment
 from controller.reconciler import Reconciler
-from flows.diff import is_ours
-from flows.flow import Flow
-from flows.pipeline import LAYOUT, Feature
-from flows.text import actions_text, match_text, table_name
-from openflow import digest, foreign
-from openflow.messages import InstalledFlow
+from flows.pipeline import LAYOUT
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
-from settings.node import NodeConfig, decode_digest, decode_problems, encode
+from settings.node import HostServices, NodeConfig, decode_digest, decode_problems, encode
 
 log = structlog.get_logger()
 
@@ -37,7 +33,7 @@ LONGEST_DUMP = 10.0
 LONGEST_WAIT = 60.0
 """Seconds that a long poll is held at most."""
 MOST_WAITING = 8
-"""Long polls for one node. Its agent has one, and a moment after its restart perhaps two."""
+"""Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
 
 
 class Api:
@@ -50,9 +46,12 @@ class Api:
         self._cluster = cluster
         self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()
+        self._instance = secrets.token_hex(4)
+        """Before revisions that only this process counts."""
         view = reconciler.inventory.view
         metrics.NODES.set_function(lambda: len(view.nodes))
         metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
+        metrics.SERVICES.set_function(lambda: len(view.services))
         metrics.PROBLEMS.set_function(lambda: len(reconciler.all_problems()))
 
     def application(self, *, local: bool) -> web.Application:
@@ -64,6 +63,7 @@ class Api:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/nodes/{node}/config", self._config),
+                web.get("/v1/nodes/{node}/services", self._services),
                 web.post("/v1/nodes/{node}/digest", self._digest),
                 web.post("/v1/nodes/{node}/problems", self._take_problems),
             ]
@@ -75,6 +75,8 @@ class Api:
                 [
                     web.get("/v1/status", self._status),
                     web.get("/v1/nodes/{node}/flows", self._flows),
+                    web.get("/v1/services", self._all_services),
+                    web.get("/v1/services/{namespace}/{name}", self._one_service),
                 ]
             )
         return application
@@ -122,7 +124,26 @@ class Api:
         )
 
     async def _config(self, request: web.Request) -> web.Response:
-        """What an agent must know; with `?after=REVISION&wait=SECONDS`, once it differs."""
+        """What an agent must know of its node."""
+        return await self._follow(request, lambda: self._reconciler.changed, self._node_config)
+
+    async def _services(self, request: web.Request) -> web.Response:
+        """What an agent's host does for Services."""
+        return await self._follow(
+            request, lambda: self._reconciler.services_changed, self._host_services
+        )
+
+    async def _follow(
+        self,
+        request: web.Request,
+        change: Callable[[], asyncio.Event],
+        document: Callable[[str], NodeConfig | HostServices | None],
+    ) -> web.Response:
+        """A node's document; with `?after=REVISION&wait=SECONDS`, once it differs.
+
+        `change` gives the event of its next change. There is no document where the Node is none
+        or refused.
+        """
         name = request.match_info["node"]
         _only_own_node(request, name)
         after = request.query.get("after")
@@ -134,17 +155,17 @@ class Api:
             return _error(400, "wait: not a number of seconds")
         deadline = asyncio.get_running_loop().time() + min(max(wait, 0.0), LONGEST_WAIT)
         while True:
-            changed = self._reconciler.changed
+            changed = change()
             if not self._reconciler.listed.is_set():
                 return _error(503, "the controller has not read the cluster yet")
-            config = self._node_config(name)
-            if config is None:
+            found = document(name)
+            if found is None:
                 if not self._reconciler.inventory.knows_node(name):
                     return _error(404, f"Node {name} is unknown")
                 problem = self._reconciler.inventory.problems.get(f"Node {name}", "refused")
                 return _error(409, f"Node {name}: {problem}")
-            if config.revision != after:
-                return web.Response(body=encode(config), content_type="application/json")
+            if found.revision != after:
+                return web.Response(body=encode(found), content_type="application/json")
             if (refusal := await self._wait(name, changed, deadline)) is not None:
                 return refusal
 
@@ -214,13 +235,45 @@ class Api:
         revision = hashlib.sha256(encode(config)).hexdigest()[:16]
         return msgspec.structs.replace(config, revision=revision)
 
-    async def _flows(self, request: web.Request) -> web.Response:
-        """What a node's switch holds now, each flow with what it stands for.
+    def _host_services(self, name: str) -> HostServices | None:
+        if name not in self._reconciler.inventory.view.nodes:
+            return None
+        services = self._reconciler.inventory.services
+        wanted = services.host_services(name)
+        whole = self._reconciler.desired.whole
+        # Not a digest of all of it: a thousand agents ask at one moment what has changed.
+        shared, own = services.host_revision(name)
+        return HostServices(
+            node=name,
+            node_ports=wanted.node_ports,
+            external_addresses=wanted.addresses,
+            health_checks=wanted.health_checks,
+            revision=f"{self._instance}.{shared}.{own}.{whole:d}",
+            whole=whole,
+        )
 
-        `state` is "installed"; "altered" for a desired flow that somebody has changed; "missing"
-        for a desired one that the switch does not hold; "stale" for one of ours no longer desired;
-        "foreign" for one that nobody here put there.
-        """
+    async def _all_services(self, _: web.Request) -> web.Response:
+        """Every Service in short."""
+        if not self._reconciler.listed.is_set():
+            return _error(503, "the controller has not read the cluster yet")
+        inventory, problems = self._reconciler.inventory, self._reconciler.all_problems()
+        return _json({"services": service_report.listed(inventory, problems)})
+
+    async def _one_service(self, request: web.Request) -> web.Response:
+        """One Service, and who gets which of its endpoints; with `?node=NODE`, on that one."""
+        if not self._reconciler.listed.is_set():
+            return _error(503, "the controller has not read the cluster yet")
+        name = f"{request.match_info['namespace']}/{request.match_info['name']}"
+        node = request.query.get("node")
+        inventory, problems = self._reconciler.inventory, self._reconciler.all_problems()
+        if node is not None and node not in inventory.view.nodes:
+            why = inventory.problems.get(f"Node {node}", "it is unknown")
+            return _error(404, f"Node {node}: {why}")
+        report = service_report.detailed(inventory, problems, name, node)
+        return _error(404, f"there is no Service {name}") if report is None else _json(report)
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        """What a node's switch holds now; see `controller.flow_report`."""
         name = request.match_info["node"]
         table = request.query.get("table")
         for stage in LAYOUT.tables.values():
@@ -238,60 +291,15 @@ class Api:
             return _error(503, f"the switch of Node {name} is not connected")
         except (TimeoutError, ConnectionLost, RequestRefused) as error:
             return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
-        desired = self._reconciler.desired.of(name)
-        rows = [_row(entry, desired.pop(entry.cookie, None)) for entry in installed]
-        for cookie, (flow, cause) in desired.items():
-            rows.append(
-                {
-                    "table": table_name(flow.table),
-                    "tableNumber": flow.table,
-                    "priority": flow.priority,
-                    "cookie": f"{cookie:#018x}",
-                    "packets": 0,
-                    "bytes": 0,
-                    "state": "missing",
-                    **_explained(flow, cause),
-                }
-            )
-        rows = [row for row in rows if table in {None, row["table"]}]
-        rows.sort(key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
-        # No feature makes groups so far: whatever there is, is foreign.
-        return _json({"node": name, "flows": rows, "foreignGroups": groups})
-
-
-def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:
-    """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
-    row: dict[str, Any] = {
-        "table": table_name(entry.table),
-        "tableNumber": entry.table,
-        "priority": entry.priority,
-        "cookie": f"{entry.cookie:#018x}",
-        "packets": entry.packets,
-        "bytes": entry.octets,
-        "state": "installed",
-        "feature": "",
-        "object": "",
-        "reason": "",
-    }
-    if known is None:
-        row["state"] = "stale" if is_ours(entry.cookie) else "foreign"
-    else:
-        row |= _explained(*known)
-        if digest.of_entry(entry.raw) == digest.of_flow(known[0]):
-            return row
-        row["state"] = "altered"
-    match, actions = foreign.described(entry)
-    return row | {"match": match, "actions": actions}
-
-
-def _explained(flow: Any, cause: str) -> dict[str, str]:
-    return {
-        "match": match_text(flow).partition(",")[2],
-        "actions": actions_text(flow),
-        "feature": Feature(flow.feature).name.lower(),
-        "object": cause,
-        "reason": flow.reason,
-    }
+        desired, view = self._reconciler.desired, self._reconciler.inventory.view
+        flows = flow_report.flows(installed, desired.of(name), view.services)
+        found = flow_report.groups(groups, desired.groups_of(name), flows)
+        if table is not None:
+            flows = [row for row in flows if row["table"] == table]
+            shown = {number for row in flows for number in row["groups"]}
+            shown |= {b["group"] for row in found if row["id"] in shown for b in row["buckets"]}
+            found = [row for row in found if row["id"] in shown or row["state"] == "foreign"]
+        return _json({"node": name, "flows": flows, "groups": found})
 
 
 def _only_own_node(request: web.Request, node: str) -> None:

@@ -10,18 +10,23 @@ from dataclasses import dataclass, field
 from flows.compile import Program
 from flows.diff import is_ours
 from flows.features.state import is_seal
+from flows.flow import Group
 from openflow import digest
 from openflow.messages import InstalledFlow
 
 
 class Digests:
-    """The digests of a program's flows. Each is computed once."""
+    """The digests of a program's flows and groups. Each is computed once."""
 
     def __init__(self) -> None:
         self.by_cookie: dict[int, int] = {}
         self.sums = digest.sums(())
         """By range of cookies."""
+        self.groups: dict[int, int] = {}
+        """Of each group, by its id."""
+        self.groups_total = 0
         self._version = 0
+        self._known: dict[int, Group] = {}
 
     def follow(self, program: Program) -> None:
         """Be those of the program as it is now."""
@@ -33,6 +38,13 @@ class Digests:
         for cookie in cookies.keys() - self.by_cookie.keys():
             self.by_cookie[cookie] = digest.of_flow(cookies[cookie][0])
         self.sums = digest.sums(self.by_cookie.items())
+        for number in self._known.keys() - program.groups.keys():
+            del self.groups[number], self._known[number]
+        for number, group in program.groups.items():
+            if self._known.get(number) is not group:
+                self.groups[number] = digest.of_group(group)
+                self._known[number] = group
+        self.groups_total = digest.total(self.groups.values())
         self._version = program.version
 
 

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
 
+from controller.services import Services
+from controller.sources.objects import EndpointSlice, Metadata, Object, Service
 from controller.sources.objects import Node as NodeObject
-from controller.sources.objects import Object
 from controller.sources.objects import Pod as PodObject
 from flows import names
 from flows.view import CLUSTER_SCOPE, Attachment, Cluster, ClusterView, Key, Node
@@ -57,7 +58,10 @@ class Inventory:
         self._attachments: dict[str, dict[str, Attachment]] = {}
         self._problems: dict[str, str] = {}
         self._news: dict[str, str] = {}
-        self.view = ClusterView(cluster, self._nodes, self._attachments)
+        self.services = Services(cluster, self._note)
+        self.view = ClusterView(
+            cluster, self._nodes, self._attachments, self.services.view, self.services.local
+        )
 
     @property
     def problems(self) -> Mapping[str, str]:
@@ -86,8 +90,25 @@ class Inventory:
         identity = self._pods_by_prefix.get(node, {}).get(port[:11])
         return None if identity is None else self._pod_objects[identity]
 
+    def metadata(self, kind: str, namespace: str, name: str) -> Metadata | None:
+        """Of an object of the source, believed or refused."""
+        found: Object | None
+        if kind == "Node":
+            found = self._node_objects.get(name)
+        elif kind == "Pod":
+            found = self.pod(namespace, name)
+        elif kind == "Service":
+            found = self.services.service(f"{namespace}/{name}")
+        else:
+            found = self.services.endpoint_slice(f"{namespace}/{name}")
+        return found.metadata if found else None
+
     def set_object(self, new: Object) -> set[Key]:
         """An object was added or changed."""
+        if isinstance(new, Service):
+            return self.services.set_service(new)
+        if isinstance(new, EndpointSlice):
+            return self.services.set_slice(new)
         if isinstance(new, NodeObject):
             name = new.metadata.name
             known = self._node_objects.get(name)
@@ -113,6 +134,10 @@ class Inventory:
 
     def remove_object(self, kind: str, namespace: str, name: str) -> set[Key]:
         """An object is gone."""
+        if kind == "Service":
+            return self.services.remove_service(f"{namespace}/{name}")
+        if kind == "EndpointSlice":
+            return self.services.remove_slice(f"{namespace}/{name}")
         if kind == "Node":
             if self._node_objects.pop(name, None):
                 del self._node_verdicts[name]
@@ -277,8 +302,15 @@ class Inventory:
         touched: set[Key] = set()
         for name in changed:
             touched |= {Key(CLUSTER_SCOPE, "peer", name), Key(name, "node", name)}
+            touched |= {Key(name, "service", each) for each in self.services.local.get(name, ())}
             touched |= self._judge_ports(name, self._ports.get(name, ()))
-        return touched
+        return touched | self.services.set_node_addresses(
+            {
+                address: name
+                for name, node in believed.items()
+                for address in (node.address, *node.further_addresses)
+            }
+        )
 
     def _share_out_addresses(self, believed: dict[str, Node], taken: set[IPv4Address]) -> None:
         """Give nodes their further addresses, each to the first that names it."""
@@ -298,6 +330,7 @@ class Inventory:
                 given.metadata.uid,
                 self._judge_address(given),
                 self._judge_cidr(given),
+                zone=given.zone,
             )
         except _RefusedError as refused:
             return str(refused)

@@ -6,14 +6,15 @@ switch that is behind takes the batches it lacks.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from controller.audit import Digests
 from flows.compile import Program, fragments
-from flows.diff import Delta
-from flows.flow import Flow, Meter
+from flows.diff import Delta, GroupChange
+from flows.flow import Flow, Group, Meter
 from flows.view import CLUSTER_SCOPE, ClusterView, Key
-from openflow.batch import BUNDLE_SIZE, Batch, FlowDelete, FlowRemove
+from openflow.batch import Batch, FlowDelete, FlowRemove
 
 LOG_LENGTH = 256
 """Batches kept for switches that are behind; one further behind is compared whole."""
@@ -29,6 +30,8 @@ class Desired:
         self._view = view
         self._programs: dict[str, Program] = {}
         self._log: deque[tuple[int, Batch]] = deque(maxlen=LOG_LENGTH)
+        self.triggers: dict[int, list[float]] = {}
+        """By version of the shared program, when what led to it was done (Unix time)."""
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
 
@@ -47,15 +50,17 @@ class Desired:
             del self._programs[node]
         return changed
 
-    def update_shared(self, keys: Collection[Key]) -> bool:
+    def update_shared(self, keys: Collection[Key], triggers: Iterable[float] = ()) -> bool:
         """Compile these shared fragments anew, as one batch; whether anything changed."""
         delta = self.shared.update(fragments(self._view, sorted(keys)))
         if not delta:
             return False
         if not self.whole:
-            delta = Delta(adds=delta.adds)
+            delta = Delta(adds=delta.adds, groups_set=delta.groups_set)
         batch = batch_of(delta, self.shared.seal, sealed=self.whole)
         self._log.append((self.shared.version, batch))
+        self.triggers[self.shared.version] = [*triggers]
+        self.triggers.pop(self.shared.version - LOG_LENGTH, None)
         return True
 
     def batches_since(self, version: int) -> list[tuple[int, Batch]] | None:
@@ -67,7 +72,10 @@ class Desired:
         """All shared flows, encoded once for all switches that hold none."""
         key = self.shared.version, self.whole
         if self._everything is None or self._everything[0] != key:
-            delta = Delta(adds=tuple(self.shared.flows()))
+            delta = Delta(
+                adds=tuple(self.shared.flows()),
+                groups_set=tuple(map(GroupChange, self.shared.groups.values())),
+            )
             # The same message takes any node's own seal away.
             first = [FlowRemove(Program("any node's").seal)]
             batch = batch_of(delta, self.shared.seal, sealed=self.whole, first=first)
@@ -96,6 +104,10 @@ class Desired:
                 wanted[program.seal.cookie] = program.seal, cause
         return wanted
 
+    def groups_of(self, node: str) -> dict[int, tuple[Group, str]]:
+        """Every group that a node should hold, by id, with the object it is there for."""
+        return self.shared.groups_with_causes() | self.program(node).groups_with_causes()
+
 
 def batch_of(
     delta: Delta,
@@ -111,15 +123,20 @@ def batch_of(
     bundle, the old seal, which would lie in between, goes first.
     """
     known = meters or {}
-    first = [*first]
-    if not sealed or len(first) + len(delta.adds) + len(delta.deletes) + 2 > BUNDLE_SIZE:
-        first.append(FlowRemove(seal))
-    return Batch.of(
-        first=first,
+    make = partial(
+        Batch.of,
         adds=delta.adds,
         deletes=delta.deletes,
-        last=[seal] if sealed else [],
         meters_set=[meter for meter in delta.meters_set if meter.id not in known],
         meters_change=[meter for meter in delta.meters_set if meter.id in known],
         meters_delete=delta.meters_delete,
+        groups_set=delta.groups_set,
+        groups_delete=delta.groups_delete,
+        last=[seal] if sealed else [],
     )
+    first = [*first]
+    if sealed:
+        batch = make(first=first)
+        if batch.bundles < 2:
+            return batch
+    return make(first=[*first, FlowRemove(seal)])

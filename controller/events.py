@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from controller.cluster import Inventory
 from controller.kubernetes_api import MERGE, Write
-from controller.sources.objects import Metadata
+from controller.sources.objects import API_VERSIONS, Metadata
 
 SETTLE: Final = 5.0
 """Seconds that a problem must last: a port is often there a moment before its Pod."""
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
 
 def problems_of(inventory: Inventory, problems: Mapping[str, str]) -> Iterator[Problem]:
-    """Those (`Reconciler.all_problems`) whose subject is a Pod or a Node that there is."""
+    """Those (`Reconciler.all_problems`) whose subject is an object that there is."""
     for subject, sentence in problems.items():
         for form, (reason, prefix) in _FORMS.items():
             if found := form.fullmatch(subject):
@@ -59,32 +59,39 @@ def problems_of(inventory: Inventory, problems: Mapping[str, str]) -> Iterator[P
 
 
 _POD, _NODE = r"Pod (?P<namespace>\S+)/(?P<pod>\S+)", r"Node (?P<node>\S+)"
+_SERVICE = r"Service (?P<namespace>\S+)/(?P<service>\S+)"
+_SLICE = r"EndpointSlice (?P<namespace>\S+)/(?P<slice>\S+)"
 _FORMS: Final = {
     re.compile(form): (reason, prefix)
     for form, reason, prefix in (
         (_NODE, "NodeRefused", ""),
         (_POD, "PodRefused", ""),
+        (_SERVICE, "ServiceRefused", ""),
+        (_SLICE, "EndpointsRefused", ""),
         (rf"{_POD} on (?P<on>\S+)", "AttachmentFailed", ""),
         (r"agent of (?P<node>\S+)", "NodeNotSetUp", ""),
         (r"flows of (?P<node>\S+)", "FlowsNotCompiled", ""),
         (r"port (?P<port>\S+) of (?P<on>\S+)", "PortRefused", "port {port}: "),
         (rf"{_POD} on the switch of (?P<on>\S+)", "FlowsRefused", ""),
         (rf"{_NODE} on the switch of (?P<on>\S+)", "FlowsRefused", "on the switch of {on}, "),
+        (rf"{_SERVICE} on the switch of (?P<on>\S+)", "FlowsRefused", "on the switch of {on}, "),
     )
 }
 
 
 def _regarding(inventory: Inventory, words: Mapping[str, str]) -> Regarding | None:
-    if "node" in words:
-        node = inventory.nodes.get(words["node"])
-        return None if node is None else _reference("Node", node.metadata)
-    # The port of a Pod that is not there concerns nobody whom an Event could be about.
-    pod = (
-        inventory.pod_of(words["on"], words["port"])
-        if "port" in words
-        else inventory.pod(words["namespace"], words["pod"])
-    )
-    return None if pod is None else _reference("Pod", pod.metadata)
+    if "port" in words:
+        # The port of a Pod that is not there concerns nobody whom an Event could be about.
+        pod = inventory.pod_of(words["on"], words["port"])
+        return None if pod is None else _reference("Pod", pod.metadata)
+    for word, kind in _KINDS.items():
+        if word in words:
+            found = inventory.metadata(kind, words.get("namespace", ""), words[word])
+            return None if found is None else _reference(kind, found)
+    return None
+
+
+_KINDS: Final = {"node": "Node", "pod": "Pod", "service": "Service", "slice": "EndpointSlice"}
 
 
 def _reference(kind: str, metadata: Metadata) -> Regarding:
@@ -127,7 +134,7 @@ class Telling:
         if self.times > 1:
             series = {"count": self.times, "lastObservedTime": now}
             return Write("PATCH", f"{path}/{self.event}", {"series": series}, MERGE)
-        reference = {"apiVersion": "v1", **regarding._asdict()}
+        reference = {"apiVersion": API_VERSIONS[regarding.kind], **regarding._asdict()}
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -197,12 +204,12 @@ class Account:
         calm = [object_ for object_, last in self._uneasy.items() if now - last >= CALM]
         due = []
         for regarding in calm:
-            _, namespace, name, _ = regarding
-            known = inventory.pod(namespace, name) if namespace else inventory.nodes.get(name)
-            if known is None or known.metadata.uid != regarding.uid:
+            kind, namespace, name, uid = regarding
+            known = inventory.metadata(kind, namespace, name)
+            if known is None or known.uid != uid:
                 del self._uneasy[regarding]
                 continue
-            sentence = f"the network of this {regarding.kind} is in order again"
+            sentence = f"the network of this {kind} is in order again"
             due.append(_telling(Problem(regarding, IN_ORDER, sentence)))
         return due
 

@@ -1,6 +1,6 @@
 """What the controller counts (Prometheus text format, on `/metrics`)."""
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 SESSIONS = Gauge("sluice_switch_sessions", "Switches connected")
 SYNCS = Counter("sluice_switch_syncs", "Times that a switch was brought in sync")
@@ -8,7 +8,7 @@ COMPARISONS = Counter("sluice_switch_comparisons", "Times that a switch was dump
 SEALED = Counter("sluice_switch_sealed", "Times that a switch's seals told that it is in sync")
 DRIFT = Counter(
     "sluice_switch_drift",
-    "Flows, seals and meters that were changed by somebody else, as audits found",
+    "Flows, groups, seals and meters that were changed by somebody else, as audits found",
     ["kind"],
 )
 FOREIGN = Gauge("sluice_foreign_flows", "Flows and groups on the switches that nobody here made")
@@ -18,3 +18,31 @@ EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["o
 EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems of Pods and Nodes not told as Events yet")
 NODES = Gauge("sluice_nodes", "Nodes that take part")
 ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
+SERVICES = Gauge("sluice_services", "Services that have an address")
+
+# What Kubernetes' scalability tests ask kube-proxy for, under its names and with its buckets
+# (pkg/proxy/metrics/metrics.go).
+PROGRAMMING = Histogram(
+    "kubeproxy_network_programming_duration_seconds",
+    "From the change of a Service's endpoints, as its EndpointSlice tells when that was, to a"
+    " switch's acknowledgement; one for each switch",
+    buckets=(
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, *range(1, 61),
+        *range(65, 126, 5), *range(135, 306, 10),
+    ),
+)  # fmt: skip
+SYNC_SECONDS = Histogram(
+    "kubeproxy_sync_proxy_rules_duration_seconds",
+    "Compiling and encoding what changed for all switches",
+    buckets=[0.0001 * 2**n for n in range(18)],
+)
+SYNCED_AT = Gauge(
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds", "When that was done last (Unix time)"
+)
+ENDPOINT_CHANGES = Gauge(
+    "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+    "EndpointSlices that came, changed or went",
+)
+SERVICE_CHANGES = Gauge(
+    "kubeproxy_sync_proxy_rules_service_changes_total", "Services that came, changed or went"
+)

@@ -6,6 +6,7 @@ Start, change and repair are one path: `controller.cluster` says what an event t
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -17,12 +18,14 @@ from controller import metrics
 from controller.agents import AgentProblems
 from controller.cluster import Inventory, Port
 from controller.desired import Desired
+from controller.services import StaleEndpoint, StaleFrontend
 from controller.session import Session
 from controller.sources.objects import Object
-from flows.pipeline import ZONE, PipelineError
+from flows.features.protocols import UDP
+from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import Batch, message_text
-from openflow.messages import InstalledFlow, PortReason, PortStatus
+from openflow.batch import Batch, Forget, message_text
+from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
 
@@ -32,6 +35,9 @@ SHARED_TICK = 0.005
 """Seconds in which changes of what all nodes share are gathered into one batch."""
 FORGET_TICK = 5.0
 """Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
+UDP_TICK = 0.05
+"""Seconds after a change of Services until UDP connections are forgotten that it has made stale:
+switches have its flows by then."""
 FORGET_AT_ONCE = 8
 """Of these in one batch, so that no flow has to wait for many of them."""
 TURNS = 16
@@ -59,6 +65,8 @@ class Reconciler:
         self.agents = AgentProblems(inventory)
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
+        self.services_changed = asyncio.Event()
+        """Set, and replaced, when what hosts do for Services changes: wakes agents that wait."""
         self._stale: set[Key] = set()
         """Shared fragments to be compiled at the next tick."""
         self._unmade: dict[str, set[Key]] = {}
@@ -66,6 +74,10 @@ class Reconciler:
         self._tick: asyncio.TimerHandle | None = None
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
+        self._stale_udp: dict[StaleEndpoint | StaleFrontend, None] = {}
+        self._udp_tick: asyncio.TimerHandle | None = None
+        self._host_changes = 0
+        self._started = time.time()
         self._turns = asyncio.Semaphore(TURNS)
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
@@ -81,6 +93,7 @@ class Reconciler:
         for item in changed:
             touched |= self.inventory.set_object(item)
         self._absorb(touched | self.inventory.settle())
+        self._follow_services()
 
     def report(self, subject: str, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
@@ -99,6 +112,7 @@ class Reconciler:
             self.listed.set()
             log.info("the cluster is known", nodes=len(self.inventory.view.nodes), whole=whole)
         if newly_whole:
+            self._wake_hosts()
             # What was not removed so far shows when the switches are compared.
             for session in self.sessions.values():
                 session.wake(compare=True)
@@ -192,6 +206,45 @@ class Reconciler:
             asyncio.get_running_loop().call_later(FORGET_TICK, self._forget_freed)
         self._freed |= dict.fromkeys(gone, node)
 
+    def _follow_services(self) -> None:
+        """What else than flows has to change with Services: hosts, and what connections know."""
+        services = self.inventory.services
+        if services.host_changes != self._host_changes:
+            self._host_changes = services.host_changes
+            self._wake_hosts()
+        stale = services.take_stale()
+        # What the first list holds was so before, as far as anybody knows.
+        if stale and self.listed.is_set():
+            self._stale_udp |= dict.fromkeys(stale)
+            if self._udp_tick is None:
+                self._udp_tick = asyncio.get_running_loop().call_later(
+                    UDP_TICK, self._forget_stale_udp
+                )
+
+    def _wake_hosts(self) -> None:
+        self.services_changed.set()
+        self.services_changed = asyncio.Event()
+
+    def _forget_stale_udp(self) -> None:
+        """Have every switch forget UDP to endpoints that are gone, and to what had none.
+
+        No answer would ever tell a client that nobody is there any more. After the flows are
+        there: a datagram in between would be remembered as before.
+        """
+        self._udp_tick = None
+        stale, self._stale_udp = list(self._stale_udp), {}
+        forgets = [
+            Forget.endpoint(zone, UDP, each.address, each.port)
+            if isinstance(each, StaleEndpoint)
+            else Forget.frontend(zone, UDP, each.address, each.port)
+            for each in stale
+            for zone in (ZONE, SNAT_ZONE)
+        ]
+        for at in range(0, len(forgets), FORGET_AT_ONCE):
+            batch = Batch.of_forgets(forgets[at : at + FORGET_AT_ONCE])
+            for session in self.sessions.values():
+                session.to_forget.put_nowait(batch)
+
     def _addresses(self, node: str) -> set[IPv4Address]:
         attachments = self.inventory.view.attachments.get(node, {})
         return {attachment.address for attachment in attachments.values()}
@@ -250,14 +303,21 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
+        services = self.inventory.services
+        # As in kube-proxy: what was done before this process began says nothing of how fast it is.
+        triggers = [t for t in services.take_triggers().values() if t >= self._started]
         try:
-            changed = self.desired.update_shared(self._stale)
+            with metrics.SYNC_SECONDS.time():
+                changed = self.desired.update_shared(self._stale, triggers)
         except PipelineError as error:
             # What is stale stays so, and comes with the next change.
             self.report("flows of every node", str(error))
             return
         self.report("flows of every node", "")
         self._stale.clear()
+        metrics.SYNCED_AT.set_to_current_time()
+        metrics.ENDPOINT_CHANGES.set(services.endpoint_changes)
+        metrics.SERVICE_CHANGES.set(services.service_changes)
         if changed:
             for session in self.sessions.values():
                 session.wake()
@@ -319,8 +379,8 @@ class Reconciler:
         metrics.FOREIGN.set(sum(session.foreign for session in self.sessions.values()))
         return verdict
 
-    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[int]]:
-        """The flows, and the ids of the groups, that a node's switch holds right now.
+    async def installed(self, node: str) -> tuple[list[InstalledFlow], list[InstalledGroup]]:
+        """The flows and the groups that a node's switch holds right now.
 
         Raises `KeyError` if it is not connected.
         """

@@ -9,7 +9,8 @@ is left on the switch, so whatever compares a switch takes that one away first.
 """
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import structlog
@@ -17,12 +18,22 @@ import structlog
 from controller import metrics
 from controller.audit import Drift
 from controller.desired import Desired, batch_of
-from flows.diff import Delta, diff, is_ours
+from flows import names
+from flows.compile import Program
+from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import state
-from flows.flow import Flow, Meter
+from flows.flow import Flow, Group, Meter
 from flows.text import flow_text
 from openflow import digest
-from openflow.batch import Batch, FlowDelete, FlowRemove, message_text
+from openflow.batch import (
+    Batch,
+    BucketRemove,
+    BucketsInsert,
+    FlowDelete,
+    FlowRemove,
+    Message,
+    message_text,
+)
 from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
@@ -64,14 +75,16 @@ class Session:
         self._cookies: set[int] = set()
         """Flows of ours that it holds and that are not in the shared program."""
         self._meters: dict[int, Meter] = {}
+        self._groups: dict[int, Group | None] = {}
+        """Groups of ours by their ids, as `_cookies`; None: it holds one, and nobody knows what."""
         self._seal = 0
         """The cookie of the node's seal on it; 0 for none."""
         self._suspect: set[int] | None = None
         """Ranges of cookies in which it holds something else than it acknowledged; with none, but
-        not None, that is its meters."""
+        not None, that is its meters or groups."""
         self._odd_seals: SwitchDigest | None = None
         """The last digest, where it had other seals than it should have."""
-        self._unmended = Drift()
+        self._unmended = Drift(), Delta()
         """What the last repair was about, unless it was found right since."""
         self._next_repair = 0.0
         """Time of the event loop before which none is tried."""
@@ -114,15 +127,27 @@ class Session:
             if not state.is_seal(flow.table, flow.cookie)
         }
         self._meters = dict(await self.switch.dump_meters())
+        ids = {group.id for group in await self.switch.dump_groups() if group.id in names.GROUPS}
         desired = self._desired
         version = desired.shared.version
         shared = desired.shared.cookies
         held = shared.keys() & installed
+        shared_groups = desired.shared.groups
+        held_groups = _held(shared_groups.values(), ids, installed)
+        own_groups = _held(desired.program(self.node).groups.values(), ids, installed)
+        self._groups = {number: own_groups.get(number) for number in ids - shared_groups.keys()}
         if held or self.left_out:
             known = held | self.left_out
             missing = tuple(flow for cookie, (flow, _) in shared.items() if cookie not in known)
             batch = batch_of(
-                Delta(adds=missing),
+                Delta(
+                    adds=missing,
+                    groups_set=tuple(
+                        GroupChange(group)
+                        for number, group in shared_groups.items()
+                        if number not in held_groups and self._is_wanted(group)
+                    ),
+                ),
                 desired.shared.seal,
                 sealed=desired.whole and not self.left_out,
                 first=[FlowRemove(desired.program(self.node).seal)],
@@ -149,6 +174,7 @@ class Session:
             return False
         self.shared_version = shared.version
         self._cookies, self._meters = set(own.cookies), dict(own.meters)
+        self._groups = dict(own.groups)
         self._seal = own.seal.cookie
         metrics.SEALED.inc()
         log.info("found sealed", node=self.node)
@@ -164,6 +190,8 @@ class Session:
             for version, batch in lacking:
                 await self._apply(batch)
                 self.shared_version = version
+                for triggered in self._desired.triggers.get(version, ()):
+                    metrics.PROGRAMMING.observe(max(0.0, time.time() - triggered))
 
     async def _sync_own(self) -> None:
         """Make the node's own flows and meters right."""
@@ -173,12 +201,17 @@ class Session:
             for cookie, (flow, _) in program.cookies.items()
             if cookie not in self.left_out
         }
-        delta = diff(self._cookies, self._meters, wanted, program.meters)
-        # A flow left over from before may have become a shared one again meanwhile.
-        deletes = tuple(c for c in delta.deletes if c not in self._desired.shared.cookies)
-        delta = replace(delta, deletes=deletes)
+        groups = {n: group for n, group in program.groups.items() if self._is_wanted(group)}
+        delta = diff(self._cookies, self._meters, self._groups, wanted, program.meters, groups)
+        # What is left over from before may have become a shared one again meanwhile.
+        shared = self._desired.shared
+        delta = replace(
+            delta,
+            deletes=tuple(c for c in delta.deletes if c not in shared.cookies),
+            groups_delete=tuple(n for n in delta.groups_delete if n not in shared.groups),
+        )
         if not self._desired.whole:
-            delta = replace(delta, deletes=(), meters_delete=())
+            delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
         sealed = self._desired.whole and not self.left_out
         seal = program.seal.cookie if sealed else 0
         if not delta and seal == self._seal:
@@ -186,10 +219,17 @@ class Session:
         await self._apply(batch_of(delta, program.seal, sealed=sealed, meters=self._meters))
         self._seal = seal
         self._cookies = self._cookies - set(delta.deletes) | {f.cookie for f in delta.adds}
+        for change in delta.groups_set:
+            self._groups[change.new.id] = change.new
+        for number in delta.groups_delete:
+            del self._groups[number]
         for meter in delta.meters_set:
             self._meters[meter.id] = meter
         for meter_id in delta.meters_delete:
             self._meters.pop(meter_id, None)
+
+    def _is_wanted(self, group: Group) -> bool:
+        return state.companion(group).cookie not in self.left_out
 
     async def forget_for_ever(self) -> None:
         """Send what `to_forget` gets. Raises `ConnectionLost`."""
@@ -217,10 +257,10 @@ class Session:
         """
         causes: dict[str, str] = {}
         for message, error in refused.refusals:
-            if not isinstance(message, Flow):
-                continue
             for program in (self._desired.shared, self._desired.program(self.node)):
-                if found := program.cookies.get(message.cookie):
+                if (cookie := _cookie_of(message, program)) and (
+                    found := program.cookies.get(cookie)
+                ):
                     self.left_out |= {flow.cookie for flow in found[1].flows}
                     causes[found[1].cause] = f"the switch refused {message_text(message)}: {error}"
         return causes
@@ -241,7 +281,8 @@ class Session:
             self._odd_seals = given
             return "moved on"
         self._odd_seals = None
-        sums = (each.sums for each in self._desired.digests(self.node))
+        digests = self._desired.digests(self.node)
+        sums = (each.sums for each in digests)
         expected = [digest.total(pair) for pair in zip(*sums, strict=True)]
         differing = {
             number
@@ -249,12 +290,15 @@ class Session:
             if is_ != should
         }
         wrong_meters = given.meters != digest.of_meters(own.meters.values())
-        if not differing and not wrong_meters:
-            self._unmended = Drift()
+        wrong_groups = given.groups != digest.total(each.groups_total for each in digests)
+        if not differing and not wrong_meters and not wrong_groups:
+            self._unmended = Drift(), Delta()
             return "right"
         if asyncio.get_running_loop().time() >= self._next_repair:
             if wrong_meters:
                 self._found_drift("meters", 1)
+            if wrong_groups:
+                self._found_drift("groups", 1)
             self._suspect = differing
             self.wake()
         return "drift"
@@ -272,20 +316,22 @@ class Session:
             known = {c: d for c, d in known.items() if c % digest.RANGES in suspect}
         else:
             installed += await self.switch.dump_flows()
+        groups = await self._wrong_groups()
         drift = Drift.of(installed, known)
-        if not drift:
+        if not drift and not groups.groups_set and not groups.groups_delete:
             return
         desired = self._desired.of(self.node)
         for kind, cookies in drift.by_kind().items():
             self._found_drift(kind, len(cookies), self._described(cookies, desired))
-        if drift == self._unmended:
-            # Somebody works against us, or this Open vSwitch shows a flow in a form that we do not
-            # know. Either is for people to find out; the switch is to have its peace.
+        if (drift, groups) == self._unmended:
+            # Somebody works against us, or this Open vSwitch shows a flow or a group in a form that
+            # we do not know. Either is for people to find out; the switch is to have its peace.
             log.error("drift is not mended by a repair", node=self.node)
             self._next_repair = asyncio.get_running_loop().time() + PAUSE_BETWEEN_VAIN_REPAIRS
-        self._unmended = drift
+        self._unmended = drift, groups
         mended = drift.missing | drift.altered
-        delta = Delta(
+        delta = replace(
+            groups,
             adds=tuple(desired[c][0] for c in mended if c in desired),
             # A meter that was deleted took the flows with it that use it: they need it again.
             meters_set=tuple(
@@ -300,6 +346,27 @@ class Session:
         await self._apply(batch_of(delta, seal, sealed=True, meters=self._meters, first=first))
         self._meters |= {meter.id: meter for meter in delta.meters_set}
 
+    async def _wrong_groups(self) -> Delta:
+        """What puts right the groups that somebody changed, took away or brought."""
+        wanted = {
+            **self._desired.shared.groups,
+            **self._desired.program(self.node).groups,
+        }
+        digests = {
+            n: d for each in self._desired.digests(self.node) for n, d in each.groups.items()
+        }
+        held = {
+            group.id: digest.of_group_entry(group)
+            for group in await self.switch.dump_groups()
+            if group.id in names.GROUPS
+        }
+        return Delta(
+            groups_set=tuple(
+                GroupChange(group) for n, group in wanted.items() if held.get(n) != digests[n]
+            ),
+            groups_delete=tuple(sorted(held.keys() - wanted.keys())),
+        )
+
     def _found_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
         metrics.DRIFT.labels(kind).inc(count)
         if count:
@@ -313,3 +380,25 @@ class Session:
                 yield f"{cause}: {flow_text(flow)}"
             else:
                 yield f"cookie={cookie:#x}"
+
+
+def _held(
+    groups: Iterable[Group], ids: Collection[int], cookies: Collection[int]
+) -> dict[int, Group]:
+    """Those that a switch with these groups and flows holds as they are, by what its flows say."""
+    return {
+        group.id: group
+        for group in groups
+        if group.id in ids and state.companion(group).cookie in cookies
+    }
+
+
+def _cookie_of(message: Message, program: Program) -> int:
+    """The cookie of a flow that belongs to the object which a refused message is about, or 0."""
+    match message:
+        case Flow():
+            return message.cookie
+        case Group(id=number) | BucketsInsert(group=number) | BucketRemove(group=number):
+            group = program.groups.get(number)
+            return state.companion(group).cookie if group else 0
+    return 0

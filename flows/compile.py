@@ -5,12 +5,13 @@ fragments of a scope, and can take a changed fragment in at a cost that does not
 others. Compiling anew (`compile_scope`) is the oracle that every update must equal.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from flows.diff import Delta
-from flows.features import arp, classify, conntrack, forwarding, output, state
-from flows.flow import Flow, Meter
+from flows.diff import Delta, GroupChange
+from flows.features import arp, classify, conntrack, forwarding, output, services, state
+from flows.flow import Flow, Group, Meter
 from flows.pipeline import LAYOUT, PipelineError
 from flows.view import CLUSTER_SCOPE, ClusterView, Key
 
@@ -22,43 +23,68 @@ class Fragment:
     cause: str
     flows: tuple[Flow, ...]
     meters: tuple[Meter, ...] = ()
+    groups: tuple[Group, ...] = ()
+    """Each has a flow among `flows` that says what it holds (`flows.features.state.companion`)."""
 
 
 def fragment(view: ClusterView, key: Key) -> Fragment | None:
     """The flows that the object behind `key` causes in its scope; None where it is no more."""
-    cluster = view.cluster
-    if key.kind == "cluster":
-        return Fragment(
-            "cluster",
-            (
-                *LAYOUT.misses(),
-                *(
-                    flow
-                    for feature in (classify, arp, conntrack, forwarding, output)
-                    for flow in feature.cluster(cluster)
-                ),
-            ),
-        )
-    node = view.nodes.get(key.name if key.scope == CLUSTER_SCOPE else key.scope)
+    return _FRAGMENTS[key.kind](view, key)
+
+
+def _cluster(view: ClusterView, _: Key) -> Fragment:
+    features = (classify, arp, conntrack, services, forwarding, output)
+    flows = (flow for feature in features for flow in feature.cluster(view.cluster))
+    return Fragment("cluster", (*LAYOUT.misses(), *flows))
+
+
+def _peer(view: ClusterView, key: Key) -> Fragment | None:
+    node = view.nodes.get(key.name)
     if node is None:
         return None
-    if key.kind == "peer":
-        features = (classify, conntrack, forwarding)
-        return Fragment(str(node), tuple(f for m in features for f in m.peer(cluster, node)))
-    if key.kind == "node":
-        return Fragment(str(node), (*classify.node(cluster, node), *forwarding.node(cluster, node)))
-    attachment = view.attachments.get(node.name, {}).get(key.name)
-    if attachment is None:
+    features = (classify, conntrack, forwarding)
+    return Fragment(str(node), tuple(f for m in features for f in m.peer(view.cluster, node)))
+
+
+def _service(view: ClusterView, key: Key) -> Fragment | None:
+    service = view.services.get(key.name)
+    if service is None:
         return None
-    return Fragment(
-        str(attachment),
-        tuple(
-            flow
-            for feature in (classify, conntrack, forwarding, output)
-            for flow in feature.attachment(cluster, attachment)
-        ),
-        (conntrack.attachment_meter(cluster, attachment),),
-    )
+    if key.scope == CLUSTER_SCOPE:
+        flows, groups = services.service(service)
+    elif key.scope in view.nodes and key.name in view.local_services.get(key.scope, ()):
+        flows, groups = services.service_on(service, key.scope)
+    else:
+        return None
+    return Fragment(str(service), (*flows, *map(state.companion, groups)), groups=tuple(groups))
+
+
+def _node(view: ClusterView, key: Key) -> Fragment | None:
+    node = view.nodes.get(key.scope)
+    if node is None:
+        return None
+    features = (classify, conntrack, services, forwarding)
+    flows = tuple(flow for feature in features for flow in feature.node(view.cluster, node))
+    return Fragment(str(node), flows, (services.node_meter(view.cluster),))
+
+
+def _attachment(view: ClusterView, key: Key) -> Fragment | None:
+    attachment = view.attachments.get(key.scope, {}).get(key.name)
+    if attachment is None or key.scope not in view.nodes:
+        return None
+    features = (classify, conntrack, forwarding, output)
+    flows = tuple(f for m in features for f in m.attachment(view.cluster, attachment))
+    meters = (conntrack.attachment_meter(view.cluster, attachment),)
+    return Fragment(str(attachment), flows, meters)
+
+
+_FRAGMENTS: Final[Mapping[str, Callable[[ClusterView, Key], Fragment | None]]] = {
+    "cluster": _cluster,
+    "peer": _peer,
+    "service": _service,
+    "node": _node,
+    "attachment": _attachment,
+}
 
 
 class Program:
@@ -71,6 +97,8 @@ class Program:
         self.version = 0
         self.scope = scope
         self.meters: dict[int, Meter] = {}
+        self.groups: dict[int, Group] = {}
+        """By id."""
         self._fragments: dict[Key, Fragment] = {}
         self._flows: dict[int, tuple[Flow, Fragment]] = {}
         self._taken: dict[object, int] = {}
@@ -81,6 +109,14 @@ class Program:
     def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:
         """Every flow by its cookie, with the fragment that wants it."""
         return self._flows
+
+    def groups_with_causes(self) -> dict[int, tuple[Group, str]]:
+        """Every group by its id, with the object it is there for."""
+        return {
+            group.id: (group, fragment.cause)
+            for fragment in self._fragments.values()
+            for group in fragment.groups
+        }
 
     def flows(self) -> Iterator[Flow]:
         """Every flow."""
@@ -114,6 +150,8 @@ class Program:
                     )
                 wanted[flow.key] = flow, made
         added = {flow.cookie: (flow, made) for flow, made in wanted.values()}
+        groups = {group.id: group for f in new for group in f.groups}
+        old_groups = {group.id for f in old for group in f.groups}
         delta = Delta(
             adds=tuple(flow for cookie, (flow, _) in added.items() if cookie not in removed),
             deletes=tuple(sorted(cookie for cookie in removed if cookie not in added)),
@@ -125,6 +163,12 @@ class Program:
                     {m.id for f in old for m in f.meters} - {m.id for f in new for m in f.meters}
                 )
             ),
+            groups_set=tuple(
+                GroupChange(group, self.groups.get(number))
+                for number, group in groups.items()
+                if self.groups.get(number) != group
+            ),
+            groups_delete=tuple(sorted(old_groups - groups.keys())),
         )
         for cookie in removed:
             del self._taken[self._flows.pop(cookie)[0].key]
@@ -139,6 +183,9 @@ class Program:
         gone = [self.meters.pop(number) for number in delta.meters_delete]
         gone += [self.meters[m.id] for m in delta.meters_set if m.id in self.meters]
         self.meters.update((meter.id, meter) for meter in delta.meters_set)
+        for number in delta.groups_delete:
+            del self.groups[number]
+        self.groups.update(groups)
         # Incrementally, or a change would cost what did not change.
         self._total += sum(added) + sum(meter.digest for meter in delta.meters_set)
         self._total -= sum(removed) + sum(meter.digest for meter in gone)

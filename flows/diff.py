@@ -4,25 +4,56 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from flows import names
-from flows.flow import Flow, Meter
+from flows.flow import Bucket, Flow, Group, Meter
 from flows.pipeline import Feature
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """A group is to be what `new` is. `old` is what the switch holds; None: that is not known."""
+
+    new: Group
+    old: Group | None = None
+
+    def buckets(self) -> tuple[tuple[int, ...], tuple[Bucket, ...]] | None:
+        """The ids of buckets to remove, and those to insert after that; None: send all of it.
+
+        A bucket that changed is both. All of it is sent too where that is less.
+        """
+        new, old = self.new, self.old
+        if old is None or (new.id, new.method, new.fields) != (old.id, old.method, old.fields):
+            return None
+        before = {bucket.id: bucket for bucket in old.buckets}
+        inserted = tuple(each for each in new.buckets if before.get(each.id) != each)
+        kept = {bucket.id for bucket in new.buckets}.difference(each.id for each in inserted)
+        removed = tuple(number for number in before if number not in kept)
+        return None if len(inserted) + len(removed) > len(new.buckets) else (removed, inserted)
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What brings a switch from one state to another.
 
-    Order on the switch: meters, then `adds`, then `deletes` (by cookie, so that a flow which
-    took another's place stays), then the meters that are gone.
+    Order on the switch: meters, then `groups_set`, then `adds`, then `deletes` (by cookie, so that
+    a flow which took another's place stays), then groups and meters that are gone.
     """
 
     adds: tuple[Flow, ...] = ()
     deletes: tuple[int, ...] = ()
     meters_set: tuple[Meter, ...] = ()
     meters_delete: tuple[int, ...] = ()
+    groups_set: tuple[GroupChange, ...] = ()
+    groups_delete: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.adds or self.deletes or self.meters_set or self.meters_delete)
+        return bool(
+            self.adds
+            or self.deletes
+            or self.meters_set
+            or self.meters_delete
+            or self.groups_set
+            or self.groups_delete
+        )
 
 
 OURS = frozenset(int(feature) for feature in Feature if feature != Feature.LEARNED)
@@ -33,16 +64,24 @@ def is_ours(cookie: int) -> bool:
     return cookie >> 56 in OURS
 
 
+def is_learned(cookie: int) -> bool:
+    """Whether a flow with this cookie was made by the switch itself, as a flow of ours told it."""
+    return cookie >> 56 == Feature.LEARNED
+
+
 def diff(
     installed: Collection[int],
     installed_meters: Mapping[int, Meter],
+    installed_groups: Mapping[int, Group | None],
     desired: Mapping[int, Flow],
     desired_meters: Mapping[int, Meter],
+    desired_groups: Mapping[int, Group],
 ) -> Delta:
     """Set difference of cookies, which name flows by content.
 
-    Flows that are not ours (made by hand, or learned) are left alone, and meters with ids that
-    no attachment has.
+    Flows that are not ours (made by hand, or learned) are left alone, and meters and groups whose
+    ids are not ours. An installed group of which nobody knows what it holds is None, and sent
+    whole.
     """
     return Delta(
         adds=tuple(flow for cookie, flow in desired.items() if cookie not in installed),
@@ -53,7 +92,18 @@ def diff(
         meters_delete=tuple(
             meter
             for meter in installed_meters
-            if meter not in desired_meters
-            and names.FIRST_ATTACHMENT_OFPORT <= meter <= names.LAST_ATTACHMENT_OFPORT
+            if meter not in desired_meters and names.is_our_meter(meter)
+        ),
+        groups_set=tuple(
+            GroupChange(group, installed_groups.get(number))
+            for number, group in desired_groups.items()
+            if installed_groups.get(number) != group
+        ),
+        groups_delete=tuple(
+            sorted(
+                number
+                for number in installed_groups
+                if number not in desired_groups and number in names.GROUPS
+            )
         ),
     )

@@ -24,6 +24,16 @@ ROUTER_MAC = "0a:58:a9:fe:01:01"
 # The host's own end, sluice-gw: one MAC on all nodes, again so that flows are shared.
 GATEWAY_MAC = "0a:58:a9:fe:01:02"
 
+# Whose connections come back to where they came from have this source there (hairpin).
+HAIRPIN_ADDRESS = IPv4Address("169.254.1.2")
+# What the host translates its own addresses to for a connection to a NodePort.
+NODE_PORT_ADDRESS = IPv4Address("169.254.1.3")
+
+# The meters of attachments are numbered as their ofports; this one is the switch's own.
+REFUSAL_METER = 1
+# Ids of our groups; others are somebody else's.
+GROUPS = range(0x1000_0000, 0x2000_0000)
+
 # Of the bridge's own port, which nothing uses; a random one would be changed by udev.
 BRIDGE_MAC = "0a:58:a9:fe:01:03"
 
@@ -73,6 +83,22 @@ def address_of(mac: str) -> IPv4Address | None:
 def gateway_address(pod_cidr: IPv4Network) -> IPv4Address:
     """The host's own address among its pods: the first of the node's podCIDR."""
     return pod_cidr[1]
+
+
+def is_our_meter(number: int) -> bool:
+    """Whether a meter of this id is an attachment's, or the switch's own."""
+    return number == REFUSAL_METER or number in range(
+        FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT + 1
+    )
+
+
+def snat_address(pod_cidr: IPv4Network) -> IPv4Address:
+    """The source, on other nodes, of what came to a Service of this node from outside.
+
+    The first address of the podCIDR, which no pod has and the host does not send from: so its
+    ports are never in each other's way.
+    """
+    return pod_cidr[0]
 
 
 def datapath_id(node: str) -> int:

@@ -12,7 +12,20 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
-from flows.flow import FIELDS, Action, Ct, Flow, Goto, MatchValue, Move, SetField, match
+from flows.flow import (
+    FIELDS,
+    Action,
+    Bucket,
+    Ct,
+    Flow,
+    Goto,
+    Learn,
+    MatchValue,
+    Move,
+    Resubmit,
+    SetField,
+    match,
+)
 
 
 class PipelineError(ValueError):
@@ -121,17 +134,20 @@ class Bits:
 
 
 class Source(IntEnum):
-    """Values of the register field `Source`: by what kind of port a packet came in."""
+    """Values of the register field `Source`: who sent a packet, by the port it came in."""
 
     POD = 1
     TUNNEL = 2
     GATEWAY = 3
+    """The outside world, through the node."""
+    HOST = 4
+    """The node itself."""
 
 
 ZONE: Final = 100
 """The conntrack zone of everything a bridge forwards. One zone: a second costs 10 to 15 % CPU."""
 SNAT_ZONE: Final = 101
-"""For connections that need both DNAT and SNAT, which one zone cannot do. Reserved for Services."""
+"""For connections that need both DNAT and SNAT, which one zone cannot do."""
 
 CT_MARK: Final = (
     Bits("FromService", (0, 0), "translated by a Service; its replies must be translated back"),
@@ -140,7 +156,10 @@ CT_MARK: Final = (
     Bits("Known", (3, 3), "counted and committed once, though it may still be +new: no answer yet"),
     Bits("PolicyEpoch", (8, 15), "the policy generation that let the connection in"),
 )
-KNOWN: Final = next(bits.mask for bits in CT_MARK if bits.name == "Known")
+FROM_SERVICE, NEEDS_SNAT, KNOWN = (
+    next(bits.mask for bits in CT_MARK if bits.name == name)
+    for name in ("FromService", "NeedsSnat", "Known")
+)
 CT_LABEL: Final = (
     Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that let it in"),
     Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that let it in"),
@@ -149,9 +168,30 @@ CT_LABEL: Final = (
 REGISTERS: Final = (
     Register(
         "Source", "reg0", (0, 3),
-        writers=("Classifier",),
-        readers=("NewConnection", "Forwarding"),
-        doc="by what kind of port the packet came in: 1 pod, 2 tunnel, 3 gateway",
+        writers=("Classifier", "GatewayGuard"),
+        readers=(
+            "UnSnat", "ConntrackState", "NewConnection", "NodeAddress", "ServiceChoice",
+            "DestinationGuard", "Forwarding",
+        ),
+        doc="who sent it: 1 a pod, 2 the tunnel, 3 the world through the node, 4 the node itself",
+    ),
+    Register(
+        "NodeAddress", "reg0", (4, 4),
+        writers=("NodeAddress",),
+        readers=("ServiceChoice",),
+        doc="it is for this node's own address, where NodePorts are",
+    ),
+    Register(
+        "Hairpin", "reg0", (5, 5),
+        writers=("Hairpin",),
+        readers=("Commit", "Snat", "Output"),
+        doc="it leaves by the port it came in by",
+    ),
+    Register(
+        "Refused", "reg0", (6, 6),
+        writers=("Refuse",),
+        readers=("Commit", "Snat"),
+        doc="no endpoint: the node's own stack is to refuse it",
     ),
     Register(
         "AttachmentTag", "reg0", (12, 31),
@@ -161,9 +201,33 @@ REGISTERS: Final = (
     ),
     Register(
         "OutputPort", "reg1", (0, 31),
-        writers=("Forwarding",),
-        readers=("Output",),
+        writers=("Refuse", "Forwarding"),
+        readers=("Hairpin", "Commit", "Snat", "Output"),
         doc="the OpenFlow port to leave by",
+    ),
+    Register(
+        "Service", "reg2", (0, 31),
+        writers=("ServiceChoice",),
+        readers=("Affinity", "AffinityCheck", "EndpointChoice", "ServiceNat", "Groups"),
+        doc="the Service port it is for: the id of its group",
+    ),
+    Register(
+        "EndpointAddress", "reg3", (0, 31),
+        writers=("Affinity", "EndpointChoice"),
+        readers=("AffinityCheck", "ServiceNat"),
+        doc="the endpoint that its client has had before, or that the group chose",
+    ),
+    Register(
+        "EndpointPort", "reg4", (0, 15),
+        writers=("Affinity", "EndpointChoice"),
+        readers=("AffinityCheck", "ServiceNat"),
+        doc="that endpoint's port",
+    ),
+    Register(
+        "Zone", "reg5", (0, 31),
+        writers=("Topology",),
+        readers=("EndpointChoice",),
+        doc="the node's zone, as a hash of its name",
     ),
 )  # fmt: skip
 
@@ -182,7 +246,7 @@ TABLES: Final = (
         writers=(Feature.CLASSIFY,),
         match=("in_port", "dl_src", "dl_dst", "dl_type", "nw_src", "nw_proto",
                "arp_sha", "arp_spa", "icmpv6_type"),
-        next=("Arp", "Conntrack"),
+        next=("Arp", "UnSnat"),
         miss_doc="a pod that pretends to be somebody else, broadcasts, or speaks another protocol",
     ),
     Table(
@@ -190,15 +254,15 @@ TABLES: Final = (
         "From the tunnel come known peers only, and from each only its own pods.",
         writers=(Feature.CLASSIFY,),
         match=("dl_type", "tun_src", "nw_src"),
-        next=("Conntrack",),
+        next=("UnSnat",),
         miss_doc="an unknown peer, or an inner source that is not that peer's",
     ),
     Table(
         14, "GatewayGuard",
         "The host sends to pods as itself or for the outside world, never as a pod.",
         writers=(Feature.CLASSIFY,),
-        match=("dl_type", "dl_src", "nw_src"),
-        next=("Arp", "Conntrack"),
+        match=("dl_type", "dl_src", "nw_src"), writes=("Source",),
+        next=("Arp", "UnSnat"),
         miss_doc="what the host's stack sends by itself: IPv6, multicast",
     ),
     Table(
@@ -208,6 +272,13 @@ TABLES: Final = (
         match=("dl_type", "arp_op", "arp_tpa"),
         writes=("dl_src", "dl_dst", "arp_op", "arp_sha", "arp_tha", "arp_spa", "arp_tpa"),
         miss_doc="ARP for anything but the router",
+    ),
+    Table(
+        25, "UnSnat",
+        "Gives replies to a translated source their true destination back.",
+        writers=(Feature.SERVICES,),
+        match=("dl_type", "nw_dst", "Source"), next=("Conntrack",),
+        miss="Conntrack", miss_doc="not to an address that sources are translated to",
     ),
     Table(
         30, "Conntrack",
@@ -220,30 +291,86 @@ TABLES: Final = (
         32, "ConntrackState",
         "Established connections go straight to forwarding; new ones meet layer 4 flows.",
         writers=(Feature.CONNTRACK,),
-        match=("ct_state", "ct_mark"), next=("NewConnection", "PolicyFromPod", "Forwarding"),
+        match=("ct_state", "ct_mark", "dl_type", "nw_proto", "icmp_type", "Source"),
+        next=("NewConnection", "PolicyFromPod", "Forwarding"),
         miss_doc="a packet that conntrack did not see",
     ),
     Table(
         40, "NewConnection",
         "What no pod may open, and how many connections a pod may open.",
         writers=(Feature.CONNTRACK,),
-        match=("in_port", "dl_type", "nw_proto", "nw_dst", "tp_src", "tp_dst", "Source"),
-        next=("ServiceChoice",),
-        miss="ServiceChoice", miss_doc="from the tunnel or the gateway: not metered",
+        match=("in_port", "dl_type", "nw_proto", "tp_src", "Source"),
+        next=("NodeAddress",),
+        miss="NodeAddress", miss_doc="from the tunnel or the gateway: not metered",
+    ),
+    Table(
+        50, "NodeAddress",
+        "Is it for an address of this node, where NodePorts are?",
+        writers=(Feature.SERVICES,),
+        match=("dl_type", "nw_dst", "Source"), writes=("NodeAddress",),
+        next=("ServiceChoice", "DestinationGuard"),
+        miss="ServiceChoice", miss_doc="not for an address of this node",
     ),
     Table(
         60, "ServiceChoice",
-        "Service addresses, and the choice of an endpoint.",
+        "Which Service port is it for? One flow for each address and port that a Service has.",
         writers=(Feature.SERVICES,),
-        match=(), next=("ServiceNat", "PolicyFromPod"),
-        miss="PolicyFromPod", miss_doc="not for a Service",
+        match=("dl_type", "nw_proto", "nw_src", "nw_dst", "tp_dst", "NodeAddress", "Source"),
+        writes=("Service",),
+        next=("Affinity", "AffinityCheck", "Topology", "Refuse"),
+        miss="DestinationGuard", miss_doc="not for a Service",
+    ),
+    Table(
+        62, "Affinity",
+        "Which endpoint has this client had before? Learned from its last connection.",
+        writers=(Feature.LEARNED,),
+        match=("Service", "dl_type", "nw_src"), writes=("EndpointAddress", "EndpointPort"),
+        miss_doc="a client without a connection in the time that counts: goes on without",
+    ),
+    Table(
+        63, "AffinityCheck",
+        "Is it an endpoint still?",
+        writers=(Feature.SERVICES,),
+        match=("Service", "EndpointAddress", "EndpointPort"), next=("ServiceNat",),
+        miss="Topology", miss_doc="none, or none any more: choose anew",
+    ),
+    Table(
+        64, "Topology",
+        "In which zone is this node?",
+        writers=(Feature.SERVICES,),
+        match=(), writes=("Zone",), next=("EndpointChoice",),
+        miss="EndpointChoice", miss_doc="its Node names none",
+    ),
+    Table(
+        66, "EndpointChoice",
+        "The group that chooses an endpoint, which then goes to ServiceNat or is translated to.",
+        writers=(Feature.SERVICES,),
+        match=("Service", "Zone"), writes=("EndpointAddress", "EndpointPort", "ct_mark"),
+        next=("ServiceNat", "DestinationGuard", "Refuse"),
+        miss_doc="a Service port that is just being removed",
     ),
     Table(
         70, "ServiceNat",
-        "Translates the destination to the endpoint chosen.",
+        "With affinity: remembers the endpoint for its client, and translates to it.",
         writers=(Feature.SERVICES,),
-        match=(), next=("PolicyFromPod",),
-        miss_doc="a choice without an endpoint",
+        match=("dl_type", "nw_proto", "Service", "EndpointAddress", "EndpointPort"),
+        writes=("ct_mark",), next=("DestinationGuard",),
+        miss_doc="a choice that is no endpoint",
+    ),
+    Table(
+        74, "DestinationGuard",
+        "What no pod may reach, by a Service or without one.",
+        writers=(Feature.CONNTRACK,),
+        match=("dl_type", "nw_proto", "nw_dst", "tp_dst", "Source"),
+        miss="PolicyFromPod", miss_doc="nothing forbidden",
+    ),
+    Table(
+        78, "Refuse",
+        "No endpoint: to the node's own stack, which refuses what the switch cannot.",
+        writers=(Feature.SERVICES,),
+        match=("dl_type",), writes=("dl_src", "dl_dst", "Refused", "OutputPort"),
+        next=("Hairpin",),
+        miss_doc="not IPv4",
     ),
     Table(
         80, "PolicyFromPod",
@@ -256,7 +383,7 @@ TABLES: Final = (
         100, "Forwarding",
         "By destination: a pod here, a peer node's range, the host, the outside world.",
         writers=(Feature.FORWARDING,),
-        match=("dl_type", "nw_dst", "Source"),
+        match=("dl_type", "nw_dst", "ct_state", "ct_mark", "Source"),
         writes=("dl_src", "dl_dst", "tun_dst", "OutputPort"),
         next=("PolicyToPod",),
         miss_doc="no way to go there",
@@ -265,28 +392,38 @@ TABLES: Final = (
         110, "PolicyToPod",
         "Who may reach a pod.",
         writers=(Feature.POLICY,),
-        match=(), next=("Commit",),
-        miss="Commit", miss_doc="no policy selects the pod",
+        match=(), next=("Hairpin",),
+        miss="Hairpin", miss_doc="no policy selects the pod",
+    ),
+    Table(
+        115, "Hairpin",
+        "Does it leave by the port it came in by?",
+        writers=(Feature.OUTPUT,),
+        match=("in_port", "OutputPort"), writes=("Hairpin",), next=("Commit",),
+        miss="Commit", miss_doc="by another port",
     ),
     Table(
         120, "Commit",
         "Remembers a new connection that everybody agreed to.",
         writers=(Feature.CONNTRACK,),
-        match=("dl_type", "ct_state", "ct_mark"), writes=("ct_mark",), next=("Snat",),
+        match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
+               "Hairpin", "OutputPort"),
+        writes=("ct_mark",), next=("Snat",),
         miss="Snat", miss_doc="a packet of a connection already known",
     ),
     Table(
         130, "Snat",
         "Translates the source where replies would not come back otherwise.",
         writers=(Feature.SERVICES,),
-        match=(), next=("Output",),
+        match=("dl_type", "ct_state", "ct_mark", "Refused", "Hairpin", "OutputPort"),
+        next=("Output",),
         miss="Output", miss_doc="no translation needed",
     ),
     Table(
         140, "Output",
         "Out of the port chosen: one flow per port, so that its counter is the port's.",
         writers=(Feature.OUTPUT,),
-        match=("OutputPort",),
+        match=("OutputPort", "Hairpin"),
         miss_doc="no port was chosen",
     ),
     Table(
@@ -294,6 +431,12 @@ TABLES: Final = (
         "No packet comes here: digests of what each scope should hold.",
         writers=(Feature.STATE,),
         match=(),
+    ),
+    Table(
+        252, "Groups",
+        "No packet comes here: digests of what each group should hold, which itself has no cookie.",
+        writers=(Feature.STATE,),
+        match=("Service",),
     ),
 )  # fmt: skip
 
@@ -394,6 +537,32 @@ class Layout:
             int(feature), stage.number, int(priority), match(self._resolve(fields)), actions, reason
         )
 
+    def bucket(self, table: str, number: int, weight: int, actions: Iterable[Action]) -> Bucket:
+        """A choice of a group that flows of `table` send packets to. Raises `PipelineError`."""
+        actions = tuple(actions)
+        for action in actions:
+            self._check_action(self.tables[table], action)
+        return Bucket(number, weight, actions)
+
+    def learn(
+        self, table: str, priority: int, cookie: int, idle_timeout: int,
+        match: Iterable[str], load: Iterable[str],
+    ) -> Learn:  # fmt: skip
+        """The action that makes a flow of `table` out of a packet; see `flows.flow.Learn`.
+
+        Raises `PipelineError` for fields that the table does not declare.
+        """
+        stage = self.tables[table]
+        match, load = tuple(match), tuple(load)
+        for names, declared in ((match, stage.match), (load, stage.writes)):
+            if not set(names) <= set(declared):
+                raise PipelineError(f"{table} does not declare all of {', '.join(names)}")
+        registers = [
+            tuple(self.registers[n].register if n in self.registers else n for n in names)
+            for names in (match, load)
+        ]
+        return Learn(stage.number, int(priority), cookie, idle_timeout, *registers)
+
     def load(self, name: str, value: int) -> SetField:
         """The action that writes a register field."""
         register = self.registers[name]
@@ -428,7 +597,7 @@ class Layout:
 
     def _check_action(self, stage: Table, action: Action) -> None:
         match action:
-            case Goto(table) | Ct(table=int(table)) if not any(
+            case Goto(table) | Resubmit(table) | Ct(table=int(table)) if not any(
                 self.tables[name].number == table for name in stage.next
             ):
                 raise PipelineError(f"{stage.name} does not declare table {table} as next")

@@ -15,11 +15,16 @@ from flows.flow import (
     Ct,
     Flow,
     Goto,
+    Group,
+    Learn,
     Move,
+    Nat,
     Note,
     Output,
     OutputReg,
+    Resubmit,
     SetField,
+    ToGroup,
 )
 from flows.pipeline import LAYOUT
 
@@ -44,6 +49,7 @@ _WRITTEN_NAMES = {
     "nw_src": "ip_src",
     "nw_dst": "ip_dst",
 }
+_NXM_NAMES = {"nw_src": "NXM_OF_IP_SRC"}
 _MOVED_NAMES = {
     "dl_src": "NXM_OF_ETH_SRC",
     "dl_dst": "NXM_OF_ETH_DST",
@@ -87,7 +93,7 @@ def match_text(flow: Flow) -> str:
 
 def actions_text(flow: Flow) -> str:
     """Comma-separated; `drop` for none."""
-    return ",".join(map(_action, flow.actions)) or "drop"
+    return ",".join(map(action_text, flow.actions)) or "drop"
 
 
 def golden(flows: Iterable[Flow]) -> str:
@@ -132,7 +138,8 @@ def _ct_state(value: int, mask: int | None) -> str:
     )
 
 
-def _action(action: Action) -> str:  # noqa: PLR0911 - one line per kind of action
+def action_text(action: Action) -> str:  # noqa: C901, PLR0911 - one line per kind of action
+    """As `ovs-ofctl --names` prints it."""
     match action:
         case Output(port):
             return "IN_PORT" if port == IN_PORT else f"output:{port}"
@@ -149,6 +156,12 @@ def _action(action: Action) -> str:  # noqa: PLR0911 - one line per kind of acti
             return f"meter:{meter}"
         case Note(data):
             return "note:" + data.hex(".")
+        case ToGroup(group):
+            return f"group:{group}"
+        case Resubmit(table):
+            return f"resubmit(,{table_name(table)})"
+        case Learn():
+            return _learn(action)
         case Goto(table):
             return f"goto_table:{table_name(table)}"
 
@@ -159,9 +172,44 @@ def _ct(ct: Ct) -> str:
         parts.append(f"table={table_name(ct.table)}")
     parts.append(f"zone={ct.zone}")
     if ct.nat is not None:
-        source = ct.nat.source
-        address = f"={IPv4Address(source)}" if source else ""
-        parts.append("nat" if source is None else f"nat(src{address})")
+        parts.append(_nat(ct.nat))
     if ct.exec:
-        parts.append(f"exec({','.join(map(_action, ct.exec))})")
+        parts.append(f"exec({','.join(map(action_text, ct.exec))})")
     return f"ct({','.join(parts)})"
+
+
+def _nat(nat: Nat) -> str:
+    if nat.destination is not None:
+        address, port = nat.destination
+        return f"nat(dst={IPv4Address(address)}:{port})"
+    if nat.source is None:
+        return "nat"
+    address_text = f"={IPv4Address(nat.source)}" if nat.source else ""
+    ports = ":{}-{}".format(*nat.ports) if nat.ports else ""
+    return f"nat(src{address_text}{ports})"
+
+
+def _learn(learn: Learn) -> str:
+    parts = [f"table={table_name(learn.table)}"]
+    if learn.idle_timeout:
+        parts.append(f"idle_timeout={learn.idle_timeout}")
+    parts += [f"priority={learn.priority}", f"cookie={learn.cookie:#x}", "eth_type=0x800"]
+    parts += (f"{_NXM_NAMES.get(n, f'NXM_NX_{n.upper()}')}[]" for n in learn.match)
+    for name in learn.load:
+        register = f"NXM_NX_{name.upper()}[]"
+        parts.append(f"load:{register}->{register}")
+    return f"learn({','.join(parts)})"
+
+
+def group_text(group: Group) -> str:
+    """As `ovs-ofctl --names dump-groups` prints it."""
+    parts = [f"group_id={group.id},type=select,selection_method={group.method}"]
+    fields = [_WRITTEN_NAMES.get(name, name) for name in group.fields]
+    if len(fields) == 1:
+        parts.append(f"fields={fields[0]}")
+    elif fields:
+        parts.append(f"fields({','.join(fields)})")
+    for bucket in group.buckets:
+        actions = ",".join(map(action_text, bucket.actions))
+        parts.append(f"bucket=bucket_id:{bucket.id},weight:{bucket.weight},actions={actions}")
+    return ",".join(parts)

@@ -5,6 +5,7 @@ never gets here; `controller.cluster` sees to that and says why.
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, NamedTuple
@@ -22,7 +23,7 @@ class Key(NamedTuple):
     """
 
     scope: str
-    kind: Literal["cluster", "peer", "node", "attachment"]
+    kind: Literal["cluster", "peer", "service", "node", "attachment"]
     name: str
 
 
@@ -46,6 +47,8 @@ class Node:
     pod_cidr: IPv4Network
     further_addresses: tuple[IPv4Address, ...] = ()
     """Others of its addresses, which pods must not send tunnel packets to either."""
+    zone: str = ""
+    """Its label `topology.kubernetes.io/zone`; empty where it has none."""
 
     @property
     def gateway(self) -> IPv4Address:
@@ -80,6 +83,80 @@ class Attachment:
         return f"Pod {self.pod}" if self.pod else f"container on port {self.port}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """An address and port behind a Service port (discovery/v1 Endpoint)."""
+
+    address: IPv4Address
+    port: int
+    ready: bool = True
+    """False: it is terminating and still serves, and counts only where no other is ready."""
+    node: str = ""
+    """The name of the Node it is on; empty where nobody says."""
+    zones: tuple[str, ...] = ()
+    """The zones whose clients it is meant for (hints); empty: no hint."""
+    nodes: tuple[str, ...] = ()
+    """The nodes whose clients it is meant for (hints); empty: no hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """An address and port under which clients know a Service port."""
+
+    address: IPv4Address | None
+    """None: each node's own (a NodePort)."""
+    port: int
+    external: bool
+    """Whether `externalTrafficPolicy` holds, and not the internal one."""
+    sources: tuple[IPv4Network, ...] | None = None
+    """Whom it serves (`loadBalancerSourceRanges`); None: everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a Service with everything that is behind it.
+
+    `groups` gives the ids of its groups: "cluster" always; "local", a node's own endpoints, where a
+    policy is Local; "node", those that hints mean for a node, where hints name nodes; "zone NAME"
+    for each zone that a hint names; and where one group cannot hold all, "part N of ..." for each
+    part of each of these. The first two are also what the register `Service` says of a connection
+    to it.
+    """
+
+    name: str
+    protocol: int
+    """IANA's number: 6, 17 or 132."""
+    frontends: tuple[Frontend, ...]
+    endpoints: tuple[Endpoint, ...]
+    """Sorted; those only that may ever get a connection."""
+    groups: Mapping[str, int]
+    internal_local: bool = False
+    external_local: bool = False
+    affinity: int | None = None
+    """Seconds since its last connection for which a client keeps its endpoint; None: not at all."""
+
+    def nodes_with_a_choice(self) -> set[str]:
+        """The nodes that choose otherwise than all others do."""
+        found: set[str] = set()
+        if "local" in self.groups:
+            found |= {endpoint.node for endpoint in self.endpoints if endpoint.node}
+        if "node" in self.groups:
+            found |= {node for endpoint in self.endpoints for node in endpoint.nodes}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service that somebody can connect to."""
+
+    namespace: str
+    name: str
+    ports: tuple[ServicePort, ...]
+
+    def __str__(self) -> str:
+        return f"Service {self.namespace}/{self.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterView:
     """Everything, for all nodes. `attachments` is by node name, then by port name."""
@@ -87,15 +164,24 @@ class ClusterView:
     cluster: Cluster
     nodes: Mapping[str, Node] = field(default_factory=dict)
     attachments: Mapping[str, Mapping[str, Attachment]] = field(default_factory=dict)
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """By `NAMESPACE/NAME`."""
+    local_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    """By node, the Services of which it has a choice of its own (see `nodes_with_a_choice`)."""
 
     def shared_keys(self) -> set[Key]:
         """The keys of all fragments that every node holds."""
         peers = {Key(CLUSTER_SCOPE, "peer", name) for name in self.nodes}
-        return {Key(CLUSTER_SCOPE, "cluster", ""), *peers}
+        services = {Key(CLUSTER_SCOPE, "service", name) for name in self.services}
+        return {Key(CLUSTER_SCOPE, "cluster", ""), *peers, *services}
 
     def node_keys(self, node: str) -> set[Key]:
         """The keys of the fragments that this node alone holds."""
         if node not in self.nodes:
             return set()
         attachments = self.attachments.get(node, {})
-        return {Key(node, "node", node), *(Key(node, "attachment", port) for port in attachments)}
+        return {
+            Key(node, "node", node),
+            *(Key(node, "attachment", port) for port in attachments),
+            *(Key(node, "service", name) for name in self.local_services.get(node, ())),
+        }

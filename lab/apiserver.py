@@ -36,7 +36,10 @@ metadata:
   name: sluice-lab-controller
 rules:
   - apiGroups: [""]
-    resources: [nodes, pods]
+    resources: [nodes, pods, services]
+    verbs: [get, list, watch]
+  - apiGroups: [discovery.k8s.io]
+    resources: [endpointslices]
     verbs: [get, list, watch]
   - apiGroups: [""]
     resources: [nodes/status]

@@ -78,8 +78,6 @@ class Cluster:
         values = {
             "image": kubelet.image_names(self.images)["coredns"],
             "cluster_dns": CLUSTER_DNS,
-            "api_host": CONTROL_ADDRESS,
-            "api_port": apiserver.PORT,
         }
         text = string.Template(COREDNS.read_text()).substitute(values)
         apply = ["apply", "--server-side", "--field-manager=sluice-lab", "-f", "-"]

@@ -45,7 +45,12 @@ def kubernetes_binaries(*, whole: bool = False) -> Path:
     """
     if not whole and (assets := os.environ.get("KUBEBUILDER_ASSETS")):
         return Path(assets)
-    command = [str(BUILD_SCRIPT), *(["--cluster"] if whole else [])]
+    return built(*(["--cluster"] if whole else []))
+
+
+def built(*options: str) -> Path:
+    """Where `scripts/kube-binaries` has built that set of programs. Raises `LabError`."""
+    command = [str(BUILD_SCRIPT), *options]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode:
         raise LabError(f"{' '.join(command)} gave no Kubernetes binaries; see above")

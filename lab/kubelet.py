@@ -92,6 +92,8 @@ def start_kubelet(node: NodeLayout, ours: Daemons, binaries: Path, pki: Path, ur
         f"--kubeconfig={kubeconfig}",
         f"--hostname-override={node.name}",
         f"--node-ip={node.address}",
+        # Each in a zone of its own, so that hints have something to tell apart.
+        f"--node-labels=topology.kubernetes.io/zone=zone-{node.name.removeprefix('node')}",
     ]
     ours.start("kubelet", machine.enter(node, argv))
 

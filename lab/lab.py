@@ -27,6 +27,7 @@ from lab.layout import (
 )
 from lab.patience import PATIENCE
 from lab.pods import Pod, Pods
+from lab.sources import Source
 from lab.spec import Options, Report, Spec, new_spec, quiet, with_programs
 
 
@@ -146,6 +147,14 @@ class Lab:
         with self._lock(exclusive=False):
             pods = self._pods()
             pods.delete(pods.get(namespace, name))
+
+    def apply(self, manifest: Mapping[str, Any]) -> None:
+        """Have the cluster hold this object (not a Node or Pod), as `kubectl apply` does."""
+        self._source().apply(manifest)
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Remove such an object; one that is not there is no error."""
+        self._source().delete(kind, namespace, name)
 
     def pod(self, namespace: str, name: str) -> Pod:
         """One pod."""
@@ -344,7 +353,10 @@ class Lab:
         return ControlPlane(self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls)
 
     def _pods(self) -> Pods:
-        return Pods(self.layout, self._control(self._spec()).source)
+        return Pods(self.layout, self._source())
+
+    def _source(self) -> Source:
+        return self._control(self._spec()).source
 
     def _node(self, name: str) -> NodeLayout:
         nodes = self._spec().nodes

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.pipeline import LAYOUT
+from flows.pipeline import LAYOUT, Feature
 from lab import Lab, LabError
 from lab.daemons import kill
 from lab.display import Steps
@@ -291,6 +291,8 @@ class Soak:
 
 
 _FOREIGN = "0xf0e1000000000001"
+_LEARNED = re.compile(f"cookie={int(Feature.LEARNED):#x}[0-9a-f]{{14}}")
+_UNDESIRED = ("foreign", "learned")
 _UNUSED = "priority=1,dl_type=0x9999,actions=drop"
 
 
@@ -299,12 +301,14 @@ def disagreements(lab: Lab, node: str) -> list[str]:
     answer = lab.ask(f"/v1/nodes/{node}/flows")
     if answer is None:
         return ["the controller does not tell its flows"]
-    compiled = {_as_dumped(row) for row in answer["flows"] if row["state"] != "foreign"}
+    compiled = {_as_dumped(row) for row in answer["flows"] if row["state"] not in _UNDESIRED}
     found = [f"{row['state']}: {_as_dumped(row)}" for row in answer["flows"]
-             if row["state"] not in ("installed", "foreign")]  # fmt: skip
+             if row["state"] not in ("installed", *_UNDESIRED)]  # fmt: skip
     dump = lab.exec(node, [*OFCTL, "--no-names", "--no-stats", "dump-flows", "br-int"]).stdout
     installed = {
-        line.strip() for line in dump.splitlines() if "actions=" in line and _FOREIGN not in line
+        line.strip()
+        for line in dump.splitlines()
+        if "actions=" in line and _FOREIGN not in line and not _LEARNED.search(line)
     }
     found += [f"compiled, not installed: {text}" for text in sorted(compiled - installed)]
     found += [f"installed, not compiled: {text}" for text in sorted(installed - compiled)]

@@ -37,6 +37,12 @@ class Source(Protocol):
     def delete_pod(self, namespace: str, name: str) -> None:
         """Remove a Pod; one that is not there is no error."""
 
+    def apply(self, manifest: Mapping[str, Any]) -> None:
+        """Make any other object be as the manifest says, or make it."""
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Remove such an object; one that is not there is no error."""
+
 
 @dataclass(frozen=True)
 class DirectorySource:
@@ -69,6 +75,17 @@ class DirectorySource:
 
     def delete_pod(self, namespace: str, name: str) -> None:
         self._pod_path(namespace, name).unlink(missing_ok=True)
+
+    def apply(self, manifest: Mapping[str, Any]) -> None:
+        metadata = manifest["metadata"]
+        path = self._path(manifest["kind"], metadata["namespace"], metadata["name"])
+        self._write(path, {**manifest, "metadata": {"creationTimestamp": _now(), **metadata}})
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        self._path(kind, namespace, name).unlink(missing_ok=True)
+
+    def _path(self, kind: str, namespace: str, name: str) -> Path:
+        return self.directory / f"{kind.lower()}s" / f"{namespace}.{name}.yaml"
 
     def _pod_path(self, namespace: str, name: str) -> Path:
         return self.directory / "pods" / f"{namespace}.{name}.yaml"
@@ -116,6 +133,12 @@ class KubernetesSource:
     def delete_pod(self, namespace: str, name: str) -> None:
         now = ["--ignore-not-found", "--grace-period=0", "--force", "--wait=false"]
         self._run(["delete", "pod", "-n", namespace, name, *now])
+
+    def apply(self, manifest: Mapping[str, Any]) -> None:
+        self._run(["apply", "--server-side", "--force-conflicts", "-f", "-"], manifest)
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        self._run(["delete", kind, "-n", namespace, name, "--ignore-not-found"])
 
     def _patch_status(
         self, what: Sequence[str], status: Mapping[str, Any], kind: str = "merge"

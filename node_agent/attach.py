@@ -19,7 +19,8 @@ from flows import names
 from flows.features.classify import attachment_entry
 from node_agent import bridge, nft, pod_link
 from node_agent.cni_call import Attached, CniCall, CniError, Code
-from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
+from node_agent.host_table import HostTable
+from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, Leases
 from node_agent.local_switch import LocalSwitch, SwitchAwayError
 from node_agent.node import FlowWatch, Node
 from node_agent.ovsdb import Ovsdb, OvsdbError
@@ -45,6 +46,7 @@ class Attachments:
         leases: Leases,
         watch: FlowWatch,
         switch: LocalSwitch,
+        table: HostTable,
         problems: PodProblems,
         *,
         clock: Callable[[], float] = time.time,
@@ -56,6 +58,7 @@ class Attachments:
         self._leases = leases
         self._watch = watch
         self._switch = switch
+        self._table = table
         self._problems = problems
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -183,6 +186,8 @@ class Attachments:
                     )  # fmt: skip
                     await self._plug_in(lease, pod)
                 await self._wait_for_flows(call, lease)
+                if lease.host_ports:
+                    await self._table.converge()
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
                 await asyncio.shield(self._delete(lease.container_id, lease.ifname))
@@ -209,10 +214,13 @@ class Attachments:
             return await asyncio.to_thread(
                 self._leases.take, call.container_id, call.ifname, call.port,
                 now=self._clock(), ofports=bridge.ofports(self._ovsdb),
-                netns=call.netns, pod=call.pod,
+                netns=call.netns, pod=call.pod, host_ports=call.host_ports,
+                dead=self._orphans() if call.host_ports else (),
             )  # fmt: skip
         except LeaseFileError as error:
             raise CniError(Code.TRY_AGAIN, "no address can be leased now", str(error)) from error
+        except HostPortError as error:
+            raise CniError(Code.HOST_PORT, "a host port is taken", str(error)) from error
         except LeaseError as error:
             raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
 
@@ -303,9 +311,19 @@ class Attachments:
             except LeaseError as error:
                 whole = False
                 log.warning("a lease is left", port=port, error=str(error))
+            else:
+                await self._give_up(lease)
         if whole:
             log.info("detached", port=port, address=str(lease.address) if lease else None)
         return whole
+
+    async def _give_up(self, lease: Lease) -> None:
+        """Take its host ports away. Where that fails, they go when the node is next repaired."""
+        try:
+            if lease.host_ports:
+                await self._table.converge()
+        except (nft.NftError, OSError) as error:
+            log.warning("host ports are left", port=lease.port, error=str(error))
 
     async def _check(self, call: CniCall) -> None:
         previous = call.conf.get("prevResult")
@@ -329,6 +347,8 @@ class Attachments:
                 )  # fmt: skip
             if self._agent.datapath == "netdev" and lease.port not in await nft.deaf():
                 found.append(f"the host's own network hears what {lease.port} receives")
+            if lease.host_ports:
+                found += await self._table.missing(lease)
         except (NetlinkError, nft.NftError, OSError) as error:
             raise CniError(Code.TRY_AGAIN, f"{lease.port} cannot be checked", str(error)) from error
         cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie

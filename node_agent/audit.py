@@ -14,14 +14,16 @@ from typing import Final
 import msgspec
 import structlog
 
-from flows.diff import is_ours
+from flows import names
+from flows.diff import is_learned, is_ours
 from flows.features.state import is_seal
 from flows.flow import Meter
 from node_agent import snapshot
+from node_agent.affinity import forget_idle
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
-from openflow.messages import InstalledFlow
+from openflow.messages import InstalledFlow, InstalledGroup
 from openflow.switch import ConnectionLost, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
@@ -38,6 +40,7 @@ class Dump:
     """All that a switch holds, and what it comes to."""
 
     flows: list[InstalledFlow]
+    groups: list[InstalledGroup]
     meters: Collection[Meter]
     digest: SwitchDigest
 
@@ -45,10 +48,13 @@ class Dump:
 async def look(switch: Switch) -> Dump:
     """Dump a switch. Raises `ConnectionLost`, `RequestRefused`."""
     flows = await switch.dump_flows()
+    groups = await switch.dump_groups()
     meters = await switch.dump_meters()
     ours = [flow for flow in flows if is_ours(flow.cookie)]
+    our_groups = [group for group in groups if group.id in names.GROUPS]
     return Dump(
         flows,
+        groups,
         meters.values(),
         SwitchDigest(
             seals=[flow.cookie for flow in ours if is_seal(flow.table, flow.cookie)],
@@ -58,8 +64,10 @@ async def look(switch: Switch) -> Dump:
                 if not is_seal(flow.table, flow.cookie)
             ),
             meters=digest.of_meters(meters.values()),
-            # No feature makes groups so far.
-            foreign=len(flows) - len(ours) + len(await switch.dump_groups()),
+            groups=digest.total(map(digest.of_group_entry, our_groups)),
+            foreign=sum(not (is_ours(flow.cookie) or is_learned(flow.cookie)) for flow in flows)
+            + len(groups)
+            - len(our_groups),
         ),
     )
 
@@ -68,7 +76,8 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
     """Look at the bridge (its management socket) again and again; tell the controller what is new.
 
     What the controller has found right, or cannot be told, is not told again before it differs.
-    What it has found right is what a switch that loses its flows is to get back.
+    What it has found right is what a switch that loses its flows is to get back. Each look also
+    ends what the switch has remembered of clients for long enough.
     """
     found_right: SwitchDigest | None = None
     async with Controllers(agent) as controllers:
@@ -78,6 +87,7 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
             try:
                 async with connect(bridge) as switch:
                     dump = await look(switch)
+                    await forget_idle(switch, dump.flows)
                 if dump.digest == found_right:
                     continue
                 found_right = None
@@ -93,7 +103,7 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
 
 
 async def _keep(agent: Agent, dump: Dump) -> None:
-    found = Snapshot.of(dump.flows, dump.meters)
+    found = Snapshot.of(dump.flows, dump.groups, dump.meters)
     try:
         await asyncio.to_thread(snapshot.save, snapshot.file_of(agent), found)
     except (OSError, ValueError) as error:

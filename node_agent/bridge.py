@@ -14,7 +14,7 @@ from typing import Final
 from flows import names
 from flows.pipeline import TABLES
 from node_agent import tls_files
-from node_agent.cni_call import Pod
+from node_agent.cni_call import HostPort, Pod
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
 from settings import Agent, Tls
@@ -118,6 +118,8 @@ def attach(lease: Lease) -> Callable[[Transaction], None]:
     if lease.pod is not None:
         ids["sluice-pod"] = lease.title
         ids["sluice-pod-uid"] = lease.pod.uid
+    if lease.host_ports:
+        ids["sluice-host-ports"] = ",".join(map(str, lease.host_ports))
 
     def change(transaction: Transaction) -> None:
         bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
@@ -153,6 +155,7 @@ def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
             continue
         try:
             namespace, _, name = ids.get("sluice-pod", "").partition("/")
+            ports = filter(None, ids.get("sluice-host-ports", "").split(","))
             yield Lease(
                 port=row.name,
                 container_id=ids["sluice-sandbox"],
@@ -161,6 +164,7 @@ def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
                 ofport=row.ofport_request[0],
                 netns=Path(ids["sluice-netns"]) if "sluice-netns" in ids else None,
                 pod=Pod(namespace, name, ids.get("sluice-pod-uid", "")) if name else None,
+                host_ports=tuple(map(HostPort.read, ports)),
             )
         except (KeyError, ValueError, IndexError):
             continue

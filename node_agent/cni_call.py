@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,6 +49,8 @@ class Code(IntEnum):
     NO_ADDRESS = 101
     DIFFERS = 102
     """CHECK found an attachment that is not what ADD answered."""
+    HOST_PORT = 103
+    """Another pod of the node has the host port."""
 
 
 class CniError(Exception):
@@ -70,6 +72,44 @@ class Pod:
     uid: str
 
 
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HostPort:
+    """A port of the host that leads to one of the container's (`portMappings`)."""
+
+    protocol: int
+    """IANA's number."""
+    address: IPv4Address | None
+    """Of the host; None: each that it has."""
+    port: int
+    container_port: int
+
+    @property
+    def claim(self) -> tuple[int, IPv4Address | None, int]:
+        """What no two attachments of a node may have."""
+        return self.protocol, self.address, self.port
+
+    @property
+    def title(self) -> str:
+        """The claim as people write it."""
+        protocol = next(name for name, number in _PROTOCOLS.items() if number == self.protocol)
+        return f"{self.address or '0.0.0.0'}:{self.port}/{protocol}"  # noqa: S104  only a name
+
+    def __str__(self) -> str:
+        """What `read` takes."""
+        return f"{self.protocol}/{self.address or ''}/{self.port}/{self.container_port}"
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """From `str`. Raises `ValueError`."""
+        protocol, address, port, container_port = text.split("/")
+        return cls(
+            int(protocol), IPv4Address(address) if address else None, int(port), int(container_port)
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class CniCall:
     """A call whose every value has been checked. What a command does not take is empty."""
@@ -81,6 +121,7 @@ class CniCall:
     netns: Path | None
     pod: Pod | None
     conf: dict[str, Any]
+    host_ports: tuple[HostPort, ...] = ()
 
     @property
     def port(self) -> str:
@@ -128,6 +169,7 @@ class CniCall:
             if command in ("ADD", "CHECK")
             else None,
             conf=conf,
+            host_ports=_host_ports(conf) if command == "ADD" else (),
         )
 
     def valid_attachments(self) -> set[tuple[str, str]]:
@@ -256,6 +298,60 @@ def _pod(arguments: str, ifname: str) -> Pod | None:
             f"CNI_IFNAME: {ifname} cannot be a Kubernetes pod's interface, only {_POD_IFNAME}",
         )
     return Pod(*(given[key] for key in keys))
+
+
+def _host_ports(conf: dict[str, Any]) -> tuple[HostPort, ...]:
+    given = conf.get("runtimeConfig") or {}
+    if not isinstance(given, dict):
+        raise CniError(Code.INVALID_CONFIG, "stdin: runtimeConfig is not an object")
+    entries = given.get("portMappings") or []
+    if not isinstance(entries, list):
+        raise CniError(Code.INVALID_CONFIG, "stdin: runtimeConfig.portMappings is not a list")
+    found: dict[tuple[int, IPv4Address | None, int], HostPort] = {}
+    for index, entry in enumerate(entries):
+        port = _host_port(f"stdin: runtimeConfig.portMappings[{index}]", entry)
+        if port is not None and found.setdefault(port.claim, port) != port:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"stdin: runtimeConfig.portMappings[{index}]: {port.title} leads to container "
+                f"port {found[port.claim].container_port} already",
+            )
+    return tuple(found.values())
+
+
+def _host_port(where: str, entry: object) -> HostPort | None:
+    """One of `portMappings`; None for an address of the family that pods do not have."""
+    if not isinstance(entry, dict):
+        raise CniError(Code.INVALID_CONFIG, f"{where} is not an object")
+    # containerd writes `HostPort`, for readers in Go, to whom upper and lower case are one.
+    entry = {str(key).lower(): value for key, value in entry.items()}
+    numbers = []
+    for key in ("hostPort", "containerPort"):
+        number = entry.get(key.lower())
+        if type(number) is not int or not 0 < number < 1 << 16:
+            raise CniError(
+                Code.INVALID_CONFIG, f"{where}.{key}: {repr(number)[:40]} is not a port (1-65535)"
+            )
+        numbers.append(number)
+    protocol = entry.get("protocol") or "tcp"
+    if not isinstance(protocol, str) or protocol.lower() not in _PROTOCOLS:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"{where}.protocol: {repr(protocol)[:40]} is none of {', '.join(_PROTOCOLS)}",
+        )
+    text = entry.get("hostip") or "0.0.0.0"  # noqa: S104  as the runtime says it
+    try:
+        # From a number an address would be made as well.
+        address = ip_address(text if isinstance(text, str) else "")
+    except ValueError:
+        raise CniError(
+            Code.INVALID_CONFIG, f"{where}.hostIP: {repr(text)[:80]} is no IP address"
+        ) from None
+    if not isinstance(address, IPv4Address):
+        return None
+    return HostPort(
+        _PROTOCOLS[protocol.lower()], None if address.is_unspecified else address, *numbers
+    )
 
 
 def _check(key: str, value: str, where: str = "") -> None:

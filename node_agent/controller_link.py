@@ -1,23 +1,25 @@
-"""What this node should be, as the controller says: one long poll after another."""
+"""What this node should be and do, as the controller says: one long poll after another."""
 
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
 
 from node_agent.controllers import ControllerError, Controllers
 from settings import Agent
-from settings.node import NodeConfig, decode
+from settings.node import HostServices, NodeConfig, decode, decode_services
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
 _BACKOFF: Final = (0.2, 10.0)
 """Seconds before the second try, and at most."""
+
+_Document = TypeVar("_Document", NodeConfig, HostServices)
 
 log = structlog.get_logger()
 
@@ -36,29 +38,41 @@ class Unreachable:
     why: str
 
 
-async def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | Unreachable]:
-    """Every configuration that a controller has for this node, as it changes; never ends.
+def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | Unreachable]:
+    """Every configuration that a controller has for this node, as it changes; never ends."""
+    return _follow(agent, "config", decode)
 
-    Where none can be reached they are tried again, further and further apart and at random, so
-    that a thousand agents do not come back at one moment.
+
+def services(agent: Agent) -> AsyncIterator[HostServices | Refused | Unreachable]:
+    """All that this node's host is to do for Services, as it changes; never ends."""
+    return _follow(agent, "services", decode_services)
+
+
+async def _follow(
+    agent: Agent, what: str, read: Callable[[bytes], _Document]
+) -> AsyncIterator[_Document | Refused | Unreachable]:
+    """One document of this node's, as it changes.
+
+    Where no controller can be reached they are tried again, further and further apart and at
+    random, so that a thousand agents do not come back at one moment.
     """
     delay, down = _BACKOFF[0], ""
-    latest: NodeConfig | Refused | None = None
+    latest: _Document | Refused | None = None
     async with Controllers(agent) as controllers:
         while True:
             try:
                 # After a time away there is always an answer, and at once.
-                answer = await _ask(controllers, agent.node, None if down else latest)
+                answer = await _ask(controllers, agent.node, what, read, None if down else latest)
             except ControllerError as error:
                 if str(error) != down:
                     down = str(error)
-                    log.warning("no controller answers", error=down)
+                    log.warning("no controller answers", asked=what, error=down)
                     yield Unreachable(down)
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
                 delay = min(delay * 2, _BACKOFF[1])
                 continue
             if down:
-                log.info("the controller answers")
+                log.info("the controller answers", asked=what)
             if answer is not None and (down or answer != latest):
                 latest = answer
                 yield answer
@@ -69,21 +83,25 @@ async def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | U
 
 
 async def _ask(
-    controllers: Controllers, node: str, latest: NodeConfig | Refused | None
-) -> NodeConfig | Refused | None:
+    controllers: Controllers,
+    node: str,
+    what: str,
+    read: Callable[[bytes], _Document],
+    latest: _Document | Refused | None,
+) -> _Document | Refused | None:
     """One request; None where nothing has changed. Raises `ControllerError`."""
     parameters = {}
-    if isinstance(latest, NodeConfig):
+    if latest is not None and not isinstance(latest, Refused):
         parameters = {"after": latest.revision, "wait": str(_WAIT)}
 
-    def configuration(body: bytes) -> NodeConfig:
+    def document(body: bytes) -> _Document:
         try:
-            config = decode(body)
+            found = read(body)
         except msgspec.MsgspecError as error:
             raise ValueError(f"the controller's answer cannot be read: {error}") from error
-        if config.node != node:
-            raise ValueError(f"the controller answered for Node {config.node}")
-        return config
+        if found.node != node:
+            raise ValueError(f"the controller answered for Node {found.node}")
+        return found
 
     def refusal(body: bytes) -> Refused:
         try:
@@ -91,11 +109,11 @@ async def _ask(
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError("the controller refuses without a reason") from error
 
-    answer: NodeConfig | Refused | None = await controllers.ask(
+    answer: _Document | Refused | None = await controllers.ask(
         "GET",
-        f"/v1/nodes/{node}/config",
+        f"/v1/nodes/{node}/{what}",
         answers={
-            200: configuration,
+            200: document,
             304: lambda _: None,
             **dict.fromkeys((403, 404, 409), refusal),
         },

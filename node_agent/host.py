@@ -5,21 +5,24 @@ All through one netlink socket in the namespace that the agent runs in.
 
 import asyncio
 import errno
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
-from node_agent import nft
 from node_agent.sysctl import Sysctls
 from settings.node import NodeConfig
 
 NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1
 _RT_TABLE_MAIN: Final = 254
+_RT_SCOPE_ANY: Final = 255
 _RTNH_F_ONLINK: Final = 4
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
+# Both addresses that stand for the host where it would meet itself.
+_LINK_LOCAL: Final = IPv4Network((names.HAIRPIN_ADDRESS, 31))
 
 
 class HostError(Exception):
@@ -92,13 +95,16 @@ async def set_up_gateway(
 
     It owns the first address of the podCIDR, so that is the source of whatever the host sends to
     any pod; the way to all pods is the virtual router, whose MAC is known for ever. Raises
-    `HostError`, `OSError` and `NftError`.
+    `HostError`, `OSError` and `NetlinkError`.
     """
     index = await _wait_for_link(netlink, names.GATEWAY_PORT, within)
     # Before it is up, or the kernel solicits its own address.
     sysctls.disable_ipv6(names.GATEWAY_PORT)
     # Loose: a reply may come by the gateway whose request left by the uplink.
     sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/rp_filter", "2")
+    # What the host sent to a Service without endpoints comes back, and is refused. The switch sees
+    # to it that nobody else has the host's addresses.
+    sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/accept_local", "1")
     sysctls.forward()
     address = str(names.gateway_address(config.pod_cidr))
     await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
@@ -110,13 +116,50 @@ async def set_up_gateway(
     await netlink.neigh(
         "replace", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
     )
-    wanted = {"dst": str(config.pod_range), "gateway": _ROUTER, "prefsrc": address}
-    async for old in await netlink.get_routes(family=2, oif=index, table=_RT_TABLE_MAIN):
-        if f"{old.get_attr('RTA_DST')}/{old['dst_len']}" != wanted["dst"]:
-            await netlink.route("del", dst=f"{old.get_attr('RTA_DST')}/{old['dst_len']}",
-                                oif=index)  # fmt: skip
-    await netlink.route("replace", oif=index, flags=_RTNH_F_ONLINK, **wanted)
-    await nft.masquerade(config.pod_cidr, config.pod_range)
+
+
+async def set_up_routes(
+    netlink: AsyncIPRoute, config: NodeConfig, external: Iterable[IPv4Address] | None
+) -> set[IPv4Address]:
+    """Send into the switch what is for pods and Services, and nothing else; afterwards the gateway.
+
+    `external` are addresses of Services outside the cluster's ranges; None: nobody knows yet, and
+    those that are there stay. Returns the ones that are left out, because the host needs them
+    itself: its own, and those of its routers. Raises `HostError` where there is no gateway, and
+    `NetlinkError`.
+    """
+    index = await link_index(netlink, names.GATEWAY_PORT)
+    if index is None:
+        raise HostError(f"the interface {names.GATEWAY_PORT} is gone")
+    needed = set()
+    if external:
+        external = set(external)
+        needed = external & await _needed(netlink)
+        external -= needed
+    # From the host's address among the pods, or from the one that a socket is bound to.
+    source = str(names.gateway_address(config.pod_cidr))
+    fixed = (config.pod_range, config.service_range, _LINK_LOCAL)
+    wanted = {str(network) for network in fixed} | {f"{address}/32" for address in external or ()}
+    found = set()
+    async for route in await netlink.get_routes(family=2, oif=index, table=_RT_TABLE_MAIN):
+        destination = f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}"  # noqa: S104
+        if destination not in wanted and (external is not None or route["dst_len"] != 32):
+            await netlink.route("del", dst=destination, oif=index, scope=_RT_SCOPE_ANY)
+        elif (route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_PREFSRC")) == (_ROUTER, source):
+            found.add(destination)
+    for destination in wanted - found:
+        await netlink.route(
+            "replace", dst=destination, oif=index, gateway=_ROUTER, prefsrc=source,
+            flags=_RTNH_F_ONLINK,
+        )  # fmt: skip
+    return needed
+
+
+async def _needed(netlink: AsyncIPRoute) -> set[IPv4Address]:
+    """The host's own addresses and its routers'."""
+    texts = [a.get_attr("IFA_LOCAL") async for a in await netlink.get_addr(family=2)]
+    texts += [r.get_attr("RTA_GATEWAY") async for r in await netlink.get_routes(family=2)]
+    return {IPv4Address(text) for text in texts if text is not None}
 
 
 async def _wait_for_link(netlink: AsyncIPRoute, name: str, within: float) -> int:

@@ -21,9 +21,16 @@ def write_conf(agent: Agent) -> None:
         "cniVersion": "1.0.0",
         "cniVersions": ["1.0.0", "1.1.0"],
         "name": "sluice",
-        "plugins": [{"type": SHIM_NAME, "socket": str(agent.socket)}],
+        "plugins": [
+            {
+                "type": SHIM_NAME,
+                "socket": str(agent.socket),
+                # Without it a runtime does not say which ports of the host a pod wants.
+                "capabilities": {"portMappings": True},
+            }
+        ],
     }
-    _replace(agent.cni_conf / CONF_NAME, json.dumps(conf, indent=2).encode() + b"\n", 0o644)
+    replace(agent.cni_conf / CONF_NAME, json.dumps(conf, indent=2).encode() + b"\n", 0o644)
 
 
 def install_shim(agent: Agent) -> None:
@@ -32,7 +39,7 @@ def install_shim(agent: Agent) -> None:
     spec = find_spec("cni.sluice_cni")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the package cni is not installed")
-    _replace(agent.cni_bin / SHIM_NAME, Path(spec.origin).read_bytes(), 0o755)
+    replace(agent.cni_bin / SHIM_NAME, Path(spec.origin).read_bytes(), 0o755)
 
 
 def remove(agent: Agent) -> None:
@@ -41,7 +48,8 @@ def remove(agent: Agent) -> None:
     (agent.cni_bin / SHIM_NAME).unlink(missing_ok=True)
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
+def replace(path: Path, content: bytes, mode: int) -> None:
+    """Make a file anew, whole or not at all, where it is not so already. Raises `OSError`."""
     try:
         if path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:
             return

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.names import FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT
-from node_agent.cni_call import Pod
+from node_agent.cni_call import HostPort, Pod
 
 _BUSY_TIMEOUT: Final = 1.0
 """Seconds that somebody else may hold the file, a backup for one."""
@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS lease (
     ofport INTEGER NOT NULL UNIQUE,
     netns TEXT,
     pod TEXT,
+    host_ports TEXT,
     PRIMARY KEY (container_id, ifname)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS released (
@@ -48,6 +49,10 @@ CREATE TABLE IF NOT EXISTS state (
 
 class LeaseError(Exception):
     """No lease can be given; the text says why, and names node and podCIDR."""
+
+
+class HostPortError(LeaseError):
+    """Another attachment has a host port that this one wants; the text names both."""
 
 
 class LeaseFileError(LeaseError):
@@ -66,11 +71,16 @@ class Lease:
     netns: Path | None = None
     pod: Pod | None = None
     """None without Kubernetes, and in a file from before these two were kept."""
+    host_ports: tuple[HostPort, ...] = ()
 
     @property
     def title(self) -> str:
         """What a reader knows it by."""
-        return f"{self.pod.namespace}/{self.pod.name}" if self.pod else self.container_id
+        return _title(self.pod, self.container_id)
+
+
+def _title(pod: Pod | None, container_id: str) -> str:
+    return f"{pod.namespace}/{pod.name}" if pod else container_id
 
 
 class Leases:
@@ -101,7 +111,7 @@ class Leases:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_SCHEMA)
-            self._add_columns("netns", "pod")
+            self._add_columns("netns", "pod", "host_ports")
             self._held = self._read()
         except sqlite3.Error as error:
             self._database.close()
@@ -141,15 +151,31 @@ class Leases:
         ofports: Collection[int],
         netns: Path | None = None,
         pod: Pod | None = None,
+        host_ports: tuple[HostPort, ...] = (),
+        dead: Collection[tuple[str, str]] = (),
     ) -> Lease:
         """A new lease for an attachment that has none; `ofports` are numbers in use elsewhere.
 
-        Raises `LeaseError` where the range is full, and `ValueError` where there is a lease.
+        The `dead`, by container and interface, have no claim to a host port, nor has an earlier
+        sandbox of this pod.
+
+        Raises `HostPortError`, `LeaseError` where the range is full, and `ValueError` where there
+        is a lease.
         """
         with self._transaction() as database:
             if (container_id, ifname) in self._held:
                 raise ValueError(f"{container_id} {ifname} has a lease")
             leases = self._held.values()
+            for other in leases:
+                if (other.container_id, other.ifname) in dead or (pod and other.pod == pod):
+                    continue
+                theirs = {claimed.claim for claimed in other.host_ports}
+                for wanted in host_ports:
+                    if wanted.claim in theirs:
+                        raise HostPortError(
+                            f"{_title(pod, container_id)} wants host port {wanted.title}, which "
+                            f"{other.title} has on node {self._node}"
+                        )
             taken = {lease.ofport for lease in leases} | set(ofports)
             lease = Lease(
                 container_id,
@@ -159,6 +185,7 @@ class Leases:
                 self._take_ofport(database, taken),
                 netns,
                 pod,
+                host_ports,
             )
             self._insert(database, lease)
             return lease
@@ -265,9 +292,13 @@ class Leases:
                 container_id, ifname, port, IPv4Address(address), ofport,
                 Path(netns) if netns else None,
                 Pod(*pod.split("/")) if pod else None,
+                tuple(map(HostPort.read, ports.split(","))) if ports else (),
             )
-            for container_id, ifname, port, address, ofport, netns, pod in self._database.execute(
-                "SELECT container_id, ifname, port, address, ofport, netns, pod FROM lease"
+            for container_id, ifname, port, address, ofport, netns, pod, ports in (
+                self._database.execute(
+                    "SELECT container_id, ifname, port, address, ofport, netns, pod, host_ports "
+                    "FROM lease ORDER BY rowid"
+                )
             )
         }  # fmt: skip
 
@@ -278,10 +309,11 @@ class Leases:
             str(lease.netns) if lease.netns else None,
             # None of the three can hold a slash.
             f"{pod.namespace}/{pod.name}/{pod.uid}" if pod else None,
+            ",".join(map(str, lease.host_ports)) or None,
         )  # fmt: skip
         database.execute(
-            "INSERT INTO lease (container_id, ifname, port, address, ofport, netns, pod) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO lease (container_id, ifname, port, address, ofport, netns, pod, "
+            "host_ports) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             values,
         )
         self._held[lease.container_id, lease.ifname] = lease

@@ -14,11 +14,14 @@ from node_agent import cni_server, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
 from node_agent.enrolment import stay_enrolled
+from node_agent.host_table import HostTable
 from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems, tell_for_ever
+from node_agent.services import Services
+from node_agent.sysctl import Sysctls
 from node_agent.uninstall import UninstallError, uninstall
 from openflow.watch import FlowWatch
 from settings import Agent, SettingsError, load, logs
@@ -101,18 +104,23 @@ async def _run(agent: Agent) -> None:
     watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
-            node = Node(agent, ovsdb, netlink, leases, watch)
+            table = HostTable(leases, Sysctls.of(agent))
+            services = Services(agent, netlink, table)
+            node = Node(agent, ovsdb, netlink, leases, watch, services)
             pods = PodProblems()
-            attachments = Attachments(agent, node, ovsdb, netlink, leases, watch, switch, pods)
+            attachments = Attachments(
+                agent, node, ovsdb, netlink, leases, watch, switch, table, pods
+            )
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
                 running = [
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),
                     tasks.create_task(node.run()),
+                    tasks.create_task(services.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
                     tasks.create_task(audit_for_ever(agent, mgmt)),
-                    tasks.create_task(tell_for_ever(agent, node.problem, pods)),
+                    tasks.create_task(tell_for_ever(agent, node.problem, pods, services.problems)),
                 ]
                 if agent.tls is not None:
                     running.append(tasks.create_task(tls_files.follow(agent, agent.tls)))

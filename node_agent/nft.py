@@ -6,7 +6,6 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from functools import cache
-from ipaddress import IPv4Network
 from typing import Any, Final, TypeAlias
 
 from pyroute2.netlink import (
@@ -18,9 +17,8 @@ from pyroute2.netlink import (
 )
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg, nftsocket
 
-from flows.names import GATEWAY_PORT
-
-_TABLE: Final = "sluice"
+TABLE: Final = "sluice"
+"""Of each family: the names of others' tables are not ours to touch."""
 
 
 class NftError(Exception):
@@ -32,21 +30,10 @@ async def apply(text: str) -> None:
     await _nft("-f", "-", stdin=text)
 
 
-async def masquerade(pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
-    """What pods send beyond the cluster leaves with the node's address. Raises `NftError`.
-
-    A table that is so already is left alone, and its counter counts on. Otherwise it is replaced
-    as a whole; translations of existing connections live in conntrack and stay as they are.
-    """
-    wanted = _masquerade(pod_cidr, pod_range)
-    if (await _listed("ip")).split() != wanted.split():
-        await apply(f"table ip {_TABLE} {{}}\ndelete table ip {_TABLE}\n{wanted}")
-
-
 async def remove() -> None:
     """Take away all that is ours, whether or not it is there. Raises `NftError`."""
     for family in ("ip", "netdev"):
-        await apply(f"table {family} {_TABLE} {{}}\ndelete table {family} {_TABLE}\n")
+        await apply(f"table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n")
 
 
 async def deafen_again(devices: Iterable[str]) -> None:
@@ -65,7 +52,7 @@ async def deafen_again(devices: Iterable[str]) -> None:
 
 async def deaf() -> set[str]:
     """The interfaces that are deafened. Raises `NftError`."""
-    return set(_DEAF.findall(await _listed("netdev")))
+    return set(_DEAF.findall(await listed("netdev")))
 
 
 _DEAF: Final = re.compile(
@@ -73,12 +60,15 @@ _DEAF: Final = re.compile(
 )
 
 
-async def _listed(family: str) -> str:
-    """Our table as nft prints it, without counters; empty where there is none."""
-    every = await _nft("-s", "list", "tables", family)
-    if f"table {family} {_TABLE}" not in every.splitlines():
+async def listed(family: str) -> str:
+    """Our table as nft prints it, without counters and with the numbers of protocols.
+
+    Empty where there is none. Raises `NftError`.
+    """
+    every = await _nft("list", "tables", family)
+    if f"table {family} {TABLE}" not in every.splitlines():
         return ""
-    return await _nft("-s", "list", "table", family, _TABLE)
+    return await _nft("-s", "-p", "list", "table", family, TABLE)
 
 
 async def _nft(*arguments: str, stdin: str = "") -> str:
@@ -97,19 +87,6 @@ async def _nft(*arguments: str, stdin: str = "") -> str:
     return output.decode(errors="replace")
 
 
-def _masquerade(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
-    # As nft 1.0.6 prints it: what another version prints differently is set anew each time.
-    return f"""
-table ip {_TABLE} {{
-    chain postrouting {{
-        type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {pod_cidr} ip daddr != {pod_range} oifname != "{GATEWAY_PORT}" \
-counter masquerade comment "from pods to the world outside"
-    }}
-}}
-"""
-
-
 async def deafen(device: str) -> None:
     """The kernel does not hear what this interface receives; Open vSwitch does.
 
@@ -121,7 +98,7 @@ async def deafen(device: str) -> None:
         ("NFTA_HOOK_HOOKNUM", _INGRESS), ("NFTA_HOOK_PRIORITY", 0), ("NFTA_HOOK_DEV", device)
     ]  # fmt: skip
     chain = [
-        ("NFTA_CHAIN_TABLE", _TABLE), ("NFTA_CHAIN_NAME", device), ("NFTA_CHAIN_TYPE", "filter"),
+        ("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", device), ("NFTA_CHAIN_TYPE", "filter"),
         ("NFTA_CHAIN_HOOK", {"attrs": hook}), ("NFTA_CHAIN_POLICY", _DROP),
     ]  # fmt: skip
     _transaction(_table(), (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, chain))
@@ -132,7 +109,7 @@ async def forget(device: str) -> None:
 
     Newer kernels keep the chain of a device that is gone.
     """
-    chain = [("NFTA_CHAIN_TABLE", _TABLE), ("NFTA_CHAIN_NAME", device)]
+    chain = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", device)]
     _transaction(
         _table(),
         (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, chain),
@@ -157,7 +134,7 @@ _BATCH_END: Final = 17
 
 
 def _table() -> _Change:
-    return nftsocket.nft_table_msg, nftsocket.NFT_MSG_NEWTABLE, [("NFTA_TABLE_NAME", _TABLE)]
+    return nftsocket.nft_table_msg, nftsocket.NFT_MSG_NEWTABLE, [("NFTA_TABLE_NAME", TABLE)]
 
 
 @cache

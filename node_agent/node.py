@@ -19,6 +19,7 @@ from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.services import Services
 from node_agent.sysctl import Sysctls
 from settings import Agent
 from settings.node import NodeConfig
@@ -61,6 +62,7 @@ class Node:
         netlink: AsyncIPRoute,
         leases: Leases,
         watch: FlowWatch,
+        services: Services,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +71,7 @@ class Node:
         self._netlink = netlink
         self._leases = leases
         self._watch = watch
+        self._services = services
         self._monotonic = monotonic
         self._wanted: NodeConfig | None = None
         self._refused: str | None = None
@@ -166,16 +169,18 @@ class Node:
             if self._session()[0]:
                 self._session_last_seen = self._monotonic()
             row = self._ovsdb.row("Interface", names.GATEWAY_PORT)
-            seen = row.ifindex if row is not None else None
+            seen = (row.ifindex, row.link_resets) if row is not None else None
             if seen != gateway:
                 # Made anew, it has no address. A killed ovs-vswitchd leaves its internal ports
-                # behind; one that was told to clean up does not.
+                # behind; one that was told to clean up does not. Set down, it has no routes.
                 gateway = seen
                 self._news.set()
             await self._ovsdb.changed(within=1.0)
 
     async def _announce(self) -> None:
         """Once, when bridge, tunnel and controller session are first up: write the conf file."""
+        if self._was_ready:
+            install.write_conf(self._agent)  # as this version has it
         while not self._was_ready:
             if self._ready is None:
                 await self._ovsdb.changed(within=0.2)
@@ -205,6 +210,7 @@ class Node:
             if await self._ovsdb.transact(change):
                 log.info("bridge configured", revision=config.revision, mtu=mtu)
             await host.set_up_gateway(self._netlink, Sysctls.of(self._agent), config, mtu)
+            await self._services.converge(config)
             if self._agent.datapath == "netdev":
                 links = {name for _, name in socket.if_nameindex()}
                 await nft.deafen_again(links & {lease.port for lease in self._leases.all()})

@@ -37,7 +37,7 @@ _TABLES: Final = {
                "datapath_id", "other_config", "flow_tables", "external_ids"],
     "Port": ["name", "interfaces", "external_ids"],
     "Interface": ["name", "type", "options", "ofport", "ofport_request", "mac", "mtu_request",
-                  "external_ids", "error", "ifindex"],
+                  "external_ids", "error", "ifindex", "link_resets"],
     "Controller": ["target", "type", "connection_mode", "inactivity_probe", "max_backoff",
                    "is_connected", "status", "external_ids"],
     "Flow_Table": ["name"],

@@ -59,10 +59,16 @@ class PodProblems:
         return {name: sentence for name, (_, sentence) in self._failed.items()}
 
 
-async def tell_for_ever(agent: Agent, node: Callable[[], str], pods: PodProblems) -> None:
+async def tell_for_ever(
+    agent: Agent,
+    node: Callable[[], str],
+    pods: PodProblems,
+    services: Callable[[], dict[str, str]],
+) -> None:
     """Tell the controller whenever something has changed, and again while something is wrong.
 
-    `node` says why this node takes no pods; empty: it does.
+    `node` says why this node takes no pods; empty: it does. `services` says by Service what of it
+    this node cannot do.
     """
     seen = told = NodeProblems()
     told_at = 0.0
@@ -70,7 +76,8 @@ async def tell_for_ever(agent: Agent, node: Callable[[], str], pods: PodProblems
         while True:
             # At random, so that a thousand agents do not come at one moment.
             await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
-            before, seen = seen, NodeProblems(_printable(node()), pods.current())
+            unserved = {name: _printable(sentence) for name, sentence in services().items()}
+            before, seen = seen, NodeProblems(_printable(node()), pods.current(), unserved)
             if seen != before:
                 continue  # It may be over at the next look.
             lasts = seen != NodeProblems() and time.monotonic() - told_at >= REPEAT

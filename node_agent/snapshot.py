@@ -1,7 +1,7 @@
 """The last state of the bridge that was found right, on disk, for an ovs-vswitchd that lost it.
 
-The file is OpenFlow as a switch speaks it: the replies that describe its meters and its flows, the
-flows byte for byte but for their counters. `ovs-ofctl ofp-parse FILE` prints it.
+The file is OpenFlow as a switch speaks it: the replies that describe its meters, its groups and its
+flows, byte for byte but for the flows' counters. `ovs-ofctl ofp-parse FILE` prints it.
 """
 
 import os
@@ -19,7 +19,14 @@ from flows.pipeline import TABLES
 from openflow import messages
 from openflow.batch import Batch
 from openflow.compat import ofproto
-from openflow.messages import HEADER, VERSION, InstalledFlow, Multipart, Type
+from openflow.messages import (
+    HEADER,
+    VERSION,
+    InstalledFlow,
+    InstalledGroup,
+    Multipart,
+    Type,
+)
 from openflow.switch import Switch
 from settings import Agent
 
@@ -43,14 +50,26 @@ class Snapshot:
 
     flows: tuple[InstalledFlow, ...]
     """Without counters, in one order whatever order the switch tells them in."""
+    groups: tuple[InstalledGroup, ...]
     meters: tuple[Meter, ...]
 
     @classmethod
-    def of(cls, flows: Iterable[InstalledFlow], meters: Iterable[Meter]) -> Self:
+    def of(
+        cls,
+        flows: Iterable[InstalledFlow],
+        groups: Iterable[InstalledGroup],
+        meters: Iterable[Meter],
+    ) -> Self:
         """From a dump of everything."""
         ours = (messages.without_counters(flow) for flow in flows if is_ours(flow.cookie))
         return cls(
             tuple(sorted(ours, key=lambda flow: (-flow.table, flow.raw))),
+            tuple(
+                sorted(
+                    (group for group in groups if group.id in names.GROUPS),
+                    key=lambda group: group.id,
+                )
+            ),
             tuple(sorted(filter(_is_ours, meters), key=lambda meter: meter.id)),
         )
 
@@ -65,6 +84,7 @@ class Snapshot:
         seals = [flow for flow in self.flows if is_seal(flow.table, flow.cookie)]
         batch = Batch.of(
             [flow for flow in self.flows if flow not in seals],
+            groups_set=self.groups,
             meters_set=[meter for meter in self.meters if meter.id not in known],
             meters_change=[meter for meter in self.meters if meter.id in known],
             # They say that all the rest is there.
@@ -92,6 +112,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
             for meter in snapshot.meters
         )  # fmt: skip
         file.writelines(_replies(Multipart.METER_DESC, meters))
+        file.writelines(_replies(Multipart.GROUP_DESC, (group.raw for group in snapshot.groups)))
         file.writelines(_replies(Multipart.FLOW_DESC, (flow.raw for flow in snapshot.flows)))
         file.flush()
         os.fsync(file.fileno())
@@ -106,6 +127,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
 def load(path: Path) -> Snapshot | None:
     """What was saved last; None where nothing ever was. Raises `SnapshotError`."""
     flows: list[InstalledFlow] = []
+    groups: list[InstalledGroup] = []
     meters: list[Meter] = []
     try:
         content = bytearray(path.read_bytes())
@@ -113,13 +135,15 @@ def load(path: Path) -> Snapshot | None:
             (kind, _) = _MULTIPART.unpack_from(body)
             if kind == Multipart.METER_DESC:
                 meters += messages.meters(body[_MULTIPART.size :])
+            elif kind == Multipart.GROUP_DESC:
+                groups += messages.groups(body[_MULTIPART.size :])
             elif kind == Multipart.FLOW_DESC:
                 flows += messages.flows(body[_MULTIPART.size :])
     except FileNotFoundError:
         return None
     except (OSError, messages.ProtocolError, struct.error) as error:
         raise SnapshotError(f"{path}: {error}") from error
-    found = Snapshot(tuple(flows), tuple(meters))
+    found = Snapshot(tuple(flows), tuple(groups), tuple(meters))
     # It may have been cut between two messages, and what lets packets in comes last.
     if content or not found.lets_packets_in:
         raise SnapshotError(f"{path}: its end is missing")
@@ -127,9 +151,8 @@ def load(path: Path) -> Snapshot | None:
 
 
 def _is_ours(meter: Meter) -> bool:
-    attachment = names.FIRST_ATTACHMENT_OFPORT <= meter.id <= names.LAST_ATTACHMENT_OFPORT
     # One of another make than ours has no rate here.
-    return attachment and meter.rate > 0
+    return names.is_our_meter(meter.id) and meter.rate > 0
 
 
 def _replies(kind: Multipart, entries: Iterable[bytes]) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ import structlog
 from pyroute2 import NetlinkError
 
 from flows import names
-from node_agent import bridge, install, nft, pod_link, snapshot, tls_files
+from node_agent import bridge, install, nft, pod_link, services, snapshot, tls_files
 from node_agent.leases import Lease, LeaseError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.sysctl import Sysctls
@@ -135,6 +135,8 @@ def _remove_state(agent: Agent) -> None:
         *agent.state.glob("leases.sqlite*"),
         state,
         state.with_suffix(".part"),
+        services.file_of(agent),
+        *agent.state.glob(f".{services.file_of(agent).name}.*"),
     ):
         path.unlink(missing_ok=True)
     for directory in (agent.state, agent.socket.parent):

@@ -13,18 +13,26 @@ from ipaddress import IPv4Address
 from itertools import accumulate
 from typing import Final, Self, TypeAlias
 
-from flows.flow import Flow, Meter
+from flows.diff import GroupChange
+from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Meter
 from openflow import codec
-from openflow.codec import Direction, MeterCommand
+from openflow.codec import ANY, CtTuple, MeterCommand
 from openflow.compat import ofproto
-from openflow.messages import InstalledFlow, flow_mod_add
-from openflow.templates import FlowEncoder, Template, numbered
+from openflow.messages import (
+    InstalledFlow,
+    InstalledGroup,
+    flow_mod_add,
+    flow_mod_remove,
+    group_mod_set,
+)
+from openflow.templates import FlowEncoder, GroupEncoder, Template, numbered
 
 BATCH_XID: Final = 0x4000_0000
 """xids from here on are a batch's; below are the session's own requests."""
 
 BUNDLE_SIZE: Final = 2_000
-"""Messages of one bundle. What is unacknowledged at a time: some 400 KB, 10 ms of the switch."""
+"""Messages of one bundle, and buckets of groups, which are as long as flows are. What is
+unacknowledged at a time: some 400 KB, 10 ms of the switch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,17 @@ class FlowRemove:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledRemove:
+    """Deletes this very flow of a dump, and no other that may have come in its place."""
+
+    flow: InstalledFlow
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"the removal of the {self.flow}"
+
+
+@dataclass(frozen=True, slots=True)
 class MeterMod:
     """Adds, changes or deletes a meter."""
 
@@ -63,18 +82,71 @@ class MeterMod:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
-    """Makes the switch forget connections: those that have this source in this direction."""
+class BucketsInsert:
+    """Gives a group more buckets."""
 
-    zone: int
-    direction: Direction
-    source: IPv4Address
+    group: int
+    buckets: tuple[Bucket, ...]
 
     def __str__(self) -> str:
         """For people."""
+        return f"{len(self.buckets)} buckets more for group {self.group:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class BucketRemove:
+    """Takes a bucket away from a group."""
+
+    group: int
+    bucket: int
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"the removal of bucket {self.bucket} of group {self.group:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDelete:
+    """Deletes a group, and with it whatever flows still use it."""
+
+    group: int
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"the deletion of group {self.group:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Makes the switch forget the connections of a zone whose packets are like this.
+
+    `reply` is what answers look like when they come in: their source is who was really spoken to,
+    whatever a Service made of it. `protocol` 0: of all.
+    """
+
+    zone: int
+    protocol: int = 0
+    original: CtTuple = ANY
+    reply: CtTuple = ANY
+
+    @classmethod
+    def endpoint(cls, zone: int, protocol: int, address: IPv4Address, port: int) -> Self:
+        """Those that this address and port answers, translated or not."""
+        return cls(zone, protocol, reply=CtTuple(source=address, source_port=port))
+
+    @classmethod
+    def frontend(cls, zone: int, protocol: int, address: IPv4Address | None, port: int) -> Self:
+        """Those opened to this address (None: to any) and port, whoever answers."""
+        return cls(zone, protocol, original=CtTuple(destination=address, destination_port=port))
+
+    def __str__(self) -> str:
+        """For people."""
+        tuples = (("opened", self.original), ("answered", self.reply))
+        like = " and ".join(f"{word} {given}" for word, given in tuples if given != ANY)
+        of = f" of protocol {self.protocol}" if self.protocol else ""
         return (
-            f"the flush of connections with {self.source} as source of the {self.direction.name} "
-            f"direction, in zone {self.zone} (Open vSwitch does this from 3.1 on)"
+            f"the flush of connections{of} {like or 'of all kinds'}, in zone {self.zone}"
+            " (Open vSwitch does this from 3.1 on)"
         )
 
 
@@ -89,12 +161,26 @@ class Control:
         return self.name
 
 
-Message: TypeAlias = Flow | InstalledFlow | FlowDelete | FlowRemove | MeterMod | Forget | Control
+Message: TypeAlias = (
+    Flow
+    | InstalledFlow
+    | FlowDelete
+    | FlowRemove
+    | InstalledRemove
+    | Group
+    | InstalledGroup
+    | BucketsInsert
+    | BucketRemove
+    | GroupDelete
+    | MeterMod
+    | Forget
+    | Control
+)
 
 
 def message_text(message: Message) -> str:
     """A message in a few words, for errors."""
-    return codec.described(message) if isinstance(message, Flow) else str(message)
+    return codec.described(message) if isinstance(message, Flow | Group) else str(message)
 
 
 @dataclass(frozen=True)
@@ -153,10 +239,11 @@ class Part:
 class Batch:
     """Messages in the order that keeps a switch sound at every moment.
 
-    Meters come first, because flows name them and no bundle can hold them; then flows; at last
-    the meters that are gone. All adds come before all deletes. Adds begin with the last table:
-    where a batch is too big for one bundle, no packet meets a table whose next is not there yet,
-    and whatever lets packets in, in the first table, comes when all the rest is in place.
+    Meters come first, because flows name them and no bundle can hold them; then groups, which
+    flows name too; then flows; at last the groups and the meters that are gone. All adds come
+    before all deletes. Adds begin with the last table: where a batch is too big for one bundle, no
+    packet meets a table whose next is not there yet, and whatever lets packets in, in the first
+    table, comes when all the rest is in place.
     """
 
     parts: tuple[Part, ...]
@@ -170,21 +257,28 @@ class Batch:
         meters_change: Iterable[Meter] = (),
         meters_delete: Iterable[int] = (),
         *,
-        first: Iterable[FlowDelete | FlowRemove] = (),
+        groups_set: Iterable[GroupChange | InstalledGroup] = (),
+        groups_delete: Iterable[int] = (),
+        first: Iterable[FlowDelete | FlowRemove | InstalledRemove] = (),
         last: Iterable[Flow | InstalledFlow] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
         """Make a batch of a delta.
 
-        An `InstalledFlow` is put back as it was dumped. `deletes` are cookies and `meters_delete`
-        ids. `meters_set` are to be added: a switch refuses an id that exists, which is what
-        `meters_change` is for. `first` and `last` come before and after all other flows.
-        `bundle_size` is in messages.
+        An `InstalledFlow` or `InstalledGroup` is put back as it was dumped. `deletes` are cookies,
+        `groups_delete` and `meters_delete` ids. `meters_set` are to be added: a switch refuses an
+        id that exists, which is what `meters_change` is for. `first` and `last` come before and
+        after all other flows and groups. `bundle_size` is in messages and buckets.
         """
         meters: list[Message] = [MeterMod(MeterCommand.ADD, meter) for meter in meters_set]
         meters += (MeterMod(MeterCommand.MODIFY, meter) for meter in meters_change)
-        flows: list[Message] = [*first, *sorted(adds, key=lambda flow: -flow.table)]
+        flows: list[Message] = [*first]
+        for group in groups_set:
+            flows += _of_group(group)
+        by_table: list[Flow | InstalledFlow] = sorted(adds, key=lambda flow: -flow.table)
+        flows += by_table
         flows += map(FlowDelete, deletes)
+        flows += map(GroupDelete, groups_delete)
         flows += last
         gone: list[Message] = [
             MeterMod(MeterCommand.DELETE, Meter(number, 0, 0)) for number in meters_delete
@@ -211,10 +305,28 @@ class Batch:
         Those an address has opened have it as source of their original direction; those opened to
         it, translated or not, as source of the reply.
         """
-        messages: list[Message] = [
-            Forget(zone, direction, address) for address in addresses for direction in Direction
-        ]
-        return cls._of_parts([[*messages, BARRIER]])
+        return cls.of_forgets(
+            forget
+            for address in addresses
+            for forget in (
+                Forget(zone, original=CtTuple(source=address)),
+                Forget(zone, reply=CtTuple(source=address)),
+            )
+        )
+
+    @classmethod
+    def of_forgets(cls, forgets: Iterable[Forget]) -> Self:
+        """Make a batch that has a switch forget connections; what `forgetting` says holds here too.
+
+        Meant for what has no connection of its own to notice that its other end is gone: UDP to an
+        endpoint that went, or to a Service that had none.
+        """
+        return cls._of_parts([[*forgets, BARRIER]])
+
+    @property
+    def bundles(self) -> int:
+        """How many bundles it takes: if more than one, the switch is in between for a while."""
+        return sum(part.in_bundle for part in self.parts)
 
     def __bool__(self) -> bool:
         """Whether there is anything to send."""
@@ -248,10 +360,30 @@ _IN_BUNDLE: Final = struct.Struct("!BBHIIxxH")
 _IN_BUNDLE_HEAD: Final = (ofproto.OFP_VERSION, ofproto.OFPT_BUNDLE_ADD_MESSAGE)
 _BUNDLE: Final = (codec.BUNDLE_ID, codec.BUNDLE_FLAGS)
 _FLOWS: Final = FlowEncoder()
+_GROUPS: Final = GroupEncoder()
 _DELETE: Final = Template(lambda values: codec.flow_delete(values[0]), [8])
+_GROUP_DELETE: Final = Template(lambda values: codec.group_delete(values[0]), [4])
+_BUCKET_REMOVE: Final = Template(lambda values: codec.bucket_remove(*values), [4, 4])
 
 
-def _encoded(message: Message, xid: int) -> bytes:  # noqa: PLR0911 - one line each
+def _of_group(change: GroupChange | InstalledGroup) -> Iterable[Message]:
+    """What makes a group so. Raises `codec.CodecError`."""
+    if isinstance(change, InstalledGroup):
+        yield change
+        return
+    group = change.new
+    edits = change.buckets()
+    if edits is None or len(group.buckets) > MOST_BUCKETS:
+        yield group
+        return
+    removed, inserted = edits
+    for number in removed:
+        yield BucketRemove(group.id, number)
+    if inserted:
+        yield BucketsInsert(group.id, inserted)
+
+
+def _encoded(message: Message, xid: int) -> bytes:  # noqa: C901, PLR0911, PLR0912 - one line each
     match message:
         case Flow():
             return _FLOWS.add(message, xid)
@@ -261,13 +393,44 @@ def _encoded(message: Message, xid: int) -> bytes:  # noqa: PLR0911 - one line e
             return _DELETE.fill([cookie], xid)
         case FlowRemove(flow):
             return numbered(codec.flow_remove(flow), xid)
-        case Forget(zone, direction, source):
-            return numbered(codec.conntrack_flush(zone, direction, source), xid)
+        case InstalledRemove(flow):
+            return numbered(flow_mod_remove(flow), xid)
+        case Group():
+            return _GROUPS.set(message, xid)
+        case BucketsInsert(group, buckets):
+            return _GROUPS.insert(group, buckets, xid)
+        case BucketRemove(group, bucket):
+            return _BUCKET_REMOVE.fill([group, bucket], xid)
+        case GroupDelete(group):
+            return _GROUP_DELETE.fill([group], xid)
+        case InstalledGroup():
+            return numbered(group_mod_set(message), xid)
+        case Forget(zone, protocol, original, reply):
+            return numbered(codec.conntrack_flush(zone, protocol, original, reply), xid)
         case MeterMod(command, meter):
             return numbered(codec.meter_mod(command, meter), xid)
         case Control():
             return numbered(_CONTROLS[message], xid)
 
 
-def _chunks(messages: Sequence[Message], size: int) -> Iterable[Sequence[Message]]:
-    return (messages[at : at + size] for at in range(0, len(messages), size))
+def _chunks(messages: Iterable[Message], size: int) -> Iterable[list[Message]]:
+    chunk: list[Message] = []
+    taken = 0
+    for message in messages:
+        match message:
+            case Group(buckets=buckets) | BucketsInsert(buckets=buckets):
+                cost = 1 + len(buckets)
+            case InstalledGroup(raw=raw):
+                cost = 1 + len(raw) // _BYTES_A_BUCKET
+            case _:
+                cost = 1
+        if chunk and taken + cost > size:
+            yield chunk
+            chunk, taken = [], 0
+        chunk.append(message)
+        taken += cost
+    if chunk:
+        yield chunk
+
+
+_BYTES_A_BUCKET: Final = 80

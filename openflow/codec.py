@@ -5,27 +5,38 @@ bytes for shapes seen before.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 from typing import Any, Final
 
 from flows.flow import (
+    MOST_BUCKETS,
     Action,
     ApplyMeter,
+    Bucket,
     Ct,
     Flow,
     Goto,
+    Group,
+    Learn,
     Meter,
     Move,
     Nat,
     Note,
     Output,
     OutputReg,
+    Resubmit,
     SetField,
+    ToGroup,
 )
 from openflow.compat import (
     DATAPATH,
+    GROUP_ADD_OR_MOD,
+    SelectionMethod,
+    learn,
+    learned_name,
     nat,
     note,
     ofproto,
@@ -60,7 +71,7 @@ _LAYER_4: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class CodecError(ValueError):
-    """A flow cannot be written as OpenFlow; the text names flow and field."""
+    """A flow or group cannot be written as OpenFlow; the text names it and the field."""
 
 
 class MeterCommand(IntEnum):
@@ -71,11 +82,30 @@ class MeterCommand(IntEnum):
     DELETE = ofproto.OFPMC_DELETE
 
 
-class Direction(IntEnum):
-    """Of the packets of a connection (enum nx_ct_flush_tlv_type)."""
+@dataclass(frozen=True, slots=True)
+class CtTuple:
+    """What the packets of one direction of a connection are like; None: whatever it is."""
 
-    ORIGINAL = 0
-    REPLY = 1
+    source: IPv4Address | None = None
+    destination: IPv4Address | None = None
+    source_port: int | None = None
+    destination_port: int | None = None
+
+    def __str__(self) -> str:
+        """For people."""
+        ends = (
+            ("from", self.source, self.source_port),
+            ("to", self.destination, self.destination_port),
+        )
+        return " ".join(
+            f"{word} {'any address' if address is None else address}"
+            + ("" if port is None else f":{port}")
+            for word, address, port in ends
+            if (address, port) != (None, None)
+        )
+
+
+ANY: Final = CtTuple()
 
 
 def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> bytes:
@@ -139,6 +169,35 @@ def flow_remove(flow: Flow) -> bytes:
     )
 
 
+def group_set(group: Group) -> bytes:
+    """OFPT_GROUP_MOD that adds a group, or puts it in the place of one with the same id.
+
+    The command for both is Open vSwitch's own. Raises `CodecError`.
+    """
+    if len(group.buckets) > MOST_BUCKETS:
+        raise CodecError(
+            f"{described(group)}: {len(group.buckets)} buckets, of which it may have {MOST_BUCKETS}"
+        )
+    return _group_mod(GROUP_ADD_OR_MOD, group.id, group.buckets, [_selection_method(group)])
+
+
+def buckets_insert(group: int, buckets: Iterable[Bucket]) -> bytes:
+    """OFPT_GROUP_MOD that gives a group more buckets. Raises `CodecError`."""
+    return _group_mod(
+        ofproto.OFPGC_INSERT_BUCKET, group, buckets, position=ofproto.OFPG_BUCKET_LAST
+    )
+
+
+def bucket_remove(group: int, bucket: int) -> bytes:
+    """OFPT_GROUP_MOD that takes one bucket away from a group, by its id."""
+    return _group_mod(ofproto.OFPGC_REMOVE_BUCKET, group, position=bucket)
+
+
+def group_delete(group: int) -> bytes:
+    """OFPT_GROUP_MOD that deletes a group, and with it whatever flows use it."""
+    return _group_mod(ofproto.OFPGC_DELETE, group)
+
+
 def meter_mod(command: MeterCommand, meter: Meter) -> bytes:
     """OFPT_METER_MOD: one band that drops, in packets a second. For DELETE only the id counts."""
     bands = []
@@ -158,22 +217,81 @@ def barrier() -> bytes:
     return serialized(parser.OFPBarrierRequest(DATAPATH))
 
 
-def conntrack_flush(zone: int, direction: Direction, source: IPv4Address) -> bytes:
-    """NXT_CT_FLUSH (OVS from 3.1): forget the connections that have this source in a direction."""
-    mapped = bytes(10) + b"\xff\xff" + source.packed
-    address = struct.pack("!HH", _CT_TUPLE_SRC, 4 + len(mapped)) + mapped + bytes(4)
-    tuple_ = struct.pack("!HH4x", direction, 8 + len(address)) + address
-    in_zone = struct.pack("!HHHxx", _CT_ZONE_ID, 8, zone)
-    # Of all protocols.
-    data = bytes(8) + tuple_ + in_zone
+def conntrack_flush(zone: int, protocol: int, original: CtTuple, reply: CtTuple) -> bytes:
+    """NXT_CT_FLUSH (OVS from 3.1): forget the connections of a zone whose packets are like this.
+
+    `protocol` 0 stands for all; a port needs one that has ports.
+    """
+    data = struct.pack("!B7x", protocol)
+    for kind, given in ((_CT_ORIGINAL, original), (_CT_REPLY, reply)):
+        fields = b"".join(_tuple_fields(given))
+        if fields:
+            data += struct.pack("!HH4x", kind, 8 + len(fields)) + fields
+    data += struct.pack("!HHHxx", _CT_ZONE_ID, 8, zone)
     return serialized(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_CT_FLUSH, data))
+
+
+def _tuple_fields(given: CtTuple) -> Iterable[bytes]:
+    for kind, address in ((_CT_SOURCE, given.source), (_CT_DESTINATION, given.destination)):
+        if address is not None:
+            mapped = bytes(10) + b"\xff\xff" + address.packed
+            yield struct.pack("!HH16s4x", kind, 4 + len(mapped), mapped)
+    for kind, port in (
+        (_CT_SOURCE_PORT, given.source_port),
+        (_CT_DESTINATION_PORT, given.destination_port),
+    ):
+        if port is not None:
+            yield struct.pack("!HHHxx", kind, 8, port)
 
 
 # Of OVS's include/openflow/nicira-ext.h.
 _NX_VENDOR_ID: Final = 0x2320
 _NXT_CT_FLUSH: Final = 32
+_CT_ORIGINAL: Final = 0
+_CT_REPLY: Final = 1
 _CT_ZONE_ID: Final = 2
-_CT_TUPLE_SRC: Final = 0
+_CT_SOURCE: Final = 0
+_CT_DESTINATION: Final = 1
+_CT_SOURCE_PORT: Final = 2
+_CT_DESTINATION_PORT: Final = 3
+
+
+def _group_mod(
+    command: int,
+    group: int,
+    buckets: Iterable[Bucket] = (),
+    properties: Sequence[Any] = (),
+    position: int = ofproto.OFPG_BUCKET_ALL,
+) -> bytes:
+    message = parser.OFPGroupMod(
+        DATAPATH,
+        command,
+        ofproto.OFPGT_SELECT,
+        group,
+        command_bucket_id=position,
+        buckets=[_bucket(bucket) for bucket in buckets],
+        properties=properties,
+    )
+    try:
+        return serialized(message)
+    except struct.error as error:
+        raise CodecError(f"group {group:#x}: a number does not fit: {error}") from None
+
+
+def _bucket(bucket: Bucket) -> Any:
+    weight = parser.OFPGroupBucketPropWeight(ofproto.OFPGBPT_WEIGHT, weight=bucket.weight)
+    actions = [_action(action, bucket, None) for action in bucket.actions]
+    return parser.OFPBucket(bucket.id, actions, [weight])
+
+
+def _selection_method(group: Group) -> SelectionMethod:
+    oxms = [_OXM.get(field, field) for field in group.fields]
+    method = SelectionMethod(group.method, oxms)
+    try:
+        method.serialize()
+    except KeyError as error:
+        raise CodecError(f"{described(group)}: {error}: no such field") from None
+    return method
 
 
 def protocol_of(flow: Flow) -> int | None:
@@ -181,12 +299,18 @@ def protocol_of(flow: Flow) -> int | None:
     return next((value for name, value, _ in flow.match if name == "nw_proto"), None)
 
 
-def described(flow: Flow) -> str:
-    """A flow in a few words for people."""
-    return (
-        f"flow {flow.reason!r} (table {flow.table}, priority {flow.priority},"
-        f" cookie {flow.cookie:#x})"
-    )
+def described(subject: Flow | Group | Bucket) -> str:
+    """A flow, a group or a bucket in a few words for people."""
+    match subject:
+        case Flow():
+            return (
+                f"flow {subject.reason!r} (table {subject.table}, priority {subject.priority},"
+                f" cookie {subject.cookie:#x})"
+            )
+        case Group():
+            return f"group {subject.id:#x}"
+        case Bucket():
+            return f"bucket {subject.id} ({subject.actions!r})"
 
 
 def _match_fields(flow: Flow, protocol: int | None) -> Iterable[tuple[str, Any]]:
@@ -195,42 +319,54 @@ def _match_fields(flow: Flow, protocol: int | None) -> Iterable[tuple[str, Any]]
         yield oxm, _value(oxm, value, mask, flow)
 
 
-def _value(oxm: str, value: int, mask: int | None, flow: Flow) -> Any:
+def _value(oxm: str, value: int, mask: int | None, whose: Flow | Bucket) -> Any:
     try:
         return oxm_value(oxm, value, mask)
     except KeyError:
-        raise CodecError(f"{described(flow)}: {oxm}: no such field") from None
+        raise CodecError(f"{described(whose)}: {oxm}: no such field") from None
     except OverflowError:
-        raise CodecError(f"{described(flow)}: {oxm}: {value:#x} does not fit the field") from None
+        raise CodecError(f"{described(whose)}: {oxm}: {value:#x} does not fit the field") from None
 
 
-def _oxm_name(field: str, protocol: int | None, flow: Flow) -> str:
+def _oxm_name(field: str, protocol: int | None, whose: Flow | Bucket) -> str:
     if field in ("tp_src", "tp_dst"):
         if protocol not in _LAYER_4:
-            raise CodecError(f"{described(flow)}: {field} needs nw_proto 6, 17 or 132")
+            raise CodecError(f"{described(whose)}: {field} needs nw_proto 6, 17 or 132")
         return _LAYER_4[protocol] + field.removeprefix("tp")
     return _OXM.get(field, field)
 
 
-def _action(action: Action, flow: Flow, protocol: int | None) -> Any:  # noqa: PLR0911 - one line each
+def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any:  # noqa: C901, PLR0911 - one line each
     match action:
         case Output(port):
             return parser.OFPActionOutput(port, ofproto.OFPCML_NO_BUFFER)
         case OutputReg(register):
             return output_reg(register)
         case SetField(field, value, mask):
-            oxm = _oxm_name(field, protocol, flow)
-            return parser.OFPActionSetField(**{oxm: _value(oxm, value, mask, flow)})
+            oxm = _oxm_name(field, protocol, whose)
+            return parser.OFPActionSetField(**{oxm: _value(oxm, value, mask, whose)})
         case Move(source, destination):
-            oxms = [_oxm_name(name, protocol, flow) for name in (source, destination)]
+            oxms = [_oxm_name(name, protocol, whose) for name in (source, destination)]
             bits = 8 * oxm_width(oxms[0])
             if bits != 8 * oxm_width(oxms[1]):
-                raise CodecError(f"{described(flow)}: {source} and {destination} differ in width")
+                raise CodecError(f"{described(whose)}: {source} and {destination} differ in width")
             return parser.OFPActionCopyField(n_bits=bits, oxm_ids=oxms)
         case ApplyMeter(meter):
             return parser.OFPActionMeter(meter)
         case Note(data):
             return note(data)
+        case ToGroup(group):
+            return parser.OFPActionGroup(group)
+        case Resubmit(table):
+            return parser.NXActionResubmitTable(table_id=table)
+        case Learn():
+            return learn(
+                action.table,
+                list(_learned(action, whose, protocol)),
+                idle_timeout=action.idle_timeout,
+                priority=action.priority,
+                cookie=action.cookie,
+            )
         case Ct():
             return parser.NXActionCT(
                 flags=_CT_COMMIT if action.commit else 0,
@@ -238,24 +374,51 @@ def _action(action: Action, flow: Flow, protocol: int | None) -> Any:  # noqa: P
                 zone_ofs_nbits=action.zone,
                 recirc_table=_CT_NO_TABLE if action.table is None else action.table,
                 alg=0,
-                actions=list(_in_ct(action, flow, protocol)),
+                actions=list(_in_ct(action, whose, protocol)),
             )
-    raise CodecError(f"{described(flow)}: cannot encode {action!r}")
+    raise CodecError(f"{described(whose)}: cannot encode {action!r}")
 
 
-def _in_ct(action: Ct, flow: Flow, protocol: int | None) -> Iterable[Any]:
+def _in_ct(action: Ct, whose: Flow | Bucket, protocol: int | None) -> Iterable[Any]:
     match action.nat:
-        case Nat(source=None):
+        case None:
+            pass
+        case Nat(None, None, None):
             yield nat(flags=0)
-        case Nat(source=0):
+        case Nat(0, None, None):
             yield nat(_NAT_SOURCE)
-        case Nat(source=int(source)):
-            yield nat(_NAT_SOURCE, oxm_value("ipv4_src", source, None))
+        case Nat(int(source), None, ports) if source:
+            for port in ports or ():
+                _value("tcp_src", port, None, whose)  # os-ken would cut off what does not fit
+            yield nat(_NAT_SOURCE, _value("ipv4_src", source, None, whose), ports)
+        case Nat(None, (address, port), None):
+            _value("tcp_dst", port, None, whose)
+            yield nat(_NAT_DESTINATION, _value("ipv4_dst", address, None, whose), (port, port))
+        case _:
+            raise CodecError(f"{described(whose)}: cannot encode {action.nat!r}")
     for field in action.exec:
-        yield _action(field, flow, protocol)
+        yield _action(field, whose, protocol)
+
+
+def _learned(action: Learn, whose: Flow | Bucket, protocol: int | None) -> Iterable[Any]:
+    yield parser.NXFlowSpecMatch(src=_IPV4, dst=("eth_type_nxm", 0), n_bits=16)
+    for fields, spec in (
+        (action.match, parser.NXFlowSpecMatch),
+        (action.load, parser.NXFlowSpecLoad),
+    ):
+        for field in fields:
+            oxm = _oxm_name(field, protocol, whose)
+            try:
+                bits = 8 * oxm_width(oxm)
+            except KeyError:
+                raise CodecError(f"{described(whose)}: {oxm}: no such field") from None
+            whole = (learned_name(oxm), 0)
+            yield spec(src=whole, dst=whole, n_bits=bits)
 
 
 # Of ovs-actions(7) and OVS's lib/ofp-actions.c.
 _CT_COMMIT: Final = 1
 _CT_NO_TABLE: Final = 0xFF
 _NAT_SOURCE: Final = 1
+_NAT_DESTINATION: Final = 2
+_IPV4: Final = 0x0800

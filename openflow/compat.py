@@ -3,6 +3,7 @@
 Everything else imports os-ken's OpenFlow 1.5 from here.
 """
 
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ parser: Final[Any] = ofproto_v1_5_parser
 
 # os-ken's messages want the connection they are for, of which they only use the version.
 DATAPATH: Final[Any] = ProtocolDesc(ofproto_v1_5.OFP_VERSION)
+
+GROUP_ADD_OR_MOD: Final = 0x8000
+"""Open vSwitch's own command: add a group, or put it in another's place (its openflow-1.5.h)."""
 
 _TYPES: Final[Mapping[str, Any]] = {field.name: field.type for field in ofproto_v1_5.oxm_types}
 
@@ -43,17 +47,40 @@ def ordered_match(fields: Iterable[tuple[str, Any]]) -> Any:
     return parser.OFPMatch(_ordered_fields=list(fields))
 
 
-def nat(flags: int, range_ipv4_min: str = "") -> Any:
-    """An NXActionNAT that may stand inside NXActionCT.
+def nat(flags: int, address: str = "", ports: tuple[int, int] | None = None) -> Any:
+    """An NXActionNAT that may stand inside NXActionCT; translates to `address`, and to `ports`.
 
-    os-ken counts the padding to 8 bytes in the action's length but does not write it, so whatever
-    follows a NAT is read from the wrong place.
+    `ports` are the first and the last; a single one is written once, as `ovs-ofctl` does.
     """
-    made = parser.NXActionNAT(flags, range_ipv4_min=range_ipv4_min)
-    body = bytes(made.serialize_body())
-    padded = body.ljust(-(-(_NX_HEADER + len(body)) // 8) * 8 - _NX_HEADER, b"\0")
-    made.serialize_body = lambda: padded
-    return made
+    first, last = ports or (None, None)
+    made = parser.NXActionNAT(
+        flags,
+        range_ipv4_min=address,
+        range_proto_min=first,
+        range_proto_max=last if last != first else None,
+    )
+    return _padded(made)
+
+
+def learn(table: int, specs: list[Any], **settings: int) -> Any:
+    """An NXActionLearn behind which anything may stand."""
+    return _padded(parser.NXActionLearn(table, specs, **settings))
+
+
+def _padded(action: Any) -> Any:
+    """The same NX action with all the bytes that it claims to have.
+
+    os-ken counts the padding to 8 bytes in an action's length but does not write it, so whatever
+    follows, in `ct` or a bucket, is read from the wrong place.
+    """
+    make = action.serialize_body
+
+    def padded() -> bytes:
+        body = bytes(make())
+        return body + bytes(-(_NX_HEADER + len(body)) % 8)
+
+    action.serialize_body = padded
+    return action
 
 
 _NX_HEADER: Final = 10
@@ -70,6 +97,41 @@ def output_reg(oxm: str) -> Any:
 def note(data: bytes) -> Any:
     """A note; os-ken appends its padding to the list it was given, so it gets one of its own."""
     return parser.NXActionNote(note=list(data))
+
+
+def learned_name(oxm: str) -> str:
+    """The name of a field inside `learn`: a switch tells them by their NXM numbers there."""
+    return f"{oxm}_nxm" if f"{oxm}_nxm" in _TYPES else oxm
+
+
+class SelectionMethod:
+    """The group property that says how Open vSwitch chooses a bucket (its netronome-ext.h).
+
+    os-ken has properties of whole words only, and the fields that are hashed are not.
+    """
+
+    def __init__(self, method: str, oxms: Iterable[str]) -> None:
+        self._method = method
+        self._oxms = oxms
+
+    def serialize(self) -> bytes:
+        """The property with its padding. Raises `KeyError` for a field that there is not."""
+        fields = bytearray()
+        for oxm in self._oxms:
+            # A field is named by its header and a value of ones.
+            kind = _TYPES[oxm]
+            whole = oxm_value(oxm, (1 << 8 * kind.size) - 1, None)
+            number, value, _ = ofproto_v1_5.oxm_from_user(oxm, whole)
+            ofproto_v1_5.oxm_serialize(number, value, None, fields, len(fields))
+        head = _SELECTION_METHOD.pack(
+            ofproto.OFPGPT_EXPERIMENTER, _SELECTION_METHOD.size + len(fields), _NETRONOME, 1,
+            self._method.encode(), 0,
+        )  # fmt: skip
+        return head + bytes(fields) + bytes(-(len(head) + len(fields)) % 8)
+
+
+_SELECTION_METHOD: Final = struct.Struct("!HHII4x16sQ")
+_NETRONOME: Final = 0x0000_154D
 
 
 def serialized(message: Any) -> bytes:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
-from flows.flow import Flow, Meter
-from openflow.templates import FlowEncoder
+from flows.flow import Flow, Group, Meter
+from openflow.messages import InstalledGroup, group_parts, group_set_by
+from openflow.templates import FlowEncoder, GroupEncoder
 
 RANGES: Final = 256
 """A flow's range is the last byte of its cookie, by which a switch can be asked for it."""
@@ -24,7 +25,9 @@ _MATCH_OF_FLOW_MOD: Final = 48
 _OXM: Final = struct.Struct("!HBB")
 _PACKET_REGISTERS: Final = 0x8001
 _NXM_1: Final = 0x0001
+_REGISTERS: Final = 16
 _encoder: Final = FlowEncoder()
+_group_encoder: Final = GroupEncoder()
 
 
 def of_entry(raw: bytes) -> int:
@@ -33,6 +36,16 @@ def of_entry(raw: bytes) -> int:
     match, end = _fields(raw, _DUMPED.size)
     (stats,) = struct.unpack_from("!H", raw, end + 2)
     return _digest(table, priority, settings, cookie, match, raw[end + -(-stats // 8) * 8 :])
+
+
+def registers(raw: bytes) -> dict[int, int]:
+    """The registers that a dumped flow matches whole, by number."""
+    found: dict[int, int] = {}
+    for field in _fields(raw, _DUMPED.size)[0]:
+        kind, number, size = _OXM.unpack_from(field)
+        if kind == _NXM_1 and number < 2 * _REGISTERS and size == 4:
+            found[number >> 1] = int.from_bytes(field[4:], "big")
+    return found
 
 
 def of_flow(flow: Flow) -> int:
@@ -48,6 +61,20 @@ def of_flow(flow: Flow) -> int:
 def of_meters(meters: Iterable[Meter]) -> int:
     """Of all meters of a switch."""
     return total(meter.digest for meter in meters)
+
+
+def of_group_entry(group: InstalledGroup) -> int:
+    """Of a dumped group, whatever order its buckets are in."""
+    buckets, properties = group_parts(group)
+    head = struct.pack("!BI", group.type, group.id) + properties
+    return total(
+        int.from_bytes(blake2b(part, digest_size=8).digest(), "big") for part in (head, *buckets)
+    )
+
+
+def of_group(group: Group) -> int:
+    """Of a group of ours: what `of_group_entry` makes of it once a switch holds it unchanged."""
+    return of_group_entry(group_set_by(_group_encoder.set(group)))
 
 
 def sums(digests: Iterable[tuple[int, int]]) -> list[int]:
@@ -67,14 +94,14 @@ _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _digest(
-    table: int, priority: int, settings: list[int], cookie: int, match: bytes, rest: bytes
+    table: int, priority: int, settings: list[int], cookie: int, match: list[bytes], rest: bytes
 ) -> int:
     head = struct.pack("!BHHHHHQ", table, priority, *settings, cookie)
-    return int.from_bytes(blake2b(head + match + rest, digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(head + b"".join(match) + rest, digest_size=8).digest(), "big")
 
 
-def _fields(data: bytes, start: int) -> tuple[bytes, int]:
-    """The ofp_match at `start` in one form, and where it ends with its padding."""
+def _fields(data: bytes, start: int) -> tuple[list[bytes], int]:
+    """The fields of the ofp_match at `start` in one form, and where it ends with its padding."""
     _, length = struct.unpack_from("!HH", data, start)
     fields: list[bytes] = []
     at, end = start + 4, start + length
@@ -86,7 +113,7 @@ def _fields(data: bytes, start: int) -> tuple[bytes, int]:
         else:
             fields.append(data[at : at + 4] + value)
         at += 4 + size
-    return b"".join(sorted(fields)), start + -(-length // 8) * 8
+    return sorted(fields), start + -(-length // 8) * 8
 
 
 def _registers(field: int, value: bytes) -> Iterable[bytes]:

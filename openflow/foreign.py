@@ -12,7 +12,7 @@ from typing import Any, Final
 from os_ken.ofproto import ofproto_common
 
 from openflow.compat import ofproto, parser
-from openflow.messages import InstalledFlow
+from openflow.messages import InstalledFlow, InstalledGroup, group_parts
 
 _UNREADABLE = "(cannot be read here; ovs-ofctl dump-flows shows it)"
 _UNINTERESTING = frozenset(
@@ -38,6 +38,43 @@ def described(flow: InstalledFlow) -> tuple[str, str]:
     return fields, ",".join(actions) or "drop"
 
 
+def described_buckets(group: InstalledGroup) -> list[dict[str, Any]]:
+    """The buckets of a dumped group: id, weight, the endpoint or group it leads to, and actions."""
+    found = []
+    for bucket in group_parts(group)[0]:
+        _, length, number = _BUCKET.unpack_from(bucket)
+        row = {"id": number, "weight": 0, "endpoint": "", "group": None, "actions": _UNREADABLE}
+        found.append(row)
+        try:
+            _check_actions(bucket[_BUCKET.size :][:length])
+            for _ in _entries(bucket[_BUCKET.size + length :]):
+                pass
+            read = parser.OFPBucket.parser(bucket, 0)
+            row["weight"] = sum(getattr(each, "weight", 0) for each in read.properties)
+            row["actions"] = ",".join(map(_action, read.actions)) or "drop"
+            groups = (
+                one.group_id for one in read.actions if isinstance(one, parser.OFPActionGroup)
+            )
+            row["group"] = next(groups, None)
+            inner = [each for one in read.actions for each in getattr(one, "actions", ())]
+            row["endpoint"] = next(filter(None, map(_translated, inner)), "")
+        except Exception:  # noqa: BLE001, S112 - as in `described`
+            continue
+    return found
+
+
+def _translated(action: Any) -> str:
+    """`ADDRESS:PORT` where that is what a `nat` makes of the destination."""
+    if not isinstance(action, parser.NXActionNAT) or not action.flags & _NAT_DESTINATION:
+        return ""
+    port = action.range_proto_min
+    return f"{action.range_ipv4_min}:{port}" if port else str(action.range_ipv4_min)
+
+
+_BUCKET: Final = struct.Struct("!HHI")
+"""struct ofp_bucket: length, length of its actions, id; then actions, then properties (7.3.4.3)."""
+_NAT_DESTINATION: Final = 2
+"""NX_NAT_F_DST (Open vSwitch, ofp-actions.c)."""
 _HEAD: Final = struct.Struct("!HH")
 """Type and length, of matches, statistics, instructions and actions alike (7.2)."""
 _WITH_ACTIONS: Final = (ofproto.OFPIT_WRITE_ACTIONS, ofproto.OFPIT_APPLY_ACTIONS)
@@ -92,6 +129,10 @@ def _action(action: Any) -> str:
         return f"set_field:{_value(action.value)}->{_NAMES.get(action.key, action.key)}"
     if isinstance(action, parser.OFPActionOutput):
         return f"output:{action.port}"
+    if endpoint := _translated(action):
+        return f"nat(dst={endpoint})"
+    if isinstance(action, parser.OFPActionGroup):
+        return f"group:{action.group_id}"
     name = type(action).__name__
     for prefix in ("OFPAction", "OFPInstruction", "NXAction"):
         name = name.removeprefix(prefix)
@@ -104,6 +145,8 @@ def _action(action: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_action, value))}]"
     if isinstance(value, tuple):
         return "/".join(map(_value, value))
     return f"{value:#x}" if isinstance(value, int) and value > 9 else str(value)

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Final
 
 from flows.flow import Meter
-from openflow.compat import ofproto
+from openflow.compat import GROUP_ADD_OR_MOD, ofproto
 
 VERSION: Final = 6
 """OpenFlow 1.5 on the wire."""
@@ -101,6 +101,23 @@ class InstalledFlow:
     def __str__(self) -> str:
         """For people."""
         return f"flow of table {self.table}, priority {self.priority}, cookie {self.cookie:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledGroup:
+    """One group of a dump. `raw` is its whole ofp_group_desc."""
+
+    id: int
+    raw: bytes
+
+    @property
+    def type(self) -> int:
+        """One of enum ofp_group_type."""
+        return self.raw[2]
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"group {self.id:#x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +222,7 @@ def port_status(body: memoryview) -> PortStatus:
 # length, table, priority, ..., cookie; then ofp_match, ofp_stats and instructions
 _FLOW: Final = struct.Struct("!HxxBxHHHHHQ")
 _OXS_BASIC: Final = 0x8002
+_OXS_IDLE_TIME: Final = 1
 _OXS_PACKETS: Final = 4
 _OXS_BYTES: Final = 5
 
@@ -233,6 +251,27 @@ def without_counters(flow: InstalledFlow) -> InstalledFlow:
     return InstalledFlow(flow.cookie, flow.table, flow.priority, 0, 0, raw)
 
 
+def idle_seconds(flow: InstalledFlow) -> int | None:
+    """Whole seconds since a packet met a dumped flow, or since it came; None: it does not tell."""
+    (match_length,) = struct.unpack_from("!H", flow.raw, _FLOW.size + 2)
+    for field, at in _stats(memoryview(flow.raw)[_FLOW.size + -(-match_length // 8) * 8 :]):
+        if field == _OXS_IDLE_TIME:
+            seconds: int = struct.unpack_from("!I", at)[0]
+            return seconds
+    return None
+
+
+def flow_mod_remove(flow: InstalledFlow) -> bytes:
+    """OFPT_FLOW_MOD that deletes this dumped flow, unless another has its place; its xid is 0."""
+    head, _ = _around_counters(flow)
+    body = _FLOW_MOD.pack(
+        flow.cookie, 0xFFFF_FFFF_FFFF_FFFF, flow.table, ofproto.OFPFC_DELETE_STRICT, 0, 0,
+        flow.priority, ofproto.OFP_NO_BUFFER, ofproto.OFPP_ANY, ofproto.OFPG_ANY, 0, 0,
+    )  # fmt: skip
+    body += head[_FLOW.size :]
+    return HEADER.pack(VERSION, ofproto.OFPT_FLOW_MOD, HEADER.size + len(body), 0) + body
+
+
 def flow_mod_add(flow: InstalledFlow) -> bytes:
     """OFPT_FLOW_MOD (7.3.4.2) that puts a dumped flow back as it was; its xid is 0."""
     head, instructions = _around_counters(flow)
@@ -259,26 +298,73 @@ def _around_counters(flow: InstalledFlow) -> tuple[bytes, bytes]:
 def _counters(stats: memoryview) -> tuple[int, int]:
     """Packets and bytes of a struct ofp_stats (7.2.4); 0 for what it does not tell."""
     packets = octets = 0
+    for field, value in _stats(stats):
+        if field == _OXS_PACKETS:
+            (packets,) = struct.unpack_from("!Q", value)
+        elif field == _OXS_BYTES:
+            (octets,) = struct.unpack_from("!Q", value)
+    return packets, octets
+
+
+def _stats(stats: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and value of each basic field of a struct ofp_stats."""
     (end,) = struct.unpack_from("!H", stats, 2)
     at = 4
     while at + 4 <= end:
         kind, field, length = struct.unpack_from("!HBB", stats, at)
-        if kind == _OXS_BASIC and field >> 1 == _OXS_PACKETS:
-            (packets,) = struct.unpack_from("!Q", stats, at + 4)
-        elif kind == _OXS_BASIC and field >> 1 == _OXS_BYTES:
-            (octets,) = struct.unpack_from("!Q", stats, at + 4)
+        if kind == _OXS_BASIC:
+            yield field >> 1, stats[at + 4 :]
         at += 4 + length
-    return packets, octets
 
 
-def groups(body: memoryview) -> Iterator[int]:
-    """The ids of the groups in the body of OFPMP_GROUP_DESC (7.3.5.10)."""
+# length, type, id, length of the buckets; then the buckets, then properties
+_GROUP: Final = struct.Struct("!HBxIH6x")
+
+
+def groups(body: memoryview) -> Iterator[InstalledGroup]:
+    """The body of OFPMP_GROUP_DESC (7.3.5.10)."""
     while body:
-        length, number = struct.unpack_from("!HxxI", body)
-        if not 8 <= length <= len(body):
+        length, _, number, buckets = _GROUP.unpack_from(body)
+        if not _GROUP.size + buckets <= length <= len(body):
             raise ProtocolError(f"a group description that claims to be {length} bytes long")
-        yield number
+        group = InstalledGroup(number, bytes(body[:length]))
+        group_parts(group)
+        yield group
         body = body[length:]
+
+
+def group_parts(group: InstalledGroup) -> tuple[list[bytes], bytes]:
+    """The buckets of a dumped group, and its properties. Raises `ProtocolError`, but of no dump."""
+    _, _, _, length = _GROUP.unpack_from(group.raw)
+    array, properties = group.raw[_GROUP.size :][:length], group.raw[_GROUP.size + length :]
+    buckets = []
+    while array:
+        (size,) = struct.unpack_from("!H", array)
+        if not 8 <= size <= len(array):
+            raise ProtocolError(f"a bucket that claims to be {size} bytes long")
+        buckets.append(array[:size])
+        array = array[size:]
+    return buckets, properties
+
+
+def group_mod_set(group: InstalledGroup) -> bytes:
+    """OFPT_GROUP_MOD (7.3.4.3) that puts a dumped group back as it was; its xid is 0."""
+    _, kind, number, buckets = _GROUP.unpack_from(group.raw)
+    body = _GROUP_MOD.pack(GROUP_ADD_OR_MOD, kind, number, buckets, ofproto.OFPG_BUCKET_ALL)
+    body += group.raw[_GROUP.size :]
+    return HEADER.pack(VERSION, ofproto.OFPT_GROUP_MOD, HEADER.size + len(body), 0) + body
+
+
+def group_set_by(message: bytes) -> InstalledGroup:
+    """What a switch describes as a group that this OFPT_GROUP_MOD has set: the inverse."""
+    _, kind, number, buckets, _ = _GROUP_MOD.unpack_from(message, HEADER.size)
+    rest = message[HEADER.size + _GROUP_MOD.size :]
+    return InstalledGroup(
+        number, _GROUP.pack(_GROUP.size + len(rest), kind, number, buckets) + rest
+    )
+
+
+_GROUP_MOD: Final = struct.Struct("!HBxIHxxI")
 
 
 def meters(body: memoryview) -> Iterator[Meter]:

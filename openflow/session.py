@@ -75,9 +75,9 @@ class Ready:
 class Reply:
     """The answer to the request with this xid.
 
-    `value` is a list of `InstalledFlow` or of group ids, a dict of `Meter` by id, a `Role` with its
-    generation, or None where the answer is all there is (barrier, echo, bundle control, flow
-    monitor).
+    `value` is a list of `InstalledFlow` or of `InstalledGroup`, a dict of `Meter` by id, a `Role`
+    with its generation, or None where the answer is all there is (barrier, echo, bundle control,
+    flow monitor).
     """
 
     xid: int

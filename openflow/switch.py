@@ -15,6 +15,7 @@ from openflow.codec import CodecError
 from openflow.messages import (
     FlowUpdate,
     InstalledFlow,
+    InstalledGroup,
     Port,
     PortReason,
     PortStatus,
@@ -129,9 +130,9 @@ class Switch(asyncio.Protocol):
         )
         return found
 
-    async def dump_groups(self) -> list[int]:
-        """The ids of all groups. Raises `ConnectionLost`, `RequestRefused`."""
-        found: list[int] = await self._request(self._session.request_groups())
+    async def dump_groups(self) -> list[InstalledGroup]:
+        """All groups. Raises `ConnectionLost`, `RequestRefused`."""
+        found: list[InstalledGroup] = await self._request(self._session.request_groups())
         return found
 
     async def dump_meters(self) -> dict[int, Meter]:

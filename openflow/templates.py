@@ -13,17 +13,22 @@ from typing import Any, Final
 
 from flows.flow import (
     FIELDS,
+    MOST_BUCKETS,
     Action,
     ApplyMeter,
+    Bucket,
     Ct,
     Flow,
     Goto,
+    Group,
+    Learn,
     Move,
-    Nat,
     Note,
     Output,
     OutputReg,
+    Resubmit,
     SetField,
+    ToGroup,
 )
 from openflow import codec
 
@@ -107,6 +112,104 @@ class FlowEncoder:
             return numbered(codec.flow_add(flow), xid)  # which names the field
 
 
+class GroupEncoder:
+    """Makes OFPT_GROUP_MOD messages, their buckets by templates: there are many of few shapes."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[Any, ...], Template | None] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._heads: dict[tuple[Any, ...], Template] = {}
+
+    def set(self, group: Group, xid: int = 0) -> bytes:
+        """The message of `codec.group_set`. Raises `codec.CodecError`."""
+        shape = (group.method, group.fields)
+        head = self._heads.get(shape)
+        if head is None:
+            empty = replace(group, buckets=())
+            codec.group_set(empty)  # which names the group where a field does not exist
+            head = Template(lambda values: codec.group_set(replace(empty, id=values[0])), [4])
+            self._heads[shape] = head
+        if len(group.buckets) > MOST_BUCKETS:
+            codec.group_set(group)  # which says so
+        return self._around(head, group.id, group.buckets, xid)
+
+    def insert(self, group: int, buckets: Sequence[Bucket], xid: int = 0) -> bytes:
+        """The message of `codec.buckets_insert`. Raises `codec.CodecError`."""
+        return self._around(_INSERT, group, buckets, xid)
+
+    def _around(self, head: Template, group: int, buckets: Sequence[Bucket], xid: int) -> bytes:
+        try:
+            empty = head.fill([group], xid)
+        except struct.error as error:
+            raise codec.CodecError(f"group {group:#x}: a number does not fit: {error}") from None
+        array = b"".join(map(self._bucket, buckets))
+        message = bytearray(empty)
+        message[_BUCKETS_AT:_BUCKETS_AT] = array
+        try:
+            struct.pack_into("!H", message, _LENGTH_AT, len(message))
+            struct.pack_into("!H", message, _ARRAY_LENGTH_AT, len(array))
+        except struct.error as error:
+            raise codec.CodecError(f"group {group:#x}: too long for a message: {error}") from None
+        return bytes(message)
+
+    def _bucket(self, bucket: Bucket) -> bytes:
+        shape, values = _split_bucket(bucket)
+        try:
+            template = self._buckets[shape]
+        except KeyError:
+            if shape not in self._seen:
+                self._seen.add(shape)
+                return _alone(bucket)[_BUCKETS_AT:]
+            template = self._buckets[shape] = _bucket_template(bucket, values)
+        if template is None:
+            return _alone(bucket)[_BUCKETS_AT:]
+        try:
+            return template.fill(values, 0)[_BUCKETS_AT:]
+        except (struct.error, OverflowError):
+            return _alone(bucket)[_BUCKETS_AT:]  # which names the field
+
+
+# Of struct ofp_group_mod (OpenFlow 1.5.1, 7.3.4.3).
+_LENGTH_AT: Final = 2
+_ARRAY_LENGTH_AT: Final = 16
+_BUCKETS_AT: Final = 24
+_INSERT: Final = Template(lambda values: codec.buckets_insert(values[0], ()), [4])
+
+
+def _alone(bucket: Bucket) -> bytes:
+    """A message that holds nothing but one bucket, at `_BUCKETS_AT`."""
+    return codec.buckets_insert(0, [bucket])
+
+
+def _split_bucket(bucket: Bucket) -> tuple[tuple[Any, ...], list[int]]:
+    shape: tuple[Any, ...] = ()
+    values = [bucket.id, bucket.weight]
+    for action in bucket.actions:
+        constants, numbers, _ = _parts(action)
+        shape += (type(action), *constants)
+        values += numbers
+    # On the wire a bucket's weight, a property, stands behind its actions.
+    values.append(values.pop(1))
+    return shape, values
+
+
+def _bucket_template(bucket: Bucket, values: list[int]) -> Template | None:
+    """A bucket's shape as a template; None if os-ken's bytes cannot be had that way."""
+    expected = _alone(bucket)
+
+    def encode(values: Sequence[int]) -> bytes:
+        number, *rest, weight = values
+        left = iter(rest)
+        return _alone(Bucket(number, weight, tuple(_refilled(a, left) for a in bucket.actions)))
+
+    widths = [4, *(width for action in bucket.actions for width in _parts(action)[2]), 2]
+    try:
+        template = Template(encode, widths)
+    except ValueError:
+        return None
+    return template if template.fill(values, 0) == expected else None
+
+
 def split(flow: Flow) -> tuple[tuple[Any, ...], list[int]]:
     """A flow's shape, and its values in the order of their places."""
     shape: tuple[Any, ...]
@@ -136,11 +239,12 @@ def split(flow: Flow) -> tuple[tuple[Any, ...], list[int]]:
     return shape, values
 
 
-def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # noqa: C901, PLR0911 - one case per kind
+def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # noqa: C901, PLR0911, PLR0912 - one case per kind
     """An action's share of the shape, its values, and their widths in bytes."""
     match action:
         case SetField(field, value, mask):
-            return (field, mask), [value], [FIELDS[field] // 8]
+            # A field that there is not is named by os-ken's way, which comes first.
+            return (field, mask), [value], [FIELDS.get(field, 0) // 8]
         case Goto(table):
             return (), [table], [1]
         case Output(port):
@@ -155,18 +259,27 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
             return (0,), [], []
         case Note(data):
             return (len(data),), [int.from_bytes(data, "big")], [len(data)]
+        case ToGroup(number) | Resubmit(number):
+            return (), [number], [4 if isinstance(action, ToGroup) else 1]
+        case Learn():
+            values = [action.idle_timeout, action.priority, action.cookie, action.table]
+            return (action.match, action.load), values, [2, 2, 8, 1]
         case Ct(zone, table, commit, translation, exec_):
             values, widths = [zone, 0xFF if table is None else table], [2, 1]
-            nat_source = translation.source if translation is not None else None
-            constants: tuple[Any, ...] = (
-                commit,
-                translation is None,
-                nat_source is None,
-                nat_source == 0,
-            )
-            if nat_source:
-                values.append(nat_source)
+            constants: tuple[Any, ...] = (commit,)
+            if translation is None:
+                constants += (None,)
+            elif translation.destination is not None:
+                constants += ("destination", translation.source, translation.ports)
+                values += translation.destination
+                widths += [4, 2]
+            elif translation.source:
+                # Few ranges of ports are in use; one of a single port is laid out otherwise.
+                constants += ("source", translation.ports)
+                values.append(translation.source)
                 widths.append(4)
+            else:
+                constants += (translation.source, translation.ports)
             for set_field in exec_:
                 inner = _parts(set_field)
                 constants += inner[0]
@@ -175,7 +288,7 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
             return constants, values, widths
 
 
-def _refilled(action: Action, values: Iterator[int]) -> Action:  # noqa: PLR0911 - one case per kind
+def _refilled(action: Action, values: Iterator[int]) -> Action:  # noqa: C901, PLR0911 - one case per kind
     """The same action with the next values: the inverse of `_parts`."""
     match action:
         case SetField():
@@ -188,10 +301,19 @@ def _refilled(action: Action, values: Iterator[int]) -> Action:  # noqa: PLR0911
             return ApplyMeter(next(values))
         case Note(data) if data:
             return Note(next(values).to_bytes(len(data), "big"))
+        case ToGroup():
+            return ToGroup(next(values))
+        case Resubmit():
+            return Resubmit(next(values))
+        case Learn(match=match, load=load):
+            idle_timeout, priority, cookie, table = (next(values) for _ in range(4))
+            return Learn(table, priority, cookie, idle_timeout, match, load)
         case Ct(_, _, commit, translation, exec_):
             zone, table = next(values), next(values)
-            if translation is not None and translation.source:
-                translation = Nat(next(values))
+            if translation is not None and translation.destination is not None:
+                translation = replace(translation, destination=(next(values), next(values)))
+            elif translation is not None and translation.source:
+                translation = replace(translation, source=next(values))
             fields = tuple(replace(field, value=next(values)) for field in exec_)
             return Ct(zone, table, commit, translation, fields)
     return action

@@ -1,4 +1,4 @@
-"""What the controller tells one node's agent: the answer of `GET /v1/nodes/NODE/config`."""
+"""What the controller and one node's agent tell each other."""
 
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any, Literal
@@ -8,10 +8,15 @@ from msgspec import Meta
 
 MOST_PODS = 256
 """Pods of which an agent tells at a time, the latest ones."""
+MOST_SERVICES = 256
+"""Services of which an agent tells at a time."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
-    """Everything an agent must know of the cluster; the agent has no Kubernetes credentials."""
+    """Everything an agent must know of the cluster: `GET /v1/nodes/NODE/config`.
+
+    The agent has no Kubernetes credentials.
+    """
 
     node: str
     uid: str
@@ -30,10 +35,30 @@ class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Of pods, at most; None: what the uplink leaves."""
 
 
+class HostServices(msgspec.Struct, frozen=True, rename="camel"):
+    """What the host itself does for Services: `GET /v1/nodes/NODE/services`.
+
+    A Service is named as `NAMESPACE/NAME`.
+    """
+
+    node: str
+    node_ports: tuple[tuple[int, int, str], ...]
+    """Protocol (IANA's number), port and Service."""
+    external_addresses: tuple[IPv4Address, ...]
+    """Of Services: what comes to the host for one of them goes into the switch."""
+    health_checks: tuple[tuple[int, str, int], ...]
+    """Port, Service and how many of its ready endpoints are on this node."""
+    revision: str
+    """As `NodeConfig.revision`."""
+    whole: bool = True
+    """False: there may be more, which the controller could not read yet; nothing is taken away."""
+
+
 class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     """What an agent's dump of its own switch comes to: `POST /v1/nodes/NODE/digest`.
 
-    Numbers have 64 bits (`openflow.digest`). Flows that are not ours are only counted.
+    Numbers have 64 bits (`openflow.digest`). Flows and groups that are not ours are only counted,
+    flows that the switch has learned as we told it not even that.
     """
 
     seals: list[int]
@@ -41,6 +66,8 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     sums: list[int]
     """Of all other flows of ours, one for each range of cookies."""
     meters: int
+    groups: int
+    """Of all groups of ours."""
     foreign: int
     """How many flows and groups nobody of ours has made."""
 
@@ -48,7 +75,9 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
 Sentence = Annotated[str, Meta(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
-class NodeProblems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NodeProblems(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):  # fmt: skip
     """All that an agent cannot do at the moment: `POST /v1/nodes/NODE/problems`.
 
     Told when it changes, and again and again while there is something: what is not told any more
@@ -59,13 +88,15 @@ class NodeProblems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why this node takes no pods; empty: it does."""
     pods: Annotated[dict[str, Sentence], Meta(max_length=MOST_PODS)] = {}
     """By `NAMESPACE/NAME`, why a pod of this node has no network."""
+    services: Annotated[dict[str, Sentence], Meta(max_length=MOST_SERVICES)] = {}
+    """By `NAMESPACE/NAME`, what of a Service this node cannot do."""
 
 
 Verdict = Literal["right", "moved on", "drift"]
 """The answer. "moved on": the switch is just being changed; ask again."""
 
 
-def encode(config: NodeConfig | SwitchDigest | NodeProblems) -> bytes:
+def encode(config: NodeConfig | HostServices | SwitchDigest | NodeProblems) -> bytes:
     """As JSON."""
     return msgspec.json.encode(config, enc_hook=str)
 
@@ -73,6 +104,11 @@ def encode(config: NodeConfig | SwitchDigest | NodeProblems) -> bytes:
 def decode(data: bytes) -> NodeConfig:
     """From JSON. Raises `msgspec.ValidationError` (also for JSON that is none)."""
     return msgspec.json.decode(data, type=NodeConfig, dec_hook=_decode)
+
+
+def decode_services(data: bytes) -> HostServices:
+    """From JSON. Raises `msgspec.ValidationError` (also for JSON that is none)."""
+    return msgspec.json.decode(data, type=HostServices, dec_hook=_decode)
 
 
 def decode_digest(data: bytes) -> SwitchDigest:

@@ -1,8 +1,15 @@
 """A network namespace for a test that needs no lab."""
 
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
+
+from pyroute2 import netns
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -21,3 +28,22 @@ def namespace(name: str, *addresses: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def inside(name: str, function: Callable[[], T]) -> T:
+    """What a function comes to in a network namespace, in a thread of its own."""
+    outcome: list[Future[T]] = []
+
+    def call() -> None:
+        done: Future[T] = Future()
+        outcome.append(done)
+        try:
+            netns.setns(f"/run/netns/{name}")
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001  it is raised on, where it is waited for
+            done.set_exception(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return outcome[0].result()

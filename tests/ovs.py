@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.flow import Flow, Meter
+from flows.diff import GroupChange
+from flows.flow import Flow, Group, Meter
 from flows.pipeline import TABLES
 from openflow.batch import Batch
 from openflow.messages import Port
@@ -118,12 +119,15 @@ class Ovs:
         """The switch hangs: its connections stay open, and nothing answers."""
         self.processes[-1].send_signal(signal.SIGSTOP)
 
-    def install(self, flows: Iterable[Flow], meters: Iterable[Meter] = ()) -> None:
+    def install(
+        self, flows: Iterable[Flow], meters: Iterable[Meter] = (), groups: Iterable[Group] = ()
+    ) -> None:
         """By our own channel, as the controller does."""
+        changes = map(GroupChange, groups)
 
         async def send() -> None:
             async with connect(self.mgmt) as switch:
-                await switch.apply(Batch.of(adds=flows, meters_set=meters))
+                await switch.apply(Batch.of(adds=flows, meters_set=meters, groups_set=changes))
 
         asyncio.run(send())
 

@@ -84,7 +84,7 @@ class Directory:
                 if changes.done():
                     changed = {Path(path) for _, path in changes.result()}
                     changes = asyncio.ensure_future(anext(watch))
-                    paths |= {file for path in changed for file in self._concerned(path)}
+                    paths |= self._concerned(changed)
                 await self._read(paths)
         finally:
             changes.cancel()
@@ -92,12 +92,19 @@ class Directory:
     def _manifests(self, directory: Path) -> set[Path]:
         return {path for path in directory.rglob("*") if _is_manifest(path) and path.is_file()}
 
-    def _concerned(self, path: Path) -> set[Path]:
-        """The files that a change of `path` is about; all below it if it is, or was, a folder."""
-        below = {file for file in self._files.keys() | self._unread if path in file.parents}
-        if path.is_dir():
-            return below | self._manifests(path)
-        return below | ({path} if _is_manifest(path) else set())
+    def _concerned(self, changed: set[Path]) -> set[Path]:
+        """The files that changes of these are about; all below what is, or was, a folder.
+
+        Looked for once: thousands of files are often written together.
+        """
+        known = self._files.keys() | self._unread
+        files = {file for file in known if not changed.isdisjoint(file.parents)}
+        for path in changed:
+            if path.is_dir():
+                files |= self._manifests(path)
+            elif _is_manifest(path):
+                files.add(path)
+        return files
 
     async def _read(self, paths: set[Path]) -> None:
         touched: set[Identity] = set()

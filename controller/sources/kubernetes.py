@@ -18,12 +18,12 @@ from kubernetes.aio import client
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.sources import objects
 from controller.sources.feed import Feed
-from controller.sources.objects import Metadata, Node, Pod
+from controller.sources.objects import EndpointSlice, Metadata, Node, Object, Pod, Service
 from settings import SettingsError
 
 log = structlog.get_logger()
 
-T = TypeVar("T", bound=Node | Pod)
+T = TypeVar("T", bound=Object)
 S = TypeVar("S")
 
 PAGE = 500
@@ -92,9 +92,14 @@ class ApiServer:
         """Without a kubeconfig: the ServiceAccount of the pod this runs in."""
         self._kubeconfig = kubeconfig
         self._feed = feed
-        self._reflectors = (
-            Reflector(kubeconfig, "/api/v1/nodes", Node, feed, self._on_progress),
-            Reflector(kubeconfig, "/api/v1/pods", Pod, feed, self._on_progress),
+        kinds: tuple[tuple[str, type[Object]], ...] = (
+            ("/api/v1/nodes", Node),
+            ("/api/v1/pods", Pod),
+            ("/api/v1/services", Service),
+            ("/apis/discovery.k8s.io/v1/endpointslices", EndpointSlice),
+        )
+        self._reflectors = tuple(
+            Reflector(kubeconfig, path, kind, feed, self._on_progress) for path, kind in kinds
         )
 
     async def run(self) -> None:

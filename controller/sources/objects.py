@@ -20,13 +20,24 @@ class UnknownKindError(ObjectError):
 
 
 class Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    """ObjectMeta."""
+    """ObjectMeta. Kinds of which labels or annotations matter add those that do."""
 
     name: str
     namespace: str = ""
     uid: str = ""
     creation_timestamp: str | None = None
-    annotations: dict[str, str] | None = None
+
+
+class NodeLabels(msgspec.Struct, frozen=True):
+    """The labels of a Node that anything here depends on."""
+
+    zone: str = msgspec.field(default="", name="topology.kubernetes.io/zone")
+
+
+class NodeMetadata(Metadata, frozen=True, rename="camel"):
+    """ObjectMeta of a Node."""
+
+    labels: NodeLabels | None = None
 
 
 class NodeAddress(msgspec.Struct, frozen=True):
@@ -63,9 +74,14 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class Node(msgspec.Struct, frozen=True):
     """core/v1 Node."""
 
-    metadata: Metadata
+    metadata: NodeMetadata
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+
+    @property
+    def zone(self) -> str:
+        """Empty where it has none."""
+        return self.metadata.labels.zone if self.metadata.labels else ""
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:
@@ -89,6 +105,12 @@ class Node(msgspec.Struct, frozen=True):
         return next((c for c in conditions if c.type == "NetworkUnavailable"), None)
 
 
+class PodMetadata(Metadata, frozen=True, rename="camel"):
+    """ObjectMeta of a Pod."""
+
+    annotations: dict[str, str] | None = None
+
+
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     """core/v1 PodSpec."""
 
@@ -99,7 +121,7 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
 class Pod(msgspec.Struct, frozen=True):
     """core/v1 Pod."""
 
-    metadata: Metadata
+    metadata: PodMetadata
     spec: PodSpec = PodSpec()
 
     @property
@@ -112,8 +134,189 @@ class Pod(msgspec.Struct, frozen=True):
         return (self.metadata.uid, config_hash) if config_hash else (self.metadata.uid,)
 
 
-Object = Node | Pod
-KINDS: dict[str, type[Node | Pod]] = {"Node": Node, "Pod": Pod}
+class ServiceLabels(msgspec.Struct, frozen=True):
+    """The labels of a Service that anything here depends on; None: not set."""
+
+    proxy_name: str | None = msgspec.field(
+        default=None, name="service.kubernetes.io/service-proxy-name"
+    )
+    headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
+
+
+class ServiceMetadata(Metadata, frozen=True, rename="camel"):
+    """ObjectMeta of a Service."""
+
+    labels: ServiceLabels | None = None
+
+
+class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 ServicePort. What its targetPort comes to is in the EndpointSlices."""
+
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+    node_port: int = 0
+
+
+class ClientIPConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 ClientIPConfig."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(msgspec.Struct, frozen=True):
+    """core/v1 SessionAffinityConfig."""
+
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 ServiceSpec.
+
+    Not here: `publishNotReadyAddresses` and `trafficDistribution`, which whoever writes the
+    EndpointSlices has turned into `ready` and hints.
+    """
+
+    type: str = "ClusterIP"
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
+    ip_families: list[str] | None = None
+    ports: list[ServicePort] | None = None
+    external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
+    load_balancer_source_ranges: list[str] | None = None
+    external_traffic_policy: str = "Cluster"
+    internal_traffic_policy: str = "Cluster"
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    health_check_node_port: int = 0
+
+    @property
+    def cluster_addresses(self) -> tuple[str, ...]:
+        """As given, one per family; "None" for a headless one."""
+        return tuple(self.cluster_ips or ([self.cluster_ip] if self.cluster_ip else []))
+
+
+class Ingress(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 LoadBalancerIngress."""
+
+    ip: str = ""
+    ip_mode: str = "VIP"
+
+
+class LoadBalancerStatus(msgspec.Struct, frozen=True):
+    """core/v1 LoadBalancerStatus."""
+
+    ingress: list[Ingress] | None = None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 ServiceStatus."""
+
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
+
+
+class Service(msgspec.Struct, frozen=True):
+    """core/v1 Service."""
+
+    metadata: ServiceMetadata
+    spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether it is some other proxy's, or said to need none."""
+        labels = self.metadata.labels
+        return labels is not None and (labels.proxy_name, labels.headless) != (None, None)
+
+
+class SliceLabels(msgspec.Struct, frozen=True):
+    """The labels of an EndpointSlice that anything here depends on; None: not set."""
+
+    service: str | None = msgspec.field(default=None, name="kubernetes.io/service-name")
+    proxy_name: str | None = msgspec.field(
+        default=None, name="service.kubernetes.io/service-proxy-name"
+    )
+    headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
+
+
+class SliceAnnotations(msgspec.Struct, frozen=True):
+    """The annotations of an EndpointSlice that anything here depends on."""
+
+    triggered: str = msgspec.field(
+        default="", name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+
+
+class SliceMetadata(Metadata, frozen=True, rename="camel"):
+    """ObjectMeta of an EndpointSlice."""
+
+    labels: SliceLabels | None = None
+    annotations: SliceAnnotations | None = None
+
+
+class EndpointConditions(msgspec.Struct, frozen=True):
+    """discovery/v1 EndpointConditions."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """discovery/v1 ForZone and ForNode."""
+
+    name: str
+
+
+class EndpointHints(msgspec.Struct, frozen=True, rename="camel"):
+    """discovery/v1 EndpointHints."""
+
+    for_zones: list[Hint] | None = None
+    for_nodes: list[Hint] | None = None
+
+
+class Endpoint(msgspec.Struct, frozen=True, rename="camel"):
+    """discovery/v1 Endpoint. Its own zone is not here: hints say whom it is for."""
+
+    addresses: list[str] | None = None
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointPort(msgspec.Struct, frozen=True):
+    """discovery/v1 EndpointPort."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
+    """discovery/v1 EndpointSlice."""
+
+    metadata: SliceMetadata
+    address_type: str
+    endpoints: list[Endpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+    @property
+    def service(self) -> str:
+        """The name of the Service, in its own namespace; empty: it is nobody's, or another's."""
+        labels = self.metadata.labels
+        if labels is None or (labels.proxy_name, labels.headless) != (None, None):
+            return ""
+        return labels.service or ""
+
+
+Object = Node | Pod | Service | EndpointSlice
+KINDS: dict[str, type[Object]] = {
+    "Node": Node,
+    "Pod": Pod,
+    "Service": Service,
+    "EndpointSlice": EndpointSlice,
+}
+API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
 
 
 def identity(kind: str, metadata: Metadata) -> str:
@@ -135,14 +338,15 @@ def from_manifest(content: Any) -> Object:
         raise UnknownKindError(
             f"object {name}: kind {shown(kind)} is unknown here; known: {', '.join(KINDS)}"
         )
-    if content.get("apiVersion") != "v1":
+    if content.get("apiVersion") != API_VERSIONS[wanted.__name__]:
         version = shown(content.get("apiVersion"))
-        raise ObjectError(f"{kind} {name}: apiVersion: {version} is not 'v1'")
+        due = API_VERSIONS[wanted.__name__]
+        raise ObjectError(f"{kind} {name}: apiVersion: {version} is not {due!r}")
     try:
         made = msgspec.convert(content, wanted)
     except msgspec.ValidationError as error:
         raise ObjectError(f"{kind} {name}: {error}") from error
-    if isinstance(made, Pod) and not made.metadata.namespace:
+    if not isinstance(made, Node) and not made.metadata.namespace:
         metadata = msgspec.structs.replace(made.metadata, namespace="default")
         made = msgspec.structs.replace(made, metadata=metadata)
     _check_names(made)
@@ -159,7 +363,7 @@ def _check_names(made: Object) -> None:
     """A slash in a name, for one, would make two pods' ports one."""
     metadata = made.metadata
     fields = [("name", metadata.name, _SUBDOMAIN), ("uid", metadata.uid, _UID)]
-    if isinstance(made, Pod):
+    if not isinstance(made, Node):
         fields.append(("namespace", metadata.namespace, _LABEL))
     for field, value, pattern in fields:
         if not pattern.fullmatch(value):

@@ -48,7 +48,7 @@ def cluster(cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
         {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC)},
-        [LAYOUT.goto("Conntrack")],
+        [LAYOUT.goto("UnSnat")],
         "the host, or the outside world through it",
     )  # fmt: skip
     yield LAYOUT.flow(
@@ -64,7 +64,7 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.SHARED,
         {"dl_type": IPV4, "tun_src": ip(node.address), "nw_src": net(node.pod_cidr)},
-        [LAYOUT.goto("Conntrack")],
+        [LAYOUT.goto("UnSnat")],
         "a peer sends for its own pods",
     )  # fmt: skip
 
@@ -77,12 +77,16 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         [],
         "this node's own address does not come out of the tunnel",
     )  # fmt: skip
-    yield LAYOUT.flow(
-        Feature.CLASSIFY, "GatewayGuard", Priority.LOCAL,
-        {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC), "nw_src": ip(node.gateway)},
-        [LAYOUT.goto("Conntrack")],
-        "the host speaks to pods as the gateway address",
-    )  # fmt: skip
+    for address, reason in (
+        (node.gateway, "the host speaks to pods as the gateway address"),
+        *((a, "the host speaks as the node") for a in (node.address, *node.further_addresses)),
+    ):
+        yield LAYOUT.flow(
+            Feature.CLASSIFY, "GatewayGuard", Priority.LOCAL,
+            {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC), "nw_src": ip(address)},
+            [LAYOUT.load("Source", Source.HOST), LAYOUT.goto("UnSnat")],
+            reason,
+        )  # fmt: skip
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
@@ -97,7 +101,7 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
             "dl_type": IPV4,
             "nw_src": ip(attachment.address),
         },
-        [LAYOUT.goto("Conntrack")],
+        [LAYOUT.goto("UnSnat")],
         "the pod's own MAC and address",
     )  # fmt: skip
     yield LAYOUT.flow(

@@ -7,14 +7,20 @@ metered and committed, which marks the connection as known.
 
 from collections.abc import Iterable
 
-from flows.features.protocols import DHCP_SERVER_PORT, IPV4, UDP
-from flows.flow import ApplyMeter, Ct, Flow, Meter, Nat, SetField, ct_state, ip
-from flows.pipeline import KNOWN, LAYOUT, ZONE, Feature, Priority, Source
+from flows import names
+from flows.features.protocols import DHCP_SERVER_PORT, ICMP, ICMP_UNREACHABLE, IPV4, TCP, UDP
+from flows.flow import Action, ApplyMeter, Ct, Flow, Meter, Nat, SetField, ct_state, ip
+from flows.pipeline import KNOWN, LAYOUT, NEEDS_SNAT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
 def cluster(_: Cluster) -> Iterable[Flow]:
     """Look up, tell apart, remember."""
+    yield from _lookup()
+    yield from _commit()
+
+
+def _lookup() -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Conntrack", Priority.DEFAULT,
         {"dl_type": IPV4},
@@ -38,28 +44,90 @@ def cluster(_: Cluster) -> Iterable[Flow]:
         "a known connection without an answer so far",
     )  # fmt: skip
     yield LAYOUT.flow(
+        Feature.CONNTRACK, "ConntrackState", Priority.LOCAL,
+        {"ct_state": ct_state("+trk+new+dnat-inv")},
+        [LAYOUT.goto("PolicyFromPod")],
+        "a connection to a Service without an answer so far: its endpoint is chosen",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "ConntrackState", Priority.FENCE,
+        {
+            "ct_state": ct_state("+trk+inv"),
+            "Source": Source.HOST,
+            "dl_type": IPV4,
+            "nw_proto": ICMP,
+            "icmp_type": ICMP_UNREACHABLE,
+        },
+        [LAYOUT.goto("Forwarding")],
+        "the node refuses what the switch sent it to be refused, and did not remember",
+    )  # fmt: skip
+    yield LAYOUT.flow(
         Feature.CONNTRACK, "NewConnection", Priority.GUARD,
         {"Source": Source.POD, "dl_type": IPV4, "nw_proto": UDP, "tp_src": DHCP_SERVER_PORT},
         [],
         "a pod that acts as a DHCP server",
     )  # fmt: skip
+
+
+def _commit() -> Iterable[Flow]:
     # Without nat: a translation that translates nothing ends Open vSwitch 3.1 (docs/decisions.md).
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.DEFAULT,
         {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv")},
-        [
-            Ct(
-                ZONE, table=LAYOUT.goto("Snat").table, commit=True,
-                exec=(SetField("ct_mark", KNOWN, KNOWN),),
-            )
-        ],
+        _remember(KNOWN),
         "remember the new connection",
     )  # fmt: skip
+    for fields, reason in (
+        ({"Hairpin": 1}, "a connection to a Service that comes back to its own port"),
+        (
+            {"in_port": names.GATEWAY_OFPORT, "OutputPort": names.TUNNEL_OFPORT},
+            "a connection to a Service from outside that goes on to another node",
+        ),
+    ):
+        yield LAYOUT.flow(
+            Feature.CONNTRACK, "Commit", Priority.SHARED,
+            {"dl_type": IPV4, "ct_state": ct_state("+trk+new+dnat-inv"), **fields},
+            _remember(KNOWN | NEEDS_SNAT),
+            reason,
+        )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.FENCE,
         {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
         [LAYOUT.goto("Snat")],
         "remembered already",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "Commit", Priority.LOCAL,
+        {"dl_type": IPV4, "Refused": 1},
+        [LAYOUT.goto("Snat")],
+        "what is to be refused is not remembered",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "Commit", Priority.GUARD,
+        {"dl_type": IPV4, "nw_proto": TCP, "ct_state": ct_state("+trk+new-inv"), "Refused": 1},
+        _remember(0),
+        "remembered until the RST, which finds its way back by that; never as known",
+    )  # fmt: skip
+
+
+def _remember(mark: int) -> list[Action]:
+    marked = (SetField("ct_mark", mark, mark),) if mark else ()
+    return [Ct(ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
+
+
+def node(_: Cluster, node: Node) -> Iterable[Flow]:
+    """What the host sends by its gateway address finds its way back."""
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "Commit", Priority.OWN_RANGE,
+        {
+            "in_port": names.GATEWAY_OFPORT,
+            "dl_type": IPV4,
+            "nw_src": ip(node.gateway),
+            "ct_state": ct_state("+trk+new+dnat-inv"),
+            "OutputPort": names.TUNNEL_OFPORT,
+        },
+        _remember(KNOWN),
+        "the host itself to a Service: other nodes know the way back",
     )  # fmt: skip
 
 
@@ -67,7 +135,7 @@ def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:
     """A pod must not speak to a node's tunnel port: it could inject packets as any pod."""
     for address in (node.address, *node.further_addresses):
         yield LAYOUT.flow(
-            Feature.CONNTRACK, "NewConnection", Priority.GUARD,
+            Feature.CONNTRACK, "DestinationGuard", Priority.GUARD,
             {
                 "Source": Source.POD,
                 "dl_type": IPV4,
@@ -85,7 +153,7 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CONNTRACK, "NewConnection", Priority.LOCAL,
         {"in_port": attachment.ofport},
-        [ApplyMeter(attachment.ofport), LAYOUT.goto("ServiceChoice")],
+        [ApplyMeter(attachment.ofport), LAYOUT.goto("NodeAddress")],
         "the pod's new connections, metered",
     )  # fmt: skip
 

@@ -9,8 +9,8 @@ from ipaddress import IPv4Network
 
 from flows import names
 from flows.features.protocols import IPV4
-from flows.flow import Action, Flow, SetField, ip, mac, net
-from flows.pipeline import LAYOUT, Feature, Priority, Source
+from flows.flow import Action, Flow, SetField, ct_state, ip, mac, net
+from flows.pipeline import LAYOUT, NEEDS_SNAT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
@@ -37,6 +37,17 @@ def cluster(cluster: Cluster) -> Iterable[Flow]:
         {"dl_type": IPV4, "Source": Source.TUNNEL},
         [],
         "what came from a tunnel goes to a pod here or nowhere",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.FORWARDING, "Forwarding", Priority.LOCAL,
+        {
+            "dl_type": IPV4,
+            "Source": Source.TUNNEL,
+            "ct_state": ct_state("+rpl"),
+            "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
+        },
+        _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
+        "but for answers to who asked a Service from outside, by this node",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ a switch instead of all. Whoever changes a switch without its seal (a hand, anot
 found by the audit instead.
 """
 
-from flows.flow import Flow, Note
+from flows.flow import Flow, Group, Note
 from flows.pipeline import LAYOUT, Feature, Priority
 from flows.view import CLUSTER_SCOPE
 
@@ -24,6 +24,16 @@ def seal(scope: str, count: int, total: int) -> Flow:
         # 14 bytes: a note has 6, or 8 more, and is padded with zeros to that.
         [Note(b"\0\0" + count.to_bytes(4, "big") + total.to_bytes(8, "big"))],
         f"sealed: the {count} flows of {'every node' if scope == CLUSTER_SCOPE else 'this node'}",
+    )  # fmt: skip
+
+
+def companion(group: Group) -> Flow:
+    """The flow that says of a group what it holds: groups have no cookie of their own."""
+    return LAYOUT.flow(
+        Feature.STATE, "Groups", Priority.SHARED,
+        {"Service": group.id},
+        [Note(b"\0\0" + len(group.buckets).to_bytes(4, "big") + group.digest.to_bytes(8, "big"))],
+        f"group {group.id:#x}: {len(group.buckets)} buckets",
     )  # fmt: skip
 
 

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cni, fleet, flow_push, kubelets, pod_ready, pods, traffic
+from bench import (
+    cni,
+    fleet,
+    flow_push,
+    kube_proxy,
+    kubelets,
+    pod_ready,
+    pods,
+    service_size,
+    services,
+    traffic,
+)
 from bench.figures import Figure, percentile, show, versus, write
 
 
@@ -38,7 +49,33 @@ def test_both_networks_bind_pods():
 
 def test_traffic_flows_on_both():
     figures = traffic.measure(rounds=1, seconds=0.2)
-    assert names(figures) == {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}
+    bare = {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}
+    assert names(figures) == {*bare, "crr_service_vs_direct"}
+
+
+def test_services_change_and_load_on_both():
+    figures = services.measure(services=4, few=2, many=5, rounds=1, loads=1)
+    assert names(figures) == {
+        "service_update_vs_ovn",
+        "service_load_vs_ovn",
+        "service_update_10k_vs_10",
+    }
+
+
+def test_a_new_endpoint_serves_by_both_proxies():
+    figures = kube_proxy.measure(services=3, rounds=1)
+    assert names(figures) == {"service_update_vs_kube_proxy"}
+
+
+def test_what_a_service_costs_is_counted():
+    figures = {figure.name: figure for figure in service_size.measure(services=2)}
+    # Its address, its choice, and what its group holds.
+    assert figures["flows_per_service"].samples == [3]
+    assert figures["groups_per_service"].samples == [1]
+    few, many = (figures[f"bytes_per_endpoint_change{of}"] for of in ("", ".of_250"))
+    # A bucket more or less, and never the whole group, which has 80 bytes for each endpoint.
+    assert 0 < max(many.samples) < 1000
+    assert max(few.samples) < 1000
 
 
 def test_kubelets_start_pods_on_both_networks():

@@ -39,7 +39,7 @@ class Resource:
     def set(self, name: str, **fields: Any) -> None:
         """Create or change an object."""
         metadata = {"name": name, "uid": f"uid-{name}"} | fields.pop("metadata", {})
-        if self.kind == "Pod":
+        if self.kind != "Node":
             metadata = {"namespace": "default"} | metadata
         event = "MODIFIED" if name in self.objects else "ADDED"
         self.objects[name] = {"metadata": metadata, **fields}
@@ -117,13 +117,21 @@ class Resource:
 
 
 class ApiServer:
-    """Nodes and Pods over HTTP, on a port of 127.0.0.1 that was free."""
+    """Nodes, Pods, Services and EndpointSlices over HTTP, on a port of 127.0.0.1 that was free."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.version = 100
         self.token = "one"  # noqa: S105 - nobody else's
         self.nodes = Resource("Node", self)
         self.pods = Resource("Pod", self)
+        self.services = Resource("Service", self)
+        self.slices = Resource("EndpointSlice", self)
+        self.resources = {
+            "/api/v1/nodes": self.nodes,
+            "/api/v1/pods": self.pods,
+            "/api/v1/services": self.services,
+            "/apis/discovery.k8s.io/v1/endpointslices": self.slices,
+        }
         self.kubeconfig = kubeconfig
         self._port = 0
         self.asked: Callable[[], None] = lambda: None
@@ -132,13 +140,13 @@ class ApiServer:
     def identities(self) -> set[tuple[str, str, str]]:
         return {
             (resource.kind, manifest["metadata"].get("namespace", ""), name)
-            for resource in (self.nodes, self.pods)
+            for resource in self.resources.values()
             for name, manifest in resource.objects.items()
         }
 
     def objects(self) -> dict[tuple[str, str, str], Object]:
         """What the feed should hold."""
-        resources = {"Node": self.nodes, "Pod": self.pods}
+        resources = {resource.kind: resource for resource in self.resources.values()}
         return {
             (kind, namespace, name): msgspec.convert(resources[kind].objects[name], KINDS[kind])
             for kind, namespace, name in self.identities()
@@ -156,8 +164,8 @@ class ApiServer:
 
     async def serve(self) -> web.AppRunner:
         application = web.Application()
-        application.router.add_get("/api/v1/nodes", self.nodes.answer)
-        application.router.add_get("/api/v1/pods", self.pods.answer)
+        for path, resource in self.resources.items():
+            application.router.add_get(path, resource.answer)
         runner = web.AppRunner(
             application, access_log=None, handler_cancellation=True, shutdown_timeout=0
         )

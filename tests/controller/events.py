@@ -10,19 +10,24 @@ from ipaddress import IPv4Address
 from hypothesis import strategies as st
 
 from controller.cluster import Inventory, Port
+from controller.group_ids import GroupIds
 from controller.sources.objects import (
-    Metadata,
     Node,
     NodeAddress,
+    NodeLabels,
+    NodeMetadata,
     NodeSpec,
     NodeStatus,
+    Object,
     Pod,
+    PodMetadata,
     PodSpec,
 )
 from flows import names
 from flows.compile import Program, compile_scope, fragments
-from flows.flow import Flow, Meter
+from flows.flow import Flow, Group, Meter
 from flows.view import CLUSTER_SCOPE, Key
+from tests.controller.service_objects import endpoint, endpoint_slice, service
 from tests.flows.worlds import CLUSTER
 
 NODES = ("node1", "node2", "node3")
@@ -32,9 +37,12 @@ ADDRESSES = ("172.30.1.1", "172.30.1.2", "10.244.1.9", "fd00::1", "")
 Event = Callable[[Inventory], set[Key]]
 
 
-def node_object(name: str, cidr: str, address: str, created: str = "", uid: str = "u") -> Node:
+def node_object(
+    name: str, cidr: str, address: str, created: str = "", uid: str = "u", zone: str = ""
+) -> Node:
+    labels = NodeLabels(zone) if zone else None
     return Node(
-        Metadata(name=name, uid=uid, creation_timestamp=created),
+        NodeMetadata(name=name, uid=uid, creation_timestamp=created, labels=labels),
         NodeSpec(pod_cidr=cidr),
         NodeStatus([NodeAddress("InternalIP", address)] if address else None),
     )
@@ -42,7 +50,7 @@ def node_object(name: str, cidr: str, address: str, created: str = "", uid: str 
 
 def pod_object(name: str, node: str, uid: str = "u", host_network: bool = False) -> Pod:
     return Pod(
-        Metadata(name=name, namespace="default", uid=uid),
+        PodMetadata(name=name, namespace="default", uid=uid),
         PodSpec(node_name=node, host_network=host_network),
     )
 
@@ -69,6 +77,8 @@ node_objects = st.one_of(
         st.sampled_from(CIDRS),
         st.sampled_from(ADDRESSES),
         st.sampled_from(("2026-01-01", "2026-01-02")),
+        st.just("u"),
+        st.sampled_from(("", "a")),
     ),
 )
 pod_objects = st.builds(
@@ -88,9 +98,78 @@ ports = st.builds(
     ),
     st.sampled_from((16, 17, 18, 0xFEFF, 1)),
 )
+SERVICES = ("s", "t", "u")
+SLICES = ("s-1", "s-2", "t-1")
+EXTERNAL = ("198.51.100.1", "198.51.100.1", "198.51.100.2", "172.30.1.1", "10.244.9.9", "fd00::9")
+service_ports = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(("", "b")),
+        "port": st.sampled_from((53, 53, 80, 80, 0)),
+        "protocol": st.sampled_from(("TCP", "UDP")),
+    },
+    optional={"nodePort": st.sampled_from((30080, 30081, 6081))},
+)
+service_fields = st.fixed_dictionaries(
+    {
+        "clusterIP": st.sampled_from(
+            (*["10.96.0.1", "10.96.0.2"] * 3, "10.97.0.1", "fd00::1", "None")
+        ),
+        "ports": st.lists(service_ports, min_size=1, max_size=3),
+        "type": st.sampled_from(("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer")),
+        "created": st.sampled_from((None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")),
+    },
+    optional={
+        "externalIPs": st.lists(st.sampled_from(EXTERNAL), max_size=2),
+        "ingress": st.lists(st.sampled_from(EXTERNAL).map(lambda a: {"ip": a}), max_size=2),
+        "loadBalancerSourceRanges": st.lists(st.sampled_from(("10.0.0.0/8", "x")), max_size=2),
+        "externalTrafficPolicy": st.sampled_from(("Local", "Cluster")),
+        "internalTrafficPolicy": st.sampled_from(("Local", "Cluster", "x")),
+        "healthCheckNodePort": st.sampled_from((30080, 30099)),
+        "sessionAffinity": st.sampled_from(("None", "ClientIP")),
+        "labels": st.sampled_from(({}, {}, {}, {"service.kubernetes.io/service-proxy-name": "x"})),
+    },
+)
+services = st.builds(
+    lambda name, fields: service(name, **fields), st.sampled_from(SERVICES), service_fields
+)
+endpoints = st.builds(
+    lambda address, node, fields: endpoint(address, node, **fields),
+    st.sampled_from(
+        (*["10.244.1.5", "10.244.2.5", "10.244.2.6", "172.30.1.1"] * 2, "172.30.1.2", "127.0.0.1")
+    ),
+    st.sampled_from((*NODES[:2], "node9")),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "ready": st.sampled_from((True, False, None)),
+            "terminating": st.booleans(),
+            "serving": st.booleans(),
+            "zones": st.lists(st.sampled_from(("a", "b")), min_size=1, max_size=2),
+            "nodes": st.lists(st.sampled_from(NODES), min_size=1, max_size=2),
+        },
+    ),
+)
+slices = st.builds(
+    lambda name, of, made, ports, kind: endpoint_slice(name, of, made, ports, addressType=kind),
+    st.sampled_from(SLICES),
+    st.sampled_from(("s", "s", "t", None)),
+    st.lists(endpoints, max_size=4),
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(("", "b")),
+                "port": st.sampled_from((8080, 8080, 6081, 0)),
+                "protocol": st.sampled_from(("TCP", "UDP")),
+            }
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+    st.sampled_from(("IPv4", "IPv4", "IPv4", "IPv4", "IPv6")),
+)
 
 
-def set_object(item: Node | Pod) -> Event:
+def set_object(item: Object) -> Event:
     return lambda inventory: inventory.set_object(item) | inventory.settle()
 
 
@@ -102,6 +181,14 @@ def remove_pod(name: str) -> Event:
     return lambda inventory: inventory.remove_object("Pod", "default", name)
 
 
+def remove_service(name: str) -> Event:
+    return lambda inventory: inventory.remove_object("Service", "default", name)
+
+
+def remove_slice(name: str) -> Event:
+    return lambda inventory: inventory.remove_object("EndpointSlice", "default", name)
+
+
 def set_port(node: str, new: Port) -> Event:
     return lambda inventory: inventory.set_port(node, new)
 
@@ -110,6 +197,13 @@ def remove_port(node: str, old: Port) -> Event:
     return lambda inventory: inventory.remove_port(node, old.name)
 
 
+service_events = st.one_of(
+    *[services.map(set_object), slices.map(set_object)] * 3,
+    node_objects.map(set_object),
+    st.sampled_from(NODES).map(remove_node),
+    st.sampled_from(SERVICES).map(remove_service),
+    st.sampled_from(SLICES).map(remove_slice),
+)
 events = st.one_of(
     node_objects.map(set_object),
     pod_objects.map(set_object),
@@ -118,6 +212,10 @@ events = st.one_of(
     st.sampled_from(NODES).map(remove_node),
     st.sampled_from(("a", "b", "c")).map(remove_pod),
     st.builds(remove_port, st.sampled_from(NODES[:2]), ports),
+    services.map(set_object),
+    slices.map(set_object),
+    st.sampled_from(SERVICES).map(remove_service),
+    st.sampled_from(SLICES).map(remove_slice),
 )
 
 
@@ -125,13 +223,13 @@ class Facts:
     """Takes what an inventory takes, and remembers only what is there now."""
 
     def __init__(self) -> None:
-        self.objects: dict[tuple[str, str], Node | Pod] = {}
+        self.objects: dict[tuple[str, str], Object] = {}
         self.ports: dict[tuple[str, str], Port] = {}
 
     def settle(self) -> set[Key]:
         return set()
 
-    def set_object(self, item: Node | Pod) -> set[Key]:
+    def set_object(self, item: Object) -> set[Key]:
         self.objects[type(item).__name__, item.metadata.name] = item
         return set()
 
@@ -148,8 +246,8 @@ class Facts:
         return set()
 
 
-Contents = tuple[dict[int, Flow], dict[int, Meter], Flow]
-"""Flows by cookie, meters by id, and the seal."""
+Contents = tuple[dict[int, Flow], dict[int, Meter], dict[int, Group], Flow]
+"""Flows by cookie, meters and groups by id, and the seal."""
 
 
 class Incremental:
@@ -157,6 +255,8 @@ class Incremental:
 
     def __init__(self) -> None:
         self.inventory = Inventory(CLUSTER)
+        # So few ids that they are in each other's way.
+        self.inventory.services._groups = GroupIds(range(1, 60))
         self.programs: dict[str, Program] = {}
         self.absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
@@ -170,11 +270,11 @@ class Incremental:
             program.update(fragments(self.inventory.view, keys))
 
     def state(self) -> dict[str, Contents]:
-        """Flows, meters and seal of every scope that has any."""
+        """Flows, meters, groups and seal of every scope that has any."""
         return {
             scope: content
             for scope, program in self.programs.items()
-            if any((content := contents(program))[:2])
+            if any((content := contents(program))[:3])
         }
 
     def oracle(self) -> dict[str, Contents]:
@@ -185,13 +285,14 @@ class Incremental:
         for node in view.nodes:
             # On a switch they would take each other's place.
             assert not shared & {flow.key for flow in programs[node].flows()}
+            assert not programs[CLUSTER_SCOPE].groups.keys() & programs[node].groups.keys()
         return {
             scope: content
             for scope, program in programs.items()
-            if any((content := contents(program))[:2])
+            if any((content := contents(program))[:3])
         }
 
 
 def contents(program: Program) -> Contents:
     flows = {cookie: flow for cookie, (flow, _) in program.cookies.items()}
-    return flows, dict(program.meters), program.seal
+    return flows, dict(program.meters), dict(program.groups), program.seal

@@ -1,7 +1,9 @@
 """What agents say is wrong: whom the controller believes, and for how long."""
 
 import asyncio
+import dataclasses
 import io
+from ipaddress import IPv4Address
 from typing import Any
 
 import msgspec
@@ -12,7 +14,15 @@ from controller.agents import SILENCE, AgentProblems
 from controller.api import Api
 from controller.cluster import Inventory
 from controller.reconciler import Reconciler
-from settings.node import MOST_PODS, NodeProblems, decode_problems, encode
+from controller.services import HealthCheck, HostServices, NodePort
+from flows.view import Service
+from settings.node import (
+    MOST_PODS,
+    NodeProblems,
+    decode_problems,
+    decode_services,
+    encode,
+)
 from tests.controller.events import pod_object
 from tests.controller.world import NODE, PEER, SETTINGS
 from tests.flows.worlds import CLUSTER
@@ -35,6 +45,16 @@ def test_of_its_own_node_and_pods_only() -> None:
         "agent of node1": "no Open vSwitch",
         "Pod default/a on node1": "full",
     }
+
+
+def test_of_services_that_there_are() -> None:
+    known = inventory()
+    known.view = dataclasses.replace(
+        known.view, services={"default/web": Service("default", "web", ())}
+    )
+    agents = AgentProblems(known)
+    agents.take("node1", NodeProblems(services={"default/web": "held", "default/none": "held"}))
+    assert agents.current() == {"Service default/web on node1": "held"}
 
 
 def test_what_is_said_replaces_what_was() -> None:
@@ -107,6 +127,62 @@ def test_by_http() -> None:
                 code, _ = await tell("node1", io.BytesIO(b" " * (2 << 20)))
                 assert code == 413
                 assert len(reconciler.all_problems()) == 2
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(main())
+
+
+def test_what_hosts_do_for_services_by_http() -> None:
+    """By long poll, like the configuration."""
+    first = HostServices(
+        (NodePort(6, 30080, "default/web"),),
+        (IPv4Address("198.51.100.7"),),
+        (HealthCheck(32000, "a/lb", 2),),
+    )
+
+    async def main() -> None:
+        reconciler = Reconciler(Inventory(CLUSTER))
+        reconciler.update([NODE, PEER], [])
+        services = reconciler.inventory.services
+        said = {"node1": first}
+        revisions = {"node1": (1, 0)}
+        services.host_services = said.__getitem__  # type: ignore[method-assign]
+        services.host_revision = revisions.__getitem__  # type: ignore[method-assign]
+        runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+
+                async def ask(node: str = "node1", **query: str) -> tuple[int, bytes]:
+                    path = f"/v1/nodes/{node}/services"
+                    async with session.get(path, params=query) as response:
+                        return response.status, await response.read()
+
+                assert (await ask())[0] == 503
+                reconciler.complete(whole=False)
+                status, body = await ask()
+                found = decode_services(body)
+                assert status == 200
+                assert (found.node, found.node_ports) == ("node1", first.node_ports)
+                assert found.external_addresses == first.addresses
+                assert found.health_checks == first.health_checks
+                assert not found.whole
+                reconciler.complete(whole=True)
+                whole = decode_services((await ask(after=found.revision, wait="30"))[1])
+                assert whole.whole
+                assert (await ask(after=whole.revision))[0] == 304
+                waiting = asyncio.create_task(ask(after=whole.revision, wait="30"))
+                await asyncio.sleep(0.05)
+                said["node1"] = dataclasses.replace(first, node_ports=())
+                revisions["node1"] = (1, 1)
+                services._revision += 1
+                reconciler.update([], [])
+                changed = decode_services((await waiting)[1])
+                assert changed.revision != whole.revision
+                assert changed.node_ports == ()
+                assert await ask("node9") == (404, b'{"error":"Node node9 is unknown"}')
         finally:
             await runner.cleanup()
 

@@ -201,6 +201,18 @@ def test_a_file_that_is_bad_at_the_start_is_not_whole(tmp_path: Path) -> None:
         ("apiVersion: v2\nkind: Pod\nmetadata: {name: g}", "Pod g: apiVersion: 'v2' is not 'v1'"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {uid: g}", "Pod ?: Object missing required field"),
         (
+            "apiVersion: v1\nkind: EndpointSlice\nmetadata: {name: g}\naddressType: IPv4",
+            "EndpointSlice g: apiVersion: 'v1' is not 'discovery.k8s.io/v1'",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: g, namespace: a/b}",
+            "Service g: metadata.namespace: 'a/b' does not match",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: g}\nspec: {ports: [{port: x}]}",
+            "Service g: Expected `int`, got `str` - at `$.spec.ports[0].port`",
+        ),
+        (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: g}\nspec: {nodeName: [1]}",
             "Pod g: Expected `str`, got `array` - at `$.spec.nodeName`",
         ),
@@ -220,9 +232,48 @@ def test_an_object_that_cannot_be_read(tmp_path: Path, document: str, problem: s
     assert feed.problems["file x.yaml"].startswith(problem)
 
 
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: s, uid: u}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.5], conditions: {ready: null}}]
+ports: [{name: "", port: 8080, protocol: TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-2, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+endpoints: null
+ports: null
+"""
+
+
+def test_services_and_what_is_behind_them(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SERVICE)
+    inventory = Inventory(CLUSTER)
+
+    async def story(feed: Recorder) -> None:
+        assert feed.names == ["s", "s-1", "s-2"]
+        assert {namespace for _, namespace, _ in feed.objects} == {"default"}
+        for item in feed.objects.values():
+            inventory.set_object(item)
+        (port,) = inventory.view.services["default/s"].ports
+        assert [(str(e.address), e.port) for e in port.endpoints] == [("10.244.1.5", 8080)]
+        (tmp_path / "s.yaml").unlink()
+        await feed.until(lambda: not feed.names)
+
+    follow(tmp_path, story)
+
+
 def test_what_is_unread_is_said_before_what_is_unknown(tmp_path: Path) -> None:
     """As `kubectl get -A -o yaml` has it: many kinds, and one bad Node among them."""
-    unknown = "---\nkind: Service\nmetadata: {name: s}\n" * 7
+    unknown = "---\nkind: Gadget\nmetadata: {name: s}\n" * 7
     bad = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: 7\n"
     (tmp_path / "all.yaml").write_text(unknown + bad + "---" + pod("a"))
     feed = follow(tmp_path, nothing)

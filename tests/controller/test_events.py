@@ -22,6 +22,7 @@ from controller.events import (
 from controller.kubernetes_api import MERGE
 from flows import names
 from tests.controller.events import node_object, pod_object
+from tests.controller.service_objects import endpoint_slice, service
 from tests.flows.worlds import CLUSTER
 
 A = Problem(Regarding("Node", "", "node1", "n1"), "NodeRefused", "spec.podCIDR is missing")
@@ -33,6 +34,8 @@ def inventory() -> Inventory:
     made = Inventory(CLUSTER)
     made.set_object(node_object("node1", "10.244.1.0/24", "172.30.1.1", uid="n1"))
     made.set_object(pod_object("a", "node1"))
+    made.set_object(service("s", uid="s1"))
+    made.set_object(endpoint_slice("s-1", "s", []))
     made.settle()
     return made
 
@@ -198,6 +201,13 @@ def test_an_event_as_the_api_takes_it() -> None:
     assert len(str(body["reportingInstance"])) == 128
     (node,) = Story().after(10, A)
     assert "namespace" not in node.write("here").body["regarding"]
+    slice_ = Problem(
+        Regarding("EndpointSlice", "default", "s-1", "uid-s-1"), "EndpointsRefused", ""
+    )
+    (told,) = story.after(10, slice_)
+    assert told.write("here").body["regarding"]["apiVersion"] == "discovery.k8s.io/v1"
+    (ended,) = story.after(2 * CALM, long)
+    assert ended.problem.sentence == "the network of this EndpointSlice is in order again"
 
 
 PORT = names.port_name("default", "a", "u", "eth0", "sandbox")
@@ -212,6 +222,10 @@ PORT = names.port_name("default", "a", "u", "eth0", "sandbox")
         ("Pod default/a on the switch of node1", "Pod", "a", "FlowsRefused", "why"),
         ("Node node1 on the switch of node2", "Node", "node1", "FlowsRefused",
          "on the switch of node2, why"),
+        ("Service default/s", "Service", "s", "ServiceRefused", "why"),
+        ("EndpointSlice default/s-1", "EndpointSlice", "s-1", "EndpointsRefused", "why"),
+        ("Service default/s on the switch of node2", "Service", "s", "FlowsRefused",
+         "on the switch of node2, why"),
         ("agent of node1", "Node", "node1", "NodeNotSetUp", "why"),
         ("flows of node1", "Node", "node1", "FlowsNotCompiled", "why"),
         (f"port {PORT} of node1", "Pod", "a", "PortRefused", f"port {PORT}: why"),
@@ -222,7 +236,8 @@ def test_whom_a_problem_concerns(
 ) -> None:
     (found,) = problems_of(inventory(), {subject: "why"})
     assert (found.regarding.kind, found.regarding.name) == (kind, name)
-    assert found.regarding.uid == {"Node": "n1", "Pod": "u"}[kind]
+    uids = {"Node": "n1", "Pod": "u", "Service": "s1", "EndpointSlice": "uid-s-1"}
+    assert found.regarding.uid == uids[kind]
     assert (found.reason, found.sentence) == (reason, sentence)
 
 
@@ -230,6 +245,8 @@ def test_whom_a_problem_concerns(
     "subject",
     [
         "Node node9",
+        "Service default/t",
+        "EndpointSlice default/t-1",
         "Pod default/b on node1",
         "port pabcdefghijklmn of node1",
         "flows of every node",
@@ -246,5 +263,8 @@ def test_subjects_are_those_of_the_inventory() -> None:
     made = inventory()
     made.set_object(node_object("node2", "", "172.30.1.2", uid="n2"))
     made.set_port("node1", Port(PORT, 17, names.mac_of(IPv4Address("10.244.9.9"))))
+    made.set_object(service("s", uid="s1", clusterIP=""))
+    made.set_object(endpoint_slice("s-1", "s", ["127.0.0.1"]))
     made.settle()
-    assert {p.regarding.name for p in problems_of(made, made.problems)} == {"node2", "a"}
+    regarded = {p.regarding.name for p in problems_of(made, made.problems)}
+    assert regarded == {"node2", "a", "s", "s-1"}

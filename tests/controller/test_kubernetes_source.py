@@ -110,8 +110,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) ->
 
 async def equal(server: ApiServer, feed: Feed) -> None:
     """Wait until the feed holds what the server holds, and nothing is wrong."""
-    await server.nodes.tell()
-    await server.pods.tell()
+    for resource in server.resources.values():
+        await resource.tell()
     await feed.until(
         lambda: feed.whole is not None and feed.objects == server.objects() and not feed.problems
     )
@@ -276,22 +276,53 @@ def test_a_list_that_expires_is_then_asked_for_whole(
     play(story, lambda server: server.pods.faults["continue"].append(refusing(410)))
 
 
-def test_nothing_is_complete_before_both_kinds_are(play: Play) -> None:
+def test_services_and_their_slices(play: Play) -> None:
+    to = {"conditions": {"ready": True, "serving": True}, "nodeName": "n1", "zone": "z"}
+
+    def prepare(server: ApiServer) -> None:
+        server.services.set("s", spec={"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})
+
+    async def story(server: ApiServer, feed: Feed) -> None:
+        await equal(server, feed)
+        labels = {"kubernetes.io/service-name": "s", "app": "a"}
+        server.slices.set(
+            "s-1", metadata={"labels": labels}, addressType="IPv4",
+            endpoints=[to | {"addresses": ["10.244.1.5"]}], ports=None,
+        )  # fmt: skip
+        server.services.set("s", spec={"type": "ExternalName", "externalName": "a.example"})
+        await equal(server, feed)
+        server.slices.set("bad", addressType=7)
+        server.slices.delete("s-1")
+        await server.slices.tell()
+        await feed.until(lambda: "EndpointSlice default/bad" in feed.problems)
+        server.slices.delete("bad")
+        server.services.delete("s")
+        await equal(server, feed)
+        assert feed.whole
+
+    play(story, prepare)
+
+
+@pytest.mark.parametrize("kind", ["nodes", "services", "slices"])
+def test_nothing_is_complete_before_every_kind_is(play: Play, kind: str) -> None:
+    path = {"nodes": "/api/v1/nodes", "services": "/api/v1/services",
+            "slices": "/apis/discovery.k8s.io/v1/endpointslices"}[kind]  # fmt: skip
+
     async def story(server: ApiServer, feed: Feed) -> None:
         await feed.until(lambda: "a" in feed.names)
         server.pods.set("late")
         await server.pods.tell()
         await feed.until(lambda: "late" in feed.names)
         assert feed.whole is None
-        await feed.until(lambda: not server.nodes.faults["list"])
+        await feed.until(lambda: not server.resources[path].faults["list"])
         await equal(server, feed)
         assert feed.whole
 
     def prepare(server: ApiServer) -> None:
-        server.nodes.faults["list"].extend([until_late(server), until_late(server)])
+        server.resources[path].faults["list"].extend([until_late(server), until_late(server)])
 
     feed = play(story, prepare)
-    assert ("API server /api/v1/nodes", "403: not yet") in feed.said
+    assert (f"API server {path}", "403: not yet") in feed.said
 
 
 def until_late(server: ApiServer) -> Fault:

@@ -1,13 +1,16 @@
 """The flows depend on what is there, never on how it came to be there."""
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.cluster import Inventory
 from flows.compile import Program, compile_scope, fragments
-from flows.diff import diff
-from flows.view import CLUSTER_SCOPE
+from flows.diff import GroupChange, diff
+from flows.flow import Group
+from flows.view import CLUSTER_SCOPE, Endpoint, Key, ServicePort
 from tests.controller.events import (
     Event,
     Facts,
@@ -16,13 +19,18 @@ from tests.controller.events import (
     node_objects,
     pod_objects,
     ports,
+    service_events,
+    services,
     set_object,
     set_port,
+    slices,
 )
 
+service_histories = st.lists(service_events, min_size=8, max_size=30)
 
-@given(st.lists(events, max_size=40))
-@settings(max_examples=300, deadline=None)
+
+@given(st.one_of(st.lists(events, max_size=40), service_histories))
+@settings(max_examples=400, deadline=None)
 def test_incremental_equals_full(history: list[Event]) -> None:
     world = Incremental()
     for event in history:
@@ -30,8 +38,8 @@ def test_incremental_equals_full(history: list[Event]) -> None:
         assert world.state() == world.oracle()
 
 
-@given(st.lists(events, max_size=40))
-@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.lists(events, max_size=40), service_histories))
+@settings(max_examples=500, deadline=None)
 def test_history_leaves_no_trace(history: list[Event]) -> None:
     """An inventory that has seen much equals one that was told only what is there now."""
     old, new, facts = Incremental(), Incremental(), Facts()
@@ -45,17 +53,24 @@ def test_history_leaves_no_trace(history: list[Event]) -> None:
     assert old.state() == new.state()
     assert old.inventory.problems == new.inventory.problems
     assert old.inventory.view == new.inventory.view
+    for node in ("node1", "node2"):
+        hosts = [each.inventory.services.host_services(node) for each in (old, new)]
+        assert hosts[0] == hosts[1]
 
 
 things = st.tuples(
     st.lists(node_objects, unique_by=lambda n: n.metadata.name),
     st.lists(pod_objects, unique_by=lambda p: p.metadata.name),
     st.lists(st.tuples(st.sampled_from(("node1", "node2")), ports), unique_by=lambda p: p[1].name),
+    st.lists(services, unique_by=lambda s: s.metadata.name),
+    st.lists(slices, unique_by=lambda s: s.metadata.name),
 ).map(
     lambda all_: [
         *map(set_object, all_[0]),
         *map(set_object, all_[1]),
         *(set_port(node, port) for node, port in all_[2]),
+        *map(set_object, all_[3]),
+        *map(set_object, all_[4]),
     ]
 )
 
@@ -71,6 +86,64 @@ def test_any_order_gives_the_same_flows(history: list[Event], chance: random.Ran
         two.take(event)
     assert one.state() == two.state()
     assert one.inventory.problems == two.inventory.problems
+    assert one.inventory.view == two.inventory.view
+
+
+def choices(inventory: Inventory, node: str) -> dict[str, object]:
+    """By Service, all that this node could choose by, where it has a choice of its own."""
+    return {
+        name: [
+            (replace(port, endpoints=()), hints_of(port), own_endpoints(port, node))
+            for port in inventory.view.services[name].ports
+            if node in port.nodes_with_a_choice()
+        ]
+        for name in inventory.view.local_services.get(node, ())
+    }
+
+
+def hints_of(port: ServicePort) -> object:
+    """Whether those that name nodes hold."""
+    ready = [endpoint for endpoint in port.endpoints if endpoint.ready]
+    return "node" in port.groups and bool(ready) and all(endpoint.nodes for endpoint in ready)
+
+
+def own_endpoints(port: ServicePort, node: str) -> list[Endpoint]:
+    return [e for e in port.endpoints if node == e.node or node in e.nodes]
+
+
+@given(service_histories)
+@settings(max_examples=300, deadline=None)
+def test_all_that_changed_of_services_is_touched(history: list[Event]) -> None:
+    world = Incremental()
+    inventory = world.inventory
+    scopes = ("node1", "node2", "node3", "node9")
+    for event in history:
+        services_before = dict(inventory.view.services)
+        choices_before = {node: choices(inventory, node) for node in scopes}
+        hosts_before = {node: host(inventory, node) for node in scopes}
+        touched = event(inventory)
+        services_after = inventory.view.services
+        for name in services_before.keys() | services_after.keys():
+            same = services_before.get(name) == services_after.get(name)
+            assert (Key(CLUSTER_SCOPE, "service", name) in touched) == (not same)
+        for node in scopes:
+            choices_after = choices(inventory, node)
+            for name in choices_before[node].keys() | choices_after.keys():
+                if choices_before[node].get(name) != choices_after.get(name):
+                    assert Key(node, "service", name) in touched
+            (revision, before), (newer, after) = hosts_before[node], host(inventory, node)
+            assert before == after or revision != newer
+        ids = [
+            number
+            for each in services_after.values()
+            for port in each.ports
+            for number in port.groups.values()
+        ]
+        assert len(ids) == len(set(ids)) == len(inventory.services._groups)
+
+
+def host(inventory: Inventory, node: str) -> tuple[object, object]:
+    return inventory.services.host_revision(node), inventory.services.host_services(node)
 
 
 @given(st.lists(events, max_size=25), node_objects, pod_objects)
@@ -97,8 +170,8 @@ def test_apply_then_revert_is_the_identity(history, node, pod) -> None:  # type:
     assert world.state() == before
 
 
-@given(st.lists(events, max_size=25))
-@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.lists(events, max_size=25), service_histories))
+@settings(max_examples=200, deadline=None)
 def test_a_restart_that_changed_nothing_sends_nothing(history: list[Event]) -> None:
     world = Incremental()
     for event in history:
@@ -106,17 +179,22 @@ def test_a_restart_that_changed_nothing_sends_nothing(history: list[Event]) -> N
     view = world.inventory.view
     for node in view.nodes:
         shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, node)
-        installed = {*world.programs[CLUSTER_SCOPE].cookies, *world.programs[node].cookies}
+        held = [world.programs[scope] for scope in (CLUSTER_SCOPE, node)]
+        installed = {cookie for program in held for cookie in program.cookies}
+        groups = {n: group for program in held for n, group in program.groups.items()}
         desired = {f.cookie: f for f in (*shared.flows(), *own.flows())}
-        assert not diff(installed, world.programs[node].meters, desired, own.meters)
+        wanted = {**shared.groups, **own.groups}
+        assert len(wanted) == len(shared.groups) + len(own.groups)
+        assert not diff(installed, held[1].meters, groups, desired, own.meters, wanted)
 
 
-@given(st.lists(events, max_size=25))
-@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.lists(events, max_size=25), service_histories))
+@settings(max_examples=200, deadline=None)
 def test_deltas_add_up(history: list[Event]) -> None:
     """What a switch holds after all deltas is what the program says."""
     world = Incremental()
     held: dict[str, set[int]] = {}
+    groups: dict[str, dict[int, Group]] = {}
     programs: dict[str, Program] = {}
     for event in history:
         touched = event(world.inventory)
@@ -130,3 +208,22 @@ def test_deltas_add_up(history: list[Event]) -> None:
             assert cookies >= set(delta.deletes)
             cookies -= set(delta.deletes)
             assert cookies == program.cookies.keys()
+            held_groups = groups.setdefault(scope, {})
+            for change in delta.groups_set:
+                assert change.old == held_groups.get(change.new.id) != change.new
+                held_groups[change.new.id] = changed(change)
+            for number in delta.groups_delete:
+                del held_groups[number]
+            assert held_groups == program.groups
+
+
+def changed(change: GroupChange) -> Group:
+    """What a switch that holds the old group makes of what is sent."""
+    if (edits := change.buckets()) is None:
+        return change.new
+    assert change.old is not None
+    removed, inserted = edits
+    kept = [bucket for bucket in change.old.buckets if bucket.id not in removed]
+    assert len(kept) == len(change.old.buckets) - len(removed)
+    ordered = tuple(sorted((*kept, *inserted), key=lambda bucket: bucket.id))
+    return replace(change.old, buckets=ordered)

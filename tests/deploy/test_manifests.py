@@ -90,6 +90,8 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
     everywhere = {
         "nodes [] [] [get list watch]",
         "pods [] [] [get list watch]",
+        "services [] [] [get list watch]",
+        "endpointslices.discovery.k8s.io [] [] [get list watch]",
         "nodes/status [] [] [patch]",
         "events.events.k8s.io [] [] [create patch]",
         "tokenreviews.authentication.k8s.io [] [] [create]",

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from flows.compile import compile_scope, fragment
-from flows.features import arp, classify, conntrack, forwarding, output, state
+from flows.features import arp, classify, conntrack, forwarding, output, services, state
 from flows.flow import Ct, Flow
 from flows.pipeline import LAYOUT, Feature
-from flows.text import golden
-from flows.view import CLUSTER_SCOPE
+from flows.text import golden, group_text
+from flows.view import CLUSTER_SCOPE, Key, Service
 from tests.flows import worlds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -21,12 +21,16 @@ FEATURES = {
     "conntrack": Feature.CONNTRACK,
     "forwarding": Feature.FORWARDING,
     "output": Feature.OUTPUT,
+    "services": Feature.SERVICES,
     "state": Feature.STATE,
 }
 
 
+PODS = {1: ["default/a", "default/b"], 2: ["default/c"], 3: []}
+
+
 def whole_node(name: str) -> list[Flow]:
-    view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
+    view = worlds.view(PODS, served=worlds.services())
     shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, name)
     return [*shared.flows(), shared.seal, *own.flows(), own.seal]
 
@@ -46,13 +50,26 @@ def test_feature(feature: str, update_goldens: bool) -> None:
 
 
 def test_whole_cluster(update_goldens: bool) -> None:
-    view = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
+    view = worlds.view(PODS)
     titles = {CLUSTER_SCOPE: "every node"} | {name: name for name in view.nodes}
     texts = []
     for scope, title in titles.items():
         program = compile_scope(view, scope)
         texts.append(f"## {title}\n" + golden([*program.flows(), program.seal]))
     check("cluster", "\n".join(texts), update_goldens)
+
+
+@pytest.mark.parametrize("made", worlds.services(), ids=lambda made: made.name)
+def test_service(made: Service, update_goldens: bool) -> None:
+    """All that a Service brings: on every node, then what nodes have besides."""
+    view = worlds.view(PODS, served=[made])
+    texts = []
+    for scope in (CLUSTER_SCOPE, *view.nodes):
+        found = fragment(view, Key(scope, "service", f"default/{made.name}"))
+        if found is not None:
+            groups = "".join(f"{group_text(group)}\n" for group in found.groups)
+            texts.append(f"## {scope or 'every node'}\n" + golden(found.flows) + groups)
+    check(f"service-{made.name}", "\n".join(texts), update_goldens)
 
 
 def test_every_table_has_a_counted_miss() -> None:
@@ -87,19 +104,21 @@ def test_attachment_entry_names_one_sandbox() -> None:
 
 
 def test_features_are_all_golden() -> None:
-    modules = (classify, arp, conntrack, forwarding, output, state)
+    modules = (classify, arp, conntrack, services, forwarding, output, state)
     assert {module.__name__.rpartition(".")[2] for module in modules} | {"miss"} == set(FEATURES)
 
 
-def test_no_commit_translates_nothing():
+def test_no_commit_translates_nothing() -> None:
     """It ends Open vSwitch 3.1 after some thousand connections: docs/decisions.md."""
-    view = worlds.view({1: ["default/a"], 2: ["default/b"]})
+    view = worlds.view(PODS, served=worlds.services())
+    programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, "node1")]
+    of_flows = [flow.actions for program in programs for flow in program.flows()]
+    of_groups = [b.actions for p in programs for g in p.groups.values() for b in g.buckets]
     commits = [
         action
-        for scope in (CLUSTER_SCOPE, "node1")
-        for flow in compile_scope(view, scope).flows()
-        for action in flow.actions
+        for actions in (*of_flows, *of_groups)
+        for action in actions
         if isinstance(action, Ct) and action.commit
     ]
-    assert commits
-    assert not [action for action in commits if action.nat and not action.nat.source]
+    assert any(action.nat for action in commits)
+    assert all(a.nat.source or a.nat.destination for a in commits if a.nat)

@@ -1,16 +1,13 @@
 """Packets through the compiled flows, in the real switch's own `ofproto/trace`."""
 
-import re
 from collections.abc import Iterator
 
 import pytest
 
 from flows import names
-from flows.compile import compile_scope
-from flows.pipeline import LAYOUT
-from flows.text import flow_text
-from flows.view import CLUSTER_SCOPE, ClusterView
-from tests.flows import worlds
+from flows.view import Attachment, ClusterView
+from tests.flows import tracing, worlds
+from tests.flows.tracing import ESTABLISHED, INVALID, NEW, RELATED, become, outputs, path
 from tests.ovs import Ovs, running
 
 VIEW: ClusterView = worlds.view({1: ["default/a", "default/b"], 2: ["default/c"], 3: []})
@@ -22,70 +19,20 @@ EXTERNAL = "203.0.113.10"
 @pytest.fixture(scope="module")
 def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
     with running(tmp_path_factory.mktemp("ovs")) as made:
-        for name, ofport in (
-            (names.TUNNEL_PORT, names.TUNNEL_OFPORT),
-            (names.GATEWAY_PORT, names.GATEWAY_OFPORT),
-            (A.port, A.ofport),
-            (B.port, B.ofport),
-        ):
-            made.vsctl(
-                "add-port", "br0", name, "--", "set", "Interface", name, "type=dummy",
-                f"ofport_request={ofport}",
-            )  # fmt: skip
-        shared, own = compile_scope(VIEW, CLUSTER_SCOPE), compile_scope(VIEW, "node1")
-        made.install([*shared.flows(), *own.flows()], own.meters.values())
+        become(made, VIEW, "node1")
         yield made
 
 
-def from_pod(attachment=A, **fields: object) -> str:  # type: ignore[no-untyped-def]
-    packet = {
-        "in_port": attachment.ofport,
-        "dl_src": attachment.mac,
-        "dl_dst": names.ROUTER_MAC,
-        "nw_src": attachment.address,
-        "nw_ttl": 64,
-        **fields,
-    }
-    return ",".join(["tcp", *(f"{k}={v}" for k, v in packet.items())])
-
-
-def path(trace: str) -> list[str]:
-    """The names of the tables that a trace passed, in order."""
-    numbers = re.findall(r"^\s*(\d+)\. ", trace, re.MULTILINE)
-    return [LAYOUT.by_number[int(number)].name for number in numbers]
-
-
-def outputs(trace: str) -> list[int]:
-    return [int(port) for port in re.findall(r"^\s+output:(\d+)$", trace, re.MULTILINE)]
-
-
-NEW, ESTABLISHED, RELATED, INVALID = "trk,new", "trk,est", "trk,rel", "trk,inv"
-
-
-def test_the_dump_is_our_text(switch: Ovs) -> None:
-    """What is installed reads exactly as `flow_text` says, cookie and all."""
-    shared, own = compile_scope(VIEW, CLUSTER_SCOPE), compile_scope(VIEW, "node1")
-    wanted = {
-        f"cookie={flow.cookie:#x}, {flow_text(flow)}" for flow in (*shared.flows(), *own.flows())
-    }
-    # With --names, ports are printed by name; ours are numbers.
-    ports = {p.port: p.ofport for p in (A, B)} | {
-        names.TUNNEL_PORT: names.TUNNEL_OFPORT,
-        names.GATEWAY_PORT: names.GATEWAY_OFPORT,
-    }
-    found = set()
-    for line in switch.dump():
-        for name, ofport in ports.items():
-            line = re.sub(rf'(in_port=|output:)"?{name}"?', rf"\g<1>{ofport}", line)  # noqa: PLW2901
-        found.add(line.replace(" reset_counts", ""))
-    assert found == wanted
+def from_pod(attachment: Attachment = A, **fields: object) -> str:
+    return tracing.from_pod(attachment, **fields)
 
 
 def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
     assert path(trace) == [
-        "Classifier", "SpoofGuard", "Conntrack", "ConntrackState", "NewConnection",
-        "ServiceChoice", "PolicyFromPod", "Forwarding", "PolicyToPod", "Commit", "Snat", "Output",
+        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "NewConnection",
+        "NodeAddress", "ServiceChoice", "DestinationGuard", "PolicyFromPod", "Forwarding",
+        "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]
     assert f"set_field:{B.mac}->eth_dst" in trace
@@ -94,8 +41,8 @@ def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
 def test_established_skips_layer_4(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
     assert path(trace) == [
-        "Classifier", "SpoofGuard", "Conntrack", "ConntrackState", "Forwarding", "PolicyToPod",
-        "Commit", "Snat", "Output",
+        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "Forwarding",
+        "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]
     megaflow = trace.rpartition("Megaflow: ")[2].partition("\n")[0]
@@ -204,11 +151,10 @@ def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str
         (
             "to a node's tunnel port",
             from_pod(nw_dst="172.30.1.2", udp_dst=6081).replace("tcp", "udp", 1),
-            "NewConnection",
+            "DestinationGuard",
         ),
         ("nobody's pod address here", from_pod(nw_dst="10.244.1.200"), "Forwarding"),
         ("nobody's pod address anywhere", from_pod(nw_dst="10.244.200.1"), "Forwarding"),
-        ("nobody's Service address", from_pod(nw_dst="10.96.0.99"), "Forwarding"),
         ("multicast", from_pod(nw_dst="224.0.0.1"), "Forwarding"),
         ("broadcast", from_pod(nw_dst="255.255.255.255"), "Forwarding"),
         (

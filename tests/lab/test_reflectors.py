@@ -28,6 +28,8 @@ from tests.namespaces import namespace
 
 NETNS = f"sluice-reflectors-{os.getpid()}"
 ADDRESS = "10.99.0.2"
+KINDS = 4
+"""Each has a reflector of its own, and a complaint of its own where nobody answers."""
 POST = """
 import sys, urllib.request
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -323,7 +325,7 @@ def test_a_dropped_watch_goes_on_from_where_it_was(cluster: Kubernetes, play: An
     async def story(proxy: Proxy, feed: Feed) -> None:
         before = feed.pods
         proxy.cut()
-        await until(lambda: len(feed.problems) == 2)
+        await until(lambda: len(feed.problems) == KINDS)
         await aside(replaced, cluster)
         assert feed.pods == before, "what cannot be asked for stays as it was"
         proxy.accepts = True
@@ -387,7 +389,7 @@ def test_history_that_is_forgotten_while_away(
     async def story(proxy: Proxy, feed: Feed) -> None:
         before = feed.pods
         proxy.cut()
-        await until(lambda: len(feed.problems) == 2)
+        await until(lambda: len(feed.problems) == KINDS)
         await aside(replaced, cluster)
         await aside(cluster.compact)
         cluster.kill(*killed)
@@ -412,7 +414,7 @@ def test_a_first_list_waits_for_the_server(cluster: Kubernetes, play: Any, tmp_p
         late = Feed()
         follower = asyncio.create_task(source.ApiServer(tmp_path / "kubeconfig", late).run())
         try:
-            await until(lambda: len(late.problems) == 2)
+            await until(lambda: len(late.problems) == KINDS)
             assert (late.whole, late.objects) == (None, {})
             await aside(cluster.start)
             await until(lambda: late.whole is True)

@@ -341,7 +341,15 @@ def refused(lab: Lab, port: int) -> int:
     """How many packets the flows against injection have dropped on node1."""
     dump = lab.exec(
         "node1",
-        ["ovs-ofctl", "-O", "OpenFlow15", "--names", "dump-flows", "br-int", "table=NewConnection"],
+        [
+            "ovs-ofctl",
+            "-O",
+            "OpenFlow15",
+            "--names",
+            "dump-flows",
+            "br-int",
+            "table=DestinationGuard",
+        ],
     ).stdout
     return sum(
         int(count) for count in re.findall(rf"n_packets=(\d+).*tp_dst={port} actions=drop", dump)

@@ -33,7 +33,7 @@ from pyroute2 import netns
 from flows import names
 from flows.features.classify import attachment_entry
 from node_agent.node import _gateway_cookie
-from settings.node import NodeConfig, NodeProblems, decode_problems, encode
+from settings.node import HostServices, NodeConfig, NodeProblems, decode_problems, encode
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,7 @@ class Controller:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, encode(CONFIG))
+        self.services = HostServices(NODE, (), (), (), "0")
         self.admits = True
         self.delay = 0.0
         self.requests = 0
@@ -85,6 +86,7 @@ class Controller:
     ) -> None:
         app = web.Application()
         app.router.add_get("/v1/nodes/{node}/config", self._config)
+        app.router.add_get("/v1/nodes/{node}/services", self._services)
         app.router.add_post("/v1/nodes/{node}/problems", self._problems)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -122,6 +124,14 @@ class Controller:
                 return web.Response(status=304)
         status, body = self.answer
         return web.Response(status=status, body=body, content_type="application/json")
+
+    async def _services(self, request: web.Request) -> web.Response:
+        for _ in range(50):
+            if request.query.get("after") != self.services.revision:
+                body = encode(self.services)
+                return web.Response(body=body, content_type="application/json")
+            await asyncio.sleep(0.02)
+        return web.Response(status=304)
 
     async def _problems(self, request: web.Request) -> web.Response:
         self.problems = decode_problems(await request.read())
@@ -469,10 +479,11 @@ def check_gateway(node: ScratchNode) -> None:
     assert link["mtu"] == 1450
     assert "UP" in link["flags"]
     assert [(a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("10.99.1.1", 32)]
-    (route,) = json.loads(node.run("ip", "-j", "route", "show", "dev", "sluice-gw"))
-    assert (route["dst"], route["gateway"], route["prefsrc"], route["flags"]) == (
-        "10.99.0.0/16", "169.254.1.1", "10.99.1.1", ["onlink"]
-    )  # fmt: skip
+    routes = json.loads(node.run("ip", "-j", "route", "show", "dev", "sluice-gw"))
+    assert {route["dst"] for route in routes} == {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31"}
+    assert {(r["gateway"], r["prefsrc"], *r["flags"]) for r in routes} == {
+        ("169.254.1.1", "10.99.1.1", "onlink")
+    }
     (neighbour,) = json.loads(node.run("ip", "-j", "neigh", "show", "dev", "sluice-gw"))
     assert (neighbour["lladdr"], neighbour["state"]) == (names.ROUTER_MAC, ["PERMANENT"])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows import names
-from node_agent.cni_call import Attached, CniCall, CniError, Pod, conf_version, error_json
+from node_agent.cni_call import Attached, CniCall, CniError, HostPort, Pod, conf_version, error_json
 
 POD = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=0b-1"
 GOOD = {
@@ -34,6 +34,70 @@ def test_good_call() -> None:
     assert (call.ifname, call.netns) == ("eth0", Path("/run/netns/x"))
     assert call.pod == Pod("default", "web-0", "0b-1")
     assert call.port == names.port_name("default", "web-0", "0b-1", "eth0", "abc")
+
+
+def with_ports(*mappings: Any) -> bytes:
+    return request({**CONF, "runtimeConfig": {"portMappings": mappings}})
+
+
+def test_host_ports() -> None:
+    # As containerd sends it: the protocol in small letters, an empty address for any.
+    call = CniCall.parse(
+        with_ports(
+            {"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ""},
+            # As containerd writes it.
+            {"HostPort": 80, "ContainerPort": 8080, "Protocol": "TCP", "HostIP": "0.0.0.0"},
+            {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "10.0.0.1"},
+            {"hostPort": 9, "containerPort": 65535, "protocol": "sctp"},
+            {"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": "::"},
+            {"hostPort": 7, "containerPort": 7},
+        )
+    )
+    assert call.host_ports == (
+        HostPort(6, None, 80, 8080),
+        HostPort(17, IPv4Address("10.0.0.1"), 53, 53),
+        HostPort(132, None, 9, 65535),
+        HostPort(6, None, 7, 7),
+    )
+    assert tuple(HostPort.read(str(port)) for port in call.host_ports) == call.host_ports
+    for empty in (None, {}, {"portMappings": None}, {"portMappings": []}):
+        assert CniCall.parse(request({**CONF, "runtimeConfig": empty})).host_ports == ()
+    # DEL must not fail over what it does not need.
+    conf = {**CONF, "runtimeConfig": {"portMappings": 7}}
+    assert CniCall.parse(request(conf, CNI_COMMAND="DEL")).host_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "named"),
+    [
+        ("80:80", r"\[0\] is not an object"),
+        ({"containerPort": 80}, r"\[0\]\.hostPort: None"),
+        ({"hostPort": 0, "containerPort": 80}, r"\[0\]\.hostPort: 0"),
+        ({"hostPort": 65536, "containerPort": 80}, r"\[0\]\.hostPort: 65536"),
+        ({"hostPort": True, "containerPort": 80}, r"\[0\]\.hostPort: True"),
+        ({"hostPort": "80", "containerPort": 80}, r"\[0\]\.hostPort: '80'"),
+        ({"hostPort": 80, "containerPort": -1}, r"\[0\]\.containerPort: -1"),
+        ({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}, r"\.protocol: 'icmp'"),
+        ({"hostPort": 80, "containerPort": 80, "protocol": ["tcp"]}, r"\.protocol: \['tcp'\]"),
+        ({"hostPort": 80, "containerPort": 80, "hostIP": "10.0.0"}, r"\.hostIP: '10\.0\.0'"),
+        ({"hostPort": 80, "containerPort": 80, "hostIP": {"a": 1}}, r"\.hostIP: \{'a': 1\}"),
+        ({"hostPort": 80, "containerPort": 80, "hostIP": 7}, r"\.hostIP: 7"),
+        ({"hostPort": 80, "containerPort": 80, "hostIP": True}, r"\.hostIP: True"),
+    ],
+)
+def test_bad_host_ports(mapping: Any, named: str) -> None:
+    with pytest.raises(CniError, match=r"runtimeConfig\.portMappings" + ".*" + named) as caught:
+        CniCall.parse(with_ports(mapping))
+    assert caught.value.code == 7
+
+
+def test_a_host_port_that_leads_to_two() -> None:
+    one = {"hostPort": 80, "containerPort": 8080}
+    with pytest.raises(CniError, match=r"\[1\]: 0\.0\.0\.0:80/tcp leads to container port 8080"):
+        CniCall.parse(with_ports(one, {**one, "containerPort": 8081}))
+    for given in ({"portMappings": {"80": 80}}, [1]):
+        with pytest.raises(CniError, match=r"runtimeConfig"):
+            CniCall.parse(request({**CONF, "runtimeConfig": given}))
 
 
 @pytest.mark.parametrize("args", [None, "", "IgnoreUnknown=1", "IgnoreUnknown=1;K8S_POD_NAME=web"])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from flows.names import FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT, gateway_address
-from node_agent.cni_call import Pod
-from node_agent.leases import Lease, LeaseError, LeaseFileError, Leases
+from node_agent.cni_call import HostPort, Pod
+from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, Leases
 
 CIDR = IPv4Network("10.9.0.0/29")
 REST = 30.0
@@ -135,13 +136,40 @@ def test_file_of_an_older_version(leases: Leases, file: Path) -> None:
     kept = take(leases, "a")
     leases.close()
     with sqlite3.connect(file) as database:
-        for column in ("netns", "pod"):
+        for column in ("netns", "pod", "host_ports"):
             database.execute(f"ALTER TABLE lease DROP COLUMN {column}")
     database.close()
     again = Leases(file, "node1", REST)
     assert again.all() == [kept]
     assert take(again, "b").address == CIDR[3]
     again.close()
+
+
+def test_a_host_port_is_one_pods(leases: Leases, file: Path) -> None:
+    def claim(name: str, *ports: HostPort, pod: str = "", **more: Any) -> Lease:
+        who = Pod("default", pod or name, "u")
+        return leases.take(name, "eth0", name, now=0, ofports=(), pod=who, host_ports=ports, **more)
+
+    anywhere = HostPort(6, None, 80, 8080)
+    kept = claim("a", anywhere, HostPort(17, IPv4Address("10.0.0.1"), 53, 53))
+    for taken, title in (
+        (HostPort(6, None, 80, 9090), r"0\.0\.0\.0:80/tcp"),
+        (HostPort(17, IPv4Address("10.0.0.1"), 53, 5353), r"10\.0\.0\.1:53/udp"),
+    ):
+        with pytest.raises(
+            HostPortError,
+            match=f"^default/b wants host port {title}, which default/a has on node node1$",
+        ):
+            claim("b", HostPort(6, None, 81, 80), taken)
+    assert leases.all() == [kept]
+    others = (HostPort(17, None, 80, 80), HostPort(17, IPv4Address("10.0.0.2"), 53, 53))
+    claim("b", *others)
+    again = Leases(file, "node1", REST)
+    assert again.all() == leases.all()
+    again.close()
+    # A sandbox of the same pod follows the one that is to go; and who is dead claims nothing.
+    claim("a-2", anywhere, pod="a")
+    claim("c", *others, dead=[("b", "eth0")])
 
 
 def test_locked_file_changes_nothing_and_is_named(leases: Leases, file: Path) -> None:

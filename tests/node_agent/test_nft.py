@@ -17,7 +17,7 @@ def ip(*words):
     subprocess.run(["ip", *words], check=True)
 
 async def deaf():
-    return set(nft._DEAF.findall(await nft._listed("netdev")))
+    return set(nft._DEAF.findall(await nft.listed("netdev")))
 
 async def main():
     ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")

@@ -61,7 +61,13 @@ def test_sets_the_node_up_and_changes_nothing_the_second_time(scratch: ScratchNo
                 "cniVersion": "1.0.0",
                 "cniVersions": ["1.0.0", "1.1.0"],
                 "name": "sluice",
-                "plugins": [{"type": "sluice", "socket": str(scratch.socket)}],
+                "plugins": [
+                    {
+                        "type": "sluice",
+                        "socket": str(scratch.socket),
+                        "capabilities": {"portMappings": True},
+                    }
+                ],
             }
             assert scratch.mode("run/cni.sock") == 0o600
             assert scratch.mode("run") == 0o700

@@ -1,6 +1,7 @@
 """What is kept of a real bridge, and what comes of it."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from flows.features import state
 from flows.flow import ApplyMeter, Flow, Meter, match
 from node_agent import snapshot
 from node_agent.snapshot import Snapshot, SnapshotError
+from openflow import codec
 from openflow.batch import Batch
-from openflow.messages import InstalledFlow
+from openflow.messages import InstalledFlow, Multipart, group_set_by
 from openflow.switch import Rejected
 from openflow.watch import connect
 from tests.openflow import samples
@@ -21,7 +23,11 @@ from tests.ovs import Ovs
 def taken(ovs: Ovs) -> Snapshot:
     async def take() -> Snapshot:
         async with connect(ovs.mgmt) as switch:
-            return Snapshot.of(await switch.dump_flows(), (await switch.dump_meters()).values())
+            return Snapshot.of(
+                await switch.dump_flows(),
+                await switch.dump_groups(),
+                (await switch.dump_meters()).values(),
+            )
 
     return asyncio.run(take())
 
@@ -31,7 +37,12 @@ def empty(ovs: Ovs) -> None:
         async with connect(ovs.mgmt) as switch:
             dump = await switch.dump_flows()
             meters = await switch.dump_meters()
-            await switch.apply(Batch.of(deletes={f.cookie for f in dump}, meters_delete=meters))
+            groups = [group.id for group in await switch.dump_groups()]
+            await switch.apply(
+                Batch.of(
+                    deletes={f.cookie for f in dump}, meters_delete=meters, groups_delete=groups
+                )
+            )
 
     asyncio.run(delete())
 
@@ -51,8 +62,12 @@ def file(tmp_path: Path) -> Path:
 
 def test_what_was_saved_comes_back_and_nothing_else(ovs: Ovs, tmp_path: Path) -> None:
     flows, meters = samples.compiled()
-    ovs.install(flows, [*meters, Meter(5, 10, 10)])
+    flows += samples.for_services()
+    groups = samples.groups()
+    ovs.install(flows, [*meters, Meter(5, 10, 10)], groups)
     ours = ovs.dump()
+    our_groups = sorted(ovs.ofctl("dump-groups", str(ovs.mgmt)).splitlines()[1:])
+    ovs.ofctl("add-group", str(ovs.mgmt), "group_id=7,type=select,bucket=drop")
     ovs.ofctl("add-flow", str(ovs.mgmt), "table=3,priority=9,actions=drop")
     ovs.ofctl("add-flow", str(ovs.mgmt), "cookie=0x0a00000000000001,table=3,actions=drop")
     ovs.ofctl("add-meter", str(ovs.mgmt), "meter=17,kbps,band=type=drop,rate=1000")
@@ -61,12 +76,14 @@ def test_what_was_saved_comes_back_and_nothing_else(ovs: Ovs, tmp_path: Path) ->
     snapshot.save(file(tmp_path), before)
     loaded = snapshot.load(file(tmp_path))
     assert loaded == before
+    assert len(loaded.groups) == len(groups)
     # Some of it may have come back before the agent was killed.
-    for left in ([], meters):
+    for left, left_groups in (([], []), (meters, groups[:2])):
         empty(ovs)
-        ovs.install([], left)
+        ovs.install([], left, left_groups)
         assert put_back(ovs, loaded) == {meter.id: meter for meter in meters}
         assert ovs.dump() == ours
+        assert sorted(ovs.ofctl("dump-groups", str(ovs.mgmt)).splitlines()[1:]) == our_groups
         assert taken(ovs) == before, "byte for byte"
 
     shown = ovs.ofctl("ofp-parse", str(file(tmp_path)))
@@ -123,12 +140,33 @@ def test_an_empty_or_partial_bridge_never_takes_a_good_ones_place(ovs: Ovs, tmp_
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     raw = bytes(24) + b"\0\1\0\4" + bytes(4) + b"\0\0\0\4" + bytes(4)
     flow = InstalledFlow(0, 0, 0, 0, 0, len(raw).to_bytes(2, "big") + raw[2:])
-    good = Snapshot((flow,), ())
+    good = Snapshot((flow,), (), ())
     snapshot.save(file(tmp_path), good)
-    broken = Snapshot((flow,), (Meter(16, -1, 0),))
+    broken = Snapshot((flow,), (), (Meter(16, -1, 0),))
     with pytest.raises(Exception, match="argument"):
         snapshot.save(file(tmp_path), broken)
     assert snapshot.load(file(tmp_path)) == good
+
+
+def test_a_file_from_before_there_were_groups(ovs: Ovs, tmp_path: Path) -> None:
+    ovs.install([Flow(2, 0, 0, match({}), (), "lets packets in")])
+    before = taken(ovs)
+    snapshot.save(file(tmp_path), before)
+    without_groups = b"".join(
+        header_and_body
+        for header_and_body in replies(file(tmp_path).read_bytes())
+        if header_and_body[9] != Multipart.GROUP_DESC
+    )
+    assert len(without_groups) == file(tmp_path).stat().st_size - 16
+    file(tmp_path).write_bytes(without_groups)
+    assert snapshot.load(file(tmp_path)) == before
+
+
+def replies(content: bytes) -> Iterator[bytes]:
+    while content:
+        length = int.from_bytes(content[2:4], "big")
+        yield content[:length]
+        content = content[length:]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -136,7 +174,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert snapshot.load(path) is None
     raw = bytes(24) + b"\0\1\0\4" + bytes(4) + b"\0\0\0\4" + bytes(4)
     flow = InstalledFlow(0, 0, 0, 0, 0, len(raw).to_bytes(2, "big") + raw[2:])
-    snapshot.save(path, Snapshot((flow,), (Meter(16, 1, 1),)))
+    group = group_set_by(codec.group_set(samples.groups()[0]))
+    snapshot.save(path, Snapshot((flow,), (group,), (Meter(16, 1, 1),)))
     whole = path.read_bytes()
     for length in range(1, len(whole)):
         path.write_bytes(whole[:length])

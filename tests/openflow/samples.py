@@ -9,17 +9,23 @@ from flows.compile import compile_scope
 from flows.flow import (
     FIELDS,
     IN_PORT,
+    MOST_BUCKETS,
     ApplyMeter,
+    Bucket,
     Ct,
     Flow,
     Goto,
+    Group,
+    Learn,
     Meter,
     Move,
     Nat,
     Note,
     Output,
     OutputReg,
+    Resubmit,
     SetField,
+    ToGroup,
     ct_state,
     match,
 )
@@ -100,6 +106,55 @@ def handmade() -> list[Flow]:
     ]
 
 
+FIVE_TUPLE = (
+    "nw_src", "nw_dst", "nw_proto", "tcp_src", "tcp_dst", "udp_src", "udp_dst",
+    "sctp_src", "sctp_dst",
+)  # fmt: skip
+
+
+def translating(number: int, weight: int = 100) -> Bucket:
+    """A bucket that translates to an endpoint."""
+    to = Nat(destination=(0x0A00_0000 | number, 8080))
+    return Bucket(number, weight, (Ct(100, 74, True, to, (SetField("ct_mark", 1, 1),)),))
+
+
+def choosing(number: int) -> Bucket:
+    """A bucket that says which endpoint it is, and has another table translate."""
+    endpoint = (SetField("reg3", 0x0A00_0000 | number), SetField("reg4", 8080), Resubmit(70))
+    return Bucket(number, 1, endpoint)
+
+
+def groups() -> list[Group]:
+    """One of each kind, the largest among them."""
+    first = names.GROUPS[0]
+    return [
+        Group(first, "dp_hash", (), tuple(map(translating, range(1, 11)))),
+        Group(first + 1, "hash", ("nw_src",), tuple(map(choosing, range(1, 40)))),
+        Group(first + 2, "hash", FIVE_TUPLE, tuple(map(translating, range(1, MOST_BUCKETS + 1)))),
+        Group(first + 3, "hash", FIVE_TUPLE, (
+            Bucket(1, 10, (ToGroup(first),)), Bucket(2, 65535, (ToGroup(first + 2),)),
+        )),
+        Group(names.GROUPS[-1], "hash", ("nw_src",), ()),
+    ]  # fmt: skip
+
+
+def for_services() -> list[Flow]:
+    """What Services need besides; their groups are those of `groups`."""
+    first = names.GROUPS[0]
+    learn = Learn(62, 9, 10 << 56 | 5, 10_800, ("reg2", "nw_src"), ("reg3", "reg4"))
+    actions = [
+        (ToGroup(first),),
+        (ToGroup(first + 3),),
+        (learn, Ct(100, 74, True, Nat(destination=(0x0A00_0001, 53)))),
+        (Resubmit(62), Goto(100)),
+        (Ct(101, 140, True, Nat(0x0A01_0203, ports=(1024, 65535))),),
+        (Ct(101, 140, True, Nat(0x0A01_0203, ports=(1024, 1024))),),
+        (Ct(101, 140, True, Nat(0x0A01_0203), (SetField("ct_mark", 1, 1),)),),
+    ]
+    ipv4 = match({"dl_type": 0x0800})
+    return [Flow(7, 60, 3000 + i, ipv4, each, "service") for i, each in enumerate(actions)]
+
+
 def _values(name: str) -> st.SearchStrategy[int]:
     return st.integers(0, (1 << FIELDS[name]) - 1)
 
@@ -123,6 +178,10 @@ def set_fields(draw: st.DrawFn) -> SetField:
 
 
 _numbers = st.integers(0, 0xFFFF_FFFF)
+_ports = st.integers(0, 0xFFFF)
+_learnable = st.lists(
+    st.sampled_from(("nw_src", "nw_dst", "nw_proto", "reg2", "reg15", "dl_src")), max_size=4
+).map(tuple)
 _actions = st.one_of(
     st.builds(Output, _numbers),
     st.builds(OutputReg, st.sampled_from([f"reg{n}" for n in range(16)])),
@@ -133,12 +192,28 @@ _actions = st.one_of(
         st.integers(0, 0xFFFF),
         st.none() | st.integers(0, 0xFE),
         st.booleans(),
-        st.none() | st.builds(Nat, st.none() | _numbers),
+        st.none()
+        | st.builds(Nat, st.none() | _numbers)
+        | st.builds(Nat, st.integers(1, 0xFFFF_FFFF), ports=st.tuples(_ports, _ports))
+        | st.builds(Nat, destination=st.tuples(_numbers, _ports)),
         st.lists(set_fields(), max_size=2).map(tuple),
     ),
     st.builds(ApplyMeter, _numbers),
     st.builds(Note, st.binary(max_size=20)),
+    st.builds(ToGroup, _numbers),
+    st.builds(Resubmit, st.integers(0, 0xFE)),
+    st.builds(
+        Learn,
+        st.integers(0, 0xFE),
+        _ports,
+        st.integers(0, (1 << 64) - 1),
+        _ports,
+        _learnable,
+        _learnable,
+    ),
 )
+buckets = st.builds(Bucket, _numbers, _ports, st.lists(_actions, max_size=4).map(tuple))
+"""Anything that can be written, whether a switch takes it or not."""
 
 
 @st.composite

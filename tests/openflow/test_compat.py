@@ -2,7 +2,7 @@
 
 import struct
 
-from openflow.compat import DATAPATH, nat, note, ordered_match, parser, serialized
+from openflow.compat import DATAPATH, learn, nat, note, ordered_match, parser, serialized
 
 
 def actions_of(*actions) -> bytes:
@@ -38,6 +38,21 @@ def test_os_ken_still_forgets_nat_s_padding():
     inside = actions_of(ct(theirs, parser.OFPActionSetField(ct_mark=1)))[24:]
     assert struct.unpack_from("!xxH", inside) == (24,)
     assert struct.unpack_from("!HH", inside, 20) == (25, 16)  # the set_field, 4 bytes early
+
+
+def bucket_of(*actions) -> bytes:
+    """The actions of a bucket and its weight."""
+    weight = parser.OFPGroupBucketPropWeight(0, weight=3)
+    group = parser.OFPGroupMod(DATAPATH, 0, 1, buckets=[parser.OFPBucket(1, actions, [weight])])
+    return serialized(group)[32:]
+
+
+def test_learn_fills_the_length_it_claims():
+    spec = parser.NXFlowSpecMatch(src=0x0800, dst=("eth_type_nxm", 0), n_bits=16)
+    assert lengths(bucket_of(learn(5, [spec]))) == [48, 8]
+    theirs = parser.NXActionLearn(5, [spec])
+    assert struct.unpack_from("!H", bucket_of(theirs), 2) == (48,)
+    assert bucket_of(theirs)[42:] == b"\0\0\0\x08\0\3\0\0"  # the weight, 6 bytes early
 
 
 def test_matches_keep_their_order():

@@ -7,16 +7,17 @@ from flows.features import state
 from flows.flow import Note
 from openflow import digest
 from openflow.watch import read_flows
-from tests.openflow.samples import compiled, flow, handmade
+from tests.openflow.samples import compiled, flow, for_services, groups, handmade
 from tests.ovs import Ovs
 from tests.waiting import wait_until
 
 
 def test_a_dump_has_the_digests_of_what_was_sent(ovs: Ovs) -> None:
     flows, meters = compiled()
-    flows += [*handmade(), state.seal("", 5, 1 << 63), state.seal("node1", 0, 0)]
+    flows += [*handmade(), *for_services()]
+    flows += [state.seal("", 5, 1 << 63), state.seal("node1", 0, 0)]
     sent = {each.cookie: each for each in flows}
-    ovs.install(flows, meters)
+    ovs.install(flows, meters, groups())
     dumped = asyncio.run(read_flows(ovs.mgmt))
     assert len(dumped) == len(sent)
     for entry in dumped:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openflow import foreign
+from flows.diff import GroupChange
+from openflow import digest, foreign
 from openflow.batch import Batch
-from openflow.messages import HEADER, InstalledFlow
+from openflow.messages import HEADER, InstalledFlow, InstalledGroup
 from openflow.server import serve
 from openflow.session import Closed, PortStatus, Reply, Session, State
 from openflow.switch import ConnectionLost, Switch
@@ -39,12 +40,17 @@ class Recording:
 def ask(session: Session) -> None:
     session.request_flows()
     session.request_meters()
+    session.request_groups()
     session.monitor_flows(60)
+
+
+# The largest would be most of what is changed at random.
+GROUPS = [group for group in samples.groups() if len(group.buckets) < 100]
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """Of a bridge with ports, meters, and flows of every kind that we make."""
+    """Of a bridge with ports, meters, groups, and flows of every kind that we make."""
     flows, meters = samples.compiled()
     heard: list[bytes] = []
     received = Switch.data_received
@@ -55,7 +61,13 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
     async def talk(mgmt: Path) -> Recording:
         async with connect(mgmt) as switch:
-            await switch.apply(Batch.of([*flows, *samples.handmade()], meters_set=meters))
+            await switch.apply(
+                Batch.of(
+                    [*flows, *samples.handmade(), *samples.for_services()],
+                    meters_set=meters,
+                    groups_set=map(GroupChange, GROUPS),
+                )
+            )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Switch, "data_received", record)
             async with connect(mgmt) as switch:
@@ -63,6 +75,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
                 heard.clear()
                 assert await switch.dump_flows()
                 assert await switch.dump_meters()
+                assert await switch.dump_groups()
                 await switch.monitor_flows(60)
         return Recording(handshake, b"".join(heard))
 
@@ -78,9 +91,10 @@ def test_a_recording_unchanged_is_what_the_switch_meant(recording: Recording) ->
     assert {10, 11, 12} <= ready.ports.keys()
     ask(session)
     replies = [e for e in session.receive(recording.answers, 0.0) if isinstance(e, Reply)]
-    flows, meters, monitored = (reply.value for reply in replies)
+    flows, meters, groups, monitored = (reply.value for reply in replies)
     assert len(flows) > 30
-    assert len(meters) == 1
+    assert len(meters) == 2
+    assert {digest.of_group_entry(group) for group in groups} == set(map(digest.of_group, GROUPS))
     assert monitored is None
 
 
@@ -133,9 +147,12 @@ def test_mutated_dumps(recording: Recording, changes, keep, pieces) -> None:
     for event in hears(session, changed(recording.answers, changes, keep), pieces):
         if isinstance(event, Reply) and isinstance(event.value, list):
             # A person looks at what nobody here made; os-ken reads it.
-            for flow in event.value:
-                assert isinstance(flow, InstalledFlow)
-                assert all(isinstance(text, str) for text in foreign.described(flow))
+            for entry in event.value:
+                if isinstance(entry, InstalledGroup):
+                    assert 0 <= digest.of_group_entry(entry) < 1 << 64
+                else:
+                    assert isinstance(entry, InstalledFlow)
+                    assert all(isinstance(text, str) for text in foreign.described(entry))
 
 
 def test_a_length_that_leads_nowhere_does_not_hold_up_who_looks(recording: Recording) -> None:

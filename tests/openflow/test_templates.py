@@ -3,10 +3,23 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from flows.flow import Flow, Move, Output, SetField, match
+from flows.flow import (
+    MOST_BUCKETS,
+    Bucket,
+    Ct,
+    Flow,
+    Group,
+    Learn,
+    Move,
+    Nat,
+    Output,
+    SetField,
+    match,
+)
 from openflow import codec, templates
-from openflow.templates import FlowEncoder, Template, numbered
+from openflow.templates import FlowEncoder, GroupEncoder, Template, numbered
 from tests.openflow import samples
 
 XID = 0x1234_5678
@@ -27,6 +40,59 @@ def test_every_shape_has_a_template(flow):
     encoder.add(flow)
     (template,) = encoder._templates.values()
     assert template is not None
+
+
+GROUPS = GroupEncoder()
+
+
+@given(st.lists(samples.buckets, max_size=4).map(tuple))
+def test_a_bucket_by_a_template_is_what_os_ken_makes(buckets):
+    group = Group(0x1000_0000, "hash", samples.FIVE_TUPLE, buckets)
+    for _ in range(3):
+        assert GROUPS.set(group, XID) == numbered(codec.group_set(group), XID)
+        assert GROUPS.insert(group.id, buckets, XID) == numbered(
+            codec.buckets_insert(group.id, buckets), XID
+        )
+
+
+@given(samples.buckets)
+def test_every_shape_of_bucket_has_a_template(bucket):
+    encoder = GroupEncoder()
+    for _ in range(2):
+        encoder.insert(1, [bucket])
+    (template,) = encoder._buckets.values()
+    assert template is not None
+
+
+def test_known_shapes_of_groups_do_not_meet_os_ken(monkeypatch):
+    encoder = GroupEncoder()
+    expected = [codec.group_set(group) for group in samples.groups()]
+    assert [encoder.set(group) for group in samples.groups()] == expected
+    encoder.set(samples.groups()[3])
+    for name in ("group_set", "buckets_insert"):
+        monkeypatch.setattr(codec, name, None)
+    assert [encoder.set(group) for group in samples.groups()] == expected
+
+
+def test_groups_that_cannot_be_written_are_named():
+    big = Group(7, "dp_hash", (), tuple(map(samples.translating, range(MOST_BUCKETS + 1))))
+    unknown = Group(7, "hash", ("nw_source",), ())
+    wide = Group(7, "dp_hash", (), (samples.translating(1, 1 << 16),))
+    deep = Group(7, "dp_hash", (), (Bucket(1, 1, (SetField("reg99", 1),)),))
+    long = Group(7, "dp_hash", (), tuple(
+        Bucket(number, 1, (SetField("ct_label", 1, 1),) * 5) for number in range(400)
+    ))  # fmt: skip
+    for group, complaint in (
+        (big, "group 0x7: 501 buckets, of which it may have 500"),
+        (unknown, "group 0x7: 'nw_source': no such field"),
+        (wide, "does not fit"),
+        (deep, "bucket 1 .*reg99: no such field"),
+        (long, "group 0x7: .*"),
+        (Group(1 << 32, "dp_hash", (), ()), "group 0x100000000: a number does not fit"),
+    ):
+        for make in (codec.group_set, GroupEncoder().set):
+            with pytest.raises(codec.CodecError, match=complaint):
+                make(group)
 
 
 def test_known_shapes_do_not_meet_os_ken(monkeypatch):
@@ -74,6 +140,10 @@ def test_an_untemplatable_shape_goes_through_os_ken(monkeypatch):
         (Flow(5, 60, 1, (), (Move("reg0", "dl_dst"),), "move"), "reg0 and dl_dst differ"),
         (Flow(5, 60, 1, (), (Output(1 << 32),), "out"), "'out' .*does not fit"),
         (Flow(5, 256, 1, (), (), "table"), "'table' .*does not fit"),
+        (Flow(5, 60, 1, (), (Learn(1, 1, 1, 86_400, (), ()),), "day"), "'day' .*does not fit"),
+        (Flow(5, 60, 1, (), (Learn(1, 1, 1, 1, ("reg99",), ()),), "learn"), "reg99: no such field"),
+        (Flow(5, 60, 1, (), (Ct(1, nat=Nat(1, (2, 3))),), "both"), "'both' .*cannot encode Nat"),
+        (Flow(5, 60, 1, (), (Ct(1, nat=Nat(destination=(1, 1 << 16))),), "nat"), "'nat' .*not fit"),
     ],
 )
 def test_what_cannot_be_written_is_named(flow, complaint):

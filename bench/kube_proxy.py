@@ -1,0 +1,271 @@
+"""service_update_vs_kube_proxy: an EndpointSlice written until the first connection that obeys it.
+
+Each side has an API server of its own with the same Services, and one node with three pods: a
+client and two servers. A Service has one server as its only endpoint; the other takes its place by
+one PUT, while the client connects to the Service again and again and is told who serves it.
+kube-proxy has the node's kernel and nftables, as it would have on a real one.
+"""
+
+import http
+import http.client
+import json
+import select
+import ssl
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import netns
+
+from bench import service_objects as objects
+from bench.controller import Manifest
+from bench.figures import Figure, versus
+from bench.nodes import unique
+from lab import Lab, LabError
+from lab.apiserver import PORT as API_SERVER_PORT
+from lab.commands import inside, run
+from lab.control import ControlPlane, built, kubernetes_binaries
+from lab.daemons import Daemons
+from lab.layout import CONTROL_ADDRESS, FABRIC_ADDRESS, POD_RANGE, UNDERLAY, Layout, NodeLayout
+from lab.network import UPLINK, configure, connect, create_namespace
+from lab.programs import python
+
+SERVERS = ("a", "b")
+SERVER_PORT = 8000
+PATIENCE = 60.0
+PAUSE = 2.0
+"""Seconds between two changes: kube-proxy makes none sooner than 1 s after the last."""
+AT_ONCE = 4
+"""Connections that fill an API server."""
+
+Program = subprocess.Popen[bytes]
+
+SERVICES = "/api/v1/namespaces/default/services"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+
+
+def measure(*, services: int = 1000, rounds: int = 9) -> list[Figure]:
+    """Change the one Service's endpoint on both sides, in turns."""
+    program = built("--rival") / "kube-proxy"
+    ours: list[float] = []
+    theirs: list[float] = []
+    with ExitStack() as stack:
+        sides = [
+            stack.enter_context(_sluice()),
+            stack.enter_context(_kube_proxy(program)),
+        ]
+        for side in sides:
+            side.fill(services)
+        for number in range(rounds + 1):
+            for side, samples in zip(sides, (ours, theirs), strict=True):
+                seconds = side.change(SERVERS[(number + 1) % 2])
+                if number:  # the first is warm-up
+                    samples.append(1000 * seconds)
+    return versus("service_update_vs_kube_proxy", "ms", ours, ("kube_proxy", theirs), at_most=0.25)
+
+
+class Side:
+    """A cluster of one node, with somebody who serves Services."""
+
+    def __init__(
+        self, api: "Api", layout: Layout, client: str, servers: Mapping[str, tuple[str, str]]
+    ) -> None:
+        """`client` is a namespace, `servers` are namespaces and addresses by name."""
+        self._api = api
+        self._layout = layout
+        self._client = client
+        self._servers = servers
+        self._node = layout.node(1)
+        self._number = 0
+
+    def fill(self, services: int) -> None:
+        """Write so many Services, and one more that is changed; return when that one works."""
+        nodes = [self._node]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            chunks = [range(first, services, AT_ONCE) for first in range(AT_ONCE)]
+            for done in [pool.submit(_fill, self._layout, nodes, chunk) for chunk in chunks]:
+                done.result()
+        self._number = services
+        self._api.send("POST", SERVICES, objects.service(services))
+        self._api.send("POST", SLICES, self._slice(SERVERS[0]))
+        with self._until(SERVERS[0]) as client:
+            _line(client)
+
+    def change(self, server: str) -> float:
+        """Seconds from the PUT of a slice with only this server until it serves a connection."""
+        with self._until(server) as client:
+            _line(client)  # it is served by the other one
+            time.sleep(PAUSE)
+            began = time.monotonic()
+            self._api.send("PUT", f"{SLICES}/{objects.name(self._number)}", self._slice(server))
+            return float(_line(client)) - began
+
+    def _slice(self, server: str) -> Manifest:
+        _, address = self._servers[server]
+        return objects.endpoint_slice(self._number, [(self._node, address)], SERVER_PORT)
+
+    def _until(self, server: str) -> "AbstractContextManager[Program]":
+        address = str(objects.cluster_ip(self._number))
+        return _running(self._client, ["until", address, str(objects.PORT), server])
+
+
+def _fill(layout: Layout, nodes: Sequence[NodeLayout], numbers: Iterable[int]) -> None:
+    with closing(Api(layout)) as api:
+        for number in numbers:
+            service, its_slice = objects.both(nodes, number)
+            api.send("POST", SERVICES, service)
+            api.send("POST", SLICES, its_slice)
+
+
+class Api:
+    """One connection to the API server of a lab, as its administrator."""
+
+    def __init__(self, layout: Layout) -> None:
+        pki = layout.control / "apiserver" / "pki"
+        self._token = (pki / "admin.token").read_text()
+        trusted = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+        self._connection = http.client.HTTPSConnection(
+            str(CONTROL_ADDRESS), API_SERVER_PORT, context=trusted, timeout=PATIENCE
+        )
+        # A socket stays in the namespace in which it was made.
+        netns.pushns(layout.netns("control"))
+        try:
+            self._connection.connect()
+        finally:
+            netns.popns()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def send(self, method: str, path: str, content: Manifest) -> dict[str, Any]:
+        """One request with an object, whose uid is the API server's to give; the answer.
+
+        Raises `LabError`.
+        """
+        metadata = {key: value for key, value in content["metadata"].items() if key != "uid"}
+        body = json.dumps({**content, "metadata": metadata})
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        answer: dict[str, Any] = json.load(response)
+        if response.status not in {http.HTTPStatus.OK, http.HTTPStatus.CREATED}:
+            raise LabError(f"{method} {path}: {answer.get('message', response.reason)}")
+        return answer
+
+
+@contextmanager
+def _sluice() -> Iterator[Side]:
+    with Lab(unique("svcapi")).running(nodes=1, source="kube") as lab, ExitStack() as stack:
+        pods = {name: lab.pod_add("default", name, "node1") for name in (*SERVERS, "client")}
+        servers = {name: (pods[name].netns, str(pods[name].address)) for name in SERVERS}
+        _serve(stack, servers)
+        api = stack.enter_context(closing(Api(lab.layout)))
+        yield Side(api, lab.layout, pods["client"].netns, servers)
+
+
+@contextmanager
+def _kube_proxy(program: Path) -> Iterator[Side]:
+    """The same without Sluice and without Open vSwitch."""
+    lab = Lab(unique("kproxy"))
+    try:
+        lab.layout.directory.mkdir(parents=True)
+        node = lab.layout.node(1)
+        connect(lab.layout, [node], "system")
+        configure(
+            node.netns,
+            [
+                f"addr add {node.address}/{UNDERLAY.prefixlen} dev {UPLINK}",
+                f"link set {UPLINK} up",
+                f"route add default via {FABRIC_ADDRESS}",
+            ],
+        )
+        run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=node.netns)
+        plane = ControlPlane(lab.layout, "geneve", kubernetes_binaries(), False, None)
+        plane.start_api(lambda _: None)
+        plane.source.add_node(node)
+        pods = {name: _plug(lab, name, index) for index, name in enumerate((*SERVERS, "client"))}
+        servers = {name: pods[name] for name in SERVERS}
+        daemons = Daemons(node.netns, node.logs)
+        daemons.start(
+            "kube-proxy",
+            [
+                str(program),
+                f"--kubeconfig={plane.kubeconfig}",
+                "--proxy-mode=nftables",
+                f"--hostname-override={node.name}",
+                f"--cluster-cidr={POD_RANGE}",
+                # It is the machine's, not the namespace's.
+                "--conntrack-max-per-core=0",
+            ],
+            {"NO_PROXY": "*"},
+        )
+        with ExitStack() as stack:
+            _serve(stack, servers)
+            api = stack.enter_context(closing(Api(lab.layout)))
+            yield Side(api, lab.layout, pods["client"][0], servers)
+            daemons.check()
+    finally:
+        lab.down()
+
+
+def _plug(lab: Lab, name: str, index: int) -> tuple[str, str]:
+    """A pod on the node, by a veth that the node routes to; its namespace and its address."""
+    node, pod = lab.layout.node(1), lab.layout.pod_netns("default", name)
+    address = node.pod_cidr[100 + index]
+    gateway = node.pod_cidr[1]
+    create_namespace(pod)
+    configure(
+        node.netns,
+        [
+            f"link add pod-{name} type veth peer name eth0 netns {pod}",
+            f"addr add {gateway}/32 dev pod-{name}",
+            f"link set pod-{name} up",
+            f"route add {address} dev pod-{name}",
+        ],
+    )
+    configure(
+        pod,
+        [
+            "link set eth0 up",
+            f"addr add {address}/32 dev eth0",
+            f"route add {gateway} dev eth0",
+            f"route add default via {gateway} dev eth0",
+        ],
+    )
+    return pod, str(address)
+
+
+def _serve(stack: ExitStack, servers: Mapping[str, tuple[str, str]]) -> None:
+    for name, (namespace, _) in servers.items():
+        # Their ports come round again.
+        run(["sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0"], netns=namespace)
+        words = ["serve", str(SERVER_PORT), name]
+        _line(stack.enter_context(_running(namespace, words)))
+
+
+@contextmanager
+def _running(namespace: str, words: Sequence[str]) -> Iterator[Program]:
+    """A `bench.served` in a namespace, until the end of the context."""
+    command = inside(namespace, python("bench.served", *words))
+    # Unbuffered: `_line` waits for what has not been read.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _line(process: Program) -> str:
+    """What it says next. Raises `LabError` where that takes too long."""
+    assert process.stdout is not None  # noqa: S101 - opened with it
+    if not select.select([process.stdout], [], [], PATIENCE)[0]:
+        raise LabError(f"no connection in {PATIENCE:.0f} s: {process.args!r}")
+    line = process.stdout.readline().decode().strip()
+    if not line:
+        raise LabError(f"it has ended: {process.args!r}")
+    return line

@@ -1,0 +1,226 @@
+"""`sluice services`: what each Service is, and where its connections go."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from cli.controller import ask, controller_options
+from cli.lab import clear_errors
+
+NAMED_AT_MOST = 6
+"""Nodes and endpoints of which a line gives the names."""
+WIDEST_NAME = 34
+"""Characters of NAMESPACE/NAME in the list; a longer one moves only its own line."""
+
+
+def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (value.count("/") != 1 or not all(value.split("/"))):
+        raise click.BadParameter(f"{value!r} is not of the form NAMESPACE/NAME")
+    return value
+
+
+@click.command("services")
+@click.argument("service", metavar="[NAMESPACE/NAME]", required=False, callback=_namespaced)
+@click.option("--node", help="Of one Service: only what this node does.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
+@controller_options
+def services(
+    service: str | None, node: str | None, as_json: bool, name: str, socket: Path | None
+) -> None:
+    """Show all Services in a line each, or one: its endpoints, and which node sends what where.
+
+    READY are the endpoints that get connections, of all that a Service has. Whatever of a Service
+    or of its EndpointSlices is refused is said with the field that is wrong.
+
+    \b
+    Why does nobody answer at the NodePort of default/web on node2?
+      sluice services default/web --node node2
+    Names of Services that something is wrong with:
+      sluice services --json | jq -r '.services[] | select(.problems != {}).name'
+    """  # noqa: D301  click's mark for lines that are to stay as they are
+    if node is not None and service is None:
+        raise click.UsageError("--node goes with NAMESPACE/NAME")
+    path = "/v1/services" + (f"/{quote(service)}" if service else "")
+    with clear_errors():
+        answer = ask(name, socket, path, {"node": node} if node else {})
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
+    elif service is None:
+        _list(answer["services"])
+    else:
+        _show(answer, node)
+
+
+# --- all of them ---
+
+
+def _list(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        click.echo("there are no Services")
+        return
+    table = [("NAMESPACE/NAME", "TYPE", "ADDRESS", "READY", "PORTS", "")]
+    table += [
+        (
+            f"{row['namespace']}/{row['name']}",
+            row["type"] or "-",
+            _address(row),
+            _ready(row),
+            ",".join(map(_port, row["ports"])) or "-",
+            _remark(row),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(4)]
+    widths[0] = min(widths[0], WIDEST_NAME)
+    left = shutil.get_terminal_size().columns - sum(widths) - 2 * len(widths)
+    for number, (*cells, ports, remark) in enumerate(table):
+        head = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        # The ports are what gives way, and never to fewer than a reader can tell apart.
+        most = max(16, left - len(remark) - 2 if remark else left)
+        shown = ports if len(ports) <= most else f"{ports[: most - 1]}…"
+        click.echo(
+            click.style(f"{head}  {shown}", bold=number == 0)
+            + (click.style(f"  {remark}", fg="red" if rows[number - 1]["problems"] else None)
+               if remark else "")
+        )  # fmt: skip
+
+
+def _address(row: dict[str, Any]) -> str:
+    """Its ClusterIP, else another; and how many more there are."""
+    addresses = list(
+        dict.fromkeys(
+            frontend["address"]
+            for port in row["ports"]
+            for frontend in port["frontends"]
+            if frontend["address"]
+        )
+    )
+    return f"{addresses[0]}{f' +{len(addresses) - 1}' * (len(addresses) > 1)}" if addresses else "-"
+
+
+def _ready(row: dict[str, Any]) -> str:
+    counts = [f"{port['ready']}/{port['ready'] + port['terminating']}" for port in row["ports"]]
+    return ",".join(dict.fromkeys(counts)) or "-"
+
+
+def _port(port: dict[str, Any]) -> str:
+    by_kind = {frontend["kind"]: frontend["port"] for frontend in port["frontends"]}
+    node_port = by_kind.pop("NodePort", None)
+    shown = [str(next(iter(by_kind.values())))] if by_kind else []
+    shown += [str(node_port)] if node_port else []
+    return f"{':'.join(shown)}/{port['protocol']}"
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if row["nothingToDo"]:
+        return "nothing to do"
+    if row["problems"]:
+        count = len(row["problems"])
+        return f"{count} problem{'s' * (count > 1)}"
+    return ""
+
+
+# --- one of them ---
+
+
+def _show(row: dict[str, Any], node: str | None) -> None:
+    title = f"Service {row['namespace']}/{row['name']}"
+    if row["nothingToDo"]:
+        click.echo(f"{click.style(title, bold=True)}: nothing to do here, {row['nothingToDo']}")
+        return
+    facts = [row["type"]]
+    facts += [
+        f"{field}: Local"
+        for field in ("internalTrafficPolicy", "externalTrafficPolicy")
+        if row[field] == "Local"
+    ]
+    if row["affinitySeconds"] is not None:
+        facts.append(f"a client keeps its endpoint for {row['affinitySeconds']} s")
+    click.echo(f"{click.style(title, bold=True)}  {', '.join(facts)}")
+    for subject, sentence in row["problems"].items():
+        click.echo(click.style(f"  refused: {subject}: {sentence}", fg="red"))
+    if not row["ports"]:
+        click.echo("  nothing of it is served")
+    for port in row["ports"]:
+        _show_port(port, node)
+
+
+def _show_port(port: dict[str, Any], node: str | None) -> None:
+    click.echo(f"\n  {click.style(port['name'] or 'port', bold=True)}  {port['protocol']}")
+    frontends = [
+        (
+            f"{frontend['address'] or 'every node'}:{frontend['port']}",
+            frontend["kind"],
+            "" if frontend["sources"] is None
+            else f"for {', '.join(frontend['sources']) or 'nobody'} alone",
+        )
+        for frontend in port["frontends"]
+    ]  # fmt: skip
+    _columns("    ", frontends)
+    click.echo("    endpoints" if port["endpoints"] else "    no endpoints")
+    endpoints = [
+        (
+            f"{endpoint['address']}:{endpoint['port']}",
+            endpoint["state"],
+            endpoint["node"] or "no node",
+            endpoint["zone"],
+            _hint(endpoint),
+        )
+        for endpoint in port["endpoints"]
+    ]
+    _columns("      ", endpoints)
+    usual = {_place(endpoint) for endpoint in port["endpoints"] if endpoint["state"] == "ready"}
+    for way in dict.fromkeys((choice["to"], choice["from"]) for choice in port["choices"]):
+        to, whence = way
+        address = "its ClusterIP" if to == "ClusterIP" else "its other addresses"
+        click.echo(f"    to {address}, from {whence}")
+        alike = [each for each in port["choices"] if (each["to"], each["from"]) == way]
+        lines = [
+            (
+                "every node" if len(alike) == 1 and not node else _some(choice["nodes"], "nodes"),
+                "→ " + _target(choice, usual),
+            )
+            for choice in alike
+        ]
+        _columns("      ", lines)
+
+
+def _target(choice: dict[str, Any], usual: set[str]) -> str:
+    endpoints = choice["endpoints"]
+    if not endpoints:
+        dropped = choice["otherwise"] == "dropped"
+        return "dropped: the policy is Local" if dropped else "refused: there is no endpoint"
+    if set(endpoints) == usual and len(usual) > 1:
+        return f"all {len(usual)} that are ready"
+    return _some(endpoints, "endpoints")
+
+
+def _hint(endpoint: dict[str, Any]) -> str:
+    hints = [f"zone {zone}" for zone in endpoint["hintZones"]]
+    hints += [f"node {node}" for node in endpoint["hintNodes"]]
+    return f"meant for {', '.join(hints)}" if hints else ""
+
+
+def _place(endpoint: dict[str, Any]) -> str:
+    return f"{endpoint['address']}:{endpoint['port']}"
+
+
+def _some(words: list[str], what: str) -> str:
+    if len(words) <= NAMED_AT_MOST:
+        return ", ".join(words)
+    return (
+        f"{', '.join(words[: NAMED_AT_MOST - 1])} and {len(words) - NAMED_AT_MOST + 1} {what} more"
+    )
+
+
+def _columns(indent: str, lines: Iterable[tuple[str, ...]]) -> None:
+    given = list(lines)
+    widths = [max(map(len, column)) for column in zip(*given, strict=True)]
+    for line in given:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo(f"{indent}{'  '.join(cells)}".rstrip())

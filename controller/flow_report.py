@@ -1,0 +1,176 @@
+"""What a node's switch holds beside what it should, each flow and group with what it stands for.
+
+`state` is "installed"; "altered" for a desired one that somebody has changed; "missing" for a
+desired one that the switch does not hold; "stale" for one of ours no longer desired; "learned" for
+a flow that the switch has made as one of ours told it; "foreign" for what nobody here put there.
+"""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+from flows import names
+from flows.diff import is_learned, is_ours
+from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
+from flows.pipeline import LAYOUT, Feature
+from flows.text import action_text, actions_text, match_text, table_name
+from flows.view import Service
+from openflow import digest, foreign
+from openflow.messages import InstalledFlow, InstalledGroup
+
+
+def flows(
+    installed: Iterable[InstalledFlow],
+    desired: Mapping[int, tuple[Flow, str]],
+    services: Mapping[str, Service],
+) -> list[dict[str, Any]]:
+    """A row for each flow, by table and falling priority. `desired` is by cookie, with causes."""
+    missing = dict(desired)
+    rows: list[dict[str, Any]] = []
+    learned: list[tuple[InstalledFlow, dict[str, Any]]] = []
+    for entry in installed:
+        row = _row(entry, missing.pop(entry.cookie, None))
+        rows.append(row)
+        if row["state"] == "learned":
+            learned.append((entry, row))
+    if learned:
+        by_group = {
+            number: str(service)
+            for service in services.values()
+            for port in service.ports
+            for number in port.groups.values()
+        }
+        register = int(LAYOUT.registers["Service"].register.removeprefix("reg"))
+        for entry, row in learned:
+            row["object"] = by_group.get(digest.registers(entry.raw).get(register, 0), "")
+            row["reason"] = "a client keeps its endpoint"
+    for cookie, (flow, cause) in missing.items():
+        rows.append(
+            {
+                "table": table_name(flow.table),
+                "tableNumber": flow.table,
+                "priority": flow.priority,
+                "cookie": f"{cookie:#018x}",
+                "packets": 0,
+                "bytes": 0,
+                "state": "missing",
+                **_explained(flow, cause),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
+
+
+def groups(
+    installed: Iterable[InstalledGroup],
+    desired: Mapping[int, tuple[Group, str]],
+    flow_rows: Iterable[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for each group, by id. Why it is there is what the flow that uses it is there for."""
+    reasons = {number: row["reason"] for row in flow_rows for number in row["groups"]}
+    for number, reason in list(reasons.items()):
+        parts = desired[number][0].buckets if number in desired else ()
+        reasons.update((part, reason) for each in parts if (part := _group_behind(each)))
+    missing = dict(desired)
+    rows: list[dict[str, Any]] = []
+    for entry in installed:
+        known = missing.pop(entry.id, None)
+        if known is None:
+            state = "stale" if entry.id in names.GROUPS else "foreign"
+        else:
+            as_is = digest.of_group_entry(entry) == digest.of_group(known[0])
+            state = "installed" if as_is else "altered"
+        rows.append(
+            {
+                "id": entry.id,
+                "state": state,
+                "object": known[1] if known else "",
+                "reason": reasons.get(entry.id, ""),
+                "buckets": _buckets(known[0])
+                if known and state == "installed"
+                else foreign.described_buckets(entry),
+            }
+        )
+    rows += (
+        {
+            "id": number,
+            "state": "missing",
+            "object": cause,
+            "reason": reasons.get(number, ""),
+            "buckets": _buckets(group),
+        }
+        for number, (group, cause) in missing.items()
+    )
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:
+    """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
+    row: dict[str, Any] = {
+        "table": table_name(entry.table),
+        "tableNumber": entry.table,
+        "priority": entry.priority,
+        "cookie": f"{entry.cookie:#018x}",
+        "packets": entry.packets,
+        "bytes": entry.octets,
+        "state": "installed",
+        "feature": "",
+        "object": "",
+        "reason": "",
+        "groups": [],
+    }
+    if known is not None:
+        row |= _explained(*known)
+        if digest.of_entry(entry.raw) == digest.of_flow(known[0]):
+            return row
+        row["state"] = "altered"
+    elif is_learned(entry.cookie):
+        row |= {"state": "learned", "feature": Feature.LEARNED.name.lower()}
+    else:
+        row["state"] = "stale" if is_ours(entry.cookie) else "foreign"
+    match, actions = foreign.described(entry)
+    return row | {"match": match, "actions": actions}
+
+
+def _explained(flow: Flow, cause: str) -> dict[str, Any]:
+    return {
+        "match": match_text(flow).partition(",")[2],
+        "actions": actions_text(flow),
+        "feature": Feature(flow.feature).name.lower(),
+        "object": cause,
+        "reason": flow.reason,
+        "groups": [action.group for action in flow.actions if isinstance(action, ToGroup)],
+    }
+
+
+def _buckets(group: Group) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": bucket.id,
+            "weight": bucket.weight,
+            "endpoint": _endpoint(bucket),
+            "group": _group_behind(bucket),
+            "actions": ",".join(map(action_text, bucket.actions)) or "drop",
+        }
+        for bucket in group.buckets
+    ]
+
+
+def _group_behind(bucket: Bucket) -> int | None:
+    """The group that chooses on, where endpoints are more than one group holds."""
+    return next((each.group for each in bucket.actions if isinstance(each, ToGroup)), None)
+
+
+def _endpoint(bucket: Bucket) -> str:
+    """`ADDRESS:PORT` that it sends to; empty for none that is known here."""
+    address, port = LAYOUT.registers["EndpointAddress"], LAYOUT.registers["EndpointPort"]
+    loaded: dict[str, int] = {}
+    action: Action
+    for action in bucket.actions:
+        match action:
+            case Ct(nat=Nat(destination=(int(to), int(at)))):
+                return f"{IPv4Address(to)}:{at}"
+            case SetField(field, value):
+                loaded[field] = value
+    if address.register in loaded and port.register in loaded:
+        return f"{IPv4Address(loaded[address.register])}:{loaded[port.register]}"
+    return ""

@@ -1,0 +1,173 @@
+"""What each Service is and does, for people who look.
+
+Made of the view, and by the rules (`flows.topology`) that the flows themselves are made by.
+"""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+from controller.cluster import Inventory
+from controller.service_drafts import PROTOCOL_NAMES, service_of
+from controller.sources.objects import Service as ServiceObject
+from flows import topology
+from flows.view import ClusterView, Endpoint, Frontend, ServicePort
+
+
+def listed(inventory: Inventory, problems: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every Service in short, sorted by namespace and name. `problems`: by subject, of all."""
+    services = inventory.services
+    by_service: dict[str, dict[str, str]] = {}
+    for subject, sentence in problems.items():
+        if name := _concerned(inventory, subject):
+            by_service.setdefault(name, {})[subject] = sentence
+    return [
+        _in_short(inventory, name, by_service.get(name, {}))
+        for name in sorted({*services.names, *services.none_of_ours}, key=lambda n: n.split("/"))
+    ]
+
+
+def detailed(
+    inventory: Inventory, problems: Mapping[str, str], name: str, node: str | None = None
+) -> dict[str, Any] | None:
+    """One Service with its endpoints and who gets which of them, from all nodes or one.
+
+    None where there is no such Service. Raises `KeyError` for a node that the view does not hold.
+    """
+    services = inventory.services
+    if name not in services.names and name not in services.none_of_ours:
+        return None
+    view = inventory.view
+    own = {s: p for s, p in problems.items() if _concerned(inventory, s) == name}
+    zones = {each.name: each.zone for each in view.nodes.values()}
+    if node is not None:
+        zones = {node: zones[node]}
+    report = _in_short(inventory, name, own)
+    service = view.services.get(name)
+    for port, row in zip(service.ports if service else (), report["ports"], strict=True):
+        row["endpoints"] = [_endpoint(view, endpoint) for endpoint in port.endpoints]
+        row["choices"] = [
+            choice
+            for to, whence, is_local in _ways(port)
+            for choice in _choices(port, to, whence, zones, is_local=is_local)
+        ]
+    return report
+
+
+def _concerned(inventory: Inventory, subject: str) -> str:
+    """Which Service a problem is about; empty: none.
+
+    Subjects are `Service NS/NAME`, the same with ` on NODE` or ` on the switch of NODE`, and
+    `EndpointSlice NS/NAME`.
+    """
+    kind, _, rest = subject.partition(" ")
+    name = rest.partition(" on ")[0]
+    if kind == "EndpointSlice":
+        found = inventory.services.endpoint_slice(name)
+        return service_of(found) if found else ""
+    return name if kind == "Service" else ""
+
+
+def _in_short(inventory: Inventory, name: str, problems: Mapping[str, str]) -> dict[str, Any]:
+    services = inventory.services
+    given, made = services.service(name), services.view.get(name)
+    namespace, _, rest = name.partition("/")
+    ports = made.ports if made else ()
+    return {
+        "namespace": namespace,
+        "name": rest,
+        "type": given.spec.type if given else "",
+        "nothingToDo": services.none_of_ours.get(name, ""),
+        "internalTrafficPolicy": _policy(port.internal_local for port in ports),
+        "externalTrafficPolicy": _policy(port.external_local for port in ports),
+        "affinitySeconds": next((port.affinity for port in ports), None),
+        "ports": [
+            {
+                "name": port.name,
+                "protocol": PROTOCOL_NAMES[port.protocol],
+                "frontends": [_frontend(given, each) for each in port.frontends],
+                "ready": sum(endpoint.ready for endpoint in port.endpoints),
+                "terminating": sum(not endpoint.ready for endpoint in port.endpoints),
+            }
+            for port in ports
+        ],
+        "problems": problems,
+    }
+
+
+def _policy(local: Iterable[bool]) -> str:
+    return "Local" if any(local) else "Cluster"
+
+
+def _frontend(given: ServiceObject | None, frontend: Frontend) -> dict[str, Any]:
+    balancers = given.status.load_balancer.ingress if given else None
+    if frontend.address is None:
+        kind = "NodePort"
+    elif not frontend.external:
+        kind = "ClusterIP"
+    elif str(frontend.address) in {each.ip for each in balancers or ()}:
+        kind = "LoadBalancer"
+    else:
+        kind = "ExternalIP"
+    return {
+        "kind": kind,
+        "address": _text(frontend.address),
+        "port": frontend.port,
+        "sources": None if frontend.sources is None else [str(each) for each in frontend.sources],
+    }
+
+
+def _text(address: IPv4Address | None) -> str | None:
+    return None if address is None else str(address)
+
+
+def _endpoint(view: ClusterView, endpoint: Endpoint) -> dict[str, Any]:
+    node = view.nodes.get(endpoint.node)
+    return {
+        "address": str(endpoint.address),
+        "port": endpoint.port,
+        "state": "ready" if endpoint.ready else "terminating",
+        "node": endpoint.node,
+        "zone": node.zone if node else "",
+        "hintZones": endpoint.zones,
+        "hintNodes": endpoint.nodes,
+    }
+
+
+def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
+    """By what address and from where a port is reached, and whether the policy there is Local."""
+    if any(not frontend.external for frontend in port.frontends):
+        yield "ClusterIP", "anywhere", port.internal_local
+    if any(frontend.external for frontend in port.frontends):
+        if port.external_local:
+            yield "external", "outside", True
+            yield "external", "pods and nodes", False
+        else:
+            yield "external", "anywhere", False
+
+
+def _choices(
+    port: ServicePort, to: str, whence: str, zones: Mapping[str, str], *, is_local: bool
+) -> Iterable[dict[str, Any]]:
+    """What the nodes (each with its zone) choose from; those that choose alike are one row."""
+    own = port.nodes_with_a_choice()
+    alike: dict[str, topology.Endpoints] = {}
+    """By zone, what nodes in it choose that have no choice of their own."""
+    found: dict[topology.Endpoints, list[str]] = {}
+    for node, zone in sorted(zones.items()):
+        if node in own:
+            endpoints = topology.chosen(port, node, zone, is_local=is_local)
+        else:
+            if zone not in alike:
+                alike[zone] = topology.chosen(port, node, zone, is_local=is_local)
+            endpoints = alike[zone]
+        found.setdefault(endpoints, []).append(node)
+    for endpoints, nodes in found.items():
+        yield {
+            "to": to,
+            "from": whence,
+            "nodes": nodes,
+            "endpoints": [f"{each.address}:{each.port}" for each in endpoints],
+            # What has no endpoint anywhere gets an answer; a policy leaves the rest to others.
+            "otherwise": "" if endpoints else "dropped" if port.endpoints else "refused",
+        }

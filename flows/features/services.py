@@ -1,0 +1,425 @@
+"""To a Service: which endpoint, translated there, and back again.
+
+The first packet of a connection passes these stages (docs/pipeline.md has them all):
+
+    NodeAddress     is it for this node's own address? NodePorts are there
+    ServiceChoice   which Service port is it for? by address, protocol and port
+    Affinity ...    which endpoint has this client had before? only with `sessionAffinity`
+    EndpointChoice  a select group chooses an endpoint and translates the destination to it
+
+All later ones are translated by conntrack. Where replies would not come back, `Snat` translates the
+source as well, in a conntrack zone of its own, and `UnSnat` undoes that. What has no endpoint goes
+to the node's own stack: Open vSwitch can make no RST.
+
+All of this is the same on every node but for Services whose policy is Local or whose hints name
+nodes: those have groups of their own on the nodes that have such endpoints.
+"""
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from ipaddress import IPv4Address
+from typing import Final
+
+from flows import names, topology
+from flows.features.protocols import IPV4, SCTP, TCP, UDP
+from flows.flow import (
+    MOST_BUCKETS,
+    Action,
+    ApplyMeter,
+    Bucket,
+    Ct,
+    Flow,
+    Group,
+    MatchValue,
+    Meter,
+    Nat,
+    Resubmit,
+    SetField,
+    ToGroup,
+    ct_state,
+    ip,
+    mac,
+    net,
+)
+from flows.pipeline import (
+    FROM_SERVICE,
+    LAYOUT,
+    NEEDS_SNAT,
+    SNAT_ZONE,
+    ZONE,
+    Feature,
+    Priority,
+    Source,
+)
+from flows.topology import Endpoints
+from flows.view import Cluster, Endpoint, Frontend, Node, Service, ServicePort
+
+REFUSALS_PER_SECOND: Final = 1_000
+"""Of one node. Whoever asks for more gets no answer, as from a busy host."""
+
+WEIGHT: Final = 256
+"""Of an endpoint in its group."""
+MOST_SLOTTED: Final = 32
+"""Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
+the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
+LONGEST_IDLE: Final = 0xFFFF
+"""Seconds: a flow's idle timeout has 16 bits. Affinity for longer is ended by the node's agent."""
+
+_L4: Final = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+
+
+def cluster(cluster: Cluster) -> Iterable[Flow]:
+    """The ways of every Service."""
+    yield LAYOUT.flow(
+        Feature.SERVICES, "UnSnat", Priority.SHARED,
+        {"dl_type": IPV4, "nw_dst": ip(names.HAIRPIN_ADDRESS)},
+        _undo_snat(),
+        "a reply to what came back to its own port",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "NodeAddress", Priority.SHARED,
+        {"dl_type": IPV4, "nw_dst": ip(names.NODE_PORT_ADDRESS)},
+        [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
+        "for one of the node's addresses, translated by its own stack",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "NodeAddress", Priority.GUARD,
+        {"dl_type": IPV4, "Source": Source.TUNNEL},
+        [LAYOUT.goto("DestinationGuard")],
+        "from another node, which has chosen the endpoint",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "ServiceChoice", Priority.RANGE,
+        {"dl_type": IPV4, "nw_dst": net(cluster.service_range)},
+        [LAYOUT.goto("Refuse")],
+        "an address or port of the Service range that is no Service's",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "Snat", Priority.SHARED,
+        {
+            "dl_type": IPV4,
+            "ct_state": ct_state("-rpl"),
+            "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
+        },
+        _snat(names.HAIRPIN_ADDRESS),
+        "back to where it came from, as somebody whom the receiver answers by the switch",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "Snat", Priority.FENCE,
+        {"dl_type": IPV4, "Refused": 1, "Hairpin": 1},
+        _snat(names.HAIRPIN_ADDRESS),
+        "back to the node to be refused: it takes nothing from the outside with its own source",
+    )  # fmt: skip
+
+
+def node(_: Cluster, node: Node) -> Iterable[Flow]:
+    """What is about this node's addresses, its zone and its own stack."""
+    snat_address = names.snat_address(node.pod_cidr)
+    yield LAYOUT.flow(
+        Feature.SERVICES, "UnSnat", Priority.LOCAL,
+        {"dl_type": IPV4, "nw_dst": ip(snat_address), "Source": Source.TUNNEL},
+        _undo_snat(),
+        "a reply to what came from outside and went on to another node",
+    )  # fmt: skip
+    for address in (node.address, *node.further_addresses):
+        yield LAYOUT.flow(
+            Feature.SERVICES, "NodeAddress", Priority.LOCAL,
+            {"dl_type": IPV4, "nw_dst": ip(address)},
+            [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
+            "for this node's own address",
+        )  # fmt: skip
+    if node.zone:
+        yield LAYOUT.flow(
+            Feature.SERVICES, "Topology", Priority.LOCAL,
+            {},
+            [LAYOUT.load("Zone", zone_number(node.zone)), LAYOUT.goto("EndpointChoice")],
+            f"this node is in zone {node.zone}",
+        )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "Snat", Priority.LOCAL,
+        {
+            "dl_type": IPV4,
+            "ct_state": ct_state("-rpl"),
+            "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
+            "OutputPort": names.TUNNEL_OFPORT,
+        },
+        _snat(snat_address),
+        "from outside on to another node, which has to answer by this one",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.SERVICES, "Refuse", Priority.LOCAL,
+        {"dl_type": IPV4},
+        [
+            ApplyMeter(names.REFUSAL_METER),
+            SetField("dl_src", mac(names.ROUTER_MAC)),
+            SetField("dl_dst", mac(names.GATEWAY_MAC)),
+            LAYOUT.load("Refused", 1),
+            LAYOUT.load("OutputPort", names.GATEWAY_OFPORT),
+            LAYOUT.goto("Hairpin"),
+        ],
+        "the node's own stack refuses it, metered",
+    )  # fmt: skip
+
+
+def node_meter(_: Cluster) -> Meter:
+    """How much a node has refused."""
+    return Meter(names.REFUSAL_METER, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
+
+
+def service(service: Service) -> tuple[list[Flow], list[Group]]:
+    """What every node has of a Service."""
+    flows: list[Flow] = []
+    groups: list[Group] = []
+    for port in service.ports:
+        title = _title(service, port)
+        for frontend in port.frontends:
+            flows += _frontend(port, frontend, title)
+        at = port.groups["cluster"]
+        everywhere = topology.everywhere(port)
+        if everywhere:
+            flows.append(_choice(at, [ToGroup(at)], f"an endpoint of {title}"))
+            groups += _groups(port, "cluster", everywhere)
+        else:
+            flows.append(_choice(at, [LAYOUT.goto("Refuse")], f"{title} has no endpoint"))
+        # By number: of two zones with one number, which somebody may have looked for, one counts.
+        by_number = {zone_number(zone): (zone, of) for zone, of in topology.zones(port).items()}
+        for in_zone, (zone, chosen) in by_number.items():
+            number, fields = port.groups[f"zone {zone}"], {"Zone": in_zone}
+            reason = f"an endpoint of {title} for zone {zone}"
+            flows.append(_choice(at, [ToGroup(number)], reason, Priority.FENCE, fields))
+            groups += _groups(port, f"zone {zone}", chosen)
+        flows += _affinity(port, at, everywhere, title)
+        if "local" in port.groups:
+            # Where there is one, the node's own flow stands above. As in kube-proxy, it is dropped
+            # and not refused if others have one: load balancers then try another node.
+            actions: list[Action] = [] if everywhere else [LAYOUT.goto("Refuse")]
+            on = " on this node" if everywhere else ""
+            reason = f"the policy is Local, and {title} has no endpoint{on}"
+            flows.append(_choice(port.groups["local"], actions, reason))
+    return flows, groups
+
+
+def service_on(service: Service, node: str) -> tuple[list[Flow], list[Group]]:
+    """What this node has of a Service besides: endpoints of its own, or meant for it alone."""
+    flows: list[Flow] = []
+    groups: list[Group] = []
+    for port in service.ports:
+        title = _title(service, port)
+        if "local" in port.groups and (here := topology.local(port, node)):
+            at = port.groups["local"]
+            reason = f"an endpoint of {title} on this node"
+            flows.append(_choice(at, [ToGroup(at)], reason, Priority.LOCAL))
+            flows += _affinity(port, at, here, title)
+            groups += _groups(port, "local", here)
+        if "node" in port.groups and (meant := topology.hinted(port, node)):
+            number = port.groups["node"]
+            reason = f"an endpoint of {title} for this node"
+            flows.append(_choice(port.groups["cluster"], [ToGroup(number)], reason, Priority.LOCAL))
+            groups += _groups(port, "node", meant)
+    return flows, groups
+
+
+def _choice(
+    at: int,
+    actions: list[Action],
+    reason: str,
+    priority: Priority = Priority.SHARED,
+    fields: Mapping[str, int] | None = None,
+) -> Flow:
+    matched = {"Service": at, **(fields or {})}
+    return LAYOUT.flow(Feature.SERVICES, "EndpointChoice", priority, matched, actions, reason)
+
+
+def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flow]:
+    """By whom an address and port can be reached, and whose endpoints they get."""
+    fields: dict[str, MatchValue] = {
+        "dl_type": IPV4,
+        "nw_proto": port.protocol,
+        "tp_dst": frontend.port,
+    }
+    if frontend.address is None:
+        fields["NodeAddress"] = 1
+        where = "its NodePort"
+    else:
+        fields["nw_dst"] = ip(frontend.address)
+        where = str(frontend.address)
+    clients: list[tuple[dict[str, MatchValue], bool, str]]
+    if not frontend.external:
+        clients = [({}, port.internal_local, "")]
+    elif not port.external_local:
+        clients = [({}, False, "")]
+    else:
+        # The policy is about the outside world alone, as in kube-proxy.
+        clients = [
+            ({"Source": Source.GATEWAY}, True, " from outside"),
+            ({"Source": Source.POD}, False, " from a pod"),
+            ({"Source": Source.HOST}, False, " from the node itself"),
+        ]
+    ranges = (None,) if frontend.sources is None else frontend.sources
+    for who, is_local, from_whom in clients:
+        chosen = port.groups["local" if is_local else "cluster"]
+        actions: list[Action] = [LAYOUT.load("Service", chosen)]
+        if port.affinity is None:
+            actions.append(LAYOUT.goto("Topology"))
+        else:
+            actions += [
+                Resubmit(LAYOUT.goto("Affinity").table),
+                LAYOUT.goto("AffinityCheck"),
+            ]
+        for network in ranges:
+            priority = Priority.SHARED
+            narrowed = {**fields, **who}
+            if network is not None:
+                priority = Priority.FENCE
+                narrowed["nw_src"] = net(network)
+            yield LAYOUT.flow(
+                Feature.SERVICES, "ServiceChoice", priority, narrowed, actions,
+                f"to {title}, by {where}{from_whom}",
+            )  # fmt: skip
+    if frontend.sources is not None:
+        yield LAYOUT.flow(
+            Feature.SERVICES, "ServiceChoice", Priority.SHARED, fields, [],
+            f"to {title}, by {where}, from outside loadBalancerSourceRanges",
+        )  # fmt: skip
+
+
+def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> Iterable[Flow]:
+    """What remembers endpoints of this choice for their clients, and lets them be used again."""
+    if port.affinity is None:
+        return
+    # A flow that is learned for longer than a flow can be idle says so to the agent.
+    learned = int(Feature.LEARNED) << 56 | port.affinity
+    idle = port.affinity if port.affinity <= LONGEST_IDLE else 0
+    for endpoint in endpoints:
+        fields: dict[str, MatchValue] = {
+            "Service": at,
+            "EndpointAddress": ip(endpoint.address),
+            "EndpointPort": endpoint.port,
+        }
+        what = f"{endpoint.address}:{endpoint.port} of {title}"
+        yield LAYOUT.flow(
+            Feature.SERVICES, "AffinityCheck", Priority.SHARED, fields,
+            [LAYOUT.goto("ServiceNat")],
+            f"{what} is an endpoint still",
+        )  # fmt: skip
+        yield LAYOUT.flow(
+            Feature.SERVICES, "ServiceNat", Priority.SHARED,
+            {"dl_type": IPV4, "nw_proto": port.protocol, **fields},
+            [
+                LAYOUT.learn(
+                    "Affinity", Priority.DEFAULT, learned, idle,
+                    match=("Service", "nw_src"), load=("EndpointAddress", "EndpointPort"),
+                ),
+                _translate(endpoint),
+            ],
+            f"to {what}, remembered for its client",
+        )  # fmt: skip
+
+
+def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group]:
+    """The group that chooses among these, and those that it chooses among where they are many."""
+    number = port.groups[variant]
+    buckets: dict[int, Bucket] = {}
+    for endpoint in endpoints:
+        at = _bucket_id(f"{endpoint.address}:{endpoint.port}", buckets)
+        buckets[at] = LAYOUT.bucket("EndpointChoice", at, WEIGHT, _bucket_actions(port, endpoint))
+    if len(endpoints) <= MOST_BUCKETS:
+        return [_group(port, number, buckets)]
+    # In slices of their order, which is that of a hash: one endpoint more moves a few others from
+    # slice to slice, and nobody can choose addresses so that all of them fall into one.
+    parts = topology.parts(port)
+    ordered = sorted(buckets)[: parts * MOST_BUCKETS]
+    found: list[Group] = []
+    for index in range(parts):
+        start, end = (at * len(ordered) // parts for at in (index, index + 1))
+        part = {at: buckets[at] for at in ordered[start:end]}
+        found.append(_hashed(port, port.groups[f"part {index} of {variant}"], part))
+    # All have one weight, though some have an endpoint more: it would change with each.
+    top = {
+        index: LAYOUT.bucket("EndpointChoice", index, WEIGHT, [ToGroup(group.id)])
+        for index, group in enumerate(found)
+    }
+    return [*found, _hashed(port, number, top)]
+
+
+def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
+    if port.affinity is not None or len(buckets) > MOST_SLOTTED:
+        return _hashed(port, number, buckets)
+    if len(buckets) > 1:
+        _split_one(buckets)
+    return Group(number, "dp_hash", (), _by_id(buckets))
+
+
+def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
+    l4 = _L4[port.protocol]
+    fields: tuple[str, ...] = ("nw_src", "nw_dst", "nw_proto", f"{l4}_src", f"{l4}_dst")
+    if port.affinity is not None:
+        # Learned flows take a moment: until then a client gets the same endpoint by this.
+        fields = ("nw_src",)
+    return Group(number, "hash", fields, _by_id(buckets))
+
+
+def _split_one(buckets: dict[int, Bucket]) -> None:
+    """Make the datapath use all of its 256 slots: as many as there are of the smallest weight.
+
+    Of as many slots as endpoints, rounded up to a power of two, some would get twice what others
+    do. The part split off is the power of two by which 256 are needed, and stays the same for all
+    numbers of endpoints up to the next one.
+    """
+    part = 1 << (len(buckets) - 1).bit_length()
+    first = buckets[min(buckets)]
+    at = _bucket_id(f"{first.id} split", buckets)
+    buckets[at] = Bucket(at, part, first.actions)
+    buckets[first.id] = Bucket(first.id, WEIGHT - part, first.actions)
+
+
+def _bucket_id(name: str, taken: dict[int, Bucket]) -> int:
+    """A number below OFPG_BUCKET_MAX that depends on the endpoint, and hardly on the others."""
+    number = _hash(name) >> 1
+    while number in taken:
+        number = (number + 1) & 0x7FFF_FFFF
+    return number
+
+
+def _by_id(buckets: dict[int, Bucket]) -> tuple[Bucket, ...]:
+    return tuple(bucket for _, bucket in sorted(buckets.items()))
+
+
+def _bucket_actions(port: ServicePort, endpoint: Endpoint) -> list[Action]:
+    if port.affinity is None:
+        return [_translate(endpoint)]
+    return [
+        LAYOUT.load("EndpointAddress", ip(endpoint.address)),
+        LAYOUT.load("EndpointPort", endpoint.port),
+        Resubmit(LAYOUT.goto("ServiceNat").table),
+    ]
+
+
+def _translate(endpoint: Endpoint) -> Ct:
+    return Ct(
+        ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
+        nat=Nat(destination=(ip(endpoint.address), endpoint.port)),
+        exec=(SetField("ct_mark", FROM_SERVICE, FROM_SERVICE),),
+    )  # fmt: skip
+
+
+def _undo_snat() -> list[Action]:
+    return [Ct(SNAT_ZONE, table=LAYOUT.goto("Conntrack").table, nat=Nat())]
+
+
+def _snat(address: IPv4Address) -> list[Action]:
+    table = LAYOUT.goto("Output").table
+    return [Ct(SNAT_ZONE, table=table, commit=True, nat=Nat(source=ip(address)))]
+
+
+def zone_number(zone: str) -> int:
+    """A zone as the register `Zone` has it; never 0, which is none."""
+    return _hash(zone) or 1
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _title(service: Service, port: ServicePort) -> str:
+    return f"{service.namespace}/{service.name}{':' + port.name if port.name else ''}"

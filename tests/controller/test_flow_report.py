@@ -1,0 +1,172 @@
+"""What people are told of a switch's groups and learned flows, read from a real switch."""
+
+from typing import Any
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from controller.api import Api
+from controller.sources.objects import Object
+from flows import names
+from flows.pipeline import LAYOUT, Feature
+from tests.controller.service_objects import endpoint, endpoint_slice, service
+from tests.controller.world import SETTINGS, World, controller, run
+from tests.ovs import Ovs
+
+SERVICES: list[Object] = [
+    service("web", clusterIP="10.96.0.1"),
+    endpoint_slice("web-1", "web", ["10.244.1.2", "10.244.2.2"]),
+    service("sticky", clusterIP="10.96.0.2", sessionAffinity="ClientIP"),
+    endpoint_slice("sticky-1", "sticky", ["10.244.2.3"]),
+    service("near", clusterIP="10.96.0.3", internalTrafficPolicy="Local"),
+    endpoint_slice("near-1", "near", [endpoint("10.244.1.4", "node1")]),
+]
+
+
+async def asked(world: World, query: str = "") -> dict[str, Any]:
+    api = Api(world.reconciler, SETTINGS).application(local=True)
+    async with TestClient(TestServer(api)) as client:
+        response = await client.get(f"/v1/nodes/node1/flows{query}")
+        assert response.status == 200
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+def group_of(world: World, name: str, variant: str = "cluster") -> int:
+    return world.reconciler.inventory.view.services[f"default/{name}"].ports[0].groups[variant]
+
+
+def by_object(answer: dict[str, Any]) -> dict[str, list[tuple[str, str, list[str]]]]:
+    found: dict[str, list[tuple[str, str, list[str]]]] = {}
+    for group in answer["groups"]:
+        endpoints = sorted({bucket["endpoint"] for bucket in group["buckets"]})
+        found.setdefault(group["object"], []).append((group["state"], group["reason"], endpoints))
+    return {name: sorted(rows) for name, rows in found.items()}
+
+
+def test_groups_by_what_is_wrong_with_them(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(SERVICES, [])
+            await world.in_sync()
+            web = "an endpoint of default/web"
+            here = "an endpoint of default/near on this node"
+            as_it_is = by_object(await asked(world))
+            assert as_it_is == {
+                "Service default/web": [("installed", web, ["10.244.1.2:8080", "10.244.2.2:8080"])],
+                "Service default/sticky": [
+                    ("installed", "an endpoint of default/sticky", ["10.244.2.3:8080"])
+                ],
+                "Service default/near": [
+                    ("installed", "an endpoint of default/near", ["10.244.1.4:8080"]),
+                    ("installed", here, ["10.244.1.4:8080"]),
+                ],
+            }
+            answer = await asked(world)
+            (leads,) = [row for row in answer["flows"] if row["groups"] == [group_of(world, "web")]]
+            assert (leads["table"], leads["reason"]) == ("EndpointChoice", web)
+            (group,) = [g for g in answer["groups"] if g["id"] == group_of(world, "web")]
+            assert sum(bucket["weight"] for bucket in group["buckets"]) == 512
+            assert all("nat(dst=10.244." in bucket["actions"] for bucket in group["buckets"])
+
+            mgmt = str(ovs.mgmt)
+            other = "ct(commit,zone=100,table=74,nat(dst=192.0.2.9:99))"
+            buckets = f"bucket=bucket_id:5,weight:7,actions={other}"
+            method = "type=select,selection_method=dp_hash"
+            number = group_of(world, "web")
+            ovs.ofctl("mod-group", mgmt, f"group_id={number},{method},{buckets}")
+            ovs.ofctl("del-groups", mgmt, f"group_id={group_of(world, 'near', 'local')}")
+            stale = names.GROUPS[-1]
+            ovs.ofctl("add-group", mgmt, f"group_id={stale},{method},bucket=drop")
+            ovs.ofctl("add-group", mgmt, "group_id=7,type=all,bucket=output:1")
+            answer = await asked(world)
+            found = by_object(answer)
+            assert found["Service default/web"] == [("altered", web, ["192.0.2.9:99"])]
+            assert found["Service default/sticky"] == as_it_is["Service default/sticky"]
+            # With the group the switch has deleted the flow that leads to it.
+            states = [state for state, _, _ in found["Service default/near"]]
+            assert states == ["installed", "missing"]
+            nobodys = {g["id"]: g["state"] for g in answer["groups"] if not g["object"]}
+            assert nobodys == {stale: "stale", 7: "foreign"}
+            (altered,) = [group for group in answer["groups"] if group["state"] == "altered"]
+            (bucket,) = altered["buckets"]
+            assert (bucket["id"], bucket["weight"]) == (5, 7)
+            assert "nat(dst=192.0.2.9:99)" in bucket["actions"]
+
+            # With a table, the groups that its flows lead to, and those that nobody here made.
+            others = (await asked(world, "?table=Forwarding"))["groups"]
+            assert [group["id"] for group in others] == [7]
+            shown = by_object(await asked(world, "?table=EndpointChoice"))
+            assert shown.pop("") == [("foreign", "", [""])]
+            assert set(shown) == {f"Service default/{name}" for name in ("web", "sticky", "near")}
+
+    run(story)
+
+
+def test_learned_flows_by_their_service(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(SERVICES, [])
+            await world.in_sync()
+            learned = int(Feature.LEARNED) << 56 | 10800
+            register = LAYOUT.registers["Service"].register
+            for at, client in ((group_of(world, "sticky"), "10.0.0.1"), (12345, "10.0.0.2")):
+                ovs.ofctl(
+                    "add-flow", str(ovs.mgmt),
+                    f"cookie={learned:#x},table=62,priority=100,ip,{register}={at},"
+                    f"nw_src={client},actions=set_field:9->reg3",
+                )  # fmt: skip
+            rows = [row for row in (await asked(world))["flows"] if row["state"] == "learned"]
+            told = {row["match"].split("nw_src=")[1].split(",")[0]: row["object"] for row in rows}
+            assert told == {"10.0.0.1": "Service default/sticky", "10.0.0.2": ""}
+            assert {(row["feature"], row["table"]) for row in rows} == {("learned", "Affinity")}
+
+    run(story)
+
+
+def test_a_bucket_that_cannot_be_read_hides_no_other(ovs: Ovs) -> None:
+    """`move` is what os-ken stumbles over."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            move = "move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],output:1"
+            ovs.ofctl(
+                "add-group", str(ovs.mgmt),
+                f"group_id=7,type=all,bucket=output:1,bucket=bucket_id:9,actions={move}",
+            )  # fmt: skip
+            (group,) = (await asked(world))["groups"]
+            assert [bucket["id"] for bucket in group["buckets"]] == [0, 9]
+            assert group["buckets"][0]["actions"] == "output:1"
+
+    run(story)
+
+
+def test_more_endpoints_than_a_group_holds(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            many = [f"10.244.{2 + n // 250}.{1 + n % 250}" for n in range(600)]
+            slices = [endpoint_slice(f"web-{n}", "web", many[n::4]) for n in range(4)]
+            world.reconciler.update([SERVICES[0], *slices], [])
+            await world.in_sync()
+            answer = await asked(world, "?table=EndpointChoice")
+            groups = {group["id"]: group for group in answer["groups"]}
+            assert {group["reason"] for group in groups.values()} == {"an endpoint of default/web"}
+            top = groups.pop(group_of(world, "web"))
+            assert {bucket["group"] for bucket in top["buckets"]} == set(groups)
+            found = [b["endpoint"] for group in groups.values() for b in group["buckets"]]
+            assert sorted(found) == sorted(f"{address}:8080" for address in many)
+
+            # As somebody has made it who also knows of groups in groups.
+            part = min(groups)
+            ovs.ofctl(
+                "mod-group", str(ovs.mgmt),
+                f"group_id={top['id']},type=select,bucket=weight:3,actions=group:{part}",
+            )  # fmt: skip
+            (altered,) = [
+                group for group in (await asked(world))["groups"] if group["state"] == "altered"
+            ]
+            (bucket,) = altered["buckets"]
+            assert (bucket["group"], bucket["weight"]) == (part, 3)
+            assert bucket["actions"] == f"group:{part}"
+
+    run(story)

@@ -1,0 +1,614 @@
+"""What of a Service is served, what is refused and in which words, and what others are told."""
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from controller.cluster import Inventory
+from controller.services import HealthCheck, NodePort, StaleEndpoint, StaleFrontend
+from controller.sources.objects import Object
+from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, ServicePort
+from tests.controller.events import node_object
+from tests.controller.service_objects import endpoint, endpoint_slice, service
+from tests.flows.worlds import CLUSTER
+
+
+def inventory(*objects: Object) -> Inventory:
+    """With node1 in zone a and node2, and these."""
+    made = Inventory(CLUSTER)
+    made.set_object(node_object("node1", "10.244.1.0/24", "172.30.1.1", zone="a"))
+    made.set_object(node_object("node2", "10.244.2.0/24", "172.30.1.2"))
+    made.settle()
+    for item in objects:
+        made.set_object(item)
+    return made
+
+
+def only_port(made: Inventory, name: str = "s") -> ServicePort:
+    (port,) = made.view.services[f"default/{name}"].ports
+    return port
+
+
+def frontends(made: Inventory, name: str = "s") -> list[str]:
+    """As `ADDRESS:PORT/PROTOCOL`, with an `e` where they are external."""
+    found = made.view.services.get(f"default/{name}")
+    return [
+        f"{frontend.address or '*'}:{frontend.port}/{port.protocol}{'e' * frontend.external}"
+        for port in (found.ports if found else ())
+        for frontend in port.frontends
+    ]
+
+
+def addresses(made: Inventory) -> list[str]:
+    return [str(each.address) for each in only_port(made).endpoints]
+
+
+def test_a_service_whole() -> None:
+    made = inventory(
+        service("s", ports=[{"name": "dns", "port": 53, "protocol": "UDP"}]),
+        endpoint_slice(
+            "s-1", "s", ["10.244.2.5", "10.244.1.5"],
+            [{"name": "dns", "port": 5353, "protocol": "UDP"},
+             {"name": "dns", "port": 54, "protocol": "TCP"}],
+        ),
+    )  # fmt: skip
+    assert made.view.nodes["node1"].zone == "a"
+    port = only_port(made)
+    assert (port.name, port.protocol) == ("dns", 17)
+    assert port.frontends == (Frontend(IPv4Address("10.96.0.1"), 53, False),)
+    assert port.endpoints == tuple(
+        Endpoint(IPv4Address(address), 5353, node="node1")
+        for address in ("10.244.1.5", "10.244.2.5")
+    )
+    assert list(port.groups) == ["cluster"]
+    assert (port.internal_local, port.external_local, port.affinity) == (False, False, None)
+    assert not made.problems
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clusterIP": "None"},
+        {"type": "ExternalName", "clusterIP": ""},
+        {"labels": {"service.kubernetes.io/service-proxy-name": "another"}},
+        {"labels": {"service.kubernetes.io/headless": ""}},
+    ],
+)
+def test_what_is_none_of_ours(fields: dict[str, Any]) -> None:
+    made = inventory(service("s", **fields))
+    assert not made.view.services
+    assert not made.problems
+    # One that becomes so goes.
+    made.set_object(service("s"))
+    assert frontends(made) == ["10.96.0.1:80/6"]
+    assert made.set_object(service("s", **fields)) == {Key(CLUSTER_SCOPE, "service", "default/s")}
+    assert not made.view.services
+
+
+def test_a_service_without_endpoints_is_kept_to_be_refused() -> None:
+    made = inventory(service("s"))
+    assert only_port(made).endpoints == ()
+    assert frontends(made) == ["10.96.0.1:80/6"]
+
+
+def test_every_frontend() -> None:
+    made = inventory(
+        service(
+            "s", type="LoadBalancer", ports=[{"port": 80, "nodePort": 30080}],
+            ipFamilies=["IPv4", "IPv6"], clusterIPs=["10.96.0.1", "fd00::1"],
+            externalIPs=["198.51.100.1", "fd00::2", "198.51.100.3"],
+            ingress=[{"ip": "198.51.100.2"}, {"ip": "198.51.100.3"}, {"ip": "fd00::3"},
+                     {"ip": "198.51.100.4", "ipMode": "Proxy"}, {"hostname": "a.example"}],
+            loadBalancerSourceRanges=[" 192.0.2.7/24 ", "10.0.0.0/8"],
+        )
+    )  # fmt: skip
+    sources = IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.0/24")
+    assert only_port(made).frontends == (
+        Frontend(IPv4Address("10.96.0.1"), 80, False),
+        Frontend(IPv4Address("198.51.100.2"), 80, True, sources),
+        # Among both: the narrower holds.
+        Frontend(IPv4Address("198.51.100.3"), 80, True, sources),
+        Frontend(IPv4Address("198.51.100.1"), 80, True),
+        Frontend(None, 30080, True),
+    )
+    assert not made.problems
+
+
+@pytest.mark.parametrize(
+    ("ranges", "sources", "problem"),
+    [
+        (["0.0.0.0/0", "10.0.0.0/8"], None, ""),
+        (["x", "10.0.0.0/8"], ["10.0.0.0/8"], "loadBalancerSourceRanges[0]: 'x' is not a CIDR"),
+        (["x"], [], "spec.loadBalancerSourceRanges holds no IPv4 range: it serves nobody"),
+        (["fd00::/8"], [], "spec.loadBalancerSourceRanges holds no IPv4 range: it serves nobody"),
+        ([], None, ""),
+    ],
+)
+def test_source_ranges_are_never_widened(
+    ranges: list[str], sources: list[str] | None, problem: str
+) -> None:
+    made = inventory(
+        service("s", type="LoadBalancer", ingress=[{"ip": "198.51.100.1"}],
+                loadBalancerSourceRanges=ranges)
+    )  # fmt: skip
+    wanted = None if sources is None else tuple(IPv4Network(each) for each in sources)
+    assert only_port(made).frontends[1].sources == wanted
+    assert problem in made.problems.get("Service default/s", "")
+    assert bool(problem) == bool(made.problems)
+
+
+NODE_PORT = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}
+REFUSED = [
+    ({"clusterIP": "10.97.0.1"}, [], "spec.clusterIP 10.97.0.1 is outside the Service range 10.96"),
+    ({"clusterIP": ""}, [], "spec.clusterIP is missing: nobody has given it one"),
+    ({"clusterIP": "ten"}, [], "spec.clusterIP: 'ten' is not an IP address"),
+    ({"clusterIP": "fd00::1"}, [], "spec.ipFamilies holds IPv6 alone; this cluster is IPv4-only"),
+    ({"ports": [{"port": 0}]}, [], "spec.ports[0].port: 0 is no port"),
+    ({"ports": [{"port": 9, "protocol": "X"}]}, [], "spec.ports[0].protocol: 'X' is none of TCP"),
+    *(
+        ({"externalIPs": [address]}, ["10.96.0.1:80/6"], f"spec.externalIPs[0]: {problem}")
+        for address, problem in (
+            ("10.244.1.5", "10.244.1.5 is inside the pod range 10.244.0.0/16"),
+            ("10.96.0.9", "10.96.0.9 is inside the Service range 10.96.0.0/16"),
+            ("127.0.0.1", "127.0.0.1 is a loopback address"),
+            ("169.254.1.3", "169.254.1.3 is a link-local address"),
+            ("224.0.0.1", "224.0.0.1 is a multicast address"),
+            ("0.0.0.0", "0.0.0.0 is the unspecified address"),
+            ("255.255.255.255", "255.255.255.255 is the broadcast address"),
+            ("172.30.1.2", "172.30.1.2 is Node node2's own address"),
+            ("fd00::1", "fd00::1 is not IPv4"),
+            ("x", "'x' is not an IP address"),
+        )
+    ),
+    (
+        {"type": "LoadBalancer", "ingress": [{"ip": "10.244.1.5"}]},
+        ["10.96.0.1:80/6"],
+        "status.loadBalancer.ingress[0].ip: 10.244.1.5 is inside the pod range",
+    ),
+    ({"type": "NodePort"}, ["10.96.0.1:80/6"], "spec.ports[0].nodePort is missing: nobody has"),
+    (
+        {"type": "NodePort", "ports": [{"port": 80, "nodePort": 70_000}]},
+        ["10.96.0.1:80/6"],
+        "spec.ports[0].nodePort: 70000 is no port",
+    ),
+    (
+        {"type": "NodePort", "ports": [{"port": 80, "nodePort": 6081, "protocol": "UDP"}]},
+        ["10.96.0.1:80/17"],
+        "spec.ports[0].nodePort: 6081/UDP is the tunnels' port",
+    ),
+    (
+        {"ports": [{"port": 80, "name": "a"}, {"port": 80, "name": "b"}]},
+        ["10.96.0.1:80/6"],
+        "spec.ports[1]: port 80/TCP of 10.96.0.1 is spec.ports[0]'s already",
+    ),
+    (
+        {"ports": [{"port": 80, "name": "a"}, {"port": 81, "name": "a"}]},
+        ["10.96.0.1:80/6"],
+        "spec.ports[1].name: 'a' is another port's already",
+    ),
+    (
+        {"externalTrafficPolicy": "local"},
+        ["10.96.0.1:80/6"],
+        "spec.externalTrafficPolicy: 'local' is neither Cluster nor Local",
+    ),
+    (
+        NODE_PORT | {"type": "LoadBalancer", "externalTrafficPolicy": "Local"},
+        ["10.96.0.1:80/6", "*:30080/6e"],
+        "spec.healthCheckNodePort is missing",
+    ),
+    (
+        NODE_PORT | {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+                     "healthCheckNodePort": 30080},
+        ["10.96.0.1:80/6", "*:30080/6e"],
+        "spec.healthCheckNodePort: port 30080/TCP of every node is a nodePort of its own already",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "served", "problem"), REFUSED)
+def test_what_is_refused_of_a_service(
+    fields: dict[str, Any], served: list[str], problem: str
+) -> None:
+    made = inventory(service("s", **fields))
+    assert made.problems["Service default/s"].startswith(problem)
+    assert frontends(made) == served
+    made.set_object(service("s"))
+    assert not made.problems
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds", "problem"),
+    [
+        ({}, None, ""),
+        ({"sessionAffinity": "ClientIP"}, 10_800, ""),
+        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {}}}, 10_800, ""),
+        *(
+            (
+                {
+                    "sessionAffinity": "ClientIP",
+                    "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": given}},
+                },
+                taken,
+                "" if given == taken else f"{given} is not in 1 to 86400",
+            )
+            for given, taken in ((1, 1), (86_400, 86_400), (86_401, 10_800), (0, 10_800))
+        ),
+    ],
+)
+def test_affinity(fields: dict[str, Any], seconds: int | None, problem: str) -> None:
+    made = inventory(service("s", **fields))
+    assert only_port(made).affinity == seconds
+    assert problem in made.problems.get("Service default/s", "")
+    assert bool(problem) == bool(made.problems)
+
+
+# --- endpoints ---
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ready"),
+    [
+        ({}, True),
+        ({"ready": None, "serving": None, "terminating": None}, True),
+        ({"ready": True, "terminating": True}, True),
+        ({"ready": False}, None),
+        ({"ready": False, "serving": True}, None),
+        ({"ready": False, "serving": True, "terminating": True}, False),
+        ({"ready": False, "terminating": True}, False),
+        ({"ready": False, "serving": False, "terminating": True}, None),
+    ],
+)
+def test_which_endpoints_may_get_connections(conditions: dict[str, Any], ready: object) -> None:
+    made = inventory(
+        service("s"), endpoint_slice("s-1", "s", [endpoint("10.244.1.5", **conditions)])
+    )
+    assert [each.ready for each in only_port(made).endpoints] == ([] if ready is None else [ready])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_endpoint_in_two_slices_is_one(order: tuple[int, int]) -> None:
+    leaving = {"ready": False, "serving": True, "terminating": True}
+    slices = (
+        endpoint_slice(
+            "s-1",
+            "s",
+            [endpoint("10.244.1.5", "node1", **leaving), endpoint("10.244.1.6", "node1")],
+        ),
+        endpoint_slice(
+            "s-2", "s", [endpoint("10.244.1.6", "node2"), endpoint("10.244.1.5", "node2")]
+        ),
+    )
+    made = inventory(service("s"), *(slices[number] for number in order))
+    assert [(str(e.address), e.ready, e.node) for e in only_port(made).endpoints] == [
+        ("10.244.1.5", True, "node2"),
+        ("10.244.1.6", True, "node1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("127.0.0.1", "127.0.0.1 is a loopback address"),
+        ("169.254.169.254", "169.254.169.254 is a link-local address"),
+        ("0.0.0.0", "0.0.0.0 is the unspecified address"),
+        ("239.0.0.1", "239.0.0.1 is a multicast address"),
+        ("255.255.255.255", "255.255.255.255 is the broadcast address"),
+        ("10.96.0.1", "10.96.0.1 is inside the Service range 10.96.0.0/16"),
+        ("fd00::1", "fd00::1 is not IPv4"),
+        ("x" * 300, "'xxxxx"),
+    ],
+)
+def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) -> None:
+    made = inventory(service("s"), endpoint_slice("s-1", "s", ["8.8.8.8", address, "10.244.1.5"]))
+    said = made.problems["EndpointSlice default/s-1"]
+    assert said.startswith(f"endpoints[1].addresses: {problem}")
+    assert len(said) < 200
+    # One outside of every podCIDR is good.
+    assert addresses(made) == ["8.8.8.8", "10.244.1.5"]
+    made.remove_object("EndpointSlice", "default", "s-1")
+    assert not made.problems
+
+
+@pytest.mark.parametrize(
+    ("port", "problem"),
+    [
+        ({}, "ports[0].port is missing"),
+        ({"port": 0}, "ports[0].port: 0 is no port"),
+        ({"port": 65_536}, "ports[0].port: 65536 is no port"),
+        ({"port": 1, "protocol": "x"}, "ports[0].protocol: 'x' is none of TCP, UDP, SCTP"),
+    ],
+)
+def test_a_slices_port_that_is_refused(port: dict[str, Any], problem: str) -> None:
+    made = inventory(service("s"), endpoint_slice("s-1", "s", ["10.244.1.5"], [port, {"port": 81}]))
+    assert made.problems == {"EndpointSlice default/s-1": problem}
+    assert [each.port for each in only_port(made).endpoints] == [81]
+
+
+def test_a_tunnels_end_is_no_endpoint() -> None:
+    """It is judged anew as nodes come and go."""
+    udp = [{"port": 53, "protocol": "UDP"}]
+    into_the_tunnel = [{"port": 6081, "protocol": "UDP"}]
+    made = inventory(
+        service("s", ports=udp),
+        endpoint_slice("s-1", "s", ["172.30.1.2", "172.30.1.3"], into_the_tunnel),
+    )
+    problem = "endpoints[0].addresses: 172.30.1.2, port 6081/UDP is Node node2's tunnel"
+    assert made.problems == {"EndpointSlice default/s-1": problem}
+    assert addresses(made) == ["172.30.1.3"]
+    made.remove_object("Node", "", "node2")
+    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3"))
+    assert Key(CLUSTER_SCOPE, "service", "default/s") in made.settle()
+    assert addresses(made) == ["172.30.1.2"]
+    # To any other port of a node, and to the same one of TCP, anybody may be sent.
+    made.set_object(endpoint_slice("s-1", "s", ["172.30.1.3"], [{"port": 53, "protocol": "UDP"}]))
+    made.set_object(service("t", clusterIP="10.96.0.2"))
+    made.set_object(endpoint_slice("t-1", "t", ["172.30.1.3"], [{"port": 6081}]))
+    assert addresses(made) == ["172.30.1.3"]
+    assert not made.problems
+
+
+def test_slices_of_the_other_family() -> None:
+    dual = {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["10.96.0.1", "fd00::1"]}
+    six = endpoint_slice("s-6", "s", ["fd00::5"], addressType="IPv6")
+    made = inventory(six)
+    assert not made.problems
+    made.set_object(service("s"))
+    problem = "addressType is IPv6, and Service default/s is IPv4 alone"
+    assert made.problems == {"EndpointSlice default/s-6": problem}
+    made.set_object(service("s", **dual))
+    assert not made.problems
+    assert only_port(made).endpoints == ()
+    made.set_object(endpoint_slice("s-6", "s", ["a.example"], addressType="FQDN"))
+    assert made.problems == {"EndpointSlice default/s-6": "addressType: 'FQDN' is not IPv4"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        None,
+        {"service.kubernetes.io/headless": ""},
+        {"service.kubernetes.io/service-proxy-name": ""},
+    ],
+)
+def test_slices_that_are_nobodys(labels: dict[str, str] | None) -> None:
+    good = endpoint_slice("s-1", "s", ["10.244.1.5"])
+    made = inventory(service("s"), good)
+    assert addresses(made) == ["10.244.1.5"]
+    made.set_object(
+        endpoint_slice("s-1", None if labels is None else "s", ["127.0.0.1"], labels=labels or {})
+    )
+    assert addresses(made) == []
+    assert not made.problems
+
+
+def test_a_slice_that_changes_its_service() -> None:
+    made = inventory(
+        endpoint_slice("x", "s", ["10.244.1.5"]), service("s"), service("t", clusterIP="10.96.0.2")
+    )
+    assert addresses(made) == ["10.244.1.5"]
+    assert made.set_object(endpoint_slice("x", "t", ["10.244.1.5"])) == {
+        Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "st"
+    }
+    assert addresses(made) == []
+    assert len(only_port(made, "t").endpoints) == 1
+
+
+# --- claims ---
+
+OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize("order", ["zab", "bza", "abz"])
+def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
+    shared = {"externalIPs": ["198.51.100.1"]} | NODE_PORT
+    made = inventory()
+    for name in order:
+        created = OLD if name == "z" else NEW
+        number = ord(name) - 96
+        made.set_object(service(name, clusterIP=f"10.96.0.{number}", created=created, **shared))
+    assert frontends(made, "z") == ["10.96.0.26:80/6", "198.51.100.1:80/6e", "*:30080/6e"]
+    assert frontends(made, "a") == ["10.96.0.1:80/6"]
+    assert made.problems == {
+        f"Service default/{name}": (
+            "spec.externalIPs[0]: port 80/TCP of 198.51.100.1 is Service default/z's already; "
+            "spec.ports[0].nodePort: port 30080/TCP of every node is Service default/z's already"
+        )
+        for name in "ab"
+    }
+    touched = made.remove_object("Service", "default", "z")
+    assert touched == {Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "az"}
+    assert frontends(made, "a") == ["10.96.0.1:80/6", "198.51.100.1:80/6e", "*:30080/6e"]
+    assert "Service default/a's already" in made.problems["Service default/b"]
+    made.remove_object("Service", "default", "b")
+    assert not made.problems
+
+
+def test_a_service_made_again_under_its_name() -> None:
+    made = inventory(
+        service("s", uid="1", created=OLD, ports=[{"name": "a", "port": 80}]),
+        endpoint_slice("s-1", "s", ["10.244.1.5"], [{"name": "a", "port": 1}]),
+    )
+    before = only_port(made).groups
+    made.set_object(service("s", uid="2", created=NEW, ports=[{"name": "b", "port": 81}]))
+    assert frontends(made) == ["10.96.0.1:81/6"]
+    assert addresses(made) == []
+    assert only_port(made).groups != before
+    assert made.metadata("Service", "default", "s").uid == "2"  # type: ignore[union-attr]
+    assert len(made.services._groups) == 1
+
+
+def test_an_address_that_becomes_a_nodes_is_not_served() -> None:
+    made = inventory(service("s", externalIPs=["172.30.1.3"]))
+    assert len(frontends(made)) == 2
+    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3"))
+    assert Key(CLUSTER_SCOPE, "service", "default/s") in made.settle()
+    assert len(frontends(made)) == 1
+    made.remove_object("Node", "", "node3")
+    made.settle()
+    assert len(frontends(made)) == 2
+
+
+# --- groups and nodes' own choices ---
+
+
+def test_groups_and_whose_choice_is_their_own() -> None:
+    made = inventory(
+        service("s", internalTrafficPolicy="Local"),
+        endpoint_slice("s-1", "s", [endpoint("10.244.1.5", "node1", zones=["a", "b"]),
+                                    endpoint("10.244.2.5", "node2", nodes=["node1"])]),
+    )  # fmt: skip
+    port = only_port(made)
+    assert list(port.groups) == ["cluster", "local", "node", "zone a", "zone b"]
+    assert len(set(port.groups.values())) == 5
+    assert made.view.local_services == {node: {"default/s"} for node in ("node1", "node2")}
+    assert Key("node2", "service", "default/s") in made.view.node_keys("node2")
+    touched = made.set_object(service("s"))
+    assert touched == {
+        Key(CLUSTER_SCOPE, "service", "default/s"),
+        *(Key(node, "service", "default/s") for node in ("node1", "node2")),
+    }
+    assert made.view.local_services == {"node1": {"default/s"}}
+    made.set_object(endpoint_slice("s-1", "s", ["10.244.1.5"]))
+    assert list(only_port(made).groups) == ["cluster"]
+    assert not made.view.local_services
+    assert len(made.services._groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "local"),
+    [
+        ({}, (False, False)),
+        ({"internalTrafficPolicy": "Local"}, (True, False)),
+        ({"externalTrafficPolicy": "Local"}, (False, False)),
+        ({"externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1"]}, (False, True)),
+        ({"externalTrafficPolicy": "Local"} | NODE_PORT, (False, True)),
+    ],
+)
+def test_local_policies(fields: dict[str, Any], local: tuple[bool, bool]) -> None:
+    port = only_port(inventory(service("s", **fields)))
+    assert (port.internal_local, port.external_local) == local
+    assert ("local" in port.groups) == any(local)
+
+
+def test_an_endpoint_of_a_local_service_concerns_its_node_alone() -> None:
+    """Thousands of nodes may have one; theirs stay as they are."""
+    of = [endpoint(f"10.244.{n}.5", f"node{n}") for n in (1, 2)]
+    made = inventory(service("s", internalTrafficPolicy="Local"), endpoint_slice("s-1", "s", of))
+    touched = made.set_object(endpoint_slice("s-1", "s", [*of, endpoint("10.244.2.6", "node2")]))
+    assert touched == {
+        Key(CLUSTER_SCOPE, "service", "default/s"),
+        Key("node2", "service", "default/s"),
+    }
+
+
+def test_a_node_that_comes_later_gets_its_choice() -> None:
+    made = inventory(
+        service("s", internalTrafficPolicy="Local"),
+        endpoint_slice("s-1", "s", [endpoint("10.244.3.5", "node3")]),
+    )
+    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3"))
+    assert Key("node3", "service", "default/s") in made.settle()
+
+
+# --- what others are told ---
+
+
+def test_udp_that_is_stale() -> None:
+    ports = [{"port": 53, "protocol": "UDP"}]
+    to = [{"port": 5353, "protocol": "UDP"}, {"port": 5353}]
+    made = inventory(service("s", ports=[*ports, {"port": 53}]))
+    assert made.services.take_stale() == []
+    made.set_object(endpoint_slice("s-1", "s", ["10.244.1.5", "10.244.1.6"], to))
+    assert made.services.take_stale() == [StaleFrontend(IPv4Address("10.96.0.1"), 53)]
+    made.set_object(endpoint_slice("s-1", "s", ["10.244.1.6", "10.244.1.7"], to))
+    assert made.services.take_stale() == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
+    # One that drains keeps its connections; a frontend more has some to forget.
+    leaving = endpoint("10.244.1.6", ready=False, serving=True, terminating=True)
+    made.set_object(endpoint_slice("s-1", "s", [leaving, "10.244.1.7"], to))
+    assert made.services.take_stale() == []
+    made.set_object(service("s", type="NodePort", ports=[ports[0] | {"nodePort": 30053}]))
+    assert made.services.take_stale() == [StaleFrontend(None, 30053)]
+    made.remove_object("Service", "default", "s")
+    assert set(made.services.take_stale()) == {
+        StaleEndpoint(IPv4Address(f"10.244.1.{n}"), 5353) for n in (6, 7)
+    }
+    assert made.services.take_stale() == []
+
+
+def test_triggers_and_counts() -> None:
+    made = inventory(service("s"))
+    services = made.services
+
+    def write(second: str, *addresses: str) -> None:
+        made.set_object(
+            endpoint_slice("s-1", "s", addresses, triggered=f"1970-01-01T00:00:{second}Z")
+        )
+
+    write("02.5", "10.244.1.5")
+    write("01.123456789", "10.244.1.6")
+    write("02", "10.244.1.5")
+    write("01.5", "10.244.1.6")
+    assert services.take_triggers() == {"default/s": 1.123456}
+    assert services.take_triggers() == {}
+    write("03", "10.244.1.6")  # nothing but the time
+    write("x", "10.244.1.7")
+    assert services.take_triggers() == {}
+    assert (services.service_changes, services.endpoint_changes) == (1, 6)
+    write("04", "10.244.1.8")
+    made.remove_object("Service", "default", "s")
+    assert services.take_triggers() == {}
+
+
+def test_what_a_host_must_know() -> None:
+    made = inventory(service("t", clusterIP="10.96.0.2", externalIPs=["198.51.100.1"]))
+    services = made.services
+    balanced = {
+        "type": "LoadBalancer",
+        "ports": [{"name": "a", "port": 81, "nodePort": 30081},
+                  {"name": "b", "port": 53, "protocol": "UDP", "nodePort": 30053}],
+        "ingress": [{"ip": "198.51.100.2"}, {"ip": "198.51.100.1"}],
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30099,
+    }  # fmt: skip
+    first = services.host_revision("node1")
+    made.set_object(service("s", **balanced))
+    second = services.host_revision("node1")
+    assert first != second
+    found = services.host_services("node1")
+    assert found.node_ports == (NodePort(6, 30081, "default/s"), NodePort(17, 30053, "default/s"))
+    assert [str(address) for address in found.addresses] == ["198.51.100.1", "198.51.100.2"]
+    assert found.health_checks == (HealthCheck(30099, "default/s", 0),)
+    assert services.host_services("node2") is found
+    # Of one node only that node hears; each address counts once, and only where it is ready.
+    of = [endpoint("10.244.1.5"), endpoint("10.244.1.6"),
+          endpoint("10.244.1.7", ready=False, serving=True, terminating=True)]  # fmt: skip
+    both = [{"name": "a", "port": 1}, {"name": "b", "port": 2, "protocol": "UDP"}]
+    made.set_object(endpoint_slice("s-1", "s", of, both))
+    assert services.host_services("node1").health_checks == (HealthCheck(30099, "default/s", 2),)
+    assert services.host_services("node2") is found
+    assert services.host_revision("node1") != second == services.host_revision("node2")
+    third = services.host_revision("node1")
+    made.set_object(endpoint_slice("s-1", "s", of[:1], both))
+    assert services.host_revision("node1") != third
+    # Both Services have this address; it goes with the last.
+    made.remove_object("Service", "default", "t")
+    assert services.host_revision("node2") == second
+    made.remove_object("Service", "default", "s")
+    assert services.host_services("node1") == type(found)((), (), ())
+    assert services.host_revision("node2") != second
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    made = inventory(
+        service("s", externalIPs=["198.51.100.1"], internalTrafficPolicy="Local", **NODE_PORT),
+        endpoint_slice("s-1", "s", ["10.244.1.5"], [{"port": 6081, "protocol": "UDP"}]),
+        endpoint_slice("s-2", "s", ["10.244.1.5"]),
+    )
+    for name in ("s-1", "s-2"):
+        made.remove_object("EndpointSlice", "default", name)
+    made.remove_object("Service", "default", "s")
+    for name, kept in vars(made.services).items():
+        if isinstance(kept, dict | set) and name != "_node_addresses":
+            assert not kept, name
+    assert not len(made.services._groups)

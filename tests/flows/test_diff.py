@@ -1,0 +1,79 @@
+"""What is to be sent, from what there is and what there should be."""
+
+from dataclasses import replace
+
+import pytest
+
+from flows import names
+from flows.diff import Delta, GroupChange, diff, is_learned, is_ours
+from flows.flow import Bucket, Group, Output
+
+ID = names.GROUPS[3]
+
+
+def bucket(number: int, port: int = 1) -> Bucket:
+    return Bucket(number, 1, (Output(port),))
+
+
+GROUP = Group(ID, "dp_hash", (), tuple(map(bucket, (1, 2, 3, 4))))
+
+
+def with_buckets(*buckets: Bucket) -> Group:
+    return replace(GROUP, buckets=buckets)
+
+
+@pytest.mark.parametrize(
+    ("new", "edits"),
+    [
+        (GROUP, ((), ())),
+        (with_buckets(*GROUP.buckets, bucket(5)), ((), (bucket(5),))),
+        (with_buckets(*GROUP.buckets[1:]), ((1,), ())),
+        (with_buckets(*GROUP.buckets[:3], bucket(4, 9)), ((4,), (bucket(4, 9),))),
+        (with_buckets(*GROUP.buckets[2:], bucket(5)), ((1, 2), (bucket(5),))),
+        # More than the whole.
+        (with_buckets(bucket(1), bucket(5)), None),
+        (with_buckets(), None),
+        (replace(GROUP, method="hash"), None),
+        (replace(GROUP, fields=("nw_src",)), None),
+        (replace(GROUP, id=ID + 1), None),
+    ],
+)
+def test_of_a_group_only_the_buckets_that_differ(new: Group, edits: object) -> None:
+    assert GroupChange(new, GROUP).buckets() == edits
+    assert GroupChange(new).buckets() is None
+
+
+OTHER = with_buckets(*GROUP.buckets, bucket(5))
+
+
+@pytest.mark.parametrize(
+    ("installed", "change"),
+    [
+        ({ID: GROUP}, ()),
+        ({ID: OTHER}, (GroupChange(GROUP, OTHER),)),
+        # There is one, and nobody knows what it holds.
+        ({ID: None}, (GroupChange(GROUP),)),
+        ({}, (GroupChange(GROUP),)),
+    ],
+)
+def test_a_group_is_sent_if_it_is_not_known_to_be_as_it_should(
+    installed: dict[int, Group | None], change: tuple[GroupChange, ...]
+) -> None:
+    delta = diff((), {}, installed, {}, {}, {ID: GROUP})
+    assert delta == Delta(groups_set=change)
+    assert bool(delta) == bool(change)
+
+
+def test_groups_of_ours_go_and_others_stay() -> None:
+    ours = (names.GROUPS[0], ID, names.GROUPS[-1])
+    others = (1, names.GROUPS[0] - 1, names.GROUPS[-1] + 1)
+    installed = dict.fromkeys((*ours, *others)) | {ID: GROUP}
+    delta = diff((), {}, installed, {}, {}, {ID: GROUP})
+    assert delta == Delta(groups_delete=(ours[0], ours[2]))
+
+
+def test_what_a_switch_learned_is_neither_ours_nor_foreign() -> None:
+    assert is_learned(10 << 56 | 5)
+    assert not is_ours(10 << 56 | 5)
+    assert not is_learned(7 << 56 | 5)
+    assert diff({10 << 56 | 5}, {}, {}, {}, {}, {}) == Delta()

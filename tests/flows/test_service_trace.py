@@ -1,0 +1,549 @@
+"""Packets to Services, and their answers, in the real switch's own `ofproto/trace`.
+
+What a trace does not do is conntrack: each pass finds what the test says. A group of method
+`dp_hash` chooses by the packet's hash, of which a trace is given several.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from flows import names
+from flows.compile import compile_scope
+from flows.text import flow_text, group_text
+from flows.view import CLUSTER_SCOPE, Service
+from tests.flows import worlds
+from tests.flows.tracing import (
+    ESTABLISHED,
+    NEW,
+    become,
+    fixed_ports,
+    from_host,
+    from_pod,
+    leaves,
+    meters,
+    path,
+    translations,
+)
+from tests.flows.worlds import SCTP, UDP, endpoint, frontend, port, service
+from tests.ovs import Ovs, running
+from tests.waiting import wait_until
+
+AT_A, AT_B, AT_C = "10.244.1.2:8080", "10.244.1.3:8080", "10.244.2.2:8080"
+ONE, TWO, OF_C = (
+    endpoint("10.244.1.2", 8080, "node1"),
+    endpoint("10.244.1.3", 8080, "node1"),
+    endpoint("10.244.2.2", 8080, "node2"),
+)
+GATEWAY, OTHER_ADDRESS = "10.244.1.1", "172.30.1.1"
+"""Of node1: what its own stack sends from."""
+CLIENT, IN_RANGE = "203.0.113.10", "198.51.100.9"
+"""Outside the cluster; the second is within loadBalancerSourceRanges."""
+
+
+def more_services() -> list[Service]:
+    """Beyond those of `worlds.services`."""
+    first = names.GROUPS[0] + 0x100
+    return [
+        service("streams", port("", [frontend("10.96.0.20", 3868)], [OF_C], SCTP, first)),
+        service(
+            "two",
+            port("one", [frontend("10.96.0.21", 80)], [ONE], first_group=first + 1),
+            port("two", [frontend("10.96.0.21", 81)], [replace(TWO, port=9090)],
+                 first_group=first + 2),
+        ),
+        service(
+            "inside",
+            port("", [frontend("10.96.0.22", 80)], [ONE, OF_C], first_group=first + 3,
+                 variants=("cluster", "local"), internal_local=True),
+        ),
+        service(
+            "close",
+            port("", [frontend("10.96.0.23", 80)],
+                 [replace(ONE, nodes=("node1",)), replace(OF_C, nodes=("node2",))],
+                 first_group=first + 5, variants=("cluster", "node")),
+        ),
+        service(
+            "host",
+            port("", [frontend("10.96.0.24", 443)], [endpoint(OTHER_ADDRESS, 6443, "node1")],
+                 first_group=first + 7),
+        ),
+        service(
+            "wicked",
+            port("", [frontend("10.96.0.25", 53)], [endpoint("172.30.1.2", 6081)], UDP, first + 8),
+        ),
+        service("self", port("", [frontend("10.96.0.26", 80)], [ONE], first_group=first + 9)),
+        service(
+            "far",
+            port("", [frontend("10.96.0.27", 80), frontend(None, 30027, external=True)],
+                 [OF_C], first_group=first + 10),
+        ),
+        service(
+            "nobody",
+            port("", [frontend("10.96.0.28", 80), frontend(None, 30028, external=True)], [],
+                 first_group=first + 11, variants=("cluster", "local"), internal_local=True,
+                 external_local=True),
+        ),
+        service(
+            "leaving",
+            port("", [frontend("10.96.0.29", 80)], [ONE, replace(OF_C, ready=False)],
+                 first_group=first + 13, affinity=60),
+        ),
+        service(
+            "loyal",
+            port("", [frontend(None, 30030, external=True)], [ONE, OF_C],
+                 first_group=first + 14, variants=("cluster", "local"), external_local=True,
+                 affinity=60),
+        ),
+        service(
+            "many",
+            port("", [frontend("10.96.0.31", 80)],
+                 [endpoint("10.244.2.2", number) for number in range(1, 602)],
+                 first_group=first + 32,
+                 variants=("cluster", "part 0 of cluster", "part 1 of cluster")),
+        ),
+    ]  # fmt: skip
+
+
+SERVICES = [*worlds.services(), *more_services()]
+VIEW = worlds.view(
+    {1: ["default/a", "default/b"], 2: ["default/c"], 3: ["default/d"]}, served=SERVICES
+)
+A, B = VIEW.attachments["node1"].values()
+(C,) = VIEW.attachments["node2"].values()
+(D,) = VIEW.attachments["node3"].values()
+TRANSLATED = "trk,new,dnat"
+FIRST = (NEW, TRANSLATED, TRANSLATED, NEW)
+"""What the passes of a new connection's first packet find: on the way in, once translated, once
+remembered, and in the zone of translated sources."""
+REFUSED = (NEW, NEW, NEW)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
+    """node1: has endpoints, and is in a zone."""
+    with running(tmp_path_factory.mktemp("node1")) as made:
+        become(made, VIEW, "node1")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
+    """node3: has none, and is in no zone."""
+    with running(tmp_path_factory.mktemp("node3")) as made:
+        become(made, VIEW, "node3")
+        yield made
+
+
+def a_pod(address: str, number: int, protocol: str = "tcp", **more: object) -> str:
+    """Pod a to this address and port."""
+    return from_pod(A, protocol, nw_dst=address, **{f"{protocol}_dst": number}, **more)
+
+
+def host(source: str, address: str, number: int, protocol: str = "tcp", **more: object) -> str:
+    """The node's own stack, or somebody through it."""
+    to = {"nw_dst": address, f"{protocol}_dst": number}
+    return from_host(protocol, nw_src=source, **to, **more)
+
+
+def node_port(source: str, number: int) -> str:
+    """To a NodePort of the node, as its own stack passes it on."""
+    return host(source, str(names.NODE_PORT_ADDRESS), number)
+
+
+def tunnel(address: str, number: int, protocol: str = "tcp") -> str:
+    """Pod c of node2 to this address and port."""
+    return (
+        f"{protocol},in_port={names.TUNNEL_OFPORT},tun_src=172.30.1.2,nw_src={C.address},"
+        f"nw_dst={address},{protocol}_dst={number},nw_ttl=63"
+    )
+
+
+@dataclass(frozen=True)
+class Way:
+    """What became of a packet."""
+
+    trace: str
+    end: str
+    """The endpoint it was translated to; `refused`, `dropped in TABLE`; or `on`: not translated."""
+
+
+def way(switch: Ovs, packet: str, states: tuple[str, ...] = FIRST, dp_hash: int = 1) -> Way:
+    trace = switch.trace(f"{packet},dp_hash={dp_hash}", *states)
+    if "Refuse" in path(trace):
+        end = "refused"
+    elif not leaves(trace):
+        end = f"dropped in {path(trace)[-1]}"
+    else:
+        chosen = [each for each in translations(trace) if each.startswith("dst=")]
+        assert len(chosen) <= 1
+        end = chosen[0].removeprefix("dst=") if chosen else "on"
+    return Way(trace, end)
+
+
+def ends(switch: Ovs, packet: str) -> set[str]:
+    """All that may become of it, whatever its hash."""
+    return {way(switch, packet, dp_hash=dp_hash).end for dp_hash in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "expected"),
+    [
+        ("ClusterIP, TCP", a_pod("10.96.0.10", 80), {AT_A, AT_B, AT_C}),
+        ("ClusterIP, TCP beside UDP", a_pod("10.96.0.12", 53), {AT_B}),
+        ("ClusterIP, UDP", a_pod("10.96.0.12", 53, "udp"), {AT_B}),
+        ("ClusterIP, SCTP", a_pod("10.96.0.20", 3868, "sctp"), {AT_C}),
+        ("the host to a ClusterIP", host(GATEWAY, "10.96.0.10", 80), {AT_A, AT_B, AT_C}),
+        ("from outside to a ClusterIP", host(CLIENT, "10.96.0.12", 53), {AT_B}),
+        ("one port of two", a_pod("10.96.0.21", 80), {AT_A}),
+        ("the other port", a_pod("10.96.0.21", 81), {"10.244.1.3:9090"}),
+        ("another protocol", a_pod("10.96.0.10", 80, "udp"), {"refused"}),
+        ("a port of no Service", a_pod("10.96.0.10", 81), {"refused"}),
+        ("an address of no Service", a_pod("10.96.0.99", 80), {"refused"}),
+        ("an address of no Service, from the host", host(GATEWAY, "10.96.0.99", 80), {"refused"}),
+        ("ping", from_pod(A, "icmp", nw_dst="10.96.0.10", icmp_type=8), {"refused"}),
+        ("no endpoints", a_pod("10.96.0.14", 80), {"refused"}),
+        ("NodePort from outside", node_port(CLIENT, 30027), {AT_C}),
+        ("NodePort from the node", node_port(OTHER_ADDRESS, 30027), {AT_C}),
+        ("NodePort by the node's address from a pod", a_pod("172.30.1.1", 30027), {AT_C}),
+        ("NodePort by another node's address", a_pod("172.30.1.2", 30027), {"on"}),
+        ("the node's own address", a_pod("172.30.1.1", 22), {"on"}),
+        ("NodePort at a ClusterIP", a_pod("10.96.0.27", 30027), {"refused"}),
+        ("a Service's port at the node's address", a_pod("172.30.1.1", 80), {"on"}),
+        ("NodePort from the tunnel, as the stack would",
+         tunnel(str(names.NODE_PORT_ADDRESS), 30027), {"dropped in Forwarding"}),
+        ("NodePort from the tunnel", tunnel("172.30.1.1", 30027), {"dropped in Forwarding"}),
+        ("ClusterIP from the tunnel", tunnel("10.96.0.10", 80), {"dropped in Forwarding"}),
+        ("external IP, from a pod", a_pod("192.0.2.2", 443), {AT_A, AT_C}),
+        ("another port of an external IP", a_pod("192.0.2.2", 444), {"on"}),
+        ("Local, from outside by NodePort", node_port(CLIENT, 30443), {AT_A}),
+        ("Local, from outside by external IP", host(CLIENT, "192.0.2.2", 443), {AT_A}),
+        ("Local, from outside by ClusterIP", host(CLIENT, "10.96.0.13", 443), {AT_A, AT_C}),
+        ("Local, a pod by NodePort", a_pod("172.30.1.1", 30443), {AT_A, AT_C}),
+        ("Local, the node by its gateway address", node_port(GATEWAY, 30443), {AT_A, AT_C}),
+        ("Local, the node by its own address", node_port(OTHER_ADDRESS, 30443), {AT_A, AT_C}),
+        ("source ranges: within", host(IN_RANGE, "192.0.2.1", 443), {AT_A}),
+        ("source ranges: outside", host(CLIENT, "192.0.2.1", 443), {"dropped in ServiceChoice"}),
+        ("source ranges: a pod", a_pod("192.0.2.1", 443), {"dropped in ServiceChoice"}),
+        ("source ranges: the node",
+         host(GATEWAY, "192.0.2.1", 443), {"dropped in ServiceChoice"}),
+        ("internal Local", a_pod("10.96.0.22", 80), {AT_A}),
+        ("internal Local, the host", host(GATEWAY, "10.96.0.22", 80), {AT_A}),
+        ("zone hints", a_pod("10.96.0.15", 80), {AT_B}),
+        ("node hints", a_pod("10.96.0.23", 80), {AT_A}),
+        ("Local without any endpoint", a_pod("10.96.0.28", 80), {"refused"}),
+        ("Local without any endpoint, from outside", node_port(CLIENT, 30028), {"refused"}),
+        ("affinity: none known yet", a_pod("10.96.0.11", 80), {AT_A, AT_C}),
+        ("affinity: one that is terminating is not chosen", a_pod("10.96.0.29", 80), {AT_A}),
+        ("affinity and Local", node_port(CLIENT, 30030), {AT_A}),
+    ],
+)  # fmt: skip
+def test_on_a_node_with_endpoints(one: Ovs, what: str, packet: str, expected: set[str]) -> None:
+    found = ends(one, packet)
+    # Affinity is by the client's address alone: one client gets one of them.
+    if what.startswith("affinity: none"):
+        assert len(found) == 1
+        assert found < expected
+    else:
+        assert found == expected, what
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "expected"),
+    [
+        ("ClusterIP", from_pod(D, nw_dst="10.96.0.10", tcp_dst=80), {AT_A, AT_B, AT_C}),
+        ("Local, from outside", node_port(CLIENT, 30443), {"dropped in EndpointChoice"}),
+        ("Local, a pod", from_pod(D, nw_dst="172.30.1.3", tcp_dst=30443), {AT_A, AT_C}),
+        ("Local, the node", node_port("10.244.3.1", 30443), {AT_A, AT_C}),
+        # Another node's own address is somebody outside, here.
+        ("Local, another node", node_port("172.30.1.1", 30443), {"dropped in EndpointChoice"}),
+        ("internal Local", from_pod(D, nw_dst="10.96.0.22", tcp_dst=80),
+         {"dropped in EndpointChoice"}),
+        ("zone hints, without a zone", from_pod(D, nw_dst="10.96.0.15", tcp_dst=80), {AT_B, AT_C}),
+        ("node hints, of others", from_pod(D, nw_dst="10.96.0.23", tcp_dst=80), {AT_A, AT_C}),
+        ("affinity and Local", node_port(CLIENT, 30030), {"dropped in EndpointChoice"}),
+    ],
+)  # fmt: skip
+def test_on_a_node_without(three: Ovs, what: str, packet: str, expected: set[str]) -> None:
+    assert ends(three, packet) == expected, what
+
+
+def test_a_choice_of_more_than_one_group_holds(one: Ovs) -> None:
+    found = [way(one, a_pod("10.96.0.31", 80, tcp_src=source)) for source in range(40)]
+    assert len({each.end for each in found}) > 30
+    assert all(each.end.startswith("10.244.2.2:") for each in found)
+    (of_port,) = VIEW.services["default/many"].ports
+    through = {f"group:{number}" for number in of_port.groups.values()}
+    passed = {word for each in found for word in through if f"{word}\n" in each.trace}
+    assert passed == through
+    assert len(through) == 1 + 2
+
+
+def test_the_stages_of_a_connection_s_first_packet(one: Ovs) -> None:
+    found = way(one, a_pod("10.96.0.12", 53))
+    assert path(found.trace) == [
+        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "NewConnection",
+        "NodeAddress", "ServiceChoice", "Topology", "EndpointChoice", "DestinationGuard",
+        "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
+    ]  # fmt: skip
+    assert leaves(found.trace) == [B.ofport]
+    assert meters(found.trace) == [A.ofport]
+    assert "ct(commit,table=74,zone=100,nat(dst=10.244.1.3:8080),exec(" in found.trace
+    # FromService and Known, and nothing about the source.
+    assert "ct_mark=0x9," in found.trace
+    assert translations(found.trace) == ["dst=10.244.1.3:8080"]
+
+
+def test_a_repeated_packet_keeps_its_endpoint(one: Ovs) -> None:
+    """It comes translated already, and is neither metered nor translated again."""
+    repeated = "trk,new,dnat"
+    found = way(one, a_pod("10.96.0.10", 80), (repeated, TRANSLATED))
+    # Its destination is what conntrack made of it; a trace leaves it as it was.
+    assert path(found.trace)[4:7] == ["ConntrackState", "PolicyFromPod", "Forwarding"]
+    assert translations(found.trace) == []
+    found = way(one, a_pod(str(B.address), 8080), (repeated, TRANSLATED))
+    assert leaves(found.trace) == [B.ofport]
+    assert not {"NewConnection", "ServiceChoice"} & set(path(found.trace))
+
+
+def test_an_established_connection_meets_no_service(one: Ovs) -> None:
+    found = way(one, a_pod("10.96.0.10", 80), (ESTABLISHED,))
+    assert not {"ServiceChoice", "EndpointChoice", "NewConnection"} & set(path(found.trace))
+
+
+def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> None:
+    found = way(one, a_pod("10.96.0.14", 80), REFUSED)
+    assert path(found.trace)[-6:] == [
+        "EndpointChoice", "Refuse", "Hairpin", "Commit", "Snat", "Output"
+    ]  # fmt: skip
+    assert leaves(found.trace) == [names.GATEWAY_OFPORT]
+    assert meters(found.trace) == [A.ofport, names.REFUSAL_METER]
+    assert f"set_field:{names.GATEWAY_MAC}->eth_dst" in found.trace
+    assert translations(found.trace) == []
+    # TCP is remembered, so that the RST finds its way; but never as known: it is metered again.
+    assert "ct(commit,table=130,zone=100)" in found.trace
+    found = way(one, a_pod("10.96.0.14", 80, "udp"), REFUSED)
+    assert leaves(found.trace) == [names.GATEWAY_OFPORT]
+    assert "ct(commit" not in found.trace
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_node_s_own_packets_come_back_to_it_to_be_refused(one: Ovs, protocol: str) -> None:
+    """From another source: no stack takes in from outside what has its own."""
+    found = way(one, host(GATEWAY, "10.96.0.99", 80, protocol), REFUSED)
+    assert leaves(found.trace) == ["IN_PORT"]
+    assert meters(found.trace) == [names.REFUSAL_METER]
+    assert translations(found.trace) == [f"src={names.HAIRPIN_ADDRESS}"]
+    assert f"ct(commit,table=140,zone=101,nat(src={names.HAIRPIN_ADDRESS}))" in found.trace
+
+
+def test_a_refusal_that_belongs_to_nothing_remembered_reaches_its_pod(one: Ovs) -> None:
+    """The node's ICMP about a datagram: of it, conntrack knows nothing."""
+    of_host = "icmp,in_port=2,dl_src={},dl_dst={},nw_src={},nw_dst={},icmp_type=3,icmp_code=3"
+    packet = of_host.format(names.GATEWAY_MAC, names.ROUTER_MAC, GATEWAY, A.address)
+    assert leaves(one.trace(packet, "trk,inv")) == [A.ofport]
+    packet = of_host.format(names.GATEWAY_MAC, names.ROUTER_MAC, CLIENT, A.address)
+    assert leaves(one.trace(packet, "trk,inv")) == []
+
+
+def test_a_pod_that_is_its_own_endpoint(one: Ovs) -> None:
+    found = way(one, a_pod("10.96.0.26", 80))
+    assert translations(found.trace) == [f"dst={AT_A}", f"src={names.HAIRPIN_ADDRESS}"]
+    assert leaves(found.trace) == ["IN_PORT"]
+    assert f"set_field:{A.mac}->eth_dst" in found.trace
+    # FromService, NeedsSnat and Known.
+    assert "ct_mark=0xd," in found.trace
+    # Later packets of the same direction too, and not those that come back.
+    marked = f"{a_pod(str(A.address), 8080)},ct_mark=0xd"
+    found = way(one, marked, (ESTABLISHED, ESTABLISHED))
+    assert leaves(found.trace) == ["IN_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "undone"),
+    [
+        ("a pod answers itself", from_pod(A, nw_dst=names.HAIRPIN_ADDRESS), True),
+        ("the node answers itself", from_host(nw_src="172.30.1.1", nw_dst=names.HAIRPIN_ADDRESS),
+         True),
+        ("another node's pod answers", tunnel("10.244.1.0", 1024), True),
+        ("a pod here to that address", from_pod(A, nw_dst="10.244.1.0"), False),
+        ("somebody outside to that address", from_host(nw_src=CLIENT, nw_dst="10.244.1.0"), False),
+        ("another node's pod to a pod", tunnel(str(A.address), 1024), False),
+    ],
+)  # fmt: skip
+def test_answers_to_a_translated_source(one: Ovs, what: str, packet: str, undone: bool) -> None:
+    trace = one.trace(packet, *([NEW] if undone else []), "trk,est,rpl")
+    assert ("ct(table=30,zone=101,nat)" in trace) is undone, what
+    after = path(trace)[path(trace).index("UnSnat") + 1 :]
+    assert after[:3] == ["Conntrack", "ConntrackState", "Forwarding"]
+
+
+@pytest.mark.parametrize(
+    ("what", "address", "mark", "state", "left"),
+    [
+        ("to who asked from outside", CLIENT, 0xD, "trk,est,rpl", [names.GATEWAY_OFPORT]),
+        ("to the node that asked by its other address", OTHER_ADDRESS, 0xD, "trk,est,rpl",
+         [names.GATEWAY_OFPORT]),
+        ("of a connection that needs none of it", CLIENT, 0x9, "trk,est,rpl", []),
+        ("in the direction in which it was opened", CLIENT, 0xD, "trk,est", []),
+        ("of no connection", CLIENT, 0, "trk,new", []),
+        ("to a pod here, of which it is not", str(A.address), 0x9, "trk,est,rpl", [A.ofport]),
+    ],
+)  # fmt: skip
+def test_what_leaves_that_came_from_a_tunnel(
+    one: Ovs, what: str, address: str, mark: int, state: str, left: list[int]
+) -> None:
+    """An answer whose translation is undone already."""
+    trace = one.trace(f"{tunnel(address, 1024)},ct_mark={mark:#x}", state)
+    assert leaves(trace) == left, what
+
+
+@pytest.mark.parametrize(
+    ("what", "packet", "translated", "left"),
+    [
+        ("from outside to another node", node_port(CLIENT, 30027),
+         [f"dst={AT_C}", "src=10.244.1.0"], [names.TUNNEL_OFPORT]),
+        ("the node by its other address", node_port(OTHER_ADDRESS, 30027),
+         [f"dst={AT_C}", "src=10.244.1.0"], [names.TUNNEL_OFPORT]),
+        ("the node by its gateway address", node_port(GATEWAY, 30027),
+         [f"dst={AT_C}"], [names.TUNNEL_OFPORT]),
+        ("from outside to a pod here", node_port(CLIENT, 30443), [f"dst={AT_A}"], [A.ofport]),
+        ("a pod to another node", a_pod("10.96.0.27", 80), [f"dst={AT_C}"], [names.TUNNEL_OFPORT]),
+        ("the node to a Service that is itself", host(GATEWAY, "10.96.0.24", 443),
+         ["dst=172.30.1.1:6443", f"src={names.HAIRPIN_ADDRESS}"], ["IN_PORT"]),
+        ("from outside to a Service that is the node", host(CLIENT, "10.96.0.24", 443),
+         ["dst=172.30.1.1:6443", f"src={names.HAIRPIN_ADDRESS}"], ["IN_PORT"]),
+        ("a pod to a Service that is the node", a_pod("10.96.0.24", 443),
+         ["dst=172.30.1.1:6443"], [names.GATEWAY_OFPORT]),
+        # Without a Service in between, nobody's source is touched.
+        ("from outside to a pod elsewhere", host(CLIENT, "10.244.2.2", 8080),
+         [], [names.TUNNEL_OFPORT]),
+    ],
+)  # fmt: skip
+def test_whose_source_is_translated(
+    one: Ovs, what: str, packet: str, translated: list[str], left: list[object]
+) -> None:
+    states = FIRST if translated else (NEW, NEW)
+    found = way(one, packet, states)
+    assert translations(found.trace) == translated, what
+    assert leaves(found.trace) == left, what
+
+
+def test_no_service_leads_a_pod_to_a_tunnel_port(one: Ovs) -> None:
+    found = way(one, a_pod("10.96.0.25", 53, "udp"))
+    assert translations(found.trace) == ["dst=172.30.1.2:6081"]
+    assert found.end == "dropped in DestinationGuard"
+
+
+CHOICE = "table=Affinity,priority=100,cookie=0xa00000000000001,ip,reg2={:#x},nw_src={},"
+LOADS = "actions=load:{:#x}->NXM_NX_REG3[],load:{}->NXM_NX_REG4[0..15]"
+
+
+def remember(switch: Ovs, group: int, client: object, chosen: int, number: int = 8080) -> None:
+    """By hand, what a switch learns from a client's connection."""
+    flow = CHOICE.format(group, client) + LOADS.format(chosen, number)
+    switch.ofctl("--names", "add-flow", str(switch.mgmt), flow)
+
+
+def forget(switch: Ovs) -> None:
+    switch.ofctl("del-flows", str(switch.mgmt), "cookie=0xa00000000000000/0xff00000000000000")
+
+
+def sticky_group(name: str, variant: str = "cluster") -> int:
+    (of_port,) = VIEW.services[f"default/{name}"].ports
+    return of_port.groups[variant]
+
+
+@pytest.mark.parametrize("chosen", [ONE, OF_C], ids=str)
+def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[no-untyped-def]
+    try:
+        remember(one, sticky_group("sticky"), A.address, int(chosen.address))
+        assert ends(one, a_pod("10.96.0.11", 80)) == {f"{chosen.address}:8080"}
+        found = way(one, a_pod("10.96.0.11", 80))
+        assert path(found.trace)[7:12] == [
+            "ServiceChoice", "Affinity", "AffinityCheck", "ServiceNat", "DestinationGuard",
+        ]  # fmt: skip
+        # Which is learned again: the time begins anew.
+        assert "learn(table=62,idle_timeout=10800,priority=100," in found.trace
+    finally:
+        forget(one)
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "chosen", "number"),
+    [
+        ("gone", "sticky", int(TWO.address), 8080),
+        ("another port", "sticky", int(OF_C.address), 8081),
+        ("terminating", "leaving", int(OF_C.address), 8080),
+    ],
+)
+def test_not_an_endpoint_that_is_none_any_more(
+    one: Ovs, what: str, name: str, chosen: int, number: int
+) -> None:
+    address = "10.96.0.11" if name == "sticky" else "10.96.0.29"
+    before = ends(one, a_pod(address, 80))
+    try:
+        remember(one, sticky_group(name), A.address, chosen, number)
+        assert ends(one, a_pod(address, 80)) == before, what
+        assert "EndpointChoice" in path(way(one, a_pod(address, 80)).trace)
+    finally:
+        forget(one)
+
+
+def test_affinity_and_local_keep_to_the_node(one: Ovs) -> None:
+    """What was learned of the whole cluster's choice is not the node's own."""
+    try:
+        remember(one, sticky_group("loyal"), CLIENT, int(OF_C.address))
+        assert ends(one, node_port(CLIENT, 30030)) == {AT_A}
+        remember(one, sticky_group("loyal", "local"), CLIENT, int(OF_C.address))
+        assert ends(one, node_port(CLIENT, 30030)) == {AT_A}
+        remember(one, sticky_group("loyal"), GATEWAY, int(OF_C.address))
+        assert ends(one, node_port(GATEWAY, 30030)) == {AT_C}
+    finally:
+        forget(one)
+
+
+def test_a_real_packet_is_learned_from(one: Ovs) -> None:
+    (socket,) = one.directory.glob("ovs-vswitchd.*.ctl")
+    packet = (
+        f"in_port({A.ofport}),eth(src={A.mac},dst={names.ROUTER_MAC}),eth_type(0x0800),"
+        f"ipv4(src={A.address},dst=10.96.0.11,proto=6,tos=0,ttl=64,frag=no),"
+        "tcp(src=4000,dst=80),tcp_flags(syn)"
+    )
+    try:
+        one.run("ovs-appctl", "-t", str(socket), "netdev-dummy/receive", A.port, packet)
+        wait_until(lambda: learned(one))
+        (line,) = learned(one)
+        assert line.startswith("cookie=0xa00000000002a30, table=Affinity, idle_timeout=10800, ")
+        assert f"reg2={sticky_group('sticky'):#x},nw_src={A.address} " in line
+        kept = re.search(r"set_field:(0x[0-9a-f]+)->reg3,set_field:0x1f90->reg4", line)
+        assert kept
+        assert int(kept[1], 16) in {int(ONE.address), int(OF_C.address)}
+    finally:
+        forget(one)
+
+
+def learned(switch: Ovs) -> list[str]:
+    return [line for line in switch.dump() if line.startswith("cookie=0xa0000")]
+
+
+@pytest.mark.parametrize("node", ["node1", "node3"])
+def test_the_dump_is_our_text(request: pytest.FixtureRequest, node: str) -> None:
+    """What is installed reads exactly as `flow_text` and `group_text` say, cookie and all."""
+    switch: Ovs = request.getfixturevalue("one" if node == "node1" else "three")
+    programs = [compile_scope(VIEW, scope) for scope in (CLUSTER_SCOPE, node)]
+    flows = [flow for program in programs for flow in program.flows()]
+    # With --names, ports are printed by name; ours are numbers.
+    ports = fixed_ports() | {p.port: p.ofport for p in VIEW.attachments[node].values()}
+    found = set()
+    for line in switch.dump():
+        for name, ofport in ports.items():
+            line = re.sub(rf'(in_port=|output:)"?{name}"?', rf"\g<1>{ofport}", line)  # noqa: PLW2901
+        found.add(line.replace(" reset_counts", ""))
+    assert found == {f"cookie={flow.cookie:#x}, {flow_text(flow)}" for flow in flows}
+    shown = switch.ofctl("--names", "dump-groups", str(switch.mgmt)).splitlines()[1:]
+    groups = [group for program in programs for group in program.groups.values()]
+    assert len(groups) > 10
+    assert {line.strip() for line in shown} == set(map(group_text, groups))

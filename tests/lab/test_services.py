@@ -1,0 +1,261 @@
+"""Connections to Services, from everywhere, through real switches and the hosts' own stacks."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab import Lab
+from tests.lab.pings import address
+from tests.lab.served import answering, answers, ask, endpoints, service, spread
+from tests.waiting import wait_until
+
+A1, A2, B1 = "default/a1", "default/a2", "default/b1"
+NODE1, NODE2 = "172.30.1.1", "172.30.1.2"
+NODES = {A1: "node1", A2: "node1", B1: "node2"}
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Iterator[Lab]:
+    """The lab of conftest.py with two pods on node1 and one on node2, each with a server."""
+    with ExitStack() as servers:
+        for pod, node in NODES.items():
+            lab.pod_add(*pod.split("/"), node)
+            servers.enter_context(answering(lab, pod))
+        yield lab
+
+
+def place(lab: Lab, pod: str, **more: object) -> tuple[str, dict[str, object]]:
+    return address(lab, pod), {"nodeName": NODES[pod], **more}
+
+
+def serve(lab: Lab, name: str, at: str, *pods: str, ports=({"port": 80},), **spec: object) -> None:  # type: ignore[no-untyped-def]
+    """A Service with these pods behind it, once every node has it."""
+    both = [{"name": f"{p}", "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
+    named = [{"name": port.get("protocol", "TCP"), **port} for port in ports]
+    lab.apply(endpoints(name, [place(lab, pod) for pod in pods], both))
+    lab.apply(service(name, at, named, **spec))
+
+
+def test_pod_to_service(lab: Lab) -> None:
+    serve(lab, "web", "10.96.0.10", A1, A2, B1)
+    wait_until(lambda: "timeout" not in ask(lab, B1, "10.96.0.10", 80, timeout=1))
+    for client in (A1, B1):
+        heard = answers(lab, client, "10.96.0.10", 80, times=60)
+        assert {each.server for each in heard} == {A1, A2, B1}
+        # Without translation of the source, but for a pod that reaches itself.
+        seen = {each.address for each in heard if each.server != client}
+        assert seen == {address(lab, client)}
+        assert {each.address for each in heard if each.server == client} == {"169.254.1.2"}
+
+
+def test_udp_and_another_port(lab: Lab) -> None:
+    ports = [{"name": "UDP", "protocol": "UDP", "port": 53}, {"port": 8081}]
+    serve(lab, "dns", "10.96.0.11", A2, ports=ports)
+    wait_until(lambda: ask(lab, B1, "10.96.0.11", 53, "udp", timeout=1) != ["timeout"])
+    assert answers(lab, B1, "10.96.0.11", 53, "udp")[0][:2] == (A2, address(lab, B1))
+    assert answers(lab, A1, "10.96.0.11", 8081)[0][:2] == (A2, address(lab, A1))
+    assert ask(lab, A1, "10.96.0.11", 53) == ["refused"]
+
+
+@pytest.mark.parametrize("client", [A1, "node1", "node2"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_without_endpoints_it_is_refused_at_once(lab: Lab, client: str, protocol: str) -> None:
+    ports = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
+    serve(lab, "empty", "10.96.0.12", ports=ports)
+    wait_until(lambda: "10.96.0.12" in flows(lab, "node2"))
+    assert ask(lab, client, "10.96.0.12", 80, protocol, times=3) == ["refused"] * 3
+
+
+def test_a_service_that_gets_its_first_endpoint(lab: Lab) -> None:
+    """A client that goes on from one UDP port reaches it, though it was refused before."""
+    ports = [{"name": "UDP", "protocol": "UDP", "port": 80}, {"port": 80}]
+    serve(lab, "late", "10.96.0.13", ports=ports)
+    wait_until(lambda: ask(lab, B1, "10.96.0.13", 80, "udp", source=5000, timeout=1) == ["refused"])
+    assert ask(lab, B1, "10.96.0.13", 80, source=5000) == ["refused"]
+    serve(lab, "late", "10.96.0.13", A1, ports=ports)
+    wait_until(lambda: ask(lab, B1, "10.96.0.13", 80, "udp", source=5000, timeout=1)[0][:2] == "de")
+    assert answers(lab, B1, "10.96.0.13", 80, source=5000)[0].server == A1
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_host_to_service(lab: Lab, node: str) -> None:
+    serve(lab, "web", "10.96.0.10", A1, A2, B1)
+    gateway = {"node1": "10.244.1.1", "node2": "10.244.2.1"}[node]
+    heard = answers(lab, node, "10.96.0.10", 80, times=40)
+    assert {each.server for each in heard} == {A1, A2, B1}
+    assert {each.address for each in heard} == {gateway}
+
+
+def test_endpoints_on_hosts(lab: Lab) -> None:
+    """As the API server's own Service has them: from pods, from that host and from another."""
+    lab.apply(endpoints("hosts", [(NODE1, {"nodeName": "node1"})], [{"port": 9000}]))
+    lab.apply(service("hosts", "10.96.0.14", [{"port": 443}]))
+    with answering(lab, "node1", 9000):
+        wait_until(lambda: ask(lab, A1, "10.96.0.14", 443, timeout=1)[0].startswith("node1"))
+        assert answers(lab, A1, "10.96.0.14", 443)[0].address == address(lab, A1)
+        # Masqueraded like everything that leaves a node.
+        assert answers(lab, B1, "10.96.0.14", 443)[0].address == NODE2
+        assert answers(lab, "node2", "10.96.0.14", 443)[0].address == NODE2
+        assert answers(lab, "node1", "10.96.0.14", 443)[0].address == "169.254.1.2"
+
+
+def test_node_port(lab: Lab) -> None:
+    """From outside by either node, though the endpoint is on one; from pods; from the hosts."""
+    ports = [{"port": 80, "nodePort": 30080}]
+    serve(lab, "np", "10.96.0.15", B1, ports=ports, type="NodePort")
+    wait_until(lambda: ask(lab, "outside", NODE1, 30080, timeout=1) != ["timeout"])
+    # The node that the client asked has to see the answers: it is the client for the other node.
+    assert answers(lab, "outside", NODE1, 30080)[0][:2] == (B1, "10.244.1.0")
+    assert answers(lab, "outside", NODE2, 30080)[0][:2] == (B1, "203.0.113.10")
+    assert answers(lab, A1, NODE1, 30080)[0][:2] == (B1, address(lab, A1))
+    assert answers(lab, A1, NODE2, 30080)[0].server == B1
+    assert answers(lab, B1, NODE2, 30080)[0][:2] == (B1, "169.254.1.2")
+    assert answers(lab, "node1", NODE1, 30080)[0].server == B1
+    assert answers(lab, "node2", NODE2, 30080)[0].server == B1
+    assert answers(lab, "node1", NODE2, 30080)[0].server == B1
+
+
+def test_node_port_whose_policy_is_local(lab: Lab) -> None:
+    ports = [{"port": 80, "nodePort": 30081}]
+    serve(
+        lab, "npl", "10.96.0.16", B1,
+        ports=ports, type="NodePort", externalTrafficPolicy="Local",
+    )  # fmt: skip
+    wait_until(lambda: ask(lab, "outside", NODE2, 30081, timeout=1) != ["refused"])
+    assert answers(lab, "outside", NODE2, 30081)[0][:2] == (B1, "203.0.113.10")
+    assert ask(lab, "outside", NODE1, 30081, timeout=1) == ["timeout"]
+    # The policy is for the outside world.
+    assert answers(lab, A1, NODE1, 30081)[0].server == B1
+    assert answers(lab, "node1", NODE1, 30081)[0].server == B1
+
+
+def test_external_addresses(lab: Lab) -> None:
+    serve(
+        lab, "ext", "10.96.0.17", A1, B1,
+        type="LoadBalancer", externalIPs=["192.0.2.10"],
+        loadBalancerSourceRanges=["198.51.100.0/24"],
+        status={"loadBalancer": {"ingress": [{"ip": "192.0.2.11"}]}},
+    )  # fmt: skip
+    for at in ("192.0.2.10", "192.0.2.11"):
+        lab.exec("fabric", ["ip", "route", "replace", f"{at}/32", "via", NODE1])
+    wait_until(lambda: ask(lab, "outside", "192.0.2.10", 80, timeout=1) != ["timeout"])
+    heard = answers(lab, "outside", "192.0.2.10", 80, times=30)
+    assert {each[:2] for each in heard} == {(A1, "203.0.113.10"), (B1, "10.244.1.0")}
+    assert {a.server for a in answers(lab, A2, "192.0.2.10", 80, times=30)} == {A1, B1}
+    assert ask(lab, "outside", "192.0.2.10", 81) == ["refused"]
+    # Not in loadBalancerSourceRanges.
+    assert ask(lab, "outside", "192.0.2.11", 80, timeout=1) == ["timeout"]
+
+
+def test_internal_policy_local(lab: Lab) -> None:
+    serve(lab, "inl", "10.96.0.18", A1, B1, internalTrafficPolicy="Local")
+    wait_until(lambda: ask(lab, A2, "10.96.0.18", 80, timeout=1) != ["refused"])
+    assert {a.server for a in answers(lab, A2, "10.96.0.18", 80, times=20)} == {A1}
+    assert {a.server for a in answers(lab, "node2", "10.96.0.18", 80, times=20)} == {B1}
+
+
+def test_hosts_are_apart_from_each_other(lab: Lab) -> None:
+    """A client from outside and the host itself, from one port, through the node's translation."""
+    ports = [{"port": 80, "nodePort": 30082}]
+    serve(lab, "apart", "10.96.0.19", B1, ports=ports, type="NodePort")
+    wait_until(lambda: ask(lab, "outside", NODE1, 30082, timeout=1) != ["timeout"])
+    for source in (6000, 6001, 6002):
+        from_outside = answers(lab, "outside", NODE1, 30082, source=source)
+        from_host = answers(lab, "node1", "10.96.0.19", 80, source=source)
+        assert (from_outside[0].address, from_host[0].address) == ("10.244.1.0", "10.244.1.1")
+
+
+def test_direct_first_then_by_the_service_from_the_same_port(lab: Lab) -> None:
+    """Open vSwitch moves the port of the second: the server could not tell them apart."""
+    serve(lab, "same", "10.96.0.20", B1)
+    wait_until(lambda: ask(lab, A1, "10.96.0.20", 80, timeout=1)[0].startswith(B1))
+    both = lab.exec(
+        A1, [sys.executable, "-c", SAME_PORT, address(lab, B1), "8080", "10.96.0.20", "80"]
+    ).stdout.split()
+    assert both[0] == "7000"
+    assert both[1] != "7000"
+    assert both[2:] == ["one", "two"]
+
+
+SAME_PORT = """
+import socket, sys
+open = []
+for at in (1, 3):
+    each = socket.socket()
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    each.settimeout(10)
+    each.bind(("", 7000))
+    each.connect((sys.argv[at], int(sys.argv[at + 1])))
+    open.append(each)
+for each in open:
+    print(each.recv(100).decode().split()[2])
+for each, word in zip(open, ("one", "two")):
+    each.sendall(word.encode())
+for each in open:
+    print(each.recv(100).decode())
+"""
+
+
+def test_affinity_holds_for_its_time_and_no_longer(lab: Lab) -> None:
+    seconds = 4
+    serve(
+        lab, "sticky", "10.96.0.21", A1, A2, B1,
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}},
+    )  # fmt: skip
+    wait_until(lambda: ask(lab, B1, "10.96.0.21", 80, timeout=1)[0].startswith("default/"))
+    (first,) = {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=20)}
+    assert learned(lab, "node2")
+    # Where its endpoint goes it gets another, and keeps that though the first comes back.
+    others = [pod for pod in NODES if pod != first]
+    serve_sticky(lab, others)
+    wait_until(lambda: {a.server for a in answers(lab, B1, "10.96.0.21", 80)} <= {*others})
+    (second,) = {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=20)}
+    serve_sticky(lab, NODES)
+    wait_until(lambda: flows(lab, "node2").count("is") >= 0)
+    assert {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=20)} == {second}
+    wait_until(lambda: not learned(lab, "node2"), seconds=seconds + 10)
+    # The choice by the client's address alone is the first again.
+    assert {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=5)} == {first}
+
+
+def serve_sticky(lab: Lab, pods: Iterable[str]) -> None:
+    both = [{"name": p, "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
+    lab.apply(endpoints("sticky", [place(lab, pod) for pod in pods], both))
+
+
+def learned(lab: Lab, node: str) -> list[str]:
+    """The flows of table Affinity that the switch has made itself."""
+    return [line for line in flows(lab, node).splitlines() if line.strip().startswith("cookie=0xa")]
+
+
+def test_a_fair_spread_over_ten_endpoints(lab: Lab) -> None:
+    """10,000 connections; with 9 degrees of freedom chi-square exceeds 27.9 once in 1,000 times.
+
+    From five clients: one alone has some 14,000 ports, so that it gets what the hash makes of
+    these, and not of any.
+    """
+    at = address(lab, B1)
+    counts: Counter[str] = Counter()
+    with ExitStack() as servers:
+        # Ten ports of one pod.
+        for port in range(9100, 9110):
+            servers.enter_context(answering(lab, B1, port))
+            one = endpoints("spread", [(at, {"nodeName": "node2"})], [{"port": port}])
+            one["metadata"]["name"] = f"spread-{port}"
+            lab.apply(one)
+        lab.apply(service("spread", "10.96.0.22", [{"port": 80}]))
+        wait_until(lambda: ask(lab, A1, "10.96.0.22", 80, timeout=1)[0].startswith(B1))
+        for client in (A1, A2, B1, "node1", "node2"):
+            counts += spread(lab, client, "10.96.0.22", 80, 2_000)
+    assert sum(counts.values()) == 10_000
+    assert len(counts) == 10
+    chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
+    assert chi_square < 27.9, counts
+
+
+def flows(lab: Lab, node: str) -> str:
+    return lab.exec(node, ["ovs-ofctl", "--names", "--no-stats", "dump-flows", "br-int"]).stdout

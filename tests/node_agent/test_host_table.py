@@ -1,0 +1,391 @@
+"""The host's table and routes under real packets: a client, a host, and pods behind `sluice-gw`.
+
+The far end of `sluice-gw` stands in for the switch: it has the address of a pod and the one for
+NodePorts, and what it has no address for it sends back, as the switch does with what it refuses.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from flows import names
+from node_agent import host, nft
+from node_agent.cni_call import HostPort, Pod
+from node_agent.host_table import HostTable
+from node_agent.leases import Leases
+from node_agent.sysctl import Sysctls
+from tests.namespaces import inside
+
+from .conftest import CONFIG, needs_root, run
+
+pytestmark = needs_root
+
+HOST, CLIENT, OTHER = "192.0.2.1", "192.0.2.2", "192.0.2.9"
+GATEWAY, POD, NEIGHBOUR = "10.99.1.1", "10.99.1.2", "10.99.1.3"
+NODE_PORT = str(names.NODE_PORT_ADDRESS)
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+_IP_PKTINFO = 8  # ip(7)
+KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
+
+
+@dataclass
+class World:
+    """Three namespaces; `pods` is what is behind the gateway."""
+
+    home: Path
+    name: str = field(default_factory=lambda: f"sluice-host-{os.getpid()}")
+
+    def __post_init__(self) -> None:
+        self.host, self.client, self.pods = (f"{self.name}-{part}" for part in "hcp")
+        self.leases = Leases(self.home / "leases.sqlite", "node1", 0.0)
+        self.leases.use(CONFIG.pod_cidr)
+        found = self.home / "found"
+        self.table = HostTable(self.leases, Sysctls(Path("/proc/sys/net"), found))
+        self.table.use(CONFIG.pod_cidr, CONFIG.pod_range)
+
+    def ip(self, where: str, *lines: str) -> None:
+        for line in lines:
+            run("ip", "-n", where, *line.split())
+
+    def make(self) -> None:
+        for name in (self.host, self.client, self.pods):
+            run("ip", "netns", "add", name)
+            self.ip(name, "link set lo up")
+        self.ip(
+            self.host,
+            f"link add eth0 type veth peer name eth0 netns {self.client}",
+            f"link add {names.GATEWAY_PORT} type veth peer name gw netns {self.pods}",
+            f"addr add {HOST}/24 dev eth0", "link set eth0 up",
+        )  # fmt: skip
+        self.ip(
+            self.client,
+            f"addr add {CLIENT}/24 dev eth0", "link set eth0 up",
+            # What is to be forwarded goes by the host.
+            f"route add 10.96.0.0/11 via {HOST}", f"route add 198.51.100.0/24 via {HOST}",
+        )  # fmt: skip
+        self.ip(
+            self.pods,
+            f"link set gw address {names.ROUTER_MAC} up",
+            *(f"addr add {address}/32 dev gw" for address in (POD, NEIGHBOUR, NODE_PORT)),
+            f"neigh add {GATEWAY} lladdr {names.GATEWAY_MAC} dev gw",
+            f"route add default via {GATEWAY} dev gw onlink",
+        )  # fmt: skip
+        for what in ("ip_forward=1", "conf.gw.rp_filter=0", "conf.all.rp_filter=0",
+                     "conf.gw.send_redirects=0", "conf.all.send_redirects=0",
+                     "conf.gw.accept_local=1"):  # fmt: skip
+            run("ip", "netns", "exec", self.pods, "sysctl", "-qw", f"net.ipv4.{what}")
+
+    def remove(self) -> None:
+        self.leases.close()
+        for name in (self.host, self.client, self.pods):
+            run("ip", "netns", "del", name, check=False)
+
+    def on_host(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return inside(self.host, lambda: asyncio.run(function()))
+
+    def set_up(self, *external: str) -> set[IPv4Address]:
+        async def steps() -> set[IPv4Address]:
+            sysctls = Sysctls(Path("/proc/sys/net"), self.home / "found")
+            async with AsyncIPRoute() as netlink:
+                await host.set_up_gateway(netlink, sysctls, CONFIG, 1450)
+                addresses = [IPv4Address(address) for address in external]
+                left_out = await host.set_up_routes(netlink, CONFIG, addresses)
+            await self.table.converge()
+            return left_out
+
+        return set(self.on_host(steps))
+
+    def want(self, *ports: tuple[int, int], busy: tuple[tuple[int, int], ...] = ()) -> None:
+        self.table.want(set(ports), set(busy))
+        self.on_host(self.table.converge)
+
+    def add_pod(self, name: str, *ports: HostPort) -> str:
+        lease = self.leases.take(
+            name, "eth0", name, now=0.0, ofports=(), pod=Pod("default", name, "u"),
+            host_ports=ports,
+        )  # fmt: skip
+        self.on_host(self.table.converge)
+        return str(lease.address)
+
+    def rules(self) -> str:
+        return run("ip", "netns", "exec", self.host, "nft", "-a", "list", "table", "ip", "sluice")
+
+    def routes(self) -> set[str]:
+        shown = run("ip", "-n", self.host, "route", "show", "dev", names.GATEWAY_PORT)
+        return {line.split()[0] for line in shown.splitlines()}
+
+    @contextlib.contextmanager
+    def server(self, port: int, protocol: int = TCP, where: str = "") -> Iterator[None]:
+        """Answers with the address it was asked at, the port, and the address of who asks."""
+        made = inside(where or self.pods, lambda: _socket(protocol, ("0.0.0.0", port)))
+        made.settimeout(0.05)
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    if protocol == UDP:
+                        _, [(*_, info)], _, peer = made.recvmsg(100, 100)
+                        own = socket.inet_ntoa(info[-4:])
+                        # in_pktinfo: by the interface 0, from the address it was asked at.
+                        source = (
+                            socket.IPPROTO_IP,
+                            _IP_PKTINFO,
+                            struct.pack("i4s4x", 0, info[-4:]),
+                        )
+                        made.sendmsg([f"{own} {port} {peer[0]}".encode()], [source], 0, peer)
+                    else:
+                        connection, peer = made.accept()
+                        with connection:
+                            own = connection.getsockname()[0]
+                            connection.sendall(f"{own} {port} {peer[0]}".encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            made.close()
+
+    def ask(
+        self, where: str, address: str, port: int, protocol: int = TCP, source: str = "0.0.0.0"
+    ) -> str:
+        def steps() -> str:
+            with _socket(protocol, (source, 0)) as asking:
+                asking.settimeout(2)
+                asking.connect((address, port))
+                asking.send(b"?") if protocol == UDP else None
+                return asking.recv(100).decode()
+
+        return inside(where, steps)
+
+    def refused(self, *args: Any, **kwargs: Any) -> bool:
+        """At once, not by silence."""
+        try:
+            self.ask(*args, **kwargs)
+        except ConnectionRefusedError:
+            return True
+        return False
+
+
+def _socket(protocol: int, address: tuple[str, int]) -> socket.socket:
+    made = socket.socket(socket.AF_INET, KINDS[protocol])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if protocol == UDP:
+        made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    made.bind(address)
+    if protocol == TCP:
+        made.listen() if address[1] else None
+    return made
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    try:
+        made.make()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_node_ports(world: World, protocol: int) -> None:
+    world.set_up()
+    world.want((protocol, 30080))
+    with world.server(30080, protocol), world.server(30081, protocol):
+        # The source is kept, whoever asks.
+        assert world.ask(world.client, HOST, 30080, protocol) == f"{NODE_PORT} 30080 {CLIENT}"
+        assert world.ask(world.host, HOST, 30080, protocol) == f"{NODE_PORT} 30080 {HOST}"
+        assert world.ask(world.host, GATEWAY, 30080, protocol) == f"{NODE_PORT} 30080 {GATEWAY}"
+        assert world.refused(world.client, HOST, 30081, protocol)
+        assert world.refused(world.host, "127.0.0.1", 30080, protocol)
+        # The switch does that for its pods.
+        assert world.refused(world.pods, HOST, 30080, protocol, POD)
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_what_the_switch_sends_back_is_refused(world: World, protocol: int) -> None:
+    """From outside and from the host itself, by each kind of address of a Service."""
+    world.set_up("198.51.100.7")
+    world.want((protocol, 30080))
+    world.ip(world.pods, f"addr del {NODE_PORT}/32 dev gw")
+    for where in (world.client, world.host):
+        for address, port in ((HOST, 30080), ("10.98.0.9", 80), ("198.51.100.7", 80)):
+            assert world.refused(where, address, port, protocol), (where, address)
+    # Bound to another of its addresses.
+    assert world.refused(world.host, "10.98.0.9", 80, protocol, HOST)
+
+
+def test_sources_of_services_do_not_leave_the_node(world: World) -> None:
+    """The switch gave it the source HAIRPIN_ADDRESS, which only this node knows."""
+    world.set_up()
+    hairpin = str(names.HAIRPIN_ADDRESS)
+    world.ip(world.pods, f"addr add {hairpin}/32 dev gw")
+    with world.server(80, where=world.client):
+        assert world.ask(world.pods, CLIENT, 80, source=hairpin) == f"{CLIENT} 80 {HOST}"
+        assert world.ask(world.pods, CLIENT, 80, source=POD) == f"{CLIENT} 80 {HOST}"
+    with world.server(80, where=world.host):
+        assert world.ask(world.pods, HOST, 80, source=hairpin) == f"{HOST} 80 {hairpin}"
+
+
+def test_host_ports(world: World) -> None:
+    world.set_up()
+    for address in ("127.0.0.1", OTHER):
+        if address == OTHER:
+            world.ip(world.host, f"addr add {OTHER}/24 dev eth0")
+    anywhere = HostPort(TCP, None, 8080, 80)
+    one = HostPort(TCP, IPv4Address(OTHER), 8081, 80)
+    loopback = HostPort(TCP, IPv4Address("127.0.0.1"), 8082, 80)
+    datagrams = HostPort(UDP, None, 8080, 53)
+    assert world.add_pod("a", anywhere, one, loopback, datagrams) == POD
+    with world.server(80), world.server(53, UDP):
+        for address in (HOST, OTHER):
+            assert world.ask(world.client, address, 8080) == f"{POD} 80 {CLIENT}"
+            assert world.ask(world.client, address, 8080, UDP) == f"{POD} 53 {CLIENT}"
+            assert world.ask(world.host, address, 8080) == f"{POD} 80 {HOST}"
+        assert world.ask(world.host, "127.0.0.1", 8080) == f"{POD} 80 {GATEWAY}"
+        assert world.ask(world.client, OTHER, 8081) == f"{POD} 80 {CLIENT}"
+        assert world.refused(world.client, HOST, 8081)
+        assert world.ask(world.host, "127.0.0.1", 8082) == f"{POD} 80 {GATEWAY}"
+        assert world.refused(world.client, HOST, 8082)
+        # Another pod of this node, and the pod itself.
+        for source in (NEIGHBOUR, POD):
+            assert world.ask(world.pods, HOST, 8080, source=source) == f"{POD} 80 {GATEWAY}"
+        world.leases.release("a", "eth0", now=0.0)
+        world.on_host(world.table.converge)
+        assert world.refused(world.client, HOST, 8080)
+        assert world.refused(world.client, HOST, 8080, UDP)
+
+
+def test_pods_do_not_reach_the_hosts_loopback(world: World) -> None:
+    """Not even now, when the gateway routes it."""
+    world.set_up()
+    world.add_pod("a", HostPort(TCP, None, 8080, 80))
+    run("ip", "netns", "exec", world.pods, "sysctl", "-qw", "net.ipv4.conf.gw.route_localnet=1")
+    world.ip(
+        world.pods,
+        "addr del 127.0.0.1/8 dev lo",
+        f"route add 127.0.0.1 via {GATEWAY} dev gw onlink src {POD}",
+    )
+    with world.server(9000, where=world.host), pytest.raises(TimeoutError):
+        world.ask(world.pods, "127.0.0.1", 9000, source=POD)
+    assert "ip daddr 127.0.0.0/8 counter packets 0" not in world.rules()
+
+
+def test_datagrams_follow_a_host_port_to_its_new_pod(world: World) -> None:
+    """A client that never stops would otherwise reach the old one, or nobody, for ever."""
+    world.set_up()
+    with (
+        world.server(53, UDP),
+        world.server(54, UDP),
+        inside(world.client, lambda: _socket(UDP, (CLIENT, 5000))) as client,
+    ):
+        client.settimeout(2)
+        client.connect((HOST, 8053))
+
+        def ask() -> str:
+            client.send(b"?")
+            return client.recv(100).decode()
+
+        with pytest.raises(ConnectionRefusedError):
+            ask()
+        world.add_pod("a", HostPort(UDP, None, 8053, 53))
+        assert ask() == f"{POD} 53 {CLIENT}"
+        world.leases.release("a", "eth0", now=0.0)
+        world.add_pod("b", HostPort(UDP, None, 8053, 54))
+        assert ask() == f"{NEIGHBOUR} 54 {CLIENT}"
+        world.leases.release("b", "eth0", now=0.0)
+        world.on_host(world.table.converge)
+        with pytest.raises(ConnectionRefusedError):
+            ask()
+        world.want((UDP, 8053))
+        with world.server(8053, UDP):
+            assert ask() == f"{NODE_PORT} 8053 {CLIENT}"
+
+
+def test_what_is_so_is_left_and_what_changes_is_an_element(world: World) -> None:
+    world.set_up()
+    ports = {(TCP, port) for port in range(30000, 32000)}
+    world.want(*ports)
+    before = world.rules()
+    world.on_host(world.table.converge)
+    assert world.rules() == before
+    world.want(*ports, (UDP, 53))
+
+    def handles(rules: str) -> list[str]:
+        return [line for line in rules.splitlines() if "handle" in line]
+
+    after = world.rules()
+    assert handles(after) == handles(before)
+    assert "udp . 53" in after
+    assert world.table.node_ports == {*ports, (UDP, 53)}
+    # With what is in it, as one: somebody took a rule away.
+    run("ip", "netns", "exec", world.host, "nft", "flush", "chain", "ip", "sluice", "prerouting")
+    world.on_host(world.table.converge)
+    again = world.rules()
+    assert handles(again) != handles(before)
+    assert "udp . 53" in again
+    world.on_host(nft.remove)
+    world.on_host(world.table.converge)
+    assert "udp . 53" in world.rules()
+
+
+def test_before_anybody_says_which_node_ports_there_are_they_stay(world: World) -> None:
+    world.set_up()
+    world.want((TCP, 30080))
+    restarted = HostTable(world.leases, Sysctls(Path("/proc/sys/net"), world.home / "found"))
+    restarted.use(IPv4Network("10.99.2.0/24"), CONFIG.pod_range)
+    world.on_host(restarted.converge)
+    assert "tcp . 30080" in world.rules()
+    assert "10.99.2.0/24" in world.rules()
+
+
+def test_a_port_is_whose_it_was_first(world: World) -> None:
+    world.set_up()
+    world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30080),))
+    assert world.table.node_ports == {(TCP, 30081)}
+    world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
+    assert world.table.node_ports == {(TCP, 30080), (TCP, 30081)}
+    world.want((TCP, 30080), busy=((TCP, 30081),))
+    world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
+    assert world.table.node_ports == {(TCP, 30080)}
+
+
+def test_routes_come_and_go_and_the_hosts_own_stay(world: World) -> None:
+    world.ip(world.host, f"route add default via {CLIENT}")
+    fixed = {"10.99.0.0/16", "10.98.0.0/16", "169.254.1.2/31"}
+    assert world.set_up("198.51.100.7", "198.51.100.8", HOST, CLIENT) == {
+        IPv4Address(HOST), IPv4Address(CLIENT)
+    }  # fmt: skip
+    assert world.routes() == {*fixed, "198.51.100.7", "198.51.100.8"}
+    # Set down, an interface loses its routes; and one of somebody else's.
+    world.ip(world.host, f"link set {names.GATEWAY_PORT} down")
+    world.ip(world.host, f"link set {names.GATEWAY_PORT} up")
+    world.ip(world.host, f"route add 203.0.113.0/24 dev {names.GATEWAY_PORT}")
+    world.set_up("198.51.100.8")
+    assert world.routes() == {*fixed, "198.51.100.8"}
+
+    async def nobody_knows() -> set[IPv4Address]:
+        async with AsyncIPRoute() as netlink:
+            # Nor does the node's own check take these for another's.
+            config = msgspec.structs.replace(CONFIG, address=IPv4Address(HOST))
+            await host.check(netlink, config)
+            return await host.set_up_routes(netlink, CONFIG, None)
+
+    assert world.on_host(nobody_knows) == set()
+    assert world.routes() == {*fixed, "198.51.100.8"}

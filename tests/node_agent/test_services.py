@@ -1,0 +1,275 @@
+"""What an agent's host does for Services, on a node with a real switch."""
+
+import asyncio
+import json
+import socket
+from contextlib import closing
+from ipaddress import IPv4Address
+from typing import Any
+
+import aiohttp
+
+from node_agent import host_ports
+from node_agent.cni_call import Code
+from node_agent.health_checks import HealthChecks
+from node_agent.services import _both
+from settings.node import HostServices, NodeProblems, decode_services, encode
+from tests.namespaces import inside
+
+from .conftest import ADDRESS, NODE, ScratchNode, controlled, needs_root, until
+
+EXTERNAL = IPv4Address("198.51.100.7")
+TCP, UDP = 6, 17
+FIXED = {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31"}
+
+
+def said(revision: str, *ports: tuple[int, int, str], **more: Any) -> HostServices:
+    fields = {"external_addresses": (), "health_checks": (), **more}
+    return HostServices(NODE, ports, revision=revision, **fields)
+
+
+def listening(node: ScratchNode, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def steps() -> socket.socket:
+        made = socket.socket(socket.AF_INET, kind)
+        made.bind(("0.0.0.0", port))
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+    return inside(node.name, steps)
+
+
+def node_ports(node: ScratchNode) -> set[str]:
+    shown = json.loads(node.run("nft", "-j", "list", "set", "ip", "sluice", "node-ports"))
+    (found,) = [entry["set"] for entry in shown["nftables"] if "set" in entry]
+    return {" ".join(map(str, element["concat"])) for element in found.get("elem", ())}
+
+
+def routes(node: ScratchNode) -> set[str]:
+    shown = node.run("ip", "-j", "route", "show", "dev", "sluice-gw", check=False)
+    return {route["dst"] for route in json.loads(shown or "[]")}
+
+
+@needs_root
+def test_the_document_is_followed_and_kept(scratch: ScratchNode) -> None:
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+
+            async def until_so(ports: set[str], external: set[str]) -> None:
+                await until(lambda: node_ports(scratch) == ports, scratch.log)
+                await until(lambda: routes(scratch) == FIXED | external, scratch.log)
+
+            controller.services = said(
+                "1", (TCP, 30080, "default/web"), external_addresses=(EXTERNAL, ADDRESS)
+            )
+            await until_so({"tcp 30080"}, {str(EXTERNAL)})
+            # It may not be all yet: nothing is taken away.
+            controller.services = said("2", (UDP, 30053, "default/dns"), whole=False)
+            await until_so({"tcp 30080", "udp 30053"}, {str(EXTERNAL)})
+            controller.services = said("3", (UDP, 30053, "default/dns"))
+            await until_so({"udp 30053"}, set())
+            controller.services = said(
+                "4", (UDP, 30053, "default/dns"), external_addresses=(EXTERNAL,)
+            )
+            await until_so({"udp 30053"}, {str(EXTERNAL)})
+            # Set down, the gateway has no routes; and they are not missed for a minute.
+            scratch.run("ip", "link", "set", "sluice-gw", "down")
+            await until_so({"udp 30053"}, {str(EXTERNAL)})
+        # Started with the controller away, as after a reboot.
+        scratch.stop_agent()
+        scratch.run("nft", "flush", "ruleset")
+        scratch.run("ip", "route", "flush", "dev", "sluice-gw")
+        scratch.start_agent()
+        await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+        assert node_ports(scratch) == {"udp 30053"}
+        assert routes(scratch) == {*FIXED, str(EXTERNAL)}
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode) -> None:
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+            with (
+                closing(listening(scratch, 30080)),
+                closing(listening(scratch, 30053, socket.SOCK_DGRAM)),
+                closing(listening(scratch, 32000)),
+            ):
+                controller.services = said(
+                    "1",
+                    (TCP, 30080, "default/web"),
+                    (UDP, 30053, "default/dns"),
+                    (TCP, 30053, "default/dns"),
+                    health_checks=((32000, "default/lb", 1),),
+                )
+                await until(lambda: node_ports(scratch) == {"tcp 30053"}, scratch.log)
+
+                def told() -> bool:
+                    services = controller.problems.services
+                    return (
+                        services.keys() == {"default/web", "default/dns", "default/lb"}
+                        and "NodePort 30080/TCP is not served: process" in services["default/web"]
+                        and "(python" in services["default/web"]
+                        and "NodePort 30053/UDP is not served" in services["default/dns"]
+                        and "health check port 32000" in services["default/lb"]
+                    )
+
+                await until(told, lambda: f"{controller.problems}\n{scratch.log()}", 30)
+            every = {"tcp 30080", "udp 30053", "tcp 30053"}
+            await until(lambda: node_ports(scratch) == every, scratch.log, 30)
+            await until(lambda: controller.problems == NodeProblems(), scratch.log, 30)
+            # Who comes later gets nothing; and that is told too.
+            with closing(listening(scratch, 30080)):
+                await until(
+                    lambda: "for nothing" in controller.problems.services.get("default/web", ""),
+                    lambda: f"{controller.problems}\n{scratch.log()}",
+                    30,
+                )
+                assert node_ports(scratch) == every
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_a_pods_host_port_from_add_to_del(scratch: ScratchNode) -> None:
+    def host_ports() -> str:
+        return scratch.run("nft", "list", "map", "ip", "sluice", "host-ports")
+
+    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}
+    conf = {"runtimeConfig": {"portMappings": [mapping, {**mapping, "hostIP": "127.0.0.1"}]}}
+
+    async def main() -> None:
+        async with controlled(scratch):
+            spaces = [scratch.netns() for _ in range(2)]
+            code, result = await scratch.add("a", spaces[0], **conf)
+            assert code == 0, result
+            assert "tcp . 8080 : 10.99.1.2 . 80" in host_ports()
+            check = {**scratch.attachment("a", spaces[0]), "conf": {"prevResult": result}}
+            assert await scratch.cni("CHECK", **check) == (0, {})
+            code, error = await scratch.add("b", spaces[1], **conf)
+            assert (code, error["code"]) == (1, Code.HOST_PORT)
+            assert (
+                "default/b wants host port 0.0.0.0:8080/tcp, which default/a has"
+                in (error["details"])
+            )
+            # All is lost but OVSDB.
+            scratch.stop_agent(kill=True)
+            scratch.run("nft", "flush", "ruleset")
+            for file in (scratch.home / "state").iterdir():
+                file.unlink()
+            scratch.start_agent()
+            await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+            assert "tcp . 8080 : 10.99.1.2 . 80" in host_ports()
+            assert (await scratch.add("b", spaces[1], **conf))[1]["code"] == Code.HOST_PORT
+            scratch.run("nft", "flush", "map", "ip", "sluice", "host-ports")
+            code, error = await scratch.cni("CHECK", **check)
+            assert (code, error["code"]) == (1, Code.DIFFERS)
+            assert "does not send 6 8080 to 10.99.1.2 80" in error["details"]
+            assert await scratch.cni("DEL", **scratch.attachment("a", spaces[0])) == (0, {})
+            assert "8080" not in scratch.run("nft", "list", "table", "ip", "sluice")
+            assert (await scratch.add("b", spaces[1], **conf))[0] == 0
+            assert await scratch.cni("GC", conf={"cni.dev/valid-attachments": []}) == (0, {})
+            assert "8080" not in scratch.run("nft", "list", "table", "ip", "sluice")
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_who_holds_a_port(scratch: ScratchNode) -> None:
+    def make(family: int, kind: int, *address: Any, v6only: bool = False) -> socket.socket:
+        made = socket.socket(family, kind)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        made.bind(address)
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+    v4, v6, stream, datagram = (
+        socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
+    )  # fmt: skip
+
+    def steps() -> dict[tuple[int, int], str]:
+        made = [
+            make(v4, stream, "0.0.0.0", 1),
+            make(v4, stream, str(ADDRESS), 2),
+            make(v4, stream, "127.0.0.1", 3),
+            make(v6, stream, "::", 4),
+            make(v6, stream, "::", 5, v6only=True),
+            make(v6, stream, "::1", 6),
+            make(v6, datagram, "::", 7),
+            make(v4, datagram, "0.0.0.0", 8),
+            make(v4, datagram, "0.0.0.0", 9),
+            make(v4, stream, "0.0.0.0", 10),
+        ]
+        made[8].connect((str(ADDRESS), 53))
+        try:
+            return host_ports.held([(p, n) for n in range(1, 10) for p in (TCP, UDP)])
+        finally:
+            for one in made:
+                one.close()
+
+    found = inside(scratch.name, steps)
+    assert found.keys() == {(TCP, 1), (TCP, 2), (TCP, 4), (UDP, 7), (UDP, 8)}
+    assert {title.split()[0] for title in found.values()} == {"process"}
+
+
+def test_health_checks_answer_as_kube_proxy_does() -> None:
+    def free() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    async def main() -> None:
+        one, two = free(), free()
+        checks = HealthChecks()
+        async with aiohttp.ClientSession() as session:
+
+            async def ask(port: int) -> tuple[int, str, dict[str, Any]]:
+                async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
+                    weight = response.headers["X-Load-Balancing-Endpoint-Weight"]
+                    assert response.headers["Content-Type"].startswith("application/json")
+                    return response.status, weight, await response.json()
+
+            def body(name: str, count: int) -> dict[str, Any]:
+                return {
+                    "service": {"namespace": "default", "name": name},
+                    "localEndpoints": count,
+                    "serviceProxyHealthy": True,
+                }
+
+            assert await checks.converge([(one, "default/a", 2), (two, "default/b", 0)]) == {}
+            assert await ask(one) == (200, "2", body("a", 2))
+            assert await ask(two) == (503, "0", body("b", 0))
+            assert await checks.converge([(one, "default/a", 0)]) == {}
+            assert await ask(one) == (503, "0", body("a", 0))
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                other.bind(("0.0.0.0", two))
+                other.listen()
+                problems = await checks.converge([(two, "default/b", 1)])
+                assert problems.keys() == {"default/b"}
+                assert f"health check port {two}" in problems["default/b"]
+            assert await checks.converge([(two, "default/b", 1)]) == {}
+            assert (await ask(two))[0] == 200
+            await checks.close()
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", two)) != 0
+
+    asyncio.run(main())
+
+
+def test_a_document_that_is_not_whole_adds_only() -> None:
+    old = said(
+        "1", (TCP, 1, "a/a"), (TCP, 2, "a/b"), external_addresses=(EXTERNAL,),
+        health_checks=((7, "a/a", 1),),
+    )  # fmt: skip
+    new = said("2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), whole=False)
+    assert _both(None, new) == new
+    both = _both(old, new)
+    assert both.node_ports == ((TCP, 1, "a/a"), (TCP, 2, "a/c"))
+    assert both.external_addresses == (EXTERNAL,)
+    assert both.health_checks == ((7, "a/a", 0), (8, "a/b", 1))
+    assert both.revision == "2"
+    assert decode_services(encode(both)) == both
