@@ -70,7 +70,9 @@ def connections(lab: Lab, node: str, of: str) -> list[str]:
 
 def committed(lab: Lab, node: str) -> int:
     dump = ["ovs-ofctl", "-O", "OpenFlow15", "--names", "dump-flows", "br-int", "table=Commit"]
-    (count,) = re.findall(r"n_packets=(\d+).*commit", lab.exec(node, dump).stdout)
+    # Of what is not a Service's.
+    flow = r"n_packets=(\d+),.* priority=100,.*commit"
+    (count,) = re.findall(flow, lab.exec(node, dump).stdout)
     return int(count)
 
 
