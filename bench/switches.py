@@ -53,7 +53,7 @@ class Type(IntEnum):
 
 
 # enum ofp_multipart_type
-FLOW_DESC, METER_DESC, PORT_DESC = 1, 10, 13
+FLOW_DESC, GROUP_DESC, METER_DESC, PORT_DESC = 1, 7, 10, 13
 # enum ofp_bundle_ctrl_type: a reply is its request's plus one.
 OPEN, CLOSE, COMMIT, DISCARD = 0, 2, 4, 6
 # enum ofp_meter_mod_command
@@ -172,7 +172,11 @@ class SimulatedSwitch(asyncio.Protocol):
                 Type.MULTIPART_REPLY, xid, body[:2] + bytes(6) + b"".join(map(_port, self.ports))
             )
             self.was_ready = True
-        elif (kind == FLOW_DESC and not self.flows) or (kind == METER_DESC and not self.meters):
+        elif (
+            kind == GROUP_DESC  # there are no Services here
+            or (kind == FLOW_DESC and not self.flows)
+            or (kind == METER_DESC and not self.meters)
+        ):
             self._send(Type.MULTIPART_REPLY, xid, body[:2] + bytes(6))
         else:
             # Their cookies are known here, but not their matches.
