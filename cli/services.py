@@ -165,7 +165,7 @@ def _show_port(port: dict[str, Any], node: str | None) -> None:
     click.echo("    endpoints" if port["endpoints"] else "    no endpoints")
     endpoints = [
         (
-            f"{endpoint['address']}:{endpoint['port']}",
+            _place(endpoint),
             endpoint["state"],
             endpoint["node"] or "no node",
             endpoint["zone"],

@@ -7,6 +7,7 @@ switch that is behind takes the batches it lacks.
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from controller.audit import Digests
@@ -20,6 +21,15 @@ LOG_LENGTH = 256
 """Batches kept for switches that are behind; one further behind is compared whole."""
 
 
+class SharedChange(NamedTuple):
+    """What brought the shared program to a version."""
+
+    version: int
+    batch: Batch
+    triggers: tuple[float, ...]
+    """When what led to it was done (Unix time)."""
+
+
 class Desired:
     """The programs of all nodes, and the batches of what they share."""
 
@@ -29,9 +39,7 @@ class Desired:
         self.shared = Program(CLUSTER_SCOPE)
         self._view = view
         self._programs: dict[str, Program] = {}
-        self._log: deque[tuple[int, Batch]] = deque(maxlen=LOG_LENGTH)
-        self.triggers: dict[int, list[float]] = {}
-        """By version of the shared program, when what led to it was done (Unix time)."""
+        self._log: deque[SharedChange] = deque(maxlen=LOG_LENGTH)
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
 
@@ -58,15 +66,13 @@ class Desired:
         if not self.whole:
             delta = Delta(adds=delta.adds, groups_set=delta.groups_set)
         batch = batch_of(delta, self.shared.seal, sealed=self.whole)
-        self._log.append((self.shared.version, batch))
-        self.triggers[self.shared.version] = [*triggers]
-        self.triggers.pop(self.shared.version - LOG_LENGTH, None)
+        self._log.append(SharedChange(self.shared.version, batch, tuple(triggers)))
         return True
 
-    def batches_since(self, version: int) -> list[tuple[int, Batch]] | None:
-        """The shared program's batches after a version; None where they are not kept any more."""
-        lacking = [entry for entry in self._log if entry[0] > version]
-        return lacking if lacking and lacking[0][0] == version + 1 else None
+    def changes_since(self, version: int) -> list[SharedChange] | None:
+        """The shared program's changes after a version; None where they are not kept any more."""
+        lacking = [change for change in self._log if change.version > version]
+        return lacking if lacking and lacking[0].version == version + 1 else None
 
     def everything_shared(self) -> Batch:
         """All shared flows, encoded once for all switches that hold none."""

@@ -72,34 +72,25 @@ def groups(
         reasons.update((part, reason) for each in parts if (part := _group_behind(each)))
     missing = dict(desired)
     rows: list[dict[str, Any]] = []
-    for entry in installed:
-        known = missing.pop(entry.id, None)
-        if known is None:
-            state = "stale" if entry.id in names.GROUPS else "foreign"
-        else:
-            as_is = digest.of_group_entry(entry) == digest.of_group(known[0])
-            state = "installed" if as_is else "altered"
+
+    def add(number: int, state: str, cause: str, buckets: list[dict[str, Any]]) -> None:
+        reason = reasons.get(number, "")
         rows.append(
-            {
-                "id": entry.id,
-                "state": state,
-                "object": known[1] if known else "",
-                "reason": reasons.get(entry.id, ""),
-                "buckets": _buckets(known[0])
-                if known and state == "installed"
-                else foreign.described_buckets(entry),
-            }
+            {"id": number, "state": state, "object": cause, "reason": reason, "buckets": buckets}
         )
-    rows += (
-        {
-            "id": number,
-            "state": "missing",
-            "object": cause,
-            "reason": reasons.get(number, ""),
-            "buckets": _buckets(group),
-        }
-        for number, (group, cause) in missing.items()
-    )
+
+    for entry in installed:
+        if entry.id not in missing:
+            state = "stale" if entry.id in names.GROUPS else "foreign"
+            add(entry.id, state, "", foreign.described_buckets(entry))
+            continue
+        group, cause = missing.pop(entry.id)
+        if digest.of_group_entry(entry) == digest.of_group(group):
+            add(entry.id, "installed", cause, _buckets(group))
+        else:
+            add(entry.id, "altered", cause, foreign.described_buckets(entry))
+    for number, (group, cause) in missing.items():
+        add(number, "missing", cause, _buckets(group))
     return sorted(rows, key=lambda row: row["id"])
 
 

@@ -241,9 +241,11 @@ class Reconciler:
             for zone in (ZONE, SNAT_ZONE)
         ]
         for at in range(0, len(forgets), FORGET_AT_ONCE):
-            batch = Batch.of_forgets(forgets[at : at + FORGET_AT_ONCE])
-            for session in self.sessions.values():
-                session.to_forget.put_nowait(batch)
+            self._have_forgotten(Batch.of_forgets(forgets[at : at + FORGET_AT_ONCE]))
+
+    def _have_forgotten(self, batch: Batch) -> None:
+        for session in self.sessions.values():
+            session.to_forget.put_nowait(batch)
 
     def _addresses(self, node: str) -> set[IPv4Address]:
         attachments = self.inventory.view.attachments.get(node, {})
@@ -259,9 +261,7 @@ class Reconciler:
         # Where one has a new owner already, it is too late: what there is may be the owner's.
         addresses = [address for address, node in freed.items() if address not in nodes[node]]
         for at in range(0, len(addresses), FORGET_AT_ONCE):
-            batch = Batch.forgetting(ZONE, addresses[at : at + FORGET_AT_ONCE])
-            for session in self.sessions.values():
-                session.to_forget.put_nowait(batch)
+            self._have_forgotten(Batch.forgetting(ZONE, addresses[at : at + FORGET_AT_ONCE]))
 
     async def _keep_in_sync(self, session: Session) -> None:
         while True:

@@ -16,17 +16,17 @@ from controller.sources.objects import EndpointPort as EndpointPortObject
 from controller.sources.objects import EndpointSlice as SliceObject
 from controller.sources.objects import Service as ServiceObject
 from controller.sources.objects import ServicePort as ServicePortObject
+from flows.features.protocols import LAYER_4_NAMES, TCP, UDP
 from flows.view import Cluster, Endpoint, Frontend
 from settings.plain_yaml import shown
 
-PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
+PROTOCOL_NAMES: Final = {number: name.upper() for number, name in LAYER_4_NAMES.items()}
+PROTOCOLS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
 """IANA's numbers, by the names of core/v1 Protocol."""
-UDP: Final = PROTOCOLS["UDP"]
 USUAL_AFFINITY: Final = 10_800
 LONGEST_AFFINITY: Final = 86_400
 """Seconds (core/v1 ClientIPConfig)."""
 _PORTS: Final = range(1, 65_536)
-PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 _ANYWHERE: Final = IPv4Network("0.0.0.0/0")
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 
@@ -347,7 +347,7 @@ def _judge_health_check(
     if port not in _PORTS:
         problems.append(f"{field} is missing" if port == 0 else f"{field}: {port} is no port")
         return None
-    check = Offer(Frontend(None, port, True), PROTOCOLS["TCP"], field)
+    check = Offer(Frontend(None, port, True), TCP, field)
     if any(offer.claim == check.claim for each in ports for offer in each.offers):
         problems.append(f"{field}: {check.claim} is a nodePort of its own already")
         return None

@@ -8,7 +8,7 @@ on the order it came in.
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple, TypeVar
@@ -16,7 +16,6 @@ from typing import Final, NamedTuple, TypeVar
 from controller.group_ids import GroupIds, GroupKey
 from controller.service_drafts import (
     NOTHING,
-    UDP,
     Claim,
     Draft,
     DraftPort,
@@ -33,6 +32,7 @@ from controller.service_drafts import (
 from controller.sources.objects import EndpointSlice as SliceObject
 from controller.sources.objects import Service as ServiceObject
 from flows import topology
+from flows.features.protocols import UDP
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort
 
 MOST_PROBLEMS: Final = 5
@@ -417,18 +417,12 @@ class Services:
 
     def _put_together(self, name: str, parts: Iterable[ServicePort]) -> Service | None:
         ports = tuple(
-            ServicePort(
-                port.name,
-                port.protocol,
-                port.frontends,
-                port.endpoints,
-                {
+            replace(
+                port,
+                groups={
                     variant: self._groups[GroupKey(name, port.name, port.protocol, variant)]
                     for variant in _variants(port)
                 },
-                port.internal_local,
-                port.external_local,
-                port.affinity,
             )
             for port in parts
         )

@@ -133,8 +133,8 @@ class Session:
         shared = desired.shared.cookies
         held = shared.keys() & installed
         shared_groups = desired.shared.groups
-        held_groups = _held(shared_groups.values(), ids, installed)
-        own_groups = _held(desired.program(self.node).groups.values(), ids, installed)
+        held_groups = _held(desired.shared, ids, installed)
+        own_groups = _held(desired.program(self.node), ids, installed)
         self._groups = {number: own_groups.get(number) for number in ids - shared_groups.keys()}
         if held or self.left_out:
             known = held | self.left_out
@@ -145,7 +145,8 @@ class Session:
                     groups_set=tuple(
                         GroupChange(group)
                         for number, group in shared_groups.items()
-                        if number not in held_groups and self._is_wanted(group)
+                        if number not in held_groups
+                        and desired.shared.companions[number] not in self.left_out
                     ),
                 ),
                 desired.shared.seal,
@@ -183,14 +184,14 @@ class Session:
     async def _catch_up(self) -> None:
         """Send the batches of shared changes that the switch has not had."""
         while self.shared_version != self._desired.shared.version:
-            lacking = self._desired.batches_since(self.shared_version)
+            lacking = self._desired.changes_since(self.shared_version)
             if lacking is None:
                 await self._compare()
                 continue
-            for version, batch in lacking:
-                await self._apply(batch)
-                self.shared_version = version
-                for triggered in self._desired.triggers.get(version, ()):
+            for change in lacking:
+                await self._apply(change.batch)
+                self.shared_version = change.version
+                for triggered in change.triggers:
                     metrics.PROGRAMMING.observe(max(0.0, time.time() - triggered))
 
     async def _sync_own(self) -> None:
@@ -201,7 +202,11 @@ class Session:
             for cookie, (flow, _) in program.cookies.items()
             if cookie not in self.left_out
         }
-        groups = {n: group for n, group in program.groups.items() if self._is_wanted(group)}
+        groups = {
+            number: group
+            for number, group in program.groups.items()
+            if program.companions[number] not in self.left_out
+        }
         delta = diff(self._cookies, self._meters, self._groups, wanted, program.meters, groups)
         # What is left over from before may have become a shared one again meanwhile.
         shared = self._desired.shared
@@ -227,9 +232,6 @@ class Session:
             self._meters[meter.id] = meter
         for meter_id in delta.meters_delete:
             self._meters.pop(meter_id, None)
-
-    def _is_wanted(self, group: Group) -> bool:
-        return state.companion(group).cookie not in self.left_out
 
     async def forget_for_ever(self) -> None:
         """Send what `to_forget` gets. Raises `ConnectionLost`."""
@@ -348,10 +350,7 @@ class Session:
 
     async def _wrong_groups(self) -> Delta:
         """What puts right the groups that somebody changed, took away or brought."""
-        wanted = {
-            **self._desired.shared.groups,
-            **self._desired.program(self.node).groups,
-        }
+        wanted = self._desired.shared.groups | self._desired.program(self.node).groups
         digests = {
             n: d for each in self._desired.digests(self.node) for n, d in each.groups.items()
         }
@@ -382,14 +381,12 @@ class Session:
                 yield f"cookie={cookie:#x}"
 
 
-def _held(
-    groups: Iterable[Group], ids: Collection[int], cookies: Collection[int]
-) -> dict[int, Group]:
-    """Those that a switch with these groups and flows holds as they are, by what its flows say."""
+def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> dict[int, Group]:
+    """The program's groups that a switch with these ids and cookies holds as they are."""
     return {
-        group.id: group
-        for group in groups
-        if group.id in ids and state.companion(group).cookie in cookies
+        number: group
+        for number, group in program.groups.items()
+        if number in ids and program.companions[number] in cookies
     }
 
 
@@ -399,6 +396,5 @@ def _cookie_of(message: Message, program: Program) -> int:
         case Flow():
             return message.cookie
         case Group(id=number) | BucketsInsert(group=number) | BucketRemove(group=number):
-            group = program.groups.get(number)
-            return state.companion(group).cookie if group else 0
+            return program.companions.get(number, 0)
     return 0

@@ -99,6 +99,8 @@ class Program:
         self.meters: dict[int, Meter] = {}
         self.groups: dict[int, Group] = {}
         """By id."""
+        self.companions: dict[int, int] = {}
+        """By a group's id, the cookie of the flow that says what it holds."""
         self._fragments: dict[Key, Fragment] = {}
         self._flows: dict[int, tuple[Flow, Fragment]] = {}
         self._taken: dict[object, int] = {}
@@ -184,8 +186,11 @@ class Program:
         gone += [self.meters[m.id] for m in delta.meters_set if m.id in self.meters]
         self.meters.update((meter.id, meter) for meter in delta.meters_set)
         for number in delta.groups_delete:
-            del self.groups[number]
+            del self.groups[number], self.companions[number]
         self.groups.update(groups)
+        self.companions.update(
+            (change.new.id, state.companion(change.new).cookie) for change in delta.groups_set
+        )
         # Incrementally, or a change would cost what did not change.
         self._total += sum(added) + sum(meter.digest for meter in delta.meters_set)
         self._total -= sum(removed) + sum(meter.digest for meter in gone)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from flows import names
+from flows.features.protocols import LAYER_4_NAMES
 
 VERSIONS: Final = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _POD_IFNAME: Final = "eth0"
@@ -72,7 +73,7 @@ class Pod:
     uid: str
 
 
-_PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+_PROTOCOLS: Final = {name: number for number, name in LAYER_4_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -94,7 +95,7 @@ class HostPort:
     @property
     def title(self) -> str:
         """The claim as people write it."""
-        protocol = next(name for name, number in _PROTOCOLS.items() if number == self.protocol)
+        protocol = LAYER_4_NAMES[self.protocol]
         return f"{self.address or '0.0.0.0'}:{self.port}/{protocol}"  # noqa: S104  only a name
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError
 
+from flows.features.protocols import LAYER_4_NAMES
 from node_agent import host, host_ports, install, nft
 from node_agent.controller_link import Refused, Unreachable, services
 from node_agent.health_checks import HealthChecks
@@ -22,7 +23,6 @@ from settings.node import MOST_SERVICES, HostServices, NodeConfig, decode_servic
 LOOK: Final = 10.0
 """Seconds between two looks at which ports the host's processes hold."""
 _RETRY: Final = 2.0
-_PROTOCOLS: Final = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Services:
         for protocol, port, service in self._wanted.node_ports if self._wanted else ():
             who = self._busy.get((protocol, port))
             if who is not None:
-                what = f"NodePort {port}/{_PROTOCOLS.get(protocol, protocol)}"
+                what = f"NodePort {port}/{_named(protocol)}"
                 found.setdefault(service, []).append(
                     f"{what} is the Service's already, and {who} listens on it for nothing"
                     if (protocol, port) in self._table.node_ports
@@ -149,6 +149,10 @@ class Services:
         await self._table.converge()
         self._done = config, node_ports, set(self._busy), external
         log.debug("Services served", nodePorts=len(node_ports), busy=len(self._busy))
+
+
+def _named(protocol: int) -> str:
+    return LAYER_4_NAMES.get(protocol, str(protocol)).upper()
 
 
 def _remembered(agent: Agent) -> HostServices | None:

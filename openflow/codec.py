@@ -11,6 +11,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address
 from typing import Any, Final
 
+from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     MOST_BUCKETS,
     Action,
@@ -66,8 +67,6 @@ _OXM: Final = {
     "icmp_code": "icmpv4_code",
 }
 """Names of ovs-fields(7) that os-ken calls differently; all others are the same."""
-
-_LAYER_4: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class CodecError(ValueError):
@@ -330,9 +329,9 @@ def _value(oxm: str, value: int, mask: int | None, whose: Flow | Bucket) -> Any:
 
 def _oxm_name(field: str, protocol: int | None, whose: Flow | Bucket) -> str:
     if field in ("tp_src", "tp_dst"):
-        if protocol not in _LAYER_4:
+        if protocol not in LAYER_4_NAMES:
             raise CodecError(f"{described(whose)}: {field} needs nw_proto 6, 17 or 132")
-        return _LAYER_4[protocol] + field.removeprefix("tp")
+        return LAYER_4_NAMES[protocol] + field.removeprefix("tp")
     return _OXM.get(field, field)
 
 

@@ -9,7 +9,7 @@ that value's place. Nothing here knows how an action is laid out.
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from flows.flow import (
     FIELDS,
@@ -32,6 +32,7 @@ from flows.flow import (
 )
 from openflow import codec
 
+_Subject = TypeVar("_Subject")
 _XID_AT: Final = 4
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
@@ -86,38 +87,57 @@ class Template:
         return self._pack(*arguments)
 
 
-class FlowEncoder:
-    """Makes OFPT_FLOW_MOD messages; remembers one template for each shape seen twice."""
+class _ByShape(Generic[_Subject]):
+    """Encodes subjects of many shapes; remembers one template for each that is seen twice."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        split: Callable[[_Subject], tuple[tuple[Any, ...], list[int]]],
+        alone: Callable[[_Subject], bytes],
+        template: Callable[[_Subject, list[int]], Template | None],
+    ) -> None:
+        """How to get a subject's shape and values, os-ken's bytes, and a template of its shape."""
+        self._split = split
+        self._alone = alone
+        self._template = template
         self._templates: dict[tuple[Any, ...], Template | None] = {}
         self._seen: set[tuple[Any, ...]] = set()
 
-    def add(self, flow: Flow, xid: int = 0) -> bytes:
-        """The message that adds this flow. Raises `codec.CodecError`."""
-        shape, values = split(flow)
+    def encoded(self, subject: _Subject, xid: int) -> bytes:
+        """The message. Raises `codec.CodecError`."""
+        shape, values = self._split(subject)
         try:
             template = self._templates[shape]
         except KeyError:
             # Making a template costs os-ken what ten flows cost it, and many shapes have one flow.
             if shape not in self._seen:
                 self._seen.add(shape)
-                return numbered(codec.flow_add(flow), xid)
-            template = self._templates[shape] = _template(flow, values)
+                return numbered(self._alone(subject), xid)
+            template = self._templates[shape] = self._template(subject, values)
         if template is None:
-            return numbered(codec.flow_add(flow), xid)
+            return numbered(self._alone(subject), xid)
         try:
             return template.fill(values, xid)
         except (struct.error, OverflowError):
-            return numbered(codec.flow_add(flow), xid)  # which names the field
+            return numbered(self._alone(subject), xid)  # which names the field
+
+
+class FlowEncoder:
+    """Makes OFPT_FLOW_MOD messages, by templates."""
+
+    def __init__(self) -> None:
+        self._flows = _ByShape(split, codec.flow_add, _template)
+
+    def add(self, flow: Flow, xid: int = 0) -> bytes:
+        """The message that adds this flow. Raises `codec.CodecError`."""
+        return self._flows.encoded(flow, xid)
 
 
 class GroupEncoder:
     """Makes OFPT_GROUP_MOD messages, their buckets by templates: there are many of few shapes."""
 
     def __init__(self) -> None:
-        self._buckets: dict[tuple[Any, ...], Template | None] = {}
-        self._seen: set[tuple[Any, ...]] = set()
+        self._buckets = _ByShape(_split_bucket, _alone, _bucket_template)
         self._heads: dict[tuple[Any, ...], Template] = {}
 
     def set(self, group: Group, xid: int = 0) -> bytes:
@@ -142,7 +162,7 @@ class GroupEncoder:
             empty = head.fill([group], xid)
         except struct.error as error:
             raise codec.CodecError(f"group {group:#x}: a number does not fit: {error}") from None
-        array = b"".join(map(self._bucket, buckets))
+        array = b"".join(self._buckets.encoded(each, 0)[_BUCKETS_AT:] for each in buckets)
         message = bytearray(empty)
         message[_BUCKETS_AT:_BUCKETS_AT] = array
         try:
@@ -151,22 +171,6 @@ class GroupEncoder:
         except struct.error as error:
             raise codec.CodecError(f"group {group:#x}: too long for a message: {error}") from None
         return bytes(message)
-
-    def _bucket(self, bucket: Bucket) -> bytes:
-        shape, values = _split_bucket(bucket)
-        try:
-            template = self._buckets[shape]
-        except KeyError:
-            if shape not in self._seen:
-                self._seen.add(shape)
-                return _alone(bucket)[_BUCKETS_AT:]
-            template = self._buckets[shape] = _bucket_template(bucket, values)
-        if template is None:
-            return _alone(bucket)[_BUCKETS_AT:]
-        try:
-            return template.fill(values, 0)[_BUCKETS_AT:]
-        except (struct.error, OverflowError):
-            return _alone(bucket)[_BUCKETS_AT:]  # which names the field
 
 
 # Of struct ofp_group_mod (OpenFlow 1.5.1, 7.3.4.3).

@@ -10,6 +10,9 @@ UDP = 17
 ICMPV6 = 58
 SCTP = 132
 
+LAYER_4_NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+"""Those that have ports, as Open vSwitch and CNI call them; Kubernetes does so in capitals."""
+
 ICMP_UNREACHABLE = 3
 
 ARP_REQUEST = 1

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from flows import names, topology
-from flows.features.protocols import IPV4, SCTP, TCP, UDP
+from flows.features.protocols import IPV4, LAYER_4_NAMES
 from flows.flow import (
     MOST_BUCKETS,
     Action,
@@ -62,10 +62,15 @@ WEIGHT: Final = 256
 MOST_SLOTTED: Final = 32
 """Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
 the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
+_TO_BE_TRANSLATED: Final[Mapping[str, MatchValue]] = {
+    "dl_type": IPV4,
+    "ct_state": ct_state("-rpl"),
+    "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
+}
+"""What `Snat` is for. Answers have been translated back where they came in."""
+
 LONGEST_IDLE: Final = 0xFFFF
 """Seconds: a flow's idle timeout has 16 bits. Affinity for longer is ended by the node's agent."""
-
-_L4: Final = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 
 
 def cluster(cluster: Cluster) -> Iterable[Flow]:
@@ -96,11 +101,7 @@ def cluster(cluster: Cluster) -> Iterable[Flow]:
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.SHARED,
-        {
-            "dl_type": IPV4,
-            "ct_state": ct_state("-rpl"),
-            "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
-        },
+        _TO_BE_TRANSLATED,
         _snat(names.HAIRPIN_ADDRESS),
         "back to where it came from, as somebody whom the receiver answers by the switch",
     )  # fmt: skip
@@ -137,12 +138,7 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.LOCAL,
-        {
-            "dl_type": IPV4,
-            "ct_state": ct_state("-rpl"),
-            "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
-            "OutputPort": names.TUNNEL_OFPORT,
-        },
+        {**_TO_BE_TRANSLATED, "OutputPort": names.TUNNEL_OFPORT},
         _snat(snat_address),
         "from outside on to another node, which has to answer by this one",
     )  # fmt: skip
@@ -351,7 +347,7 @@ def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
 
 
 def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
-    l4 = _L4[port.protocol]
+    l4 = LAYER_4_NAMES[port.protocol]
     fields: tuple[str, ...] = ("nw_src", "nw_dst", "nw_proto", f"{l4}_src", f"{l4}_dst")
     if port.affinity is not None:
         # Learned flows take a moment: until then a client gets the same endpoint by this.

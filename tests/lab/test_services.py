@@ -32,11 +32,16 @@ def place(lab: Lab, pod: str, **more: object) -> tuple[str, dict[str, object]]:
 
 
 def serve(lab: Lab, name: str, at: str, *pods: str, ports=({"port": 80},), **spec: object) -> None:  # type: ignore[no-untyped-def]
-    """A Service with these pods behind it, once every node has it."""
-    both = [{"name": f"{p}", "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
+    """A Service with these pods behind it."""
     named = [{"name": port.get("protocol", "TCP"), **port} for port in ports]
-    lab.apply(endpoints(name, [place(lab, pod) for pod in pods], both))
+    put_behind(lab, name, pods)
     lab.apply(service(name, at, named, **spec))
+
+
+def put_behind(lab: Lab, name: str, pods: Iterable[str]) -> None:
+    """These pods and no others are the Service's endpoints."""
+    both = [{"name": p, "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
+    lab.apply(endpoints(name, [place(lab, pod) for pod in pods], both))
 
 
 def test_pod_to_service(lab: Lab) -> None:
@@ -211,20 +216,16 @@ def test_affinity_holds_for_its_time_and_no_longer(lab: Lab) -> None:
     assert learned(lab, "node2")
     # Where its endpoint goes it gets another, and keeps that though the first comes back.
     others = [pod for pod in NODES if pod != first]
-    serve_sticky(lab, others)
+    put_behind(lab, "sticky", others)
     wait_until(lambda: {a.server for a in answers(lab, B1, "10.96.0.21", 80)} <= {*others})
     (second,) = {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=20)}
-    serve_sticky(lab, NODES)
-    wait_until(lambda: flows(lab, "node2").count("is") >= 0)
+    put_behind(lab, "sticky", NODES)
+    # Three endpoints, and the table's end.
+    wait_until(lambda: flows(lab, "node2").count("table=AffinityCheck,") == len(NODES) + 1)
     assert {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=20)} == {second}
     wait_until(lambda: not learned(lab, "node2"), seconds=seconds + 10)
     # The choice by the client's address alone is the first again.
     assert {a.server for a in answers(lab, B1, "10.96.0.21", 80, times=5)} == {first}
-
-
-def serve_sticky(lab: Lab, pods: Iterable[str]) -> None:
-    both = [{"name": p, "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
-    lab.apply(endpoints("sticky", [place(lab, pod) for pod in pods], both))
 
 
 def learned(lab: Lab, node: str) -> list[str]:

@@ -38,7 +38,7 @@ def test_every_shape_has_a_template(flow):
     encoder = FlowEncoder()
     encoder.add(flow)
     encoder.add(flow)
-    (template,) = encoder._templates.values()
+    (template,) = encoder._flows._templates.values()
     assert template is not None
 
 
@@ -60,7 +60,7 @@ def test_every_shape_of_bucket_has_a_template(bucket):
     encoder = GroupEncoder()
     for _ in range(2):
         encoder.insert(1, [bucket])
-    (template,) = encoder._buckets.values()
+    (template,) = encoder._buckets._templates.values()
     assert template is not None
 
 
