@@ -112,8 +112,12 @@ def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
         os.kill(before[victim], signal.SIGKILL)
         wait_until(lambda: victim not in lab.status()["control"]["pids"])
         if victim == "kube-apiserver":
-            both = {"API server /api/v1/nodes", "API server /api/v1/pods"}
-            wait_until(lambda: problems(lab).keys() == both)
+            paths = (
+                "/api/v1/nodes", "/api/v1/pods", "/api/v1/services",
+                "/apis/discovery.k8s.io/v1/endpointslices",
+            )  # fmt: skip
+            all_four = {f"API server {path}" for path in paths}
+            wait_until(lambda: problems(lab).keys() == all_four)
         lab.up()
         pids = lab.status()["control"]["pids"]
         assert pids[victim] not in {None, before[victim]}
@@ -128,7 +132,7 @@ def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
     lab.pod_del("default", "late")
 
 
-def test_the_controller_may_read_nodes_and_pods_and_tell_of_them(lab: Lab) -> None:
+def test_the_controller_may_read_what_it_needs_and_tell_of_it(lab: Lab) -> None:
     settings = Path(lab.status()["directory"], "control/sluice.yaml").read_text()
     assert re.findall(r"[\w-]+\.kubeconfig", settings) == ["sluice-controller.kubeconfig"]
     review = {
@@ -145,8 +149,17 @@ def test_the_controller_may_read_nodes_and_pods_and_tell_of_them(lab: Lab) -> No
     # Everybody may ask who they are and what they may do.
     own = [rule for rule in rules if not rule["resources"][0].startswith("self")]
     assert sorted(own, key=str) == [
-        {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]},
+        {
+            "apiGroups": [""],
+            "resources": ["nodes", "pods", "services"],
+            "verbs": ["get", "list", "watch"],
+        },
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+        {
+            "apiGroups": ["discovery.k8s.io"],
+            "resources": ["endpointslices"],
+            "verbs": ["get", "list", "watch"],
+        },
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]
 
