@@ -125,5 +125,8 @@ def test_the_controller_comes_up_with_no_more_than_its_manifest_gives_it(
     assert {line["path"]: line["objects"] for line in said if line["event"] == "listed"} == {
         "/api/v1/nodes": 1,
         "/api/v1/pods": 0,
+        # The API server's own, `kubernetes`.
+        "/api/v1/services": 1,
+        "/apis/discovery.k8s.io/v1/endpointslices": 1,
     }
     assert process.returncode == 0
