@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 from contextlib import closing
 from ipaddress import IPv4Address
@@ -110,7 +111,7 @@ def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode)
                     return (
                         services.keys() == {"default/web", "default/dns", "default/lb"}
                         and "NodePort 30080/TCP is not served: process" in services["default/web"]
-                        and "(python" in services["default/web"]
+                        and f"process {os.getpid()} (" in services["default/web"]
                         and "NodePort 30053/UDP is not served" in services["default/dns"]
                         and "health check port 32000" in services["default/lb"]
                     )
