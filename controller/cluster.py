@@ -60,7 +60,12 @@ class Inventory:
         self._news: dict[str, str] = {}
         self.services = Services(cluster, self._note)
         self.view = ClusterView(
-            cluster, self._nodes, self._attachments, self.services.view, self.services.local
+            cluster,
+            self._nodes,
+            self._attachments,
+            self.services.view,
+            self.services.local,
+            self.services.targets,
         )
 
     @property

@@ -6,6 +6,7 @@ on the order it came in.
 """
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from controller.sources.objects import EndpointSlice as SliceObject
 from controller.sources.objects import Service as ServiceObject
 from flows import topology
 from flows.features.protocols import UDP
-from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort
+from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
 
 MOST_PROBLEMS: Final = 5
 """So many are told of one object."""
@@ -100,6 +101,8 @@ class Services:
         self.view: dict[str, Service] = {}
         self.local: dict[str, set[str]] = {}
         """By node, believed or not: see `ClusterView.local_services`."""
+        self.targets: dict[str, Target] = {}
+        """By their text; see `ClusterView.targets`."""
         self.none_of_ours: dict[str, str] = {}
         """Services for which there is nothing to do, and why."""
         self.service_changes = 0
@@ -120,6 +123,8 @@ class Services:
         """Slices with an endpoint that would be a tunnel's end if a node had its address."""
         self._external: dict[IPv4Address, set[str]] = {}
         """Services that name this external address, whether they get it or not."""
+        self._aimed_at: Counter[Target] = Counter()
+        """How many Services have endpoints there."""
         self._triggers: dict[str, float] = {}
         self._stale: dict[StaleEndpoint | StaleFrontend, None] = {}
         self._node_ports: dict[tuple[int, int], str] = {}
@@ -353,6 +358,7 @@ class Services:
             if new is not old:
                 touched.add(Key(CLUSTER_SCOPE, "service", name))
                 touched |= self._follow_choices(name, old, new)
+                touched |= self._follow_targets(old, new)
                 self._follow_udp(old, new)
             self._follow_host(name, old, new)
             self._note(f"Service {name}", _sentence(problems))
@@ -452,6 +458,29 @@ class Services:
             Key(node, "service", name)
             for node in before.keys() | after.keys()
             if before.get(node) != after.get(node)
+        }
+
+    def _follow_targets(self, old: Service | None, new: Service | None) -> set[Key]:
+        """Keep `targets` true; the keys of those that came or went."""
+        before, after = self._targets(old), self._targets(new)
+        touched: set[Key] = set()
+        for target in before ^ after:
+            others = self._aimed_at.pop(target, 0) - (target in before)
+            if count := others + (target in after):
+                self._aimed_at[target] = count
+            if not others:
+                touched.add(Key(CLUSTER_SCOPE, "target", str(target)))
+                if count:
+                    self.targets[str(target)] = target
+                else:
+                    del self.targets[str(target)]
+        return touched
+
+    def _targets(self, service: Service | None) -> set[Target]:
+        return {
+            Target.of(endpoint, port.protocol, self._cluster.pod_range)
+            for port in (service.ports if service else ())
+            for endpoint in port.endpoints
         }
 
     def _follow_udp(self, old: Service | None, new: Service | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flows.diff import Delta, GroupChange
-from flows.features import arp, classify, conntrack, forwarding, output, services, state
+from flows.features import arp, classify, conntrack, direct, forwarding, output, services, state
 from flows.flow import Flow, Group, Meter
 from flows.pipeline import LAYOUT, PipelineError
 from flows.view import CLUSTER_SCOPE, ClusterView, Key
@@ -33,7 +33,7 @@ def fragment(view: ClusterView, key: Key) -> Fragment | None:
 
 
 def _cluster(view: ClusterView, _: Key) -> Fragment:
-    features = (classify, arp, conntrack, services, forwarding, output)
+    features = (classify, arp, conntrack, services, direct, forwarding, output)
     flows = (flow for feature in features for flow in feature.cluster(view.cluster))
     return Fragment("cluster", (*LAYOUT.misses(), *flows))
 
@@ -59,11 +59,18 @@ def _service(view: ClusterView, key: Key) -> Fragment | None:
     return Fragment(str(service), (*flows, *map(state.companion, groups)), groups=tuple(groups))
 
 
+def _target(view: ClusterView, key: Key) -> Fragment | None:
+    target = view.targets.get(key.name)
+    if target is None:
+        return None
+    return Fragment("Services' endpoints", tuple(direct.target(target)))
+
+
 def _node(view: ClusterView, key: Key) -> Fragment | None:
     node = view.nodes.get(key.scope)
     if node is None:
         return None
-    features = (classify, conntrack, services, forwarding)
+    features = (classify, conntrack, services, direct, forwarding)
     flows = tuple(flow for feature in features for flow in feature.node(view.cluster, node))
     return Fragment(str(node), flows, (services.node_meter(view.cluster),))
 
@@ -72,7 +79,7 @@ def _attachment(view: ClusterView, key: Key) -> Fragment | None:
     attachment = view.attachments.get(key.scope, {}).get(key.name)
     if attachment is None or key.scope not in view.nodes:
         return None
-    features = (classify, conntrack, forwarding, output)
+    features = (classify, conntrack, direct, forwarding, output)
     flows = tuple(f for m in features for f in m.attachment(view.cluster, attachment))
     meters = (conntrack.attachment_meter(view.cluster, attachment),)
     return Fragment(str(attachment), flows, meters)
@@ -82,6 +89,7 @@ _FRAGMENTS: Final[Mapping[str, Callable[[ClusterView, Key], Fragment | None]]] =
     "cluster": _cluster,
     "peer": _peer,
     "service": _service,
+    "target": _target,
     "node": _node,
     "attachment": _attachment,
 }

@@ -50,6 +50,20 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Push:
+    """Put a whole field on the packet's stack (ovs-actions(7), *push*)."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pop:
+    """Take a whole field from the top of the packet's stack (ovs-actions(7), *pop*)."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
 class Nat:
     """`nat` inside `Ct`: undo or keep an existing translation; with `source`, translate.
 
@@ -74,6 +88,11 @@ class Ct:
     commit: bool = False
     nat: Nat | None = None
     exec: tuple[SetField, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CtClear:
+    """Forget what connection tracking said of the packet (ovs-actions(7), *ct_clear*)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +151,10 @@ Action: TypeAlias = (
     | OutputReg
     | SetField
     | Move
+    | Push
+    | Pop
     | Ct
+    | CtClear
     | ApplyMeter
     | Note
     | ToGroup
@@ -316,3 +338,6 @@ FIELDS: Final[Mapping[str, int]] = {
 """Every field that a flow may name, in the order `ovs-ofctl` prints them: width in bits."""
 
 FIELD_ORDER: Final[Mapping[str, int]] = {name: index for index, name in enumerate(FIELDS)}
+
+PORT_FIELDS: Final = ("tcp_src", "tcp_dst", "udp_src", "udp_dst", "sctp_src", "sctp_dst")
+"""What actions call a packet's ports; a match says `tp_src` and `tp_dst`, and which protocol."""

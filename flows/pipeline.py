@@ -14,6 +14,7 @@ from typing import Final
 
 from flows.flow import (
     FIELDS,
+    PORT_FIELDS,
     Action,
     Bucket,
     Ct,
@@ -22,6 +23,7 @@ from flows.flow import (
     Learn,
     MatchValue,
     Move,
+    Pop,
     Resubmit,
     SetField,
     match,
@@ -48,6 +50,7 @@ class Feature(IntEnum):
     POLICY = 8
     STATE = 9
     LEARNED = 10
+    DIRECT = 11
 
 
 class Priority(IntEnum):
@@ -171,7 +174,7 @@ REGISTERS: Final = (
         writers=("Classifier", "GatewayGuard"),
         readers=(
             "UnSnat", "ConntrackState", "NewConnection", "NodeAddress", "ServiceChoice",
-            "DestinationGuard", "Forwarding",
+            "Direct", "DestinationGuard", "Forwarding",
         ),
         doc="who sent it: 1 a pod, 2 the tunnel, 3 the world through the node, 4 the node itself",
     ),
@@ -192,6 +195,12 @@ REGISTERS: Final = (
         writers=("Refuse",),
         readers=("Commit", "Snat"),
         doc="no endpoint: the node's own stack is to refuse it",
+    ),
+    Register(
+        "PortTaken", "reg0", (7, 7),
+        writers=("ReplyTuple",),
+        readers=("Commit",),
+        doc="its source port is to be moved: a connection to a Service gets the same answers",
     ),
     Register(
         "AttachmentTag", "reg0", (12, 31),
@@ -230,6 +239,9 @@ REGISTERS: Final = (
         doc="the node's zone, as a hash of its name",
     ),
 )  # fmt: skip
+
+_TURNED: Final = ("nw_src", "nw_dst", *PORT_FIELDS)
+"""What is exchanged to make of a packet its own answer."""
 
 TABLES: Final = (
     Table(
@@ -318,7 +330,7 @@ TABLES: Final = (
         match=("dl_type", "nw_proto", "nw_src", "nw_dst", "tp_dst", "NodeAddress", "Source"),
         writes=("Service",),
         next=("Affinity", "AffinityCheck", "Topology", "Refuse"),
-        miss="DestinationGuard", miss_doc="not for a Service",
+        miss="Direct", miss_doc="not for a Service",
     ),
     Table(
         62, "Affinity",
@@ -356,6 +368,22 @@ TABLES: Final = (
         match=("dl_type", "nw_proto", "Service", "EndpointAddress", "EndpointPort"),
         writes=("ct_mark",), next=("DestinationGuard",),
         miss_doc="a choice that is no endpoint",
+    ),
+    Table(
+        71, "Direct",
+        "Not by a Service, but to where one may send as well? Then its answers may be mistaken.",
+        writers=(Feature.DIRECT,),
+        match=("dl_type", "nw_proto", "nw_dst", "tp_dst", "Source"), writes=_TURNED,
+        next=("ReplyTuple", "DestinationGuard"),
+        miss="DestinationGuard", miss_doc="to nothing that is behind a Service",
+    ),
+    Table(
+        72, "ReplyTuple",
+        "Turned round it is an answer: to a connection that is known? Turned back, it goes on.",
+        writers=(Feature.DIRECT,),
+        match=("dl_type", "nw_proto", "ct_state"), writes=("PortTaken", *_TURNED),
+        next=("DestinationGuard",),
+        miss_doc="neither TCP, UDP nor SCTP",
     ),
     Table(
         74, "DestinationGuard",
@@ -405,9 +433,9 @@ TABLES: Final = (
     Table(
         120, "Commit",
         "Remembers a new connection that everybody agreed to.",
-        writers=(Feature.CONNTRACK,),
+        writers=(Feature.CONNTRACK, Feature.DIRECT),
         match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
-               "Hairpin", "OutputPort"),
+               "Hairpin", "PortTaken", "OutputPort"),
         writes=("ct_mark",), next=("Snat",),
         miss="Snat", miss_doc="a packet of a connection already known",
     ),
@@ -492,7 +520,7 @@ class Layout:
                 raise PipelineError(f"{table.name} goes backward to {name}")
         for names, role in ((table.match, "readers"), (table.writes, "writers")):
             for name in names:
-                if name in FIELDS:
+                if name in FIELDS or name in PORT_FIELDS:
                     continue
                 if name not in self.registers:
                     raise PipelineError(f"{table.name} names {name}, which is no field")
@@ -608,7 +636,7 @@ class Layout:
                         written |= register.mask
                 if (0xFFFF_FFFF if mask is None else mask) & ~written:
                     raise PipelineError(f"{stage.name} does not declare all it writes of {name}")
-            case SetField(name) | Move(_, name) if name not in stage.writes:
+            case SetField(name) | Move(_, name) | Pop(name) if name not in stage.writes:
                 raise PipelineError(f"{stage.name} does not declare that it writes {name}")
             case Ct(exec=fields):
                 for field in fields:

@@ -13,6 +13,7 @@ from flows.flow import (
     Action,
     ApplyMeter,
     Ct,
+    CtClear,
     Flow,
     Goto,
     Group,
@@ -22,6 +23,8 @@ from flows.flow import (
     Note,
     Output,
     OutputReg,
+    Pop,
+    Push,
     Resubmit,
     SetField,
     ToGroup,
@@ -57,6 +60,14 @@ _MOVED_NAMES = {
     "arp_tha": "NXM_NX_ARP_THA",
     "arp_spa": "NXM_OF_ARP_SPA",
     "arp_tpa": "NXM_OF_ARP_TPA",
+    "nw_src": "NXM_OF_IP_SRC",
+    "nw_dst": "NXM_OF_IP_DST",
+    "tcp_src": "NXM_OF_TCP_SRC",
+    "tcp_dst": "NXM_OF_TCP_DST",
+    "udp_src": "NXM_OF_UDP_SRC",
+    "udp_dst": "NXM_OF_UDP_DST",
+    "sctp_src": "OXM_OF_SCTP_SRC",
+    "sctp_dst": "OXM_OF_SCTP_DST",
 }
 
 
@@ -138,7 +149,7 @@ def _ct_state(value: int, mask: int | None) -> str:
     )
 
 
-def action_text(action: Action) -> str:  # noqa: C901, PLR0911 - one line per kind of action
+def action_text(action: Action) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per kind
     """As `ovs-ofctl --names` prints it."""
     match action:
         case Output(port):
@@ -150,8 +161,12 @@ def action_text(action: Action) -> str:  # noqa: C901, PLR0911 - one line per ki
             return f"set_field:{text}->{_WRITTEN_NAMES.get(name, name)}"
         case Move(source, destination):
             return f"move:{_MOVED_NAMES[source]}[]->{_MOVED_NAMES[destination]}[]"
+        case Push(name) | Pop(name):
+            return f"{type(action).__name__.lower()}:{_MOVED_NAMES[name]}[]"
         case Ct():
             return _ct(action)
+        case CtClear():
+            return "ct_clear"
         case ApplyMeter(meter):
             return f"meter:{meter}"
         case Note(data):

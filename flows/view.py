@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from flows import names
 
@@ -23,7 +23,7 @@ class Key(NamedTuple):
     """
 
     scope: str
-    kind: Literal["cluster", "peer", "service", "node", "attachment"]
+    kind: Literal["cluster", "peer", "service", "target", "node", "attachment"]
     name: str
 
 
@@ -145,6 +145,24 @@ class ServicePort:
         return found
 
 
+class Target(NamedTuple):
+    """Where the endpoints of Services are: a port, of any pod or of one other address."""
+
+    network: IPv4Network
+    """The pod range, or the one address away from it."""
+    protocol: int
+    port: int
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, protocol: int, pod_range: IPv4Network) -> Self:
+        """Where this endpoint is."""
+        at = endpoint.address
+        return cls(pod_range if at in pod_range else IPv4Network(at), protocol, endpoint.port)
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.protocol} {self.port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A Service that somebody can connect to."""
@@ -168,12 +186,15 @@ class ClusterView:
     """By `NAMESPACE/NAME`."""
     local_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """By node, the Services of which it has a choice of its own (see `nodes_with_a_choice`)."""
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    """Of all endpoints, by their text."""
 
     def shared_keys(self) -> set[Key]:
         """The keys of all fragments that every node holds."""
         peers = {Key(CLUSTER_SCOPE, "peer", name) for name in self.nodes}
         services = {Key(CLUSTER_SCOPE, "service", name) for name in self.services}
-        return {Key(CLUSTER_SCOPE, "cluster", ""), *peers, *services}
+        targets = {Key(CLUSTER_SCOPE, "target", text) for text in self.targets}
+        return {Key(CLUSTER_SCOPE, "cluster", ""), *peers, *services, *targets}
 
     def node_keys(self, node: str) -> set[Key]:
         """The keys of the fragments that this node alone holds."""

@@ -18,6 +18,7 @@ from flows.flow import (
     ApplyMeter,
     Bucket,
     Ct,
+    CtClear,
     Flow,
     Goto,
     Group,
@@ -28,6 +29,8 @@ from flows.flow import (
     Note,
     Output,
     OutputReg,
+    Pop,
+    Push,
     Resubmit,
     SetField,
     ToGroup,
@@ -37,15 +40,17 @@ from openflow.compat import (
     GROUP_ADD_OR_MOD,
     SelectionMethod,
     learn,
-    learned_name,
     nat,
     note,
+    nxm_name,
     ofproto,
     ordered_match,
     output_reg,
     oxm_value,
     oxm_width,
     parser,
+    pop,
+    push,
     serialized,
 )
 
@@ -335,7 +340,7 @@ def _oxm_name(field: str, protocol: int | None, whose: Flow | Bucket) -> str:
     return _OXM.get(field, field)
 
 
-def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any:  # noqa: C901, PLR0911 - one line each
+def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any:  # noqa: C901, PLR0911, PLR0912 - one line each
     match action:
         case Output(port):
             return parser.OFPActionOutput(port, ofproto.OFPCML_NO_BUFFER)
@@ -350,6 +355,12 @@ def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any: 
             if bits != 8 * oxm_width(oxms[1]):
                 raise CodecError(f"{described(whose)}: {source} and {destination} differ in width")
             return parser.OFPActionCopyField(n_bits=bits, oxm_ids=oxms)
+        case Push(field) | Pop(field):
+            oxm = _oxm_name(field, protocol, whose)
+            _bits(oxm, whose)
+            return push(oxm) if isinstance(action, Push) else pop(oxm)
+        case CtClear():
+            return parser.NXActionCTClear()
         case ApplyMeter(meter):
             return parser.OFPActionMeter(meter)
         case Note(data):
@@ -407,12 +418,15 @@ def _learned(action: Learn, whose: Flow | Bucket, protocol: int | None) -> Itera
     ):
         for field in fields:
             oxm = _oxm_name(field, protocol, whose)
-            try:
-                bits = 8 * oxm_width(oxm)
-            except KeyError:
-                raise CodecError(f"{described(whose)}: {oxm}: no such field") from None
-            whole = (learned_name(oxm), 0)
-            yield spec(src=whole, dst=whole, n_bits=bits)
+            whole = (nxm_name(oxm), 0)
+            yield spec(src=whole, dst=whole, n_bits=_bits(oxm, whose))
+
+
+def _bits(oxm: str, whose: Flow | Bucket) -> int:
+    try:
+        return 8 * oxm_width(oxm)
+    except KeyError:
+        raise CodecError(f"{described(whose)}: {oxm}: no such field") from None
 
 
 # Of ovs-actions(7) and OVS's lib/ofp-actions.c.

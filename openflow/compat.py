@@ -99,8 +99,18 @@ def note(data: bytes) -> Any:
     return parser.NXActionNote(note=list(data))
 
 
-def learned_name(oxm: str) -> str:
-    """The name of a field inside `learn`: a switch tells them by their NXM numbers there."""
+def push(oxm: str) -> Any:
+    """Put a whole field on the stack."""
+    return _padded(parser.NXActionStackPush(nxm_name(oxm), start=0, end=8 * oxm_width(oxm)))
+
+
+def pop(oxm: str) -> Any:
+    """Take a whole field from the stack."""
+    return _padded(parser.NXActionStackPop(nxm_name(oxm), start=0, end=8 * oxm_width(oxm)))
+
+
+def nxm_name(oxm: str) -> str:
+    """The name of a field inside `learn`, `push` and `pop`, where Open vSwitch says NXM numbers."""
     return f"{oxm}_nxm" if f"{oxm}_nxm" in _TYPES else oxm
 
 

@@ -18,6 +18,7 @@ from flows.flow import (
     ApplyMeter,
     Bucket,
     Ct,
+    CtClear,
     Flow,
     Goto,
     Group,
@@ -26,6 +27,8 @@ from flows.flow import (
     Note,
     Output,
     OutputReg,
+    Pop,
+    Push,
     Resubmit,
     SetField,
     ToGroup,
@@ -257,6 +260,10 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
             return (register,), [], []
         case Move(source, destination):
             return (source, destination), [], []
+        case Push(field) | Pop(field):
+            return (field,), [], []
+        case CtClear():
+            return (), [], []
         case ApplyMeter(meter):
             return (), [meter], [4]
         case Note(b""):

@@ -10,7 +10,7 @@ from controller.cluster import Inventory
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import GroupChange, diff
 from flows.flow import Group
-from flows.view import CLUSTER_SCOPE, Endpoint, Key, ServicePort
+from flows.view import CLUSTER_SCOPE, Endpoint, Key, ServicePort, Target
 from tests.controller.events import (
     Event,
     Facts,
@@ -121,6 +121,7 @@ def test_all_that_changed_of_services_is_touched(history: list[Event]) -> None:
         services_before = dict(inventory.view.services)
         choices_before = {node: choices(inventory, node) for node in scopes}
         hosts_before = {node: host(inventory, node) for node in scopes}
+        targets_before = targets(inventory)
         touched = event(inventory)
         services_after = inventory.view.services
         for name in services_before.keys() | services_after.keys():
@@ -140,6 +141,20 @@ def test_all_that_changed_of_services_is_touched(history: list[Event]) -> None:
             for number in port.groups.values()
         ]
         assert len(ids) == len(set(ids)) == len(inventory.services._groups)
+        targets_after = targets(inventory)
+        assert inventory.view.targets == {str(target): target for target in targets_after}
+        for target in targets_before ^ targets_after:
+            assert Key(CLUSTER_SCOPE, "target", str(target)) in touched
+
+
+def targets(inventory: Inventory) -> set[Target]:
+    """Anew, where all endpoints are."""
+    return {
+        Target.of(endpoint, port.protocol, inventory.view.cluster.pod_range)
+        for each in inventory.view.services.values()
+        for port in each.ports
+        for endpoint in port.endpoints
+    }
 
 
 def host(inventory: Inventory, node: str) -> tuple[object, object]:

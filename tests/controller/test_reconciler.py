@@ -305,7 +305,7 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
                 for cookie, (_, cause) in world.reconciler.desired.of("node1").items()
                 if cause == "Pod default/a"
             }
-            assert len(of_a) == 7
+            assert len(of_a) == 8
             # A switch that lacks something is not sealed: it is looked at when it comes again.
             assert world.cookies() == before | of_a
 

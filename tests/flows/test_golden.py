@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.compile import compile_scope, fragment
-from flows.features import arp, classify, conntrack, forwarding, output, services, state
+from flows.features import arp, classify, conntrack, direct, forwarding, output, services, state
 from flows.flow import Ct, Flow
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden, group_text
@@ -22,6 +22,7 @@ FEATURES = {
     "forwarding": Feature.FORWARDING,
     "output": Feature.OUTPUT,
     "services": Feature.SERVICES,
+    "direct": Feature.DIRECT,
     "state": Feature.STATE,
 }
 
@@ -104,7 +105,7 @@ def test_attachment_entry_names_one_sandbox() -> None:
 
 
 def test_features_are_all_golden() -> None:
-    modules = (classify, arp, conntrack, services, forwarding, output, state)
+    modules = (classify, arp, conntrack, services, direct, forwarding, output, state)
     assert {module.__name__.rpartition(".")[2] for module in modules} | {"miss"} == set(FEATURES)
 
 

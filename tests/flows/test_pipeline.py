@@ -133,17 +133,19 @@ def test_numbers_are_fixed_for_ever() -> None:
         "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14, "Arp": 20,
         "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32, "NewConnection": 40,
         "NodeAddress": 50, "ServiceChoice": 60, "Affinity": 62, "AffinityCheck": 63,
-        "Topology": 64, "EndpointChoice": 66, "ServiceNat": 70, "DestinationGuard": 74,
+        "Topology": 64, "EndpointChoice": 66, "ServiceNat": 70, "Direct": 71, "ReplyTuple": 72,
+        "DestinationGuard": 74,
         "Refuse": 78, "PolicyFromPod": 80, "Forwarding": 100, "PolicyToPod": 110, "Hairpin": 115,
         "Commit": 120, "Snat": 130, "Output": 140, "State": 250, "Groups": 252,
     }  # fmt: skip
     assert {f.name: f.value for f in Feature} == {
         "MISS": 1, "CLASSIFY": 2, "ARP": 3, "CONNTRACK": 4, "FORWARDING": 5, "OUTPUT": 6,
-        "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10,
+        "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10, "DIRECT": 11,
     }  # fmt: skip
     assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
         "Source": ("reg0", (0, 3)), "NodeAddress": ("reg0", (4, 4)), "Hairpin": ("reg0", (5, 5)),
-        "Refused": ("reg0", (6, 6)), "AttachmentTag": ("reg0", (12, 31)),
+        "Refused": ("reg0", (6, 6)), "PortTaken": ("reg0", (7, 7)),
+        "AttachmentTag": ("reg0", (12, 31)),
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
         "Zone": ("reg5", (0, 31)),

@@ -313,6 +313,28 @@ def test_an_established_connection_meets_no_service(one: Ovs) -> None:
     assert not {"ServiceChoice", "EndpointChoice", "NewConnection"} & set(path(found.trace))
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+@pytest.mark.parametrize(("taken", "state"), [(False, NEW), (True, ESTABLISHED), (True, "trk,inv")])
+def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: str) -> None:
+    """Its port is moved only where an answer to it would be another connection's."""
+    to = {"tcp": B.address, "udp": C.address, "sctp": C.address}[protocol]
+    trace = one.trace(a_pod(str(to), 8080, protocol), NEW, state, NEW)
+    assert path(trace)[8:12] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
+    turned, back = re.findall(r"pop:NXM_OF_IP_SRC\[\]\n\s+-> NXM_OF_IP_SRC\[\] is now (\S+)", trace)
+    assert (turned, back) == (str(to), str(A.address))
+    assert len(re.findall(r"^\s+ct_clear$", trace, re.MULTILINE)) == 1
+    assert leaves(trace) == [B.ofport if to == B.address else names.TUNNEL_OFPORT]
+    assert translations(trace) == ([f"src={A.address}:1024-65535"] if taken else [])
+
+
+def test_directly_to_where_no_endpoint_is(one: Ovs) -> None:
+    for at, to in ((8079, B.address), (8080, "203.0.113.10")):
+        trace = one.trace(a_pod(str(to), at), NEW, NEW)
+        assert path(trace)[8:10] == ["Direct", "DestinationGuard"]
+    from_outside = one.trace(host(CLIENT, str(B.address), 8080), NEW, NEW)
+    assert "ReplyTuple" not in path(from_outside)
+
+
 def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.14", 80), REFUSED)
     assert path(found.trace)[-6:] == [

@@ -15,6 +15,7 @@ from flows.view import (
     Node,
     Service,
     ServicePort,
+    Target,
 )
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -132,4 +133,11 @@ def view(pods: dict[int, list[str]], *, served: Iterable[Service] = ()) -> Clust
         for of_port in each.ports:
             for on in of_port.nodes_with_a_choice():
                 local.setdefault(on, set()).add(name)
-    return ClusterView(CLUSTER, nodes, attachments, by_name, local)
+    targets = {
+        Target.of(behind, of_port.protocol, CLUSTER.pod_range)
+        for each in by_name.values()
+        for of_port in each.ports
+        for behind in of_port.endpoints
+    }
+    by_text = {str(target): target for target in targets}
+    return ClusterView(CLUSTER, nodes, attachments, by_name, local, by_text)

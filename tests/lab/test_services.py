@@ -178,7 +178,7 @@ def test_direct_first_then_by_the_service_from_the_same_port(lab: Lab) -> None:
     serve(lab, "same", "10.96.0.20", B1)
     wait_until(lambda: ask(lab, A1, "10.96.0.20", 80, timeout=1)[0].startswith(B1))
     both = lab.exec(
-        A1, [sys.executable, "-c", SAME_PORT, address(lab, B1), "8080", "10.96.0.20", "80"]
+        A1, [sys.executable, "-c", SAME_PORT, address(lab, B1), "8080", "10.96.0.20", "80", "7000"]
     ).stdout.split()
     assert both[0] == "7000"
     assert both[1] != "7000"
@@ -192,7 +192,7 @@ for at in (1, 3):
     each = socket.socket()
     each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     each.settimeout(10)
-    each.bind(("", 7000))
+    each.bind(("", int(sys.argv[5])))
     each.connect((sys.argv[at], int(sys.argv[at + 1])))
     open.append(each)
 for each in open:
@@ -202,6 +202,22 @@ for each, word in zip(open, ("one", "two")):
 for each in open:
     print(each.recv(100).decode())
 """
+
+
+@pytest.mark.parametrize("client", [A1, "node1"])
+def test_by_the_service_first_then_directly_from_the_same_port(lab: Lab, client: str) -> None:
+    """Nothing of the direct one is translated, so that its port has to be moved on purpose."""
+    serve(lab, "same", "10.96.0.20", B1)
+    wait_until(lambda: ask(lab, client, "10.96.0.20", 80, timeout=1)[0].startswith(B1))
+    at = address(lab, B1)
+    for source in (7100, 7200, 7300):
+        both = lab.exec(
+            client,
+            [sys.executable, "-c", SAME_PORT, "10.96.0.20", "80", at, "8080", str(source)],
+        ).stdout.split()
+        assert both[0] == str(source)
+        assert both[1] != str(source)
+        assert both[2:] == ["one", "two"]
 
 
 def test_affinity_holds_for_its_time_and_no_longer(lab: Lab) -> None:

@@ -1,0 +1,115 @@
+"""To an endpoint without its Service: such a connection must not take another's answers.
+
+A pod that is connected to one endpoint by a Service may connect to it directly, from the same
+source port: for the client these are two connections, for the endpoint and for the answers they are
+one. Where the direct one is first, conntrack moves the port of the other, which it translates
+anyway. Where it is second, it is a connection that nothing is translated of; so before the first
+packet of it is committed it is turned round and looked up: if the answer that it asks for would be
+another connection's, it is committed with a source port that is free.
+
+Turning round means to look at all of the addresses and ports, so each such connection costs two
+upcalls. Therefore it is done only where Services' endpoints are: a flow for each port that they
+have among pods, whatever the number of pods, and one for each address and port elsewhere.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from flows.features.protocols import IPV4, LAYER_4_NAMES
+from flows.flow import (
+    Action,
+    Ct,
+    CtClear,
+    Flow,
+    MatchValue,
+    Nat,
+    Pop,
+    Push,
+    SetField,
+    ct_state,
+    ip,
+    net,
+)
+from flows.pipeline import KNOWN, LAYOUT, ZONE, Feature, Priority, Source
+from flows.view import Attachment, Cluster, Node, Target
+
+FREE_PORTS: Final = (1024, 65_535)
+"""What a source port may become."""
+
+
+def cluster(_: Cluster) -> Iterable[Flow]:
+    """Look up, and look up again."""
+    yield LAYOUT.flow(
+        Feature.DIRECT, "Direct", Priority.GUARD,
+        {"Source": Source.GATEWAY},
+        [LAYOUT.goto("DestinationGuard")],
+        "the world, whose addresses nobody knows: none could be kept while its port moves",
+    )  # fmt: skip
+    for protocol in LAYER_4_NAMES:
+        fields: dict[str, MatchValue] = {"dl_type": IPV4, "nw_proto": protocol}
+        # Looked up anew, or conntrack would go by what it found of the packet turned round.
+        back = [
+            *_turn(protocol),
+            CtClear(),
+            Ct(ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat()),
+        ]
+        yield LAYOUT.flow(
+            Feature.DIRECT, "ReplyTuple", Priority.SHARED, fields,
+            [LAYOUT.load("PortTaken", 1), *back],
+            "such answers are another connection's",
+        )  # fmt: skip
+        yield LAYOUT.flow(
+            Feature.DIRECT, "ReplyTuple", Priority.FENCE,
+            {**fields, "ct_state": ct_state("+trk+new-inv")},
+            back,
+            "nobody else gets such answers",
+        )  # fmt: skip
+
+
+def target(target: Target) -> Iterable[Flow]:
+    """Where it has to be asked."""
+    yield LAYOUT.flow(
+        Feature.DIRECT, "Direct", Priority.SHARED,
+        {
+            "dl_type": IPV4,
+            "nw_proto": target.protocol,
+            "nw_dst": net(target.network),
+            "tp_dst": target.port,
+        },
+        [*_turn(target.protocol), Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table)],
+        "Services have endpoints there: who else gets answers like this one's?",
+    )  # fmt: skip
+
+
+def node(_: Cluster, node: Node) -> Iterable[Flow]:
+    """The host as the client."""
+    yield _move({"nw_src": ip(node.gateway)}, ip(node.gateway), Priority.OWN_RANGE)
+
+
+def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
+    """A pod as the client."""
+    yield _move({"in_port": attachment.ofport}, ip(attachment.address), Priority.LOCAL)
+
+
+def _move(who: dict[str, MatchValue], address: int, priority: Priority) -> Flow:
+    return LAYOUT.flow(
+        Feature.DIRECT, "Commit", priority,
+        {**who, "dl_type": IPV4, "PortTaken": 1, "ct_state": ct_state("+trk+new-inv")},
+        [
+            Ct(
+                ZONE, table=LAYOUT.goto("Snat").table, commit=True,
+                nat=Nat(source=address, ports=FREE_PORTS),
+                exec=(SetField("ct_mark", KNOWN, KNOWN),),
+            )
+        ],
+        "directly to an endpoint, from a source port that a connection to its Service has",
+    )  # fmt: skip
+
+
+def _turn(protocol: int) -> list[Action]:
+    l4 = LAYER_4_NAMES[protocol]
+    return [
+        action
+        for one, two in (("nw_src", "nw_dst"), (f"{l4}_src", f"{l4}_dst"))
+        for action in (Push(one), Push(two), Pop(one), Pop(two))
+    ]
