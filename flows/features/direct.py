@@ -30,7 +30,7 @@ from flows.flow import (
     ip,
     net,
 )
-from flows.pipeline import KNOWN, LAYOUT, ZONE, Feature, Priority, Source
+from flows.pipeline import FROM_SERVICE, KNOWN, LAYOUT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node, Target
 
 FREE_PORTS: Final = (1024, 65_535)
@@ -60,7 +60,12 @@ def cluster(_: Cluster) -> Iterable[Flow]:
         )  # fmt: skip
         yield LAYOUT.flow(
             Feature.DIRECT, "ReplyTuple", Priority.FENCE,
-            {**fields, "ct_state": ct_state("+trk+new-inv")},
+            # One that has had no answer so far is as new as if there were none; but it is marked.
+            {
+                **fields,
+                "ct_state": ct_state("+trk+new-inv"),
+                "ct_mark": (0, KNOWN | FROM_SERVICE),
+            },
             back,
             "nobody else gets such answers",
         )  # fmt: skip

@@ -220,6 +220,26 @@ def test_by_the_service_first_then_directly_from_the_same_port(lab: Lab, client:
         assert both[2:] == ["one", "two"]
 
 
+def test_the_one_by_the_service_may_wait_for_its_answer_still(lab: Lab) -> None:
+    serve(lab, "same", "10.96.0.20", B1)
+    wait_until(lambda: ask(lab, A1, "10.96.0.20", 80, timeout=1)[0].startswith(B1))
+    drop = "add table ip t; add chain ip t c { type filter hook input priority 0; policy drop; }"
+    lab.exec(B1, ["nft", drop])
+    try:
+        for at, port in (("10.96.0.20", 80), (address(lab, B1), 8080)):
+            assert ask(lab, A1, at, port, source=7400, timeout=0.5) == ["timeout"]
+        known = lab.exec("node1", ["ovs-appctl", "dpctl/dump-conntrack"]).stdout.splitlines()
+    finally:
+        lab.exec(B1, ["nft", "delete table ip t"])
+    (by_service, directly) = (
+        [line.partition("reply=")[2] for line in known if "sport=7400" in line and to in line]
+        for to in ("dst=10.96.0.20,", f"dst={address(lab, B1)},sport")
+    )
+    assert len(by_service) == len(directly) == 1
+    assert "dport=7400" in by_service[0]
+    assert "dport=7400" not in directly[0]
+
+
 def test_affinity_holds_for_its_time_and_no_longer(lab: Lab) -> None:
     seconds = 4
     serve(
