@@ -128,7 +128,9 @@ def _value(name: str, value: int, mask: int | None) -> str:
         address = str(IPv4Address(value))
         return address if mask is None else f"{address}/{_prefix(mask)}"
     if name.startswith("reg") or name in _HEXADECIMAL:
-        return f"{value:#x}" if mask is None else f"{value:#x}/{mask:#x}"
+        # As printf's %#x does: zero has no prefix.
+        text = f"{value:#x}" if value else "0"
+        return text if mask is None else f"{text}/{mask:#x}"
     if mask is not None:
         return f"{value:#x}/{mask:#x}"
     return str(value)
