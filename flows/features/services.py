@@ -339,6 +339,7 @@ def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group
 
 
 def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
+    # What learns has to pass ovs-vswitchd: a choice of the datapath's own would not be remembered.
     if port.affinity is not None or len(buckets) > MOST_SLOTTED:
         return _hashed(port, number, buckets)
     if len(buckets) > 1:
@@ -348,10 +349,7 @@ def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
 
 def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
     l4 = LAYER_4_NAMES[port.protocol]
-    fields: tuple[str, ...] = ("nw_src", "nw_dst", "nw_proto", f"{l4}_src", f"{l4}_dst")
-    if port.affinity is not None:
-        # Learned flows take a moment: until then a client gets the same endpoint by this.
-        fields = ("nw_src",)
+    fields = ("nw_src", "nw_dst", "nw_proto", f"{l4}_src", f"{l4}_dst")
     return Group(number, "hash", fields, _by_id(buckets))
 
 
