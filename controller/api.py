@@ -248,6 +248,7 @@ class Api:
             node_ports=wanted.node_ports,
             external_addresses=wanted.addresses,
             health_checks=wanted.health_checks,
+            own_addresses=wanted.own_addresses,
             revision=f"{self._instance}.{shared}.{own}.{whole:d}",
             whole=whole,
         )

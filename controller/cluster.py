@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
 
+from controller.service_drafts import NodeAddress
 from controller.services import Services
 from controller.sources.objects import EndpointSlice, Metadata, Object, Service
 from controller.sources.objects import Node as NodeObject
@@ -311,9 +312,9 @@ class Inventory:
             touched |= self._judge_ports(name, self._ports.get(name, ()))
         return touched | self.services.set_node_addresses(
             {
-                address: name
+                address: NodeAddress(name, number)
                 for name, node in believed.items()
-                for address in (node.address, *node.further_addresses)
+                for number, address in enumerate((node.address, *node.further_addresses))
             }
         )
 

@@ -5,7 +5,7 @@ endpointslicecache.go). What is refused is named with its field, and costs nothi
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, ip_network
 from ipaddress import ip_address as parse_address
 from sys import intern
@@ -16,6 +16,7 @@ from controller.sources.objects import EndpointPort as EndpointPortObject
 from controller.sources.objects import EndpointSlice as SliceObject
 from controller.sources.objects import Service as ServiceObject
 from controller.sources.objects import ServicePort as ServicePortObject
+from flows import names
 from flows.features.protocols import LAYER_4_NAMES, TCP, UDP
 from flows.view import Cluster, Endpoint, Frontend
 from settings.plain_yaml import shown
@@ -29,6 +30,14 @@ LONGEST_AFFINITY: Final = 86_400
 _PORTS: Final = range(1, 65_536)
 _ANYWHERE: Final = IPv4Network("0.0.0.0/0")
 _BROADCAST: Final = IPv4Address("255.255.255.255")
+
+
+class NodeAddress(NamedTuple):
+    """Whose own an address is."""
+
+    node: str
+    number: int
+    """Which of the node's addresses, from 0."""
 
 
 class Claim(NamedTuple):
@@ -73,7 +82,8 @@ class Draft:
     affinity: int | None = None
     ipv4_only: bool = False
     addresses: frozenset[IPv4Address] = frozenset()
-    """All external ones that it names, also those that are refused for being a node's."""
+    """All outside the Service range that it names: to be judged anew when a node gets or loses one
+    of them."""
     problems: tuple[str, ...] = ()
 
     def offers(self) -> Iterable[Offer]:
@@ -153,7 +163,7 @@ def why_none_of_ours(given: ServiceObject) -> str:
 
 
 def judge_service(
-    given: ServiceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, str]
+    given: ServiceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, NodeAddress]
 ) -> Draft:
     spec = given.spec
     metadata = given.metadata
@@ -166,14 +176,14 @@ def judge_service(
     if families and "IPv4" not in families:
         return Draft(age, problems=("spec.ipFamilies holds IPv6 alone; this cluster is IPv4-only",))
     dual = "IPv6" in families
-    cluster_ip = _judge_cluster_ip(spec.cluster_addresses, cluster, problems)
+    cluster_ip, named = _judge_cluster_ip(given, cluster, node_addresses, problems)
     external_local = problems.choice(
         "spec.externalTrafficPolicy", spec.external_traffic_policy, ("Cluster", "Local")
     )
     internal_local = problems.choice(
         "spec.internalTrafficPolicy", spec.internal_traffic_policy, ("Cluster", "Local")
     )
-    external, named = _judge_external(given, cluster, node_addresses, dual, problems)
+    external, more = _judge_external(given, cluster, node_addresses, cluster_ip, dual, problems)
     ports = _judge_ports(given, cluster, cluster_ip, external, problems)
     health_check = _judge_health_check(given, external_local, ports, problems)
     return Draft(
@@ -184,39 +194,57 @@ def judge_service(
         external_local,
         _judge_affinity(given, problems),
         not dual,
-        named,
+        named | more,
         tuple(problems),
     )
 
 
 def _judge_cluster_ip(
-    texts: tuple[str, ...], cluster: Cluster, problems: _Problems
-) -> IPv4Address | None:
+    given: ServiceObject,
+    cluster: Cluster,
+    node_addresses: Mapping[IPv4Address, NodeAddress],
+    problems: _Problems,
+) -> tuple[IPv4Address | None, frozenset[IPv4Address]]:
+    """Its ClusterIP; and the same, refused or not, where it is outside the Service range."""
+    texts = given.spec.cluster_addresses
     if not texts:
         problems.append("spec.clusterIP is missing: nobody has given it one")
-        return None
+        return None, frozenset()
     readable = (problems.address("spec.clusterIP", text, quiet_ipv6=True) for text in texts)
     found = next((address for address in readable if address), None)
-    # A cluster may have further ranges (ServiceCIDR objects). One that nobody has set here is
-    # not ours to take: what is in it may be anybody's address.
-    if found is not None and found not in cluster.service_range:
-        problems.append(
-            f"spec.clusterIP {found} is outside the Service range {cluster.service_range}"
-        )
-        return None
-    return found
+    if found is None or found in cluster.service_range:
+        return found, frozenset()
+    # A cluster may have further ranges (ServiceCIDR objects), which the API server takes it from.
+    if why := _inside(found, cluster):
+        problems.append(f"spec.clusterIP: {found} is {why}")
+    elif at := node_addresses.get(found):
+        # Whoever routes it into the bridge has cut the node off.
+        problems.append(f"spec.clusterIP: {found} is Node {at.node}'s own address")
+    else:
+        return found, frozenset({found})
+    return None, frozenset({found})
+
+
+def _inside(address: IPv4Address, cluster: Cluster) -> str:
+    """In which of the cluster's own ranges it is, in words."""
+    if address in cluster.pod_range:
+        return f"inside the pod range {cluster.pod_range}"
+    if address in cluster.service_range:
+        return f"inside the Service range {cluster.service_range}"
+    return ""
 
 
 def _judge_external(
     given: ServiceObject,
     cluster: Cluster,
-    node_addresses: Mapping[IPv4Address, str],
+    node_addresses: Mapping[IPv4Address, NodeAddress],
+    cluster_ip: IPv4Address | None,
     dual: bool,
     problems: _Problems,
-) -> tuple[list[tuple[str, IPv4Address, tuple[IPv4Network, ...] | None]], frozenset[IPv4Address]]:
-    """Field, address and sources of its external addresses; and all that it names."""
+) -> tuple[list[tuple[str, Frontend]], frozenset[IPv4Address]]:
+    """By field, its external addresses as frontends without a port; and all that it names."""
     spec = given.spec
-    found: list[tuple[str, IPv4Address, tuple[IPv4Network, ...] | None]] = []
+    found: list[tuple[str, Frontend]] = []
     named: set[IPv4Address] = set()
     texts: list[tuple[str, str, tuple[IPv4Network, ...] | None]] = []
     if spec.type == "LoadBalancer":
@@ -233,20 +261,22 @@ def _judge_external(
     ]
     for field, text, sources in texts:
         address = problems.address(field, text, quiet_ipv6=dual)
-        if address is None or address in named:
+        if address is None or address in named or address == cluster_ip:
             continue
         named.add(address)
-        if address in cluster.pod_range:
-            problems.append(f"{field}: {address} is inside the pod range {cluster.pod_range}")
-        elif address in cluster.service_range:
-            problems.append(
-                f"{field}: {address} is inside the Service range {cluster.service_range}"
-            )
-        elif node := node_addresses.get(address):
-            # Whoever routes it into the bridge has cut the node off.
-            problems.append(f"{field}: {address} is Node {node}'s own address")
+        at = node_addresses.get(address)
+        if why := _inside(address, cluster):
+            problems.append(f"{field}: {address} is {why}")
+        elif at is None:
+            found.append((field, Frontend(address, 0, True, sources)))
+        elif at.number < names.STAND_INS.num_addresses:
+            stand_in = names.STAND_INS[at.number]
+            found.append((field, Frontend(address, 0, True, sources, at.node, stand_in)))
         else:
-            found.append((field, address, sources))
+            problems.append(
+                f"{field}: {address} is one of Node {at.node}'s own addresses, of which the first"
+                f" {names.STAND_INS.num_addresses} can be a Service's"
+            )
     return found, frozenset(named)
 
 
@@ -278,7 +308,7 @@ def _judge_ports(
     given: ServiceObject,
     cluster: Cluster,
     cluster_ip: IPv4Address | None,
-    external: Iterable[tuple[str, IPv4Address, tuple[IPv4Network, ...] | None]],
+    external: Iterable[tuple[str, Frontend]],
     problems: _Problems,
 ) -> tuple[DraftPort, ...]:
     ports: list[DraftPort] = []
@@ -301,10 +331,7 @@ def _judge_ports(
         if cluster_ip:
             frontend = Frontend(cluster_ip, port.port, False)
             offers.append(Offer(frontend, protocol, "spec.clusterIP"))
-        offers += [
-            Offer(Frontend(address, port.port, True, sources), protocol, whence)
-            for whence, address, sources in external
-        ]
+        offers += _external_offers(external, protocol, port.port, cluster, problems)
         if node_port := _judge_node_port(given, field, port, cluster, problems):
             frontend = Frontend(None, node_port, True)
             offers.append(Offer(frontend, protocol, f"{field}.nodePort"))
@@ -316,6 +343,21 @@ def _judge_ports(
                 problems.append(f"{field}: {offer.claim} is spec.ports[{other}]'s already")
         ports.append(DraftPort(port.name, protocol, tuple(good)))
     return tuple(ports)
+
+
+def _external_offers(
+    external: Iterable[tuple[str, Frontend]],
+    protocol: int,
+    port: int,
+    cluster: Cluster,
+    problems: _Problems,
+) -> Iterable[Offer]:
+    for field, frontend in external:
+        if frontend.node and (protocol, port) == (UDP, cluster.tunnel_port):
+            where = f"{frontend.address}, port {port}/UDP"
+            problems.append(f"{field}: {where} is Node {frontend.node}'s tunnel")
+        else:
+            yield Offer(replace(frontend, port=port), protocol, field)
 
 
 def _judge_node_port(
@@ -379,7 +421,7 @@ def service_of(given: SliceObject) -> str:
 
 
 def judge_slice(
-    given: SliceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, str]
+    given: SliceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, NodeAddress]
 ) -> Slice:
     service = service_of(given)
     if given.address_type == "IPv6":
@@ -398,7 +440,7 @@ def judge_slice(
         for name, protocol, port in ports:
             if (protocol, port) == (UDP, cluster.tunnel_port) and address in node_addresses:
                 # What comes out of a tunnel is believed.
-                node = node_addresses[address]
+                node = node_addresses[address].node
                 problems.append(f"{field}: {address}, port {port}/UDP is Node {node}'s tunnel")
             elif ready is not None:
                 made = _endpoint(endpoint, address, port, ready)

@@ -20,6 +20,7 @@ from controller.service_drafts import (
     Claim,
     Draft,
     DraftPort,
+    NodeAddress,
     Offer,
     Slice,
     first_address,
@@ -66,6 +67,16 @@ class NodePort(NamedTuple):
     service: str
 
 
+class OwnAddress(NamedTuple):
+    """A port of one of a node's own addresses, which a Service names."""
+
+    address: IPv4Address
+    protocol: int
+    port: int
+    stand_in: IPv4Address
+    service: str
+
+
 class HealthCheck(NamedTuple):
     """A port at which a node tells load balancers whether to send it a Service's connections."""
 
@@ -81,8 +92,9 @@ class HostServices:
 
     node_ports: tuple[NodePort, ...]
     addresses: tuple[IPv4Address, ...]
-    """External and load balancer addresses."""
+    """Of Services, outside the Service range, and no node's own."""
     health_checks: tuple[HealthCheck, ...]
+    own_addresses: tuple[OwnAddress, ...] = ()
 
 
 class Services:
@@ -118,11 +130,11 @@ class Services:
         self._slice_objects: dict[str, SliceObject] = {}
         self._slices: dict[str, dict[str, Slice]] = {}
         """By Service, then by the slice's name."""
-        self._node_addresses: Mapping[IPv4Address, str] = {}
+        self._node_addresses: Mapping[IPv4Address, NodeAddress] = {}
         self._to_tunnel_port: set[str] = set()
         """Slices with an endpoint that would be a tunnel's end if a node had its address."""
-        self._external: dict[IPv4Address, set[str]] = {}
-        """Services that name this external address, whether they get it or not."""
+        self._named: dict[IPv4Address, set[str]] = {}
+        """Services that name this address (`Draft.addresses`), whether they get it or not."""
         self._aimed_at: Counter[Target] = Counter()
         """How many Services have endpoints there."""
         self._triggers: dict[str, float] = {}
@@ -132,6 +144,8 @@ class Services:
         self._health_checks: dict[str, int] = {}
         self._ready_on: dict[str, dict[str, int]] = {}
         """By node, then by Service with a health check: how many endpoints are ready there."""
+        self._own_addresses: dict[str, dict[Claim, tuple[IPv4Address, str]]] = {}
+        """By node: stand-in and Service."""
         self._revision = 0
         self._shared_revision = 0
         self._node_revisions: dict[str, int] = {}
@@ -207,7 +221,7 @@ class Services:
         self.endpoint_changes += 1
         return self._drop_slice(name)
 
-    def set_node_addresses(self, new: Mapping[IPv4Address, str]) -> set[Key]:
+    def set_node_addresses(self, new: Mapping[IPv4Address, NodeAddress]) -> set[Key]:
         """Which nodes' addresses these are; judges anew what it concerns."""
         old, self._node_addresses = self._node_addresses, new
         changed = {
@@ -221,7 +235,7 @@ class Services:
                 self._judge_slice(name)
                 concerned.add(service_of(self._slice_objects[name]))
         touched = self._make(concerned)
-        named = {name for address in changed for name in self._external.get(address, ())}
+        named = {name for address in changed for name in self._named.get(address, ())}
         for name in named:
             touched |= self._redraft(name)
         return touched
@@ -251,7 +265,7 @@ class Services:
         return self._shared_revision, self._node_revisions.get(node, 0)
 
     def host_services(self, node: str) -> HostServices:
-        """What this node's host must do. All but the counts is every node's, and made once."""
+        """What this node's host must do. What is every node's is made once."""
         if self._shared_part is None or self._shared_part[0] != self._shared_revision:
             shared = HostServices(
                 tuple(sorted(NodePort(*at, name) for at, name in self._node_ports.items())),
@@ -260,13 +274,18 @@ class Services:
             )
             self._shared_part = self._shared_revision, shared
         shared = self._shared_part[1]
-        ready = self._ready_on.get(node)
-        if not ready:
+        if node not in self._node_revisions:
             return shared
+        ready = self._ready_on.get(node, {})
         checks = tuple(
             check._replace(endpoints=ready.get(check.service, 0)) for check in shared.health_checks
         )
-        return HostServices(shared.node_ports, shared.addresses, checks)
+        own = tuple(
+            OwnAddress(at.address, at.protocol, at.port, stand_in, service)
+            for at, (stand_in, service) in sorted(self._own_addresses.get(node, {}).items())
+            if at.address
+        )
+        return HostServices(shared.node_ports, shared.addresses, checks, own)
 
     # --- slices ---
 
@@ -309,9 +328,9 @@ class Services:
         if given:
             self._drafts[name] = new
         for address in old.addresses - new.addresses:
-            _remove(self._external, address, name)
+            _remove(self._named, address, name)
         for address in new.addresses - old.addresses:
-            self._external.setdefault(address, set()).add(name)
+            self._named.setdefault(address, set()).add(name)
         return self._make({name} | self._claim(new.age, new.offers(), old=(old.age, old.offers())))
 
     def _claim(
@@ -507,13 +526,14 @@ class Services:
         for at in after:
             shared |= self._node_ports.get(at) != name
             self._node_ports[at] = name
-        was, now = _external_addresses(old), _external_addresses(new)
+        was, now = self._outside_range(old), self._outside_range(new)
         for address in was - now:
             _remove(self._served_at, address, name)
             shared |= address not in self._served_at
         for address in now - was:
             shared |= address not in self._served_at
             self._served_at.setdefault(address, set()).add(name)
+        self._follow_own_addresses(name, _own_addresses(old), _own_addresses(new))
         check = self._drafts[name].health_check if name in self._drafts else None
         due = check.frontend.port if check and self._holder(check) == name else None
         checked = self._health_checks.get(name)
@@ -532,6 +552,38 @@ class Services:
                 _ready_on(new) if due is not None else {},
             )
 
+    def _outside_range(self, service: Service | None) -> set[IPv4Address]:
+        return {
+            frontend.address
+            for port in (service.ports if service else ())
+            for frontend in port.frontends
+            if frontend.address
+            and not frontend.node
+            and frontend.address not in self._cluster.service_range
+        }
+
+    def _follow_own_addresses(
+        self,
+        name: str,
+        before: Mapping[tuple[str, Claim], IPv4Address],
+        after: Mapping[tuple[str, Claim], IPv4Address],
+    ) -> None:
+        changed: set[str] = set()
+        for node, at in before.keys() - after.keys():
+            # Its next holder may have been put together before.
+            if self._own_addresses[node][at][1] == name:
+                del self._own_addresses[node][at]
+                changed.add(node)
+        for (node, at), stand_in in after.items():
+            own = self._own_addresses.setdefault(node, {})
+            if own.get(at) != (stand_in, name):
+                own[at] = stand_in, name
+                changed.add(node)
+        for node in changed:
+            if not self._own_addresses[node]:
+                del self._own_addresses[node]
+            self._renumber(node)
+
     def _count_ready(self, name: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         for node in before.keys() | after.keys():
             if before.get(node) == after.get(node):
@@ -541,10 +593,17 @@ class Services:
                 counts[name] = after[node]
             else:
                 del counts[name]
-            if counts:
-                self._node_revisions[node] = self._next_revision()
-            else:
-                del self._ready_on[node], self._node_revisions[node]
+            if not counts:
+                del self._ready_on[node]
+            self._renumber(node)
+
+    def _renumber(self, node: str) -> None:
+        """What is this node's alone has changed; where there is nothing any more, it has none."""
+        revision = self._next_revision()
+        if node in self._ready_on or node in self._own_addresses:
+            self._node_revisions[node] = revision
+        else:
+            self._node_revisions.pop(node, None)
 
     def _next_revision(self) -> int:
         # One row for all: a number that a node had before never means something else.
@@ -610,7 +669,8 @@ def _places(port: ServicePort) -> set[StaleEndpoint]:
 
 
 def _frontends(port: ServicePort) -> list[StaleFrontend]:
-    return [StaleFrontend(frontend.address, frontend.port) for frontend in port.frontends]
+    found = [StaleFrontend(frontend.address, frontend.port) for frontend in port.frontends]
+    return found + [StaleFrontend(each.stand_in, each.port) for each in port.frontends if each.node]
 
 
 def _node_ports(service: Service | None) -> set[tuple[int, int]]:
@@ -622,12 +682,13 @@ def _node_ports(service: Service | None) -> set[tuple[int, int]]:
     }
 
 
-def _external_addresses(service: Service | None) -> set[IPv4Address]:
+def _own_addresses(service: Service | None) -> dict[tuple[str, Claim], IPv4Address]:
+    """By node, and where there: the stand-in."""
     return {
-        frontend.address
+        (frontend.node, Claim(frontend.address, port.protocol, frontend.port)): frontend.stand_in
         for port in (service.ports if service else ())
         for frontend in port.frontends
-        if frontend.external and frontend.address
+        if frontend.stand_in
     }
 
 

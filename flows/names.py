@@ -28,6 +28,8 @@ GATEWAY_MAC = "0a:58:a9:fe:01:02"
 HAIRPIN_ADDRESS = IPv4Address("169.254.1.2")
 # What the host translates its own addresses to for a connection to a NodePort.
 NODE_PORT_ADDRESS = IPv4Address("169.254.1.3")
+# And for one to a Service that names an address of the host itself: the nth of these for the nth.
+STAND_INS = IPv4Network("169.254.1.16/28")
 
 # The meters of attachments are numbered as their ofports; this one is the switch's own.
 REFUSAL_METER = 1

@@ -110,6 +110,10 @@ class Frontend:
     """Whether `externalTrafficPolicy` holds, and not the internal one."""
     sources: tuple[IPv4Network, ...] | None = None
     """Whom it serves (`loadBalancerSourceRanges`); None: everybody."""
+    node: str = ""
+    """The node whose own address it is; empty: nobody's."""
+    stand_in: IPv4Address | None = None
+    """What that node's stack translates it to (one of `names.STAND_INS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,8 @@ class ServicePort:
     """Seconds since its last connection for which a client keeps its endpoint; None: not at all."""
 
     def nodes_with_a_choice(self) -> set[str]:
-        """The nodes that choose otherwise than all others do."""
-        found: set[str] = set()
+        """The nodes that choose otherwise than all others do, or besides by a stand-in."""
+        found = {frontend.node for frontend in self.frontends if frontend.node}
         if "local" in self.groups:
             found |= {endpoint.node for endpoint in self.endpoints if endpoint.node}
         if "node" in self.groups:

@@ -21,8 +21,8 @@ _RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_ANY: Final = 255
 _RTNH_F_ONLINK: Final = 4
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
-# Both addresses that stand for the host where it would meet itself.
-_LINK_LOCAL: Final = IPv4Network((names.HAIRPIN_ADDRESS, 31))
+# What stands for the host where it would meet itself: two addresses, and one for each of its own.
+_LINK_LOCAL: Final = (IPv4Network((names.HAIRPIN_ADDRESS, 31)), names.STAND_INS)
 
 
 class HostError(Exception):
@@ -123,7 +123,7 @@ async def set_up_routes(
 ) -> set[IPv4Address]:
     """Send into the switch what is for pods and Services, and nothing else; afterwards the gateway.
 
-    `external` are addresses of Services outside the cluster's ranges; None: nobody knows yet, and
+    `external` are addresses of Services, outside the cluster's ranges; None: nobody knows yet, and
     those that are there stay. Returns the ones that are left out, because the host needs them
     itself: its own, and those of its routers. Raises `HostError` where there is no gateway, and
     `NetlinkError`.
@@ -138,7 +138,7 @@ async def set_up_routes(
         external -= needed
     # From the host's address among the pods, or from the one that a socket is bound to.
     source = str(names.gateway_address(config.pod_cidr))
-    fixed = (config.pod_range, config.service_range, _LINK_LOCAL)
+    fixed = (config.pod_range, config.service_range, *_LINK_LOCAL)
     wanted = {str(network) for network in fixed} | {f"{address}/32" for address in external or ()}
     found = set()
     async for route in await netlink.get_routes(family=2, oif=index, table=_RT_TABLE_MAIN):

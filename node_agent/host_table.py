@@ -22,11 +22,13 @@ from node_agent.sysctl import Sysctls
 
 NodePort: TypeAlias = tuple[int, int]
 """IANA's number of the protocol, and the port."""
+OwnPort: TypeAlias = tuple[IPv4Address, int, int]
+"""An address of the host itself, the protocol and the port."""
 
 _Elements: TypeAlias = dict[str, dict[str, str]]
 """By set, key and value as nft prints them; a plain set's values are empty."""
 
-_SETS: Final = ("node-ports", "host-ports", "host-ports-at")
+_SETS: Final = ("node-ports", "own-addresses", "host-ports", "host-ports-at")
 _ELEMENTS: Final = re.compile(r"\s*elements = \{([^}]*)\}")
 _SET: Final = re.compile(
     rf"(?:set|map) ({'|'.join(_SETS)}) \{{\s*type [^\n]*\n(?:\s*elements = \{{([^}}]*)\}})?"
@@ -43,8 +45,10 @@ class HostTable:
         self._sysctls = sysctls
         self._ranges: tuple[IPv4Network, IPv4Network] | None = None
         self._wanted: AbstractSet[NodePort] | None = None
+        self._own: Mapping[OwnPort, IPv4Address] = {}
         self._busy: AbstractSet[NodePort] = frozenset()
         self._node_ports: AbstractSet[NodePort] = frozenset()
+        self._own_ports: AbstractSet[OwnPort] = frozenset()
         self._lock = asyncio.Lock()
 
     @property
@@ -52,17 +56,28 @@ class HostTable:
         """Those that are translated, as `converge` left them."""
         return self._node_ports
 
+    @property
+    def own_ports(self) -> AbstractSet[OwnPort]:
+        """The same of ports that Services have at single addresses."""
+        return self._own_ports
+
     def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
         """Say what the node's ranges are; from here on there is a table to `converge`."""
         self._ranges = pod_cidr, pod_range
 
-    def want(self, node_ports: AbstractSet[NodePort], busy: AbstractSet[NodePort]) -> None:
+    def want(
+        self,
+        node_ports: AbstractSet[NodePort],
+        own: Mapping[OwnPort, IPv4Address],
+        busy: AbstractSet[NodePort],
+    ) -> None:
         """Say which NodePorts there are, and on which ports a process of the host is.
 
-        A port belongs to who was there first. Before it is said which there are, none is added or
-        taken away.
+        `own` has what Services have at single addresses, and what to translate these to. A port
+        belongs to who was there first. Before it is said which there are, none is added or taken
+        away.
         """
-        self._wanted, self._busy = node_ports, busy
+        self._wanted, self._own, self._busy = node_ports, own, busy
 
     async def converge(self) -> None:
         """Make the table so, by one transaction; what is so already is left alone.
@@ -75,10 +90,16 @@ class HostTable:
             found = await nft.listed("ip")
             before = _elements(found)
             there = {_node_port(key) for key in before["node-ports"]}
-            node_ports = there
+            own_there = {_own_port(k): IPv4Address(v) for k, v in before["own-addresses"].items()}
+            node_ports, own = there, own_there
             if self._wanted is not None:
                 node_ports = {*self._wanted} - (self._busy - there)
-            after = _wanted_elements(node_ports, _host_ports(self._leases.all()))
+                own = {
+                    at: stand_in
+                    for at, stand_in in self._own.items()
+                    if at in own_there or at[1:] not in self._busy
+                }
+            after = _wanted_elements(node_ports, own, _host_ports(self._leases.all()))
             skeleton = _skeleton(*self._ranges)
             if _ELEMENTS.sub("", found).split() == skeleton.split():
                 change = _difference(before, after)
@@ -87,16 +108,16 @@ class HostTable:
                 change = anew + _difference({name: {} for name in _SETS}, after)
             if change:
                 await nft.apply(change)
-            self._node_ports = node_ports
+            self._node_ports, self._own_ports = node_ports, own.keys()
             # Only now, when pods' packets to loopback addresses are dropped before.
-            localnet = any(after[name] for name in _SETS[1:])
+            localnet = any(after[name] for name in ("host-ports", "host-ports-at"))
             self._sysctls.write(f"ipv4/conf/{GATEWAY_PORT}/route_localnet", str(int(localnet)))
             await self._forget_datagrams(_changed_udp(before, after))
 
     async def missing(self, lease: Lease) -> list[str]:
         """Which host ports of an attachment are not translated, in words. Raises `NftError`."""
         found = _elements(await nft.listed("ip"))
-        wanted = _wanted_elements((), _host_ports([lease]))
+        wanted = _wanted_elements((), {}, _host_ports([lease]))
         return [
             f"the host does not send {key.replace(' . ', ' ')} to {value.replace(' . ', ' ')}"
             for name in _SETS
@@ -125,7 +146,9 @@ def _host_ports(leases: Iterable[Lease]) -> dict[HostPort, IPv4Address]:
 
 
 def _wanted_elements(
-    node_ports: Iterable[NodePort], host_ports: Mapping[HostPort, IPv4Address]
+    node_ports: Iterable[NodePort],
+    own: Mapping[OwnPort, IPv4Address],
+    host_ports: Mapping[HostPort, IPv4Address],
 ) -> _Elements:
     anywhere, at = {}, {}
     for port, address in host_ports.items():
@@ -135,7 +158,8 @@ def _wanted_elements(
         else:
             at[f"{port.address} . {key}"] = value
     plain = {f"{protocol} . {port}": "" for protocol, port in node_ports}
-    return dict(zip(_SETS, (plain, anywhere, at), strict=True))
+    own_elements = {f"{a} . {p} . {n}": str(stand_in) for (a, p, n), stand_in in own.items()}
+    return dict(zip(_SETS, (plain, own_elements, anywhere, at), strict=True))
 
 
 def _elements(listed: str) -> _Elements:
@@ -150,6 +174,11 @@ def _elements(listed: str) -> _Elements:
 def _node_port(key: str) -> NodePort:
     protocol, _, port = key.partition(" . ")
     return int(protocol), int(port)
+
+
+def _own_port(key: str) -> OwnPort:
+    address, _, rest = key.partition(" . ")
+    return IPv4Address(address), *_node_port(rest)
 
 
 def _difference(before: _Elements, after: _Elements) -> str:
@@ -188,7 +217,8 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
     # With route_localnet pods could reach what listens on the host's loopback addresses.
     #
     # translations: a process's connection to a loopback address is left alone, except to a
-    # hostPort. The switch itself translates its pods' connections to NodePorts.
+    # hostPort. The switch itself translates its pods' connections to NodePorts, and to addresses
+    # that Services name: an own address that one names goes before NodePorts.
     #
     # postrouting: what a pod's own node translates back into the switch comes back by the host
     # only if the host has sent it.
@@ -196,6 +226,10 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
 table ip {nft.TABLE} {{
     set node-ports {{
         type inet_proto . inet_service
+    }}
+
+    map own-addresses {{
+        type ipv4_addr . inet_proto . inet_service : ipv4_addr
     }}
 
     map host-ports {{
@@ -225,6 +259,8 @@ table ip {nft.TABLE} {{
     chain translations {{
         dnat ip to ip daddr . meta l4proto . th dport map @host-ports-at
         dnat ip to meta l4proto . th dport map @host-ports
+        iifname != "{GATEWAY_PORT}" \
+dnat to ip daddr . meta l4proto . th dport map @own-addresses
         iifname != "{GATEWAY_PORT}" ip daddr != 127.0.0.0/8 meta l4proto . th dport @node-ports \
 dnat to {NODE_PORT_ADDRESS}
     }}

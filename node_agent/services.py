@@ -4,6 +4,7 @@ The controller says which; a copy on disk says it after a reboot, with the contr
 """
 
 import asyncio
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, NoReturn
@@ -16,7 +17,7 @@ from flows.features.protocols import LAYER_4_NAMES
 from node_agent import host, host_ports, install, nft
 from node_agent.controller_link import Refused, Unreachable, services
 from node_agent.health_checks import HealthChecks
-from node_agent.host_table import HostTable, NodePort
+from node_agent.host_table import HostTable, NodePort, OwnPort
 from settings import Agent
 from settings.node import MOST_SERVICES, HostServices, NodeConfig, decode_services, encode
 
@@ -51,23 +52,34 @@ class Services:
         self._unanswered: dict[str, str] = {}
         """By Service, why its health checks are not answered."""
         self._busy: dict[NodePort, str] = {}
-        """NodePorts on which a process is, and its name."""
+        """Ports of Services at this host on which a process is, and its name."""
 
     def problems(self) -> dict[str, str]:
         """By `NAMESPACE/NAME`, what of a Service this node cannot do."""
         found: dict[str, list[str]] = {}
-        for protocol, port, service in self._wanted.node_ports if self._wanted else ():
-            who = self._busy.get((protocol, port))
+        for what, at, service, is_served in self._ports():
+            who = self._busy.get(at)
             if who is not None:
-                what = f"NodePort {port}/{_named(protocol)}"
                 found.setdefault(service, []).append(
                     f"{what} is the Service's already, and {who} listens on it for nothing"
-                    if (protocol, port) in self._table.node_ports
+                    if is_served
                     else f"{what} is not served: {who} listens on it"
                 )
         for service, sentence in self._unanswered.items():
             found.setdefault(service, []).append(sentence)
         return {name: "; ".join(found[name]) for name in sorted(found)[:MOST_SERVICES]}
+
+    def _ports(self) -> Iterator[tuple[str, NodePort, str, bool]]:
+        """Each in words, which it is, whose, and whether it is translated."""
+        wanted = self._wanted
+        for protocol, port, service in wanted.node_ports if wanted else ():
+            what = f"NodePort {port}/{_named(protocol)}"
+            is_served = (protocol, port) in self._table.node_ports
+            yield what, (protocol, port), service, is_served
+        for address, protocol, port, _, service in wanted.own_addresses if wanted else ():
+            what = f"port {port}/{_named(protocol)} of {address}"
+            is_served = (address, protocol, port) in self._table.own_ports
+            yield what, (protocol, port), service, is_served
 
     async def converge(self, config: NodeConfig) -> None:
         """Make routes and translations so, whatever happened to them.
@@ -130,24 +142,27 @@ class Services:
         if config is None:
             return
         node_ports: set[NodePort] = set()
+        own: dict[OwnPort, IPv4Address] = {}
         if wanted is not None:
             node_ports = {(protocol, port) for protocol, port, _ in wanted.node_ports}
-            self._busy = await asyncio.to_thread(host_ports.held, node_ports)
+            own = {(a, p, n): stand_in for a, p, n, stand_in, _ in wanted.own_addresses}
+            ports = node_ports | {(protocol, port) for _, protocol, port in own}
+            self._busy = await asyncio.to_thread(host_ports.held, ports)
         external = None if wanted is None else wanted.external_addresses
-        todo = config, node_ports, self._busy.keys(), external
+        todo = config, node_ports, own, self._busy.keys(), external
         if todo == self._done:
             return
         left_out = await host.set_up_routes(self._netlink, config, external)
         if left_out - self._left_out:
             # Which Service's, the controller has not said.
             titles = ", ".join(map(str, sorted(left_out)))
-            log.warning("external addresses that this host needs itself", addresses=titles)
+            log.warning("addresses of Services that this host needs itself", addresses=titles)
         self._left_out = left_out
         self._table.use(config.pod_cidr, config.pod_range)
         if wanted is not None:
-            self._table.want(node_ports, set(self._busy))
+            self._table.want(node_ports, own, set(self._busy))
         await self._table.converge()
-        self._done = config, node_ports, set(self._busy), external
+        self._done = config, node_ports, own, set(self._busy), external
         log.debug("Services served", nodePorts=len(node_ports), busy=len(self._busy))
 
 
@@ -173,9 +188,11 @@ def _both(old: HostServices | None, new: HostServices) -> HostServices:
     # Of each key the newer one.
     node_ports = {(p, n): (p, n, s) for p, n, s in (*old.node_ports, *new.node_ports)}
     health_checks = {p: (p, s, n) for p, s, n in (*old.health_checks, *new.health_checks)}
+    own = {each[:3]: each for each in (*old.own_addresses, *new.own_addresses)}
     return msgspec.structs.replace(
         new,
         node_ports=tuple(node_ports.values()),
         external_addresses=tuple({*old.external_addresses, *new.external_addresses}),
         health_checks=tuple(health_checks.values()),
+        own_addresses=tuple(own.values()),
     )

@@ -45,11 +45,15 @@ class HostServices(msgspec.Struct, frozen=True, rename="camel"):
     node_ports: tuple[tuple[int, int, str], ...]
     """Protocol (IANA's number), port and Service."""
     external_addresses: tuple[IPv4Address, ...]
-    """Of Services: what comes to the host for one of them goes into the switch."""
+    """Of Services, outside the Service range, and no node's own: what comes to the host for one of
+    them goes into the switch."""
     health_checks: tuple[tuple[int, str, int], ...]
     """Port, Service and how many of its ready endpoints are on this node."""
     revision: str
     """As `NodeConfig.revision`."""
+    own_addresses: tuple[tuple[IPv4Address, int, int, IPv4Address, str], ...] = ()
+    """Of Services that name an address of this node itself: address, protocol, port, what the host
+    translates the address to, and Service."""
     whole: bool = True
     """False: there may be more, which the controller could not read yet; nothing is taken away."""
 

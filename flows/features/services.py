@@ -16,6 +16,7 @@ nodes: those have groups of their own on the nodes that have such endpoints.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import IPv4Address
 from typing import Final
@@ -196,11 +197,17 @@ def service(service: Service) -> tuple[list[Flow], list[Group]]:
 
 
 def service_on(service: Service, node: str) -> tuple[list[Flow], list[Group]]:
-    """What this node has of a Service besides: endpoints of its own, or meant for it alone."""
+    """What this node has of a Service besides.
+
+    Endpoints of its own, or meant for it alone; and what comes to its own address, by its stack.
+    """
     flows: list[Flow] = []
     groups: list[Group] = []
     for port in service.ports:
         title = _title(service, port)
+        for frontend in port.frontends:
+            if frontend.node == node:
+                flows += _frontend(port, replace(frontend, address=frontend.stand_in), title)
         if "local" in port.groups and (here := topology.local(port, node)):
             at = port.groups["local"]
             reason = f"an endpoint of {title} on this node"
@@ -233,12 +240,17 @@ def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flo
         "nw_proto": port.protocol,
         "tp_dst": frontend.port,
     }
+    priority = Priority.SHARED
     if frontend.address is None:
         fields["NodeAddress"] = 1
+        # As in kube-proxy, an address of the node that another Service names goes before.
+        priority = Priority.DEFAULT
         where = "its NodePort"
     else:
         fields["nw_dst"] = ip(frontend.address)
         where = str(frontend.address)
+        if frontend.address == frontend.stand_in:
+            where = "this node's own address"
     clients: list[tuple[dict[str, MatchValue], bool, str]]
     if not frontend.external:
         clients = [({}, port.internal_local, "")]
@@ -263,13 +275,12 @@ def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flo
                 LAYOUT.goto("AffinityCheck"),
             ]
         for network in ranges:
-            priority = Priority.SHARED
             narrowed = {**fields, **who}
             if network is not None:
-                priority = Priority.FENCE
                 narrowed["nw_src"] = net(network)
             yield LAYOUT.flow(
-                Feature.SERVICES, "ServiceChoice", priority, narrowed, actions,
+                Feature.SERVICES, "ServiceChoice",
+                priority if network is None else Priority.FENCE, narrowed, actions,
                 f"to {title}, by {where}{from_whom}",
             )  # fmt: skip
     if frontend.sources is not None:

@@ -38,13 +38,20 @@ Event = Callable[[Inventory], set[Key]]
 
 
 def node_object(
-    name: str, cidr: str, address: str, created: str = "", uid: str = "u", zone: str = ""
+    name: str,
+    cidr: str,
+    address: str,
+    created: str = "",
+    uid: str = "u",
+    zone: str = "",
+    others: tuple[str, ...] = (),
 ) -> Node:
     labels = NodeLabels(zone) if zone else None
+    addresses = [NodeAddress("InternalIP", each) for each in (address, *others)]
     return Node(
         NodeMetadata(name=name, uid=uid, creation_timestamp=created, labels=labels),
         NodeSpec(pod_cidr=cidr),
-        NodeStatus([NodeAddress("InternalIP", address)] if address else None),
+        NodeStatus(addresses if address else None),
     )
 
 

@@ -14,7 +14,8 @@ from controller.agents import SILENCE, AgentProblems
 from controller.api import Api
 from controller.cluster import Inventory
 from controller.reconciler import Reconciler
-from controller.services import HealthCheck, HostServices, NodePort
+from controller.services import HealthCheck, HostServices, NodePort, OwnAddress
+from flows import names
 from flows.view import Service
 from settings.node import (
     MOST_PODS,
@@ -139,6 +140,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
         (NodePort(6, 30080, "default/web"),),
         (IPv4Address("198.51.100.7"),),
         (HealthCheck(32000, "a/lb", 2),),
+        (OwnAddress(IPv4Address("172.30.1.1"), 6, 80, names.STAND_INS[0], "default/web"),),
     )
 
     async def main() -> None:
@@ -168,6 +170,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
                 assert (found.node, found.node_ports) == ("node1", first.node_ports)
                 assert found.external_addresses == first.addresses
                 assert found.health_checks == first.health_checks
+                assert found.own_addresses == first.own_addresses
                 assert not found.whole
                 reconciler.complete(whole=True)
                 whole = decode_services((await ask(after=found.revision, wait="30"))[1])

@@ -224,7 +224,7 @@ def test_the_parts_of_one_service() -> None:
 
 def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
     made = inventory(
-        service("web", clusterIP="10.200.0.1"),
+        service("web", clusterIP="10.244.1.9"),
         service("web2", clusterIP="10.96.0.2"),
         endpoint_slice("web-1", "web", ["127.0.0.1"]),
         endpoint_slice("web2-1", "web2", ["127.0.0.1"]),
@@ -239,11 +239,11 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
     problems = {**told, **made.problems}
     report = detailed(made, problems, "default/web")
     assert report is not None
-    outside = "spec.clusterIP 10.200.0.1 is outside the Service range 10.96.0.0/16"
+    of_pods = "spec.clusterIP: 10.244.1.9 is inside the pod range 10.244.0.0/16"
     loopback = "endpoints[0].addresses: 127.0.0.1 is a loopback address"
     assert report["ports"] == []
     assert report["problems"] == {
-        "Service default/web": outside,
+        "Service default/web": of_pods,
         "EndpointSlice default/web-1": loopback,
         "Service default/web on node1": "the host's ports",
         "Service default/web on the switch of node2": "the table is full",

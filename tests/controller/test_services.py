@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from controller.cluster import Inventory
-from controller.services import HealthCheck, NodePort, StaleEndpoint, StaleFrontend
+from controller.services import HealthCheck, NodePort, OwnAddress, StaleEndpoint, StaleFrontend
 from controller.sources.objects import Object
+from flows import names
 from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, ServicePort
 from tests.controller.events import node_object
 from tests.controller.service_objects import endpoint, endpoint_slice, service
@@ -140,7 +141,18 @@ def test_source_ranges_are_never_widened(
 
 NODE_PORT = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}
 REFUSED = [
-    ({"clusterIP": "10.97.0.1"}, [], "spec.clusterIP 10.97.0.1 is outside the Service range 10.96"),
+    *(
+        ({"clusterIP": address}, [], f"spec.clusterIP: {address} is {problem}")
+        for address, problem in (
+            ("10.244.1.5", "inside the pod range 10.244.0.0/16"),
+            ("172.30.1.2", "Node node2's own address"),
+            ("127.0.0.1", "a loopback address"),
+            ("169.254.1.3", "a link-local address"),
+            ("224.0.0.1", "a multicast address"),
+            ("0.0.0.0", "the unspecified address"),
+            ("255.255.255.255", "the broadcast address"),
+        )
+    ),
     ({"clusterIP": ""}, [], "spec.clusterIP is missing: nobody has given it one"),
     ({"clusterIP": "ten"}, [], "spec.clusterIP: 'ten' is not an IP address"),
     ({"clusterIP": "fd00::1"}, [], "spec.ipFamilies holds IPv6 alone; this cluster is IPv4-only"),
@@ -156,10 +168,15 @@ REFUSED = [
             ("224.0.0.1", "224.0.0.1 is a multicast address"),
             ("0.0.0.0", "0.0.0.0 is the unspecified address"),
             ("255.255.255.255", "255.255.255.255 is the broadcast address"),
-            ("172.30.1.2", "172.30.1.2 is Node node2's own address"),
             ("fd00::1", "fd00::1 is not IPv4"),
             ("x", "'x' is not an IP address"),
         )
+    ),
+    (
+        {"externalIPs": ["172.30.1.2"],
+         "ports": [{"port": 6081, "protocol": "UDP"}, {"port": 6081, "name": "b"}]},
+        ["10.96.0.1:6081/17", "10.96.0.1:6081/6", "172.30.1.2:6081/6e"],
+        "spec.externalIPs[0]: 172.30.1.2, port 6081/UDP is Node node2's tunnel",
     ),
     (
         {"type": "LoadBalancer", "ingress": [{"ip": "10.244.1.5"}]},
@@ -439,15 +456,87 @@ def test_a_service_made_again_under_its_name() -> None:
     assert len(made.services._groups) == 1
 
 
-def test_an_address_that_becomes_a_nodes_is_not_served() -> None:
-    made = inventory(service("s", externalIPs=["172.30.1.3"]))
-    assert len(frontends(made)) == 2
-    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3"))
-    assert Key(CLUSTER_SCOPE, "service", "default/s") in made.settle()
-    assert len(frontends(made)) == 1
+def test_an_address_of_a_node() -> None:
+    """Its host takes what comes to it, no other's; the older of two Services has it."""
+    made = inventory(
+        service("s", externalIPs=["172.30.1.3", "172.30.1.4"], created="2026-01-01T00:00:00Z")
+    )
+    services = made.services
+    assert len(services.host_services("node3").addresses) == 2
+    before = services.host_revision("node3"), services.host_changes
+    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3", others=("172.30.1.4",)))
+    assert {Key(CLUSTER_SCOPE, "service", "default/s"), Key("node3", "service", "default/s")} <= (
+        made.settle()
+    )
+    ours, further = (IPv4Address(f"172.30.1.{number}") for number in (3, 4))
+    stand_ins = names.STAND_INS[0], names.STAND_INS[1]
+    assert only_port(made).frontends[1:] == (
+        Frontend(ours, 80, True, node="node3", stand_in=stand_ins[0]),
+        Frontend(further, 80, True, node="node3", stand_in=stand_ins[1]),
+    )
+    assert not made.problems
+    both = (
+        OwnAddress(ours, 6, 80, stand_ins[0], "default/s"),
+        OwnAddress(further, 6, 80, stand_ins[1], "default/s"),
+    )
+    found = services.host_services("node3")
+    assert (found.addresses, found.own_addresses) == ((), both)
+    assert services.host_services("node1").own_addresses == ()
+    assert services.host_revision("node3") != before[0]
+    assert services.host_changes > before[1]
+    # Somebody else wants one of them, and gets it when the older one lets go.
+    made.set_object(service("t", clusterIP="10.96.0.2", externalIPs=["172.30.1.3"]))
+    assert (
+        "port 80/TCP of 172.30.1.3 is Service default/s's already"
+        in made.problems["Service default/t"]
+    )
+    assert services.host_services("node3").own_addresses == both
+    made.remove_object("Service", "default", "s")
+    assert services.host_services("node3").own_addresses == (both[0]._replace(service="default/t"),)
+    assert made.view.local_services == {"node3": {"default/t"}}
+    # The node goes: its address is anybody's.
     made.remove_object("Node", "", "node3")
     made.settle()
-    assert len(frontends(made)) == 2
+    assert [str(each) for each in services.host_services("node1").addresses] == ["172.30.1.3"]
+    assert services.host_services("node3").own_addresses == ()
+
+
+def test_a_node_with_too_many_addresses() -> None:
+    made = inventory(service("s", externalIPs=["172.30.9.15", "172.30.9.16"]))
+    others = tuple(f"172.30.9.{number}" for number in range(1, 20))
+    made.set_object(node_object("node3", "10.244.3.0/24", "172.30.9.0", others=others))
+    made.settle()
+    assert frontends(made) == ["10.96.0.1:80/6", "172.30.9.15:80/6e"]
+    assert made.problems["Service default/s"] == (
+        "spec.externalIPs[1]: 172.30.9.16 is one of Node node3's own addresses, of which the first"
+        " 16 can be a Service's"
+    )
+
+
+def test_a_cluster_ip_of_a_further_range() -> None:
+    """As the API server gives it where there are ServiceCIDR objects."""
+    fields = {"clusterIP": "10.97.0.1", "clusterIPs": ["10.97.0.1"]}
+    made = inventory(
+        service(
+            "s", externalIPs=["10.97.0.1", "198.51.100.1"], internalTrafficPolicy="Local", **fields
+        )
+    )
+    # It is that, though it is named as an external address too.
+    assert frontends(made) == ["10.97.0.1:80/6", "198.51.100.1:80/6e"]
+    assert only_port(made).internal_local
+    assert not made.problems
+    # Hosts know of no range that it is in.
+    found = made.services.host_services("node1").addresses
+    assert [str(address) for address in found] == ["10.97.0.1", "198.51.100.1"]
+    # A node takes the address: as with external ones.
+    made.set_object(service("s", **fields))
+    made.set_object(node_object("node3", "10.244.3.0/24", "10.97.0.1"))
+    made.settle()
+    assert frontends(made) == []
+    assert made.services.host_services("node1").addresses == ()
+    made.remove_object("Node", "", "node3")
+    made.settle()
+    assert frontends(made) == ["10.97.0.1:80/6"]
 
 
 # --- groups and nodes' own choices ---
@@ -592,6 +681,11 @@ def test_what_a_host_must_know() -> None:
     third = services.host_revision("node1")
     made.set_object(endpoint_slice("s-1", "s", of[:1], both))
     assert services.host_revision("node1") != third
+    # The last one goes: that is a change as well, for which its agent waits.
+    changes = services.host_changes
+    made.set_object(endpoint_slice("s-1", "s", [], both))
+    assert services.host_services("node1").health_checks == (HealthCheck(30099, "default/s", 0),)
+    assert services.host_changes > changes
     # Both Services have this address; it goes with the last.
     made.remove_object("Service", "default", "t")
     assert services.host_revision("node2") == second

@@ -7,6 +7,7 @@ What a trace does not do is conntrack: each pass finds what the test says. A gro
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
 import pytest
 
@@ -86,6 +87,14 @@ def more_services() -> list[Service]:
                  first_group=first + 11, variants=("cluster", "local"), internal_local=True,
                  external_local=True),
         ),
+        # At the number of nobody's NodePort.
+        service(
+            "narrow",
+            port("", [frontend(OTHER_ADDRESS, 30028, external=True, node="node1",
+                               sources=(IPv4Network("198.51.100.0/24"),),
+                               stand_in=names.STAND_INS[0])],
+                 [TWO], first_group=first + 16),
+        ),
         service(
             "leaving",
             port("", [frontend("10.96.0.29", 80)], [ONE, replace(OF_C, ready=False)],
@@ -151,6 +160,11 @@ def host(source: str, address: str, number: int, protocol: str = "tcp", **more: 
 def node_port(source: str, number: int) -> str:
     """To a NodePort of the node, as its own stack passes it on."""
     return host(source, str(names.NODE_PORT_ADDRESS), number)
+
+
+def own_address(source: str, number: int) -> str:
+    """To the first of the node's own addresses, at a port that a Service has there."""
+    return host(source, str(names.STAND_INS[0]), number)
 
 
 def tunnel(address: str, number: int, protocol: str = "tcp") -> str:
@@ -235,6 +249,17 @@ def ends(switch: Ovs, packet: str) -> set[str]:
         ("node hints", a_pod("10.96.0.23", 80), {AT_A}),
         ("Local without any endpoint", a_pod("10.96.0.28", 80), {"refused"}),
         ("Local without any endpoint, from outside", node_port(CLIENT, 30028), {"refused"}),
+        ("own address, from outside", own_address(CLIENT, 8443), {AT_A}),
+        ("own address, from the node", own_address(OTHER_ADDRESS, 8443), {AT_A, AT_C}),
+        ("own address, from a pod", a_pod(OTHER_ADDRESS, 8443), {AT_A, AT_C}),
+        ("own address, another port", own_address(CLIENT, 8444), {"on"}),
+        ("own address, its port as if it were a NodePort", node_port(CLIENT, 8443), {"on"}),
+        ("own address, its port at another node's", a_pod("172.30.1.2", 8443), {"on"}),
+        ("own address and a NodePort: within", own_address(IN_RANGE, 30028), {AT_B}),
+        ("own address and a NodePort: outside",
+         own_address(CLIENT, 30028), {"dropped in ServiceChoice"}),
+        ("own address and a NodePort: a pod",
+         a_pod(OTHER_ADDRESS, 30028), {"dropped in ServiceChoice"}),
         ("affinity: none known yet", a_pod("10.96.0.11", 80), {AT_A, AT_C}),
         ("affinity: one that is terminating is not chosen", a_pod("10.96.0.29", 80), {AT_A}),
         ("affinity and Local", node_port(CLIENT, 30030), {AT_A}),
@@ -262,6 +287,8 @@ def test_on_a_node_with_endpoints(one: Ovs, what: str, packet: str, expected: se
         ("zone hints, without a zone", from_pod(D, nw_dst="10.96.0.15", tcp_dst=80), {AT_B, AT_C}),
         ("node hints, of others", from_pod(D, nw_dst="10.96.0.23", tcp_dst=80), {AT_A, AT_C}),
         ("affinity and Local", node_port(CLIENT, 30030), {"dropped in EndpointChoice"}),
+        ("another's own address", from_pod(D, nw_dst=OTHER_ADDRESS, tcp_dst=8443), {AT_A, AT_C}),
+        ("another's own address, as if it were ours", own_address(CLIENT, 8443), {"on"}),
     ],
 )  # fmt: skip
 def test_on_a_node_without(three: Ovs, what: str, packet: str, expected: set[str]) -> None:

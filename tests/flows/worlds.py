@@ -117,6 +117,18 @@ def services() -> list[Service]:
                 first_group=at + 96, variants=("cluster", "zone zone-a", "zone zone-b"),
             ),
         ),
+        service(
+            "edge",
+            port(
+                "",
+                [
+                    frontend("10.96.0.16", 80),
+                    frontend("172.30.1.1", 8443, external=True, node="node1",
+                             stand_in=names.STAND_INS[0]),
+                ],
+                [a, c], first_group=at + 112, variants=("cluster", "local"), external_local=True,
+            ),
+        ),
     ]  # fmt: skip
 
 

@@ -155,6 +155,79 @@ def test_external_addresses(lab: Lab) -> None:
     assert ask(lab, "outside", "192.0.2.11", 80, timeout=1) == ["timeout"]
 
 
+def test_a_cluster_ip_of_a_further_range(lab: Lab) -> None:
+    """From pods and hosts, as any other; what is not served there is refused by the hosts."""
+    serve(lab, "far", "10.97.0.10", A1, B1)
+    wait_until(lambda: "/" in ask(lab, "node1", "10.97.0.10", 80, timeout=1)[0])
+    for client, seen in ((A2, address(lab, A2)), ("node1", "10.244.1.1"), ("node2", "10.244.2.1")):
+        heard = answers(lab, client, "10.97.0.10", 80, times=30)
+        assert {each.server for each in heard} == {A1, B1}
+        assert {each.address for each in heard} == {seen}
+    for client in (A2, "node1"):
+        assert ask(lab, client, "10.97.0.10", 81) == ["refused"]
+
+
+def test_own_addresses_of_nodes(lab: Lab) -> None:
+    """Where it is on bare metal: clients know the Service by the address of one of the nodes."""
+    ports = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
+    serve(lab, "edge", "10.96.0.23", B1, ports=ports, externalIPs=[NODE1])
+    for protocol in ("tcp", "udp"):
+        wait_until(lambda p=protocol: ask(lab, "outside", NODE1, 80, p, timeout=1)[0][:2] == "de")
+        for client, seen in (
+            # As with NodePorts: from outside, the node that was asked has to see the answers.
+            ("outside", "10.244.1.0"),
+            ("node1", "10.244.1.0"),
+            ("node2", "10.244.1.0"),
+            (A1, address(lab, A1)),
+            (B1, "169.254.1.2"),
+        ):
+            heard = answers(lab, client, NODE1, 80, protocol)
+            assert heard[0][:2] == (B1, seen), (client, protocol)
+    # No other port, and no other node's.
+    for at, port in ((NODE1, 81), (NODE2, 80)):
+        for client in ("outside", A1, "node1", "node2"):
+            assert ask(lab, client, at, port, timeout=1) == ["refused"], (client, at, port)
+    # Nodes reach each other still: node2 has no route to it into its switch.
+    assert "dev br-phy" in lab.exec("node2", ["ip", "route", "get", NODE1]).stdout
+    lab.delete("Service", "default", "edge")
+    wait_until(lambda: ask(lab, "outside", NODE1, 80, timeout=1) == ["refused"])
+    assert ask(lab, "outside", NODE1, 80, "udp", timeout=1) == ["refused"]
+
+
+def test_own_addresses_local_and_for_some_alone(lab: Lab) -> None:
+    """Both policies of a load balancer at the number of another Service's NodePort."""
+    serve(lab, "np2", "10.96.0.24", B1, ports=[{"port": 80, "nodePort": 30084}], type="NodePort")
+    serve(
+        lab, "lb", "10.96.0.25", A1, B1, ports=[{"port": 30084, "nodePort": 30085}],
+        type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=30086,
+        loadBalancerSourceRanges=["203.0.113.10/32", "172.30.1.1/32"],
+        status={"loadBalancer": {"ingress": [{"ip": NODE1}, {"ip": NODE2}]}},
+    )  # fmt: skip
+    wait_until(lambda: ask(lab, "outside", NODE1, 30084, timeout=1)[0].startswith(A1))
+    wait_until(lambda: "203.0" in ask(lab, "outside", NODE2, 30084, timeout=1)[0])
+    for at, pod in ((NODE1, A1), (NODE2, B1)):
+        heard = answers(lab, "outside", at, 30084, times=10)
+        assert {each[:2] for each in heard} == {(pod, "203.0.113.10")}
+    # The policy is for the outside world, the ranges for everybody.
+    assert {a.server for a in answers(lab, "node1", NODE1, 30084, times=20)} == {A1, B1}
+    for client in ("node2", A1):
+        assert ask(lab, client, NODE1, 30084, timeout=1) == ["timeout"]
+    # The NodePort is there again when the other is gone.
+    lab.delete("Service", "default", "lb")
+    wait_until(lambda: ask(lab, "outside", NODE1, 30084, timeout=1)[0].startswith(B1))
+    wait_until(lambda: ask(lab, A1, NODE1, 30084, timeout=1)[0].startswith(B1))
+
+
+def test_an_own_address_whose_port_a_process_has(lab: Lab) -> None:
+    with answering(lab, "node1", 9005):
+        serve(lab, "taken", "10.96.0.26", B1, ports=[{"port": 9005}], externalIPs=[NODE1])
+        wait_until(lambda: "listens on it" in str(lab.ask("/v1/services/default/taken")))
+        for client in ("outside", "node1", "node2"):
+            assert answers(lab, client, NODE1, 9005)[0].server == "node1"
+        # The switch knows of no process: pods reach the Service, as they do at NodePorts.
+        assert answers(lab, A1, NODE1, 9005)[0].server == B1
+
+
 def test_internal_policy_local(lab: Lab) -> None:
     serve(lab, "inl", "10.96.0.18", A1, B1, internalTrafficPolicy="Local")
     wait_until(lambda: ask(lab, A2, "10.96.0.18", 80, timeout=1) != ["refused"])

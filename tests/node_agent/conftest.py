@@ -480,7 +480,12 @@ def check_gateway(node: ScratchNode) -> None:
     assert "UP" in link["flags"]
     assert [(a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("10.99.1.1", 32)]
     routes = json.loads(node.run("ip", "-j", "route", "show", "dev", "sluice-gw"))
-    assert {route["dst"] for route in routes} == {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31"}
+    assert {route["dst"] for route in routes} == {
+        "10.98.0.0/16",
+        "10.99.0.0/16",
+        "169.254.1.2/31",
+        "169.254.1.16/28",
+    }
     assert {(r["gateway"], r["prefsrc"], *r["flags"]) for r in routes} == {
         ("169.254.1.1", "10.99.1.1", "onlink")
     }

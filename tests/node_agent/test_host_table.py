@@ -1,7 +1,8 @@
 """The host's table and routes under real packets: a client, a host, and pods behind `sluice-gw`.
 
-The far end of `sluice-gw` stands in for the switch: it has the address of a pod and the one for
-NodePorts, and what it has no address for it sends back, as the switch does with what it refuses.
+The far end of `sluice-gw` stands in for the switch: it has the address of a pod and those for
+NodePorts and own addresses, and what it has no address for it sends back, as the switch does with
+what it refuses.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -35,6 +36,7 @@ pytestmark = needs_root
 HOST, CLIENT, OTHER = "192.0.2.1", "192.0.2.2", "192.0.2.9"
 GATEWAY, POD, NEIGHBOUR = "10.99.1.1", "10.99.1.2", "10.99.1.3"
 NODE_PORT = str(names.NODE_PORT_ADDRESS)
+STAND_INS = [str(names.STAND_INS[number]) for number in range(2)]
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 _IP_PKTINFO = 8  # ip(7)
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
@@ -78,7 +80,8 @@ class World:
         self.ip(
             self.pods,
             f"link set gw address {names.ROUTER_MAC} up",
-            *(f"addr add {address}/32 dev gw" for address in (POD, NEIGHBOUR, NODE_PORT)),
+            *(f"addr add {address}/32 dev gw"
+              for address in (POD, NEIGHBOUR, NODE_PORT, *STAND_INS)),
             f"neigh add {GATEWAY} lladdr {names.GATEWAY_MAC} dev gw",
             f"route add default via {GATEWAY} dev gw onlink",
         )  # fmt: skip
@@ -107,8 +110,14 @@ class World:
 
         return set(self.on_host(steps))
 
-    def want(self, *ports: tuple[int, int], busy: tuple[tuple[int, int], ...] = ()) -> None:
-        self.table.want(set(ports), set(busy))
+    def want(
+        self,
+        *ports: tuple[int, int],
+        own: Mapping[tuple[str, int, int], str] | None = None,
+        busy: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        own_ports = {(IPv4Address(a), p, n): IPv4Address(v) for (a, p, n), v in (own or {}).items()}
+        self.table.want(set(ports), own_ports, set(busy))
         self.on_host(self.table.converge)
 
     def add_pod(self, name: str, *ports: HostPort) -> str:
@@ -216,6 +225,31 @@ def test_node_ports(world: World, protocol: int) -> None:
         assert world.refused(world.host, "127.0.0.1", 30080, protocol)
         # The switch does that for its pods.
         assert world.refused(world.pods, HOST, 30080, protocol, POD)
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_own_addresses(world: World, protocol: int) -> None:
+    """A Service has a port of this address, and not of the others; also where a NodePort is."""
+    second = "192.0.2.77"
+    world.ip(world.host, f"addr add {second}/32 dev eth0")
+    world.ip(world.client, f"route add {second} via {HOST}")
+    world.set_up()
+    own = {(HOST, protocol, 80): STAND_INS[0], (second, protocol, 81): STAND_INS[1],
+           (HOST, protocol, 30080): STAND_INS[0]}  # fmt: skip
+    world.want((protocol, 30080), own=own)
+    with world.server(80, protocol), world.server(81, protocol), world.server(30080, protocol):
+        assert world.ask(world.client, HOST, 80, protocol) == f"{STAND_INS[0]} 80 {CLIENT}"
+        assert world.ask(world.host, HOST, 80, protocol) == f"{STAND_INS[0]} 80 {HOST}"
+        assert world.ask(world.client, second, 81, protocol) == f"{STAND_INS[1]} 81 {CLIENT}"
+        for address, port in ((second, 80), (HOST, 81), (GATEWAY, 80)):
+            assert world.refused(world.client, address, port, protocol), (address, port)
+        assert world.refused(world.host, "127.0.0.1", 80, protocol)
+        assert world.refused(world.pods, HOST, 80, protocol, POD)
+        assert world.ask(world.client, HOST, 30080, protocol) == f"{STAND_INS[0]} 30080 {CLIENT}"
+        assert world.ask(world.client, second, 30080, protocol) == f"{NODE_PORT} 30080 {CLIENT}"
+        world.want((protocol, 30080))
+        assert world.ask(world.client, HOST, 30080, protocol) == f"{NODE_PORT} 30080 {CLIENT}"
+        assert world.refused(world.client, HOST, 80, protocol)
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
@@ -347,11 +381,12 @@ def test_what_is_so_is_left_and_what_changes_is_an_element(world: World) -> None
 
 def test_before_anybody_says_which_node_ports_there_are_they_stay(world: World) -> None:
     world.set_up()
-    world.want((TCP, 30080))
+    world.want((TCP, 30080), own={(HOST, TCP, 80): STAND_INS[0]})
     restarted = HostTable(world.leases, Sysctls(Path("/proc/sys/net"), world.home / "found"))
     restarted.use(IPv4Network("10.99.2.0/24"), CONFIG.pod_range)
     world.on_host(restarted.converge)
     assert "tcp . 30080" in world.rules()
+    assert f"{HOST} . tcp . 80 : {STAND_INS[0]}" in world.rules()
     assert "10.99.2.0/24" in world.rules()
 
 
@@ -364,11 +399,17 @@ def test_a_port_is_whose_it_was_first(world: World) -> None:
     world.want((TCP, 30080), busy=((TCP, 30081),))
     world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
     assert world.table.node_ports == {(TCP, 30080)}
+    own = {(HOST, TCP, 80): STAND_INS[0], (HOST, TCP, 22): STAND_INS[0]}
+    world.want(own=own, busy=((TCP, 22),))
+    assert world.table.own_ports == {(IPv4Address(HOST), TCP, 80)}
+    assert f"{HOST} . tcp . 22" not in world.rules()
+    world.want(own=own, busy=((TCP, 80),))
+    assert {port for _, _, port in world.table.own_ports} == {22, 80}
 
 
 def test_routes_come_and_go_and_the_hosts_own_stay(world: World) -> None:
     world.ip(world.host, f"route add default via {CLIENT}")
-    fixed = {"10.99.0.0/16", "10.98.0.0/16", "169.254.1.2/31"}
+    fixed = {"10.99.0.0/16", "10.98.0.0/16", "169.254.1.2/31", "169.254.1.16/28"}
     assert world.set_up("198.51.100.7", "198.51.100.8", HOST, CLIENT) == {
         IPv4Address(HOST), IPv4Address(CLIENT)
     }  # fmt: skip

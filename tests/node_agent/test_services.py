@@ -21,7 +21,7 @@ from .conftest import ADDRESS, NODE, ScratchNode, controlled, needs_root, until
 
 EXTERNAL = IPv4Address("198.51.100.7")
 TCP, UDP = 6, 17
-FIXED = {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31"}
+FIXED = {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31", "169.254.1.16/28"}
 
 
 def said(revision: str, *ports: tuple[int, int, str], **more: Any) -> HostServices:
@@ -38,6 +38,12 @@ def listening(node: ScratchNode, port: int, kind: int = socket.SOCK_STREAM) -> s
         return made
 
     return inside(node.name, steps)
+
+
+def own_addresses(node: ScratchNode) -> list[str]:
+    shown = json.loads(node.run("nft", "-j", "list", "map", "ip", "sluice", "own-addresses"))
+    (found,) = [entry["map"] for entry in shown["nftables"] if "map" in entry]
+    return [" ".join(map(str, [*key["concat"], to])) for key, to in found.get("elem", ())]
 
 
 def node_ports(node: ScratchNode) -> set[str]:
@@ -128,6 +134,40 @@ def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode)
                     30,
                 )
                 assert node_ports(scratch) == every
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_a_port_of_an_own_address(scratch: ScratchNode) -> None:
+    """As with NodePorts: what a process has stays its own, and is told."""
+    stand_in = IPv4Address("169.254.1.16")
+
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+            with closing(listening(scratch, 22)):
+                own = tuple((ADDRESS, TCP, port, stand_in, "default/web") for port in (22, 80))
+                controller.services = said("1", own_addresses=own)
+                await until(
+                    lambda: own_addresses(scratch) == [f"{ADDRESS} tcp 80 {stand_in}"], scratch.log
+                )
+
+                def told() -> bool:
+                    sentence = controller.problems.services.get("default/web", "")
+                    who = f"process {os.getpid()} ("
+                    return sentence.startswith(
+                        f"port 22/TCP of {ADDRESS} is not served: {who}"
+                    ) and ("80/TCP" not in sentence)
+
+                await until(told, lambda: f"{controller.problems}\n{scratch.log()}", 30)
+            await until(lambda: len(own_addresses(scratch)) == 2, scratch.log, 30)
+            await until(lambda: controller.problems == NodeProblems(), scratch.log, 30)
+        # Started with the controller away, as after a reboot.
+        scratch.stop_agent()
+        scratch.run("nft", "flush", "ruleset")
+        scratch.start_agent()
+        await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+        assert len(own_addresses(scratch)) == 2
 
     asyncio.run(main())
 
@@ -269,15 +309,20 @@ def test_health_checks_answer_as_kube_proxy_does() -> None:
 
 
 def test_a_document_that_is_not_whole_adds_only() -> None:
+    first, second = (ADDRESS, TCP, 1, EXTERNAL, "a/a"), (ADDRESS, TCP, 2)
     old = said(
         "1", (TCP, 1, "a/a"), (TCP, 2, "a/b"), external_addresses=(EXTERNAL,),
-        health_checks=((7, "a/a", 1),),
+        health_checks=((7, "a/a", 1),), own_addresses=(first, (*second, EXTERNAL, "a/a")),
     )  # fmt: skip
-    new = said("2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), whole=False)
+    new = said(
+        "2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), whole=False,
+        own_addresses=((*second, EXTERNAL, "a/b"),),
+    )  # fmt: skip
     assert _both(None, new) == new
     both = _both(old, new)
     assert both.node_ports == ((TCP, 1, "a/a"), (TCP, 2, "a/c"))
     assert both.external_addresses == (EXTERNAL,)
     assert both.health_checks == ((7, "a/a", 0), (8, "a/b", 1))
+    assert both.own_addresses == (first, (*second, EXTERNAL, "a/b"))
     assert both.revision == "2"
     assert decode_services(encode(both)) == both
