@@ -306,21 +306,37 @@ class Reconciler:
         services = self.inventory.services
         # As in kube-proxy: what was done before this process began says nothing of how fast it is.
         triggers = [t for t in services.take_triggers().values() if t >= self._started]
-        try:
-            with metrics.SYNC_SECONDS.time():
-                changed = self.desired.update_shared(self._stale, triggers)
-        except PipelineError as error:
-            # What is stale stays so, and comes with the next change.
-            self.report("flows of every node", str(error))
-            return
-        self.report("flows of every node", "")
-        self._stale.clear()
+        before = self.desired.shared.version
+        with metrics.SYNC_SECONDS.time():
+            self.report("flows of every node", self._compile_stale(triggers))
         metrics.SYNCED_AT.set_to_current_time()
         metrics.ENDPOINT_CHANGES.set(services.endpoint_changes)
         metrics.SERVICE_CHANGES.set(services.service_changes)
-        if changed:
+        if self.desired.shared.version != before:
             for session in self.sessions.values():
                 session.wake()
+
+    def _compile_stale(self, triggers: Iterable[float]) -> str:
+        """Compile what is stale; what is wrong with what stays so until the next change."""
+        try:
+            self.desired.update_shared(self._stale, triggers)
+        except PipelineError as error:
+            problem = str(error)
+        else:
+            self._stale.clear()
+            return ""
+        # One object's fault must not be everybody's: each by itself, as long as that leads on.
+        count = 0
+        while count != len(self._stale):
+            count = len(self._stale)
+            for key in sorted(self._stale):
+                try:
+                    self.desired.update_shared([key], triggers)
+                except PipelineError as error:
+                    problem = str(error)
+                else:
+                    self._stale.discard(key)
+        return problem if self._stale else ""
 
     async def _sync(self, session: Session) -> None:
         # A Node that is refused or gone keeps its flows: what they would be instead is unknown.

@@ -12,10 +12,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from controller.api import Api
 from controller.reconciler import Session
 from flows import names
-from flows.flow import Meter
+from flows.features import services
+from flows.flow import Flow, Group, Meter
+from flows.pipeline import PipelineError
+from flows.view import Service
 from openflow.batch import Batch
 from settings.node import decode
 from tests.controller.events import node_object, pod_object
+from tests.controller.service_objects import endpoint_slice, service
 from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
 from tests.ovs import Ovs
 
@@ -308,6 +312,44 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
             assert len(of_a) == 8
             # A switch that lacks something is not sealed: it is looked at when it comes again.
             assert world.cookies() == before | of_a
+
+    run(story)
+
+
+def test_a_service_whose_flows_cannot_be_harms_no_other(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = services.service
+
+    def partly(given: Service) -> tuple[list[Flow], list[Group]]:
+        if given.name == "bad":
+            raise PipelineError("Service default/bad: no such thing")
+        return make(given)
+
+    monkeypatch.setattr("flows.features.services.service", partly)
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            subject = "flows of every node"
+            world.reconciler.update(
+                [service("bad"), service("good", clusterIP="10.96.0.2"),
+                 endpoint_slice("good-1", "good", ["10.244.1.5"])],
+                [],
+            )  # fmt: skip
+            await world.until(lambda: subject in world.reconciler.problems)
+            assert world.reconciler.problems[subject] == "Service default/bad: no such thing"
+            await world.in_sync()
+            dump = "\n".join(ovs.dump())
+            assert "nw_dst=10.96.0.2" in dump
+            assert "nw_dst=10.96.0.1," not in dump
+            monkeypatch.undo()
+            world.reconciler.update([service("other", clusterIP="10.96.0.3")], [])
+            await world.until(lambda: subject not in world.reconciler.problems)
+            await world.in_sync()
+            assert {"nw_dst=10.96.0.1,", "nw_dst=10.96.0.3,"} <= {
+                f"nw_dst={at}," for at in re.findall(r"nw_dst=([\d.]+),", "\n".join(ovs.dump()))
+            }
 
     run(story)
 
