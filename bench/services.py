@@ -18,6 +18,7 @@ from bench import service_objects as objects
 from bench.controller import node_manifest, write_manifests
 from bench.figures import Figure, versus
 from bench.nodes import bare_lab, dial, make_bridge, ofctl, unique
+from controller import garbage
 from controller.cluster import Inventory
 from controller.reconciler import Reconciler
 from controller.sources.objects import EndpointSlice, Object, Service, from_manifest
@@ -246,6 +247,7 @@ def _decoded(data: bytes, kind: type[Service] | type[EndpointSlice]) -> list[Obj
 @asynccontextmanager
 async def _controller(lab: Lab) -> AsyncIterator[Reconciler]:
     """The controller without its processes, listening in a bare lab, with its switches in sync."""
+    garbage.collect_rarely()
     cluster = Cluster(POD_RANGE, SERVICE_RANGE, 6081, 1000)
     reconciler = Reconciler(Inventory(cluster))
     nodes = lab.layout.nodes(NODES)

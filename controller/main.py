@@ -14,7 +14,7 @@ import click
 import structlog
 from aiohttp import web
 
-from controller import tls
+from controller import garbage, tls
 from controller.api import Api
 from controller.cluster import Inventory
 from controller.enrolment import Enrolment
@@ -71,6 +71,7 @@ def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
 
 
 async def _run(settings: Settings, directory: Path | None) -> None:
+    garbage.collect_rarely()
     shared = settings.cluster
     if shared is None:
         raise SettingsError("the settings have no section cluster")
@@ -138,6 +139,7 @@ async def _serve_switches(
 ) -> None:
     """Listen only when there is something to tell."""
     await reconciler.listed.wait()
+    garbage.spare_what_is_there()
     host, port = _host_port(own.openflow)
     context = tls.for_switches(identity) if identity else None
     async with serve(host, port, reconciler.on_switch, ssl=context):

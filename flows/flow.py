@@ -278,7 +278,8 @@ def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None]
 
 def ip(address: IPv4Address | str) -> int:
     """An IPv4 address as a match value."""
-    return int(IPv4Address(address))
+    # Made anew of an address, it would be written down and read again.
+    return int(address if isinstance(address, IPv4Address) else IPv4Address(address))
 
 
 def net(network: IPv4Network) -> tuple[int, int]:
