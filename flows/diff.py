@@ -18,9 +18,13 @@ class GroupChange:
     def buckets(self) -> tuple[tuple[int, ...], tuple[Bucket, ...]] | None:
         """The ids of buckets to remove, and those to insert after that; None: send all of it.
 
-        A bucket that changed is both. All of it is sent too where that is less.
+        A bucket that changed is both. All of it is sent too where that is less, and where the
+        datapath chooses: of what is inserted Open vSwitch makes all of the slots of `dp_hash` anew,
+        so that it alone is chosen from then on, and after a removal it has none (seen with 3.1).
         """
         new, old = self.new, self.old
+        if new != old and new.method == "dp_hash":
+            return None
         if old is None or (new.id, new.method, new.fields) != (old.id, old.method, old.fields):
             return None
         before = {bucket.id: bucket for bucket in old.buckets}

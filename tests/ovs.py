@@ -134,9 +134,11 @@ class Ovs:
     def trace(self, packet: str, *ct_states: str) -> str:
         """`ofproto/trace`; each of `ct_states` is what one pass through conntrack finds."""
         states = [word for state in ct_states for word in ("--ct-next", state)]
+        return self.appctl("ofproto/trace", "br0", packet, *states)
+
+    def appctl(self, *arguments: str) -> str:
         pid = (self.directory / "vswitchd.pid").read_text().strip()
-        target = f"{self.directory}/ovs-vswitchd.{pid}.ctl"
-        return self.run("ovs-appctl", "-t", target, "ofproto/trace", "br0", packet, *states)
+        return self.run("ovs-appctl", "-t", f"{self.directory}/ovs-vswitchd.{pid}.ctl", *arguments)
 
     def stop(self) -> None:
         for process in reversed(self.processes):

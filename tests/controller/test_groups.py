@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 
 import pytest
 from prometheus_client import REGISTRY
@@ -11,6 +12,7 @@ from controller.sources.objects import EndpointSlice, Service
 from flows import names
 from flows.compile import compile_scope
 from flows.features import services
+from flows.features.services import MOST_SLOTTED
 from flows.flow import MOST_BUCKETS, Action, Flow, Group, Output
 from flows.pipeline import Feature
 from flows.view import CLUSTER_SCOPE, Endpoint
@@ -100,11 +102,12 @@ def test_of_one_endpoint_s_change_its_bucket_is_sent(ovs: Ovs, make) -> None:  #
     async def story() -> None:
         async with controller(ovs) as world:
             update = world.reconciler.update
-            update(make(*range(10, 16)), [])
+            # More than the datapath chooses among itself.
+            update(make(*range(10, 50)), [])
             await world.in_sync()
             assert await is_right(world)
             sent = record(world.reconciler.sessions["node1"])
-            update(make(*range(10, 17)), [])
+            update(make(*range(10, 51)), [])
             await world.in_sync()
             assert await is_right(world)
             changed = [n for n in wanted(world) if kinds(sent, n)]
@@ -112,15 +115,42 @@ def test_of_one_endpoint_s_change_its_bucket_is_sent(ovs: Ovs, make) -> None:  #
             for number in changed:
                 assert Group not in kinds(sent, number)
                 inserted = [m for m in sent if isinstance(m, BucketsInsert) and m.group == number]
-                # The new one's, and where it is the first, that of the one split in two before.
-                assert sum(len(message.buckets) for message in inserted) <= 3
+                assert sum(len(message.buckets) for message in inserted) == 1
             sent.clear()
-            update(make(*range(11, 17)), [])
+            update(make(*range(11, 51)), [])
             await world.in_sync()
             assert await is_right(world)
-            assert all(BucketRemove in kinds(sent, number) for number in changed)
-            assert all(Group not in kinds(sent, number) for number in changed)
+            assert all(kinds(sent, number) == [BucketRemove] for number in changed)
             assert not any(isinstance(m, Flow) and m.feature == Feature.SERVICES for m in sent)
+
+    run(story)
+
+
+def test_every_endpoint_is_chosen_whatever_was_there_before(ovs: Ovs) -> None:
+    """Open vSwitch makes the slots of `dp_hash` of what a message inserts, and of nothing else."""
+
+    def chosen(world: World) -> Counter[str]:
+        found: Counter[str] = Counter()
+        number = group_of(world, "web")
+        for count in range(1, 257):
+            traced = ovs.appctl(
+                "ofproto/trace-packet-out", "br0",
+                f"tcp,nw_src=10.244.1.9,nw_dst=10.96.0.1,tcp_src={count},dp_hash={count}",
+                f"group:{number}",
+            )  # fmt: skip
+            found.update(re.findall(r"nat\(dst=([\d.]+):", traced)[:1])
+        return found
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            for count in (1, 2, 3, 2, 11, MOST_SLOTTED, MOST_SLOTTED + 1, MOST_SLOTTED):
+                world.reconciler.update(web(*range(10, 10 + count)), [])
+                await world.in_sync()
+                assert await is_right(world)
+                found = await asyncio.to_thread(chosen, world)
+                assert found.keys() == {f"10.244.2.{number}" for number in range(10, 10 + count)}
+                if count <= MOST_SLOTTED:
+                    assert max(found.values()) - min(found.values()) <= 1
 
     run(story)
 
@@ -337,7 +367,7 @@ def test_until_all_is_read_no_group_is_removed(ovs: Ovs) -> None:
 def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
-            world.reconciler.update([*web(10, 11), *local(5)], [])
+            world.reconciler.update([*web(*range(10, 50)), *local(5)], [])
             await world.in_sync()
             port = world.port
         sent: list[Batch] = []
@@ -352,7 +382,7 @@ def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.Monkey
         async with controller(ovs, whole=False, port=port) as world:
             # What is not whole yet would be compared: so all of it at once.
             reconciler = world.reconciler
-            reconciler.update([*web(10, 11), *local(5)], [])
+            reconciler.update([*web(*range(10, 50)), *local(5)], [])
             reconciler.complete(True)
             await world.until(lambda: reconciler.sessions.get("node1"))
             await world.in_sync()
@@ -360,10 +390,10 @@ def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.Monkey
             assert REGISTRY.get_sample_value("sluice_switch_sealed_total") == sealed + 1
             assert await is_right(world)
             # And what changes from here on is known against what the seals vouched for.
-            reconciler.update(web(*range(10, 16)), [])
+            reconciler.update(web(*range(10, 51)), [])
             await world.in_sync()
             sent.clear()
-            reconciler.update(web(*range(10, 17)), [])
+            reconciler.update(web(*range(10, 52)), [])
             await world.in_sync()
             (batch,) = sent
             assert not any(isinstance(m, Group) for p in batch.parts for m in p.messages)

@@ -15,7 +15,7 @@ def bucket(number: int, port: int = 1) -> Bucket:
     return Bucket(number, 1, (Output(port),))
 
 
-GROUP = Group(ID, "dp_hash", (), tuple(map(bucket, (1, 2, 3, 4))))
+GROUP = Group(ID, "hash", (), tuple(map(bucket, (1, 2, 3, 4))))
 
 
 def with_buckets(*buckets: Bucket) -> Group:
@@ -33,7 +33,7 @@ def with_buckets(*buckets: Bucket) -> Group:
         # More than the whole.
         (with_buckets(bucket(1), bucket(5)), None),
         (with_buckets(), None),
-        (replace(GROUP, method="hash"), None),
+        (replace(GROUP, method="dp_hash"), None),
         (replace(GROUP, fields=("nw_src",)), None),
         (replace(GROUP, id=ID + 1), None),
     ],
@@ -41,6 +41,15 @@ def with_buckets(*buckets: Bucket) -> Group:
 def test_of_a_group_only_the_buckets_that_differ(new: Group, edits: object) -> None:
     assert GroupChange(new, GROUP).buckets() == edits
     assert GroupChange(new).buckets() is None
+
+
+def test_of_a_group_that_the_datapath_chooses_from_all_is_sent() -> None:
+    """Open vSwitch would choose among the inserted alone (test_every_endpoint_is_chosen)."""
+    slotted = replace(GROUP, method="dp_hash")
+    more = replace(slotted, buckets=(*GROUP.buckets, bucket(5)))
+    assert GroupChange(more, slotted).buckets() is None
+    assert GroupChange(slotted, more).buckets() is None
+    assert GroupChange(slotted, slotted).buckets() == ((), ())
 
 
 OTHER = with_buckets(*GROUP.buckets, bucket(5))

@@ -20,7 +20,7 @@ from tests.ovs import Ovs
 from tests.waiting import wait_until
 
 ID = names.GROUPS[7]
-GROUP = Group(ID, "dp_hash", (), tuple(map(samples.translating, range(1, 11))))
+GROUP = Group(ID, "hash", ("nw_src", "nw_dst"), tuple(map(samples.translating, range(1, 11))))
 USES = Flow(7, 0, 5, match({"dl_type": 0x0800}), (ToGroup(ID),), "goes to the group")
 BAD = Flow(5, 60, 400, match({"nw_dst": 77}), (Output(1),), "lacks dl_type")
 
@@ -279,8 +279,8 @@ def test_a_group_that_could_not_be_dumped_is_not_sent(ovs: Ovs):
 def test_everything_of_a_group_counts_but_the_order_of_its_buckets():
     others = [
         replace(GROUP, id=ID + 1),
-        replace(GROUP, method="hash"),
-        replace(GROUP, method="hash", fields=("nw_src",)),
+        replace(GROUP, method="dp_hash", fields=()),
+        replace(GROUP, fields=("nw_src",)),
         replace(GROUP, buckets=GROUP.buckets[1:]),
         replace(GROUP, buckets=(samples.translating(1, 99), *GROUP.buckets[1:])),
         replace(GROUP, buckets=(samples.choosing(1), *GROUP.buckets[1:])),
