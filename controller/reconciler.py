@@ -32,7 +32,7 @@ from settings.node import SwitchDigest, Verdict
 log = structlog.get_logger()
 
 SHARED_TICK = 0.005
-"""Seconds in which changes of what all nodes share are gathered into one batch."""
+"""Seconds after one batch of what all nodes share, in which changes are gathered into the next."""
 FORGET_TICK = 5.0
 """Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
 UDP_TICK = 0.05
@@ -72,6 +72,7 @@ class Reconciler:
         self._unmade: dict[str, set[Key]] = {}
         """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
+        self._published_at = 0.0
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
         self._stale_udp: dict[StaleEndpoint | StaleFrontend, None] = {}
@@ -295,7 +296,9 @@ class Reconciler:
             if changed and (session := self.sessions.get(node)):
                 session.wake()
         if self._stale and self._tick is None and self.listed.is_set():
-            self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._publish)
+            # At once after a while of quiet; what follows closely waits.
+            due = self._published_at + SHARED_TICK
+            self._tick = asyncio.get_running_loop().call_at(due, self._publish)
         if any(key.kind in {"peer", "node"} for key in touched):
             self.changed.set()
             self.changed = asyncio.Event()
@@ -303,6 +306,7 @@ class Reconciler:
     def _publish(self) -> None:
         """Turn the gathered changes of what all nodes share into one batch."""
         self._tick = None
+        self._published_at = time.monotonic()
         services = self.inventory.services
         # As in kube-proxy: what was done before this process began says nothing of how fast it is.
         triggers = [t for t in services.take_triggers().values() if t >= self._started]
