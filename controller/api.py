@@ -238,11 +238,11 @@ class Api:
     def _host_services(self, name: str) -> HostServices | None:
         if name not in self._reconciler.inventory.view.nodes:
             return None
-        services = self._reconciler.inventory.services
-        wanted = services.host_services(name)
+        hosts = self._reconciler.inventory.services.hosts
+        wanted = hosts.wanted(name)
         whole = self._reconciler.desired.whole
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
-        shared, own = services.host_revision(name)
+        shared, own = hosts.revision(name)
         return HostServices(
             node=name,
             node_ports=wanted.node_ports,

@@ -18,9 +18,9 @@ from controller import metrics
 from controller.agents import AgentProblems
 from controller.cluster import Inventory, Port
 from controller.desired import Desired
-from controller.services import StaleEndpoint, StaleFrontend
 from controller.session import Session
 from controller.sources.objects import Object
+from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows.features.protocols import UDP
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
@@ -210,10 +210,10 @@ class Reconciler:
     def _follow_services(self) -> None:
         """What else than flows has to change with Services: hosts, and what connections know."""
         services = self.inventory.services
-        if services.host_changes != self._host_changes:
-            self._host_changes = services.host_changes
+        if services.hosts.changes != self._host_changes:
+            self._host_changes = services.hosts.changes
             self._wake_hosts()
-        stale = services.take_stale()
+        stale = services.stale_udp.take()
         # What the first list holds was so before, as far as anybody knows.
         if stale and self.listed.is_set():
             self._stale_udp |= dict.fromkeys(stale)

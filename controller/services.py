@@ -9,12 +9,13 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from controller.group_ids import GroupIds, GroupKey
+from controller.host_services import Hosts
 from controller.service_drafts import (
     NOTHING,
     Claim,
@@ -33,8 +34,8 @@ from controller.service_drafts import (
 )
 from controller.sources.objects import EndpointSlice as SliceObject
 from controller.sources.objects import Service as ServiceObject
+from controller.stale_udp import StaleUdp
 from flows import topology
-from flows.features.protocols import UDP
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
 
 MOST_PROBLEMS: Final = 5
@@ -42,65 +43,11 @@ MOST_PROBLEMS: Final = 5
 _K = TypeVar("_K")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class StaleEndpoint:
-    """Where UDP connections must not go any more."""
-
-    address: IPv4Address
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class StaleFrontend:
-    """What is served only now: UDP connections to it that began before go astray."""
-
-    address: IPv4Address | None
-    """None: each node's own."""
-    port: int
-
-
-class NodePort(NamedTuple):
-    """A port that is served at each node's own addresses."""
-
-    protocol: int
-    port: int
-    service: str
-
-
-class OwnAddress(NamedTuple):
-    """A port of one of a node's own addresses, which a Service names."""
-
-    address: IPv4Address
-    protocol: int
-    port: int
-    stand_in: IPv4Address
-    service: str
-
-
-class HealthCheck(NamedTuple):
-    """A port at which a node tells load balancers whether to send it a Service's connections."""
-
-    port: int
-    service: str
-    endpoints: int
-    """Those that are ready and on this node, each address once."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostServices:
-    """What a node's host must do for Services; each sorted."""
-
-    node_ports: tuple[NodePort, ...]
-    addresses: tuple[IPv4Address, ...]
-    """Of Services, outside the Service range, and no node's own."""
-    health_checks: tuple[HealthCheck, ...]
-    own_addresses: tuple[OwnAddress, ...] = ()
-
-
 class Services:
     """Services and slices in; the Services of the view, and problems, out.
 
-    Each method that takes something in returns the keys it touched.
+    Each method that takes something in returns the keys it touched. What else follows from a
+    change of a Service, `hosts` and `stale_udp` are asked.
     """
 
     def __init__(
@@ -120,6 +67,8 @@ class Services:
         self.service_changes = 0
         self.endpoint_changes = 0
         """Services and EndpointSlices that came, changed or went, so far."""
+        self.hosts = Hosts(cluster.service_range)
+        self.stale_udp = StaleUdp()
         self._cluster = cluster
         self._note = note
         self._groups = GroupIds() if groups is None else groups
@@ -138,18 +87,6 @@ class Services:
         self._aimed_at: Counter[Target] = Counter()
         """How many Services have endpoints there."""
         self._triggers: dict[str, float] = {}
-        self._stale: dict[StaleEndpoint | StaleFrontend, None] = {}
-        self._node_ports: dict[tuple[int, int], str] = {}
-        self._served_at: dict[IPv4Address, set[str]] = {}
-        self._health_checks: dict[str, int] = {}
-        self._ready_on: dict[str, dict[str, int]] = {}
-        """By node, then by Service with a health check: how many endpoints are ready there."""
-        self._own_addresses: dict[str, dict[Claim, tuple[IPv4Address, str]]] = {}
-        """By node: stand-in and Service."""
-        self._revision = 0
-        self._shared_revision = 0
-        self._node_revisions: dict[str, int] = {}
-        self._shared_part: tuple[int, HostServices] | None = None
 
     def service(self, name: str) -> ServiceObject | None:
         """The object of this `NAMESPACE/NAME`, if it is one of ours."""
@@ -250,43 +187,6 @@ class Services:
         taken, self._triggers = self._triggers, {}
         return taken
 
-    def take_stale(self) -> list[StaleEndpoint | StaleFrontend]:
-        """Of which UDP connections must be forgotten since the last call."""
-        taken, self._stale = self._stale, {}
-        return list(taken)
-
-    @property
-    def host_changes(self) -> int:
-        """Grows whenever `host_services` of any node changes."""
-        return self._revision
-
-    def host_revision(self, node: str) -> tuple[int, int]:
-        """Changes whenever `host_services` of this node does; cheap."""
-        return self._shared_revision, self._node_revisions.get(node, 0)
-
-    def host_services(self, node: str) -> HostServices:
-        """What this node's host must do. What is every node's is made once."""
-        if self._shared_part is None or self._shared_part[0] != self._shared_revision:
-            shared = HostServices(
-                tuple(sorted(NodePort(*at, name) for at, name in self._node_ports.items())),
-                tuple(sorted(self._served_at)),
-                tuple(sorted(HealthCheck(at, name, 0) for name, at in self._health_checks.items())),
-            )
-            self._shared_part = self._shared_revision, shared
-        shared = self._shared_part[1]
-        if node not in self._node_revisions:
-            return shared
-        ready = self._ready_on.get(node, {})
-        checks = tuple(
-            check._replace(endpoints=ready.get(check.service, 0)) for check in shared.health_checks
-        )
-        own = tuple(
-            OwnAddress(at.address, at.protocol, at.port, stand_in, service)
-            for at, (stand_in, service) in sorted(self._own_addresses.get(node, {}).items())
-            if at.address
-        )
-        return HostServices(shared.node_ports, shared.addresses, checks, own)
-
     # --- slices ---
 
     def _judge_slice(self, name: str) -> None:
@@ -378,8 +278,8 @@ class Services:
                 touched.add(Key(CLUSTER_SCOPE, "service", name))
                 touched |= self._follow_choices(name, old, new)
                 touched |= self._follow_targets(old, new)
-                self._follow_udp(old, new)
-            self._follow_host(name, old, new)
+                self.stale_udp.follow(old, new)
+            self.hosts.follow(name, old, new, self._health_check(name))
             self._note(f"Service {name}", _sentence(problems))
             self._note_slices(name)
         return touched
@@ -416,6 +316,12 @@ class Services:
         if check and (holder := self._holder(check)) != name:
             problems.append(f"{check.field}: {check.claim} is Service {holder}'s already")
         return parts, problems
+
+    def _health_check(self, name: str) -> int | None:
+        """The port of every node that it has for that."""
+        draft = self._drafts.get(name)
+        check = draft.health_check if draft else None
+        return check.frontend.port if check and self._holder(check) == name else None
 
     def _holder(self, offer: Offer) -> str:
         return self._claims[offer.claim][0][1]
@@ -502,114 +408,6 @@ class Services:
             for endpoint in port.endpoints
         }
 
-    def _follow_udp(self, old: Service | None, new: Service | None) -> None:
-        before = {p.name: p for p in (old.ports if old else ()) if p.protocol == UDP}
-        after = {p.name: p for p in (new.ports if new else ()) if p.protocol == UDP}
-        for port in before.values():
-            left = _places(port) - (_places(after[port.name]) if port.name in after else set())
-            self._stale.update(dict.fromkeys(sorted(left)))
-        for port in after.values():
-            if not port.endpoints:
-                continue
-            known = before.get(port.name)
-            was = _frontends(known) if known and known.endpoints else ()
-            self._stale.update((at, None) for at in _frontends(port) if at not in was)
-
-    def _follow_host(self, name: str, old: Service | None, new: Service | None) -> None:
-        shared = False
-        before, after = _node_ports(old), _node_ports(new)
-        for at in before - after:
-            # Its next holder may have been put together before.
-            if self._node_ports[at] == name:
-                del self._node_ports[at]
-                shared = True
-        for at in after:
-            shared |= self._node_ports.get(at) != name
-            self._node_ports[at] = name
-        was, now = self._outside_range(old), self._outside_range(new)
-        for address in was - now:
-            _remove(self._served_at, address, name)
-            shared |= address not in self._served_at
-        for address in now - was:
-            shared |= address not in self._served_at
-            self._served_at.setdefault(address, set()).add(name)
-        self._follow_own_addresses(name, _own_addresses(old), _own_addresses(new))
-        check = self._drafts[name].health_check if name in self._drafts else None
-        due = check.frontend.port if check and self._holder(check) == name else None
-        checked = self._health_checks.get(name)
-        if due != checked:
-            shared = True
-            if due is None:
-                del self._health_checks[name]
-            else:
-                self._health_checks[name] = due
-        if shared:
-            self._shared_revision = self._next_revision()
-        if due is not None or checked is not None:
-            self._count_ready(
-                name,
-                _ready_on(old) if checked is not None else {},
-                _ready_on(new) if due is not None else {},
-            )
-
-    def _outside_range(self, service: Service | None) -> set[IPv4Address]:
-        return {
-            frontend.address
-            for port in (service.ports if service else ())
-            for frontend in port.frontends
-            if frontend.address
-            and not frontend.node
-            and frontend.address not in self._cluster.service_range
-        }
-
-    def _follow_own_addresses(
-        self,
-        name: str,
-        before: Mapping[tuple[str, Claim], IPv4Address],
-        after: Mapping[tuple[str, Claim], IPv4Address],
-    ) -> None:
-        changed: set[str] = set()
-        for node, at in before.keys() - after.keys():
-            # Its next holder may have been put together before.
-            if self._own_addresses[node][at][1] == name:
-                del self._own_addresses[node][at]
-                changed.add(node)
-        for (node, at), stand_in in after.items():
-            own = self._own_addresses.setdefault(node, {})
-            if own.get(at) != (stand_in, name):
-                own[at] = stand_in, name
-                changed.add(node)
-        for node in changed:
-            if not self._own_addresses[node]:
-                del self._own_addresses[node]
-            self._renumber(node)
-
-    def _count_ready(self, name: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-        for node in before.keys() | after.keys():
-            if before.get(node) == after.get(node):
-                continue
-            counts = self._ready_on.setdefault(node, {})
-            if node in after:
-                counts[name] = after[node]
-            else:
-                del counts[name]
-            if not counts:
-                del self._ready_on[node]
-            self._renumber(node)
-
-    def _renumber(self, node: str) -> None:
-        """What is this node's alone has changed; where there is nothing any more, it has none."""
-        revision = self._next_revision()
-        if node in self._ready_on or node in self._own_addresses:
-            self._node_revisions[node] = revision
-        else:
-            self._node_revisions.pop(node, None)
-
-    def _next_revision(self) -> int:
-        # One row for all: a number that a node had before never means something else.
-        self._revision += 1
-        return self._revision
-
 
 # --- Services, put together ---
 
@@ -662,44 +460,6 @@ def _choices(service: Service | None) -> dict[str, list[object]]:
         for node, endpoints in own.items():
             found.setdefault(node, []).append((whole, endpoints))
     return found
-
-
-def _places(port: ServicePort) -> set[StaleEndpoint]:
-    return {StaleEndpoint(endpoint.address, endpoint.port) for endpoint in port.endpoints}
-
-
-def _frontends(port: ServicePort) -> list[StaleFrontend]:
-    found = [StaleFrontend(frontend.address, frontend.port) for frontend in port.frontends]
-    return found + [StaleFrontend(each.stand_in, each.port) for each in port.frontends if each.node]
-
-
-def _node_ports(service: Service | None) -> set[tuple[int, int]]:
-    return {
-        (port.protocol, frontend.port)
-        for port in (service.ports if service else ())
-        for frontend in port.frontends
-        if frontend.address is None
-    }
-
-
-def _own_addresses(service: Service | None) -> dict[tuple[str, Claim], IPv4Address]:
-    """By node, and where there: the stand-in."""
-    return {
-        (frontend.node, Claim(frontend.address, port.protocol, frontend.port)): frontend.stand_in
-        for port in (service.ports if service else ())
-        for frontend in port.frontends
-        if frontend.stand_in
-    }
-
-
-def _ready_on(service: Service | None) -> dict[str, int]:
-    """How many addresses are ready on which node."""
-    found: dict[str, set[IPv4Address]] = {}
-    for port in service.ports if service else ():
-        for endpoint in port.endpoints:
-            if endpoint.ready and endpoint.node:
-                found.setdefault(endpoint.node, set()).add(endpoint.address)
-    return {node: len(addresses) for node, addresses in found.items()}
 
 
 def _sentence(problems: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from aiohttp import ClientSession, web
 from controller.agents import SILENCE, AgentProblems
 from controller.api import Api
 from controller.cluster import Inventory
+from controller.host_services import HealthCheck, HostServices, NodePort, OwnAddress
 from controller.reconciler import Reconciler
-from controller.services import HealthCheck, HostServices, NodePort, OwnAddress
 from flows import names
 from flows.view import Service
 from settings.node import (
@@ -146,11 +146,11 @@ def test_what_hosts_do_for_services_by_http() -> None:
     async def main() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER], [])
-        services = reconciler.inventory.services
+        hosts = reconciler.inventory.services.hosts
         said = {"node1": first}
         revisions = {"node1": (1, 0)}
-        services.host_services = said.__getitem__  # type: ignore[method-assign]
-        services.host_revision = revisions.__getitem__  # type: ignore[method-assign]
+        hosts.wanted = said.__getitem__  # type: ignore[method-assign]
+        hosts.revision = revisions.__getitem__  # type: ignore[method-assign]
         runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -180,7 +180,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
                 await asyncio.sleep(0.05)
                 said["node1"] = dataclasses.replace(first, node_ports=())
                 revisions["node1"] = (1, 1)
-                services._revision += 1
+                hosts.changes += 1
                 reconciler.update([], [])
                 changed = decode_services((await waiting)[1])
                 assert changed.revision != whole.revision

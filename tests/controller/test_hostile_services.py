@@ -87,7 +87,7 @@ def test_any_content_is_taken_or_refused(spec, status, endpoints, ports, trigger
             assert all(each in names.GROUPS for each in port.groups.values())
     made.services.take_triggers()
     for node in ("node1", "x"):
-        made.services.host_services(node)
+        made.services.hosts.wanted(node)
     made.remove_object("Service", "default", "s")
     made.remove_object("EndpointSlice", "default", "s-1")
     assert not made.problems

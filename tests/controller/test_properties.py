@@ -54,7 +54,7 @@ def test_history_leaves_no_trace(history: list[Event]) -> None:
     assert old.inventory.problems == new.inventory.problems
     assert old.inventory.view == new.inventory.view
     for node in ("node1", "node2"):
-        hosts = [each.inventory.services.host_services(node) for each in (old, new)]
+        hosts = [each.inventory.services.hosts.wanted(node) for each in (old, new)]
         assert hosts[0] == hosts[1]
 
 
@@ -158,7 +158,7 @@ def targets(inventory: Inventory) -> set[Target]:
 
 
 def host(inventory: Inventory, node: str) -> tuple[object, object]:
-    return inventory.services.host_revision(node), inventory.services.host_services(node)
+    return inventory.services.hosts.revision(node), inventory.services.hosts.wanted(node)
 
 
 @given(st.lists(events, max_size=25), node_objects, pod_objects)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from controller.cluster import Inventory
-from controller.services import HealthCheck, NodePort, OwnAddress, StaleEndpoint, StaleFrontend
+from controller.host_services import HealthCheck, NodePort, OwnAddress
 from controller.sources.objects import Object
+from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows import names
 from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, ServicePort
 from tests.controller.events import node_object
@@ -462,8 +463,8 @@ def test_an_address_of_a_node() -> None:
         service("s", externalIPs=["172.30.1.3", "172.30.1.4"], created="2026-01-01T00:00:00Z")
     )
     services = made.services
-    assert len(services.host_services("node3").addresses) == 2
-    before = services.host_revision("node3"), services.host_changes
+    assert len(services.hosts.wanted("node3").addresses) == 2
+    before = services.hosts.revision("node3"), services.hosts.changes
     made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3", others=("172.30.1.4",)))
     assert {Key(CLUSTER_SCOPE, "service", "default/s"), Key("node3", "service", "default/s")} <= (
         made.settle()
@@ -479,26 +480,26 @@ def test_an_address_of_a_node() -> None:
         OwnAddress(ours, 6, 80, stand_ins[0], "default/s"),
         OwnAddress(further, 6, 80, stand_ins[1], "default/s"),
     )
-    found = services.host_services("node3")
+    found = services.hosts.wanted("node3")
     assert (found.addresses, found.own_addresses) == ((), both)
-    assert services.host_services("node1").own_addresses == ()
-    assert services.host_revision("node3") != before[0]
-    assert services.host_changes > before[1]
+    assert services.hosts.wanted("node1").own_addresses == ()
+    assert services.hosts.revision("node3") != before[0]
+    assert services.hosts.changes > before[1]
     # Somebody else wants one of them, and gets it when the older one lets go.
     made.set_object(service("t", clusterIP="10.96.0.2", externalIPs=["172.30.1.3"]))
     assert (
         "port 80/TCP of 172.30.1.3 is Service default/s's already"
         in made.problems["Service default/t"]
     )
-    assert services.host_services("node3").own_addresses == both
+    assert services.hosts.wanted("node3").own_addresses == both
     made.remove_object("Service", "default", "s")
-    assert services.host_services("node3").own_addresses == (both[0]._replace(service="default/t"),)
+    assert services.hosts.wanted("node3").own_addresses == (both[0]._replace(service="default/t"),)
     assert made.view.local_services == {"node3": {"default/t"}}
     # The node goes: its address is anybody's.
     made.remove_object("Node", "", "node3")
     made.settle()
-    assert [str(each) for each in services.host_services("node1").addresses] == ["172.30.1.3"]
-    assert services.host_services("node3").own_addresses == ()
+    assert [str(each) for each in services.hosts.wanted("node1").addresses] == ["172.30.1.3"]
+    assert services.hosts.wanted("node3").own_addresses == ()
 
 
 def test_a_node_with_too_many_addresses() -> None:
@@ -526,14 +527,14 @@ def test_a_cluster_ip_of_a_further_range() -> None:
     assert only_port(made).internal_local
     assert not made.problems
     # Hosts know of no range that it is in.
-    found = made.services.host_services("node1").addresses
+    found = made.services.hosts.wanted("node1").addresses
     assert [str(address) for address in found] == ["10.97.0.1", "198.51.100.1"]
     # A node takes the address: as with external ones.
     made.set_object(service("s", **fields))
     made.set_object(node_object("node3", "10.244.3.0/24", "10.97.0.1"))
     made.settle()
     assert frontends(made) == []
-    assert made.services.host_services("node1").addresses == ()
+    assert made.services.hosts.wanted("node1").addresses == ()
     made.remove_object("Node", "", "node3")
     made.settle()
     assert frontends(made) == ["10.97.0.1:80/6"]
@@ -608,22 +609,22 @@ def test_udp_that_is_stale() -> None:
     ports = [{"port": 53, "protocol": "UDP"}]
     to = [{"port": 5353, "protocol": "UDP"}, {"port": 5353}]
     made = inventory(service("s", ports=[*ports, {"port": 53}]))
-    assert made.services.take_stale() == []
+    assert made.services.stale_udp.take() == []
     made.set_object(endpoint_slice("s-1", "s", ["10.244.1.5", "10.244.1.6"], to))
-    assert made.services.take_stale() == [StaleFrontend(IPv4Address("10.96.0.1"), 53)]
+    assert made.services.stale_udp.take() == [StaleFrontend(IPv4Address("10.96.0.1"), 53)]
     made.set_object(endpoint_slice("s-1", "s", ["10.244.1.6", "10.244.1.7"], to))
-    assert made.services.take_stale() == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
+    assert made.services.stale_udp.take() == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
     # One that drains keeps its connections; a frontend more has some to forget.
     leaving = endpoint("10.244.1.6", ready=False, serving=True, terminating=True)
     made.set_object(endpoint_slice("s-1", "s", [leaving, "10.244.1.7"], to))
-    assert made.services.take_stale() == []
+    assert made.services.stale_udp.take() == []
     made.set_object(service("s", type="NodePort", ports=[ports[0] | {"nodePort": 30053}]))
-    assert made.services.take_stale() == [StaleFrontend(None, 30053)]
+    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053)]
     made.remove_object("Service", "default", "s")
-    assert set(made.services.take_stale()) == {
+    assert set(made.services.stale_udp.take()) == {
         StaleEndpoint(IPv4Address(f"10.244.1.{n}"), 5353) for n in (6, 7)
     }
-    assert made.services.take_stale() == []
+    assert made.services.stale_udp.take() == []
 
 
 def test_triggers_and_counts() -> None:
@@ -661,37 +662,37 @@ def test_what_a_host_must_know() -> None:
         "externalTrafficPolicy": "Local",
         "healthCheckNodePort": 30099,
     }  # fmt: skip
-    first = services.host_revision("node1")
+    first = services.hosts.revision("node1")
     made.set_object(service("s", **balanced))
-    second = services.host_revision("node1")
+    second = services.hosts.revision("node1")
     assert first != second
-    found = services.host_services("node1")
+    found = services.hosts.wanted("node1")
     assert found.node_ports == (NodePort(6, 30081, "default/s"), NodePort(17, 30053, "default/s"))
     assert [str(address) for address in found.addresses] == ["198.51.100.1", "198.51.100.2"]
     assert found.health_checks == (HealthCheck(30099, "default/s", 0),)
-    assert services.host_services("node2") is found
+    assert services.hosts.wanted("node2") is found
     # Of one node only that node hears; each address counts once, and only where it is ready.
     of = [endpoint("10.244.1.5"), endpoint("10.244.1.6"),
           endpoint("10.244.1.7", ready=False, serving=True, terminating=True)]  # fmt: skip
     both = [{"name": "a", "port": 1}, {"name": "b", "port": 2, "protocol": "UDP"}]
     made.set_object(endpoint_slice("s-1", "s", of, both))
-    assert services.host_services("node1").health_checks == (HealthCheck(30099, "default/s", 2),)
-    assert services.host_services("node2") is found
-    assert services.host_revision("node1") != second == services.host_revision("node2")
-    third = services.host_revision("node1")
+    assert services.hosts.wanted("node1").health_checks == (HealthCheck(30099, "default/s", 2),)
+    assert services.hosts.wanted("node2") is found
+    assert services.hosts.revision("node1") != second == services.hosts.revision("node2")
+    third = services.hosts.revision("node1")
     made.set_object(endpoint_slice("s-1", "s", of[:1], both))
-    assert services.host_revision("node1") != third
+    assert services.hosts.revision("node1") != third
     # The last one goes: that is a change as well, for which its agent waits.
-    changes = services.host_changes
+    changes = services.hosts.changes
     made.set_object(endpoint_slice("s-1", "s", [], both))
-    assert services.host_services("node1").health_checks == (HealthCheck(30099, "default/s", 0),)
-    assert services.host_changes > changes
+    assert services.hosts.wanted("node1").health_checks == (HealthCheck(30099, "default/s", 0),)
+    assert services.hosts.changes > changes
     # Both Services have this address; it goes with the last.
     made.remove_object("Service", "default", "t")
-    assert services.host_revision("node2") == second
+    assert services.hosts.revision("node2") == second
     made.remove_object("Service", "default", "s")
-    assert services.host_services("node1") == type(found)((), (), ())
-    assert services.host_revision("node2") != second
+    assert services.hosts.wanted("node1") == type(found)((), (), ())
+    assert services.hosts.revision("node2") != second
 
 
 def test_nothing_is_kept_of_what_is_gone() -> None:
