@@ -1,5 +1,6 @@
 """Connections to Services, from everywhere, through real switches and the hosts' own stacks."""
 
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -63,6 +64,49 @@ def test_udp_and_another_port(lab: Lab) -> None:
     assert answers(lab, B1, "10.96.0.11", 53, "udp")[0][:2] == (A2, address(lab, B1))
     assert answers(lab, A1, "10.96.0.11", 8081)[0][:2] == (A2, address(lab, A1))
     assert ask(lab, A1, "10.96.0.11", 53) == ["refused"]
+
+
+SCTP_SERVER = """
+import socket, struct
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+print("ready", flush=True)
+packet, (client, _) = raw.recvfrom(2048)
+source, destination = struct.unpack_from("!HH", packet, 20)
+print(client, source, destination, flush=True)
+raw.sendto(struct.pack("!HHII", destination, source, 1, 0) + bytes((2, 0, 0, 4)), (client, 0))
+"""
+
+SCTP_CLIENT = """
+import socket, struct, sys
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+raw.settimeout(10)
+init = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65535, 1, 1, 7)
+raw.sendto(struct.pack("!HHII", 5000, int(sys.argv[2]), 0, 0) + init, (sys.argv[1], 0))
+packet, (server, _) = raw.recvfrom(2048)
+print(server, *struct.unpack_from("!HH", packet, 20))
+"""
+
+
+def test_sctp(lab: Lab) -> None:
+    """By packets made by hand, as the kernel may have no SCTP.
+
+    The ports are one: the userspace datapath knows none of SCTP, and leaves them as they are.
+    """
+    lab.apply(endpoints("streams", [place(lab, B1)], [{"port": 3868, "protocol": "SCTP"}]))
+    lab.apply(service("streams", "10.96.0.33", [{"protocol": "SCTP", "port": 3868}]))
+    wait_until(lambda: "10.96.0.33" in flows(lab, "node1"))
+    server = subprocess.Popen(
+        lab.command(B1, [sys.executable, "-c", SCTP_SERVER]), stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout
+        try:
+            assert server.stdout.readline() == "ready\n"
+            client = [sys.executable, "-c", SCTP_CLIENT, "10.96.0.33", "3868"]
+            assert lab.exec(A1, client).stdout.split() == ["10.96.0.33", "3868", "5000"]
+            assert server.stdout.readline().split() == [address(lab, A1), "5000", "3868"]
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("client", [A1, "node1", "node2"])
