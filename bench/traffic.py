@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import service_objects as objects
@@ -25,6 +25,7 @@ from lab.layout import POD_RANGE
 from lab.network import configure, create_namespace
 
 PORT = "5201"
+ENDPOINT_PORT = "5202"
 MTU = 1500 - names.ENCAPSULATION_OVERHEAD
 
 
@@ -35,6 +36,7 @@ class Pair:
     client: str
     server: str
     address: str
+    port: str = PORT
 
 
 def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
@@ -49,7 +51,7 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
             for netns in (pair.client, pair.server):
                 # A server's TIME_WAIT would stall the client when ports come round again.
                 run(["sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0"], netns=netns)
-        service = _by_service(lab, ours, load)
+        service, endpoint = _by_service(lab, ours, load)
         crr = _transactions(load, "crr")
         figures: list[Figure] = []
         for name, unit, once, pairs, whose, aim in (
@@ -57,6 +59,8 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
             ("rr_vs_bare", "transactions/s", _transactions(load, "rr"), (ours, bare), "bare", 0.97),
             ("crr_vs_bare", "transactions/s", crr, (ours, bare), "bare", 0.85),
             ("crr_service_vs_direct", "transactions/s", crr, (service, ours), "direct", 0.9),
+            # Directly, but to a port at which Services have endpoints: flows/features/direct.py.
+            ("crr_endpoint_vs_direct", "transactions/s", crr, (endpoint, ours), "direct", None),
         ):
             for pair in pairs:
                 once(pair, min(seconds, 1.0))  # neighbours, megaflows
@@ -74,24 +78,24 @@ def _sluice(lab: Lab) -> Pair:
     return Pair(client.netns, server.netns, str(server.address))
 
 
-def _by_service(lab: Lab, direct: Pair, load: Path) -> Pair:
-    """The same two pods by a ClusterIP, whose only endpoint is the second one."""
+def _by_service(lab: Lab, direct: Pair, load: Path) -> tuple[Pair, Pair]:
+    """The same two pods by a ClusterIP, whose only endpoint is the second one; and directly."""
     to_server = [(lab.layout.node(2), direct.address)]
     manifests = [
-        objects.service(0, int(PORT)),
-        objects.endpoint_slice(0, to_server, int(PORT)),
+        objects.service(0, int(ENDPOINT_PORT)),
+        objects.endpoint_slice(0, to_server, int(ENDPOINT_PORT)),
     ]
     write_manifests(lab.layout.cluster / "service.yaml", manifests)
-    pair = Pair(direct.client, direct.server, str(objects.cluster_ip(0)))
-    with _serving(pair, [str(load), "serve", PORT]):
+    pair = Pair(direct.client, direct.server, str(objects.cluster_ip(0)), ENDPOINT_PORT)
+    with _serving(pair, [str(load), "serve", pair.port]):
         _until_answered(pair)
-    return pair
+    return pair, replace(direct, port=ENDPOINT_PORT)
 
 
 def _until_answered(pair: Pair) -> None:
     """Until the address leads somewhere: until then it is refused."""
     deadline = time.monotonic() + 10
-    command = ["timeout", "1", "bash", "-c", f": < /dev/tcp/{pair.address}/{PORT}"]
+    command = ["timeout", "1", "bash", "-c", f": < /dev/tcp/{pair.address}/{pair.port}"]
     while subprocess.run(inside(pair.client, command), capture_output=True, check=False).returncode:
         if time.monotonic() > deadline:
             raise LabError(f"{pair.address} does not answer")
@@ -128,16 +132,16 @@ def _bare(lab: Lab) -> Pair:
 
 def _transactions(load: Path, kind: str) -> Callable[[Pair, float], float]:
     def once(pair: Pair, seconds: float) -> float:
-        with _serving(pair, [str(load), "serve", PORT]):
-            command = [str(load), kind, pair.address, PORT, str(seconds)]
+        with _serving(pair, [str(load), "serve", pair.port]):
+            command = [str(load), kind, pair.address, pair.port, str(seconds)]
             return float(run(command, netns=pair.client, timeout=seconds + 30))
 
     return once
 
 
 def _stream(pair: Pair, seconds: float) -> float:
-    with _serving(pair, ["iperf3", "--server", "--port", PORT]):
-        command = ["iperf3", "--client", pair.address, "--port", PORT]
+    with _serving(pair, ["iperf3", "--server", "--port", pair.port]):
+        command = ["iperf3", "--client", pair.address, "--port", pair.port]
         command += ["--time", str(math.ceil(seconds)), "--json"]
         told = json.loads(run(command, netns=pair.client, timeout=seconds + 30))
     return float(told["end"]["sum_received"]["bits_per_second"]) / 1e6
@@ -149,7 +153,7 @@ def _serving(pair: Pair, command: list[str]) -> Iterator[None]:
     server = subprocess.Popen(inside(pair.server, command), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
-        while not run(["ss", "-Hltn", f"sport = :{PORT}"], netns=pair.server):
+        while not run(["ss", "-Hltn", f"sport = :{pair.port}"], netns=pair.server):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"{command[0]} does not listen")
             time.sleep(0.02)
