@@ -34,7 +34,8 @@ class Served:
             self.api.application(local=True),
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=0.5,
+            # As long as a busy machine may take to read what was sent at once.
+            keepalive_timeout=2.0,
             shutdown_timeout=0.1,
         )
         await self.runner.setup()
