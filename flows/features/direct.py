@@ -47,12 +47,8 @@ def cluster(_: Cluster) -> Iterable[Flow]:
     )  # fmt: skip
     for protocol in LAYER_4_NAMES:
         fields: dict[str, MatchValue] = {"dl_type": IPV4, "nw_proto": protocol}
-        # Looked up anew, or conntrack would go by what it found of the packet turned round.
-        back = [
-            *_turn(protocol),
-            CtClear(),
-            Ct(ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat()),
-        ]
+        lookup = Ct(ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat())
+        back = [*_turn(protocol), *_anew(lookup)]
         yield LAYOUT.flow(
             Feature.DIRECT, "ReplyTuple", Priority.SHARED, fields,
             [LAYOUT.load("PortTaken", 1), *back],
@@ -81,7 +77,7 @@ def target(target: Target) -> Iterable[Flow]:
             "nw_dst": net(target.network),
             "tp_dst": target.port,
         },
-        [*_turn(target.protocol), Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table)],
+        [*_turn(target.protocol), *_anew(Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table))],
         "Services have endpoints there: who else gets answers like this one's?",
     )  # fmt: skip
 
@@ -109,6 +105,11 @@ def _move(who: dict[str, MatchValue], address: int, priority: Priority) -> Flow:
         ],
         "directly to an endpoint, from a source port that a connection to its Service has",
     )  # fmt: skip
+
+
+def _anew(lookup: Ct) -> list[Action]:
+    """The kernel would go by what it found of the packet the other way round."""
+    return [CtClear(), lookup]
 
 
 def _turn(protocol: int) -> list[Action]:

@@ -347,7 +347,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
     assert path(trace)[8:12] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
     turned, back = re.findall(r"pop:NXM_OF_IP_SRC\[\]\n\s+-> NXM_OF_IP_SRC\[\] is now (\S+)", trace)
     assert (turned, back) == (str(to), str(A.address))
-    assert len(re.findall(r"^\s+ct_clear$", trace, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\s+ct_clear$", trace, re.MULTILINE)) == 2
     assert leaves(trace) == [B.ofport if to == B.address else names.TUNNEL_OFPORT]
     assert translations(trace) == ([f"src={A.address}:1024-65535"] if taken else [])
 

@@ -66,24 +66,38 @@ def test_udp_and_another_port(lab: Lab) -> None:
     assert ask(lab, A1, "10.96.0.11", 53) == ["refused"]
 
 
-SCTP_SERVER = """
-import socket, struct
+SCTP = """
+import socket, struct, sys
+
+def packet(source, destination, tag, chunk):
+    head = struct.pack("!HHI", source, destination, tag)
+    crc = 0xFFFFFFFF  # CRC32c
+    for byte in head + bytes(4) + chunk:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return head + struct.pack("<I", crc ^ 0xFFFFFFFF) + chunk
+
+def init(kind, tag):
+    return struct.pack("!BBHIIHHI", kind, 0, 20, tag, 65535, 1, 1, 7)
+
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
-print("ready", flush=True)
-packet, (client, _) = raw.recvfrom(2048)
-source, destination = struct.unpack_from("!HH", packet, 20)
-print(client, source, destination, flush=True)
-raw.sendto(struct.pack("!HHII", destination, source, 1, 0) + bytes((2, 0, 0, 4)), (client, 0))
+raw.settimeout(20)
 """
 
-SCTP_CLIENT = """
-import socket, struct, sys
-raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
-raw.settimeout(10)
-init = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65535, 1, 1, 7)
-raw.sendto(struct.pack("!HHII", 5000, int(sys.argv[2]), 0, 0) + init, (sys.argv[1], 0))
-packet, (server, _) = raw.recvfrom(2048)
-print(server, *struct.unpack_from("!HH", packet, 20))
+SCTP_SERVER = SCTP + """
+print("ready", flush=True)
+asked, (client, _) = raw.recvfrom(2048)
+source, destination = struct.unpack_from("!HH", asked, 20)
+print(client, source, destination, flush=True)
+(tag,) = struct.unpack_from("!I", asked, 36)
+raw.sendto(packet(destination, source, tag, init(2, 9)), (client, 0))
+"""
+
+SCTP_CLIENT = SCTP + """
+raw.sendto(packet(5000, int(sys.argv[2]), 0, init(1, 7)), (sys.argv[1], 0))
+answer, (server, _) = raw.recvfrom(2048)
+print(server, *struct.unpack_from("!HH", answer, 20))
 """
 
 
@@ -232,7 +246,7 @@ def test_own_addresses_of_nodes(lab: Lab) -> None:
         for client in ("outside", A1, "node1", "node2"):
             assert ask(lab, client, at, port, timeout=1) == ["refused"], (client, at, port)
     # Nodes reach each other still: node2 has no route to it into its switch.
-    assert "dev br-phy" in lab.exec("node2", ["ip", "route", "get", NODE1]).stdout
+    assert "dev sluice-gw" not in lab.exec("node2", ["ip", "route", "get", NODE1]).stdout
     lab.delete("Service", "default", "edge")
     wait_until(lambda: ask(lab, "outside", NODE1, 80, timeout=1) == ["refused"])
     assert ask(lab, "outside", NODE1, 80, "udp", timeout=1) == ["refused"]
