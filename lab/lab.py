@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -128,9 +128,18 @@ class Lab:
     # Pods
 
     def pod_add(
-        self, namespace: str, name: str, node: str, labels: Mapping[str, str] | None = None
+        self,
+        namespace: str,
+        name: str,
+        node: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        port_mappings: Iterable[Mapping[str, Any]] = (),
     ) -> Pod:
         """Write a Pod, plug its sandbox in, and write its status, as kubelet and runtime do.
+
+        `port_mappings` are its hostPorts as a runtime tells them to CNI: `hostPort`,
+        `containerPort`, `protocol`, `hostIP`.
 
         Raises `CniError` if the plugin refuses; then nothing of the pod is left. May be called
         for different pods at the same time.
@@ -140,7 +149,7 @@ class Lab:
                 raise LabError(f"lab {self.name} runs pods: give them to kubectl")
             if not self._spec().ready:
                 raise LabError(f"lab {self.name} has not come up; `sluice lab up` makes it anew")
-            return self._pods().add(namespace, name, self._node(node), labels or {})
+            return self._pods().add(namespace, name, self._node(node), labels or {}, port_mappings)
 
     def pod_del(self, namespace: str, name: str) -> None:
         """Undo `pod_add`. If the plugin refuses everything stays, to be tried again."""

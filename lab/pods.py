@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Pod(msgspec.Struct, frozen=True):
     container_id: str
     uid: str = ""
     """Empty until the Pod object is written."""
+    port_mappings: tuple[dict[str, Any], ...] = ()
+    """Its hostPorts, as CNI has them."""
     result: dict[str, Any] | None = None
     """What ADD gave; None until it has."""
 
@@ -51,7 +53,9 @@ class Pod(msgspec.Struct, frozen=True):
 
     @property
     def sandbox(self) -> Sandbox:
-        return Sandbox(self.container_id, self.netns, self.namespace, self.name, self.uid)
+        return Sandbox(
+            self.container_id, self.netns, self.namespace, self.name, self.uid, self.port_mappings
+        )
 
     def describe(self) -> dict[str, Any]:
         """As in `sluice lab status --json`."""
@@ -80,12 +84,22 @@ class Pods:
     layout: Layout
     source: Source
 
-    def add(self, namespace: str, name: str, node: NodeLayout, labels: Mapping[str, str]) -> Pod:
+    def add(
+        self,
+        namespace: str,
+        name: str,
+        node: NodeLayout,
+        labels: Mapping[str, str],
+        port_mappings: Iterable[Mapping[str, Any]] = (),
+    ) -> Pod:
         """Make a pod, or nothing."""
         if not _LABEL.fullmatch(namespace) or not _SUBDOMAIN.fullmatch(name):
             raise LabError(f"{namespace}/{name} is no NAMESPACE/NAME: a-z, 0-9 and - are allowed")
         netns = self.layout.pod_netns(namespace, name)
-        pod = Pod(namespace, name, node.name, netns, new_container_id())
+        pod = Pod(
+            namespace, name, node.name, netns, new_container_id(),
+            port_mappings=tuple(map(dict, port_mappings)),
+        )  # fmt: skip
         self._claim(pod)
         try:
             uid = self.source.add_pod(namespace, name, node.name, labels)

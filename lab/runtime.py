@@ -41,6 +41,8 @@ class Sandbox:
     namespace: str
     pod: str
     uid: str
+    port_mappings: tuple[Mapping[str, Any], ...] = ()
+    """Its hostPorts, as in `runtimeConfig.portMappings`."""
 
     @property
     def arguments(self) -> str:
@@ -110,6 +112,8 @@ class Runtime:
                 "CNI_IFNAME": IFNAME,
                 "CNI_ARGS": sandbox.arguments,
             }
+            if sandbox.port_mappings and plugin.get("capabilities", {}).get("portMappings"):
+                given["runtimeConfig"] = {"portMappings": sandbox.port_mappings}
         try:
             done = subprocess.run(
                 inside(self.node.netns, [str(self.node.cni_bin / plugin["type"])]),

@@ -5,10 +5,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from lab import Lab
+from tests.lab.pings import address
+
+A1, A2, B1 = "default/a1", "default/a2", "default/b1"
+NODE1, NODE2 = "172.30.1.1", "172.30.1.2"
+NODES = {A1: "node1", A2: "node1", B1: "node2"}
 
 ANSWERER = """
 import select, socket, sys
@@ -176,3 +181,34 @@ def endpoints(
         ],
         "ports": [{"name": "", "protocol": "TCP", **port} for port in ports],
     }
+
+
+@contextmanager
+def three_servers(lab: Lab) -> Iterator[None]:
+    """Two pods on node1 and one on node2, each with a server at 8080."""
+    with ExitStack() as servers:
+        for pod, node in NODES.items():
+            namespace, name = pod.split("/")
+            lab.pod_add(namespace, name, node)
+            servers.enter_context(answering(lab, pod))
+        yield
+
+
+def place(lab: Lab, pod: str, **more: object) -> tuple[str, dict[str, object]]:
+    return address(lab, pod), {"nodeName": NODES[pod], **more}
+
+
+def serve(lab: Lab, name: str, at: str, *pods: str, ports=({"port": 80},), **spec: object) -> None:  # type: ignore[no-untyped-def]
+    """A Service with these pods behind it."""
+    named = [{"name": port.get("protocol", "TCP"), **port} for port in ports]
+    put_behind(lab, name, pods)
+    lab.apply(service(name, at, named, **spec))
+
+
+def put_behind(lab: Lab, name: str, pods: Iterable[str], leaving: Iterable[str] = ()) -> None:
+    """These pods and no others are the Service's endpoints; some are being deleted."""
+    both = [{"name": p, "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
+    terminating = {"ready": False, "serving": True, "terminating": True}
+    places = [place(lab, pod) for pod in pods]
+    places += [place(lab, pod, conditions=terminating) for pod in leaving]
+    lab.apply(endpoints(name, places, both))

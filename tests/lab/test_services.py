@@ -3,46 +3,39 @@
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from lab import Lab
 from tests.lab.pings import address
-from tests.lab.served import answering, answers, ask, endpoints, service, spread
+from tests.lab.served import (
+    A1,
+    A2,
+    B1,
+    NODE1,
+    NODE2,
+    NODES,
+    answering,
+    answers,
+    ask,
+    endpoints,
+    place,
+    put_behind,
+    serve,
+    service,
+    spread,
+    three_servers,
+)
 from tests.waiting import wait_until
-
-A1, A2, B1 = "default/a1", "default/a2", "default/b1"
-NODE1, NODE2 = "172.30.1.1", "172.30.1.2"
-NODES = {A1: "node1", A2: "node1", B1: "node2"}
 
 
 @pytest.fixture(scope="module")
 def lab(lab: Lab) -> Iterator[Lab]:
-    """The lab of conftest.py with two pods on node1 and one on node2, each with a server."""
-    with ExitStack() as servers:
-        for pod, node in NODES.items():
-            lab.pod_add(*pod.split("/"), node)
-            servers.enter_context(answering(lab, pod))
+    """The lab of conftest.py with three pods, each with a server."""
+    with three_servers(lab):
         yield lab
-
-
-def place(lab: Lab, pod: str, **more: object) -> tuple[str, dict[str, object]]:
-    return address(lab, pod), {"nodeName": NODES[pod], **more}
-
-
-def serve(lab: Lab, name: str, at: str, *pods: str, ports=({"port": 80},), **spec: object) -> None:  # type: ignore[no-untyped-def]
-    """A Service with these pods behind it."""
-    named = [{"name": port.get("protocol", "TCP"), **port} for port in ports]
-    put_behind(lab, name, pods)
-    lab.apply(service(name, at, named, **spec))
-
-
-def put_behind(lab: Lab, name: str, pods: Iterable[str]) -> None:
-    """These pods and no others are the Service's endpoints."""
-    both = [{"name": p, "port": 8080, "protocol": p} for p in ("TCP", "UDP")]
-    lab.apply(endpoints(name, [place(lab, pod) for pod in pods], both))
 
 
 def test_pod_to_service(lab: Lab) -> None:
@@ -85,7 +78,9 @@ raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP)
 raw.settimeout(20)
 """
 
-SCTP_SERVER = SCTP + """
+SCTP_SERVER = (
+    SCTP
+    + """
 print("ready", flush=True)
 asked, (client, _) = raw.recvfrom(2048)
 source, destination = struct.unpack_from("!HH", asked, 20)
@@ -93,12 +88,16 @@ print(client, source, destination, flush=True)
 (tag,) = struct.unpack_from("!I", asked, 36)
 raw.sendto(packet(destination, source, tag, init(2, 9)), (client, 0))
 """
+)
 
-SCTP_CLIENT = SCTP + """
+SCTP_CLIENT = (
+    SCTP
+    + """
 raw.sendto(packet(5000, int(sys.argv[2]), 0, init(1, 7)), (sys.argv[1], 0))
 answer, (server, _) = raw.recvfrom(2048)
 print(server, *struct.unpack_from("!HH", answer, 20))
 """
+)
 
 
 def test_sctp(lab: Lab) -> None:
@@ -230,7 +229,9 @@ def test_own_addresses_of_nodes(lab: Lab) -> None:
     ports = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
     serve(lab, "edge", "10.96.0.23", B1, ports=ports, externalIPs=[NODE1])
     for protocol in ("tcp", "udp"):
-        wait_until(lambda p=protocol: ask(lab, "outside", NODE1, 80, p, timeout=1)[0][:2] == "de")
+        wait_until(
+            lambda: ask(lab, "outside", NODE1, 80, protocol, timeout=1)[0][:2] == "de"  # noqa: B023
+        )
         for client, seen in (
             # As with NodePorts: from outside, the node that was asked has to see the answers.
             ("outside", "10.244.1.0"),
@@ -427,6 +428,42 @@ def test_a_fair_spread_over_ten_endpoints(lab: Lab) -> None:
     assert len(counts) == 10
     chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
     assert chi_square < 27.9, counts
+
+
+def test_host_ports(lab: Lab) -> None:
+    """From outside, other nodes, the node itself and its pods; gone with the pod."""
+    to_server = {"containerPort": 8080, "protocol": "tcp"}
+    mappings = [
+        {**to_server, "hostPort": 8081},
+        {**to_server, "hostPort": 8081, "protocol": "udp"},
+        {**to_server, "hostPort": 8082, "hostIP": NODE1},
+        {**to_server, "hostPort": 8083, "hostIP": "127.0.0.1"},
+    ]
+    one, other, gateway = "default/h1", "default/h2", "10.244.1.1"
+    # As whom the pod sees them.
+    clients = {"outside": "203.0.113.10", "node1": NODE1, "node2": NODE2, B1: NODE2, A1: gateway}
+    lab.pod_add("default", "h1", "node1", port_mappings=mappings)
+    with answering(lab, one):
+        for client, seen in {**clients, one: gateway}.items():
+            assert answers(lab, client, NODE1, 8081)[0][:2] == (one, seen)
+            assert answers(lab, client, NODE1, 8081, "udp", source=5100)[0][:2] == (one, seen)
+            assert answers(lab, client, NODE1, 8082)[0][:2] == (one, seen)
+            assert ask(lab, client, NODE1, 8083) == ["refused"]
+        assert answers(lab, "node1", "127.0.0.1", 8083)[0][:2] == (one, gateway)
+        for client in ("node1", A1):
+            # The node's other address.
+            assert answers(lab, client, gateway, 8081)[0].server == one
+            assert ask(lab, client, gateway, 8082) == ["refused"]
+        assert ask(lab, "outside", NODE2, 8081) == ["refused"]
+    lab.pod_del("default", "h1")
+    for client in clients:
+        for port in (8081, 8082):
+            assert ask(lab, client, NODE1, port) == ["refused"]
+    lab.pod_add("default", "h2", "node1", port_mappings=mappings)
+    with answering(lab, other):
+        for client, seen in clients.items():
+            assert answers(lab, client, NODE1, 8081, "udp", source=5100)[0][:2] == (other, seen)
+    lab.pod_del("default", "h2")
 
 
 def flows(lab: Lab, node: str) -> str:
