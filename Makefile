@@ -35,8 +35,9 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: three nodes with kubelet and containerd (builds it first, 8 min, once). SLUICE=0: without Sluice
-	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(filter 0,$(SLUICE)),--no-sluice)
+cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: nodes with kubelet and containerd (builds it first, 8 min, once). NODES=3. SLUICE=0: without Sluice
+	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(NODES),--nodes $(NODES)) \
+	    $(if $(filter 0,$(SLUICE)),--no-sluice)
 	@echo "to look around:  .venv/bin/sluice lab exec --name $(CLUSTER) control -- kubectl get pods -A -o wide"
 	@echo "to take it down: make cluster-down"
 
@@ -76,7 +77,7 @@ kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under tr
 bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the bridge plugin and others (25 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (6 min; makes the machine first, 5 min, once). PYTEST_ARGS="tests/lab/test_x.py"
+kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (10 min; makes the machine first, 5 min, once). PYTEST_ARGS="tests/lab/test_x.py"
 	@scripts/setup --kernel
 	@exec scripts/kernel-test $(PYTEST_ARGS)
 

@@ -86,6 +86,8 @@ def run(
         f"--focus=(?:{'|'.join(map(_escaped, tests))})$",
         *(str(programs / "e2e.test"), "--"),
         *("--provider=skeleton", f"--report-dir={reports}", "--disable-log-dump"),
+        # Only the first of its processes counts for itself.
+        f"--num-nodes={len(lab.status()['nodes'])}",
     ]
     with (
         _environment() as environment,
