@@ -35,9 +35,6 @@ SHARED_TICK = 0.005
 """Seconds after one batch of what all nodes share, in which changes are gathered into the next."""
 FORGET_TICK = 5.0
 """Seconds in which addresses that were given back are gathered; agents let them rest for longer."""
-UDP_TICK = 0.05
-"""Seconds after a change of Services until UDP connections are forgotten that it has made stale:
-switches have its flows by then."""
 FORGET_AT_ONCE = 8
 """Of these in one batch, so that no flow has to wait for many of them."""
 TURNS = 16
@@ -76,7 +73,6 @@ class Reconciler:
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
         self._stale_udp: dict[StaleEndpoint | StaleFrontend, None] = {}
-        self._udp_tick: asyncio.TimerHandle | None = None
         self._host_changes = 0
         self._started = time.time()
         self._turns = asyncio.Semaphore(TURNS)
@@ -215,12 +211,8 @@ class Reconciler:
             self._wake_hosts()
         stale = services.stale_udp.take()
         # What the first list holds was so before, as far as anybody knows.
-        if stale and self.listed.is_set():
+        if self.listed.is_set():
             self._stale_udp |= dict.fromkeys(stale)
-            if self._udp_tick is None:
-                self._udp_tick = asyncio.get_running_loop().call_later(
-                    UDP_TICK, self._forget_stale_udp
-                )
 
     def _wake_hosts(self) -> None:
         self.services_changed.set()
@@ -229,10 +221,8 @@ class Reconciler:
     def _forget_stale_udp(self) -> None:
         """Have every switch forget UDP to endpoints that are gone, and to what had none.
 
-        No answer would ever tell a client that nobody is there any more. After the flows are
-        there: a datagram in between would be remembered as before.
+        No answer would ever tell a client that nobody is there any more.
         """
-        self._udp_tick = None
         stale, self._stale_udp = list(self._stale_udp), {}
         forgets = [
             Forget.endpoint(zone, UDP, each.address, each.port)
@@ -319,6 +309,7 @@ class Reconciler:
         if self.desired.shared.version != before:
             for session in self.sessions.values():
                 session.wake()
+        self._forget_stale_udp()
 
     def _compile_stale(self, triggers: Iterable[float]) -> str:
         """Compile what is stale; what is wrong with what stays so until the next change."""
@@ -345,7 +336,7 @@ class Reconciler:
     async def _sync(self, session: Session) -> None:
         # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
         if session.node not in self.inventory.view.nodes:
-            session.dirty.clear()
+            session.leave_as_it_is()
             return
         try:
             # To look at what a switch holds is what costs.

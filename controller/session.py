@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 LONGEST_APPLY = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
+UNTIL_FOLLOWED = 0.05
+"""Seconds in which a switch's datapath has followed the flows that it has acknowledged."""
 WHOLE_FROM = 16
 """From so many differing ranges on, one dump of everything is cheaper than one of each."""
 MOST_NAMED = 20
@@ -70,7 +72,11 @@ class Session:
         self.foreign = 0
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
         self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
-        """Connections that the switch is to forget when it has time."""
+        """Connections that the switch is to forget when it has the flows, and time."""
+        self._rounds_begun = 0
+        """How often `sync` has looked at what is to be done."""
+        self._rounds_ended = 0
+        self._round_ended = asyncio.Event()
         self._desired = desired
         self._cookies: set[int] = set()
         """Flows of ours that it holds and that are not in the shared program."""
@@ -101,18 +107,36 @@ class Session:
         Raises `ConnectionLost`, and `Rejected`: then what it holds has to be looked at.
         """
         while True:
-            self.dirty.clear()
-            if self.compare:
-                await self._compare()
-            elif self._suspect is not None:
-                await self._repair()
-            await self._catch_up()
-            await self._sync_own()
+            self._begin_round()
+            try:
+                if self.compare:
+                    await self._compare()
+                elif self._suspect is not None:
+                    await self._repair()
+                await self._catch_up()
+                await self._sync_own()
+            finally:
+                # Also of what is refused: connections are not to be remembered until it is not.
+                self._end_round()
             if not self.dirty.is_set():
                 break
         self.in_sync = self._desired.whole and not self.left_out
         self.was_synced = True
         metrics.SYNCS.inc()
+
+    def leave_as_it_is(self) -> None:
+        """In the place of `sync`, where nobody knows what the switch should hold."""
+        self._begin_round()
+        self._end_round()
+
+    def _begin_round(self) -> None:
+        self.dirty.clear()
+        self._rounds_begun += 1
+
+    def _end_round(self) -> None:
+        self._rounds_ended = self._rounds_begun
+        self._round_ended.set()
+        self._round_ended = asyncio.Event()
 
     async def _compare(self) -> None:
         """Find out what the switch holds, and make its shared flows right."""
@@ -236,10 +260,25 @@ class Session:
     async def forget_for_ever(self) -> None:
         """Send what `to_forget` gets. Raises `ConnectionLost`."""
         while True:
-            try:
-                await self._apply(await self.to_forget.get())
-            except Rejected as refused:
-                log.warning("connections are not forgotten", node=self.node, reason=str(refused))
+            batches = [await self.to_forget.get()]
+            while not self.to_forget.empty():
+                batches.append(self.to_forget.get_nowait())
+            await self._caught_up()
+            for batch in batches:
+                try:
+                    await self._apply(batch)
+                except Rejected as refused:
+                    log.warning("connections are left", node=self.node, reason=str(refused))
+
+    async def _caught_up(self) -> None:
+        """Return when the switch does all that it should have done by now, or has refused it.
+
+        A datagram that still met the flows from before would be remembered as they say.
+        """
+        needed = self._rounds_begun + self.dirty.is_set()
+        while self._rounds_ended < needed:
+            await self._round_ended.wait()
+        await asyncio.sleep(UNTIL_FOLLOWED)
 
     async def _apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from ipaddress import IPv4Address
 from typing import Any
 
 import aiohttp
@@ -11,17 +12,21 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from controller.api import Api
 from controller.reconciler import Session
+from controller.sources.objects import Object
 from flows import names
 from flows.features import services
 from flows.flow import Flow, Group, Meter
 from flows.pipeline import PipelineError
 from flows.view import Service
-from openflow.batch import Batch
+from openflow.batch import Batch, BucketRemove, Forget, Part
+from openflow.switch import Switch
 from settings.node import decode
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
 from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
 from tests.ovs import Ovs
+
+GONE = IPv4Address("10.244.1.77")
 
 
 def test_an_empty_switch_gets_everything(ovs: Ovs) -> None:
@@ -352,6 +357,45 @@ def test_a_service_whose_flows_cannot_be_harms_no_other(
             }
 
     run(story)
+
+
+def test_connections_are_forgotten_when_the_flows_are_there(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even of a switch that is slow, and busy with an earlier change.
+
+    What a client sends in between would be remembered as before, and nobody would forget it.
+    """
+    order: list[str] = []
+    apply = Switch._apply
+
+    async def slowly(switch: Switch, part: Part, following: Part | None) -> None:
+        await asyncio.sleep(0.2)
+        await apply(switch, part, following)
+        for message in part.messages:
+            if isinstance(message, BucketRemove):
+                order.append("endpoint removed")
+            elif isinstance(message, Forget) and message.reply.source == GONE:
+                order.append("connections forgotten")
+
+    def behind(name: str, *addresses: str) -> Object:
+        return endpoint_slice(f"{name}-1", name, addresses, [{"port": 53, "protocol": "UDP"}])
+
+    async def story() -> None:
+        many = [f"10.244.1.{n}" for n in range(5, 45)]
+        async with controller(ovs) as world:
+            ports = [{"port": 53, "protocol": "UDP"}]
+            world.reconciler.update([service("s", ports=ports), behind("s", *many, str(GONE))], [])
+            await world.in_sync()
+            monkeypatch.setattr(Switch, "_apply", slowly)
+            world.reconciler.update([service("other", clusterIP="10.96.0.2")], [])
+            await asyncio.sleep(0.1)
+            world.reconciler.update([behind("s", *many)], [])
+            await world.until(lambda: len(order) == 3)
+
+    run(story)
+    # In either zone.
+    assert order == ["endpoint removed", "connections forgotten", "connections forgotten"]
 
 
 def test_a_comparison_asked_for_while_one_runs_is_not_forgotten(ovs: Ovs) -> None:
