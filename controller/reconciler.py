@@ -362,9 +362,8 @@ class Reconciler:
 
     def _retry(self, session: Session) -> None:
         """Try once more what was left out: its table may have been full for a while."""
-        session.left_out.clear()
         self._forget_refusals(session.node)
-        session.wake(compare=True)
+        session.try_again()
 
     def _forget_refusals(self, node: str) -> None:
         for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:

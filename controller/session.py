@@ -73,6 +73,7 @@ class Session:
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
         self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
         """Connections that the switch is to forget when it has the flows, and time."""
+        self._again = False
         self._rounds_begun = 0
         """How often `sync` has looked at what is to be done."""
         self._rounds_ended = 0
@@ -129,8 +130,17 @@ class Session:
         self._begin_round()
         self._end_round()
 
+    def try_again(self) -> None:
+        """Send once more what was left out."""
+        # Not in the middle of a round, whose batches would seal what lacks something.
+        self._again = True
+        self.wake(compare=True)
+
     def _begin_round(self) -> None:
         self.dirty.clear()
+        if self._again:
+            self._again = False
+            self.left_out.clear()
         self._rounds_begun += 1
 
     def _end_round(self) -> None:
