@@ -21,10 +21,9 @@ from controller.desired import Desired
 from controller.session import Session
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
-from flows.features.protocols import UDP
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import Batch, Forget, message_text
+from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
 from settings.node import SwitchDigest, Verdict
@@ -224,19 +223,13 @@ class Reconciler:
         No answer would ever tell a client that nobody is there any more.
         """
         stale, self._stale_udp = list(self._stale_udp), {}
-        forgets = [
-            Forget.endpoint(zone, UDP, each.address, each.port)
-            if isinstance(each, StaleEndpoint)
-            else Forget.frontend(zone, UDP, each.address, each.port)
-            for each in stale
-            for zone in (ZONE, SNAT_ZONE)
-        ]
+        forgets = [each.forget(zone) for each in stale for zone in (ZONE, SNAT_ZONE)]
         for at in range(0, len(forgets), FORGET_AT_ONCE):
             self._have_forgotten(Batch.of_forgets(forgets[at : at + FORGET_AT_ONCE]))
 
     def _have_forgotten(self, batch: Batch) -> None:
         for session in self.sessions.values():
-            session.to_forget.put_nowait(batch)
+            session.forget(batch)
 
     def _addresses(self, node: str) -> set[IPv4Address]:
         attachments = self.inventory.view.attachments.get(node, {})

@@ -7,7 +7,7 @@ and the bytes are the same for all. A connection has one batch at a time, so thi
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address
 from itertools import accumulate
@@ -138,6 +138,14 @@ class Forget:
     def frontend(cls, zone: int, protocol: int, address: IPv4Address | None, port: int) -> Self:
         """Those opened to this address (None: to any) and port, whoever answers."""
         return cls(zone, protocol, original=CtTuple(destination=address, destination_port=port))
+
+    @classmethod
+    def untranslated(cls, zone: int, protocol: int, address: IPv4Address | None, port: int) -> Self:
+        """Those of `frontend` that it answers itself (address None: at that port)."""
+        return replace(
+            cls.frontend(zone, protocol, address, port),
+            reply=CtTuple(source=address, source_port=port),
+        )
 
     def __str__(self) -> str:
         """For people."""

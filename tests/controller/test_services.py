@@ -608,10 +608,11 @@ def test_a_node_that_comes_later_gets_its_choice() -> None:
 def test_udp_that_is_stale() -> None:
     ports = [{"port": 53, "protocol": "UDP"}]
     to = [{"port": 5353, "protocol": "UDP"}, {"port": 5353}]
+    virtual = IPv4Address("10.96.0.1")
     made = inventory(service("s", ports=[*ports, {"port": 53}]))
     assert made.services.stale_udp.take() == []
     made.set_object(endpoint_slice("s-1", "s", ["10.244.1.5", "10.244.1.6"], to))
-    assert made.services.stale_udp.take() == [StaleFrontend(IPv4Address("10.96.0.1"), 53)]
+    assert made.services.stale_udp.take() == [StaleFrontend(virtual, 53, served=False)]
     made.set_object(endpoint_slice("s-1", "s", ["10.244.1.6", "10.244.1.7"], to))
     assert made.services.stale_udp.take() == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
     # One that drains keeps its connections; a frontend more has some to forget.
@@ -619,7 +620,15 @@ def test_udp_that_is_stale() -> None:
     made.set_object(endpoint_slice("s-1", "s", [leaving, "10.244.1.7"], to))
     assert made.services.stale_udp.take() == []
     made.set_object(service("s", type="NodePort", ports=[ports[0] | {"nodePort": 30053}]))
-    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053)]
+    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053, served=False)]
+    # And to a frontend that it has no more.
+    made.set_object(service("s", ports=ports))
+    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053, served=True)]
+    made.set_object(service("s", ports=[ports[0] | {"port": 54}]))
+    assert made.services.stale_udp.take() == [
+        StaleFrontend(virtual, 53, served=True),
+        StaleFrontend(virtual, 54, served=False),
+    ]
     made.remove_object("Service", "default", "s")
     assert set(made.services.stale_udp.take()) == {
         StaleEndpoint(IPv4Address(f"10.244.1.{n}"), 5353) for n in (6, 7)

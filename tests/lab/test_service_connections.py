@@ -133,6 +133,39 @@ def test_datagrams_leave_an_endpoint_that_goes(lab: Lab, client: str, at: str, p
             assert said(talker) == pod
 
 
+@pytest.mark.parametrize("client", [A1, "node2"])
+def test_no_answer_of_the_first_endpoint_is_lost(lab: Lab, client: str) -> None:
+    """What was sent before it was there may have to be forgotten; but not what it answers."""
+    for _ in range(8):
+        serve(lab, "late", "10.96.1.10", ports=[UDP_53, {"port": 53}])
+        wait_until(lambda: ask(lab, client, "10.96.1.10", 53) == ["refused"])
+        with running(lab, client, EAGER, "10.96.1.10", "53") as eager:
+            assert said(eager) == "nobody"
+            put_behind(lab, "late", [A2])
+            assert said(eager) == A2
+
+
+EAGER = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.connect((sys.argv[1], int(sys.argv[2])))
+    client.settimeout(0.005)
+    print("nobody", flush=True)
+    server = None
+    while not server:
+        try:
+            client.send(b"x")
+            server = client.recv(100).decode().split()[0]
+        except OSError:
+            pass
+    client.settimeout(10)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        client.send(b"x")
+        client.recv(100)
+    print(server)
+"""
+
 TALKER = """
 import socket, sys, time
 server, since = b"", time.monotonic()
@@ -241,7 +274,7 @@ def test_a_service_made_anew_with_other_ports(lab: Lab, how: str) -> None:
             assert answers(lab, client, new, 81)[0].server == A1
             assert ask(lab, client, old, 80, times=3) == ["refused"] * 3
             # Of ICMP errors the kernel sends a few to each address, then one a second.
-            wait_until(lambda c=client: ask(lab, c, old, 80, "udp", timeout=1) == ["refused"])
+            wait_until(lambda: ask(lab, client, old, 80, "udp", timeout=1) == ["refused"])  # noqa: B023
             echo(holders, "and on")
 
 

@@ -143,8 +143,19 @@ def connections(ovs: Ovs) -> set[tuple[str, str, int]]:
             Forget.frontend(ZONE, 17, None, 530),
             {("udp", VIRTUAL, 530), ("udp", VIRTUAL_2, 530)},
         ),
+        (Forget.untranslated(ZONE, 17, IPv4Address(VIRTUAL), 530), set()),
+        (Forget.untranslated(ZONE, 17, IPv4Address(OTHER), 53), {("udp", OTHER, 53)}),
+        (Forget.untranslated(ZONE, 17, None, 53), {("udp", OLD, 53), ("udp", OTHER, 53)}),
     ],
-    ids=["endpoint", "endpoint by tcp", "frontend", "frontend of any address"],
+    ids=[
+        "endpoint",
+        "endpoint by tcp",
+        "frontend",
+        "frontend of any address",
+        "translated",
+        "untranslated",
+        "untranslated of any address",
+    ],
 )
 def test_the_connections_of_an_endpoint_or_a_frontend_and_no_others(
     ovs: Ovs, forget: Forget, gone: set[tuple[str, str, int]]
