@@ -229,7 +229,7 @@ class Reconciler:
 
     def _have_forgotten(self, batch: Batch) -> None:
         for session in self.sessions.values():
-            session.forget(batch)
+            session.to_forget.put_nowait(batch)
 
     def _addresses(self, node: str) -> set[IPv4Address]:
         attachments = self.inventory.view.attachments.get(node, {})

@@ -42,9 +42,6 @@ log = structlog.get_logger()
 
 LONGEST_APPLY = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
-FORGET_AGAIN = 1.0
-"""Seconds after which connections are forgotten once more: Open vSwitch 3.1 has been seen to pass
-some over where it knew some ten thousand that were being made."""
 UNTIL_FOLLOWED = 0.05
 """Seconds in which a switch's datapath has followed the flows that it has acknowledged."""
 WHOLE_FROM = 16
@@ -74,8 +71,8 @@ class Session:
         """Cookies of what the switch refused, and of all that belongs to the same object."""
         self.foreign = 0
         """Flows and groups on it that nobody of ours has made, as the last digest says."""
-        self._to_forget: asyncio.Queue[tuple[Batch, bool]] = asyncio.Queue()
-        """Connections that the switch is to forget, and whether once more a little later."""
+        self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
+        """Connections that the switch is to forget when it has the flows, and time."""
         self._again = False
         self._rounds_begun = 0
         """How often `sync` has looked at what is to be done."""
@@ -271,24 +268,17 @@ class Session:
             self._meters.pop(meter_id, None)
 
     async def forget_for_ever(self) -> None:
-        """Send what `forget` was given. Raises `ConnectionLost`."""
-        loop = asyncio.get_running_loop()
+        """Send what `to_forget` gets. Raises `ConnectionLost`."""
         while True:
-            batches = [await self._to_forget.get()]
-            while not self._to_forget.empty():
-                batches.append(self._to_forget.get_nowait())
+            batches = [await self.to_forget.get()]
+            while not self.to_forget.empty():
+                batches.append(self.to_forget.get_nowait())
             await self._caught_up()
-            for batch, again in batches:
+            for batch in batches:
                 try:
                     await self._apply(batch)
                 except Rejected as refused:
                     log.warning("connections are left", node=self.node, reason=str(refused))
-                if again:
-                    loop.call_later(FORGET_AGAIN, self._to_forget.put_nowait, (batch, False))
-
-    def forget(self, batch: Batch) -> None:
-        """Have the switch forget connections when it has the flows, and time."""
-        self._to_forget.put_nowait((batch, True))
 
     async def _caught_up(self) -> None:
         """Return when the switch does all that it should have done by now, or has refused it.
