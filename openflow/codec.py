@@ -357,8 +357,8 @@ def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any: 
             return parser.OFPActionCopyField(n_bits=bits, oxm_ids=oxms)
         case Push(field) | Pop(field):
             oxm = _oxm_name(field, protocol, whose)
-            _bits(oxm, whose)
-            return push(oxm) if isinstance(action, Push) else pop(oxm)
+            make = push if isinstance(action, Push) else pop
+            return make(oxm, _bits(oxm, whose))
         case CtClear():
             return parser.NXActionCTClear()
         case ApplyMeter(meter):

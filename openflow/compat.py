@@ -99,14 +99,14 @@ def note(data: bytes) -> Any:
     return parser.NXActionNote(note=list(data))
 
 
-def push(oxm: str) -> Any:
-    """Put a whole field on the stack."""
-    return _padded(parser.NXActionStackPush(nxm_name(oxm), start=0, end=8 * oxm_width(oxm)))
+def push(oxm: str, bits: int) -> Any:
+    """Put a whole field, of so many bits, on the stack."""
+    return _padded(parser.NXActionStackPush(nxm_name(oxm), start=0, end=bits))
 
 
-def pop(oxm: str) -> Any:
-    """Take a whole field from the stack."""
-    return _padded(parser.NXActionStackPop(nxm_name(oxm), start=0, end=8 * oxm_width(oxm)))
+def pop(oxm: str, bits: int) -> Any:
+    """Take a whole field, of so many bits, from the stack."""
+    return _padded(parser.NXActionStackPop(nxm_name(oxm), start=0, end=bits))
 
 
 def nxm_name(oxm: str) -> str:

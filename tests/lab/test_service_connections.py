@@ -58,6 +58,25 @@ def test_datagrams_leave_an_endpoint_that_goes(lab: Lab, client: str, at: str, p
             assert said(talker) == pod
 
 
+TALKER = """
+import socket, sys, time
+server, since = b"", time.monotonic()
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(0.1)
+    client.connect((sys.argv[1], int(sys.argv[2])))
+    while time.monotonic() < since + 60:
+        client.send(b"x")
+        try:
+            heard = client.recv(100).split()[0]
+        except OSError:
+            continue
+        if heard != server:
+            server, since = heard, time.monotonic()
+            print(server.decode(), flush=True)
+print("still", server.decode())
+"""
+
+
 def test_no_answer_of_the_first_endpoint_is_lost(lab: Lab) -> None:
     """What was sent before it was there may have to be forgotten; but not what it answers.
 
@@ -172,25 +191,6 @@ def test_datagrams_without_an_answer_go_where_the_first_went(lab: Lab, client: s
     assert {(server, int(port)) for server, port in answers} == first.keys()
     assert len(first) == MANY
     assert {server for server, _ in first} == {A1, A2}
-
-
-TALKER = """
-import socket, sys, time
-server, since = b"", time.monotonic()
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-    client.settimeout(0.1)
-    client.connect((sys.argv[1], int(sys.argv[2])))
-    while time.monotonic() < since + 60:
-        client.send(b"x")
-        try:
-            heard = client.recv(100).split()[0]
-        except OSError:
-            continue
-        if heard != server:
-            server, since = heard, time.monotonic()
-            print(server.decode(), flush=True)
-print("still", server.decode())
-"""
 
 
 def test_an_endpoint_that_comes_and_goes_every_second(lab: Lab) -> None:
