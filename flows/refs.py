@@ -1,0 +1,39 @@
+"""References to Kubernetes objects: what flows, problems, reports and Events are about.
+
+A reference is a value to compare, sort and use as a key. Its text is for people only and is never
+parsed.
+"""
+
+from typing import Final, NamedTuple
+
+
+class ObjectRef(NamedTuple):
+    """One object of the cluster, named as Kubernetes names it.
+
+    `namespace` is empty for objects that have none. `kind` is a Kubernetes kind, or "container"
+    (an attachment without a pod; `name` is its OVS port), or "cluster" (see `CLUSTER`).
+    """
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        """`Service default/web`, `Node n1`, `container cabc`, `cluster`."""
+        path = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {path}" if path else self.kind
+
+    @classmethod
+    def node(cls, name: str) -> "ObjectRef":
+        """A Node."""
+        return cls("Node", "", name)
+
+    @classmethod
+    def namespaced(cls, kind: str, key: str) -> "ObjectRef":
+        """An object by its `NAMESPACE/NAME`. Raises `ValueError` for a key without a slash."""
+        namespace, name = key.split("/", 1)
+        return cls(kind, namespace, name)
+
+
+CLUSTER: Final = ObjectRef("cluster", "", "")
+"""The cluster as a whole: what no single object stands for."""
