@@ -1,6 +1,6 @@
 """The lab's own certificate authority, and a certificate for the controller and for each node.
 
-Made by `openssl`, whose commands are the same for any user's cluster (docs/operations.md).
+Made by `openssl`, whose commands are the same for any user's cluster (docs/configuration.md).
 `ovs-pki`, which comes with Open vSwitch, makes RSA keys in a directory of the machine's, and
 certificates without the controller's address, by which the agents check whom they have dialled.
 """

@@ -41,7 +41,7 @@ def nothing_lost(lab: Lab) -> Iterator[None]:
     """What happens inside costs no packet of a ping at 10 ms each way, and no byte of a stream.
 
     No pod may come or go meanwhile: in the userspace datapath that can cost a tunnel a packet
-    (docs/operations.md, *The lab's limits*).
+    (docs/lab.md, *Limits*).
     """
     a, b = address(lab, A), address(lab, B)
     with ping(lab, A, b) as there, ping(lab, B, a) as back, stream(lab, A, B, b) as streaming:

@@ -37,7 +37,7 @@ IN_ORDER = ("ovsdb-server", "ovs-vswitchd", "agent", "containerd", "kubelet")
 """The daemons of a node, as an init system would start them after a boot."""
 NETWORK = ("ovs-vswitchd", "ovsdb-server")
 """Without the first the userspace datapath forwards nothing, and nothing after some two seconds
-without the second (docs/operations.md, *The lab's limits*)."""
+without the second (docs/lab.md, *Limits*)."""
 
 
 @dataclass(frozen=True)
