@@ -21,7 +21,7 @@ from bench.nodes import bare_lab, dial, make_bridge, ofctl, unique
 from controller import garbage
 from controller.cluster import Inventory
 from controller.reconciler import Reconciler
-from controller.sources.objects import EndpointSlice, Object, Service, from_manifest
+from controller.sources.objects import Object, ServiceObject, SliceObject, from_manifest, ref
 from flows.features import state
 from flows.view import Cluster, Node
 from lab import Lab, LabError
@@ -220,13 +220,13 @@ async def _loads(
         for _ in range(rounds):
             version = reconciler.desired.shared.version
             began = time.monotonic()
-            made = [*_decoded(lists[0], Service), *_decoded(lists[1], EndpointSlice)]
+            made = [*_decoded(lists[0], ServiceObject), *_decoded(lists[1], SliceObject)]
             reconciler.update(made, [])
             await _acknowledged(reconciler, version)
             ours.append(time.monotonic() - began)
             if any(len(_groups(node)) != services for node in nodes):
                 raise LabError("not every switch has the group of each Service")
-            gone = [(type(o).__name__, o.metadata.namespace, o.metadata.name) for o in made]
+            gone = [ref(o) for o in made]
             version = reconciler.desired.shared.version
             reconciler.update([], gone)
             await _acknowledged(reconciler, version)
@@ -238,7 +238,7 @@ async def _loads(
     return ours, theirs
 
 
-def _decoded(data: bytes, kind: type[Service] | type[EndpointSlice]) -> list[Object]:
+def _decoded(data: bytes, kind: type[ServiceObject] | type[SliceObject]) -> list[Object]:
     """As `controller.sources.kubernetes` does it, one by one."""
     items = msgspec.json.decode(data, type=list[msgspec.Raw])
     return [msgspec.json.decode(item, type=kind) for item in items]

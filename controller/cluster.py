@@ -16,9 +16,14 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 
 from controller.service_drafts import NodeAddress
 from controller.services import Services
-from controller.sources.objects import EndpointSlice, Metadata, Object, Service
-from controller.sources.objects import Node as NodeObject
-from controller.sources.objects import Pod as PodObject
+from controller.sources.objects import (
+    Metadata,
+    NodeObject,
+    Object,
+    PodObject,
+    ServiceObject,
+    SliceObject,
+)
 from flows import names
 from flows.view import CLUSTER_SCOPE, Attachment, Cluster, ClusterView, Key, Node
 
@@ -111,9 +116,9 @@ class Inventory:
 
     def set_object(self, new: Object) -> set[Key]:
         """An object was added or changed."""
-        if isinstance(new, Service):
+        if isinstance(new, ServiceObject):
             return self.services.set_service(new)
-        if isinstance(new, EndpointSlice):
+        if isinstance(new, SliceObject):
             return self.services.set_slice(new)
         if isinstance(new, NodeObject):
             name = new.metadata.name

@@ -14,7 +14,7 @@ import msgspec
 
 from controller.kubernetes_api import STRATEGIC, Write
 from controller.reconciler import Reconciler
-from controller.sources.objects import Node, NodeCondition
+from controller.sources.objects import NodeCondition, NodeObject
 
 GRACE: Final = 15.0
 """Seconds that a new node has before it is said to have no network."""
@@ -99,7 +99,7 @@ def _same(shown: NodeCondition | None, wanted: NodeCondition) -> bool:
     )
 
 
-def _patch(node: Node, shown: NodeCondition | None, wanted: NodeCondition) -> Write:
+def _patch(node: NodeObject, shown: NodeCondition | None, wanted: NodeCondition) -> Write:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     stays = shown is not None and shown.status == wanted.status
     since = (shown.last_transition_time if shown and stays else None) or now

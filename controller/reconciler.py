@@ -22,6 +22,7 @@ from controller.session import Session
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
@@ -79,8 +80,8 @@ class Reconciler:
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
 
-    def update(self, changed: Iterable[Object], gone: Iterable[tuple[str, str, str]]) -> None:
-        """Objects added or changed, and (kind, namespace, name) of those that are gone."""
+    def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
+        """Objects added or changed, and references to those that are gone."""
         touched: set[Key] = set()
         for kind, namespace, name in gone:
             touched |= self.inventory.remove_object(kind, namespace, name)

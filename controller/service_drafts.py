@@ -11,11 +11,9 @@ from ipaddress import ip_address as parse_address
 from sys import intern
 from typing import Final, NamedTuple
 
-from controller.sources.objects import Endpoint as EndpointObject
 from controller.sources.objects import EndpointPort as EndpointPortObject
-from controller.sources.objects import EndpointSlice as SliceObject
-from controller.sources.objects import Service as ServiceObject
-from controller.sources.objects import ServicePort as ServicePortObject
+from controller.sources.objects import ServiceObject, ServicePortObject, SliceObject
+from controller.sources.objects import SliceEndpoint as EndpointObject
 from flows import names
 from flows.features.protocols import LAYER_4_NAMES, TCP, UDP
 from flows.view import Cluster, Endpoint, Frontend

@@ -9,7 +9,7 @@ from typing import Any
 
 from controller.cluster import Inventory
 from controller.service_drafts import PROTOCOL_NAMES, service_of
-from controller.sources.objects import Service as ServiceObject
+from controller.sources.objects import ServiceObject
 from flows import topology
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 

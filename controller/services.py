@@ -32,8 +32,7 @@ from controller.service_drafts import (
     united,
     why_none_of_ours,
 )
-from controller.sources.objects import EndpointSlice as SliceObject
-from controller.sources.objects import Service as ServiceObject
+from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
 from flows import topology
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target

@@ -19,14 +19,11 @@ import watchfiles
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from controller.sources.feed import Feed
-from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest
+from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest, ref
+from flows.refs import ObjectRef
 from settings.plain_yaml import documents
 
 log = structlog.get_logger()
-
-Identity = tuple[str, str, str]
-"""Kind, namespace and name."""
-
 
 MOST_PROBLEMS = 5
 """So many are told of one file."""
@@ -51,8 +48,8 @@ class Directory:
     def __init__(self, root: Path, feed: Feed) -> None:
         self._root = root.resolve()
         self._feed = feed
-        self._files: dict[Path, dict[Identity, Object]] = {}
-        self._holders: dict[Identity, dict[Path, Object]] = {}
+        self._files: dict[Path, dict[ObjectRef, Object]] = {}
+        self._holders: dict[ObjectRef, dict[Path, Object]] = {}
         self._unread: set[Path] = set()
         self._problems: dict[Path, str] = {}
         self._being_written: set[Path] = set()
@@ -107,7 +104,7 @@ class Directory:
         return files
 
     async def _read(self, paths: set[Path]) -> None:
-        touched: set[Identity] = set()
+        touched: set[ObjectRef] = set()
         for path in sorted(paths):
             touched |= await self._read_file(path)
         changed, gone = [], []
@@ -124,7 +121,7 @@ class Directory:
             self._feed.report(f"file {self._name(path)}", self._problem(path))
         self._feed.complete(not self._unread)
 
-    async def _read_file(self, path: Path) -> set[Identity]:
+    async def _read_file(self, path: Path) -> set[ObjectRef]:
         """Take one file in; the identities of what it holds or held."""
         self._being_written.discard(path)
         try:
@@ -165,7 +162,7 @@ class Directory:
             return problem
         for identity in self._files.get(path, ()):
             if (first := min(self._holders[identity])) != path:
-                return f"{' '.join(identity)} is in {self._name(first)} already"
+                return f"{identity} is in {self._name(first)} already"
         return ""
 
     def _name(self, path: Path) -> str:
@@ -177,7 +174,7 @@ def _is_manifest(path: Path) -> bool:
     return path.suffix in {".yaml", ".yml", ".json"} and not path.name.startswith(".")
 
 
-def _objects_of(path: Path) -> tuple[dict[Identity, Object], str, bool]:
+def _objects_of(path: Path) -> tuple[dict[ObjectRef, Object], str, bool]:
     text = _settled_text(path)
     if not text:
         # Emptied to be written anew, or by a full disk.
@@ -218,9 +215,9 @@ def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _objects(text: str) -> tuple[dict[Identity, Object], str, bool]:
+def _objects(text: str) -> tuple[dict[ObjectRef, Object], str, bool]:
     """The objects that can be read, what is wrong, and whether one of ours is unread."""
-    objects: dict[Identity, Object] = {}
+    objects: dict[ObjectRef, Object] = {}
     unread: list[str] = []
     harmless: list[str] = []
     for content in _contents(text):
@@ -232,9 +229,9 @@ def _objects(text: str) -> tuple[dict[Identity, Object], str, bool]:
         except ObjectError as error:
             unread.append(str(error))
             continue
-        identity = type(made).__name__, made.metadata.namespace, made.metadata.name
+        identity = ref(made)
         if identity in objects:
-            harmless.append(f"{' '.join(identity)} is there twice")
+            harmless.append(f"{identity} is there twice")
         objects[identity] = made
     problems = unread + harmless
     more = len(problems) - MOST_PROBLEMS

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from controller.sources.objects import Object
+from flows.refs import ObjectRef
 
 
 class Feed(Protocol):
     """Takes in what a source learns. All calls come from the event loop."""
 
-    def update(self, changed: Iterable[Object], gone: Iterable[tuple[str, str, str]]) -> None:
-        """Objects added or changed, and (kind, namespace, name) of those that are gone."""
+    def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
+        """Objects added or changed, and references to those that are gone."""
 
     def report(self, subject: str, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""

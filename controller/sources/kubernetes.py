@@ -16,9 +16,9 @@ import structlog
 from kubernetes.aio import client
 
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
-from controller.sources import objects
 from controller.sources.feed import Feed
-from controller.sources.objects import EndpointSlice, Metadata, Node, Object, Pod, Service
+from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
+from flows.refs import ObjectRef
 from settings import SettingsError
 
 log = structlog.get_logger()
@@ -93,10 +93,10 @@ class ApiServer:
         self._kubeconfig = kubeconfig
         self._feed = feed
         kinds: tuple[tuple[str, type[Object]], ...] = (
-            ("/api/v1/nodes", Node),
-            ("/api/v1/pods", Pod),
-            ("/api/v1/services", Service),
-            ("/apis/discovery.k8s.io/v1/endpointslices", EndpointSlice),
+            ("/api/v1/nodes", NodeObject),
+            ("/api/v1/pods", PodObject),
+            ("/api/v1/services", ServiceObject),
+            ("/apis/discovery.k8s.io/v1/endpointslices", SliceObject),
         )
         self._reflectors = tuple(
             Reflector(kubeconfig, path, kind, feed, self._on_progress) for path, kind in kinds
@@ -260,7 +260,7 @@ class Reflector(Generic[T]):
     def _forget(self, identities: set[tuple[str, str]]) -> None:
         gone = self._known & identities
         self._known -= gone
-        self._feed.update([], [(self._kind.__name__, *identity) for identity in gone])
+        self._feed.update([], [ObjectRef(self._kind.kind, *identity) for identity in gone])
         for identity in identities:
             self._note(identity, "")
 
@@ -268,9 +268,7 @@ class Reflector(Generic[T]):
         """Keep account of what cannot be read."""
         if not problem and identity not in self.unreadable:
             return
-        namespace, name = identity
-        subject = objects.identity(self._kind.__name__, Metadata(name, namespace))
-        self._feed.report(subject, problem)
+        self._feed.report(str(ObjectRef(self._kind.kind, *identity)), problem)
         if problem:
             self.unreadable.add(identity)
         else:

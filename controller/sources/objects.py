@@ -4,10 +4,11 @@ Decoded straight from bytes or YAML into trimmed structs; a Pod of 5 KB costs mi
 """
 
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+from flows.refs import ObjectRef
 from settings.plain_yaml import shown
 
 
@@ -40,7 +41,7 @@ class NodeMetadata(Metadata, frozen=True, rename="camel"):
     labels: NodeLabels | None = None
 
 
-class NodeAddress(msgspec.Struct, frozen=True):
+class NodeObjectAddress(msgspec.Struct, frozen=True):
     """core/v1 NodeAddress."""
 
     type: str
@@ -67,12 +68,14 @@ class NodeCondition(msgspec.Struct, frozen=True, rename="camel"):
 class NodeStatus(msgspec.Struct, frozen=True):
     """core/v1 NodeStatus."""
 
-    addresses: list[NodeAddress] | None = None
+    addresses: list[NodeObjectAddress] | None = None
     conditions: list[NodeCondition] | None = None
 
 
-class Node(msgspec.Struct, frozen=True):
+class NodeObject(msgspec.Struct, frozen=True):
     """core/v1 Node."""
+
+    kind: ClassVar = "Node"
 
     metadata: NodeMetadata
     spec: NodeSpec = NodeSpec()
@@ -118,8 +121,10 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     host_network: bool = False
 
 
-class Pod(msgspec.Struct, frozen=True):
+class PodObject(msgspec.Struct, frozen=True):
     """core/v1 Pod."""
+
+    kind: ClassVar = "Pod"
 
     metadata: PodMetadata
     spec: PodSpec = PodSpec()
@@ -149,7 +154,7 @@ class ServiceMetadata(Metadata, frozen=True, rename="camel"):
     labels: ServiceLabels | None = None
 
 
-class ServicePort(msgspec.Struct, frozen=True, rename="camel"):
+class ServicePortObject(msgspec.Struct, frozen=True, rename="camel"):
     """core/v1 ServicePort. What its targetPort comes to is in the EndpointSlices."""
 
     port: int
@@ -181,7 +186,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
     ip_families: list[str] | None = None
-    ports: list[ServicePort] | None = None
+    ports: list[ServicePortObject] | None = None
     external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
     load_balancer_source_ranges: list[str] | None = None
     external_traffic_policy: str = "Cluster"
@@ -215,8 +220,10 @@ class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
-class Service(msgspec.Struct, frozen=True):
+class ServiceObject(msgspec.Struct, frozen=True):
     """core/v1 Service."""
+
+    kind: ClassVar = "Service"
 
     metadata: ServiceMetadata
     spec: ServiceSpec = ServiceSpec()
@@ -275,7 +282,7 @@ class EndpointHints(msgspec.Struct, frozen=True, rename="camel"):
     for_nodes: list[Hint] | None = None
 
 
-class Endpoint(msgspec.Struct, frozen=True, rename="camel"):
+class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel"):
     """discovery/v1 Endpoint. Its own zone is not here: hints say whom it is for."""
 
     addresses: list[str] | None = None
@@ -292,12 +299,14 @@ class EndpointPort(msgspec.Struct, frozen=True):
     port: int | None = None
 
 
-class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
+class SliceObject(msgspec.Struct, frozen=True, rename="camel"):
     """discovery/v1 EndpointSlice."""
+
+    kind: ClassVar = "EndpointSlice"
 
     metadata: SliceMetadata
     address_type: str
-    endpoints: list[Endpoint] | None = None
+    endpoints: list[SliceEndpoint] | None = None
     ports: list[EndpointPort] | None = None
 
     @property
@@ -309,20 +318,16 @@ class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
         return labels.service or ""
 
 
-Object = Node | Pod | Service | EndpointSlice
+Object = NodeObject | PodObject | ServiceObject | SliceObject
 KINDS: dict[str, type[Object]] = {
-    "Node": Node,
-    "Pod": Pod,
-    "Service": Service,
-    "EndpointSlice": EndpointSlice,
+    kind.kind: kind for kind in (NodeObject, PodObject, ServiceObject, SliceObject)
 }
 API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
 
 
-def identity(kind: str, metadata: Metadata) -> str:
-    """How an object is named in every message: `Pod default/a`, `Node node1`."""
-    name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
-    return f"{kind} {name}"
+def ref(given: Object) -> ObjectRef:
+    """The reference of an object."""
+    return ObjectRef(given.kind, given.metadata.namespace, given.metadata.name)
 
 
 def from_manifest(content: Any) -> Object:
@@ -338,15 +343,15 @@ def from_manifest(content: Any) -> Object:
         raise UnknownKindError(
             f"object {name}: kind {shown(kind)} is unknown here; known: {', '.join(KINDS)}"
         )
-    if content.get("apiVersion") != API_VERSIONS[wanted.__name__]:
+    if content.get("apiVersion") != API_VERSIONS[wanted.kind]:
         version = shown(content.get("apiVersion"))
-        due = API_VERSIONS[wanted.__name__]
+        due = API_VERSIONS[wanted.kind]
         raise ObjectError(f"{kind} {name}: apiVersion: {version} is not {due!r}")
     try:
         made = msgspec.convert(content, wanted)
     except msgspec.ValidationError as error:
         raise ObjectError(f"{kind} {name}: {error}") from error
-    if not isinstance(made, Node) and not made.metadata.namespace:
+    if not isinstance(made, NodeObject) and not made.metadata.namespace:
         metadata = msgspec.structs.replace(made.metadata, namespace="default")
         made = msgspec.structs.replace(made, metadata=metadata)
     _check_names(made)
@@ -363,11 +368,11 @@ def _check_names(made: Object) -> None:
     """A slash in a name, for one, would make two pods' ports one."""
     metadata = made.metadata
     fields = [("name", metadata.name, _SUBDOMAIN), ("uid", metadata.uid, _UID)]
-    if not isinstance(made, Node):
+    if not isinstance(made, NodeObject):
         fields.append(("namespace", metadata.namespace, _LABEL))
     for field, value, pattern in fields:
         if not pattern.fullmatch(value):
             raise ObjectError(
-                f"{type(made).__name__} {metadata.name[:253]}: metadata.{field}: "
+                f"{made.kind} {metadata.name[:253]}: metadata.{field}: "
                 f"{shown(value)} does not match {pattern.pattern}"
             )

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from controller.cluster import Inventory, Port
 from controller.group_ids import GroupIds
 from controller.sources.objects import (
-    Node,
-    NodeAddress,
     NodeLabels,
     NodeMetadata,
+    NodeObject,
+    NodeObjectAddress,
     NodeSpec,
     NodeStatus,
     Object,
-    Pod,
     PodMetadata,
+    PodObject,
     PodSpec,
 )
 from flows import names
@@ -45,18 +45,18 @@ def node_object(
     uid: str = "u",
     zone: str = "",
     others: tuple[str, ...] = (),
-) -> Node:
+) -> NodeObject:
     labels = NodeLabels(zone) if zone else None
-    addresses = [NodeAddress("InternalIP", each) for each in (address, *others)]
-    return Node(
+    addresses = [NodeObjectAddress("InternalIP", each) for each in (address, *others)]
+    return NodeObject(
         NodeMetadata(name=name, uid=uid, creation_timestamp=created, labels=labels),
         NodeSpec(pod_cidr=cidr),
         NodeStatus(addresses if address else None),
     )
 
 
-def pod_object(name: str, node: str, uid: str = "u", host_network: bool = False) -> Pod:
-    return Pod(
+def pod_object(name: str, node: str, uid: str = "u", host_network: bool = False) -> PodObject:
+    return PodObject(
         PodMetadata(name=name, namespace="default", uid=uid),
         PodSpec(node_name=node, host_network=host_network),
     )
@@ -237,7 +237,7 @@ class Facts:
         return set()
 
     def set_object(self, item: Object) -> set[Key]:
-        self.objects[type(item).__name__, item.metadata.name] = item
+        self.objects[item.kind, item.metadata.name] = item
         return set()
 
     def remove_object(self, kind: str, _: str, name: str) -> set[Key]:

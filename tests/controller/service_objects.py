@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from controller.sources.objects import EndpointSlice, Service, from_manifest
+from controller.sources.objects import ServiceObject, SliceObject, from_manifest
 
 
-def service(name: str, **fields: Any) -> Service:
+def service(name: str, **fields: Any) -> ServiceObject:
     """`default/NAME` with one TCP port 80 at 10.96.0.1; fields as in its spec, or as below.
 
     `created`, `uid`, `labels` are its metadata's, `ingress` its status'.
@@ -25,7 +25,7 @@ def service(name: str, **fields: Any) -> Service:
         {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec,
          "status": status}
     )  # fmt: skip
-    assert isinstance(made, Service)
+    assert isinstance(made, ServiceObject)
     return made
 
 
@@ -50,7 +50,7 @@ def endpoint_slice(
     endpoints: Sequence[str | dict[str, Any]],
     ports: Sequence[dict[str, Any]] = ({"port": 8080},),
     **fields: Any,
-) -> EndpointSlice:
+) -> SliceObject:
     """`default/NAME` of a Service; `triggered` is its annotation, `labels` further ones."""
     labels = {"kubernetes.io/service-name": of} if of is not None else {}
     metadata = {
@@ -71,5 +71,5 @@ def endpoint_slice(
             "ports": list(ports),
         }
     )
-    assert isinstance(made, EndpointSlice)
+    assert isinstance(made, SliceObject)
     return made

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from controller.cluster import Inventory, Port
-from controller.sources.objects import Node, NodeAddress, NodeStatus
+from controller.sources.objects import NodeObject, NodeObjectAddress, NodeStatus
 from flows import names
 from flows.compile import compile_scope
 from flows.text import golden
@@ -186,11 +186,11 @@ def test_ofports_go_round(inventory: Inventory) -> None:
 
 
 def test_further_addresses_of_nodes_are_guarded_once() -> None:
-    def node(name: str, number: int, *further: str) -> Node:
+    def node(name: str, number: int, *further: str) -> NodeObject:
         made = node_object(name, f"10.244.{number}.0/24", f"172.30.1.{number}")
-        given = [NodeAddress("ExternalIP", address) for address in further]
+        given = [NodeObjectAddress("ExternalIP", address) for address in further]
         status = NodeStatus([*(made.status.addresses or ()), *given])
-        return Node(made.metadata, made.spec, status)
+        return NodeObject(made.metadata, made.spec, status)
 
     inventory = Inventory(CLUSTER)
     inventory.set_object(node("one", 1, "198.51.100.1", "node.example", "fd00::1"))

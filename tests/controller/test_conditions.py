@@ -9,7 +9,7 @@ from controller.cluster import Inventory
 from controller.conditions import AGAIN, GRACE, READY, Conditions
 from controller.kubernetes_api import STRATEGIC
 from controller.reconciler import Reconciler
-from controller.sources.objects import Node, NodeCondition
+from controller.sources.objects import NodeCondition, NodeObject
 from settings.node import NodeProblems
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
@@ -180,5 +180,5 @@ def test_a_condition_as_the_api_writes_it() -> None:
         b'{"metadata":{"name":"n"},"status":{"conditions":[{"type":"NetworkUnavailable","status":'
         b'"False","lastHeartbeatTime":null,"lastTransitionTime":null}]}}'
     )
-    made = msgspec.json.decode(data, type=Node)
+    made = msgspec.json.decode(data, type=NodeObject)
     assert made.network_unavailable == NodeCondition("NetworkUnavailable", "False")

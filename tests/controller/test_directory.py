@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from controller.cluster import Inventory
 from controller.sources.directory import Directory, _objects
-from controller.sources.objects import Object
+from controller.sources.objects import Object, ref
+from flows.refs import ObjectRef
 from tests.flows.worlds import CLUSTER
 
 NODE = """
@@ -24,6 +25,8 @@ spec: {podCIDR: 10.244.1.0/24}
 status: {addresses: [{type: InternalIP, address: 172.30.1.1}]}
 """
 
+
+POD_A = ObjectRef("Pod", "default", "a")
 
 LAUGHS = "one: &one [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
@@ -47,16 +50,16 @@ class Recorder:
     """A feed that remembers, and can be waited for."""
 
     def __init__(self) -> None:
-        self.objects: dict[tuple[str, str, str], Object] = {}
+        self.objects: dict[ObjectRef, Object] = {}
         self.problems: dict[str, str] = {}
         self.whole: bool | None = None
         self._news = asyncio.Event()
 
-    def update(self, changed: Iterable[Object], gone: Iterable[tuple[str, str, str]]) -> None:
+    def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
         for identity in gone:
             del self.objects[identity]
         for item in changed:
-            key = type(item).__name__, item.metadata.namespace, item.metadata.name
+            key = ref(item)
             self.objects[key] = item
         self._news.set()
 
@@ -136,7 +139,7 @@ def test_follows_changes(tmp_path: Path) -> None:
         await feed.until(lambda: feed.names == ["a"])
         (tmp_path / "new.tmp").write_text(pod("a", uid="other"))
         (tmp_path / "new.tmp").rename(tmp_path / "a.yaml")
-        await feed.until(lambda: feed.objects["Pod", "default", "a"].metadata.uid == "other")
+        await feed.until(lambda: feed.objects[POD_A].metadata.uid == "other")
         (tmp_path / "sub").mkdir()
         (tmp_path / "sub" / "b.yaml").write_text(pod("b"))
         await feed.until(lambda: feed.names == ["a", "b"])
@@ -289,10 +292,10 @@ def test_one_object_in_two_files(tmp_path: Path) -> None:
     (tmp_path / "2.yaml").write_text(pod("a", uid="second"))
 
     async def story(feed: Recorder) -> None:
-        assert feed.objects["Pod", "default", "a"].metadata.uid == "first"
-        assert feed.problems == {"file 2.yaml": "Pod default a is in 1.yaml already"}
+        assert feed.objects[POD_A].metadata.uid == "first"
+        assert feed.problems == {"file 2.yaml": "Pod default/a is in 1.yaml already"}
         (tmp_path / "1.yaml").unlink()
-        await feed.until(lambda: feed.objects["Pod", "default", "a"].metadata.uid == "second")
+        await feed.until(lambda: feed.objects[POD_A].metadata.uid == "second")
         assert not feed.problems
 
     follow(tmp_path, story)
@@ -313,7 +316,7 @@ def test_half_a_file_is_not_read(tmp_path: Path) -> None:
             # Whatever else is read meanwhile: this file stays as it was.
             (tmp_path / "c.yaml").write_text(pod("c"))
             await feed.until(lambda: feed.names == ["a", "b", "c"])
-            assert feed.objects["Pod", "default", "a"].metadata.uid == "u"
+            assert feed.objects[POD_A].metadata.uid == "u"
             assert feed.whole is False
             writer.write(new[new.index("---") :])
         await feed.until(lambda: not feed.problems)

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from controller.session import Session
-from controller.sources.objects import EndpointSlice, Service
+from controller.sources.objects import ServiceObject, SliceObject
 from flows import names
 from flows.compile import compile_scope
 from flows.features import services
@@ -29,13 +29,13 @@ from tests.ovs import Ovs
 FOREIGN = "group_id=7,type=all,bucket=drop"
 
 
-def web(*endpoints: int) -> list[Service | EndpointSlice]:
+def web(*endpoints: int) -> list[ServiceObject | SliceObject]:
     """A Service with these endpoints."""
     addresses = [f"10.244.2.{number}" for number in endpoints]
     return [service("web"), endpoint_slice("web-1", "web", addresses)]
 
 
-def local(*endpoints: int) -> list[Service | EndpointSlice]:
+def local(*endpoints: int) -> list[ServiceObject | SliceObject]:
     """One whose endpoints on node1 are a choice of that node's own."""
     fields = {"clusterIP": "10.96.0.2", "internalTrafficPolicy": "Local"}
     made = [endpoint(f"10.244.1.{number}", "node1") for number in endpoints]
@@ -158,7 +158,7 @@ def test_every_endpoint_is_chosen_whatever_was_there_before(ovs: Ovs) -> None:
 def test_more_endpoints_than_a_group_holds(ovs: Ovs) -> None:
     """From one group to many and back; of the many, one endpoint changes a few buckets of each."""
 
-    def crowd(count: int) -> list[Service | EndpointSlice]:
+    def crowd(count: int) -> list[ServiceObject | SliceObject]:
         addresses = [f"10.244.{2 + n // 250}.{n % 250 + 2}" for n in range(count)]
         return [service("web"), endpoint_slice("web-1", "web", addresses)]
 

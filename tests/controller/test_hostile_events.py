@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.sources import kubernetes as source
-from controller.sources.objects import Object, Pod
+from controller.sources.objects import Object, PodObject
 from tests.controller.api_server import bookmark, line
 from tests.controller.test_directory import Recorder
 
@@ -68,7 +68,9 @@ def test_mutated_events_are_followed_or_refused(changes, pieces) -> None:
         async def get(*_: Any) -> Any:
             return answer()
 
-        reflector = source.Reflector(cast("Any", None), "/api/v1/pods", Pod, Said(), lambda: None)
+        reflector = source.Reflector(
+            cast("Any", None), "/api/v1/pods", PodObject, Said(), lambda: None
+        )
         reflector._get = get  # type: ignore[method-assign]
         reflector._version = "106"
         with suppress(source.ApiError, source.UnreadableError):
