@@ -97,11 +97,19 @@ class Lab:
         finally:
             self.down(report)
 
+    def kill_daemon(self, node_name: str, daemon: str) -> None:
+        """SIGKILL a daemon of a node, or of `control`; return when the whole process has ended."""
+        if node_name == "control":
+            daemons(self.layout).kill(daemon)
+        else:
+            node.daemons(self._node(node_name)).kill(daemon)
+
     def start_daemon(self, node_name: str, daemon: str) -> None:
-        """Start a daemon of a node that has died, as its init system would, and do nothing else.
+        """Start a daemon of a node that has ended, as its init system would, and nothing else.
 
         `daemon` is one of those in `status`: ovsdb-server, ovs-vswitchd, agent, or in a cluster
-        of kubelets containerd or kubelet.
+        of kubelets containerd or kubelet. Raises `LabError` with the end of its log if it ends
+        instead of starting.
         """
         self._bringup(self._spec()).start_daemon(self._node(node_name), daemon)
 

@@ -39,18 +39,28 @@ def start_database(node: NodeLayout) -> None:
     if ours.pid("ovsdb-server") is None:
         node.ovsdb.unlink(missing_ok=True)
     server = ["ovsdb-server", str(database), f"--remote=punix:{node.ovsdb}", "--pidfile"]
-    ours.start("ovsdb-server", [*server, "--no-chdir"], _environment(node))
-    if not ours.wait(node.ovsdb.exists, timeout=15):
-        raise LabError(f"{node.name}: ovsdb-server does not listen\n{ours.tail('ovsdb-server')}")
+    ours.start(
+        "ovsdb-server",
+        [*server, "--no-chdir"],
+        _environment(node),
+        listens_at=lambda _: node.ovsdb,
+        pid_file=node.ovs_run / "ovsdb-server.pid",
+    )
 
 
 def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
-    """Start ovs-vswitchd; return its process id."""
+    """Start ovs-vswitchd; return its process id. Raises `LabError`."""
     switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir"]
     if datapath == "netdev":
         switch += ["--disable-system"]
     # Among the node's own mounts: it reads the certificate that the agent has put there.
-    return daemons(node).start("ovs-vswitchd", machine.enter(node, switch), _environment(node))
+    return daemons(node).start(
+        "ovs-vswitchd",
+        machine.enter(node, switch),
+        _environment(node),
+        listens_at=lambda pid: node.ovs_run / f"ovs-vswitchd.{pid}.ctl",
+        pid_file=node.ovs_run / "ovs-vswitchd.pid",
+    )
 
 
 def _vsctl(node: NodeLayout) -> list[str]:
@@ -123,7 +133,10 @@ def _set_up_address(node: NodeLayout, device: str) -> None:
 
 
 def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
-    """Start the agent; `wait_ready` tells when it has done its work."""
+    """Start the agent; return when it listens for CNI calls. `wait_ready` waits for its work.
+
+    Raises `LabError`.
+    """
     for directory in (node.cni_conf, node.cni_bin, node.state):
         directory.mkdir(parents=True, exist_ok=True)
     node.cni_socket.parent.mkdir(mode=0o700, exist_ok=True)
@@ -148,7 +161,7 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
     write_settings(node.settings, Settings(agent=agent))
     command = python("node_agent", "--config", str(node.settings))
     # Where containerd runs, for the paths of sandboxes that it names.
-    daemons(node).start("agent", machine.enter(node, command))
+    daemons(node).start("agent", machine.enter(node, command), listens_at=lambda _: node.cni_socket)
 
 
 def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bool]) -> None:

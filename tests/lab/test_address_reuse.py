@@ -14,7 +14,6 @@ from pathlib import Path
 from lab import Lab, LabError
 from lab.runtime import Runtime
 from tests.lab.pings import address
-from tests.lab.test_restart import kill
 from tests.waiting import wait_until
 
 SERVER = """
@@ -78,7 +77,7 @@ def committed(lab: Lab, node: str) -> int:
 
 def hand_out_next(lab: Lab, node: str, wanted: str) -> None:
     """Of the node's addresses all others are in use or resting, and this one has rested."""
-    kill(lab, "agent", node)
+    lab.kill_daemon(node, "agent")
     path = Path(lab.status()["directory"], "nodes", node, "state", "leases.sqlite")
     with closing(sqlite3.connect(path)) as database, database:
         last = int(IPv4Address(wanted)) | 0xFF

@@ -41,8 +41,7 @@ def kill(lab: Lab) -> list[str]:
     """SIGKILL the controller; its command line."""
     pid = lab.status()["controller"]["pid"]
     words = Path("/proc", str(pid), "cmdline").read_text().split("\0")[:-1]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: lab.status()["controller"]["pid"] is None)
+    lab.kill_daemon("control", "controller")
     return words
 
 

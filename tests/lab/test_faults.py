@@ -1,8 +1,6 @@
 """Everything but the switches is killed, cut off or lied to, under traffic: nothing is lost."""
 
 import http.client
-import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from lab.daemons import kill
 from lab.traffic import ping, stream
 from tests.lab.pings import address
 from tests.lab.test_pods import cookies, settled, traces
@@ -102,9 +101,8 @@ def test_sigkill_costs_nothing(lab: Lab, victims: list[str]) -> None:
     flows = {node: cookies(lab, node) for node in NODES}
     with nothing_lost(lab):
         before = pids(lab)
-        for victim in victims:
-            os.kill(before[victim], signal.SIGKILL)
-        wait_until(lambda: all(pids(lab).get(victim) is None for victim in victims))
+        kill(before[victim] for victim in victims)
+        assert all(pids(lab).get(victim) is None for victim in victims)
         time.sleep(1)  # traffic without them
         assert {node: cookies(lab, node) for node in NODES} == flows
         lab.up()
@@ -199,8 +197,7 @@ def faked_clock(lab: Lab, path: Path, step: str) -> Iterator[None]:
 
 
 def restart_controller(lab: Lab) -> None:
-    os.kill(pids(lab)["controller"], signal.SIGKILL)
-    wait_until(lambda: "controller" not in pids(lab))
+    lab.kill_daemon("control", "controller")
     lab.up()
 
 

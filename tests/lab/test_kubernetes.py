@@ -3,9 +3,7 @@
 import functools
 import http.client
 import json
-import os
 import re
-import signal
 import socket
 from pathlib import Path
 
@@ -109,8 +107,7 @@ def test_a_node_without_a_range_of_its_own_is_refused(lab: Lab, cidr: str, sente
 def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
     before = lab.status()["control"]["pids"]
     with ping_while(lab, "default/a1", address(lab, "default/b1")) as pinging:
-        os.kill(before[victim], signal.SIGKILL)
-        wait_until(lambda: victim not in lab.status()["control"]["pids"])
+        lab.kill_daemon("control", victim)
         if victim == "kube-apiserver":
             paths = (
                 "/api/v1/nodes", "/api/v1/pods", "/api/v1/services",

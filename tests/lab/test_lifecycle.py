@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from lab import Lab, LabError
+from lab.daemons import kill
 from lab.runtime import CniError
 from tests.lab.pings import ping
 from tests.waiting import wait_until
@@ -203,9 +204,8 @@ def test_up_and_down_at_the_same_time_take_turns(name):
 def test_up_starts_again_what_has_died(lab):
     before = lab.status()
     victims = [before["controller"]["pid"], *before["nodes"]["node1"]["pids"].values()]
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: set(lab.status()["nodes"]["node1"]["pids"].values()) == {None})
+    kill(victims)
+    assert set(lab.status()["nodes"]["node1"]["pids"].values()) == {None}
 
     assert not lab.up()
     after = lab.status()

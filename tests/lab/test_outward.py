@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 
 from lab import Lab
+from lab.daemons import kill
 from lab.runtime import CniError, Runtime, Sandbox
 from lab.sources import KubernetesSource
 from tests.lab import kube
@@ -68,8 +67,7 @@ def killed(lab: Lab, pid: Callable[[], int | None]) -> Iterator[None]:
     """While a daemon of the lab does not run."""
     victim = pid()
     assert victim
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: pid() is None)
+    kill([victim])
     try:
         yield
     finally:

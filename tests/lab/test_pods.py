@@ -117,7 +117,7 @@ def test_killing_the_controller_costs_no_packet(lab: Lab) -> None:
     ping(lab, "default/k1", str(far.address))
     with ping_while(lab, "default/k1", str(far.address)) as pinging:
         time.sleep(1)
-        os.kill(lab.status()["controller"]["pid"], signal.SIGKILL)
+        lab.kill_daemon("control", "controller")
         time.sleep(1)
         assert cookies(lab, "node1") == flows
         assert lab.status()["controller"]["pid"] is None

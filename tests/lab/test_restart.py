@@ -1,6 +1,5 @@
 """A node's daemons are killed under traffic, and started again as its init system would."""
 
-import os
 import re
 import signal
 import subprocess
@@ -59,18 +58,6 @@ def pings(lab: Lab, where: str, to: str) -> Iterator[Pings]:
     words = " ".join(lines).split()
     found.answered += [int(w.removeprefix("icmp_seq=")) for w in words if w.startswith("icmp_seq=")]
     print(f"\n{''.join(lines[-2:-1])}longest gap {10 * found.gap} ms")
-
-
-def pid(lab: Lab, daemon: str, node: str = "node1") -> int | None:
-    found: int | None = lab.status()["nodes"][node]["pids"][daemon]
-    return found
-
-
-def kill(lab: Lab, daemon: str, node: str = "node1") -> None:
-    victim = pid(lab, daemon, node)
-    assert victim
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: pid(lab, daemon, node) is None)
 
 
 def reaches(lab: Lab, where: str, to: str) -> bool:
@@ -166,7 +153,7 @@ def test_vswitchd_killed(lab: Lab) -> None:
     wait_for_snapshot(lab)
     with pings(lab, B, address(lab, A)) as seen, connection(lab, B, A) as say:
         assert say("before") == "before"
-        kill(lab, "ovs-vswitchd")
+        lab.kill_daemon("node1", "ovs-vswitchd")
         if lab.status()["datapath"] == "system":
             # The kernel forwards what it knows. What the next process then lets go of is lost:
             # packets between two of the flows that it did not make itself.
@@ -186,14 +173,12 @@ def test_vswitchd_killed(lab: Lab) -> None:
 def test_all_flows_come_back_without_the_controller(lab: Lab, also: str) -> None:
     """And without the daemon named, which was killed as well, until that is back."""
     wait_for_snapshot(lab)
-    controller = lab.status()["controller"]["pid"]
-    os.kill(controller, signal.SIGKILL)
-    wait_until(lambda: lab.status()["controller"]["pid"] is None)
+    lab.kill_daemon("control", "controller")
     before = flows(lab)
     assert len(before) > 40
     with pings(lab, B, address(lab, A)):
-        kill(lab, also)
-        kill(lab, "ovs-vswitchd")
+        lab.kill_daemon("node1", also)
+        lab.kill_daemon("node1", "ovs-vswitchd")
         lab.start_daemon("node1", "ovs-vswitchd")
         if also == "agent":
             # It waits for the agent, with empty tables. What the kernel knows goes on; in
@@ -219,7 +204,7 @@ def test_vswitchd_killed_again_and_again(lab: Lab) -> None:
     wait_for_snapshot(lab)
     before = flows(lab)
     for milliseconds in range(0, 200, 20):
-        kill(lab, "ovs-vswitchd")
+        lab.kill_daemon("node1", "ovs-vswitchd")
         lab.start_daemon("node1", "ovs-vswitchd")
         time.sleep(milliseconds / 1000)
     wait_until(lambda: reaches(lab, B, address(lab, A)))
@@ -233,7 +218,7 @@ def test_ovsdb_server_killed(lab: Lab) -> None:
     # What is lost is printed and not judged: in userspace, ovs-vswitchd forwards on for a second or
     # two without its database, and whether its next one is there by then is the machine's affair.
     with pings(lab, B, address(lab, A)):
-        kill(lab, "ovsdb-server")
+        lab.kill_daemon("node1", "ovsdb-server")
         lab.start_daemon("node1", "ovsdb-server")
         # Now its clients connect anew, each in its own time.
         check_that_pods_can_be_added(lab)
@@ -243,8 +228,8 @@ def test_ovsdb_server_killed(lab: Lab) -> None:
 
 def test_a_snapshot_that_cannot_be_read_is_no_reason_to_wait(lab: Lab) -> None:
     wait_for_snapshot(lab)
-    kill(lab, "agent")
-    kill(lab, "ovs-vswitchd")
+    lab.kill_daemon("node1", "agent")
+    lab.kill_daemon("node1", "ovs-vswitchd")
     content = snapshot(lab).read_bytes()
     snapshot(lab).write_bytes(content[:-7])
     lab.start_daemon("node1", "ovs-vswitchd")

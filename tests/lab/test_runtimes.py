@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
@@ -18,7 +17,6 @@ from lab.commands import inside
 from lab.layout import NAMESPACES
 from lab.network import create_namespace, delete_namespace
 from tests.lab.test_pods import settled, traces
-from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,8 +139,7 @@ def test_cnitool_collects_only_what_it_knows(lab: Lab, call: Call, netns: str) -
 
 def test_cnitool_status_without_an_agent(lab: Lab, call: Call, netns: str) -> None:
     done(call("status", netns))
-    os.kill(lab.status()["nodes"]["node1"]["pids"]["agent"], signal.SIGKILL)
-    wait_until(lambda: lab.status()["nodes"]["node1"]["pids"]["agent"] is None)
+    lab.kill_daemon("node1", "agent")
     refused = call("status", netns)
     assert refused.returncode != 0
     assert "does not answer" in refused.stderr

@@ -1,7 +1,5 @@
 """`make soak` for a moment, and that it sees what is wrong."""
 
-import os
-import signal
 import subprocess
 import sys
 
@@ -38,8 +36,7 @@ def test_it_sees_what_hands_have_done(lab: Lab) -> None:
     (left,) = (line for line in left_over(lab, before, patience=0) if "leases" in line)
     assert left.startswith("node1: leases were nothing, are (")
     # Without its agent nobody finds out, and so nobody mends it.
-    os.kill(lab.status()["nodes"]["node1"]["pids"]["agent"], signal.SIGKILL)
-    wait_until(lambda: lab.status()["nodes"]["node1"]["pids"]["agent"] is None)
+    lab.kill_daemon("node1", "agent")
     for words, complaint in {
         "del-flows br-int table=10": "missing: cookie=",
         "mod-flows br-int table=30,actions=drop": "altered: cookie=",
