@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test cluster-test kernel-test \
-    kills bench lint docs lock clean need-root
+    kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup has gone through; older than what it depends on: once more.
@@ -69,6 +69,9 @@ ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of the
 cluster-test: need-root setup $(TESTS_READY) ## a real Kubernetes on bad days: full disks, pods deleted in their ADD, kills (5 min)
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -m "cluster or not cluster" tests/lab/cluster $(PYTEST_ARGS)
+
+hostile: need-root setup $(TESTS_READY) ## attack a lab, and print what it costs the victims: build/hostile.json (PYTEST_ARGS="-k NAME")
+	@exec .venv/bin/pytest -m "hostile or not hostile" tests/hostile $(PYTEST_ARGS)
 
 kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print what it cost (3 min)
 	@scripts/kube-images >/dev/null

@@ -9,8 +9,8 @@ import pytest
 from lab import Lab
 from lab.control import kubernetes_binaries
 from tests.deploy.conftest import KUSTOMIZE
-from tests.lab.conftest import unique_name
 from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
+from tests.labs import unique_name
 from tests.waiting import wait_until
 
 NODES = ("node1", "node2", "node3")

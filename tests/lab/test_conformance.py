@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from lab import Lab, LabError, conformance, ginkgo
 from lab.conformance import PLAN, Plan, Skipped, chosen, read_plan
-from tests.lab.conftest import unique_name
+from tests.labs import unique_name
 
 KNOWN = ["[a] one [C]", "[a] two (of 2) [C]", "[a] three", "[b] four"]
 """In place of the 7,500 that there are."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab import Lab
-from tests.lab.conftest import unique_name
+from tests.labs import unique_name
 
 
 @pytest.fixture(scope="package")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.lab.conftest import unique_name
 from tests.lab.kube import (
     deploy,
     get,
@@ -20,6 +19,7 @@ from tests.lab.kube import (
     wait_for_nodes,
 )
 from tests.lab.pings import ping
+from tests.labs import unique_name
 from tests.waiting import wait_until
 
 OUTSIDE = "203.0.113.10"
