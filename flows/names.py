@@ -39,6 +39,17 @@ GROUPS = range(0x1000_0000, 0x2000_0000)
 # Of the bridge's own port, which nothing uses; a random one would be changed by udev.
 BRIDGE_MAC = "0a:58:a9:fe:01:03"
 
+RESERVED_TCP_PORTS = {22: "SSH", 10250: "the kubelet"}
+"""Ports of a node that neither Services nor hostPorts may take, and who has them."""
+
+
+def reserved_for(protocol: int, port: int, tunnel_port: int) -> str:
+    """Who has this port of every node; empty: nobody. `protocol` is IANA's number."""
+    if protocol == 6:
+        return RESERVED_TCP_PORTS.get(port, "")
+    return "the tunnel" if (protocol, port) == (17, tunnel_port) else ""
+
+
 ENCAPSULATION_OVERHEAD = 50
 """Bytes that Geneve (without options) and VXLAN add over an IPv4 underlay."""
 

@@ -10,6 +10,12 @@ MOST_PODS = 256
 """Pods of which an agent tells at a time, the latest ones."""
 MOST_SERVICES = 256
 """Services of which an agent tells at a time."""
+MAX_EXTERNAL_PORTS = 65_536
+"""Pairs of an external address and a port that all Services together have."""
+
+
+ExternalPorts = tuple[tuple[IPv4Address, ...], tuple[tuple[int, int], ...], str]
+"""Addresses, protocol and port that a Service has at each of them, and that Service."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
@@ -56,6 +62,20 @@ class HostServices(msgspec.Struct, frozen=True, rename="camel"):
     translates the address to, and Service."""
     whole: bool = True
     """False: there may be more, which the controller could not read yet; nothing is taken away."""
+    external_ports: tuple[
+        tuple[tuple[IPv4Address, ...], tuple[tuple[int, int], ...], str], ...
+    ] = ()
+    """Of `external_addresses`, the ports that Services take there: addresses, protocol and port that
+    the Service has at each of them, and Service. All other traffic to these addresses stays with
+    the host. An address of which nothing is said here (a ClusterIP outside the Service range) is
+    the switch's as a whole. At most `MAX_EXTERNAL_PORTS` pairs of an address and a port."""
+    protected_addresses: tuple[IPv4Address, ...] = ()
+    """API servers, controllers and others that no Service may take, besides what the host knows."""
+    host_endpoints: tuple[tuple[IPv4Address | None, int, int, IPv4Address, int, str], ...] = ()
+    """Of Services whose `externalTrafficPolicy` is Local and whose only endpoint on this node is
+    the node itself: address (None: each of the node's own), protocol and port that clients outside
+    connect to, address and port of the endpoint, and Service. The host translates these itself, so
+    that the endpoint sees the client's address."""
 
 
 class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
