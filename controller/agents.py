@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from controller.cluster import Inventory
-from settings.node import NodeProblems
+from wire.documents import NodeProblems
 
 SILENCE = 150.0
 """Seconds after which an agent's word is out of date. It says again what is still so each 30 s."""

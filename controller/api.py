@@ -24,14 +24,20 @@ from controller.reconciler import Reconciler
 from flows.pipeline import LAYOUT
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
-from settings.node import HostServices, NodeConfig, decode_digest, decode_problems, encode
+from wire import paths
+from wire.documents import (
+    NodeConfig,
+    NodeServices,
+    Refusal,
+    decode_digest,
+    decode_problems,
+    encode,
+)
 
 log = structlog.get_logger()
 
 LONGEST_DUMP = 10.0
 """Seconds that a switch may take to tell its flows to somebody who looks."""
-LONGEST_WAIT = 60.0
-"""Seconds that a long poll is held at most."""
 MOST_WAITING = 8
 """Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
 
@@ -62,14 +68,14 @@ class Api:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
-                web.get("/v1/nodes/{node}/config", self._config),
-                web.get("/v1/nodes/{node}/services", self._services),
-                web.post("/v1/nodes/{node}/digest", self._digest),
-                web.post("/v1/nodes/{node}/problems", self._take_problems),
+                web.get(paths.CONFIG, self._config),
+                web.get(paths.SERVICES, self._services),
+                web.post(paths.DIGEST, self._digest),
+                web.post(paths.PROBLEMS, self._take_problems),
             ]
         )
         if self._enrolment and not local:
-            application.add_routes([web.post("/v1/nodes/{node}/certificate", self._enrolment.sign)])
+            application.add_routes([web.post(paths.CERTIFICATE, self._enrolment.sign)])
         if local:
             application.add_routes(
                 [
@@ -137,7 +143,7 @@ class Api:
         self,
         request: web.Request,
         change: Callable[[], asyncio.Event],
-        document: Callable[[str], NodeConfig | HostServices | None],
+        document: Callable[[str], NodeConfig | NodeServices | None],
     ) -> web.Response:
         """A node's document; with `?after=REVISION&wait=SECONDS`, once it differs.
 
@@ -146,14 +152,14 @@ class Api:
         """
         name = request.match_info["node"]
         _only_own_node(request, name)
-        after = request.query.get("after")
+        after = request.query.get(paths.AFTER)
         try:
-            wait = float(request.query.get("wait", "0"))
+            wait = float(request.query.get(paths.WAIT, "0"))
         except ValueError:
             wait = math.nan
         if math.isnan(wait):  # also when asked for: the event loop would lose its order over it
             return _error(400, "wait: not a number of seconds")
-        deadline = asyncio.get_running_loop().time() + min(max(wait, 0.0), LONGEST_WAIT)
+        deadline = asyncio.get_running_loop().time() + min(max(wait, 0.0), paths.MAX_WAIT)
         while True:
             changed = change()
             if not self._reconciler.listed.is_set():
@@ -235,7 +241,7 @@ class Api:
         revision = hashlib.sha256(encode(config)).hexdigest()[:16]
         return msgspec.structs.replace(config, revision=revision)
 
-    def _host_services(self, name: str) -> HostServices | None:
+    def _host_services(self, name: str) -> NodeServices | None:
         if name not in self._reconciler.inventory.view.nodes:
             return None
         hosts = self._reconciler.inventory.services.hosts
@@ -243,14 +249,14 @@ class Api:
         whole = self._reconciler.desired.whole
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
         shared, own = hosts.revision(name)
-        return HostServices(
+        return NodeServices(
             node=name,
             node_ports=wanted.node_ports,
             external_addresses=wanted.addresses,
             health_checks=wanted.health_checks,
             own_addresses=wanted.own_addresses,
             revision=f"{self._instance}.{shared}.{own}.{whole:d}",
-            whole=whole,
+            source_complete=whole,
         )
 
     async def _all_services(self, _: web.Request) -> web.Response:
@@ -315,8 +321,7 @@ def _only_own_node(request: web.Request, node: str) -> None:
         sentence = f"a certificate of Node {node} is needed"
     else:
         sentence = f"the certificate is {name or 'nobody'}'s, not Node {node}'s"
-    body = msgspec.json.encode({"error": sentence})
-    raise web.HTTPForbidden(body=body, content_type="application/json")
+    raise web.HTTPForbidden(body=encode(Refusal(sentence)), content_type="application/json")
 
 
 def _json(content: object) -> web.Response:
@@ -324,8 +329,5 @@ def _json(content: object) -> web.Response:
 
 
 def _error(status: int, sentence: str) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({"error": sentence}),
-        content_type="application/json",
-    )
+    body = encode(Refusal(sentence))
+    return web.Response(status=status, body=body, content_type="application/json")

@@ -24,14 +24,14 @@ from controller.sources.feed import Feed
 from settings import Authority as Settings
 from settings import SettingsError
 from settings.tls import Identity
+from wire.documents import Refusal, encode
+from wire.paths import MAX_CERTIFICATE_REQUEST
 
 NAME: Final = "sluice-ca"
 """Of the Secret and of the ConfigMap."""
 AUDIENCE: Final = "sluice"
 SERVICE_ACCOUNT: Final = "sluice-agent"
 _NODE_CLAIM: Final = "authentication.kubernetes.io/node-name"
-LONGEST_REQUEST: Final = 4096
-"""Bytes. One for a P-256 key has some 400."""
 MOST_AT_ONCE: Final = 16
 """Requests that are looked into at one time; each asks the API server."""
 LONGEST_REVIEW: Final = 10.0
@@ -182,7 +182,7 @@ class Enrolment:
             certificate = await self._signed(node, request)
         except _Refusal as refusal:
             log.warning("no certificate", node=node, peer=request.remote, reason=str(refusal))
-            answer = msgspec.json.encode({"error": str(refusal)})
+            answer = encode(Refusal(str(refusal)))
             return web.Response(status=refusal.status, body=answer, content_type="application/json")
         until = authority.expiry(certificate)
         log.info("certificate signed", node=node, peer=request.remote, until=str(until))
@@ -236,12 +236,12 @@ class Enrolment:
 async def _body(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(LONGEST_REVIEW):
-            await request.content.readexactly(LONGEST_REQUEST + 1)
+            await request.content.readexactly(MAX_CERTIFICATE_REQUEST + 1)
     except asyncio.IncompleteReadError as whole:
         return whole.partial
     except TimeoutError:
         raise _Refusal(408, "the request does not come to its end") from None
-    raise _Refusal(413, f"a certificate request has {LONGEST_REQUEST} bytes at most")
+    raise _Refusal(413, f"a certificate request has {MAX_CERTIFICATE_REQUEST} bytes at most")
 
 
 async def _answer(api: client.ApiClient, method: str, path: str, body: object = None) -> bytes:

@@ -27,7 +27,7 @@ from flows.view import CLUSTER_SCOPE, Key
 from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
-from settings.node import SwitchDigest, Verdict
+from wire.documents import SwitchDigest, Verdict
 
 log = structlog.get_logger()
 

@@ -36,7 +36,7 @@ from openflow.batch import (
 )
 from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, Rejected, Switch
-from settings.node import SwitchDigest, Verdict
+from wire.documents import SwitchDigest, Verdict
 
 log = structlog.get_logger()
 
@@ -322,7 +322,7 @@ class Session:
         """Hold the agent's digest of this switch against what the switch acknowledged."""
         self.foreign = given.foreign
         if not self.in_sync:
-            return "moved on"
+            return Verdict.SUPERSEDED
         shared, own = self._desired.shared, self._desired.program(self.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
             # Told from before the last change, most likely; but that is not told twice.
@@ -330,7 +330,7 @@ class Session:
                 self._found_drift("seal", 1)
                 self.wake(compare=True)
             self._odd_seals = given
-            return "moved on"
+            return Verdict.SUPERSEDED
         self._odd_seals = None
         digests = self._desired.digests(self.node)
         sums = (each.sums for each in digests)
@@ -344,7 +344,7 @@ class Session:
         wrong_groups = given.groups != digest.total(each.groups_total for each in digests)
         if not differing and not wrong_meters and not wrong_groups:
             self._unmended = Drift(), Delta()
-            return "right"
+            return Verdict.RIGHT
         if asyncio.get_running_loop().time() >= self._next_repair:
             if wrong_meters:
                 self._found_drift("meters", 1)
@@ -352,7 +352,7 @@ class Session:
                 self._found_drift("groups", 1)
             self._suspect = differing
             self.wake()
-        return "drift"
+        return Verdict.DRIFT
 
     async def _repair(self) -> None:
         """Put right what the switch holds otherwise than it acknowledged, where it is suspect."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from flows import names
@@ -27,7 +26,8 @@ from openflow.messages import InstalledFlow, InstalledGroup
 from openflow.switch import ConnectionLost, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
-from settings.node import SwitchDigest, Verdict, encode
+from wire import paths
+from wire.documents import SwitchDigest, Verdict, decode_verdict, encode
 
 _TIMEOUT: Final = 15.0
 """Seconds that the controller may take to answer."""
@@ -95,11 +95,11 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
             except (OSError, ConnectionLost, RequestRefused, ControllerError) as error:
                 log.debug("no audit", reason=str(error) or repr(error))
                 continue
-            if verdict == "right":
+            if verdict is Verdict.RIGHT:
                 found_right = dump.digest
                 await _keep(agent, dump)
-            elif verdict == "drift":
-                log.warning("the switch holds other flows than it should; the controller mends it")
+            elif verdict is Verdict.DRIFT:
+                log.warning("the switch differs from what it should hold; the controller repairs")
 
 
 async def _keep(agent: Agent, dump: Dump) -> None:
@@ -113,8 +113,8 @@ async def _keep(agent: Agent, dump: Dump) -> None:
 async def _tell(controllers: Controllers, node: str, found: SwitchDigest) -> Verdict:
     verdict: Verdict = await controllers.ask(
         "POST",
-        f"/v1/nodes/{node}/digest",
-        answers={200: lambda body: msgspec.json.decode(body, type=Verdict)},
+        paths.path_for(paths.DIGEST, node),
+        answers={200: decode_verdict},
         timeout=_TIMEOUT,
         data=encode(found),
     )

@@ -18,7 +18,7 @@ from node_agent.cni_call import HostPort, Pod
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
 from settings import Agent, Tls
-from settings.node import NodeConfig, decode, encode
+from wire.documents import NodeConfig, decode_config, encode
 
 PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
 """1.5 is the controller's; 1.0 is what a plain `ovs-ofctl` speaks."""
@@ -225,7 +225,7 @@ def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
         text = root.external_ids.get(_CONFIG)
         if text:
             try:
-                return decode(text.encode())
+                return decode_config(text.encode())
             except ValueError:
                 return None
     return None

@@ -1,7 +1,6 @@
 """What this node should be and do, as the controller says: one long poll after another."""
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ import structlog
 
 from node_agent.controllers import ControllerError, Controllers
 from settings import Agent
-from settings.node import HostServices, NodeConfig, decode, decode_services
+from wire import paths
+from wire.documents import NodeConfig, NodeServices, decode_config, decode_refusal, decode_services
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
 _BACKOFF: Final = (0.2, 10.0)
 """Seconds before the second try, and at most."""
 
-_Document = TypeVar("_Document", NodeConfig, HostServices)
+_Document = TypeVar("_Document", NodeConfig, NodeServices)
 
 log = structlog.get_logger()
 
@@ -40,16 +40,16 @@ class Unreachable:
 
 def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | Unreachable]:
     """Every configuration that a controller has for this node, as it changes; never ends."""
-    return _follow(agent, "config", decode)
+    return _follow(agent, paths.CONFIG, decode_config)
 
 
-def services(agent: Agent) -> AsyncIterator[HostServices | Refused | Unreachable]:
+def services(agent: Agent) -> AsyncIterator[NodeServices | Refused | Unreachable]:
     """All that this node's host is to do for Services, as it changes; never ends."""
-    return _follow(agent, "services", decode_services)
+    return _follow(agent, paths.SERVICES, decode_services)
 
 
 async def _follow(
-    agent: Agent, what: str, read: Callable[[bytes], _Document]
+    agent: Agent, path: str, read: Callable[[bytes], _Document]
 ) -> AsyncIterator[_Document | Refused | Unreachable]:
     """One document of this node's, as it changes.
 
@@ -62,17 +62,17 @@ async def _follow(
         while True:
             try:
                 # After a time away there is always an answer, and at once.
-                answer = await _ask(controllers, agent.node, what, read, None if down else latest)
+                answer = await _ask(controllers, agent.node, path, read, None if down else latest)
             except ControllerError as error:
                 if str(error) != down:
                     down = str(error)
-                    log.warning("no controller answers", asked=what, error=down)
+                    log.warning("no controller answers", asked=path, error=down)
                     yield Unreachable(down)
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
                 delay = min(delay * 2, _BACKOFF[1])
                 continue
             if down:
-                log.info("the controller answers", asked=what)
+                log.info("the controller answers", asked=path)
             if answer is not None and (down or answer != latest):
                 latest = answer
                 yield answer
@@ -85,14 +85,14 @@ async def _follow(
 async def _ask(
     controllers: Controllers,
     node: str,
-    what: str,
+    path: str,
     read: Callable[[bytes], _Document],
     latest: _Document | Refused | None,
 ) -> _Document | Refused | None:
     """One request; None where nothing has changed. Raises `ControllerError`."""
     parameters = {}
     if latest is not None and not isinstance(latest, Refused):
-        parameters = {"after": latest.revision, "wait": str(_WAIT)}
+        parameters = {paths.AFTER: latest.revision, paths.WAIT: str(_WAIT)}
 
     def document(body: bytes) -> _Document:
         try:
@@ -105,13 +105,13 @@ async def _ask(
 
     def refusal(body: bytes) -> Refused:
         try:
-            return Refused(str(json.loads(body)["error"]))
-        except (ValueError, KeyError, TypeError) as error:
+            return Refused(decode_refusal(body))
+        except msgspec.MsgspecError as error:
             raise ValueError("the controller refuses without a reason") from error
 
     answer: _Document | Refused | None = await controllers.ask(
         "GET",
-        f"/v1/nodes/{node}/{what}",
+        paths.path_for(path, node),
         answers={
             200: document,
             304: lambda _: None,

@@ -4,13 +4,13 @@ The key is made here and never leaves the node.
 """
 
 import asyncio
-import json
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Never
 
+import msgspec
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +22,8 @@ from node_agent.controllers import ControllerError, Controllers, Credentials
 from node_agent.tls_files import kept, put
 from settings import Agent, Enrolment, SettingsError, Tls
 from settings.tls import Identity, client_context, nobodys_context
+from wire import paths
+from wire.documents import decode_refusal
 
 _LOOK: Final = 2.0
 """Seconds between two looks at whether a new certificate is needed."""
@@ -109,7 +111,7 @@ async def _enrol(agent: Agent, enrolment: Enrolment) -> datetime:
     async with Controllers(agent, credentials) as controllers:
         certificate: x509.Certificate = await controllers.ask(
             "POST",
-            f"/v1/nodes/{agent.node}/certificate",
+            paths.path_for(paths.CERTIFICATE, agent.node),
             answers={200: signed, **dict.fromkeys((400, 401, 403, 413, 429, 503), _refused)},
             timeout=_TIMEOUT,
             headers={"Authorization": f"Bearer {token}"},
@@ -128,9 +130,10 @@ async def _enrol(agent: Agent, enrolment: Enrolment) -> datetime:
 
 def _refused(body: bytes) -> Never:
     try:
-        raise ValueError(str(json.loads(body)["error"]))
-    except (KeyError, TypeError):
+        reason = decode_refusal(body)
+    except msgspec.MsgspecError:
         raise ValueError("refused without a reason") from None
+    raise ValueError(reason)
 
 
 def _read(path: Path, field: str) -> bytes:

@@ -13,7 +13,7 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
 from node_agent.sysctl import Sysctls
-from settings.node import NodeConfig
+from wire.documents import NodeConfig
 
 NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1

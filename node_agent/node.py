@@ -22,7 +22,7 @@ from node_agent.ovsdb import Ovsdb, OvsdbError
 from node_agent.services import Services
 from node_agent.sysctl import Sysctls
 from settings import Agent
-from settings.node import NodeConfig
+from wire.documents import NodeConfig
 
 REPAIR_INTERVAL = 60.0
 """Seconds after which everything is made so again, whatever happened to it."""

@@ -12,7 +12,8 @@ import structlog
 from node_agent.cni_call import CniError, Pod
 from node_agent.controllers import ControllerError, Controllers
 from settings import Agent
-from settings.node import MOST_PODS, NodeProblems, encode
+from wire import paths
+from wire.documents import MAX_PODS, MAX_SENTENCE, NodeProblems, encode
 
 LOOK: Final = 2.0
 """Seconds between two looks at whether there is something new."""
@@ -20,8 +21,6 @@ REPEAT: Final = 30.0
 """Seconds after which what is still so is said again: the controller may be a new one."""
 REMEMBER: Final = 300.0
 """Seconds after which a failed ADD is forgotten. While the pod is wanted, kubelet tries again."""
-LONGEST: Final = 1000
-"""Characters of a sentence."""
 _TIMEOUT: Final = 15.0
 """Seconds that the controller may take to answer."""
 
@@ -47,7 +46,7 @@ class PodProblems:
         except CniError as error:
             self._failed.pop(name, None)
             self._failed[name] = self._monotonic(), _one_sentence(error)
-            while len(self._failed) > MOST_PODS:
+            while len(self._failed) > MAX_PODS:
                 del self._failed[next(iter(self._failed))]
             raise
         self._failed.pop(name, None)
@@ -86,7 +85,7 @@ async def tell_for_ever(
             try:
                 await controllers.ask(
                     "POST",
-                    f"/v1/nodes/{agent.node}/problems",
+                    paths.path_for(paths.PROBLEMS, agent.node),
                     # 404: it knows no such Node, and says so where the configuration is asked for.
                     answers={204: bytes, 404: bytes},
                     timeout=_TIMEOUT,
@@ -104,4 +103,4 @@ def _one_sentence(error: CniError) -> str:
 
 def _printable(text: str) -> str:
     """What the controller takes; a program's output, for one, has lines."""
-    return "".join(c if c >= " " and c != "\x7f" else " " for c in text)[:LONGEST]
+    return "".join(c if c >= " " and c != "\x7f" else " " for c in text)[:MAX_SENTENCE]

@@ -19,7 +19,7 @@ from node_agent.controller_link import Refused, Unreachable, services
 from node_agent.health_checks import HealthChecks
 from node_agent.host_table import HostTable, NodePort, OwnPort
 from settings import Agent
-from settings.node import MOST_SERVICES, HostServices, NodeConfig, decode_services, encode
+from wire.documents import MAX_SERVICES, NodeConfig, NodeServices, decode_services, encode
 
 LOOK: Final = 10.0
 """Seconds between two looks at which ports the host's processes hold."""
@@ -67,7 +67,7 @@ class Services:
                 )
         for service, sentence in self._unanswered.items():
             found.setdefault(service, []).append(sentence)
-        return {name: "; ".join(found[name]) for name in sorted(found)[:MOST_SERVICES]}
+        return {name: "; ".join(found[name]) for name in sorted(found)[:MAX_SERVICES]}
 
     def _ports(self) -> Iterator[tuple[str, NodePort, str, bool]]:
         """Each in words, which it is, whose, and whether it is translated."""
@@ -110,7 +110,7 @@ class Services:
         async for answer in services(self._agent):
             if isinstance(answer, Refused | Unreachable):
                 continue  # What was said last stays in force; `Node` tells of it.
-            wanted = answer if answer.whole else _both(self._wanted, answer)
+            wanted = answer if answer.source_complete else _both(self._wanted, answer)
             if wanted == self._wanted:
                 continue
             self._wanted = wanted
@@ -170,7 +170,7 @@ def _named(protocol: int) -> str:
     return LAYER_4_NAMES.get(protocol, str(protocol)).upper()
 
 
-def _remembered(agent: Agent) -> HostServices | None:
+def _remembered(agent: Agent) -> NodeServices | None:
     try:
         found = decode_services(file_of(agent).read_bytes())
     except FileNotFoundError:
@@ -181,7 +181,7 @@ def _remembered(agent: Agent) -> HostServices | None:
     return found if found.node == agent.node else None
 
 
-def _both(old: HostServices | None, new: HostServices) -> HostServices:
+def _both(old: NodeServices | None, new: NodeServices) -> NodeServices:
     """Nothing is taken away."""
     if old is None:
         return new

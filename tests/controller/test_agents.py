@@ -17,16 +17,16 @@ from controller.host_services import HealthCheck, HostServices, NodePort, OwnAdd
 from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Service
-from settings.node import (
-    MOST_PODS,
+from tests.controller.events import pod_object
+from tests.controller.world import NODE, PEER, SETTINGS
+from tests.flows.worlds import CLUSTER
+from wire.documents import (
+    MAX_PODS,
     NodeProblems,
     decode_problems,
     decode_services,
     encode,
 )
-from tests.controller.events import pod_object
-from tests.controller.world import NODE, PEER, SETTINGS
-from tests.flows.worlds import CLUSTER
 
 
 def inventory() -> Inventory:
@@ -85,11 +85,11 @@ def test_what_is_not_repeated_or_has_no_node_is_forgotten() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"[]", b'"x"', b'{"node": 1}', b'{"pods": []}', b'{"pods": {"a": 1}}', b'{"more": ""}',
+        b"", b"[]", b'"x"', b'{"node": 1}', b'{"pods": []}', b'{"pods": {"a": 1}}', b'"node"',
         msgspec.json.encode({"node": "x" * 1001}),
         msgspec.json.encode({"node": "two\nlines"}),
         msgspec.json.encode({"pods": {"default/a": "\x1b[2J"}}),
-        msgspec.json.encode({"pods": {f"default/{n}": "x" for n in range(MOST_PODS + 1)}}),
+        msgspec.json.encode({"pods": {f"default/{n}": "x" for n in range(MAX_PODS + 1)}}),
     ],
 )  # fmt: skip
 def test_what_is_not_taken(data: bytes) -> None:
@@ -98,7 +98,7 @@ def test_what_is_not_taken(data: bytes) -> None:
 
 
 def test_what_is_taken() -> None:
-    whole = NodeProblems("x" * 1000, {f"default/{n}": "\N{EURO SIGN}" for n in range(MOST_PODS)})
+    whole = NodeProblems("x" * 1000, {f"default/{n}": "\N{EURO SIGN}" for n in range(MAX_PODS)})
     assert decode_problems(encode(whole)) == whole
 
 
@@ -171,10 +171,10 @@ def test_what_hosts_do_for_services_by_http() -> None:
                 assert found.external_addresses == first.addresses
                 assert found.health_checks == first.health_checks
                 assert found.own_addresses == first.own_addresses
-                assert not found.whole
+                assert not found.source_complete
                 reconciler.complete(whole=True)
                 whole = decode_services((await ask(after=found.revision, wait="30"))[1])
-                assert whole.whole
+                assert whole.source_complete
                 assert (await ask(after=whole.revision))[0] == 304
                 waiting = asyncio.create_task(ask(after=whole.revision, wait="30"))
                 await asyncio.sleep(0.05)

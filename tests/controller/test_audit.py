@@ -15,11 +15,11 @@ from flows.view import CLUSTER_SCOPE
 from node_agent.audit import look
 from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, FlowRemove
 from openflow.watch import connect
-from settings.node import SwitchDigest
 from tests.controller.events import node_object, pod_object
 from tests.controller.world import World, controller, run
 from tests.flows.worlds import view
 from tests.ovs import Ovs
+from wire.documents import SwitchDigest, Verdict
 
 
 def counted(name: str, **labels: str) -> float:
@@ -182,7 +182,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str) -> No
             await with_a_pod(world)
             take = world.reconciler.take_digest
             right = await digest(ovs)
-            assert take("node1", right) == "right"
+            assert take("node1", right) is Verdict.RIGHT
             before, found = ovs.dump(), counted("drift", kind=kind)
             meters = meters_of(ovs)
 
@@ -191,12 +191,12 @@ def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str) -> No
             assert wrong != right
             # One without its seal could be from before a change, unless it is told twice.
             verdicts = [take("node1", wrong)] + ([take("node1", wrong)] if kind == "seal" else [])
-            assert verdicts[0] == ("moved on" if kind == "seal" else "drift")
+            assert verdicts[0] is (Verdict.SUPERSEDED if kind == "seal" else Verdict.DRIFT)
             await world.in_sync()
             assert ovs.dump() == before
             assert meters_of(ovs) == meters
             assert counted("drift", kind=kind) > found
-            assert take("node1", await digest(ovs)) == "right"
+            assert take("node1", await digest(ovs)) is Verdict.RIGHT
 
     run(story)
 
@@ -238,10 +238,10 @@ def test_what_is_changed_by_us_is_not_drift(ovs: Ovs) -> None:
             early = await digest(ovs)
             await with_a_pod(world)
             take = world.reconciler.take_digest
-            assert take("node1", early) == "moved on"
-            assert take("node1", await digest(ovs)) == "right"
+            assert take("node1", early) is Verdict.SUPERSEDED
+            assert take("node1", await digest(ovs)) is Verdict.RIGHT
             # Not twice in a row: the first one may have been on its way for long.
-            assert take("node1", early) == "moved on"
+            assert take("node1", early) is Verdict.SUPERSEDED
             assert world.reconciler.sessions["node1"].in_sync
 
     run(story)
@@ -255,7 +255,7 @@ def test_foreign_flows_are_counted_and_left_alone(ovs: Ovs) -> None:
             ovs.ofctl("add-group", str(ovs.mgmt), "group_id=7,type=all,bucket=drop")
             given = await digest(ovs)
             assert given.foreign == 2
-            assert world.reconciler.take_digest("node1", given) == "right"
+            assert world.reconciler.take_digest("node1", given) is Verdict.RIGHT
             assert REGISTRY.get_sample_value("sluice_foreign_flows") == 2
             assert [g.id for g in (await world.reconciler.installed("node1"))[1]] == [7]
             assert world.cookies() == world.desired() | {0}
@@ -272,7 +272,7 @@ def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
             take = world.reconciler.take_digest
             for expected in (True, True, False):
                 TAMPERING["missing"](ovs)
-                assert take("node1", await digest(ovs)) == "drift"
+                assert take("node1", await digest(ovs)) is Verdict.DRIFT
                 await world.in_sync()
                 assert (world.cookies() == world.desired()) is expected
 

@@ -10,9 +10,9 @@ from controller.conditions import AGAIN, GRACE, READY, Conditions
 from controller.kubernetes_api import STRATEGIC
 from controller.reconciler import Reconciler
 from controller.sources.objects import NodeCondition, NodeObject
-from settings.node import NodeProblems
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
+from wire.documents import NodeProblems
 
 
 class Story:

@@ -25,6 +25,7 @@ from tests.controller.test_audit import counted
 from tests.controller.test_audit import digest as looked_at
 from tests.controller.world import World, controller, run
 from tests.ovs import Ovs
+from wire.documents import Verdict
 
 FOREIGN = "group_id=7,type=all,bucket=drop"
 
@@ -251,20 +252,20 @@ def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str, make)
             world.reconciler.update(make(10, 11, 12), [])
             await world.in_sync()
             take = world.reconciler.take_digest
-            assert take("node1", await looked_at(ovs)) == "right"
+            assert take("node1", await looked_at(ovs)) is Verdict.RIGHT
             flows, groups, found = ovs.dump(), shown(ovs), counted("drift", kind="groups")
 
             number = group_of(world, "web") if make is web else group_of(world, "here", "local")
             BY_HAND[what](ovs, number)
             assert shown(ovs) != groups
             ovs.ofctl("add-group", str(ovs.mgmt), FOREIGN)
-            assert take("node1", await looked_at(ovs)) == "drift"
+            assert take("node1", await looked_at(ovs)) is Verdict.DRIFT
             await world.in_sync()
             assert counted("drift", kind="groups") > found
             assert ovs.dump() == flows
             assert await is_right(world)
             assert any("group_id=7," in line for line in shown(ovs))
-            assert take("node1", await looked_at(ovs)) == "right"
+            assert take("node1", await looked_at(ovs)) is Verdict.RIGHT
 
     run(story)
 
@@ -277,7 +278,7 @@ def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
             number = group_of(world, "web")
             for mended in (True, True, False):
                 BY_HAND["other buckets"](ovs, number)
-                assert world.reconciler.take_digest("node1", await looked_at(ovs)) == "drift"
+                assert world.reconciler.take_digest("node1", await looked_at(ovs)) is Verdict.DRIFT
                 await world.in_sync()
                 assert await is_right(world) is mended
 
@@ -307,7 +308,7 @@ def test_a_comparison_removes_stale_groups_and_leaves_foreign_ones(ovs: Ovs) -> 
             assert set(ids) == {7, *outside, *wanted(world)}
             given = await looked_at(ovs)
             assert given.foreign == 3
-            assert world.reconciler.take_digest("node1", given) == "right"
+            assert world.reconciler.take_digest("node1", given) is Verdict.RIGHT
 
     run(story)
 

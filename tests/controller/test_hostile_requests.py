@@ -9,11 +9,12 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.api import LONGEST_WAIT, MOST_WAITING, Api
+from controller.api import MOST_WAITING, Api
 from controller.cluster import Inventory
 from controller.reconciler import Reconciler
 from tests.controller.test_reconciler import NODE, PEER, SETTINGS, replace_cidr
 from tests.flows.worlds import CLUSTER
+from wire.paths import MAX_WAIT
 
 
 class Served:
@@ -136,7 +137,7 @@ def test_long_polls_are_few_and_end_with_their_connection(served: Served) -> Non
         _, answer = await served.get("/v1/nodes/node1/config")
         revision = answer.partition(b'"revision":"')[2][:16].decode()
         # Longer than anybody may wait: it would end after a minute.
-        path = f"/v1/nodes/node1/config?after={revision}&wait={LONGEST_WAIT * 1e9}"
+        path = f"/v1/nodes/node1/config?after={revision}&wait={MAX_WAIT * 1e9}"
         polls = [asyncio.create_task(served.get(path)) for _ in range(MOST_WAITING)]
         await until(lambda: served.api._waiting["node1"] == MOST_WAITING)
         status, answer = await served.get(path)

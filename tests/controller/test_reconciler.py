@@ -20,11 +20,11 @@ from flows.pipeline import PipelineError
 from flows.view import Service
 from openflow.batch import Batch, BucketRemove, Forget, Part
 from openflow.switch import Switch
-from settings.node import decode
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
 from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
 from tests.ovs import Ovs
+from wire.documents import decode_config
 
 GONE = IPv4Address("10.244.1.77")
 
@@ -232,7 +232,7 @@ async def check_health(client: Any) -> None:
 
 async def check_config(client: Any, world: World) -> None:
     response = await client.get("/v1/nodes/node1/config")
-    config = decode(await response.read())
+    config = decode_config(await response.read())
     assert str(config.pod_cidr) == "10.244.1.0/24"
     assert str(config.address) == "172.30.1.1"
     assert config.tunnel_port == 6081

@@ -16,11 +16,11 @@ from flows.compile import compile_scope
 from flows.flow import Flow, Group, SetField, ToGroup
 from flows.pipeline import LAYOUT, Source
 from flows.view import CLUSTER_SCOPE
-from settings.node import NodeProblems
 from tests.controller.events import node_object
 from tests.controller.service_objects import endpoint, endpoint_slice, service
 from tests.controller.world import SETTINGS
 from tests.flows.worlds import CLUSTER
+from wire.documents import NodeProblems
 
 NODES = [
     node_object(f"node{n}", f"10.244.{n}.0/24", f"172.30.1.{n}", uid=f"n{n}", zone=zone)

@@ -33,8 +33,8 @@ from pyroute2 import netns
 from flows import names
 from flows.features.classify import attachment_entry
 from node_agent.node import _gateway_cookie
-from settings.node import HostServices, NodeConfig, NodeProblems, decode_problems, encode
 from tests.waiting import wait_until
+from wire.documents import NodeConfig, NodeProblems, NodeServices, decode_problems, encode
 
 ROOT = Path(__file__).parents[2]
 SHIM = ROOT / "cni" / "sluice_cni.py"
@@ -70,7 +70,7 @@ class Controller:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, encode(CONFIG))
-        self.services = HostServices(NODE, (), (), (), "0")
+        self.services = NodeServices(NODE, (), (), (), "0")
         self.admits = True
         self.delay = 0.0
         self.requests = 0

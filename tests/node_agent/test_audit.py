@@ -6,9 +6,9 @@ from flows import names
 from node_agent import audit
 from openflow import digest
 from openflow.watch import connect
-from settings.node import SwitchDigest, decode_digest, encode
 from tests.openflow import samples
 from tests.ovs import Ovs
+from wire.documents import SwitchDigest, decode_digest, encode
 
 
 def told(ovs: Ovs) -> SwitchDigest:

@@ -8,7 +8,7 @@ import pytest
 
 from node_agent.cni_call import CniError, Code, Pod
 from node_agent.problems import REMEMBER, PodProblems
-from settings.node import MOST_PODS, NodeProblems
+from wire.documents import MAX_PODS, NodeProblems
 
 from .conftest import ScratchNode, controlled, needs_root, until
 
@@ -52,10 +52,10 @@ def test_what_nobody_tries_again_is_forgotten() -> None:
 
 def test_the_latest_are_kept_in_a_form_that_the_controller_takes() -> None:
     problems = PodProblems()
-    for number in (0, *range(MOST_PODS), 0):
+    for number in (0, *range(MAX_PODS), 0):
         fail(problems, Pod("default", f"p{number}", "u"), "two\nlines\x1b" + "x" * 2000)
     current = problems.current()
-    assert len(current) == MOST_PODS
+    assert len(current) == MAX_PODS
     assert "default/p0" in current
     (sentence,) = set(current.values())
     assert len(sentence) == 1000

@@ -14,8 +14,8 @@ from node_agent import host_ports
 from node_agent.cni_call import Code
 from node_agent.health_checks import HealthChecks
 from node_agent.services import _both
-from settings.node import HostServices, NodeProblems, decode_services, encode
 from tests.namespaces import inside
+from wire.documents import NodeProblems, NodeServices, decode_services, encode
 
 from .conftest import ADDRESS, NODE, ScratchNode, controlled, needs_root, until
 
@@ -24,9 +24,9 @@ TCP, UDP = 6, 17
 FIXED = {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31", "169.254.1.16/28"}
 
 
-def said(revision: str, *ports: tuple[int, int, str], **more: Any) -> HostServices:
+def said(revision: str, *ports: tuple[int, int, str], **more: Any) -> NodeServices:
     fields = {"external_addresses": (), "health_checks": (), **more}
-    return HostServices(NODE, ports, revision=revision, **fields)
+    return NodeServices(NODE, ports, revision=revision, **fields)
 
 
 def listening(node: ScratchNode, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -71,7 +71,7 @@ def test_the_document_is_followed_and_kept(scratch: ScratchNode) -> None:
             )
             await until_so({"tcp 30080"}, {str(EXTERNAL)})
             # It may not be all yet: nothing is taken away.
-            controller.services = said("2", (UDP, 30053, "default/dns"), whole=False)
+            controller.services = said("2", (UDP, 30053, "default/dns"), source_complete=False)
             await until_so({"tcp 30080", "udp 30053"}, {str(EXTERNAL)})
             controller.services = said("3", (UDP, 30053, "default/dns"))
             await until_so({"udp 30053"}, set())
@@ -315,7 +315,7 @@ def test_a_document_that_is_not_whole_adds_only() -> None:
         health_checks=((7, "a/a", 1),), own_addresses=(first, (*second, EXTERNAL, "a/a")),
     )  # fmt: skip
     new = said(
-        "2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), whole=False,
+        "2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), source_complete=False,
         own_addresses=((*second, EXTERNAL, "a/b"),),
     )  # fmt: skip
     assert _both(None, new) == new

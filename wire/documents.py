@@ -1,0 +1,172 @@
+"""What the controller and one node's agent tell each other, as JSON.
+
+Every document names the path that carries it (`wire.paths`). A document of a newer version may
+have more fields: a reader ignores them.
+"""
+
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+MAX_PODS = 256
+"""Pods in one `NodeProblems`; the agent chooses the latest ones."""
+MAX_SERVICES = 256
+"""Services in one `NodeProblems`."""
+MAX_SENTENCE = 1000
+"""Characters of a problem's text."""
+MAX_EXTERNAL_PORTS = 65_536
+"""Pairs of an external address and a port that all Services together have."""
+
+ExternalPorts = tuple[tuple[IPv4Address, ...], tuple[tuple[int, int], ...], str]
+"""Addresses, (protocol, port) that a Service has at each of these addresses, and that Service."""
+
+
+class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """Everything that an agent must know of the cluster (`paths.CONFIG`).
+
+    The agent has no Kubernetes credentials, so it cannot read this from the API server.
+    """
+
+    node: str
+    uid: str
+    address: IPv4Address
+    """The Node's InternalIP: source and destination of its tunnels."""
+    pod_cidr: IPv4Network
+    pod_range: IPv4Network
+    service_range: IPv4Network
+    host_ranges: tuple[IPv4Network, ...]
+    tunnel: Literal["geneve", "vxlan"]
+    tunnel_id: int
+    tunnel_port: int
+    revision: str
+    """Opaque. The agent sends it back (`paths.AFTER`) to wait for the next change."""
+    mtu: int | None = None
+    """The largest MTU of pods. None: what the uplink leaves."""
+
+
+class NodeServices(msgspec.Struct, frozen=True, rename="camel"):
+    """What the node's host itself does for Services (`paths.SERVICES`).
+
+    A Service is named `NAMESPACE/NAME`.
+    """
+
+    node: str
+    node_ports: tuple[tuple[int, int, str], ...]
+    """Protocol (IANA's number), port and Service."""
+    external_addresses: tuple[IPv4Address, ...]
+    """Addresses of Services outside the Service range, none of them this node's own. The host sends
+    traffic for these addresses to the switch."""
+    health_checks: tuple[tuple[int, str, int], ...]
+    """Port, Service, and number of its ready endpoints on this node."""
+    revision: str
+    """As `NodeConfig.revision`."""
+    own_addresses: tuple[tuple[IPv4Address, int, int, IPv4Address, str], ...] = ()
+    """For Services that name an address of this node itself: address, protocol, port, the address
+    that the host translates it to, and the Service."""
+    source_complete: bool = msgspec.field(default=True, name="whole")
+    """False: the controller has not read everything yet, so the agent removes nothing."""
+    external_ports: tuple[ExternalPorts, ...] = ()
+    """The ports that Services take at `external_addresses`. All other traffic to these addresses
+    stays with the host. An address that is not named here (a ClusterIP outside the Service range)
+    belongs to the switch as a whole. At most `MAX_EXTERNAL_PORTS` pairs of address and port."""
+    protected_addresses: tuple[IPv4Address, ...] = ()
+    """API servers, controllers and others that no Service may take, besides what the host knows."""
+    host_endpoints: tuple[tuple[IPv4Address | None, int, int, IPv4Address, int, str], ...] = ()
+    """Services with `externalTrafficPolicy: Local` whose only endpoint on this node is the node
+    itself: address (None: each of the node's own), protocol and port that clients outside connect
+    to, address and port of the endpoint, and Service. The host translates these itself, so that
+    the endpoint sees the client's address."""
+
+
+class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
+    """An agent's dump of its own switch as sums (`paths.DIGEST`).
+
+    Numbers have 64 bits (`openflow.digest`). Foreign flows and groups are only counted. Flows that
+    the switch learned by our own `learn` actions are left out.
+    """
+
+    seals: list[int]
+    """The cookies of all seals."""
+    sums: list[int]
+    """Sums of all other flows of Sluice, one for each range of cookies."""
+    meters: int
+    groups: int
+    """Sum of all groups of Sluice."""
+    foreign: int
+    """Number of flows and groups that Sluice did not make."""
+
+
+class Verdict(Enum):
+    """The controller's answer to a digest."""
+
+    RIGHT = "right"
+    SUPERSEDED = "moved on"
+    """The controller has changed the switch since, or is changing it: look again later."""
+    DRIFT = "drift"
+    """The switch differs from what it should hold; the controller repairs it."""
+
+
+Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class NodeProblems(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything that an agent cannot do at the moment (`paths.PROBLEMS`).
+
+    The agent sends it when it changes, and again at intervals while there is a problem; the
+    controller forgets what is not repeated.
+    """
+
+    node: Sentence = ""
+    """Why this node takes no pods; empty: it takes pods."""
+    pods: Annotated[dict[str, Sentence], Meta(max_length=MAX_PODS)] = {}
+    """By `NAMESPACE/NAME`, why a pod of this node has no network."""
+    services: Annotated[dict[str, Sentence], Meta(max_length=MAX_SERVICES)] = {}
+    """By `NAMESPACE/NAME`, what this node cannot do for a Service."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The body of every answer with a status of 400 or more."""
+
+    error: str
+
+
+def encode(document: NodeConfig | NodeServices | SwitchDigest | NodeProblems | Refusal) -> bytes:
+    """As JSON."""
+    return msgspec.json.encode(document, enc_hook=str)
+
+
+def decode_config(data: bytes) -> NodeConfig:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=NodeConfig, dec_hook=_decode)
+
+
+def decode_services(data: bytes) -> NodeServices:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=NodeServices, dec_hook=_decode)
+
+
+def decode_digest(data: bytes) -> SwitchDigest:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=SwitchDigest)
+
+
+def decode_verdict(data: bytes) -> Verdict:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=Verdict)
+
+
+def decode_problems(data: bytes) -> NodeProblems:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=NodeProblems)
+
+
+def decode_refusal(data: bytes) -> str:
+    """The reason, from JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=Refusal).error
+
+
+def _decode(kind: type, value: Any) -> Any:
+    return kind(value)

@@ -1,0 +1,29 @@
+"""Where the controller serves agents. In each path `{node}` is the name of the agent's own Node."""
+
+from typing import Final
+
+CONFIG: Final = "/v1/nodes/{node}/config"
+"""GET: `NodeConfig`. A long poll, see `AFTER`."""
+SERVICES: Final = "/v1/nodes/{node}/services"
+"""GET: `NodeServices`. A long poll, see `AFTER`."""
+DIGEST: Final = "/v1/nodes/{node}/digest"
+"""POST: `SwitchDigest`; the answer is a `Verdict`."""
+PROBLEMS: Final = "/v1/nodes/{node}/problems"
+"""POST: `NodeProblems`; the answer is 204 without a body."""
+CERTIFICATE: Final = "/v1/nodes/{node}/certificate"
+"""POST: a PKCS #10 request in PEM, with a ServiceAccount token (`Authorization: Bearer`); the
+answer is a certificate in PEM."""
+
+AFTER: Final = "after"
+"""Query of a long poll: the revision that the agent has; the answer waits for another one."""
+WAIT: Final = "wait"
+"""Query of a long poll: seconds after which the answer is 304."""
+MAX_WAIT: Final = 60.0
+"""Seconds that the controller holds a long poll at most."""
+MAX_CERTIFICATE_REQUEST: Final = 4096
+"""Bytes of a certificate request. One for a P-256 key has about 400."""
+
+
+def path_for(path: str, node: str) -> str:
+    """The path for one node."""
+    return path.format(node=node)
