@@ -309,11 +309,16 @@ def ct_state(text: str) -> tuple[int, int]:
     return value, mask
 
 
+ANY_FRAGMENT: Final = (1, 1)
+"""`nw_frag` of every fragment, the first one too, as value and mask (ovs-fields(7), *ip_frag*)."""
+
 FIELDS: Final[Mapping[str, int]] = {
     "ct_state": 32,
     "ct_zone": 16,
     "ct_mark": 32,
     "ct_label": 128,
+    "ct_nw_src": 32,
+    "ct_nw_dst": 32,
     "dl_type": 16,
     "nw_proto": 8,
     **{f"reg{number}": 32 for number in range(16)},
@@ -330,6 +335,7 @@ FIELDS: Final[Mapping[str, int]] = {
     "arp_op": 16,
     "arp_sha": 48,
     "arp_tha": 48,
+    "nw_frag": 8,
     "icmp_type": 8,
     "icmp_code": 8,
     "icmpv6_type": 8,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from flows.flow import (
+    ANY_FRAGMENT,
     CT_STATE_NAMES,
     IN_PORT,
     Action,
@@ -43,7 +44,9 @@ _PROTOCOLS = {
 }
 _ETHERTYPES = {_IPV4: "ip", _ARP: "arp", _IPV6: "ipv6"}
 _MACS = frozenset(("dl_src", "dl_dst", "arp_sha", "arp_tha"))
-_ADDRESSES = frozenset(("nw_src", "nw_dst", "arp_spa", "arp_tpa", "tun_src", "tun_dst"))
+_ADDRESSES = frozenset(
+    ("nw_src", "nw_dst", "arp_spa", "arp_tpa", "tun_src", "tun_dst", "ct_nw_src", "ct_nw_dst")
+)
 _HEXADECIMAL = frozenset(("ct_mark", "ct_label", "tun_id"))
 # The names by which set_field and move print what a match prints otherwise (ovs-fields(7)).
 _WRITTEN_NAMES = {
@@ -94,6 +97,8 @@ def match_text(flow: Flow) -> str:
         elif name == "nw_proto":
             if shorthand is None:
                 parts.append(f"nw_proto={value}")
+        elif (name, value, mask) == ("nw_frag", *ANY_FRAGMENT):
+            parts.append("nw_frag=yes")
         elif name == "ct_state":
             parts.append(f"ct_state={_ct_state(value, mask)}")
         else:

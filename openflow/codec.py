@@ -70,6 +70,7 @@ _OXM: Final = {
     "nw_dst": "ipv4_dst",
     "icmp_type": "icmpv4_type",
     "icmp_code": "icmpv4_code",
+    "nw_frag": "ip_frag",
 }
 """Names of ovs-fields(7) that os-ken calls differently; all others are the same."""
 

@@ -7,7 +7,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from os_ken.ofproto import nicira_ext, ofproto_v1_5, ofproto_v1_5_parser
+from os_ken.lib import type_desc
+from os_ken.ofproto import nicira_ext, ofproto_v1_5, ofproto_v1_5_parser, oxm_fields
 from os_ken.ofproto.ofproto_protocol import ProtocolDesc
 
 ofproto: Final[Any] = ofproto_v1_5
@@ -18,6 +19,13 @@ DATAPATH: Final[Any] = ProtocolDesc(ofproto_v1_5.OFP_VERSION)
 
 GROUP_ADD_OR_MOD: Final = 0x8000
 """Open vSwitch's own command: add a group, or put it in another's place (its openflow-1.5.h)."""
+
+# Fields of the original direction's tuple, which os-ken lacks (ovs-fields(7), *ct_nw_src*).
+ofproto_v1_5.oxm_types += [
+    oxm_fields.NiciraExtended1("ct_nw_src", 120, type_desc.IPv4Addr),
+    oxm_fields.NiciraExtended1("ct_nw_dst", 121, type_desc.IPv4Addr),
+]
+oxm_fields.generate(ofproto_v1_5.__name__)
 
 _TYPES: Final[Mapping[str, Any]] = {field.name: field.type for field in ofproto_v1_5.oxm_types}
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from flows import names
 from flows.compile import compile_scope
 from flows.flow import (
+    ANY_FRAGMENT,
     FIELDS,
     IN_PORT,
     MOST_BUCKETS,
@@ -84,6 +85,9 @@ def handmade() -> list[Flow]:
         {"ct_label": 1 << 100, "reg0": (1, 15), "reg15": 7, "tun_id": 5, "tun_src": 6},
         {"tun_dst": 9, "in_port": 3, "dl_src": 1 << 40, "dl_dst": (1 << 40, 1 << 40)},
         ip | {"nw_src": (0x0A000000, 0xFF000000), "nw_dst": 0x0A000001},
+        ip | {"ct_state": ct_state("+trk+rel"), "ct_nw_src": 0x0A000001, "nw_frag": ANY_FRAGMENT},
+        ip | {"ct_state": ct_state("+trk+rel"), "ct_nw_dst": (0x0A000000, 0xFF000000)},
+        ip | {"ct_label": (0x0A000001 << 64, 0xFFFF_FFFF << 64)},
     ]
     actions = [
         (Output(7),),
@@ -100,6 +104,15 @@ def handmade() -> list[Flow]:
         (
             Ct(100, 70, True, Nat(), (SetField("ct_mark", 2, 2), SetField("ct_label", 1 << 100))),
             Output(3),
+        ),
+        (
+            Ct(
+                100,
+                70,
+                True,
+                Nat(),
+                (SetField("ct_label", 0x0A000001 << 64, 0xFFFF_FFFF << 64),),
+            ),
         ),
         (Note(b"six by"), Goto(100)),
     ]
