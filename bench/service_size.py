@@ -7,8 +7,8 @@ what that makes for the switches is counted: each of them gets the same.
 from bench import service_objects as objects
 from bench.controller import Manifest
 from bench.figures import Figure
-from controller.cluster import Inventory
 from controller.desired import batch_of
+from controller.inventory import Inventory
 from controller.sources.objects import from_manifest
 from flows.compile import compile_scope, fragments
 from flows.view import CLUSTER_SCOPE, Cluster, Key

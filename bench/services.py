@@ -19,7 +19,7 @@ from bench.controller import node_manifest, write_manifests
 from bench.figures import Figure, versus
 from bench.nodes import bare_lab, dial, make_bridge, ofctl, unique
 from controller import garbage
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from controller.sources.objects import Object, ServiceObject, SliceObject, from_manifest, ref
 from flows.features import state

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from wire.documents import NodeProblems
 
 SILENCE = 150.0

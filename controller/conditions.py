@@ -49,7 +49,7 @@ class Conditions:
 
         `now` is in seconds, of a clock that never jumps.
         """
-        nodes = self._reconciler.inventory.nodes
+        nodes = self._reconciler.inventory.node_objects
         problems = self._reconciler.all_problems()
         self._since = {name: self._since.get(name, now) for name in nodes}
         self._patched = {name: last for name, last in self._patched.items() if name in nodes}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.kubernetes_api import MERGE, Write
 from controller.sources.objects import API_VERSIONS, Metadata
 

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from controller import garbage, tls
 from controller.api import Api
-from controller.cluster import Inventory
 from controller.enrolment import Enrolment
+from controller.inventory import Inventory
 from controller.kubernetes_api import connect
 from controller.outward import Outward
 from controller.reconciler import Reconciler

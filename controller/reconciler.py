@@ -1,6 +1,6 @@
 """What sources and switches tell, brought together: who is dirty, and who owns which switch.
 
-Start, change and repair are one path: `controller.cluster` says what an event touched,
+Start, change and repair are one path: `controller.inventory` says what an event touched,
 `controller.desired` compiles that anew, `controller.session` makes the switch so.
 """
 
@@ -16,8 +16,8 @@ import structlog
 
 from controller import metrics
 from controller.agents import AgentProblems
-from controller.cluster import Inventory, Port
 from controller.desired import Desired
+from controller.inventory import BridgePort, Inventory
 from controller.session import Session
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
@@ -127,7 +127,7 @@ class Reconciler:
         metrics.SESSIONS.set(len(self.sessions))
         try:
             async with self._turn():
-                ports = [Port(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+                ports = [BridgePort(p.name, p.ofport, p.mac) for p in switch.ports.values()]
                 self._absorb_ports(node, lambda: self.inventory.set_ports(node, ports))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
@@ -193,7 +193,7 @@ class Reconciler:
         port = event.port
         if event.reason is PortReason.DELETE:
             return self.inventory.remove_port(node, port.name)
-        return self.inventory.set_port(node, Port(port.name, port.ofport, port.mac))
+        return self.inventory.set_port(node, BridgePort(port.name, port.ofport, port.mac))
 
     def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
         before = self._addresses(node)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.service_drafts import PROTOCOL_NAMES, service_of
 from controller.sources.objects import ServiceObject
 from flows import topology

@@ -1,8 +1,8 @@
 """Services, and the EndpointSlices behind them: what is served, and what of it is believed.
 
-Like `controller.cluster`, which this is a part of: objects in, view and problems out, in place and
-at a cost that does not grow with other Services. What comes out depends on what is there, never
-on the order it came in.
+Two kinds of `controller.inventory`: objects in, view and problems out, in place and at a cost that
+does not grow with other Services. What comes out depends on what is there, never on the order it
+came in.
 """
 
 from bisect import insort

@@ -59,8 +59,11 @@ def port_name(namespace: str, name: str, uid: str, ifname: str, container_id: st
     return pod_port_prefix(namespace, name, uid, ifname) + _base32(container_id, 4)
 
 
+PREFIX_LENGTH = 11
+
+
 def pod_port_prefix(namespace: str, name: str, uid: str, ifname: str = "eth0") -> str:
-    """The first 11 characters of `port_name`, those that say which pod."""
+    """The first `PREFIX_LENGTH` characters of `port_name`, those that say which pod."""
     return "p" + _base32(f"{namespace}/{name}/{uid}/{ifname}", 10)
 
 

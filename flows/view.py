@@ -1,7 +1,7 @@
 """What the features may see of the cluster: frozen values, already checked.
 
 Whatever is refused (a Node whose podCIDR overlaps another's, a port that no pod stands behind)
-never gets here; `controller.cluster` sees to that and says why.
+never gets here; `controller.inventory` sees to that and says why.
 """
 
 from collections.abc import Mapping

@@ -9,8 +9,8 @@ from ipaddress import IPv4Address
 
 from hypothesis import strategies as st
 
-from controller.cluster import Inventory, Port
 from controller.group_ids import GroupIds
+from controller.inventory import BridgePort, Inventory
 from controller.sources.objects import (
     NodeLabels,
     NodeMetadata,
@@ -62,8 +62,8 @@ def pod_object(name: str, node: str, uid: str = "u", host_network: bool = False)
     )
 
 
-def port(pod: str, uid: str, sandbox: str, address: str, ofport: int) -> Port:
-    return Port(
+def port(pod: str, uid: str, sandbox: str, address: str, ofport: int) -> BridgePort:
+    return BridgePort(
         names.port_name("default", pod, uid, "eth0", sandbox),
         ofport,
         names.mac_of(IPv4Address(address)),
@@ -196,11 +196,11 @@ def remove_slice(name: str) -> Event:
     return lambda inventory: inventory.remove_object("EndpointSlice", "default", name)
 
 
-def set_port(node: str, new: Port) -> Event:
+def set_port(node: str, new: BridgePort) -> Event:
     return lambda inventory: inventory.set_port(node, new)
 
 
-def remove_port(node: str, old: Port) -> Event:
+def remove_port(node: str, old: BridgePort) -> Event:
     return lambda inventory: inventory.remove_port(node, old.name)
 
 
@@ -231,7 +231,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
-        self.ports: dict[tuple[str, str], Port] = {}
+        self.ports: dict[tuple[str, str], BridgePort] = {}
 
     def settle(self) -> set[Key]:
         return set()
@@ -244,7 +244,7 @@ class Facts:
         self.objects.pop((kind, name), None)
         return set()
 
-    def set_port(self, node: str, new: Port) -> set[Key]:
+    def set_port(self, node: str, new: BridgePort) -> set[Key]:
         self.ports[node, new.name] = new
         return set()
 

@@ -12,8 +12,8 @@ from aiohttp import ClientSession, web
 
 from controller.agents import SILENCE, AgentProblems
 from controller.api import Api
-from controller.cluster import Inventory
 from controller.host_services import HealthCheck, HostServices, NodePort, OwnAddress
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Service

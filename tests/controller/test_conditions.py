@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import msgspec
 
-from controller.cluster import Inventory
 from controller.conditions import AGAIN, GRACE, READY, Conditions
+from controller.inventory import Inventory
 from controller.kubernetes_api import STRATEGIC
 from controller.reconciler import Reconciler
 from controller.sources.objects import NodeCondition, NodeObject
@@ -164,15 +164,15 @@ def test_a_node_that_is_gone_is_forgotten() -> None:
 def test_conditions_are_no_reason_to_judge_nodes_anew() -> None:
     story = Story()
     story.shows(READY)
-    assert story.reconciler.inventory.nodes["node1"].network_unavailable == READY
+    assert story.reconciler.inventory.node_objects["node1"].network_unavailable == READY
     inventory = Inventory(CLUSTER)
     inventory.set_object(story.node)
     assert inventory.settle()
     other = msgspec.structs.replace(READY, status="True")
     status = msgspec.structs.replace(story.node.status, conditions=[other])
     inventory.set_object(msgspec.structs.replace(story.node, status=status))
-    assert not inventory._nodes_changed
-    assert inventory.nodes["node1"].network_unavailable == other
+    assert not inventory.nodes._changed
+    assert inventory.node_objects["node1"].network_unavailable == other
 
 
 def test_a_condition_as_the_api_writes_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.sources.directory import Directory, _objects
 from controller.sources.objects import Object, ref
 from flows.refs import ObjectRef

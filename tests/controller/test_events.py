@@ -5,7 +5,6 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from controller.cluster import Inventory, Port
 from controller.events import (
     CALM,
     IN_ORDER,
@@ -19,6 +18,7 @@ from controller.events import (
     Telling,
     problems_of,
 )
+from controller.inventory import BridgePort, Inventory
 from controller.kubernetes_api import MERGE
 from flows import names
 from tests.controller.events import node_object, pod_object
@@ -262,7 +262,7 @@ def test_whom_no_event_could_be_about(subject: str) -> None:
 def test_subjects_are_those_of_the_inventory() -> None:
     made = inventory()
     made.set_object(node_object("node2", "", "172.30.1.2", uid="n2"))
-    made.set_port("node1", Port(PORT, 17, names.mac_of(IPv4Address("10.244.9.9"))))
+    made.set_port("node1", BridgePort(PORT, 17, names.mac_of(IPv4Address("10.244.9.9"))))
     made.set_object(service("s", uid="s1", clusterIP=""))
     made.set_object(endpoint_slice("s-1", "s", ["127.0.0.1"]))
     made.settle()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.api import MOST_WAITING, Api
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from tests.controller.test_reconciler import NODE, PEER, SETTINGS, replace_cidr
 from tests.flows.worlds import CLUSTER

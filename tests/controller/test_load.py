@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from controller import reconciler as module
-from controller.cluster import Inventory
 from controller.desired import LOG_LENGTH
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Cluster

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from controller import outward
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.outward import Outward
 from controller.reconciler import Reconciler
 from tests.controller.api_server import status

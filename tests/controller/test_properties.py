@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import GroupChange, diff
 from flows.flow import Group
@@ -170,8 +170,8 @@ def test_apply_then_revert_is_the_identity(history, node, pod) -> None:  # type:
     before = world.state()
     for item, kind in ((node, "Node"), (pod, "Pod")):
         old = {
-            "Node": world.inventory._node_objects.get(item.metadata.name),
-            "Pod": world.inventory._pod_objects.get(("default", item.metadata.name)),
+            "Node": world.inventory.nodes.objects.get(item.metadata.name),
+            "Pod": world.inventory.pod("default", item.metadata.name),
         }[kind]
         world.take(set_object(item))
         if old is not None:

@@ -8,7 +8,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from controller.api import Api
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from controller.service_report import detailed, listed
 from controller.sources.objects import Object

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from controller.cluster import Inventory
 from controller.host_services import HealthCheck, NodePort, OwnAddress
+from controller.inventory import Inventory
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows import names

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from controller.cluster import Inventory
+from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from flows import names
 from flows.compile import compile_scope

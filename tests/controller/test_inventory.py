@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from controller.cluster import Inventory, Port
+from controller.inventory import BridgePort, Inventory
 from controller.sources.objects import NodeObject, NodeObjectAddress, NodeStatus
 from flows import names
 from flows.compile import compile_scope
@@ -158,7 +158,7 @@ def test_an_ofport_that_is_no_attachments(inventory: Inventory, ofport: int) -> 
     new = port("a", "u1", "s", "10.244.1.5", ofport)
     assert not inventory.set_port("node1", new)
     problem = inventory.problems[f"port {new.name} of node1"]
-    assert problem == f"its ofport {ofport} is none of an attachment's"
+    assert problem == f"ofport {ofport} is outside the range of attachments"
 
 
 def test_two_ports_with_one_ofport(inventory: Inventory) -> None:
@@ -171,7 +171,7 @@ def test_two_ports_with_one_ofport(inventory: Inventory) -> None:
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
     inventory.set_port("node1", two)
     assert not accepted(inventory, "node1")
-    assert f"that of port {two.name} as well" in inventory.problems[f"port {one.name} of node1"]
+    assert f"port {two.name} has the same ofport" in inventory.problems[f"port {one.name} of node1"]
     inventory.remove_port("node1", two.name)
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
     assert not inventory.problems
@@ -224,7 +224,7 @@ def test_nothing_is_kept_of_what_is_gone(inventory: Inventory) -> None:
 
 def test_a_mac_without_an_address(inventory: Inventory) -> None:
     good = port("a", "u1", "s", "10.244.1.5", 16)
-    inventory.set_port("node1", Port(good.name, 16, "02:00:00:00:00:01"))
+    inventory.set_port("node1", BridgePort(good.name, 16, "02:00:00:00:00:01"))
     assert "holds no address" in inventory.problems[f"port {good.name} of node1"]
 
 
@@ -256,12 +256,12 @@ def test_a_static_pod_is_known_by_its_config_hash(inventory: Inventory) -> None:
 
 def test_a_container_without_a_pod(inventory: Inventory) -> None:
     name = names.container_port_name("c0ffee", "eth0")
-    inventory.set_port("node1", Port(name, 16, names.mac_of(IPv4Address("10.244.1.8"))))
+    inventory.set_port("node1", BridgePort(name, 16, names.mac_of(IPv4Address("10.244.1.8"))))
     assert accepted(inventory, "node1") == {"10.244.1.8": ""}
 
 
 def test_other_ports_are_none_of_our_business(inventory: Inventory) -> None:
-    inventory.set_port("node1", Port("eth7", 9, "0a:58:0a:f4:01:09"))
+    inventory.set_port("node1", BridgePort("eth7", 9, "0a:58:0a:f4:01:09"))
     assert not inventory.problems
 
 

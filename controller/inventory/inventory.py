@@ -1,0 +1,133 @@
+"""The inventory: objects and ports in, view and problems out."""
+
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import IPv4Network
+from typing import Final
+
+from controller.inventory.kind import Kind
+from controller.inventory.nodes import Nodes
+from controller.inventory.pods import Pods
+from controller.inventory.ports import BridgePort, Ports
+from controller.inventory.service_kinds import ServiceKind, SliceKind
+from controller.service_drafts import NodeAddress
+from controller.services import Services
+from controller.sources.objects import Metadata, NodeObject, Object, PodObject
+from flows.view import Cluster, ClusterView, Key
+
+
+class Inventory:
+    """Passes each object to its kind, and says which keys of the view changed.
+
+    Objects come from the source, ports from the switches. Both are kept as given. What is accepted
+    is in `view`, what is refused is in `problems`. The view depends on what there is, not on the
+    order in which it came. A change costs no more than what it concerns.
+    """
+
+    def __init__(self, cluster: Cluster, reserved: Iterable[tuple[str, IPv4Network]] = ()) -> None:
+        """`reserved` are named ranges that no podCIDR may overlap, besides the Service range."""
+        self._problems: dict[str, str] = {}
+        self._news: dict[str, str] = {}
+        self.nodes: Final = Nodes(cluster, reserved, self._note)
+        self.pods: Final = Pods()
+        self.ports: Final = Ports(self.nodes, self.pods, self._note)
+        self.services: Final = Services(cluster, self._note)
+        self.nodes.followers.append(self._services_follow_nodes)
+        self._kinds: Final[dict[str, Kind]] = {
+            "Node": self.nodes,
+            "Pod": self.pods,
+            "Service": ServiceKind(self.services),
+            "EndpointSlice": SliceKind(self.services),
+        }
+        self.view: Final = ClusterView(
+            cluster,
+            self.nodes.accepted,
+            self.ports.attachments,
+            self.services.view,
+            self.services.local,
+            self.services.targets,
+        )
+
+    # --- objects and ports in ---
+
+    def set_object(self, new: Object) -> set[Key]:
+        """An object was added or changed."""
+        return self._kinds[new.kind].put(new)
+
+    def remove_object(self, kind: str, namespace: str, name: str) -> set[Key]:
+        """An object was removed."""
+        return self._kinds[kind].remove(namespace, name)
+
+    def settle(self) -> set[Key]:
+        """Judge what depends on several objects, once after any number of changes."""
+        return self.nodes.settle()
+
+    def set_ports(self, node: str, ports: Iterable[BridgePort]) -> set[Key]:
+        """All ports of a node's bridge, after its switch connected."""
+        return self.ports.put_all(node, ports)
+
+    def set_port(self, node: str, port: BridgePort) -> set[Key]:
+        """A port was added or changed."""
+        return self.ports.put(node, port)
+
+    def remove_port(self, node: str, name: str) -> set[Key]:
+        """A port was removed."""
+        return self.ports.remove(node, name)
+
+    def _services_follow_nodes(self, changed: Collection[str]) -> set[Key]:
+        touched = {
+            Key(name, "service", service)
+            for name in changed
+            for service in self.services.local.get(name, ())
+        }
+        return touched | self.services.set_node_addresses(
+            {
+                address: NodeAddress(name, number)
+                for name, node in self.nodes.accepted.items()
+                for number, address in enumerate((node.address, *node.further_addresses))
+            }
+        )
+
+    # --- what others ask ---
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Subject -> why it is refused."""
+        return self._problems
+
+    def take_news(self) -> dict[str, str]:
+        """The problems that are new, or have another text, since the last call."""
+        news, self._news = self._news, {}
+        return news
+
+    def node_of(self, dpid: int) -> str | None:
+        """The name of the Node, accepted or refused, whose bridge has this datapath id."""
+        return self.nodes.name_of(dpid)
+
+    def knows_node(self, name: str) -> bool:
+        """Whether the source holds such a Node, accepted or refused."""
+        return name in self.nodes.objects
+
+    @property
+    def node_objects(self) -> Mapping[str, NodeObject]:
+        """Every Node of the source by its name, accepted or refused."""
+        return self.nodes.objects
+
+    def pod(self, namespace: str, name: str) -> PodObject | None:
+        """A Pod of the source, whether it has an attachment or not."""
+        return self.pods.get(namespace, name)
+
+    def pod_of(self, node: str, port: str) -> PodObject | None:
+        """The Pod on this node that a port of this name belongs to."""
+        return self.pods.owner(node, port)
+
+    def metadata(self, kind: str, namespace: str, name: str) -> Metadata | None:
+        """Of an object of the source, accepted or refused."""
+        found = self._kinds[kind].get(namespace, name)
+        return found.metadata if found else None
+
+    def _note(self, subject: str, problem: str) -> None:
+        if not problem:
+            self._problems.pop(subject, None)
+            self._news.pop(subject, None)
+        elif self._problems.get(subject) != problem:
+            self._problems[subject] = self._news[subject] = problem

@@ -1,0 +1,28 @@
+"""The shape of every kind of object that the inventory knows.
+
+A kind is one file with one class: it holds the objects as given, decides which of them are used,
+keeps its part of the view up to date and reports what it refuses. To add one, write that class and
+name it in `Inventory`. A kind that depends on another one is added to that one's `followers`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from controller.sources.objects import Object
+from flows.view import Key
+
+Note = Callable[[str, str], None]
+"""Called with a subject and what is wrong with it; empty: nothing any more."""
+
+
+class Kind(Protocol):
+    """All objects of one kind. `put` and `remove` return the keys of the view that they changed."""
+
+    def get(self, namespace: str, name: str) -> Object | None:
+        """An object of the source, accepted or refused."""
+
+    def put(self, new: Any) -> set[Key]:
+        """An object was added or changed."""
+
+    def remove(self, namespace: str, name: str) -> set[Key]:
+        """An object was removed."""

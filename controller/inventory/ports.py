@@ -1,0 +1,248 @@
+"""Ports of the nodes' bridges, and which of them are attachments.
+
+Only a node itself is hurt by what its switch invents: its ports are bounded in number, and the cost
+of judging one does not grow with the others.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final, TypeVar
+
+from controller.inventory.kind import Note
+from controller.inventory.nodes import Nodes
+from controller.inventory.pods import Pods, owns_ports, prefixes
+from controller.sources.objects import PodObject
+from flows import names
+from flows.view import Attachment, Key, Node
+
+ATTACHMENT_OFPORTS: Final = range(names.FIRST_ATTACHMENT_OFPORT, names.LAST_ATTACHMENT_OFPORT + 1)
+MAX_CLAIMANTS: Final = 8
+"""Ports that may claim one address or ofport. A sandbox that replaces another one makes two. If
+more ports claim it, none of them is accepted."""
+
+K = TypeVar("K")
+
+Claim = IPv4Address | int
+"""An address or an ofport."""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """An OpenFlow port of a node's bridge, as the switch reported it."""
+
+    name: str
+    ofport: int
+    mac: str
+
+    @property
+    def address(self) -> IPv4Address | None:
+        """The address that its MAC holds."""
+        return names.address_of(self.mac)
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What no other port of the node may have."""
+        address = self.address
+        return (self.ofport,) if address is None else (self.ofport, address)
+
+
+@dataclass(slots=True)
+class _Bridge:
+    """The ports of one node that have an attachment's name."""
+
+    ports: dict[str, BridgePort] = field(default_factory=dict)
+    by_prefix: dict[str, set[str]] = field(default_factory=dict)
+    claimants: dict[Claim, set[str]] = field(default_factory=dict)
+
+    def add(self, port: BridgePort) -> set[str]:
+        """Add a port; the names of all ports that have to be judged because of that."""
+        self.ports[port.name] = port
+        self.by_prefix.setdefault(port.name[: names.PREFIX_LENGTH], set()).add(port.name)
+        for claim in port.claims:
+            self.claimants.setdefault(claim, set()).add(port.name)
+        return {port.name} | self.rivals(port)
+
+    def drop(self, name: str) -> set[str]:
+        """Remove a port; the names of all ports that have to be judged because of that."""
+        port = self.ports.pop(name)
+        _discard(self.by_prefix, name[: names.PREFIX_LENGTH], name)
+        for claim in port.claims:
+            _discard(self.claimants, claim, name)
+        return {name} | self.rivals(port)
+
+    def rivals(self, port: BridgePort) -> set[str]:
+        """The ports whose verdict depends on whether this port is there.
+
+        Of a crowd that stays larger than `MAX_CLAIMANTS` none does: they are refused either way.
+        """
+        crowds = (self.claimants.get(claim, set()) for claim in port.claims)
+        return {name for crowd in crowds if len(crowd) <= MAX_CLAIMANTS + 1 for name in crowd}
+
+
+class Ports:
+    """The ports of all bridges. Each method returns the keys of the view that it changed."""
+
+    def __init__(self, nodes: Nodes, pods: Pods, note: Note) -> None:
+        self.attachments: dict[str, dict[str, Attachment]] = {}
+        """See `ClusterView.attachments`."""
+        self._nodes = nodes
+        self._pods = pods
+        self._note = note
+        self._bridges: dict[str, _Bridge] = {}
+        nodes.followers.append(self._follow_nodes)
+        pods.followers.append(self._follow_pod)
+
+    def put_all(self, node: str, ports: Iterable[BridgePort]) -> set[Key]:
+        """All ports of a node's bridge, after its switch connected."""
+        new = {port.name: port for port in ports if names.is_attachment_port(port.name)}
+        bridge = self._bridges.setdefault(node, _Bridge())
+        concerned: set[str] = set()
+        for name in bridge.ports.keys() - new.keys():
+            concerned |= bridge.drop(name)
+        for port in new.values():
+            concerned |= self._add(bridge, port)
+        return self._judge(node, concerned)
+
+    def put(self, node: str, port: BridgePort) -> set[Key]:
+        """A port was added or changed."""
+        if not names.is_attachment_port(port.name):
+            return set()
+        return self._judge(node, self._add(self._bridges.setdefault(node, _Bridge()), port))
+
+    def remove(self, node: str, name: str) -> set[Key]:
+        """A port was removed."""
+        bridge = self._bridges.get(node)
+        if bridge is None or name not in bridge.ports:
+            return set()
+        return self._judge(node, bridge.drop(name))
+
+    @staticmethod
+    def _add(bridge: _Bridge, port: BridgePort) -> set[str]:
+        old = bridge.ports.get(port.name)
+        if old == port:
+            return set()
+        concerned = bridge.drop(port.name) if old else set()
+        return concerned | bridge.add(port)
+
+    def _follow_nodes(self, changed: Collection[str]) -> set[Key]:
+        touched: set[Key] = set()
+        for node in changed:
+            if bridge := self._bridges.get(node):
+                touched |= self._judge(node, bridge.ports)
+        return touched
+
+    def _follow_pod(self, old: PodObject | None, new: PodObject | None) -> set[Key]:
+        touched: set[Key] = set()
+        for node, concerned in {
+            (pod.spec.node_name, prefix)
+            for pod in (old, new)
+            if pod is not None and owns_ports(pod)
+            for prefix in prefixes(pod)
+        }:
+            bridge = self._bridges.get(node)
+            ports = bridge.by_prefix.get(concerned) if bridge else None
+            if bridge and ports:
+                rivals = (bridge.rivals(bridge.ports[name]) for name in ports)
+                touched |= self._judge(node, ports.union(*rivals))
+        return touched
+
+    def _judge(self, node: str, concerned: Collection[str]) -> set[Key]:
+        bridge = self._bridges[node]
+        accepted = self.attachments.setdefault(node, {})
+        touched = set()
+        for name in concerned:
+            verdict = self._verdict(node, bridge, name)
+            attachment = verdict if isinstance(verdict, Attachment) else None
+            self._note(f"port {name} of {node}", "" if isinstance(verdict, Attachment) else verdict)
+            if accepted.get(name) == attachment:
+                continue
+            if attachment is None:
+                del accepted[name]
+            else:
+                accepted[name] = attachment
+            touched.add(Key(node, "attachment", name))
+        if not accepted:
+            del self.attachments[node]
+        if not bridge.ports:
+            del self._bridges[node]
+        return touched
+
+    def _verdict(self, node: str, bridge: _Bridge, name: str) -> Attachment | str:
+        """The attachment, or why there is none; empty: the port is gone."""
+        port = bridge.ports.get(name)
+        if port is None:
+            return ""
+        accepted_node = self._nodes.accepted.get(node)
+        if accepted_node is None:
+            return f"Node {node} is unknown or refused"
+        pod = self._pods.owner(node, name)
+        if _belongs_to_pod(name) and pod is None:
+            return f"no Pod with spec.nodeName {node} has this port's name"
+        if problem := _ofport_problem(bridge, port):
+            return problem
+        address = port.address
+        if address is None:
+            return f"MAC {port.mac} holds no address"
+        problem = _range_problem(accepted_node, address) or self._rival(node, bridge, port, address)
+        owner = f"{pod.metadata.namespace}/{pod.metadata.name}" if pod else ""
+        return problem or Attachment(name, port.ofport, address, owner)
+
+    def _rival(self, node: str, bridge: _Bridge, port: BridgePort, address: IPv4Address) -> str:
+        """Which other port keeps this one from its address."""
+        claimants = bridge.claimants[address]
+        if len(claimants) > MAX_CLAIMANTS:
+            return f"more than {MAX_CLAIMANTS} ports have address {address}"
+        # A claimant that is refused for another reason does not count.
+        newest = _newest(
+            bridge.ports[name]
+            for name in claimants
+            if bridge.ports[name].ofport in ATTACHMENT_OFPORTS
+            and (not _belongs_to_pod(name) or self._pods.owner(node, name))
+        )
+        return (
+            "" if newest == port.name else f"address {address} belongs to the newer port {newest}"
+        )
+
+
+def _ofport_problem(bridge: _Bridge, port: BridgePort) -> str:
+    if port.ofport not in ATTACHMENT_OFPORTS:
+        return f"ofport {port.ofport} is outside the range of attachments"
+    same = bridge.claimants[port.ofport]
+    if len(same) > MAX_CLAIMANTS:
+        return f"more than {MAX_CLAIMANTS} ports have ofport {port.ofport}"
+    others = same - {port.name}
+    return f"port {min(others)} has the same ofport {port.ofport}" if others else ""
+
+
+def _range_problem(node: Node, address: IPv4Address) -> str:
+    cidr = node.pod_cidr
+    if address not in cidr:
+        return f"address {address} is outside spec.podCIDR {cidr} of Node {node.name}"
+    if address in {cidr.network_address, cidr.broadcast_address, node.gateway}:
+        return f"address {address} is not a pod's: network, gateway or broadcast"
+    return ""
+
+
+def _belongs_to_pod(port: str) -> bool:
+    return port.startswith("p")
+
+
+def _newest(claimants: Iterable[BridgePort]) -> str:
+    """The name of the port that was made last.
+
+    ofports only grow, and start again after the last one. Ports that exist at the same time lie
+    close together on that ring: the newest is the one before the widest gap.
+    """
+    ring = sorted((port.ofport, port.name) for port in claimants)
+    gaps = [
+        (ring[(place + 1) % len(ring)][0] - ofport - 1) % len(ATTACHMENT_OFPORTS)
+        for place, (ofport, _) in enumerate(ring)
+    ]
+    return ring[gaps.index(max(gaps))][1]
+
+
+def _discard(index: dict[K, set[str]], key: K, name: str) -> None:
+    index[key].discard(name)
+    if not index[key]:
+        del index[key]

@@ -1,0 +1,43 @@
+"""The kinds Service and EndpointSlice. `controller.services` judges both together."""
+
+from controller.services import Services
+from controller.sources.objects import ServiceObject, SliceObject
+from flows.view import Key
+
+
+class ServiceKind:
+    """The kind Service."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def get(self, namespace: str, name: str) -> ServiceObject | None:
+        """As `Kind.get`; only Services that Sluice serves."""
+        return self._services.service(f"{namespace}/{name}")
+
+    def put(self, new: ServiceObject) -> set[Key]:
+        """As `Kind.put`."""
+        return self._services.set_service(new)
+
+    def remove(self, namespace: str, name: str) -> set[Key]:
+        """As `Kind.remove`."""
+        return self._services.remove_service(f"{namespace}/{name}")
+
+
+class SliceKind:
+    """The kind EndpointSlice."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def get(self, namespace: str, name: str) -> SliceObject | None:
+        """As `Kind.get`; only slices of a Service."""
+        return self._services.endpoint_slice(f"{namespace}/{name}")
+
+    def put(self, new: SliceObject) -> set[Key]:
+        """As `Kind.put`."""
+        return self._services.set_slice(new)
+
+    def remove(self, namespace: str, name: str) -> set[Key]:
+        """As `Kind.remove`."""
+        return self._services.remove_slice(f"{namespace}/{name}")
