@@ -84,7 +84,7 @@ class Plan:
         """By new node the cookies that every switch gets for it."""
         for cookie, (_, fragment) in compile_scope(grown, CLUSTER_SCOPE).cookies.items():
             if cookie not in known:
-                self.for_new[fragment.cause.removeprefix("Node ")].append(cookie)
+                self.for_new[fragment.owners[0].name].append(cookie)
         self.switches = [
             {
                 "dpid": names.datapath_id(each.name),

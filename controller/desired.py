@@ -11,9 +11,10 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from controller.audit import Digests
-from flows.compile import Program, fragments
+from flows.compile import COMPILER, Compiler, Program
 from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter
+from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, ClusterView, Key
 from openflow.batch import Batch, FlowDelete, FlowRemove
 
@@ -33,11 +34,13 @@ class SharedChange(NamedTuple):
 class Desired:
     """The programs of all nodes, and the batches of what they share."""
 
-    def __init__(self, view: ClusterView) -> None:
+    def __init__(self, view: ClusterView, compiler: Compiler | None = None) -> None:
+        """`compiler`: of all features by default."""
         self.whole = False
         """Whether all of the source could be read; until then nothing is removed or sealed."""
         self.shared = Program(CLUSTER_SCOPE)
         self._view = view
+        self._compiler = COMPILER if compiler is None else compiler
         self._programs: dict[str, Program] = {}
         self._log: deque[SharedChange] = deque(maxlen=LOG_LENGTH)
         self._everything: tuple[tuple[int, bool], Batch] | None = None
@@ -53,14 +56,14 @@ class Desired:
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
-        changed = bool(program.update(fragments(self._view, sorted(keys))))
+        changed = bool(program.update(self._compiler.fragments(self._view, sorted(keys))))
         if not program.cookies and node not in self._view.nodes:
             del self._programs[node]
         return changed
 
     def update_shared(self, keys: Collection[Key], triggers: Iterable[float] = ()) -> bool:
         """Compile these shared fragments anew, as one batch; whether anything changed."""
-        delta = self.shared.update(fragments(self._view, sorted(keys)))
+        delta = self.shared.update(self._compiler.fragments(self._view, sorted(keys)))
         if not delta:
             return False
         if not self.whole:
@@ -97,22 +100,22 @@ class Desired:
         own.follow(self.program(node))
         return shared, own
 
-    def of(self, node: str) -> dict[int, tuple[Flow, str]]:
-        """Every flow that a node should hold, by cookie, with the object it is there for."""
-        programs = {"cluster": self.shared, f"Node {node}": self.program(node)}
+    def of(self, node: str) -> dict[int, tuple[Flow, tuple[ObjectRef, ...]]]:
+        """Every flow that a node should hold, by cookie, with the objects it exists for."""
+        programs = {CLUSTER: self.shared, ObjectRef.node(node): self.program(node)}
         wanted = {
-            cookie: (flow, fragment.cause)
+            cookie: (flow, fragment.owners)
             for program in programs.values()
             for cookie, (flow, fragment) in program.cookies.items()
         }
         if self.whole:
-            for cause, program in programs.items():
-                wanted[program.seal.cookie] = program.seal, cause
+            for owner, program in programs.items():
+                wanted[program.seal.cookie] = program.seal, (owner,)
         return wanted
 
-    def groups_of(self, node: str) -> dict[int, tuple[Group, str]]:
-        """Every group that a node should hold, by id, with the object it is there for."""
-        return self.shared.groups_with_causes() | self.program(node).groups_with_causes()
+    def groups_of(self, node: str) -> dict[int, tuple[Group, tuple[ObjectRef, ...]]]:
+        """Every group that a node should hold, by id, with the objects it exists for."""
+        return self.shared.groups_with_owners() | self.program(node).groups_with_owners()
 
 
 def batch_of(

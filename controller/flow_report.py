@@ -7,24 +7,28 @@ a flow that the switch has made as one of ours told it; "foreign" for what nobod
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, TypeAlias
 
 from flows import names
 from flows.diff import is_learned, is_ours
 from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
 from flows.pipeline import LAYOUT, Feature
+from flows.refs import ObjectRef
 from flows.text import action_text, actions_text, match_text, table_name
 from flows.view import Service
 from openflow import digest, foreign
 from openflow.messages import InstalledFlow, InstalledGroup
 
+Owners: TypeAlias = tuple[ObjectRef, ...]
+"""The objects that a flow or a group exists for."""
+
 
 def flows(
     installed: Iterable[InstalledFlow],
-    desired: Mapping[int, tuple[Flow, str]],
+    desired: Mapping[int, tuple[Flow, Owners]],
     services: Mapping[str, Service],
 ) -> list[dict[str, Any]]:
-    """A row for each flow, by table and falling priority. `desired` is by cookie, with causes."""
+    """A row for each flow, by table and falling priority. `desired` is by cookie, with owners."""
     missing = dict(desired)
     rows: list[dict[str, Any]] = []
     learned: list[tuple[InstalledFlow, dict[str, Any]]] = []
@@ -35,16 +39,16 @@ def flows(
             learned.append((entry, row))
     if learned:
         by_group = {
-            number: str(service)
+            number: (service.ref,)
             for service in services.values()
             for port in service.ports
             for number in port.groups.values()
         }
         register = int(LAYOUT.registers["Service"].register.removeprefix("reg"))
         for entry, row in learned:
-            row["object"] = by_group.get(digest.registers(entry.raw).get(register, 0), "")
+            row.update(_owned(by_group.get(digest.registers(entry.raw).get(register, 0), ())))
             row["reason"] = "a client keeps its endpoint"
-    for cookie, (flow, cause) in missing.items():
+    for cookie, (flow, owners) in missing.items():
         rows.append(
             {
                 "table": table_name(flow.table),
@@ -54,7 +58,7 @@ def flows(
                 "packets": 0,
                 "bytes": 0,
                 "state": "missing",
-                **_explained(flow, cause),
+                **_explained(flow, owners),
             }
         )
     return sorted(rows, key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
@@ -62,7 +66,7 @@ def flows(
 
 def groups(
     installed: Iterable[InstalledGroup],
-    desired: Mapping[int, tuple[Group, str]],
+    desired: Mapping[int, tuple[Group, Owners]],
     flow_rows: Iterable[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """A row for each group, by id. Why it is there is what the flow that uses it is there for."""
@@ -73,28 +77,34 @@ def groups(
     missing = dict(desired)
     rows: list[dict[str, Any]] = []
 
-    def add(number: int, state: str, cause: str, buckets: list[dict[str, Any]]) -> None:
+    def add(number: int, state: str, owners: Owners, buckets: list[dict[str, Any]]) -> None:
         reason = reasons.get(number, "")
         rows.append(
-            {"id": number, "state": state, "object": cause, "reason": reason, "buckets": buckets}
+            {
+                "id": number,
+                "state": state,
+                **_owned(owners),
+                "reason": reason,
+                "buckets": buckets,
+            }
         )
 
     for entry in installed:
         if entry.id not in missing:
             state = "stale" if entry.id in names.GROUPS else "foreign"
-            add(entry.id, state, "", foreign.described_buckets(entry))
+            add(entry.id, state, (), foreign.described_buckets(entry))
             continue
-        group, cause = missing.pop(entry.id)
+        group, owners = missing.pop(entry.id)
         if digest.of_group_entry(entry) == digest.of_group(group):
-            add(entry.id, "installed", cause, _buckets(group))
+            add(entry.id, "installed", owners, _buckets(group))
         else:
-            add(entry.id, "altered", cause, foreign.described_buckets(entry))
-    for number, (group, cause) in missing.items():
-        add(number, "missing", cause, _buckets(group))
+            add(entry.id, "altered", owners, foreign.described_buckets(entry))
+    for number, (group, owners) in missing.items():
+        add(number, "missing", owners, _buckets(group))
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]:
+def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None) -> dict[str, Any]:
     """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
     row: dict[str, Any] = {
         "table": table_name(entry.table),
@@ -105,7 +115,7 @@ def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]
         "bytes": entry.octets,
         "state": "installed",
         "feature": "",
-        "object": "",
+        **_owned(()),
         "reason": "",
         "groups": [],
     }
@@ -122,14 +132,22 @@ def _row(entry: InstalledFlow, known: tuple[Flow, str] | None) -> dict[str, Any]
     return row | {"match": match, "actions": actions}
 
 
-def _explained(flow: Flow, cause: str) -> dict[str, Any]:
+def _explained(flow: Flow, owners: Owners) -> dict[str, Any]:
     return {
         "match": match_text(flow).partition(",")[2],
         "actions": actions_text(flow),
         "feature": Feature(flow.feature).name.lower(),
-        "object": cause,
+        **_owned(owners),
         "reason": flow.reason,
         "groups": [action.group for action in flow.actions if isinstance(action, ToGroup)],
+    }
+
+
+def _owned(owners: Owners) -> dict[str, Any]:
+    """`object` is for people, `owners` for programs."""
+    return {
+        "object": ", ".join(map(str, owners)),
+        "owners": [owner._asdict() for owner in owners],
     }
 
 

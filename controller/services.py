@@ -6,7 +6,6 @@ came in.
 """
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -83,8 +82,8 @@ class Services:
         """Slices with an endpoint that would be a tunnel's end if a node had its address."""
         self._named: dict[IPv4Address, set[str]] = {}
         """Services that name this address (`Draft.addresses`), whether they get it or not."""
-        self._aimed_at: Counter[Target] = Counter()
-        """How many Services have endpoints there."""
+        self.target_services: dict[str, set[str]] = {}
+        """See `ClusterView.target_services`."""
         self._triggers: dict[str, float] = {}
 
     def service(self, name: str) -> ServiceObject | None:
@@ -276,7 +275,7 @@ class Services:
             if new is not old:
                 touched.add(Key(CLUSTER_SCOPE, "service", name))
                 touched |= self._follow_choices(name, old, new)
-                touched |= self._follow_targets(old, new)
+                touched |= self._follow_targets(name, old, new)
                 self.stale_udp.follow(old, new)
             self.hosts.follow(name, old, new, self._health_check(name))
             self._note(f"Service {name}", _sentence(problems))
@@ -384,21 +383,17 @@ class Services:
             if before.get(node) != after.get(node)
         }
 
-    def _follow_targets(self, old: Service | None, new: Service | None) -> set[Key]:
-        """Keep `targets` true; the keys of those that came or went."""
+    def _follow_targets(self, name: str, old: Service | None, new: Service | None) -> set[Key]:
+        """Update `targets` and who has them; the keys of those that came, went or changed owner."""
         before, after = self._targets(old), self._targets(new)
-        touched: set[Key] = set()
-        for target in before ^ after:
-            others = self._aimed_at.pop(target, 0) - (target in before)
-            if count := others + (target in after):
-                self._aimed_at[target] = count
-            if not others:
-                touched.add(Key(CLUSTER_SCOPE, "target", str(target)))
-                if count:
-                    self.targets[str(target)] = target
-                else:
-                    del self.targets[str(target)]
-        return touched
+        for target in before - after:
+            _remove(self.target_services, str(target), name)
+            if str(target) not in self.target_services:
+                del self.targets[str(target)]
+        for target in after - before:
+            self.targets[str(target)] = target
+            self.target_services.setdefault(str(target), set()).add(name)
+        return {Key(CLUSTER_SCOPE, "target", str(target)) for target in before ^ after}
 
     def _targets(self, service: Service | None) -> set[Target]:
         return {

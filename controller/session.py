@@ -23,6 +23,7 @@ from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import state
 from flows.flow import Flow, Group, Meter
+from flows.refs import ObjectRef
 from flows.text import flow_text
 from openflow import digest
 from openflow.batch import (
@@ -301,19 +302,20 @@ class Session:
         except TimeoutError:
             raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
 
-    def leave_out(self, refused: Rejected) -> dict[str, str]:
+    def leave_out(self, refused: Rejected) -> dict[ObjectRef, str]:
         """Go on without the objects whose flows were refused; what each is refused for.
 
         All flows of such an object are left out: half of them might open what the others close.
         """
-        causes: dict[str, str] = {}
+        causes: dict[ObjectRef, str] = {}
         for message, error in refused.refusals:
             for program in (self._desired.shared, self._desired.program(self.node)):
                 if (cookie := _cookie_of(message, program)) and (
                     found := program.cookies.get(cookie)
                 ):
                     self.left_out |= {flow.cookie for flow in found[1].flows}
-                    causes[found[1].cause] = f"the switch refused {message_text(message)}: {error}"
+                    why = f"the switch refused {message_text(message)}: {error}"
+                    causes |= dict.fromkeys(found[1].owners, why)
         return causes
 
     # Audit
@@ -421,11 +423,13 @@ class Session:
             log.warning("drift", node=self.node, kind=kind, count=count, flows=list(flows))
 
     @staticmethod
-    def _described(cookies: set[int], desired: dict[int, tuple[Flow, str]]) -> Iterable[str]:
+    def _described(
+        cookies: set[int], desired: dict[int, tuple[Flow, tuple[ObjectRef, ...]]]
+    ) -> Iterable[str]:
         for cookie in sorted(cookies)[:MOST_NAMED]:
             if cookie in desired:
-                flow, cause = desired[cookie]
-                yield f"{cause}: {flow_text(flow)}"
+                flow, owners = desired[cookie]
+                yield f"{', '.join(map(str, owners))}: {flow_text(flow)}"
             else:
                 yield f"cookie={cookie:#x}"
 

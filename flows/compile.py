@@ -1,98 +1,118 @@
 """view -> fragments -> programs: the only source of flows.
 
-`fragment(view, key)` is pure: the flows that one object causes in one scope. A `Program` is all
-fragments of a scope, and can take a changed fragment in at a cost that does not depend on the
-others. Compiling anew (`compile_scope`) is the oracle that every update must equal.
+A fragment is what one object causes in one scope; it is a pure function of the view. A `Program` is
+all that one scope's switches should hold. It takes a changed fragment in at a cost that does not
+depend on the others. Full compilation (`Compiler.program`) is the oracle: every update equals it.
+
+A fragment of `SOME_SCOPE` is part of the program of each node that needs it. All these programs
+hold the same `Fragment` and `Flow`s: it is compiled once, and each flow is encoded once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from flows.diff import Delta, GroupChange
-from flows.features import arp, classify, conntrack, direct, forwarding, output, services, state
+from flows.features import (
+    arp,
+    classify,
+    conntrack,
+    direct,
+    forwarding,
+    misses,
+    output,
+    services,
+    state,
+)
 from flows.flow import Flow, Group, Meter
+from flows.kinds import Kind, ScopeType, Writer, scope_type
 from flows.pipeline import LAYOUT, PipelineError
-from flows.view import CLUSTER_SCOPE, ClusterView, Key
+from flows.refs import ObjectRef
+from flows.view import Cluster, ClusterView, Key
+
+FEATURES: Final[tuple[Iterable[Writer], ...]] = (
+    misses.WRITES,
+    classify.WRITES,
+    arp.WRITES,
+    conntrack.WRITES,
+    services.WRITES,
+    direct.WRITES,
+    forwarding.WRITES,
+    output.WRITES,
+)
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """What one object causes in one scope. `cause` names the object for people."""
+    """What one object causes in one scope, and which objects it exists for."""
 
-    cause: str
+    owners: tuple[ObjectRef, ...]
     flows: tuple[Flow, ...]
     meters: tuple[Meter, ...] = ()
     groups: tuple[Group, ...] = ()
     """Each has a flow among `flows` that says what it holds (`flows.features.state.companion`)."""
 
 
-def fragment(view: ClusterView, key: Key) -> Fragment | None:
-    """The flows that the object behind `key` causes in its scope; None where it is no more."""
-    return _FRAGMENTS[key.kind](view, key)
+class Compiler:
+    """Features, arranged by kind of object."""
 
+    def __init__(self, features: Iterable[Iterable[Writer]] = FEATURES) -> None:
+        """Raises `ValueError` for two kinds with one name and scope."""
+        self._kinds: dict[tuple[ScopeType, str], Kind[Any]] = {}
+        self._writers: dict[Kind[Any], list[Callable[[Cluster, Any], Iterable[Any]]]] = {}
+        for feature in features:
+            for kind, write in feature:
+                if self._kinds.setdefault((kind.scope, kind.name), kind) is not kind:
+                    raise ValueError(f"there are two kinds {kind.name} of scope {kind.scope}")
+                self._writers.setdefault(kind, []).append(write)
 
-def _cluster(view: ClusterView, _: Key) -> Fragment:
-    features = (classify, arp, conntrack, services, direct, forwarding, output)
-    flows = (flow for feature in features for flow in feature.cluster(view.cluster))
-    return Fragment("cluster", (*LAYOUT.misses(), *flows))
+    def fragment(self, view: ClusterView, key: Key) -> Fragment | None:
+        """What the object of this key causes; None where there is no such object.
 
+        Raises `PipelineError` for what breaks the layout, `KeyError` for an unknown kind.
+        """
+        kind = self._kinds[scope_type(key.scope), key.kind]
+        found = kind.find(view, key.scope, key.name)
+        if found is None:
+            return None
+        flows: list[Flow] = []
+        meters: list[Meter] = []
+        groups: list[Group] = []
+        for write in self._writers[kind]:
+            for entry in write(view.cluster, found):
+                match entry:
+                    case Flow():
+                        flows.append(entry)
+                    case Group():
+                        groups.append(entry)
+                        flows.append(state.companion(entry))
+                    case Meter():
+                        meters.append(entry)
+        owners = tuple(kind.owners(view, found))
+        return Fragment(owners, tuple(flows), tuple(meters), tuple(groups))
 
-def _peer(view: ClusterView, key: Key) -> Fragment | None:
-    node = view.nodes.get(key.name)
-    if node is None:
-        return None
-    features = (classify, conntrack, forwarding)
-    return Fragment(str(node), tuple(f for m in features for f in m.peer(view.cluster, node)))
+    def fragments(self, view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
+        """The fragments of these keys as they are now."""
+        return {key: self.fragment(view, key) for key in keys}
 
+    def keys(self, view: ClusterView, scope: str) -> set[Key]:
+        """The keys of all fragments of the program of `CLUSTER_SCOPE`, or of a node."""
+        wanted = scope_type(scope)
+        found = {
+            Key(scope, kind.name, name)
+            for kind in self._kinds.values()
+            if kind.scope == wanted
+            for name in kind.names(view, scope)
+        }
+        if scope in view.nodes:
+            found |= {key for key, nodes in view.needed_by.items() if scope in nodes}
+        return found
 
-def _service(view: ClusterView, key: Key) -> Fragment | None:
-    service = view.services.get(key.name)
-    if service is None:
-        return None
-    if key.scope == CLUSTER_SCOPE:
-        flows, groups = services.service(service)
-    elif key.scope in view.nodes and key.name in view.local_services.get(key.scope, ()):
-        flows, groups = services.service_on(service, key.scope)
-    else:
-        return None
-    return Fragment(str(service), (*flows, *map(state.companion, groups)), groups=tuple(groups))
-
-
-def _target(view: ClusterView, key: Key) -> Fragment | None:
-    target = view.targets.get(key.name)
-    if target is None:
-        return None
-    return Fragment("Services' endpoints", tuple(direct.target(target)))
-
-
-def _node(view: ClusterView, key: Key) -> Fragment | None:
-    node = view.nodes.get(key.scope)
-    if node is None:
-        return None
-    features = (classify, conntrack, services, direct, forwarding)
-    flows = tuple(flow for feature in features for flow in feature.node(view.cluster, node))
-    return Fragment(str(node), flows, (services.node_meter(view.cluster),))
-
-
-def _attachment(view: ClusterView, key: Key) -> Fragment | None:
-    attachment = view.attachments.get(key.scope, {}).get(key.name)
-    if attachment is None or key.scope not in view.nodes:
-        return None
-    features = (classify, conntrack, direct, forwarding, output)
-    flows = tuple(f for m in features for f in m.attachment(view.cluster, attachment))
-    meters = (conntrack.attachment_meter(view.cluster, attachment),)
-    return Fragment(str(attachment), flows, meters)
-
-
-_FRAGMENTS: Final[Mapping[str, Callable[[ClusterView, Key], Fragment | None]]] = {
-    "cluster": _cluster,
-    "peer": _peer,
-    "service": _service,
-    "target": _target,
-    "node": _node,
-    "attachment": _attachment,
-}
+    def program(self, view: ClusterView, scope: str) -> "Program":
+        """The whole program of a node, or of `CLUSTER_SCOPE`, from nothing."""
+        program = Program(scope)
+        program.update(self.fragments(view, sorted(self.keys(view, scope))))
+        return program
 
 
 class Program:
@@ -120,10 +140,10 @@ class Program:
         """Every flow by its cookie, with the fragment that wants it."""
         return self._flows
 
-    def groups_with_causes(self) -> dict[int, tuple[Group, str]]:
-        """Every group by its id, with the object it is there for."""
+    def groups_with_owners(self) -> dict[int, tuple[Group, tuple[ObjectRef, ...]]]:
+        """Every group by its id, with the objects it exists for."""
         return {
-            group.id: (group, fragment.cause)
+            group.id: (group, fragment.owners)
             for fragment in self._fragments.values()
             for group in fragment.groups
         }
@@ -154,9 +174,10 @@ class Program:
                 holder = self._taken.get(flow.key)
                 clash = holder is not None and holder not in removed
                 if clash or flow.key in wanted:
+                    table = LAYOUT.by_number[flow.table].name
                     raise PipelineError(
-                        f"{made.cause}: {LAYOUT.by_number[flow.table].name} has a flow of priority"
-                        f" {flow.priority} with the match {flow.match} already"
+                        f"{made.owners[0]}: {table} has a flow of priority {flow.priority}"
+                        f" with the match {flow.match} already"
                     )
                 wanted[flow.key] = flow, made
         added = {flow.cookie: (flow, made) for flow, made in wanted.values()}
@@ -209,14 +230,20 @@ class Program:
         return delta
 
 
-def compile_scope(view: ClusterView, scope: str) -> Program:
-    """The whole program of a node, or of `CLUSTER_SCOPE`, from nothing."""
-    keys = view.shared_keys() if scope == CLUSTER_SCOPE else view.node_keys(scope)
-    program = Program(scope)
-    program.update(fragments(view, sorted(keys)))
-    return program
+COMPILER: Final = Compiler()
+"""Of all features."""
+
+
+def fragment(view: ClusterView, key: Key) -> Fragment | None:
+    """As `Compiler.fragment`, of all features."""
+    return COMPILER.fragment(view, key)
 
 
 def fragments(view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
-    """The fragments of these keys as they are now."""
-    return {key: fragment(view, key) for key in keys}
+    """As `Compiler.fragments`, of all features."""
+    return COMPILER.fragments(view, keys)
+
+
+def compile_scope(view: ClusterView, scope: str) -> Program:
+    """As `Compiler.program`, of all features."""
+    return COMPILER.program(view, scope)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, TypeAlias
 
 IN_PORT: Final = 0xFFFF_FFF8
@@ -276,13 +276,12 @@ def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None]
     return tuple(sorted(made, key=lambda field: FIELD_ORDER[field[0]]))
 
 
-def ip(address: IPv4Address | str) -> int:
-    """An IPv4 address as a match value."""
-    # Made anew of an address, it would be written down and read again.
-    return int(address if isinstance(address, IPv4Address) else IPv4Address(address))
+def ip(address: IPv4Address | IPv6Address) -> int:
+    """An address as a match value."""
+    return int(address)
 
 
-def net(network: IPv4Network) -> tuple[int, int]:
+def net(network: IPv4Network | IPv6Network) -> tuple[int, int]:
     """A CIDR as a masked match value."""
     return int(network.network_address), int(network.netmask)
 

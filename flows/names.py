@@ -6,7 +6,8 @@ versions: they change only together with `docs/decisions.md`.
 
 import base64
 import hashlib
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import overload
 
 INTEGRATION_BRIDGE = "br-int"
 TUNNEL_PORT = "sluice-tun"
@@ -85,7 +86,7 @@ def attachment_tag(port: str) -> int:
     return value
 
 
-def mac_of(address: IPv4Address) -> str:
+def mac_of(address: IPv4Address | IPv6Address) -> str:
     """The MAC of both ends of a pod's veth; PORT_STATUS thereby carries the pod's address."""
     return "0a:58:" + address.packed.hex(":")
 
@@ -96,7 +97,11 @@ def address_of(mac: str) -> IPv4Address | None:
     return IPv4Address(octets[2:]) if octets[:2] == b"\x0a\x58" else None
 
 
-def gateway_address(pod_cidr: IPv4Network) -> IPv4Address:
+@overload
+def gateway_address(pod_cidr: IPv4Network) -> IPv4Address: ...
+@overload
+def gateway_address(pod_cidr: IPv6Network) -> IPv6Address: ...
+def gateway_address(pod_cidr: IPv4Network | IPv6Network) -> IPv4Address | IPv6Address:
     """The host's own address among its pods: the first of the node's podCIDR."""
     return pod_cidr[1]
 
@@ -108,7 +113,11 @@ def is_our_meter(number: int) -> bool:
     )
 
 
-def snat_address(pod_cidr: IPv4Network) -> IPv4Address:
+@overload
+def snat_address(pod_cidr: IPv4Network) -> IPv4Address: ...
+@overload
+def snat_address(pod_cidr: IPv6Network) -> IPv6Address: ...
+def snat_address(pod_cidr: IPv4Network | IPv6Network) -> IPv4Address | IPv6Address:
     """The source, on other nodes, of what came to a Service of this node from outside.
 
     The first address of the podCIDR, which no pod has and the host does not send from: so its

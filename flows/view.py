@@ -8,22 +8,26 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from flows import names
+from flows.refs import ObjectRef
 
 CLUSTER_SCOPE = ""
 """The scope of fragments whose flows are byte-identical on every node."""
+SOME_SCOPE = "*"
+"""The scope of fragments that go to the nodes that need them, and are the same on all of these."""
 
 
 class Key(NamedTuple):
     """Names one object of the view: what a fragment is made of, and what a change touches.
 
-    `scope` is `CLUSTER_SCOPE` or a node's name: where the fragment's flows go.
+    `scope` is where the fragment's flows go: `CLUSTER_SCOPE`, `SOME_SCOPE` or a node's name. `kind`
+    is the name of a `flows.kinds.Kind`.
     """
 
     scope: str
-    kind: Literal["cluster", "peer", "service", "target", "node", "attachment"]
+    kind: str
     name: str
 
 
@@ -55,8 +59,10 @@ class Node:
         """The address of the node's own stack among its pods."""
         return names.gateway_address(self.pod_cidr)
 
-    def __str__(self) -> str:
-        return f"Node {self.name}"
+    @property
+    def ref(self) -> ObjectRef:
+        """The object."""
+        return ObjectRef.node(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,12 @@ class Attachment:
         """Which sandbox of the pod this is."""
         return names.attachment_tag(self.port)
 
-    def __str__(self) -> str:
-        return f"Pod {self.pod}" if self.pod else f"container on port {self.port}"
+    @property
+    def ref(self) -> ObjectRef:
+        """Its Pod; the container where no pod stands behind it."""
+        if self.pod:
+            return ObjectRef.namespaced("Pod", self.pod)
+        return ObjectRef("container", "", self.port)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -175,8 +185,10 @@ class Service:
     name: str
     ports: tuple[ServicePort, ...]
 
-    def __str__(self) -> str:
-        return f"Service {self.namespace}/{self.name}"
+    @property
+    def ref(self) -> ObjectRef:
+        """The object."""
+        return ObjectRef("Service", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +204,7 @@ class ClusterView:
     """By node, the Services of which it has a choice of its own (see `nodes_with_a_choice`)."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """Of all endpoints, by their text."""
-
-    def shared_keys(self) -> set[Key]:
-        """The keys of all fragments that every node holds."""
-        peers = {Key(CLUSTER_SCOPE, "peer", name) for name in self.nodes}
-        services = {Key(CLUSTER_SCOPE, "service", name) for name in self.services}
-        targets = {Key(CLUSTER_SCOPE, "target", text) for text in self.targets}
-        return {Key(CLUSTER_SCOPE, "cluster", ""), *peers, *services, *targets}
-
-    def node_keys(self, node: str) -> set[Key]:
-        """The keys of the fragments that this node alone holds."""
-        if node not in self.nodes:
-            return set()
-        attachments = self.attachments.get(node, {})
-        return {
-            Key(node, "node", node),
-            *(Key(node, "attachment", port) for port in attachments),
-            *(Key(node, "service", name) for name in self.local_services.get(node, ())),
-        }
+    target_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    """By a target's text, the Services (`NAMESPACE/NAME`) that have endpoints there."""
+    needed_by: Mapping[Key, AbstractSet[str]] = field(default_factory=dict)
+    """By key of `SOME_SCOPE`, the names of the nodes that need its fragment."""

@@ -12,8 +12,6 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
 from flows.features import classify
-from flows.pipeline import LAYOUT
-from flows.view import Cluster
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
@@ -186,7 +184,7 @@ class Node:
                 await self._ovsdb.changed(within=0.2)
             # OVSDB tells of the session every 5 s only. The controller's flows say it at once.
             elif (
-                await self._watch.wait_for(_gateway_cookie(self._ready.config), 1.0)
+                await self._watch.wait_for(classify.gateway_entry().cookie, 1.0)
                 or bridge.controller_session(self._ovsdb)[0]
             ):
                 install.write_conf(self._agent)
@@ -256,17 +254,6 @@ class Node:
     @property
     def _no_ovsdb(self) -> str:
         return f"ovsdb-server does not answer at {self._agent.ovsdb}"
-
-
-def _gateway_cookie(config: NodeConfig) -> int:
-    """Of the flow that lets the host's own packets in, one of the first that a bridge gets."""
-    cluster = Cluster(config.pod_range, config.service_range, config.tunnel_port, 0)
-    return next(
-        flow.cookie
-        for flow in classify.cluster(cluster)
-        if flow.table == LAYOUT.tables["Classifier"].number
-        and ("in_port", names.GATEWAY_OFPORT, None) in flow.match
-    )
 
 
 async def _wait(event: asyncio.Event, within: float) -> None:

@@ -45,6 +45,7 @@ class Inventory:
             self.services.view,
             self.services.local,
             self.services.targets,
+            self.services.target_services,
         )
 
     # --- objects and ports in ---

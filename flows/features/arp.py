@@ -5,15 +5,17 @@ whoever lost it, and for people who try `arping`.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from flows import names
 from flows.features.protocols import ARP, ARP_REPLY, ARP_REQUEST
 from flows.flow import IN_PORT, Flow, Move, Output, SetField, ip, mac
+from flows.kinds import EVERY_NODE
 from flows.pipeline import LAYOUT, Feature, Priority
 from flows.view import Cluster
 
 
-def cluster(_: Cluster) -> Iterable[Flow]:
+def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """One flow turns any request for the router into its reply and sends it back."""
     yield LAYOUT.flow(
         Feature.ARP, "Arp", Priority.DEFAULT,
@@ -30,3 +32,6 @@ def cluster(_: Cluster) -> Iterable[Flow]:
         ],
         "who has the router's address? the switch answers",
     )  # fmt: skip
+
+
+WRITES: Final = (EVERY_NODE.by(every_node),)

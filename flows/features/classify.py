@@ -5,15 +5,17 @@ hold each to its own addresses, before anything else looks at them.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from flows import names
 from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV4, IPV6
 from flows.flow import Flow, ip, mac, net
+from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
-def cluster(cluster: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The two ports that every bridge has, and what nobody may send."""
     yield LAYOUT.flow(
         Feature.CLASSIFY, "Classifier", Priority.SHARED,
@@ -21,12 +23,7 @@ def cluster(cluster: Cluster) -> Iterable[Flow]:
         [LAYOUT.load("Source", Source.TUNNEL), LAYOUT.goto("TunnelGuard")],
         "from another node",
     )  # fmt: skip
-    yield LAYOUT.flow(
-        Feature.CLASSIFY, "Classifier", Priority.SHARED,
-        {"in_port": names.GATEWAY_OFPORT},
-        [LAYOUT.load("Source", Source.GATEWAY), LAYOUT.goto("GatewayGuard")],
-        "from the node itself, or through it from outside",
-    )  # fmt: skip
+    yield gateway_entry()
     yield LAYOUT.flow(
         Feature.CLASSIFY, "SpoofGuard", Priority.DEFAULT,
         {"dl_type": IPV6},
@@ -118,6 +115,19 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     )  # fmt: skip
 
 
+def gateway_entry() -> Flow:
+    """The flow that admits the packets of the node itself.
+
+    It is among the first flows of a bridge. A node agent waits for its cookie.
+    """
+    return LAYOUT.flow(
+        Feature.CLASSIFY, "Classifier", Priority.SHARED,
+        {"in_port": names.GATEWAY_OFPORT},
+        [LAYOUT.load("Source", Source.GATEWAY), LAYOUT.goto("GatewayGuard")],
+        "from the node itself, or through it from outside",
+    )  # fmt: skip
+
+
 def attachment_entry(ofport: int, tag: int) -> Flow:
     """The flow that admits one sandbox's packets.
 
@@ -134,3 +144,6 @@ def attachment_entry(ofport: int, tag: int) -> Flow:
         ],
         "from this pod",
     )  # fmt: skip
+
+
+WRITES: Final = (EVERY_NODE.by(every_node), PEER.by(peer), NODE.by(node), ATTACHMENT.by(attachment))

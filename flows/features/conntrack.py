@@ -6,15 +6,17 @@ metered and committed, which marks the connection as known.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from flows import names
 from flows.features.protocols import DHCP_SERVER_PORT, ICMP, ICMP_UNREACHABLE, IPV4, TCP, UDP
 from flows.flow import Action, ApplyMeter, Ct, Flow, Meter, Nat, SetField, ct_state, ip
+from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER, Entry
 from flows.pipeline import KNOWN, LAYOUT, NEEDS_SNAT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
-def cluster(_: Cluster) -> Iterable[Flow]:
+def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """Look up, tell apart, remember."""
     yield from _lookup()
     yield from _commit()
@@ -148,7 +150,7 @@ def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:
         )  # fmt: skip
 
 
-def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
+def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
     """One pod alone cannot fill the zone."""
     yield LAYOUT.flow(
         Feature.CONNTRACK, "NewConnection", Priority.LOCAL,
@@ -156,9 +158,8 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
         [ApplyMeter(attachment.ofport), LAYOUT.goto("NodeAddress")],
         "the pod's new connections, metered",
     )  # fmt: skip
-
-
-def attachment_meter(cluster: Cluster, attachment: Attachment) -> Meter:
-    """New connections a second that one pod may open; the meter's id is its ofport."""
     rate = cluster.new_connections_per_second
-    return Meter(attachment.ofport, rate=rate, burst=rate)
+    yield Meter(attachment.ofport, rate=rate, burst=rate)
+
+
+WRITES: Final = (EVERY_NODE.by(every_node), PEER.by(peer), NODE.by(node), ATTACHMENT.by(attachment))

@@ -30,6 +30,7 @@ from flows.flow import (
     ip,
     net,
 )
+from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, TARGET
 from flows.pipeline import FROM_SERVICE, KNOWN, LAYOUT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node, Target
 
@@ -37,7 +38,7 @@ FREE_PORTS: Final = (1024, 65_535)
 """What a source port may become."""
 
 
-def cluster(_: Cluster) -> Iterable[Flow]:
+def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """Look up, and look up again."""
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.GUARD,
@@ -67,7 +68,7 @@ def cluster(_: Cluster) -> Iterable[Flow]:
         )  # fmt: skip
 
 
-def target(target: Target) -> Iterable[Flow]:
+def target(_: Cluster, target: Target) -> Iterable[Flow]:
     """Where it has to be asked."""
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.SHARED,
@@ -119,3 +120,11 @@ def _turn(protocol: int) -> list[Action]:
         for one, two in (("nw_src", "nw_dst"), (f"{l4}_src", f"{l4}_dst"))
         for action in (Push(one), Push(two), Pop(one), Pop(two))
     ]
+
+
+WRITES: Final = (
+    EVERY_NODE.by(every_node),
+    TARGET.by(target),
+    NODE.by(node),
+    ATTACHMENT.by(attachment),
+)

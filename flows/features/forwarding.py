@@ -6,15 +6,17 @@ node; a node's own range stands above the flow that names it as a peer.
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network
+from typing import Final
 
 from flows import names
 from flows.features.protocols import IPV4
 from flows.flow import Action, Flow, SetField, ct_state, ip, mac, net
+from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, NEEDS_SNAT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
-def cluster(cluster: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The outside world, and what is nobody's."""
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.DEFAULT,
@@ -97,3 +99,6 @@ def _to(ofport: int, destination_mac: str) -> list[Action]:
         LAYOUT.load("OutputPort", ofport),
         LAYOUT.goto("PolicyToPod"),
     ]
+
+
+WRITES: Final = (EVERY_NODE.by(every_node), PEER.by(peer), NODE.by(node), ATTACHMENT.by(attachment))

@@ -1,14 +1,16 @@
 """Out of the switch: one flow per port, so that a dump shows what each port got."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from flows import names
 from flows.flow import IN_PORT, Flow, Output
+from flows.kinds import ATTACHMENT, EVERY_NODE
 from flows.pipeline import LAYOUT, Feature, Priority
 from flows.view import Attachment, Cluster
 
 
-def cluster(_: Cluster) -> Iterable[Flow]:
+def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """The two ports that every bridge has."""
     for ofport, reason in (
         (names.TUNNEL_OFPORT, "out by the tunnel"),
@@ -41,3 +43,6 @@ def _out(ofport: int, priority: Priority, reason: str) -> Flow:
     return LAYOUT.flow(
         Feature.OUTPUT, "Output", priority, {"OutputPort": ofport}, [Output(ofport)], reason
     )
+
+
+WRITES: Final = (EVERY_NODE.by(every_node), ATTACHMENT.by(attachment))

@@ -42,6 +42,7 @@ from flows.flow import (
     mac,
     net,
 )
+from flows.kinds import EVERY_NODE, NODE, SERVICE, SERVICE_ON_NODE, Entry, ServiceOnNode
 from flows.pipeline import (
     FROM_SERVICE,
     LAYOUT,
@@ -74,7 +75,7 @@ LONGEST_IDLE: Final = 0xFFFF
 """Seconds: a flow's idle timeout has 16 bits. Affinity for longer is ended by the node's agent."""
 
 
-def cluster(cluster: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The ways of every Service."""
     yield LAYOUT.flow(
         Feature.SERVICES, "UnSnat", Priority.SHARED,
@@ -114,7 +115,7 @@ def cluster(cluster: Cluster) -> Iterable[Flow]:
     )  # fmt: skip
 
 
-def node(_: Cluster, node: Node) -> Iterable[Flow]:
+def node(_: Cluster, node: Node) -> Iterable[Entry]:
     """What is about this node's addresses, its zone and its own stack."""
     snat_address = names.snat_address(node.pod_cidr)
     yield LAYOUT.flow(
@@ -156,70 +157,61 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         ],
         "the node's own stack refuses it, metered",
     )  # fmt: skip
+    yield Meter(names.REFUSAL_METER, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
 
 
-def node_meter(_: Cluster) -> Meter:
-    """How much a node has refused."""
-    return Meter(names.REFUSAL_METER, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
-
-
-def service(service: Service) -> tuple[list[Flow], list[Group]]:
+def service(_: Cluster, service: Service) -> Iterable[Entry]:
     """What every node has of a Service."""
-    flows: list[Flow] = []
-    groups: list[Group] = []
     for port in service.ports:
         title = _title(service, port)
         for frontend in port.frontends:
-            flows += _frontend(port, frontend, title)
+            yield from _frontend(port, frontend, title)
         at = port.groups["cluster"]
         everywhere = topology.everywhere(port)
         if everywhere:
-            flows.append(_choice(at, [ToGroup(at)], f"an endpoint of {title}"))
-            groups += _groups(port, "cluster", everywhere)
+            yield _choice(at, [ToGroup(at)], f"an endpoint of {title}")
+            yield from _groups(port, "cluster", everywhere)
         else:
-            flows.append(_choice(at, [LAYOUT.goto("Refuse")], f"{title} has no endpoint"))
+            yield _choice(at, [LAYOUT.goto("Refuse")], f"{title} has no endpoint")
         # By number: of two zones with one number, which somebody may have looked for, one counts.
         by_number = {zone_number(zone): (zone, of) for zone, of in topology.zones(port).items()}
         for in_zone, (zone, chosen) in by_number.items():
             number, fields = port.groups[f"zone {zone}"], {"Zone": in_zone}
             reason = f"an endpoint of {title} for zone {zone}"
-            flows.append(_choice(at, [ToGroup(number)], reason, Priority.FENCE, fields))
-            groups += _groups(port, f"zone {zone}", chosen)
-        flows += _affinity(port, at, everywhere, title)
+            yield _choice(at, [ToGroup(number)], reason, Priority.FENCE, fields)
+            yield from _groups(port, f"zone {zone}", chosen)
+        yield from _affinity(port, at, everywhere, title)
         if "local" in port.groups:
             # Where there is one, the node's own flow stands above. As in kube-proxy, it is dropped
             # and not refused if others have one: load balancers then try another node.
             actions: list[Action] = [] if everywhere else [LAYOUT.goto("Refuse")]
             on = " on this node" if everywhere else ""
             reason = f"the policy is Local, and {title} has no endpoint{on}"
-            flows.append(_choice(port.groups["local"], actions, reason))
-    return flows, groups
+            yield _choice(port.groups["local"], actions, reason)
 
 
-def service_on(service: Service, node: str) -> tuple[list[Flow], list[Group]]:
+def service_on_node(_: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
     """What this node has of a Service besides.
 
     Endpoints of its own, or meant for it alone; and what comes to its own address, by its stack.
     """
-    flows: list[Flow] = []
-    groups: list[Group] = []
+    service, node = given
     for port in service.ports:
         title = _title(service, port)
         for frontend in port.frontends:
             if frontend.node == node:
-                flows += _frontend(port, replace(frontend, address=frontend.stand_in), title)
+                yield from _frontend(port, replace(frontend, address=frontend.stand_in), title)
         if "local" in port.groups and (here := topology.local(port, node)):
             at = port.groups["local"]
             reason = f"an endpoint of {title} on this node"
-            flows.append(_choice(at, [ToGroup(at)], reason, Priority.LOCAL))
-            flows += _affinity(port, at, here, title)
-            groups += _groups(port, "local", here)
+            yield _choice(at, [ToGroup(at)], reason, Priority.LOCAL)
+            yield from _affinity(port, at, here, title)
+            yield from _groups(port, "local", here)
         if "node" in port.groups and (meant := topology.hinted(port, node)):
             number = port.groups["node"]
             reason = f"an endpoint of {title} for this node"
-            flows.append(_choice(port.groups["cluster"], [ToGroup(number)], reason, Priority.LOCAL))
-            groups += _groups(port, "node", meant)
-    return flows, groups
+            yield _choice(port.groups["cluster"], [ToGroup(number)], reason, Priority.LOCAL)
+            yield from _groups(port, "node", meant)
 
 
 def _choice(
@@ -428,3 +420,11 @@ def _hash(text: str) -> int:
 
 def _title(service: Service, port: ServicePort) -> str:
     return f"{service.namespace}/{service.name}{':' + port.name if port.name else ''}"
+
+
+WRITES: Final = (
+    EVERY_NODE.by(every_node),
+    NODE.by(node),
+    SERVICE.by(service),
+    SERVICE_ON_NODE.by(service_on_node),
+)

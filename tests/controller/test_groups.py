@@ -15,6 +15,7 @@ from flows.features import services
 from flows.features.services import MOST_SLOTTED
 from flows.flow import MOST_BUCKETS, Action, Flow, Group, Output
 from flows.pipeline import Feature
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Endpoint
 from openflow import digest
 from openflow.batch import Batch, BucketRemove, BucketsInsert, Control, GroupDelete, Message
@@ -429,8 +430,8 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
             assert right in ids
             of_web = {
                 cookie
-                for cookie, (_, cause) in world.reconciler.desired.of("node1").items()
-                if cause == "Service default/web"
+                for cookie, (_, owners) in world.reconciler.desired.of("node1").items()
+                if owners == (ObjectRef("Service", "default", "web"),)
             }
             assert of_web
             assert not of_web & world.cookies()

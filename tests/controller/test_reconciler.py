@@ -3,6 +3,8 @@
 import asyncio
 import re
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -14,15 +16,18 @@ from controller.api import Api
 from controller.reconciler import Session
 from controller.sources.objects import Object
 from flows import names
-from flows.features import services
-from flows.flow import Flow, Group, Meter
+from flows.features import conntrack, services
+from flows.flow import Meter
+from flows.kinds import Entry
 from flows.pipeline import PipelineError
-from flows.view import Service
+from flows.refs import ObjectRef
+from flows.view import Attachment, Cluster, Service
 from openflow.batch import Batch, BucketRemove, Forget, Part
 from openflow.switch import Switch
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
 from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
+from tests.flows.worlds import compiler_with
 from tests.ovs import Ovs
 from wire.documents import decode_config
 
@@ -289,10 +294,16 @@ async def check_flows(client: Any, world: World) -> None:
 def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pod b's flow names a meter that is not there. All of b is left out, and a goes on."""
 
-    def wrong_meter(_: Any, attachment: Any) -> Meter:
-        return Meter(attachment.ofport + 1000 * (attachment.pod == "default/b"), 1, 1)
+    def wrong_meter(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
+        for entry in conntrack.attachment(cluster, attachment):
+            if isinstance(entry, Meter) and attachment.pod == "default/b":
+                yield replace(entry, id=entry.id + 1000)
+            else:
+                yield entry
 
-    monkeypatch.setattr("flows.features.conntrack.attachment_meter", wrong_meter)
+    monkeypatch.setattr(
+        "controller.desired.COMPILER", compiler_with(conntrack.attachment, wrong_meter)
+    )
 
     async def story() -> None:
         async with controller(ovs) as world:
@@ -311,8 +322,8 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
             await world.in_sync()
             of_a = {
                 cookie
-                for cookie, (_, cause) in world.reconciler.desired.of("node1").items()
-                if cause == "Pod default/a"
+                for cookie, (_, owners) in world.reconciler.desired.of("node1").items()
+                if owners == (ObjectRef("Pod", "default", "a"),)
             }
             assert len(of_a) == 8
             # A switch that lacks something is not sealed: it is looked at when it comes again.
@@ -324,14 +335,14 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
 def test_a_service_whose_flows_cannot_be_harms_no_other(
     ovs: Ovs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = services.service
+    make, broken = services.service, {"bad"}
 
-    def partly(given: Service) -> tuple[list[Flow], list[Group]]:
-        if given.name == "bad":
+    def partly(cluster: Cluster, given: Service) -> Iterable[Entry]:
+        if given.name in broken:
             raise PipelineError("Service default/bad: no such thing")
-        return make(given)
+        return make(cluster, given)
 
-    monkeypatch.setattr("flows.features.services.service", partly)
+    monkeypatch.setattr("controller.desired.COMPILER", compiler_with(make, partly))
 
     async def story() -> None:
         async with controller(ovs) as world:
@@ -348,7 +359,7 @@ def test_a_service_whose_flows_cannot_be_harms_no_other(
             dump = "\n".join(ovs.dump())
             assert "nw_dst=10.96.0.2" in dump
             assert "nw_dst=10.96.0.1," not in dump
-            monkeypatch.undo()
+            broken.clear()
             world.reconciler.update([service("other", clusterIP="10.96.0.3")], [])
             await world.until(lambda: subject not in world.reconciler.problems)
             await world.in_sync()

@@ -10,6 +10,7 @@ from controller.inventory import Inventory
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows import names
+from flows.compile import COMPILER
 from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, ServicePort
 from tests.controller.events import node_object
 from tests.controller.service_objects import endpoint, endpoint_slice, service
@@ -553,7 +554,7 @@ def test_groups_and_whose_choice_is_their_own() -> None:
     assert list(port.groups) == ["cluster", "local", "node", "zone a", "zone b"]
     assert len(set(port.groups.values())) == 5
     assert made.view.local_services == {node: {"default/s"} for node in ("node1", "node2")}
-    assert Key("node2", "service", "default/s") in made.view.node_keys("node2")
+    assert Key("node2", "service", "default/s") in COMPILER.keys(made.view, "node2")
     touched = made.set_object(service("s"))
     assert touched == {
         Key(CLUSTER_SCOPE, "service", "default/s"),

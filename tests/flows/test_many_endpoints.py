@@ -7,9 +7,9 @@ import pytest
 from flows import topology
 from flows.features import services
 from flows.features.services import zone_number
-from flows.flow import MOST_BUCKETS, Ct, Group, ToGroup
+from flows.flow import MOST_BUCKETS, Ct, Flow, Group, ToGroup
 from flows.view import Endpoint, ServicePort
-from tests.flows.worlds import port, service
+from tests.flows.worlds import CLUSTER, port, service
 
 
 def crowd(endpoints: list[Endpoint]) -> ServicePort:
@@ -18,9 +18,17 @@ def crowd(endpoints: list[Endpoint]) -> ServicePort:
     return port("", [], endpoints, variants=variants)
 
 
+def compiled(of_port: ServicePort) -> tuple[list[Flow], list[Group]]:
+    entries = [*services.service(CLUSTER, service("crowd", of_port))]
+    return (
+        [each for each in entries if isinstance(each, Flow)],
+        [each for each in entries if isinstance(each, Group)],
+    )
+
+
 def groups_of(count: int) -> list[Group]:
     endpoints = [Endpoint(IPv4Address(0x0AF4_0000 + n), 80) for n in range(count)]
-    return services.service(service("crowd", crowd(endpoints)))[1]
+    return compiled(crowd(endpoints))[1]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_nobody_can_have_a_group_overflow() -> None:
     alike = [each for each in many if services._hash(f"{each.address}:80") % 16 == 0][:600]
     assert len(alike) == 600
     endpoints = [*alike, *(Endpoint(IPv4Address(0x0AF5_0000 + n), 80) for n in range(300))]
-    made = services.service(service("crowd", crowd(endpoints)))[1]
+    made = compiled(crowd(endpoints))[1]
     sizes = [len(group.buckets) for group in made[:-1]]
     assert sum(sizes) == len(endpoints)
     assert max(sizes) - min(sizes) <= 1
@@ -76,6 +84,6 @@ def test_two_zones_with_one_number() -> None:
     zones = (other, f"z{n}")
     endpoints = [Endpoint(IPv4Address(n), 80, zones=(zone,)) for n, zone in enumerate(zones)]
     variants = ("cluster", *(f"zone {zone}" for zone in zones))
-    flows, groups = services.service(service("far", port("", [], endpoints, variants=variants)))
+    flows, groups = compiled(port("", [], endpoints, variants=variants))
     assert len(flows) == len({flow.key for flow in flows})
     assert len(groups) == 2

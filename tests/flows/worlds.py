@@ -1,11 +1,13 @@
 """Small clusters that the tests of the core share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flows import names
+from flows.compile import FEATURES, Compiler
+from flows.kinds import Writer
 from flows.view import (
     Attachment,
     Cluster,
@@ -17,6 +19,15 @@ from flows.view import (
     ServicePort,
     Target,
 )
+
+
+def compiler_with(old: Callable[..., Any], new: Callable[..., Any]) -> Compiler:
+    """All features, but with one function of one of them replaced."""
+    return Compiler(
+        [Writer(kind, new if write is old else write) for kind, write in feature]
+        for feature in FEATURES
+    )
+
 
 TCP, UDP, SCTP = 6, 17, 132
 
@@ -145,11 +156,12 @@ def view(pods: dict[int, list[str]], *, served: Iterable[Service] = ()) -> Clust
         for of_port in each.ports:
             for on in of_port.nodes_with_a_choice():
                 local.setdefault(on, set()).add(name)
-    targets = {
-        Target.of(behind, of_port.protocol, CLUSTER.pod_range)
-        for each in by_name.values()
-        for of_port in each.ports
-        for behind in of_port.endpoints
-    }
-    by_text = {str(target): target for target in targets}
-    return ClusterView(CLUSTER, nodes, attachments, by_name, local, by_text)
+    targets: dict[str, Target] = {}
+    owners: dict[str, set[str]] = {}
+    for name, each in by_name.items():
+        for of_port in each.ports:
+            for behind in of_port.endpoints:
+                target = Target.of(behind, of_port.protocol, CLUSTER.pod_range)
+                targets[str(target)] = target
+                owners.setdefault(str(target), set()).add(name)
+    return ClusterView(CLUSTER, nodes, attachments, by_name, local, targets, owners)

@@ -31,8 +31,7 @@ from aiohttp import web
 from pyroute2 import netns
 
 from flows import names
-from flows.features.classify import attachment_entry
-from node_agent.node import _gateway_cookie
+from flows.features.classify import attachment_entry, gateway_entry
 from tests.waiting import wait_until
 from wire.documents import NodeConfig, NodeProblems, NodeServices, decode_problems, encode
 
@@ -142,7 +141,7 @@ class Controller:
         writer.write(_message(0, b""))
         # Asynchronous messages come to a service connection only after this.
         writer.write(_message(9, struct.pack("!HH", 0, 128)))
-        writer.write(_message(14, flow_mod(_gateway_cookie(CONFIG), names.GATEWAY_OFPORT)))
+        writer.write(_message(14, flow_mod(gateway_entry().cookie, names.GATEWAY_OFPORT)))
         try:
             while True:
                 version, kind, length, xid = struct.unpack("!BBHI", await reader.readexactly(8))

@@ -1,0 +1,140 @@
+"""The kinds of objects that cause flows, and how the view holds them.
+
+A feature says what it writes for which kind: `WRITES = (PEER.by(peer), ATTACHMENT.by(attachment))`.
+A new kind is one more `Kind` here; nothing else has a list of them.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+from flows.flow import Flow, Group, Meter
+from flows.refs import CLUSTER, ObjectRef
+from flows.view import (
+    CLUSTER_SCOPE,
+    SOME_SCOPE,
+    Attachment,
+    Cluster,
+    ClusterView,
+    Node,
+    Service,
+    Target,
+)
+
+Entry: TypeAlias = Flow | Group | Meter
+"""What a feature yields, in any order."""
+ScopeType: TypeAlias = Literal["cluster", "some", "node"]
+S = TypeVar("S")
+
+MOST_OWNERS: Final = 64
+"""Owners that one fragment names. Of more, the first by name."""
+
+
+def scope_type(scope: str) -> ScopeType:
+    """Of a `Key`'s scope: every switch, the switches that need it, or one."""
+    if scope == CLUSTER_SCOPE:
+        return "cluster"
+    return "some" if scope == SOME_SCOPE else "node"
+
+
+@dataclass(frozen=True, eq=False)
+class Kind(Generic[S]):
+    """Objects of one kind in scopes of one type.
+
+    `name` is that of keys (`flows.view.Key.kind`). Kinds of one name differ in their `scope`. All
+    functions get the scope of a key: for a kind of scope "node", the node's name.
+    """
+
+    name: str
+    scope: ScopeType
+    names: Callable[[ClusterView, str], Iterable[str]]
+    """The names of all objects of this kind in a scope."""
+    find: Callable[[ClusterView, str, str], S | None]
+    """The object of a scope and a name; None where there is none."""
+    owners: Callable[[ClusterView, S], Iterable[ObjectRef]]
+    """Whom its flows exist for; not empty."""
+
+    def by(self, write: Callable[[Cluster, S], Iterable[Entry]]) -> "Writer":
+        """A function of a feature that writes for objects of this kind."""
+        return Writer(self, write)
+
+
+class Writer(NamedTuple):
+    """What one feature writes for one kind of object. It is a pure function."""
+
+    kind: Kind[Any]
+    write: Callable[[Cluster, Any], Iterable[Entry]]
+
+
+class ServiceOnNode(NamedTuple):
+    """A Service on a node that has a choice of its own (`ServicePort.nodes_with_a_choice`)."""
+
+    service: Service
+    node: str
+
+
+def _if_known(view: ClusterView, scope: str, names: Iterable[str]) -> Iterable[str]:
+    return names if scope in view.nodes else ()
+
+
+def _attachment(view: ClusterView, scope: str, name: str) -> Attachment | None:
+    return view.attachments.get(scope, {}).get(name) if scope in view.nodes else None
+
+
+def _service_on_node(view: ClusterView, scope: str, name: str) -> ServiceOnNode | None:
+    service = view.services.get(name)
+    if service is None or scope not in view.nodes:
+        return None
+    return ServiceOnNode(service, scope) if name in view.local_services.get(scope, ()) else None
+
+
+def _target_owners(view: ClusterView, target: Target) -> Iterable[ObjectRef]:
+    names = sorted(view.target_services.get(str(target), ()))
+    return [ObjectRef.namespaced("Service", name) for name in names[:MOST_OWNERS]] or [CLUSTER]
+
+
+EVERY_NODE: Final = Kind[Cluster](
+    "cluster", "cluster",
+    names=lambda _, __: [""],
+    find=lambda view, _, __: view.cluster,
+    owners=lambda _, __: [CLUSTER],
+)  # fmt: skip
+"""The cluster as a whole: what every node has, whatever objects there are."""
+PEER: Final = Kind[Node](
+    "peer", "cluster",
+    names=lambda view, _: view.nodes,
+    find=lambda view, _, name: view.nodes.get(name),
+    owners=lambda _, node: [node.ref],
+)  # fmt: skip
+"""A node, as every node sees it."""
+SERVICE: Final = Kind[Service](
+    "service", "cluster",
+    names=lambda view, _: view.services,
+    find=lambda view, _, name: view.services.get(name),
+    owners=lambda _, service: [service.ref],
+)  # fmt: skip
+TARGET: Final = Kind[Target](
+    "target", "cluster",
+    names=lambda view, _: view.targets,
+    find=lambda view, _, name: view.targets.get(name),
+    owners=_target_owners,
+)  # fmt: skip
+NODE: Final = Kind[Node](
+    "node", "node",
+    names=lambda view, scope: _if_known(view, scope, [scope]),
+    find=lambda view, scope, _: view.nodes.get(scope),
+    owners=lambda _, node: [node.ref],
+)  # fmt: skip
+"""A node, for its own switch."""
+ATTACHMENT: Final = Kind[Attachment](
+    "attachment", "node",
+    names=lambda view, scope: _if_known(view, scope, view.attachments.get(scope, ())),
+    find=_attachment,
+    owners=lambda _, attachment: [attachment.ref],
+)  # fmt: skip
+SERVICE_ON_NODE: Final = Kind[ServiceOnNode](
+    "service", "node",
+    names=lambda view, scope: _if_known(view, scope, view.local_services.get(scope, ())),
+    find=_service_on_node,
+    owners=lambda _, found: [found.service.ref],
+)  # fmt: skip
