@@ -12,6 +12,8 @@ depend on it.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Final, NoReturn
 
@@ -20,7 +22,8 @@ import structlog
 from flows import names
 from flows.diff import is_ours
 from flows.pipeline import ZONE
-from node_agent import bridge, snapshot
+from node_agent import bridge, snapshot, tracked
+from node_agent.appctl import AppctlError
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
 from openflow.batch import Batch
@@ -28,6 +31,8 @@ from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
 
+MOST_FLUSHES: Final = 30
+"""Each leaves at most half: enough for more connections than there can be."""
 _PAUSE: Final = 0.05
 """Seconds between attempts to connect. Short: all this time the node may forward nothing."""
 _LOOK_INTERVAL: Final = 3.0
@@ -40,10 +45,35 @@ class SwitchAwayError(Exception):
     """ovs-vswitchd does not answer, or does not do what it is asked; the text says which."""
 
 
+async def forget_all(
+    switch: Switch,
+    addresses: Collection[IPv4Address],
+    counts: Callable[[], Awaitable[Mapping[IPv4Address, int]]],
+) -> None:
+    """Have the switch forget every connection of these addresses, and see that it has.
+
+    In the userspace datapath one flush walks a hash map that shrinks under it, and misses what the
+    map moves behind it: at most half of what it was to forget. `counts` says how many connections
+    each address has. Raises `ConnectionLost`, `Rejected`, `AppctlError`, and `SwitchAwayError`
+    where some are left after `MOST_FLUSHES`.
+    """
+    left: dict[IPv4Address, int] = dict.fromkeys(addresses, 0)
+    for _ in range(MOST_FLUSHES):
+        await switch.apply(Batch.forgetting(ZONE, left))
+        known = await counts()
+        left = {address: known[address] for address in left if known.get(address)}
+        if not left:
+            return
+    address, number = left.popitem()
+    raise SwitchAwayError(f"after {MOST_FLUSHES} flushes {address} has {number} connections left")
+
+
 class LocalSwitch:
     """One connection to br-int, made anew whenever it is lost."""
 
     def __init__(self, agent: Agent, ovsdb: Ovsdb) -> None:
+        self._run = agent.ovs_run
+        self._datapath = agent.datapath
         self._socket = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
         self._snapshot = snapshot.file_of(agent)
         self._ovsdb = ovsdb
@@ -75,15 +105,16 @@ class LocalSwitch:
     async def forget_connections(self, address: IPv4Address) -> None:
         """Nobody who has this address from now on meets its earlier owner's connections here.
 
-        Waits for a switch that is just starting. Raises `SwitchAwayError`.
+        Returns when a dump shows that none is left. Waits for a switch that is just starting.
+        Raises `SwitchAwayError`.
         """
         try:
             async with asyncio.timeout(self._patience):
                 switch = await self._got_going()
-            await switch.apply(Batch.forgetting(ZONE, [address]))
+            await forget_all(switch, [address], partial(tracked.counts, self._run, self._datapath))
         except TimeoutError:
             raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}") from None
-        except (ConnectionLost, Rejected) as error:
+        except (ConnectionLost, Rejected, AppctlError) as error:
             raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
 
     async def _got_going(self) -> Switch:

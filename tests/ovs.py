@@ -68,7 +68,7 @@ class Ovs:
     def start_switch(self) -> None:
         self._start(
             "ovs-vswitchd", f"unix:{self.directory}/db.sock", "--disable-system",
-            "--enable-dummy=override", f"--pidfile={self.directory}/vswitchd.pid",
+            "--enable-dummy=override", f"--pidfile={self.directory}/ovs-vswitchd.pid",
             "-vconsole:off", f"--log-file={self.directory}/vswitchd.log",
         )  # fmt: skip
 
@@ -137,7 +137,7 @@ class Ovs:
         return self.appctl("ofproto/trace", "br0", packet, *states)
 
     def appctl(self, *arguments: str) -> str:
-        pid = (self.directory / "vswitchd.pid").read_text().strip()
+        pid = (self.directory / "ovs-vswitchd.pid").read_text().strip()
         return self.run("ovs-appctl", "-t", f"{self.directory}/ovs-vswitchd.{pid}.ctl", *arguments)
 
     def stop(self) -> None:

@@ -72,7 +72,7 @@ def test_a_packet_makes_it_young_again(ovs: Ovs) -> None:
         "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),"
         "ipv4(src=10.0.0.2,dst=10.0.0.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)"
     )
-    pid = (ovs.directory / "vswitchd.pid").read_text().strip()
+    pid = (ovs.directory / "ovs-vswitchd.pid").read_text().strip()
     target = f"{ovs.directory}/ovs-vswitchd.{pid}.ctl"
     ovs.run("ovs-appctl", "-t", target, "netdev-dummy/receive", "p1", packet)
     wait_until(lambda: min(seconds or 0 for seconds in idle(ovs)) < 2)

@@ -78,7 +78,7 @@ def tracking(ovs: Ovs) -> Ovs:
 
 
 def appctl(ovs: Ovs, *words: str) -> str:
-    pid = (ovs.directory / "vswitchd.pid").read_text().strip()
+    pid = (ovs.directory / "ovs-vswitchd.pid").read_text().strip()
     return ovs.run("ovs-appctl", "-t", f"{ovs.directory}/ovs-vswitchd.{pid}.ctl", *words)
 
 

@@ -1,0 +1,52 @@
+"""Commands to ovs-vswitchd by its control socket, as `ovs-appctl` gives them (ovs-appctl(8))."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Final
+
+from node_agent.json_stream import Parser
+
+PATIENCE: Final = 20.0
+"""Seconds for an answer."""
+_CHUNK: Final = 1 << 18
+
+
+class AppctlError(Exception):
+    """ovs-vswitchd does not answer, or refuses a command; the text says which."""
+
+
+async def call(run: Path, command: str, *arguments: str) -> str:
+    """What ovs-vswitchd answers. `run` is the directory of its sockets.
+
+    The protocol is JSON-RPC 1.0. Raises `AppctlError`, also after `PATIENCE`.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reply = await _call(run, command, arguments)
+    except TimeoutError:
+        raise AppctlError(f"{command}: no answer from ovs-vswitchd in {PATIENCE:g} s") from None
+    except (OSError, ValueError) as error:
+        raise AppctlError(f"{command}: {error}") from error
+    if not isinstance(reply, dict) or reply.get("error") is not None:
+        said = reply["error"] if isinstance(reply, dict) else reply
+        raise AppctlError(f"{command}: {' '.join(str(said).split())}")
+    return str(reply.get("result", ""))
+
+
+async def _call(run: Path, command: str, arguments: tuple[str, ...]) -> object:
+    # The file stays when a process ends, so what it names may be gone.
+    pid = int((run / "ovs-vswitchd.pid").read_text())
+    reader, writer = await asyncio.open_unix_connection(run / f"ovs-vswitchd.{pid}.ctl")
+    try:
+        request = {"id": 0, "method": command, "params": arguments}
+        writer.write(json.dumps(request).encode())
+        parser = Parser()
+        while not parser.is_done():
+            chunk = await reader.read(_CHUNK)
+            if not chunk:
+                raise ConnectionError("ovs-vswitchd has closed the connection")
+            parser.feed(chunk.decode("utf-8", "replace"))
+        return parser.finish()
+    finally:
+        writer.close()
