@@ -6,12 +6,13 @@ The page made from this file is `docs/pipeline.md`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
+from flows.family import FIELD_OF_IPV4
 from flows.flow import (
     FIELDS,
     PORT_FIELDS,
@@ -557,7 +558,7 @@ class Layout:
         if feature not in stage.writers:
             raise PipelineError(f"{feature.name} is no declared writer of {table}")
         for name in fields:
-            if name not in stage.match:
+            if not _declared(name, stage.match):
                 raise PipelineError(f"{table} does not declare a match on {name}")
         actions = tuple(actions)
         for action in actions:
@@ -584,7 +585,7 @@ class Layout:
         stage = self.tables[table]
         match, load = tuple(match), tuple(load)
         for names, declared in ((match, stage.match), (load, stage.writes)):
-            if not set(names) <= set(declared):
+            if not all(_declared(name, declared) for name in names):
                 raise PipelineError(f"{table} does not declare all of {', '.join(names)}")
         registers = [
             tuple(self.registers[n].register if n in self.registers else n for n in names)
@@ -637,11 +638,16 @@ class Layout:
                         written |= register.mask
                 if (0xFFFF_FFFF if mask is None else mask) & ~written:
                     raise PipelineError(f"{stage.name} does not declare all it writes of {name}")
-            case SetField(name) | Move(_, name) | Pop(name) if name not in stage.writes:
+            case SetField(name) | Move(_, name) | Pop(name) if not _declared(name, stage.writes):
                 raise PipelineError(f"{stage.name} does not declare that it writes {name}")
             case Ct(exec=fields):
                 for field in fields:
                     self._check_action(stage, field)
+
+
+def _declared(name: str, fields: Collection[str]) -> bool:
+    """Whether a table declares a field. An IPv4 field stands for the same of all families."""
+    return name in fields or FIELD_OF_IPV4.get(name) in fields
 
 
 LAYOUT: Final = Layout.of(TABLES, REGISTERS)

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple, Self
 
 from flows import names
+from flows.family import IPV4, Family, family_of
 from flows.refs import ObjectRef
 
 CLUSTER_SCOPE = ""
@@ -39,6 +40,11 @@ class Cluster:
     service_range: IPv4Network
     tunnel_port: int
     new_connections_per_second: int
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families of its pods."""
+        return (family_of(self.pod_range),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,8 @@ class ServicePort:
     external_local: bool = False
     affinity: int | None = None
     """Seconds since its last connection for which a client keeps its endpoint; None: not at all."""
+    family: Family = IPV4
+    """Of all its addresses."""
 
     def nodes_with_a_choice(self) -> set[str]:
         """The nodes that choose otherwise than all others do, or besides by a stand-in."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from flows import names
-from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV4, IPV6
+from flows.family import Family, family_of
+from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV6
 from flows.flow import Flow, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, Feature, Priority, Source
@@ -42,15 +43,20 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         [LAYOUT.goto("Arp")],
         "the host asks for its next hop",
     )  # fmt: skip
+    for family in cluster.families:
+        yield from _through_gateway(family, cluster)
+
+
+def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
-        {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC)},
+        {"dl_type": family.ether_type, "dl_src": mac(names.GATEWAY_MAC)},
         [LAYOUT.goto("UnSnat")],
         "the host, or the outside world through it",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "GatewayGuard", Priority.FENCE,
-        {"dl_type": IPV4, "nw_src": net(cluster.pod_range)},
+        {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},
         [],
         "a pod's address does not come in by the host",
     )  # fmt: skip
@@ -58,9 +64,14 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
     """What may come out of the tunnel from this node."""
+    inner, outer = family_of(node.pod_cidr), family_of(node.address)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.SHARED,
-        {"dl_type": IPV4, "tun_src": ip(node.address), "nw_src": net(node.pod_cidr)},
+        {
+            "dl_type": inner.ether_type,
+            outer.tunnel_source: ip(node.address),
+            inner.source: net(node.pod_cidr),
+        },
         [LAYOUT.goto("UnSnat")],
         "a peer sends for its own pods",
     )  # fmt: skip
@@ -68,9 +79,13 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
     """What only this node's own bridge knows."""
+    family = family_of(node.pod_cidr)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.FENCE,
-        {"dl_type": IPV4, "tun_src": ip(node.address)},
+        {
+            "dl_type": family.ether_type,
+            family_of(node.address).tunnel_source: ip(node.address),
+        },
         [],
         "this node's own address does not come out of the tunnel",
     )  # fmt: skip
@@ -78,9 +93,14 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         (node.gateway, "the host speaks to pods as the gateway address"),
         *((a, "the host speaks as the node") for a in (node.address, *node.further_addresses)),
     ):
+        family = family_of(address)
         yield LAYOUT.flow(
             Feature.CLASSIFY, "GatewayGuard", Priority.LOCAL,
-            {"dl_type": IPV4, "dl_src": mac(names.GATEWAY_MAC), "nw_src": ip(address)},
+            {
+                "dl_type": family.ether_type,
+                "dl_src": mac(names.GATEWAY_MAC),
+                family.source: ip(address),
+            },
             [LAYOUT.load("Source", Source.HOST), LAYOUT.goto("UnSnat")],
             reason,
         )  # fmt: skip
@@ -89,14 +109,15 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     """Lets a pod in, as itself."""
     yield attachment_entry(attachment.ofport, attachment.tag)
+    family = family_of(attachment.address)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "SpoofGuard", Priority.LOCAL,
         {
             "in_port": attachment.ofport,
             "dl_src": mac(attachment.mac),
             "dl_dst": mac(names.ROUTER_MAC),
-            "dl_type": IPV4,
-            "nw_src": ip(attachment.address),
+            "dl_type": family.ether_type,
+            family.source: ip(attachment.address),
         },
         [LAYOUT.goto("UnSnat")],
         "the pod's own MAC and address",

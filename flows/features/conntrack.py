@@ -9,26 +9,23 @@ from collections.abc import Iterable
 from typing import Final
 
 from flows import names
-from flows.features.protocols import DHCP_SERVER_PORT, ICMP, ICMP_UNREACHABLE, IPV4, TCP, UDP
+from flows.family import IPV4, Family, family_of
+from flows.features.protocols import DHCP_SERVER_PORT, TCP, UDP
 from flows.flow import Action, ApplyMeter, Ct, Flow, Meter, Nat, SetField, ct_state, ip
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER, Entry
 from flows.pipeline import KNOWN, LAYOUT, NEEDS_SNAT, ZONE, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 
-def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """Look up, tell apart, remember."""
-    yield from _lookup()
-    yield from _commit()
+    yield from _states()
+    for family in cluster.families:
+        yield from _lookup(family)
+        yield from _commit(family)
 
 
-def _lookup() -> Iterable[Flow]:
-    yield LAYOUT.flow(
-        Feature.CONNTRACK, "Conntrack", Priority.DEFAULT,
-        {"dl_type": IPV4},
-        [Ct(ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())],
-        "look the connection up",
-    )  # fmt: skip
+def _states() -> Iterable[Flow]:
     for state, actions, reason in (
         ("+trk+est-new-rel-inv", [LAYOUT.goto("Forwarding")], "established"),
         ("+trk+rel-new-inv", [LAYOUT.goto("Forwarding")], "an ICMP error about a connection"),
@@ -51,31 +48,46 @@ def _lookup() -> Iterable[Flow]:
         [LAYOUT.goto("PolicyFromPod")],
         "a connection to a Service without an answer so far: its endpoint is chosen",
     )  # fmt: skip
+
+
+def _lookup(family: Family) -> Iterable[Flow]:
+    yield LAYOUT.flow(
+        Feature.CONNTRACK, "Conntrack", Priority.DEFAULT,
+        {"dl_type": family.ether_type},
+        [Ct(ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())],
+        "look the connection up",
+    )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "ConntrackState", Priority.FENCE,
         {
             "ct_state": ct_state("+trk+inv"),
             "Source": Source.HOST,
-            "dl_type": IPV4,
-            "nw_proto": ICMP,
-            "icmp_type": ICMP_UNREACHABLE,
+            "dl_type": family.ether_type,
+            "nw_proto": family.icmp,
+            family.icmp_type: family.icmp_unreachable,
         },
         [LAYOUT.goto("Forwarding")],
         "the node refuses what the switch sent it to be refused, and did not remember",
     )  # fmt: skip
-    yield LAYOUT.flow(
-        Feature.CONNTRACK, "NewConnection", Priority.GUARD,
-        {"Source": Source.POD, "dl_type": IPV4, "nw_proto": UDP, "tp_src": DHCP_SERVER_PORT},
-        [],
-        "a pod that acts as a DHCP server",
-    )  # fmt: skip
+    if family is IPV4:
+        yield LAYOUT.flow(
+            Feature.CONNTRACK, "NewConnection", Priority.GUARD,
+            {
+                "Source": Source.POD,
+                "dl_type": family.ether_type,
+                "nw_proto": UDP,
+                "tp_src": DHCP_SERVER_PORT,
+            },
+            [],
+            "a pod that acts as a DHCP server",
+        )  # fmt: skip
 
 
-def _commit() -> Iterable[Flow]:
+def _commit(family: Family) -> Iterable[Flow]:
     # Without nat: a translation that translates nothing ends Open vSwitch 3.1 (docs/decisions.md).
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.DEFAULT,
-        {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv")},
+        {"dl_type": family.ether_type, "ct_state": ct_state("+trk+new-inv")},
         _remember(KNOWN),
         "remember the new connection",
     )  # fmt: skip
@@ -88,25 +100,34 @@ def _commit() -> Iterable[Flow]:
     ):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "Commit", Priority.SHARED,
-            {"dl_type": IPV4, "ct_state": ct_state("+trk+new+dnat-inv"), **fields},
+            {"dl_type": family.ether_type, "ct_state": ct_state("+trk+new+dnat-inv"), **fields},
             _remember(KNOWN | NEEDS_SNAT),
             reason,
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.FENCE,
-        {"dl_type": IPV4, "ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
+        {
+            "dl_type": family.ether_type,
+            "ct_state": ct_state("+trk+new-inv"),
+            "ct_mark": (KNOWN, KNOWN),
+        },
         [LAYOUT.goto("Snat")],
         "remembered already",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.LOCAL,
-        {"dl_type": IPV4, "Refused": 1},
+        {"dl_type": family.ether_type, "Refused": 1},
         [LAYOUT.goto("Snat")],
         "what is to be refused is not remembered",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.GUARD,
-        {"dl_type": IPV4, "nw_proto": TCP, "ct_state": ct_state("+trk+new-inv"), "Refused": 1},
+        {
+            "dl_type": family.ether_type,
+            "nw_proto": TCP,
+            "ct_state": ct_state("+trk+new-inv"),
+            "Refused": 1,
+        },
         _remember(0),
         "remembered until the RST, which finds its way back by that; never as known",
     )  # fmt: skip
@@ -119,12 +140,13 @@ def _remember(mark: int) -> list[Action]:
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
     """What the host sends by its gateway address finds its way back."""
+    family = family_of(node.gateway)
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.OWN_RANGE,
         {
             "in_port": names.GATEWAY_OFPORT,
-            "dl_type": IPV4,
-            "nw_src": ip(node.gateway),
+            "dl_type": family.ether_type,
+            family.source: ip(node.gateway),
             "ct_state": ct_state("+trk+new+dnat-inv"),
             "OutputPort": names.TUNNEL_OFPORT,
         },
@@ -136,13 +158,14 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
 def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:
     """A pod must not speak to a node's tunnel port: it could inject packets as any pod."""
     for address in (node.address, *node.further_addresses):
+        family = family_of(address)
         yield LAYOUT.flow(
             Feature.CONNTRACK, "DestinationGuard", Priority.GUARD,
             {
                 "Source": Source.POD,
-                "dl_type": IPV4,
+                "dl_type": family.ether_type,
                 "nw_proto": UDP,
-                "nw_dst": ip(address),
+                family.destination: ip(address),
                 "tp_dst": cluster.tunnel_port,
             },
             [],

@@ -15,7 +15,8 @@ have among pods, whatever the number of pods, and one for each address and port 
 from collections.abc import Iterable
 from typing import Final
 
-from flows.features.protocols import IPV4, LAYER_4_NAMES
+from flows.family import Family, IPAddress, family_of
+from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     Action,
     Ct,
@@ -38,7 +39,7 @@ FREE_PORTS: Final = (1024, 65_535)
 """What a source port may become."""
 
 
-def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """Look up, and look up again."""
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.GUARD,
@@ -46,10 +47,15 @@ def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
         [LAYOUT.goto("DestinationGuard")],
         "the world, whose addresses nobody knows: none could be kept while its port moves",
     )  # fmt: skip
+    for family in cluster.families:
+        yield from _reply_tuples(family)
+
+
+def _reply_tuples(family: Family) -> Iterable[Flow]:
     for protocol in LAYER_4_NAMES:
-        fields: dict[str, MatchValue] = {"dl_type": IPV4, "nw_proto": protocol}
+        fields: dict[str, MatchValue] = {"dl_type": family.ether_type, "nw_proto": protocol}
         lookup = Ct(ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat())
-        back = [*_turn(protocol), *_anew(lookup)]
+        back = [*_turn(family, protocol), *_anew(lookup)]
         yield LAYOUT.flow(
             Feature.DIRECT, "ReplyTuple", Priority.SHARED, fields,
             [LAYOUT.load("PortTaken", 1), *back],
@@ -70,37 +76,40 @@ def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
 
 def target(_: Cluster, target: Target) -> Iterable[Flow]:
     """Where it has to be asked."""
+    family = family_of(target.network)
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.SHARED,
         {
-            "dl_type": IPV4,
+            "dl_type": family.ether_type,
             "nw_proto": target.protocol,
-            "nw_dst": net(target.network),
+            family.destination: net(target.network),
             "tp_dst": target.port,
         },
-        [*_turn(target.protocol), *_anew(Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table))],
+        [*_turn(family, target.protocol), *_anew(Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table))],
         "Services have endpoints there: who else gets answers like this one's?",
     )  # fmt: skip
 
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
     """The host as the client."""
-    yield _move({"nw_src": ip(node.gateway)}, ip(node.gateway), Priority.OWN_RANGE)
+    family = family_of(node.gateway)
+    yield _move({family.source: ip(node.gateway)}, node.gateway, Priority.OWN_RANGE)
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     """A pod as the client."""
-    yield _move({"in_port": attachment.ofport}, ip(attachment.address), Priority.LOCAL)
+    yield _move({"in_port": attachment.ofport}, attachment.address, Priority.LOCAL)
 
 
-def _move(who: dict[str, MatchValue], address: int, priority: Priority) -> Flow:
+def _move(who: dict[str, MatchValue], address: IPAddress, priority: Priority) -> Flow:
+    family = family_of(address)
     return LAYOUT.flow(
         Feature.DIRECT, "Commit", priority,
-        {**who, "dl_type": IPV4, "PortTaken": 1, "ct_state": ct_state("+trk+new-inv")},
+        {**who, "dl_type": family.ether_type, "PortTaken": 1, "ct_state": ct_state("+trk+new-inv")},
         [
             Ct(
                 ZONE, table=LAYOUT.goto("Snat").table, commit=True,
-                nat=Nat(source=address, ports=FREE_PORTS),
+                nat=Nat(source=ip(address), ports=FREE_PORTS),
                 exec=(SetField("ct_mark", KNOWN, KNOWN),),
             )
         ],
@@ -113,11 +122,11 @@ def _anew(lookup: Ct) -> list[Action]:
     return [CtClear(), lookup]
 
 
-def _turn(protocol: int) -> list[Action]:
+def _turn(family: Family, protocol: int) -> list[Action]:
     l4 = LAYER_4_NAMES[protocol]
     return [
         action
-        for one, two in (("nw_src", "nw_dst"), (f"{l4}_src", f"{l4}_dst"))
+        for one, two in ((family.source, family.destination), (f"{l4}_src", f"{l4}_dst"))
         for action in (Push(one), Push(two), Pop(one), Pop(two))
     ]
 

@@ -5,11 +5,10 @@ node; a node's own range stands above the flow that names it as a peer.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
 from typing import Final
 
 from flows import names
-from flows.features.protocols import IPV4
+from flows.family import Family, family_of
 from flows.flow import Action, Flow, SetField, ct_state, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, NEEDS_SNAT, Feature, Priority, Source
@@ -18,32 +17,39 @@ from flows.view import Attachment, Cluster, Node
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The outside world, and what is nobody's."""
+    for family in cluster.families:
+        yield from _of_family(family, cluster)
+
+
+def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.DEFAULT,
-        {"dl_type": IPV4},
+        {"dl_type": family.ether_type},
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
         "the outside world, through the node",
     )  # fmt: skip
-    for network, reason in (
+    ranges = [
         (cluster.pod_range, "an address of the pod range that is no node's"),
         (cluster.service_range, "an address of the Service range that is no Service's"),
-        (IPv4Network("224.0.0.0/4"), "multicast is not carried"),
-        (IPv4Network("255.255.255.255/32"), "broadcast is not carried"),
+    ]
+    for network, reason in (
+        *((network, reason) for network, reason in ranges if family_of(network) is family),
+        *((network, f"{name} is not carried") for network, name in family.not_carried),
     ):
         yield LAYOUT.flow(
             Feature.FORWARDING, "Forwarding", Priority.RANGE,
-            {"dl_type": IPV4, "nw_dst": net(network)}, [], reason,
+            {"dl_type": family.ether_type, family.destination: net(network)}, [], reason,
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.FENCE,
-        {"dl_type": IPV4, "Source": Source.TUNNEL},
+        {"dl_type": family.ether_type, "Source": Source.TUNNEL},
         [],
         "what came from a tunnel goes to a pod here or nowhere",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
         {
-            "dl_type": IPV4,
+            "dl_type": family.ether_type,
             "Source": Source.TUNNEL,
             "ct_state": ct_state("+rpl"),
             "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
@@ -55,11 +61,12 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
     """All pods of one node, by its tunnel."""
+    family, outer = family_of(node.pod_cidr), family_of(node.address)
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.SHARED,
-        {"dl_type": IPV4, "nw_dst": net(node.pod_cidr)},
+        {"dl_type": family.ether_type, family.destination: net(node.pod_cidr)},
         [
-            SetField("tun_dst", ip(node.address)),
+            SetField(outer.tunnel_destination, ip(node.address)),
             *_to(names.TUNNEL_OFPORT, names.ROUTER_MAC),
         ],
         "a peer's pods, by the tunnel",
@@ -68,15 +75,16 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
     """The node's own range and its own stack."""
+    family = family_of(node.pod_cidr)
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.OWN_RANGE,
-        {"dl_type": IPV4, "nw_dst": net(node.pod_cidr)},
+        {"dl_type": family.ether_type, family.destination: net(node.pod_cidr)},
         [],
         "an address of this node's range that no pod has",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
-        {"dl_type": IPV4, "nw_dst": ip(node.gateway)},
+        {"dl_type": family.ether_type, family.destination: ip(node.gateway)},
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
         "the node's own stack",
     )  # fmt: skip
@@ -84,9 +92,10 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     """A pod of this node."""
+    family = family_of(attachment.address)
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
-        {"dl_type": IPV4, "nw_dst": ip(attachment.address)},
+        {"dl_type": family.ether_type, family.destination: ip(attachment.address)},
         _to(attachment.ofport, attachment.mac),
         "to this pod",
     )  # fmt: skip

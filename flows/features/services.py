@@ -18,11 +18,11 @@ nodes: those have groups of their own on the nodes that have such endpoints.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
-from ipaddress import IPv4Address
 from typing import Final
 
 from flows import names, topology
-from flows.features.protocols import IPV4, LAYER_4_NAMES
+from flows.family import Family, IPAddress, family_of
+from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     MOST_BUCKETS,
     Action,
@@ -64,12 +64,6 @@ WEIGHT: Final = 256
 MOST_SLOTTED: Final = 32
 """Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
 the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
-_TO_BE_TRANSLATED: Final[Mapping[str, MatchValue]] = {
-    "dl_type": IPV4,
-    "ct_state": ct_state("-rpl"),
-    "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
-}
-"""What `Snat` is for. Answers have been translated back where they came in."""
 
 LONGEST_IDLE: Final = 0xFFFF
 """Seconds: a flow's idle timeout has 16 bits. Affinity for longer is ended by the node's agent."""
@@ -77,57 +71,77 @@ LONGEST_IDLE: Final = 0xFFFF
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The ways of every Service."""
+    for family in cluster.families:
+        yield from _of_family(family, cluster)
+
+
+def _to_be_translated(family: Family) -> dict[str, MatchValue]:
+    """What `Snat` is for. Answers have been translated back where they came in."""
+    return {
+        "dl_type": family.ether_type,
+        "ct_state": ct_state("-rpl"),
+        "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
+    }
+
+
+def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.SERVICES, "UnSnat", Priority.SHARED,
-        {"dl_type": IPV4, "nw_dst": ip(names.HAIRPIN_ADDRESS)},
+        {"dl_type": family.ether_type, family.destination: ip(family.hairpin)},
         _undo_snat(),
         "a reply to what came back to its own port",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.SHARED,
-        {"dl_type": IPV4, "nw_dst": ip(names.NODE_PORT_ADDRESS)},
+        {"dl_type": family.ether_type, family.destination: ip(family.node_port)},
         [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
         "for one of the node's addresses, translated by its own stack",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.GUARD,
-        {"dl_type": IPV4, "Source": Source.TUNNEL},
+        {"dl_type": family.ether_type, "Source": Source.TUNNEL},
         [LAYOUT.goto("DestinationGuard")],
         "from another node, which has chosen the endpoint",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "ServiceChoice", Priority.RANGE,
-        {"dl_type": IPV4, "nw_dst": net(cluster.service_range)},
+        {"dl_type": family.ether_type, family.destination: net(cluster.service_range)},
         [LAYOUT.goto("Refuse")],
         "an address or port of the Service range that is no Service's",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.SHARED,
-        _TO_BE_TRANSLATED,
-        _snat(names.HAIRPIN_ADDRESS),
+        _to_be_translated(family),
+        _snat(family.hairpin),
         "back to where it came from, as somebody whom the receiver answers by the switch",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.FENCE,
-        {"dl_type": IPV4, "Refused": 1, "Hairpin": 1},
-        _snat(names.HAIRPIN_ADDRESS),
+        {"dl_type": family.ether_type, "Refused": 1, "Hairpin": 1},
+        _snat(family.hairpin),
         "back to the node to be refused: it takes nothing from the outside with its own source",
     )  # fmt: skip
 
 
 def node(_: Cluster, node: Node) -> Iterable[Entry]:
     """What is about this node's addresses, its zone and its own stack."""
+    family = family_of(node.pod_cidr)
     snat_address = names.snat_address(node.pod_cidr)
     yield LAYOUT.flow(
         Feature.SERVICES, "UnSnat", Priority.LOCAL,
-        {"dl_type": IPV4, "nw_dst": ip(snat_address), "Source": Source.TUNNEL},
+        {
+            "dl_type": family.ether_type,
+            family.destination: ip(snat_address),
+            "Source": Source.TUNNEL,
+        },
         _undo_snat(),
         "a reply to what came from outside and went on to another node",
     )  # fmt: skip
     for address in (node.address, *node.further_addresses):
+        of_address = family_of(address)
         yield LAYOUT.flow(
             Feature.SERVICES, "NodeAddress", Priority.LOCAL,
-            {"dl_type": IPV4, "nw_dst": ip(address)},
+            {"dl_type": of_address.ether_type, of_address.destination: ip(address)},
             [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
             "for this node's own address",
         )  # fmt: skip
@@ -140,13 +154,13 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.LOCAL,
-        {**_TO_BE_TRANSLATED, "OutputPort": names.TUNNEL_OFPORT},
+        {**_to_be_translated(family), "OutputPort": names.TUNNEL_OFPORT},
         _snat(snat_address),
         "from outside on to another node, which has to answer by this one",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Refuse", Priority.LOCAL,
-        {"dl_type": IPV4},
+        {"dl_type": family.ether_type},
         [
             ApplyMeter(names.REFUSAL_METER),
             SetField("dl_src", mac(names.ROUTER_MAC)),
@@ -227,8 +241,9 @@ def _choice(
 
 def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flow]:
     """By whom an address and port can be reached, and whose endpoints they get."""
+    family = port.family
     fields: dict[str, MatchValue] = {
-        "dl_type": IPV4,
+        "dl_type": family.ether_type,
         "nw_proto": port.protocol,
         "tp_dst": frontend.port,
     }
@@ -239,7 +254,7 @@ def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flo
         priority = Priority.DEFAULT
         where = "its NodePort"
     else:
-        fields["nw_dst"] = ip(frontend.address)
+        fields[family.destination] = ip(frontend.address)
         where = str(frontend.address)
         if frontend.address == frontend.stand_in:
             where = "this node's own address"
@@ -269,7 +284,7 @@ def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flo
         for network in ranges:
             narrowed = {**fields, **who}
             if network is not None:
-                narrowed["nw_src"] = net(network)
+                narrowed[family.source] = net(network)
             yield LAYOUT.flow(
                 Feature.SERVICES, "ServiceChoice",
                 priority if network is None else Priority.FENCE, narrowed, actions,
@@ -286,6 +301,7 @@ def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> I
     """What remembers endpoints of this choice for their clients, and lets them be used again."""
     if port.affinity is None:
         return
+    family = port.family
     # A flow that is learned for longer than a flow can be idle says so to the agent.
     learned = int(Feature.LEARNED) << 56 | port.affinity
     idle = port.affinity if port.affinity <= LONGEST_IDLE else 0
@@ -303,11 +319,11 @@ def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> I
         )  # fmt: skip
         yield LAYOUT.flow(
             Feature.SERVICES, "ServiceNat", Priority.SHARED,
-            {"dl_type": IPV4, "nw_proto": port.protocol, **fields},
+            {"dl_type": family.ether_type, "nw_proto": port.protocol, **fields},
             [
                 LAYOUT.learn(
                     "Affinity", Priority.DEFAULT, learned, idle,
-                    match=("Service", "nw_src"), load=("EndpointAddress", "EndpointPort"),
+                    match=("Service", family.source), load=("EndpointAddress", "EndpointPort"),
                 ),
                 _translate(endpoint),
             ],
@@ -351,8 +367,8 @@ def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
 
 
 def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
-    l4 = LAYER_4_NAMES[port.protocol]
-    fields = ("nw_src", "nw_dst", "nw_proto", f"{l4}_src", f"{l4}_dst")
+    l4, family = LAYER_4_NAMES[port.protocol], port.family
+    fields = (family.source, family.destination, "nw_proto", f"{l4}_src", f"{l4}_dst")
     return Group(number, "hash", fields, _by_id(buckets))
 
 
@@ -404,7 +420,7 @@ def _undo_snat() -> list[Action]:
     return [Ct(SNAT_ZONE, table=LAYOUT.goto("Conntrack").table, nat=Nat())]
 
 
-def _snat(address: IPv4Address) -> list[Action]:
+def _snat(address: IPAddress) -> list[Action]:
     table = LAYOUT.goto("Output").table
     return [Ct(SNAT_ZONE, table=table, commit=True, nat=Nat(source=ip(address)))]
 
