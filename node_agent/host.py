@@ -1,46 +1,61 @@
-"""The node's own network: where its uplink is, what is in the way, and its gateway to the pods.
+"""The node's own network: its uplinks, what conflicts with the cluster, its gateway to the pods.
 
 All through one netlink socket in the namespace that the agent runs in.
 """
 
 import asyncio
 import errno
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
+import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
+from node_agent import routes
+from node_agent.faults import NodeFault
 from node_agent.sysctl import Sysctls
 from wire.documents import NodeConfig
 
 NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1
-_RT_TABLE_MAIN: Final = 254
-_RT_SCOPE_ANY: Final = 255
-_RTNH_F_ONLINK: Final = 4
+_FORWARDING_TYPES: Final = {_RTN_UNICAST, 6, 7, 8, 9}
+"""Also blackhole, unreachable, prohibit and throw (rtnetlink(7)): they take traffic as well."""
+_IFF_LOOPBACK: Final = 8
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
-# What stands for the host where it would meet itself: two addresses, and one for each of its own.
-_LINK_LOCAL: Final = (IPv4Network((names.HAIRPIN_ADDRESS, 31)), names.STAND_INS)
+
+log = structlog.get_logger()
 
 
-class HostError(Exception):
+class HostError(NodeFault):
     """The host cannot carry the node that the cluster describes; the text names both."""
 
 
 def pod_mtu(uplink_mtu: int, config: NodeConfig) -> int:
-    """What is left inside the tunnel, or less where the cluster says so."""
+    """The MTU of pods: what is left inside the tunnel, or less where the cluster says so."""
     left = uplink_mtu - names.ENCAPSULATION_OVERHEAD
     return left if config.mtu is None else min(left, config.mtu)
 
 
-async def check(netlink: AsyncIPRoute, config: NodeConfig) -> int:
-    """Whether this host fits the configuration; returns its uplink's MTU in bytes.
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """What `check` finds."""
 
-    Raises `HostError` where the node's address is on no interface, or an address or route of
-    this host lies in one of the cluster's ranges (or holds one), other than our own on
-    `sluice-gw`, and where the node's address lies in one.
+    mtu: int
+    """Bytes that every way to other nodes carries."""
+    problems: tuple[str, ...]
+    """What is wrong with the host's network although it works; each one a sentence."""
+
+
+async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
+    """Whether this host fits the configuration.
+
+    Raises `HostError` where the node's address is on no interface or lies in one of the cluster's
+    ranges, or where the podCIDR is not in the pod range.
     """
     ranges = {"cluster.podRange": config.pod_range, "cluster.serviceRange": config.service_range}
     who = f"Node {config.node}"
@@ -52,114 +67,145 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> int:
             f"{who}: spec.podCIDR {config.pod_cidr} is not in cluster.podRange {config.pod_range}"
         )
     links = {link["index"]: link async for link in await netlink.get_links()}
-    link_names = {index: link.get_attr("IFLA_IFNAME") for index, link in links.items()}
-    uplink: Any = None
-    async for address in await netlink.get_addr(family=2):
-        host_address = IPv4Address(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
-        name = link_names.get(address["index"])
-        if host_address == config.address:
-            uplink = links.get(address["index"])
-        if name != names.GATEWAY_PORT:
-            network = IPv4Network((host_address, address["prefixlen"]), strict=False)
-            _refuse_overlap(
-                who, f"address {host_address}/{address['prefixlen']}", name, network, ranges
-            )
-    async for route in await netlink.get_routes(family=2):
-        network = IPv4Network((route.get_attr("RTA_DST") or 0, route["dst_len"]))
-        name = link_names.get(route.get_attr("RTA_OIF"))
-        # The default route holds every range, and is there for what nothing else holds.
-        if route["type"] == _RTN_UNICAST and network.prefixlen and name != names.GATEWAY_PORT:
-            _refuse_overlap(who, f"route {network}", name, network, ranges)
+    addresses = [address async for address in await netlink.get_addr(family=socket.AF_INET)]
+    uplink = next(
+        (links[a["index"]] for a in addresses if _of(a) == config.address and a["index"] in links),
+        None,
+    )
     if uplink is None:
         raise HostError(
             f"{who}: its address {config.address} (status.addresses, InternalIP) is on no "
             "interface of this host"
         )
-    return int(uplink.get_attr("IFLA_MTU"))
+    found = await routes.dump(netlink, table=routes.MAIN)
+    link_names = {index: str(link.get_attr("IFLA_IFNAME")) for index, link in links.items()}
+    problems = [
+        f"{who}: {field} {ranges[field]} overlaps the host's {what} on {link}"
+        for field, what, link in (
+            *_taking_addresses(addresses, link_names, config.pod_range),
+            *_taking_routes(found, link_names, ranges),
+        )
+    ]
+    mtus = _mtus(uplink, links, found, config.host_ranges)
+    if len(set(mtus.values())) > 1:
+        log.debug("uplinks of different MTU", mtus=mtus)
+    return Uplink(min(mtus.values()), tuple(problems))
 
 
-def _refuse_overlap(
-    who: str, what: str, link: str | None, network: IPv4Network, ranges: dict[str, IPv4Network]
-) -> None:
-    for field, cluster_range in ranges.items():
-        if network.overlaps(cluster_range):
-            raise HostError(
-                f"{who}: {field} {cluster_range} overlaps the host's {what} on {link or '?'}"
-            )
+def _of(address: Any) -> IPv4Address:
+    return IPv4Address(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
+
+
+def _taking_addresses(
+    addresses: Iterable[Any], link_names: Mapping[int, str], pod_range: IPv4Network
+) -> Iterator[tuple[str, str, str]]:
+    """Addresses of the host that are a pod's: which range, what, and on which interface.
+
+    One of the Service range is no conflict: NodeLocal DNSCache has that of kube-dns on purpose.
+    """
+    for address in addresses:
+        link = link_names.get(address["index"], "?")
+        if link != names.GATEWAY_PORT and _of(address) in pod_range:
+            yield "cluster.podRange", f"address {_of(address)}/{address['prefixlen']}", link
+
+
+def _taking_routes(
+    found: Iterable[Any], link_names: Mapping[int, str], ranges: Mapping[str, IPv4Network]
+) -> Iterator[tuple[str, str, str]]:
+    """Routes of the host that win over ours: which range, what, and to which interface.
+
+    The longest prefix decides, so a wider route (a VPN's 0.0.0.0/1) takes nothing from a range.
+    """
+    for route in found:
+        link = link_names.get(route.get_attr("RTA_OIF"), "?")
+        network = routes.destination_of(route)
+        if link == names.GATEWAY_PORT or route["type"] not in _FORWARDING_TYPES:
+            continue
+        for field, cluster_range in ranges.items():
+            # For the whole range, ours has the best metric: 0.
+            is_whole = network == cluster_range
+            if network.subnet_of(cluster_range) and not (is_whole and _metric(route)):
+                yield field, f"route {network}", link
+
+
+def _metric(route: Any) -> int:
+    return int(route.get_attr("RTA_PRIORITY") or 0)
+
+
+def _mtus(
+    uplink: Any, links: Mapping[int, Any], found: Iterable[Any], host_ranges: Iterable[IPv4Network]
+) -> dict[str, int]:
+    """The MTU of each interface by which other nodes may be reached.
+
+    These are the one with the node's address, and those of the routes to `host_ranges`, or of the
+    default routes where no ranges are known. An address on the loopback interface, as in routed
+    fabrics, says nothing about the way.
+    """
+    indexes = set()
+    if not uplink["flags"] & _IFF_LOOPBACK:
+        indexes.add(uplink["index"])
+    ranges = tuple(host_ranges)
+    for route in found:
+        network = routes.destination_of(route)
+        leads_there = (
+            any(network.overlaps(each) and network.prefixlen for each in ranges)
+            if ranges
+            else not network.prefixlen
+        )
+        if route["type"] == _RTN_UNICAST and leads_there:
+            indexes |= routes.interfaces_of(route)
+    if not indexes:
+        for route in found:
+            if not routes.destination_of(route).prefixlen:
+                indexes |= routes.interfaces_of(route)
+    return {
+        link.get_attr("IFLA_IFNAME"): int(link.get_attr("IFLA_MTU"))
+        for link in (links[index] for index in indexes if index in links)
+        if link.get_attr("IFLA_IFNAME") != names.GATEWAY_PORT
+    } or {uplink.get_attr("IFLA_IFNAME"): int(uplink.get_attr("IFLA_MTU"))}
 
 
 async def set_up_gateway(
     netlink: AsyncIPRoute, sysctls: Sysctls, config: NodeConfig, mtu: int, *, within: float = 10.0
 ) -> None:
-    """Give the host its own end among the pods, once Open vSwitch has made `sluice-gw`.
+    """Configure `sluice-gw`, the host's own interface to the pods, once Open vSwitch has made it.
 
-    It owns the first address of the podCIDR, so that is the source of whatever the host sends to
-    any pod; the way to all pods is the virtual router, whose MAC is known for ever. Raises
+    It owns the first address of the podCIDR, the source of what the host sends to pods. The next
+    hop to all pods is the virtual router, whose MAC is a permanent neighbour entry. Raises
     `HostError`, `OSError` and `NetlinkError`.
     """
     index = await _wait_for_link(netlink, names.GATEWAY_PORT, within)
-    # Before it is up, or the kernel solicits its own address.
+    # Before the interface is up, or the kernel solicits its own address.
     sysctls.disable_ipv6(names.GATEWAY_PORT)
     # Loose: a reply may come by the gateway whose request left by the uplink.
     sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/rp_filter", "2")
-    # What the host sent to a Service without endpoints comes back, and is refused. The switch sees
-    # to it that nobody else has the host's addresses.
+    # The switch returns what the host sent to a Service without endpoints, and the host refuses
+    # it. The switch also makes sure that nobody else has the host's addresses.
     sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/accept_local", "1")
+    # A pod is not a router: it cannot tell the host a better way.
+    sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/accept_redirects", "0")
     sysctls.forward()
     address = str(names.gateway_address(config.pod_cidr))
     await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
-    async for old in await netlink.get_addr(family=2, index=index):
+    async for old in await netlink.get_addr(family=socket.AF_INET, index=index):
         if old.get_attr("IFA_LOCAL") != address:
-            await netlink.addr("del", index=index, address=old.get_attr("IFA_LOCAL"),
-                               prefixlen=old["prefixlen"])  # fmt: skip
+            with _ignoring(errno.EADDRNOTAVAIL):
+                await netlink.addr("del", index=index, address=old.get_attr("IFA_LOCAL"),
+                                   prefixlen=old["prefixlen"])  # fmt: skip
     await netlink.addr("replace", index=index, address=address, prefixlen=32)
     await netlink.neigh(
         "replace", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
     )
 
 
-async def set_up_routes(
-    netlink: AsyncIPRoute, config: NodeConfig, external: Iterable[IPv4Address] | None
-) -> set[IPv4Address]:
-    """Send into the switch what is for pods and Services, and nothing else; afterwards the gateway.
-
-    `external` are addresses of Services, outside the cluster's ranges; None: nobody knows yet, and
-    those that are there stay. Returns the ones that are left out, because the host needs them
-    itself: its own, and those of its routers. Raises `HostError` where there is no gateway, and
-    `NetlinkError`.
-    """
-    index = await link_index(netlink, names.GATEWAY_PORT)
-    if index is None:
-        raise HostError(f"the interface {names.GATEWAY_PORT} is gone")
-    needed = set()
-    if external:
-        external = set(external)
-        needed = external & await _needed(netlink)
-        external -= needed
-    # From the host's address among the pods, or from the one that a socket is bound to.
-    source = str(names.gateway_address(config.pod_cidr))
-    fixed = (config.pod_range, config.service_range, *_LINK_LOCAL)
-    wanted = {str(network) for network in fixed} | {f"{address}/32" for address in external or ()}
-    found = set()
-    async for route in await netlink.get_routes(family=2, oif=index, table=_RT_TABLE_MAIN):
-        destination = f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}"  # noqa: S104
-        if destination not in wanted and (external is not None or route["dst_len"] != 32):
-            await netlink.route("del", dst=destination, oif=index, scope=_RT_SCOPE_ANY)
-        elif (route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_PREFSRC")) == (_ROUTER, source):
-            found.add(destination)
-    for destination in wanted - found:
-        await netlink.route(
-            "replace", dst=destination, oif=index, gateway=_ROUTER, prefsrc=source,
-            flags=_RTNH_F_ONLINK,
-        )  # fmt: skip
-    return needed
-
-
-async def _needed(netlink: AsyncIPRoute) -> set[IPv4Address]:
-    """The host's own addresses and its routers'."""
-    texts = [a.get_attr("IFA_LOCAL") async for a in await netlink.get_addr(family=2)]
-    texts += [r.get_attr("RTA_GATEWAY") async for r in await netlink.get_routes(family=2)]
-    return {IPv4Address(text) for text in texts if text is not None}
+@contextmanager
+def _ignoring(code: int) -> Iterator[None]:
+    """Ignore one of the kernel's error codes: that what is to be deleted is not there."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != code:
+            raise
 
 
 async def _wait_for_link(netlink: AsyncIPRoute, name: str, within: float) -> int:
@@ -177,6 +223,14 @@ async def _wait_for_link(netlink: AsyncIPRoute, name: str, within: float) -> int
         ) from None
 
 
+async def find_gateway(netlink: AsyncIPRoute) -> int:
+    """The index of `sluice-gw`. Raises `HostError` where it does not exist."""
+    index = await link_index(netlink, names.GATEWAY_PORT)
+    if index is None:
+        raise HostError(f"the interface {names.GATEWAY_PORT} is gone")
+    return index
+
+
 async def link_index(netlink: AsyncIPRoute, name: str) -> int | None:
     """An interface's index; None where there is none of that name."""
     link = await find_link(netlink, name)
@@ -184,7 +238,7 @@ async def link_index(netlink: AsyncIPRoute, name: str) -> int | None:
 
 
 async def find_link(netlink: AsyncIPRoute, name: str) -> Any:
-    """What netlink says of an interface; None where there is none of that name."""
+    """An interface as netlink describes it; None where there is none of that name."""
     try:
         return (await netlink.link("get", ifname=name))[0]
     except NetlinkError as error:

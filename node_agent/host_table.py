@@ -9,32 +9,105 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import structlog
 
-from flows.names import GATEWAY_PORT, HAIRPIN_ADDRESS, NODE_PORT_ADDRESS
-from node_agent import conntrack, nft
+from flows.names import GATEWAY_PORT, HAIRPIN_ADDRESS, NODE_PORT_ADDRESS, gateway_address
+from node_agent import conntrack, nft, routes
 from node_agent.cni_call import HostPort
 from node_agent.leases import Lease, Leases
 from node_agent.sysctl import Sysctls
 
 NodePort: TypeAlias = tuple[int, int]
 """IANA's number of the protocol, and the port."""
-OwnPort: TypeAlias = tuple[IPv4Address, int, int]
-"""An address of the host itself, the protocol and the port."""
+AddressPort: TypeAlias = tuple[IPv4Address, int, int]
+"""An address, the protocol and the port."""
 
 _Elements: TypeAlias = dict[str, dict[str, str]]
 """By set, key and value as nft prints them; a plain set's values are empty."""
 
-_SETS: Final = ("node-ports", "own-addresses", "host-ports", "host-ports-at")
+_SETS: Final = (
+    "node-ports", "own-addresses", "external-ports", "host-endpoints", "host-endpoints-at",
+    "host-ports", "host-ports-at",
+)  # fmt: skip
+_TRANSLATING_SETS: Final = tuple(name for name in _SETS if name != "external-ports")
 _ELEMENTS: Final = re.compile(r"\s*elements = \{([^}]*)\}")
 _SET: Final = re.compile(
     rf"(?:set|map) ({'|'.join(_SETS)}) \{{\s*type [^\n]*\n(?:\s*elements = \{{([^}}]*)\}})?"
 )
 
+_BIT: Final = f"0x{routes.MARK:08x}"
+_MARK: Final = f"meta mark set meta mark | {_BIT}"
+_ICMP_ERRORS: Final = (
+    "destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem"
+)
+
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePorts:
+    """What Services have at this host."""
+
+    node_ports: AbstractSet[NodePort] = frozenset()
+    own: Mapping[AddressPort, IPv4Address] = field(default_factory=dict)
+    """At addresses of the host itself: what the host translates the address to."""
+    external: AbstractSet[AddressPort] = frozenset()
+    """At other addresses: what goes into the switch."""
+    host_endpoints: Mapping[tuple[IPv4Address | None, int, int], tuple[IPv4Address, int]] = field(
+        default_factory=dict
+    )
+    """What the host translates to an endpoint of its own for clients outside, by address (None:
+    each of the host's), protocol and port."""
+
+    def without(self, busy: AbstractSet[NodePort], there: "ServicePorts") -> "ServicePorts":
+        """All but those that a process of the host had before they were `there`."""
+        return ServicePorts(
+            {*self.node_ports} - (busy - there.node_ports),
+            {at: to for at, to in self.own.items() if at in there.own or at[1:] not in busy},
+            self.external,
+            {
+                at: to
+                for at, to in self.host_endpoints.items()
+                # At an address that is not the host's own, no process is in the way.
+                if at[0] is not None or at in there.host_endpoints or at[1:] not in busy
+            },
+        )
+
+    def elements(self) -> dict[str, dict[str, str]]:
+        """As `nft` prints them."""
+        endpoints: dict[str, str] = {}
+        endpoints_at: dict[str, str] = {}
+        for (address, protocol, port), (to, to_port) in self.host_endpoints.items():
+            if address is None:
+                endpoints[f"{protocol} . {port}"] = f"{to} . {to_port}"
+            else:
+                endpoints_at[f"{address} . {protocol} . {port}"] = f"{to} . {to_port}"
+        return {
+            "node-ports": {f"{protocol} . {port}": "" for protocol, port in self.node_ports},
+            "own-addresses": {f"{a} . {p} . {n}": str(to) for (a, p, n), to in self.own.items()},
+            "external-ports": {f"{a} . {p} . {n}": "" for a, p, n in self.external},
+            "host-endpoints": endpoints,
+            "host-endpoints-at": endpoints_at,
+        }
+
+    @classmethod
+    def read(cls, elements: "_Elements") -> Self:
+        """The inverse of `elements`."""
+        endpoints: dict[tuple[IPv4Address | None, int, int], tuple[IPv4Address, int]] = {}
+        for key, value in elements["host-endpoints"].items():
+            endpoints[None, *_node_port(key)] = _address_and_port(value)
+        for key, value in elements["host-endpoints-at"].items():
+            endpoints[_address_port(key)] = _address_and_port(value)
+        return cls(
+            {_node_port(key) for key in elements["node-ports"]},
+            {_address_port(k): IPv4Address(v) for k, v in elements["own-addresses"].items()},
+            {_address_port(key) for key in elements["external-ports"]},
+            endpoints,
+        )
 
 
 class HostTable:
@@ -44,40 +117,27 @@ class HostTable:
         self._leases = leases
         self._sysctls = sysctls
         self._ranges: tuple[IPv4Network, IPv4Network] | None = None
-        self._wanted: AbstractSet[NodePort] | None = None
-        self._own: Mapping[OwnPort, IPv4Address] = {}
+        self._wanted: ServicePorts | None = None
         self._busy: AbstractSet[NodePort] = frozenset()
-        self._node_ports: AbstractSet[NodePort] = frozenset()
-        self._own_ports: AbstractSet[OwnPort] = frozenset()
+        self._served = ServicePorts()
         self._lock = asyncio.Lock()
 
     @property
-    def node_ports(self) -> AbstractSet[NodePort]:
-        """Those that are translated, as `converge` left them."""
-        return self._node_ports
-
-    @property
-    def own_ports(self) -> AbstractSet[OwnPort]:
-        """The same of ports that Services have at single addresses."""
-        return self._own_ports
+    def served(self) -> ServicePorts:
+        """What is in the table, as `converge` left it."""
+        return self._served
 
     def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
         """Say what the node's ranges are; from here on there is a table to `converge`."""
         self._ranges = pod_cidr, pod_range
 
-    def want(
-        self,
-        node_ports: AbstractSet[NodePort],
-        own: Mapping[OwnPort, IPv4Address],
-        busy: AbstractSet[NodePort],
-    ) -> None:
-        """Say which NodePorts there are, and on which ports a process of the host is.
+    def want(self, ports: ServicePorts, busy: AbstractSet[NodePort]) -> None:
+        """Set what Services have here, and which ports processes of the host hold (`busy`).
 
-        `own` has what Services have at single addresses, and what to translate these to. A port
-        belongs to who was there first. Before it is said which there are, none is added or taken
-        away.
+        A port belongs to who had it first. Before the first call, `converge` adds and removes none
+        of what Services have.
         """
-        self._wanted, self._own, self._busy = node_ports, own, busy
+        self._wanted, self._busy = ports, busy
 
     async def converge(self) -> None:
         """Make the table so, by one transaction; what is so already is left alone.
@@ -88,18 +148,12 @@ class HostTable:
             if self._ranges is None:
                 return
             found = await nft.listed("ip")
-            before = _elements(found)
-            there = {_node_port(key) for key in before["node-ports"]}
-            own_there = {_own_port(k): IPv4Address(v) for k, v in before["own-addresses"].items()}
-            node_ports, own = there, own_there
+            # Sets may be large.
+            before = await asyncio.to_thread(_elements, found)
+            served = there = ServicePorts.read(before)
             if self._wanted is not None:
-                node_ports = {*self._wanted} - (self._busy - there)
-                own = {
-                    at: stand_in
-                    for at, stand_in in self._own.items()
-                    if at in own_there or at[1:] not in self._busy
-                }
-            after = _wanted_elements(node_ports, own, _host_ports(self._leases.all()))
+                served = self._wanted.without(self._busy, there)
+            after = {**served.elements(), **_host_port_elements(self._leases.all())}
             skeleton = _skeleton(*self._ranges)
             if _ELEMENTS.sub("", found).split() == skeleton.split():
                 change = _difference(before, after)
@@ -108,7 +162,7 @@ class HostTable:
                 change = anew + _difference({name: {} for name in _SETS}, after)
             if change:
                 await nft.apply(change)
-            self._node_ports, self._own_ports = node_ports, own.keys()
+            self._served = served
             # Only now, when pods' packets to loopback addresses are dropped before.
             localnet = any(after[name] for name in ("host-ports", "host-ports-at"))
             self._sysctls.write(f"ipv4/conf/{GATEWAY_PORT}/route_localnet", str(int(localnet)))
@@ -117,11 +171,10 @@ class HostTable:
     async def missing(self, lease: Lease) -> list[str]:
         """Which host ports of an attachment are not translated, in words. Raises `NftError`."""
         found = _elements(await nft.listed("ip"))
-        wanted = _wanted_elements((), {}, _host_ports([lease]))
         return [
             f"the host does not send {key.replace(' . ', ' ')} to {value.replace(' . ', ' ')}"
-            for name in _SETS
-            for key, value in wanted[name].items()
+            for name, elements in _host_port_elements([lease]).items()
+            for key, value in elements.items()
             if found[name].get(key) != value
         ]
 
@@ -145,21 +198,15 @@ def _host_ports(leases: Iterable[Lease]) -> dict[HostPort, IPv4Address]:
     return dict(claims.values())
 
 
-def _wanted_elements(
-    node_ports: Iterable[NodePort],
-    own: Mapping[OwnPort, IPv4Address],
-    host_ports: Mapping[HostPort, IPv4Address],
-) -> _Elements:
+def _host_port_elements(leases: Iterable[Lease]) -> _Elements:
     anywhere, at = {}, {}
-    for port, address in host_ports.items():
+    for port, address in _host_ports(leases).items():
         key, value = f"{port.protocol} . {port.port}", f"{address} . {port.container_port}"
         if port.address is None:
             anywhere[key] = value
         else:
             at[f"{port.address} . {key}"] = value
-    plain = {f"{protocol} . {port}": "" for protocol, port in node_ports}
-    own_elements = {f"{a} . {p} . {n}": str(stand_in) for (a, p, n), stand_in in own.items()}
-    return dict(zip(_SETS, (plain, own_elements, anywhere, at), strict=True))
+    return {"host-ports": anywhere, "host-ports-at": at}
 
 
 def _elements(listed: str) -> _Elements:
@@ -176,9 +223,14 @@ def _node_port(key: str) -> NodePort:
     return int(protocol), int(port)
 
 
-def _own_port(key: str) -> OwnPort:
+def _address_port(key: str) -> AddressPort:
     address, _, rest = key.partition(" . ")
     return IPv4Address(address), *_node_port(rest)
+
+
+def _address_and_port(value: str) -> tuple[IPv4Address, int]:
+    address, _, port = value.partition(" . ")
+    return IPv4Address(address), int(port)
 
 
 def _difference(before: _Elements, after: _Elements) -> str:
@@ -197,9 +249,9 @@ def _difference(before: _Elements, after: _Elements) -> str:
 
 
 def _changed_udp(before: _Elements, after: _Elements) -> set[int]:
-    """The UDP ports that lead elsewhere now."""
+    """The UDP ports of which the host translates connections differently now."""
     changed = set()
-    for name in _SETS:
+    for name in _TRANSLATING_SETS:
         for key, _ in before[name].items() ^ after[name].items():
             *_, protocol, port = key.split(" . ")
             if protocol == "17":
@@ -208,20 +260,33 @@ def _changed_udp(before: _Elements, after: _Elements) -> set[int]:
 
 
 def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
-    # As nft 1.0.6 prints it: what another version prints differently is set anew each time.
+    # As nft 1.0.6 prints it. Where another version prints it differently, it is set up again each
+    # time.
     #
-    # gateway, forward: what the switch hands back, because no endpoint is there, would go into it
-    # again, and is refused. Conntrack does not look at it: so the answer is one to the packet that
-    # went in before, and is translated like it. It is refused as late as that because an ICMP
-    # error to the host itself finds no way out of an earlier hook.
-    # With route_localnet pods could reach what listens on the host's loopback addresses.
+    # gateway, forward: the switch returns packets to Services without endpoints. They would go
+    # into the switch again, so the host refuses them. They are not tracked: so the refusal belongs
+    # to the connection of the packet that went in first, and is translated like it. The refusal
+    # comes as late as `forward`, because an ICMP error to the host itself finds no way out of an
+    # earlier hook. With route_localnet, pods could reach what listens on loopback addresses.
+    #
+    # mark-received, mark-sent: a Service has single ports of an external address. Marked packets
+    # go into the switch (`routes`), with ICMP errors about their connections; all others go where
+    # the host's other routes lead.
+    #
+    # input: a pod must not teach the host's routing table anything (path MTU, redirects).
+    #
+    # forward: what conntrack does not know is not translated, and would leave the cluster with a
+    # pod's address as its source.
     #
     # translations: a process's connection to a loopback address is left alone, except to a
-    # hostPort. The switch itself translates its pods' connections to NodePorts, and to addresses
-    # that Services name: an own address that one names goes before NodePorts.
+    # hostPort. The switch itself translates its pods' connections to NodePorts and to addresses
+    # that Services name. A Service's port at an own address goes before NodePorts.
     #
-    # postrouting: what a pod's own node translates back into the switch comes back by the host
-    # only if the host has sent it.
+    # prerouting: first what the host's own stack serves to clients outside (`host_endpoints`).
+    #
+    # postrouting: what a pod's own node translates back into the switch comes back through the
+    # host only if the host has sent it. Other nodes' switches take only addresses of this node's
+    # podCIDR from the tunnel.
     return f"""
 table ip {nft.TABLE} {{
     set node-ports {{
@@ -230,6 +295,18 @@ table ip {nft.TABLE} {{
 
     map own-addresses {{
         type ipv4_addr . inet_proto . inet_service : ipv4_addr
+    }}
+
+    set external-ports {{
+        type ipv4_addr . inet_proto . inet_service
+    }}
+
+    map host-endpoints {{
+        type inet_proto . inet_service : ipv4_addr . inet_service
+    }}
+
+    map host-endpoints-at {{
+        type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
     }}
 
     map host-ports {{
@@ -245,12 +322,34 @@ table ip {nft.TABLE} {{
         iifname != "{GATEWAY_PORT}" accept
         ip saddr 127.0.0.0/8 counter drop
         ip daddr 127.0.0.0/8 counter drop
+        ip daddr . meta l4proto . th dport @external-ports notrack
         fib daddr oifname "{GATEWAY_PORT}" notrack
+    }}
+
+    chain mark-received {{
+        type filter hook prerouting priority mangle + 5; policy accept;
+        ip daddr . meta l4proto . th dport @external-ports \
+{_MARK} ct mark set ct mark | {_BIT}
+        ct state related ct mark & {_BIT} == {_BIT} {_MARK}
+    }}
+
+    chain mark-sent {{
+        type route hook output priority mangle + 5; policy accept;
+        ip daddr . meta l4proto . th dport @external-ports \
+{_MARK} ct mark set ct mark | {_BIT}
+    }}
+
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        iifname "{GATEWAY_PORT}" icmp type {{ {_ICMP_ERRORS} }} ct state invalid,untracked \
+counter drop comment "ICMP errors about no connection"
     }}
 
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname != "{GATEWAY_PORT}" accept
+        oifname != "{GATEWAY_PORT}" ip saddr {pod_cidr} ct state invalid,untracked \
+counter drop comment "from pods, not to be translated"
         oifname != "{GATEWAY_PORT}" accept
         ct state untracked meta l4proto 6 counter reject with tcp reset
         ct state untracked counter reject
@@ -267,6 +366,10 @@ dnat to {NODE_PORT_ADDRESS}
 
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
+        iifname != "{GATEWAY_PORT}" \
+dnat ip to ip daddr . meta l4proto . th dport map @host-endpoints-at
+        iifname != "{GATEWAY_PORT}" fib daddr type local \
+dnat ip to meta l4proto . th dport map @host-endpoints
         fib daddr type local jump translations
     }}
 
@@ -281,6 +384,9 @@ dnat to {NODE_PORT_ADDRESS}
 counter masquerade comment "from pods to the world outside"
         ip saddr {HAIRPIN_ADDRESS} oifname != "{GATEWAY_PORT}" \
 counter masquerade comment "from Services to the world outside"
+        ip saddr != {gateway_address(pod_cidr)} ip daddr {pod_range} ip daddr != {pod_cidr} \
+oifname "{GATEWAY_PORT}" fib saddr type local \
+counter masquerade comment "from the host's other addresses to other nodes' pods"
         ct status dnat oifname "{GATEWAY_PORT}" ip saddr 127.0.0.0/8 \
 counter masquerade comment "from the host to its own hostPorts"
         ct status dnat oifname "{GATEWAY_PORT}" ip saddr {pod_cidr} \

@@ -17,11 +17,13 @@ from pyroute2.netlink import (
 )
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg, nftsocket
 
+from node_agent.faults import NodeFault
+
 TABLE: Final = "sluice"
 """Of each family: the names of others' tables are not ours to touch."""
 
 
-class NftError(Exception):
+class NftError(NodeFault):
     """nft refused a transaction."""
 
 

@@ -202,7 +202,10 @@ class Node:
 
     async def _converge(self, config: NodeConfig) -> bool:
         try:
-            mtu = host.pod_mtu(await host.check(self._netlink, config), config)
+            uplink = await host.check(self._netlink, config)
+            mtu = host.pod_mtu(uplink.mtu, config)
+            if uplink.problems and not self._was_ready:
+                raise host.HostError(uplink.problems[0])  # noqa: TRY301
             await asyncio.to_thread(self._leases.use, config.pod_cidr)
             change = bridge.converge(self._agent, config, mtu)
             if await self._ovsdb.transact(change):

@@ -4,8 +4,9 @@ The controller says which; a copy on disk says it after a reboot, with the contr
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
+from itertools import islice
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -14,12 +15,23 @@ import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows.features.protocols import LAYER_4_NAMES
-from node_agent import host, host_ports, install, nft
+from node_agent import host_ports, install, routes
 from node_agent.controller_link import Refused, Unreachable, services
+from node_agent.faults import NodeFault
 from node_agent.health_checks import HealthChecks
-from node_agent.host_table import HostTable, NodePort, OwnPort
+from node_agent.host import find_gateway
+from node_agent.host_table import HostTable, NodePort, ServicePorts
+from node_agent.protected import Protected
+from node_agent.routes import External
 from settings import Agent
-from wire.documents import MAX_SERVICES, NodeConfig, NodeServices, decode_services, encode
+from wire.documents import (
+    MAX_EXTERNAL_PORTS,
+    MAX_SERVICES,
+    NodeConfig,
+    NodeServices,
+    decode_services,
+    encode,
+)
 
 LOOK: Final = 10.0
 """Seconds between two looks at which ports the host's processes hold."""
@@ -46,7 +58,9 @@ class Services:
         self._done: object = None
         """What `_look` has made so, and need not again."""
         self._problem = ""
-        self._left_out: set[IPv4Address] = set()
+        self._protected = Protected(agent.controllers)
+        self._left_out: dict[IPv4Address, str] = {}
+        """Addresses of Services that this host needs itself, and what for."""
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._unanswered: dict[str, str] = {}
@@ -67,24 +81,42 @@ class Services:
                 )
         for service, sentence in self._unanswered.items():
             found.setdefault(service, []).append(sentence)
-        return {name: "; ".join(found[name]) for name in sorted(found)[:MAX_SERVICES]}
+        for address, _, _, service in self._external_ports():
+            if (why := self._left_out.get(address)) is not None:
+                found.setdefault(service, []).append(f"{address} is not served: it is {why}")
+        return {
+            name: "; ".join(dict.fromkeys(found[name])) for name in sorted(found)[:MAX_SERVICES]
+        }
+
+    def _external_ports(self) -> Iterator[tuple[IPv4Address, int, int, str]]:
+        """Address, protocol, port and Service of what is not at an address of this host."""
+        if self._wanted is None:
+            return
+        own = {at[:3] for at in self._wanted.own_addresses}
+        every = (
+            (address, protocol, port, service)
+            for addresses, ports, service in self._wanted.external_ports
+            for address in addresses
+            for protocol, port in ports
+        )
+        yield from (at for at in islice(every, MAX_EXTERNAL_PORTS) if at[:3] not in own)
 
     def _ports(self) -> Iterator[tuple[str, NodePort, str, bool]]:
         """Each in words, which it is, whose, and whether it is translated."""
         wanted = self._wanted
         for protocol, port, service in wanted.node_ports if wanted else ():
             what = f"NodePort {port}/{_named(protocol)}"
-            is_served = (protocol, port) in self._table.node_ports
+            is_served = (protocol, port) in self._table.served.node_ports
             yield what, (protocol, port), service, is_served
         for address, protocol, port, _, service in wanted.own_addresses if wanted else ():
             what = f"port {port}/{_named(protocol)} of {address}"
-            is_served = (address, protocol, port) in self._table.own_ports
+            is_served = (address, protocol, port) in self._table.served.own
             yield what, (protocol, port), service, is_served
 
     async def converge(self, config: NodeConfig) -> None:
-        """Make routes and translations so, whatever happened to them.
+        """Restore routes and translations, whatever happened to them.
 
-        Raises what `host.set_up_routes` and `HostTable.converge` raise.
+        Raises `NodeFault`, `NetlinkError` and `OSError`.
         """
         async with self._lock:
             self._config, self._done = config, None
@@ -128,42 +160,76 @@ class Services:
         try:
             async with self._lock:
                 await self._look()
-        except (host.HostError, nft.NftError, NetlinkError, OSError) as error:
+        except (NodeFault, NetlinkError, OSError) as error:
             if str(error) != self._problem:
-                log.warning("Services are not served as they should be", reason=str(error))
+                log.warning("Services are not fully served", reason=str(error))
             self._problem = str(error)
             return False
         self._problem = ""
         return True
 
     async def _look(self) -> None:
-        """Do what is new since the last time."""
+        """Apply what has changed since the last time."""
         config, wanted = self._config, self._wanted
         if config is None:
             return
-        node_ports: set[NodePort] = set()
-        own: dict[OwnPort, IPv4Address] = {}
+        ports, external = ServicePorts(), None
+        left_out = await self._leave_out(wanted)
         if wanted is not None:
-            node_ports = {(protocol, port) for protocol, port, _ in wanted.node_ports}
-            own = {(a, p, n): stand_in for a, p, n, stand_in, _ in wanted.own_addresses}
-            ports = node_ports | {(protocol, port) for _, protocol, port in own}
-            self._busy = await asyncio.to_thread(host_ports.held, ports)
-        external = None if wanted is None else wanted.external_addresses
-        todo = config, node_ports, own, self._busy.keys(), external
+            ports = self._service_ports(wanted, left_out)
+            could_be_busy = {
+                *ports.node_ports,
+                *(at[1:] for at in (*ports.own, *ports.host_endpoints)),
+            }
+            self._busy = await asyncio.to_thread(host_ports.held, could_be_busy)
+            by_port = {address for addresses, *_ in wanted.external_ports for address in addresses}
+            whole = set(wanted.external_addresses) - by_port - left_out.keys()
+            external = External(
+                frozenset(whole), frozenset(address for address, *_ in ports.external)
+            )
+        todo = config, ports, set(self._busy), external
         if todo == self._done:
             return
-        left_out = await host.set_up_routes(self._netlink, config, external)
-        if left_out - self._left_out:
-            # Which Service's, the controller has not said.
-            titles = ", ".join(map(str, sorted(left_out)))
-            log.warning("addresses of Services that this host needs itself", addresses=titles)
-        self._left_out = left_out
+        gateway = await find_gateway(self._netlink)
+        await routes.set_up(self._netlink, gateway, config, external, left_out)
         self._table.use(config.pod_cidr, config.pod_range)
         if wanted is not None:
-            self._table.want(node_ports, own, set(self._busy))
+            self._table.want(ports, set(self._busy))
         await self._table.converge()
-        self._done = config, node_ports, own, set(self._busy), external
-        log.debug("Services served", nodePorts=len(node_ports), busy=len(self._busy))
+        self._done = todo
+        log.debug("Services served", nodePorts=len(ports.node_ports), busy=len(self._busy))
+
+    def _service_ports(
+        self, wanted: NodeServices, left_out: Mapping[IPv4Address, str]
+    ) -> ServicePorts:
+        own = {(a, p, n): stand_in for a, p, n, stand_in, _ in wanted.own_addresses}
+        return ServicePorts(
+            {(protocol, port) for protocol, port, _ in wanted.node_ports},
+            own,
+            {at[:3] for at in self._external_ports() if at[0] not in left_out},
+            {
+                (address, protocol, port): (to, to_port)
+                for address, protocol, port, to, to_port, _ in wanted.host_endpoints
+                if address not in left_out or (address, protocol, port) in own
+            },
+        )
+
+    async def _leave_out(self, wanted: NodeServices | None) -> dict[IPv4Address, str]:
+        """The addresses that no Service may take here, and what each one is.
+
+        Not even looked for where no Service names an external address.
+        """
+        if wanted is None:
+            return await self._protected.addresses(self._netlink)
+        named = {*wanted.external_addresses, *(at[0] for at in self._external_ports())}
+        if not named:
+            return {}
+        protected = await self._protected.addresses(self._netlink, wanted.protected_addresses)
+        found = {address: protected[address] for address in named & protected.keys()}
+        for address in found.keys() - self._left_out.keys():
+            log.warning("address of a Service left out", address=str(address), why=found[address])
+        self._left_out = found
+        return found
 
 
 def _named(protocol: int) -> str:
@@ -189,10 +255,14 @@ def _both(old: NodeServices | None, new: NodeServices) -> NodeServices:
     node_ports = {(p, n): (p, n, s) for p, n, s in (*old.node_ports, *new.node_ports)}
     health_checks = {p: (p, s, n) for p, s, n in (*old.health_checks, *new.health_checks)}
     own = {each[:3]: each for each in (*old.own_addresses, *new.own_addresses)}
+    endpoints = {each[:3]: each for each in (*old.host_endpoints, *new.host_endpoints)}
     return msgspec.structs.replace(
         new,
         node_ports=tuple(node_ports.values()),
         external_addresses=tuple({*old.external_addresses, *new.external_addresses}),
         health_checks=tuple(health_checks.values()),
         own_addresses=tuple(own.values()),
+        external_ports=tuple(dict.fromkeys((*old.external_ports, *new.external_ports))),
+        host_endpoints=tuple(endpoints.values()),
+        protected_addresses=tuple({*old.protected_addresses, *new.protected_addresses}),
     )

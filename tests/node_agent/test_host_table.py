@@ -22,12 +22,15 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from flows import names
-from node_agent import host, nft
+from node_agent import host, nft, routes
 from node_agent.cni_call import HostPort, Pod
-from node_agent.host_table import HostTable
+from node_agent.host_table import HostTable, ServicePorts
 from node_agent.leases import Leases
+from node_agent.protected import Protected
+from node_agent.routes import External
 from node_agent.sysctl import Sysctls
 from tests.namespaces import inside
+from tests.waiting import wait_until
 
 from .conftest import CONFIG, needs_root, run
 
@@ -98,26 +101,34 @@ class World:
     def on_host(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         return inside(self.host, lambda: asyncio.run(function()))
 
-    def set_up(self, *external: str) -> set[IPv4Address]:
-        async def steps() -> set[IPv4Address]:
+    def set_up(self, *whole: str, by_port: tuple[str, ...] = ()) -> None:
+        """The gateway, routes to external addresses, and the table."""
+
+        async def steps() -> None:
             sysctls = Sysctls(Path("/proc/sys/net"), self.home / "found")
             async with AsyncIPRoute() as netlink:
                 await host.set_up_gateway(netlink, sysctls, CONFIG, 1450)
-                addresses = [IPv4Address(address) for address in external]
-                left_out = await host.set_up_routes(netlink, CONFIG, addresses)
+                gateway = await host.find_gateway(netlink)
+                external = External(
+                    frozenset(map(IPv4Address, whole)), frozenset(map(IPv4Address, by_port))
+                )
+                await routes.set_up(netlink, gateway, CONFIG, external)
             await self.table.converge()
-            return left_out
 
-        return set(self.on_host(steps))
+        self.on_host(steps)
 
     def want(
         self,
         *ports: tuple[int, int],
         own: Mapping[tuple[str, int, int], str] | None = None,
         busy: tuple[tuple[int, int], ...] = (),
+        external: tuple[tuple[str, int, int], ...] = (),
+        host_endpoints: Any = None,
     ) -> None:
         own_ports = {(IPv4Address(a), p, n): IPv4Address(v) for (a, p, n), v in (own or {}).items()}
-        self.table.want(set(ports), own_ports, set(busy))
+        external_ports = {(IPv4Address(a), p, n) for a, p, n in external}
+        wanted = ServicePorts(set(ports), own_ports, external_ports, host_endpoints or {})
+        self.table.want(wanted, set(busy))
         self.on_host(self.table.converge)
 
     def add_pod(self, name: str, *ports: HostPort) -> str:
@@ -367,7 +378,7 @@ def test_what_is_so_is_left_and_what_changes_is_an_element(world: World) -> None
     after = world.rules()
     assert handles(after) == handles(before)
     assert "udp . 53" in after
-    assert world.table.node_ports == {*ports, (UDP, 53)}
+    assert world.table.served.node_ports == {*ports, (UDP, 53)}
     # With what is in it, as one: somebody took a rule away.
     run("ip", "netns", "exec", world.host, "nft", "flush", "chain", "ip", "sluice", "prerouting")
     world.on_host(world.table.converge)
@@ -393,40 +404,221 @@ def test_before_anybody_says_which_node_ports_there_are_they_stay(world: World) 
 def test_a_port_is_whose_it_was_first(world: World) -> None:
     world.set_up()
     world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30080),))
-    assert world.table.node_ports == {(TCP, 30081)}
+    assert world.table.served.node_ports == {(TCP, 30081)}
     world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
-    assert world.table.node_ports == {(TCP, 30080), (TCP, 30081)}
+    assert world.table.served.node_ports == {(TCP, 30080), (TCP, 30081)}
     world.want((TCP, 30080), busy=((TCP, 30081),))
     world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
-    assert world.table.node_ports == {(TCP, 30080)}
+    assert world.table.served.node_ports == {(TCP, 30080)}
     own = {(HOST, TCP, 80): STAND_INS[0], (HOST, TCP, 22): STAND_INS[0]}
     world.want(own=own, busy=((TCP, 22),))
-    assert world.table.own_ports == {(IPv4Address(HOST), TCP, 80)}
+    assert world.table.served.own.keys() == {(IPv4Address(HOST), TCP, 80)}
     assert f"{HOST} . tcp . 22" not in world.rules()
     world.want(own=own, busy=((TCP, 80),))
-    assert {port for _, _, port in world.table.own_ports} == {22, 80}
+    assert {port for _, _, port in world.table.served.own} == {22, 80}
 
 
 def test_routes_come_and_go_and_the_hosts_own_stay(world: World) -> None:
     world.ip(world.host, f"route add default via {CLIENT}")
     fixed = {"10.99.0.0/16", "10.98.0.0/16", "169.254.1.2/31", "169.254.1.16/28"}
-    assert world.set_up("198.51.100.7", "198.51.100.8", HOST, CLIENT) == {
-        IPv4Address(HOST), IPv4Address(CLIENT)
-    }  # fmt: skip
+    world.set_up("198.51.100.7", "198.51.100.8")
     assert world.routes() == {*fixed, "198.51.100.7", "198.51.100.8"}
     # Set down, an interface loses its routes; and one of somebody else's.
     world.ip(world.host, f"link set {names.GATEWAY_PORT} down")
     world.ip(world.host, f"link set {names.GATEWAY_PORT} up")
     world.ip(world.host, f"route add 203.0.113.0/24 dev {names.GATEWAY_PORT}")
-    world.set_up("198.51.100.8")
-    assert world.routes() == {*fixed, "198.51.100.8"}
+    world.set_up("198.51.100.8", "198.51.100.9")
+    assert world.routes() == {*fixed, "198.51.100.8", "198.51.100.9"}
 
-    async def nobody_knows() -> set[IPv4Address]:
+    async def nobody_knows() -> None:
         async with AsyncIPRoute() as netlink:
-            # Nor does the node's own check take these for another's.
+            # The node's own check does not take ours for another's.
             config = msgspec.structs.replace(CONFIG, address=IPv4Address(HOST))
-            await host.check(netlink, config)
-            return await host.set_up_routes(netlink, CONFIG, None)
+            assert (await host.check(netlink, config)).problems == ()
+            gateway = await host.find_gateway(netlink)
+            await routes.set_up(netlink, gateway, CONFIG, None, {IPv4Address("198.51.100.9")})
 
-    assert world.on_host(nobody_knows) == set()
-    assert world.routes() == {*fixed, "198.51.100.8"}
+    world.on_host(nobody_knows)
+    assert world.routes() == {*fixed, "198.51.100.8"}, "a protected address is always given up"
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_only_ports_of_a_service_are_taken_of_an_external_address(
+    world: World, protocol: int
+) -> None:
+    """Everything else goes where it went before: from outside, from the host and from pods."""
+    external, far = "198.51.100.7", "198.51.100.0/24"
+    # The address is that of a machine behind the client.
+    world.ip(world.client, f"addr add {external}/32 dev lo", f"route del {far}")
+    world.ip(world.host, f"route add {far} via {CLIENT}")
+    world.ip(world.pods, f"addr add {external}/32 dev gw")
+    world.set_up(by_port=(external,))
+    world.want(external=((external, protocol, 80),))
+    with world.server(80, protocol), world.server(81, protocol, world.client):
+        assert world.ask(world.host, external, 80, protocol) == f"{external} 80 {HOST}"
+        assert world.ask(world.host, external, 81, protocol) == f"{external} 81 {HOST}"
+        world.ip(world.pods, f"addr del {external}/32 dev gw")
+        # The switch lets it out again, or sends it back because there is no endpoint.
+        assert world.ask(world.pods, external, 81, protocol, POD) == f"{external} 81 {HOST}"
+        assert world.refused(world.host, external, 80, protocol)
+        # Without the Service, nothing of it is left.
+        world.want()
+        world.set_up()
+        with world.server(80, protocol, world.client):
+            assert world.ask(world.host, external, 80, protocol) == f"{external} 80 {HOST}"
+    rules = run("ip", "-n", world.host, "rule")
+    assert str(routes.TABLE) not in rules
+    assert run("ip", "-n", world.host, "route", "show", "table", "all").count(external) == 0
+
+
+def test_a_client_outside_reaches_a_service_by_an_external_address(world: World) -> None:
+    external = "198.51.100.7"
+    world.ip(world.pods, f"addr add {external}/32 dev gw")
+    world.set_up(by_port=(external,))
+    world.want(external=((external, TCP, 80),))
+    with world.server(80), world.server(81):
+        assert world.ask(world.client, external, 80) == f"{external} 80 {CLIENT}"
+        # No route leads to the address but ours, so the host can use no other port of it.
+        assert world.ask(world.host, external, 80) == f"{external} 80 {GATEWAY}"
+
+
+def test_an_endpoint_on_the_host_sees_the_clients_address(world: World) -> None:
+    """`externalTrafficPolicy: Local`, and the only endpoint here is the host's own stack."""
+    external = "198.51.100.7"
+    world.set_up(by_port=(external,))
+    to = IPv4Address(HOST), 9090
+    at = {(None, TCP, 30080): to, (IPv4Address(external), TCP, 80): to}
+    world.want((TCP, 30080), external=((external, TCP, 80),), host_endpoints=at)
+    with world.server(9090, where=world.host), world.server(30080):
+        for address, port in ((HOST, 30080), (external, 80)):
+            assert world.ask(world.client, address, port) == f"{HOST} 9090 {CLIENT}"
+        # The host's own connections are the switch's, as before.
+        assert world.ask(world.host, HOST, 30080) == f"{NODE_PORT} 30080 {HOST}"
+
+
+def test_a_path_mtu_for_an_external_address_reaches_the_switch(world: World) -> None:
+    """An ICMP error of a router outside about an answer of the Service."""
+    external = "198.51.100.7"
+    world.ip(world.pods, f"addr add {external}/32 dev gw")
+    world.set_up(by_port=(external,))
+    world.want(external=((external, UDP, 80),))
+    with world.server(80, UDP), inside(world.client, lambda: _socket(UDP, (CLIENT, 5000))) as one:
+        one.settimeout(2)
+        one.connect((external, 80))
+        one.send(b"?")
+        assert one.recv(100)
+        datagram = struct.pack("!BBHHHBBH4s4sHHHH", 0x45, 0, 1028, 1, 0x4000, 64, UDP, 0,
+                               socket.inet_aton(external), socket.inet_aton(CLIENT),
+                               80, 5000, 1008, 0)  # fmt: skip
+        error = _icmp(3, 4, struct.pack("!HH", 0, 600) + datagram)
+
+        def send() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+                raw.sendto(error, (external, 0))
+
+        with inside(world.pods, _listen_to_icmp) as heard:
+            heard.settimeout(5)
+            inside(world.client, send)
+            packet = heard.recv(1000)
+            assert packet[12:20] == socket.inet_aton(CLIENT) + socket.inet_aton(external)
+
+
+def _listen_to_icmp() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+
+
+def test_a_route_exception_is_not_taken_for_a_route(world: World) -> None:
+    """A pod pings the host, and tells it of a smaller path MTU."""
+    world.set_up()
+    inside(world.pods, lambda: _forge_path_mtu(POD, GATEWAY))
+    assert "cache" in run("ip", "-n", world.host, "route", "get", POD, "from", GATEWAY)
+    exceptions = run("ip", "-n", world.host, "route", "show", "cache")
+    assert POD in exceptions
+    world.set_up()
+    world.set_up("198.51.100.8")
+    assert "198.51.100.8" in world.routes()
+    found = world.on_host(lambda: _protected(("172.30.9.9",)))
+    assert found[IPv4Address("172.30.9.9")] == "a Sluice controller"
+    assert IPv4Address(POD) not in found
+
+
+def _forge_path_mtu(source: str, target: str) -> None:
+    """An ICMP echo, and an ICMP error about the answer to it (RFC 792, RFC 1191)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.bind((source, 0))
+        raw.settimeout(2)
+        raw.sendto(_icmp(8, 0, struct.pack("!HH", 7, 1)), (target, 0))
+        answer = b""
+        while answer[20:21] != b"\0":
+            answer, _ = raw.recvfrom(1000)
+        raw.sendto(_icmp(3, 4, struct.pack("!HH", 0, 600) + answer[:28]), (target, 0))
+
+
+def _icmp(kind: int, code: int, rest: bytes) -> bytes:
+    message = struct.pack("!BBH", kind, code, 0) + rest
+    words = struct.unpack(f"!{len(message) // 2}H", message)
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~(total + (total >> 16)) & 0xFFFF
+    return struct.pack("!BBH", kind, code, checksum) + rest
+
+
+async def _protected(controllers: tuple[str, ...]) -> dict[IPv4Address, str]:
+    async with AsyncIPRoute() as netlink:
+        return await Protected(controllers).addresses(netlink)
+
+
+def test_icmp_errors_of_pods_about_no_connection_are_dropped(world: World) -> None:
+    world.set_up()
+    inner = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, 0,
+                        socket.inet_aton(HOST), socket.inet_aton("203.0.113.9"))  # fmt: skip
+    error = _icmp(3, 4, struct.pack("!HH", 0, 600) + inner + struct.pack("!HHI", 443, 5000, 9))
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+            raw.bind((POD, 0))
+            raw.sendto(error, (GATEWAY, 0))
+
+    inside(world.pods, send)
+    dropped = 'counter packets 1 bytes 56 drop comment "ICMP errors about no connection"'
+    wait_until(lambda: dropped in world.rules(), seconds=5)
+    assert "203.0.113.9" not in run("ip", "-n", world.host, "route", "show", "cache")
+
+
+def test_a_process_bound_to_the_nodes_address_reaches_pods_of_other_nodes(world: World) -> None:
+    """Other nodes' switches take only addresses of this node's podCIDR from a tunnel."""
+    world.set_up()
+    far = "10.99.2.5"
+    world.ip(world.pods, f"addr add {far}/32 dev gw")
+    with world.server(80), world.server(53, UDP):
+        for protocol, port in ((TCP, 80), (UDP, 53)):
+            assert world.ask(world.host, far, port, protocol, HOST) == f"{far} {port} {GATEWAY}"
+            # A pod of this node sees who asks.
+            assert world.ask(world.host, POD, port, protocol, HOST) == f"{POD} {port} {HOST}"
+
+
+def test_what_conntrack_does_not_know_does_not_leave_with_a_pods_address(world: World) -> None:
+    world.set_up()
+
+    def listen() -> socket.socket:
+        return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+
+    with inside(world.client, listen) as heard:
+        # The answer to nothing: conntrack calls it invalid, and it is not translated.
+        segment = struct.pack("!HHIIBBHHH", 80, 5000, 1, 1, 0x50, 0x12, 1000, 0, 0)
+
+        def send() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_RAW, TCP) as raw:
+                raw.bind((POD, 0))
+                raw.sendto(segment, (CLIENT, 0))
+
+        inside(world.pods, send)
+        wait_until(
+            lambda: 'counter packets 1 bytes 40 drop comment "from pods' in world.rules(), seconds=5
+        )
+        heard.setblocking(False)
+        sources = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sources.add(socket.inet_ntoa(heard.recv(100)[12:16]))
+        assert POD not in sources
