@@ -263,7 +263,7 @@ class ScratchNode:
 
     def start_vswitchd(self) -> None:
         self.vswitchd = self._start(
-            "ovs-vswitchd", f"unix:{self.home}/db.sock", f"--unixctl={self.home}/vswitchd.ctl",
+            "ovs-vswitchd", f"unix:{self.home}/db.sock", f"--pidfile={self.home}/ovs-vswitchd.pid",
             f"--log-file={self.home}/vswitchd.log", "-vconsole:off", "--no-chdir",
             env={**os.environ, "OVS_RUNDIR": str(self.home)},
         )  # fmt: skip
