@@ -28,7 +28,7 @@ class Inventory:
         self._problems: dict[str, str] = {}
         self._news: dict[str, str] = {}
         self.nodes: Final = Nodes(cluster, reserved, self._note)
-        self.pods: Final = Pods()
+        self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = Services(cluster, self._note)
         self.nodes.followers.append(self._services_follow_nodes)

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from controller.inventory.kind import Note
 from controller.inventory.nodes import Nodes
-from controller.inventory.pods import Pods, owns_ports, prefixes
+from controller.inventory.pods import Pods, port_prefixes
 from controller.sources.objects import PodObject
 from flows import names
 from flows.view import Attachment, Key, Node
@@ -20,6 +20,13 @@ ATTACHMENT_OFPORTS: Final = range(names.FIRST_ATTACHMENT_OFPORT, names.LAST_ATTA
 MAX_CLAIMANTS: Final = 8
 """Ports that may claim one address or ofport. A sandbox that replaces another one makes two. If
 more ports claim it, none of them is accepted."""
+
+MAX_PORTS: Final = 2048
+"""Ports of one node that are judged. A kubelet runs 110 pods if nobody tells it otherwise."""
+MAX_REFUSED: Final = 256
+"""Ports beyond these whose names are remembered, so that the problem ends when they are removed."""
+MAX_NAMED: Final = 5
+"""Of these, so many are named."""
 
 K = TypeVar("K")
 
@@ -54,6 +61,10 @@ class _Bridge:
     ports: dict[str, BridgePort] = field(default_factory=dict)
     by_prefix: dict[str, set[str]] = field(default_factory=dict)
     claimants: dict[Claim, set[str]] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    """By port, the Pod (`NAMESPACE/NAME`) that it has, or had until that was removed."""
+    beyond: dict[str, None] = field(default_factory=dict)
+    """Ports that are refused because the node has too many, in their order."""
 
     def add(self, port: BridgePort) -> set[str]:
         """Add a port; the names of all ports that have to be judged because of that."""
@@ -61,27 +72,35 @@ class _Bridge:
         self.by_prefix.setdefault(port.name[: names.PREFIX_LENGTH], set()).add(port.name)
         for claim in port.claims:
             self.claimants.setdefault(claim, set()).add(port.name)
-        return {port.name} | self.rivals(port)
+        return self.rivals(port.name) | {port.name}
 
     def drop(self, name: str) -> set[str]:
         """Remove a port; the names of all ports that have to be judged because of that."""
+        rivals = self.rivals(name)
         port = self.ports.pop(name)
+        self.owners.pop(name, None)
         _discard(self.by_prefix, name[: names.PREFIX_LENGTH], name)
         for claim in port.claims:
             _discard(self.claimants, claim, name)
-        return {name} | self.rivals(port)
+        return rivals | {name}
 
-    def rivals(self, port: BridgePort) -> set[str]:
-        """The ports whose verdict depends on whether this port is there.
+    def rivals(self, name: str) -> set[str]:
+        """The ports whose verdict depends on whether this port is there and is accepted.
 
         Of a crowd that stays larger than `MAX_CLAIMANTS` none does: they are refused either way.
         """
-        crowds = (self.claimants.get(claim, set()) for claim in port.claims)
+        crowds = (self.claimants.get(claim, set()) for claim in self.ports[name].claims)
         return {name for crowd in crowds if len(crowd) <= MAX_CLAIMANTS + 1 for name in crowd}
 
 
 class Ports:
-    """The ports of all bridges. Each method returns the keys of the view that it changed."""
+    """The ports of all bridges. Each method returns the keys of the view that it changed.
+
+    An attachment lasts as long as its port. A Pod that is deleted while its containers still run
+    keeps its connections until the CNI DEL removes the port. A port that is new, or that this
+    process sees for the first time, needs a Pod that exists: nobody could tell otherwise whose it
+    is.
+    """
 
     def __init__(self, nodes: Nodes, pods: Pods, note: Note) -> None:
         self.attachments: dict[str, dict[str, Attachment]] = {}
@@ -97,10 +116,12 @@ class Ports:
         """All ports of a node's bridge, after its switch connected."""
         new = {port.name: port for port in ports if names.is_attachment_port(port.name)}
         bridge = self._bridges.setdefault(node, _Bridge())
+        bridge.beyond.clear()
         concerned: set[str] = set()
         for name in bridge.ports.keys() - new.keys():
             concerned |= bridge.drop(name)
-        for port in new.values():
+        # Where there are too many, each controller takes the same ones.
+        for port in sorted(new.values(), key=lambda port: (port.ofport, port.name)):
             concerned |= self._add(bridge, port)
         return self._judge(node, concerned)
 
@@ -113,16 +134,22 @@ class Ports:
     def remove(self, node: str, name: str) -> set[Key]:
         """A port was removed."""
         bridge = self._bridges.get(node)
-        if bridge is None or name not in bridge.ports:
+        if bridge is None:
             return set()
-        return self._judge(node, bridge.drop(name))
+        bridge.beyond.pop(name, None)
+        return self._judge(node, bridge.drop(name) if name in bridge.ports else ())
 
     @staticmethod
     def _add(bridge: _Bridge, port: BridgePort) -> set[str]:
         old = bridge.ports.get(port.name)
         if old == port:
             return set()
+        if old is None and len(bridge.ports) >= MAX_PORTS:
+            if len(bridge.beyond) < MAX_REFUSED:
+                bridge.beyond[port.name] = None
+            return set()
         concerned = bridge.drop(port.name) if old else set()
+        bridge.beyond.pop(port.name, None)
         return concerned | bridge.add(port)
 
     def _follow_nodes(self, changed: Collection[str]) -> set[Key]:
@@ -134,17 +161,22 @@ class Ports:
 
     def _follow_pod(self, old: PodObject | None, new: PodObject | None) -> set[Key]:
         touched: set[Key] = set()
-        for node, concerned in {
+        concerned = {
             (pod.spec.node_name, prefix)
             for pod in (old, new)
-            if pod is not None and owns_ports(pod)
-            for prefix in prefixes(pod)
-        }:
+            if pod is not None
+            for prefix in port_prefixes(pod)
+        }
+        for node, prefix in concerned:
             bridge = self._bridges.get(node)
-            ports = bridge.by_prefix.get(concerned) if bridge else None
-            if bridge and ports:
-                rivals = (bridge.rivals(bridge.ports[name]) for name in ports)
-                touched |= self._judge(node, ports.union(*rivals))
+            if bridge is None or prefix not in bridge.by_prefix:
+                continue
+            ports = bridge.by_prefix[prefix]
+            if old and new and old.metadata.uid == new.metadata.uid:
+                # It goes on, perhaps elsewhere: its ports are what it says now.
+                for name in ports:
+                    bridge.owners.pop(name, None)
+            touched |= self._judge(node, ports.union(*map(bridge.rivals, ports)))
         return touched
 
     def _judge(self, node: str, concerned: Collection[str]) -> set[Key]:
@@ -162,9 +194,10 @@ class Ports:
             else:
                 accepted[name] = attachment
             touched.add(Key(node, "attachment", name))
+        self._note(f"ports of {node}", _too_many(bridge.beyond))
         if not accepted:
             del self.attachments[node]
-        if not bridge.ports:
+        if not bridge.ports and not bridge.beyond:
             del self._bridges[node]
         return touched
 
@@ -173,11 +206,11 @@ class Ports:
         port = bridge.ports.get(name)
         if port is None:
             return ""
+        owner = self._owner(node, bridge, name)
         accepted_node = self._nodes.accepted.get(node)
         if accepted_node is None:
             return f"Node {node} is unknown or refused"
-        pod = self._pods.owner(node, name)
-        if _belongs_to_pod(name) and pod is None:
+        if _belongs_to_pod(name) and not owner:
             return f"no Pod with spec.nodeName {node} has this port's name"
         if problem := _ofport_problem(bridge, port):
             return problem
@@ -185,8 +218,13 @@ class Ports:
         if address is None:
             return f"MAC {port.mac} holds no address"
         problem = _range_problem(accepted_node, address) or self._rival(node, bridge, port, address)
-        owner = f"{pod.metadata.namespace}/{pod.metadata.name}" if pod else ""
         return problem or Attachment(name, port.ofport, address, owner)
+
+    def _owner(self, node: str, bridge: _Bridge, name: str) -> str:
+        """The Pod (`NAMESPACE/NAME`) that a port belongs to; empty: none, or none is known."""
+        if pod := self._pods.owner(node, name):
+            bridge.owners[name] = f"{pod.metadata.namespace}/{pod.metadata.name}"
+        return bridge.owners.get(name, "")
 
     def _rival(self, node: str, bridge: _Bridge, port: BridgePort, address: IPv4Address) -> str:
         """Which other port keeps this one from its address."""
@@ -198,11 +236,20 @@ class Ports:
             bridge.ports[name]
             for name in claimants
             if bridge.ports[name].ofport in ATTACHMENT_OFPORTS
-            and (not _belongs_to_pod(name) or self._pods.owner(node, name))
+            and (not _belongs_to_pod(name) or self._owner(node, bridge, name))
         )
-        return (
-            "" if newest == port.name else f"address {address} belongs to the newer port {newest}"
-        )
+        if newest == port.name:
+            return ""
+        return f"address {address} belongs to the newer port {newest}"
+
+
+def _too_many(beyond: Collection[str]) -> str:
+    """What to say of ports that are refused because the node has too many."""
+    if not beyond:
+        return ""
+    named = ", ".join(list(beyond)[:MAX_NAMED])
+    more = f" and {len(beyond) - MAX_NAMED} more" if len(beyond) > MAX_NAMED else ""
+    return f"a node may have {MAX_PORTS} ports; refused: {named}{more}"
 
 
 def _ofport_problem(bridge: _Bridge, port: BridgePort) -> str:

@@ -108,10 +108,32 @@ class NodeObject(msgspec.Struct, frozen=True):
         return next((c for c in conditions if c.type == "NetworkUnavailable"), None)
 
 
+class PodAnnotations(msgspec.Struct, frozen=True):
+    """The annotations of a Pod that anything here depends on."""
+
+    config_hash: str = msgspec.field(default="", name="kubernetes.io/config.hash")
+    config_mirror: str = msgspec.field(default="", name="kubernetes.io/config.mirror")
+
+
+class OwnerReference(msgspec.Struct, frozen=True):
+    """meta/v1 OwnerReference."""
+
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+    controller: bool | None = None
+
+
 class PodMetadata(Metadata, frozen=True, rename="camel"):
     """ObjectMeta of a Pod."""
 
-    annotations: dict[str, str] | None = None
+    annotations: PodAnnotations | None = None
+    owner_references: list[OwnerReference] | None = None
+    """Kept for mirror pods only: in a large cluster they would take most of the memory."""
+
+    def __post_init__(self) -> None:
+        if self.annotations is None or not self.annotations.config_mirror:
+            msgspec.structs.force_setattr(self, "owner_references", None)
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -130,13 +152,27 @@ class PodObject(msgspec.Struct, frozen=True):
     spec: PodSpec = PodSpec()
 
     @property
-    def uids(self) -> tuple[str, ...]:
-        """What the CNI call may give as the pod's uid.
+    def mirrored(self) -> tuple[str, str] | None:
+        """For a mirror pod, the static pod's uid and the uid of the Node that runs it.
 
-        A static pod's sandbox carries the hash of its manifest, not the mirror pod's uid.
+        A kubelet gives the runtime the hash of the manifest in place of the mirror pod's uid. It
+        creates the mirror pod with that hash in both annotations, with `spec.nodeName` and with
+        its Node as controller (CreateMirrorPod in k8s.io/kubernetes, pkg/kubelet/pod). Of these,
+        the API server lets nobody change `config.mirror` or `spec.nodeName` later; the admission
+        plugin NodeRestriction holds a kubelet to all of them. Other users may write the same, so a
+        mirror pod is believed about its own node only, and the older of two Pods wins.
         """
-        config_hash = (self.metadata.annotations or {}).get("kubernetes.io/config.hash", "")
-        return (self.metadata.uid, config_hash) if config_hash else (self.metadata.uid,)
+        annotations, owners = self.metadata.annotations, self.metadata.owner_references
+        if annotations is None or not owners or not self.spec.node_name:
+            return None
+        if not annotations.config_hash or annotations.config_hash != annotations.config_mirror:
+            return None
+        owner = owners[0]
+        if len(owners) != 1 or not owner.controller:
+            return None
+        if (owner.kind, owner.name) != ("Node", self.spec.node_name):
+            return None
+        return annotations.config_hash, owner.uid
 
 
 class ServiceLabels(msgspec.Struct, frozen=True):

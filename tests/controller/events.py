@@ -4,7 +4,7 @@ The pools are small on purpose: nodes that share ranges and addresses, pods that
 elsewhere, ports of old sandboxes and of nobody must come up all the time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
 from hypothesis import strategies as st
@@ -19,6 +19,8 @@ from controller.sources.objects import (
     NodeSpec,
     NodeStatus,
     Object,
+    OwnerReference,
+    PodAnnotations,
     PodMetadata,
     PodObject,
     PodSpec,
@@ -55,11 +57,27 @@ def node_object(
     )
 
 
-def pod_object(name: str, node: str, uid: str = "u", host_network: bool = False) -> PodObject:
+def pod_object(
+    name: str, node: str, uid: str = "u", host_network: bool = False, created: str | None = None
+) -> PodObject:
     return PodObject(
-        PodMetadata(name=name, namespace="default", uid=uid),
+        PodMetadata(name=name, namespace="default", uid=uid, creation_timestamp=created),
         PodSpec(node_name=node, host_network=host_network),
     )
+
+
+def mirror_pod(name: str, node: str, static_uid: str, node_uid: str = "u") -> PodObject:
+    """As a kubelet creates it for a static pod."""
+    annotations = PodAnnotations(config_hash=static_uid, config_mirror=static_uid)
+    owner = OwnerReference("Node", node, node_uid, controller=True)
+    metadata = PodMetadata(
+        name=name,
+        namespace="default",
+        uid=f"mirror-{static_uid}",
+        annotations=annotations,
+        owner_references=[owner],
+    )
+    return PodObject(metadata, PodSpec(node_name=node))
 
 
 def port(pod: str, uid: str, sandbox: str, address: str, ofport: int) -> BridgePort:
@@ -88,12 +106,25 @@ node_objects = st.one_of(
         st.sampled_from(("", "a")),
     ),
 )
-pod_objects = st.builds(
-    pod_object,
-    st.sampled_from(("a", "b", "c")),
-    st.sampled_from(("", "node1", "node1", "node1", "node2")),
-    st.sampled_from(("u1", "u2")),
-    st.sampled_from((False, False, False, True)),
+pod_objects = st.one_of(
+    *[
+        st.builds(
+            pod_object,
+            st.sampled_from(("a", "b", "c")),
+            st.sampled_from(("", "node1", "node1", "node1", "node2")),
+            st.sampled_from(("u1", "u2")),
+            st.sampled_from((False, False, False, True)),
+            st.sampled_from((None, "2026-01-01", "2026-01-02")),
+        )
+    ]
+    * 4,
+    st.builds(
+        mirror_pod,
+        st.sampled_from(("a", "b", "c")),
+        st.sampled_from(("node1", "node2")),
+        st.sampled_from(("u1", "u2")),
+        st.sampled_from(("u", "u", "older")),
+    ),
 )
 ports = st.builds(
     port,
@@ -227,30 +258,77 @@ events = st.one_of(
 
 
 class Facts:
-    """Takes what an inventory takes, and remembers only what is there now."""
+    """Takes what an inventory takes, and remembers only what matters now.
+
+    That is what is there, and for each port the Pod that it has or had: an attachment ends with its
+    port.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
         self.ports: dict[tuple[str, str], BridgePort] = {}
+        self.owners: dict[tuple[str, str], PodObject] = {}
+
+    def replay(self) -> Iterator[Event]:
+        """The shortest history that leads to the same."""
+        for key, owner in self.owners.items():
+            yield set_object(owner)
+            yield set_port(key[0], self.ports[key])
+            yield remove_pod(owner.metadata.name)
+        for item in self.objects.values():
+            yield set_object(item)
+        for (node, _), port in self.ports.items():
+            yield set_port(node, port)
 
     def settle(self) -> set[Key]:
         return set()
 
     def set_object(self, item: Object) -> set[Key]:
+        old = self.objects.get((item.kind, item.metadata.name))
         self.objects[item.kind, item.metadata.name] = item
-        return set()
+        if old is not None and item.kind == "Pod" and old.metadata.uid == item.metadata.uid:
+            self.owners = {key: pod for key, pod in self.owners.items() if pod is not old}
+        return self._follow()
 
     def remove_object(self, kind: str, _: str, name: str) -> set[Key]:
         self.objects.pop((kind, name), None)
         return set()
 
     def set_port(self, node: str, new: BridgePort) -> set[Key]:
+        if self.ports.get((node, new.name)) != new:
+            self.owners.pop((node, new.name), None)
         self.ports[node, new.name] = new
-        return set()
+        return self._follow()
 
     def remove_port(self, node: str, name: str) -> set[Key]:
         self.ports.pop((node, name), None)
+        self.owners.pop((node, name), None)
         return set()
+
+    def _follow(self) -> set[Key]:
+        pods = [each for each in self.objects.values() if isinstance(each, PodObject)]
+        for node, name in self.ports:
+            node_object = self.objects.get(("Node", node))
+            node_uid = node_object.metadata.uid if node_object else None
+            owners = [pod for pod in pods if self._owns(pod, node, node_uid, name)]
+            if owners:
+                self.owners[node, name] = min(
+                    owners,
+                    key=lambda p: (p.metadata.creation_timestamp or "never", p.metadata.name),
+                )
+        return set()
+
+    @staticmethod
+    def _owns(pod: PodObject, node: str, node_uid: str | None, port: str) -> bool:
+        if pod.spec.node_name != node or pod.spec.host_network:
+            return False
+        uids = [pod.metadata.uid]
+        if pod.mirrored and pod.mirrored[1] == node_uid:
+            uids.append(pod.mirrored[0])
+        return any(
+            port.startswith(names.pod_port_prefix("default", pod.metadata.name, uid))
+            for uid in uids
+        )
 
 
 Contents = tuple[dict[int, Flow], dict[int, Meter], dict[int, Group], Flow]

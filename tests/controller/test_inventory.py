@@ -1,16 +1,28 @@
 """What is refused, and in which words."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
+from msgspec.structs import replace as struct_replace
 
 from controller.inventory import BridgePort, Inventory
-from controller.sources.objects import NodeObject, NodeObjectAddress, NodeStatus
+from controller.inventory import ports as module
+from controller.sources.objects import (
+    NodeObject,
+    NodeObjectAddress,
+    NodeStatus,
+    OwnerReference,
+    PodAnnotations,
+    PodObject,
+)
 from flows import names
 from flows.compile import compile_scope
 from flows.text import golden
 from flows.view import CLUSTER_SCOPE, Key
-from tests.controller.events import node_object, pod_object, port
+from tests.controller.events import mirror_pod, node_object, pod_object, port
 from tests.flows.worlds import CLUSTER
 
 GOOD = ("10.244.1.0/24", "172.30.1.1")
@@ -245,13 +257,218 @@ def test_a_host_network_pod_has_no_port(inventory: Inventory) -> None:
     assert not accepted(inventory, "node1")
 
 
-def test_a_static_pod_is_known_by_its_config_hash(inventory: Inventory) -> None:
-    mirror = pod_object("s", "node1", uid="mirror")
-    annotations = {"kubernetes.io/config.hash": "hash"}
-    metadata = type(mirror.metadata)("s", "default", "mirror", annotations=annotations)
-    inventory.set_object(type(mirror)(metadata, mirror.spec))
+def test_static_pod_is_known_by_its_mirror_pod(inventory: Inventory) -> None:
+    inventory.set_object(mirror_pod("s", "node1", "hash"))
     inventory.set_port("node1", port("s", "hash", "s", "10.244.1.7", 16))
     assert accepted(inventory, "node1") == {"10.244.1.7": "default/s"}
+
+
+def _without_annotation(pod: PodObject) -> PodObject:
+    annotations = PodAnnotations(config_hash="hash")
+    return struct_replace(pod, metadata=struct_replace(pod.metadata, annotations=annotations))
+
+
+def _with_another_hash(pod: PodObject) -> PodObject:
+    annotations = PodAnnotations(config_hash="hash", config_mirror="another")
+    return struct_replace(pod, metadata=struct_replace(pod.metadata, annotations=annotations))
+
+
+def _with_owners(*owners: OwnerReference) -> Callable[[PodObject], PodObject]:
+    return lambda pod: struct_replace(
+        pod, metadata=struct_replace(pod.metadata, owner_references=[*owners])
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_annotation,
+        _with_another_hash,
+        _with_owners(),
+        _with_owners(OwnerReference("Node", "node1", "u")),
+        _with_owners(OwnerReference("ReplicaSet", "node1", "u", controller=True)),
+        _with_owners(OwnerReference("Node", "node2", "u", controller=True)),
+        _with_owners(OwnerReference("Node", "node1", "another", controller=True)),
+        _with_owners(
+            OwnerReference("Node", "node1", "u", controller=True), OwnerReference("ReplicaSet", "r")
+        ),
+    ],
+)
+def test_config_hash_counts_on_mirror_pods_only(
+    inventory: Inventory, change: Callable[[PodObject], PodObject]
+) -> None:
+    """Any tenant may write the annotation `kubernetes.io/config.hash`."""
+    inventory.set_object(change(mirror_pod("s", "node1", "hash")))
+    inventory.set_port("node1", port("s", "hash", "s", "10.244.1.7", 16))
+    assert not accepted(inventory, "node1")
+
+
+def test_mirror_pod_of_a_recreated_node_counts_no_more(inventory: Inventory) -> None:
+    inventory.set_object(mirror_pod("s", "node1", "hash"))
+    inventory.set_object(node_object("node1", *GOOD, uid="new"))
+    inventory.settle()
+    inventory.set_port("node1", port("s", "hash", "s", "10.244.1.7", 16))
+    assert not accepted(inventory, "node1")
+
+
+@pytest.fixture
+def one_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pods with one uid collide: a digest of so few bits that an attacker finds a collision."""
+    digest = names.pod_port_prefix
+
+    def short(_: str, __: str, uid: str, ifname: str = "eth0") -> str:
+        return digest("", "", uid, ifname)
+
+    monkeypatch.setattr(names, "pod_port_prefix", short)
+
+
+@pytest.mark.usefixtures("one_prefix")
+@pytest.mark.parametrize("victim_first", [True, False])
+def test_of_two_pods_with_one_prefix_the_older_wins(victim_first: bool) -> None:
+    inventory = inventory_with(("node1", *GOOD, ""))
+    victim = pod_object("victim", "node1", uid="u1", created="2026-01-01T00:00:00Z")
+    attacker = pod_object("attacker", "node1", uid="u1", created="2026-01-02T00:00:00Z")
+    inventory.set_port("node1", port("any", "u1", "s", "10.244.1.5", 16))
+    for pod in (victim, attacker) if victim_first else (attacker, victim):
+        inventory.set_object(pod)
+    assert accepted(inventory, "node1") == {"10.244.1.5": "default/victim"}
+    (subject,) = inventory.problems
+    assert subject == "Pod default/attacker"
+    assert inventory.problems[subject].endswith("as those of Pod default/victim")
+    inventory.remove_object("Pod", "default", "attacker")
+    assert accepted(inventory, "node1") == {"10.244.1.5": "default/victim"}
+    assert not inventory.problems
+
+
+def test_attachment_lasts_as_long_as_its_port(inventory: Inventory) -> None:
+    """A pod that was deleted by force still closes its connections."""
+    old = port("a", "u1", "s", "10.244.1.5", 16)
+    inventory.set_port("node1", old)
+    assert not inventory.remove_object("Pod", "default", "a")
+    assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
+    # Another Pod of that name is another pod.
+    assert not inventory.set_object(pod_object("a", "node1", uid="u2"))
+    assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
+    # The switch connects again and has the same ports.
+    assert not inventory.set_ports("node1", [old])
+    assert inventory.remove_port("node1", old.name) == {Key("node1", "attachment", old.name)}
+    assert not accepted(inventory, "node1")
+
+
+@pytest.mark.parametrize("change", ["a new port", "another address", "the port again"])
+def test_new_port_of_a_vanished_pod_is_refused(inventory: Inventory, change: str) -> None:
+    old = port("a", "u1", "s", "10.244.1.5", 16)
+    inventory.set_port("node1", old)
+    inventory.remove_object("Pod", "default", "a")
+    if change == "a new port":
+        inventory.set_port("node1", port("a", "u1", "s2", "10.244.1.6", 17))
+        assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
+    elif change == "another address":
+        inventory.set_port("node1", replace(old, mac="0a:58:0a:f4:01:06"))
+        assert not accepted(inventory, "node1")
+    else:
+        inventory.remove_port("node1", old.name)
+        inventory.set_port("node1", old)
+        assert not accepted(inventory, "node1")
+
+
+def test_attachments_of_a_refused_node_are_not_accepted(inventory: Inventory) -> None:
+    new = port("a", "u1", "s", "10.244.1.5", 16)
+    inventory.set_port("node1", new)
+    inventory.set_object(node_object("older", GOOD[0], "172.30.1.9", "2020-01-01"))
+    assert Key("node1", "attachment", new.name) in inventory.settle()
+    assert inventory.problems["Node node1"].endswith("of Node older")
+    assert not accepted(inventory, "node1")
+    assert inventory.problems[f"port {new.name} of node1"] == "Node node1 is unknown or refused"
+    assert not compile_scope(inventory.view, "node1").cookies
+
+
+def invented(count: int, address: str | None = None) -> list[BridgePort]:
+    """Ports as a stolen node may report them."""
+    return [
+        BridgePort(
+            names.container_port_name(f"container-{number}", "eth0"),
+            names.FIRST_ATTACHMENT_OFPORT + number,
+            names.mac_of(IPv4Address(address) if address else IPv4Address("10.244.0.0") + number),
+        )
+        for number in range(count)
+    ]
+
+
+class Judgements:
+    """Counts how often a port was judged, and how many claimants were looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        verdict, newest = module.Ports._verdict, module._newest
+
+        def counting(*arguments: Any) -> Any:
+            self.count += 1
+            return verdict(*arguments)
+
+        def newest_of(claimants: Iterable[BridgePort]) -> str:
+            looked_at = list(claimants)
+            self.count += len(looked_at)
+            return newest(looked_at)
+
+        monkeypatch.setattr(module.Ports, "_verdict", counting)
+        monkeypatch.setattr(module, "_newest", newest_of)
+
+
+@pytest.mark.parametrize("address", ["10.244.1.5", None])
+@pytest.mark.parametrize("way", ["at once", "one by one"])
+def test_cost_of_ports_is_linear(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch, address: str | None, way: str
+) -> None:
+    """A PORT_DESC of 800 ports with one MAC blocked all nodes for more than a minute."""
+    judgements = Judgements(monkeypatch)
+    ports = invented(800, address)
+    if way == "at once":
+        inventory.set_ports("node1", ports)
+    else:
+        for each in ports:
+            inventory.set_port("node1", each)
+    assert judgements.count <= 2 * len(ports) + 2 * module.MAX_CLAIMANTS**2
+    if address:
+        assert not accepted(inventory, "node1")
+        problem = inventory.problems[f"port {ports[0].name} of node1"]
+        assert problem == f"more than 8 ports have address {address}"
+    # Once the crowd is gone, the last of them has the address, as if it had been alone.
+    judgements.count = 0
+    for each in ports[:-1]:
+        inventory.remove_port("node1", each.name)
+    assert judgements.count <= 3 * len(ports) + 4 * module.MAX_CLAIMANTS**2
+    if address:
+        assert accepted(inventory, "node1") == {address: ""}
+        assert not inventory.problems
+
+
+def test_ports_of_a_node_are_bounded(inventory: Inventory) -> None:
+    """48,000 invented PORT_STATUS left 22,000 problems."""
+    for each in (ports := invented(10_000)):
+        inventory.set_port("node1", each)
+    assert len(inventory.problems) <= module.MAX_PORTS + 1
+    first = ports[module.MAX_PORTS]
+    problem = inventory.problems["ports of node1"]
+    assert problem.startswith(f"a node may have 2048 ports; refused: {first.name}, ")
+    assert problem.endswith(f" and {module.MAX_REFUSED - module.MAX_NAMED} more")
+    # Another node does not notice, and theirs are accepted again when there are fewer.
+    inventory.set_object(pod_object("b", "node2", uid="u2"))
+    inventory.set_port("node2", port("b", "u2", "s", "10.244.2.5", 16))
+    assert accepted(inventory, "node2") == {"10.244.2.5": "default/b"}
+    for each in ports:
+        inventory.remove_port("node1", each.name)
+    assert not inventory.problems
+    inventory.set_port("node1", port("a", "u1", "s", "10.244.1.5", 16))
+    assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
+
+
+def test_controllers_take_the_same_ports_of_too_many(inventory: Inventory) -> None:
+    ports = invented(3_000, "10.244.1.5")
+    other = inventory_with(("node1", *GOOD, ""))
+    for each, order in ((inventory, ports), (other, ports[::-1])):
+        each.set_ports("node1", order)
+    assert inventory.problems == other.problems
 
 
 def test_a_container_without_a_pod(inventory: Inventory) -> None:

@@ -46,10 +46,8 @@ def test_history_leaves_no_trace(history: list[Event]) -> None:
     for event in history:
         old.take(event)
         event(facts)  # type: ignore[arg-type]
-    for item in facts.objects.values():
-        new.take(set_object(item))
-    for (node, _), port in facts.ports.items():
-        new.take(set_port(node, port))
+    for event in facts.replay():
+        new.take(event)
     assert old.state() == new.state()
     assert old.inventory.problems == new.inventory.problems
     assert old.inventory.view == new.inventory.view
