@@ -124,13 +124,11 @@ class Pods:
 
     def _conflict(self, identity: Identity) -> str:
         pod = self._objects[identity]
-        node = pod.spec.node_name
         for prefix, _ in _prefixes(pod):
-            owner = self.owner(node, prefix)
+            owner = self.owner(pod.spec.node_name, prefix)
             if owner is not None and owner is not pod:
-                return (
-                    f"its ports have the same prefix {prefix} as those of {_subject(_identity(owner))}"
-                )
+                older = _subject(_identity(owner))
+                return f"its ports have the same prefix {prefix} as those of {older}"
         return ""
 
     def _follow_nodes(self, changed: Collection[str]) -> set[Key]:
