@@ -6,8 +6,6 @@ process (`bench.switches`), which dials by TCP and acknowledges.
 
 import json
 import os
-import select
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from flows.compile import compile_scope
 from flows.view import CLUSTER_SCOPE, Cluster, ClusterView
 from lab import LabError
 from lab.commands import inside
+from lab.processes import Process, running
 from lab.programs import python
 
 PATIENCE = 120.0
@@ -119,7 +118,7 @@ class _Fleet:
     pid: int
     """The controller's."""
     started: float
-    process: subprocess.Popen[str]
+    process: Process
 
     def add_node(self, number: int) -> float:
         """Seconds from the manifest of one more Node until every switch has its flows."""
@@ -132,18 +131,15 @@ class _Fleet:
 
     def expect(self, cookies: list[int]) -> None:
         """Have the fleet say when every switch holds these too."""
-        assert self.process.stdin is not None  # noqa: S101 - it was opened with one
-        self.process.stdin.write(json.dumps({"expected": cookies}) + "\n")
-        self.process.stdin.flush()
+        self.process.say(json.dumps({"expected": cookies}) + "\n")
 
     def said(self) -> float:
         """When every switch held all that was expected of it. Raises `LabError`."""
-        assert self.process.stdout is not None  # noqa: S101
-        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+        try:
+            said: dict[str, Any] = json.loads(self.process.line(PATIENCE))
+        except TimeoutError:
             tail = self.controller.daemons.tail("controller")
-            raise LabError(f"the fleet is not in sync after {PATIENCE:.0f} s\n{tail}")
-        said: dict[str, Any] = json.loads(self.process.stdout.readline())
-
+            raise LabError(f"the fleet is not in sync after {PATIENCE:.0f} s\n{tail}") from None
         return float(said["at"])
 
     def resident_mb(self) -> float:
@@ -158,15 +154,11 @@ def _running(plan: Plan, controller: StandaloneController) -> Iterator[_Fleet]:
     command = python("bench.switches", controller.address, str(_switches(controller.cluster)))
     for added in plan.new_nodes:
         (controller.cluster / f"{added.name}.yaml").unlink(missing_ok=True)
-    process = subprocess.Popen(
-        inside(controller.netns, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        started = time.monotonic()
-        fleet = _Fleet(plan, controller, controller.start(), started, process)
-        fleet.expect(plan.shared)
-        yield fleet
-    finally:
-        controller.stop()
-        process.kill()
-        process.communicate()
+    with running(inside(controller.netns, command)) as process:
+        try:
+            started = time.monotonic()
+            fleet = _Fleet(plan, controller, controller.start(), started, process)
+            fleet.expect(plan.shared)
+            yield fleet
+        finally:
+            controller.stop()

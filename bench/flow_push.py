@@ -34,7 +34,7 @@ def measure(*, flows: int = 10_000, rounds: int = 9) -> list[Figure]:
         dump = controller.lab.layout.directory / "flows.txt"
         for _ in range(rounds):
             controller.start()
-            controller.wait()
+            controller.wait(timeout=60)
             _empty(switch)
             held_at = asyncio.run(_pushed(controller, switch))
             controller.wait([peers[0].name])

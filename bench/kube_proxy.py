@@ -9,9 +9,7 @@ kube-proxy has the node's kernel and nftables, as it would have on a real one.
 import http
 import http.client
 import json
-import select
 import ssl
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +30,7 @@ from lab.control import ControlPlane, built, kubernetes_binaries
 from lab.daemons import Daemons
 from lab.layout import CONTROL_ADDRESS, FABRIC_ADDRESS, POD_RANGE, UNDERLAY, Layout, NodeLayout
 from lab.network import UPLINK, configure, connect, create_namespace
+from lab.processes import Process, running
 from lab.programs import python
 
 SERVERS = ("a", "b")
@@ -42,7 +41,6 @@ PAUSE = 2.0
 AT_ONCE = 4
 """Connections that fill an API server."""
 
-Program = subprocess.Popen[bytes]
 
 SERVICES = "/api/v1/namespaces/default/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -108,7 +106,7 @@ class Side:
         _, address = self._servers[server]
         return objects.endpoint_slice(self._number, [(self._node, address)], SERVER_PORT)
 
-    def _until(self, server: str) -> "AbstractContextManager[Program]":
+    def _until(self, server: str) -> "AbstractContextManager[Process]":
         address = str(objects.cluster_ip(self._number))
         return _running(self._client, ["until", address, str(objects.PORT), server])
 
@@ -249,23 +247,19 @@ def _serve(stack: ExitStack, servers: Mapping[str, tuple[str, str]]) -> None:
 
 
 @contextmanager
-def _running(namespace: str, words: Sequence[str]) -> Iterator[Program]:
+def _running(namespace: str, words: Sequence[str]) -> Iterator[Process]:
     """A `bench.served` in a namespace, until the end of the context."""
     command = inside(namespace, python("bench.served", *words))
-    # Unbuffered: `_line` waits for what has not been read.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with running(command) as process:
+        yield process
 
 
-def _line(process: Program) -> str:
+def _line(process: Process) -> str:
     """What it says next. Raises `LabError` where that takes too long."""
-    assert process.stdout is not None  # noqa: S101 - opened with it
-    if not select.select([process.stdout], [], [], PATIENCE)[0]:
-        raise LabError(f"no connection in {PATIENCE:.0f} s: {process.args!r}")
-    line = process.stdout.readline().decode().strip()
+    try:
+        line = process.line(PATIENCE)
+    except TimeoutError as error:
+        raise LabError(f"no connection in {PATIENCE:.0f} s: {error}") from None
     if not line:
-        raise LabError(f"it has ended: {process.args!r}")
+        raise LabError(f"it has ended: {process.popen.args!r}")
     return line

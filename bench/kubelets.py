@@ -24,6 +24,7 @@ from lab.control import kubernetes_binaries
 from lab.daemons import kill
 from lab.kubelet import ctr, image_names, images
 from lab.layout import NodeLayout
+from lab.processes import running
 from lab.runtime import Runtime
 
 Side = Literal["sluice", "ptp"]
@@ -169,21 +170,15 @@ class _Cluster:
         query = f"watch=1&labelSelector={LABEL}&timeoutSeconds={PATIENCE}"
         raw = ["get", "--raw", f"/api/v1/namespaces/default/pods?{query}"]
         waiting = set(names)
-        with subprocess.Popen(
-            self.lab.kubectl(*raw), env=_ENVIRONMENT, stdout=subprocess.PIPE
-        ) as watch:
-            try:
-                began = time.monotonic()
-                self._kubectl("create", "--validate=ignore", "-f", "-", manifest=self._pods(names))
-                assert watch.stdout is not None  # noqa: S101 - opened with it
-                for line in watch.stdout:
-                    pod = json.loads(line)["object"]
-                    if pod["status"].get("phase") == "Running":
-                        waiting.discard(pod["metadata"]["name"])
-                    if not waiting:
-                        return time.monotonic() - began
-            finally:
-                watch.kill()
+        with running(self.lab.kubectl(*raw), env=_ENVIRONMENT) as watch:
+            began = time.monotonic()
+            self._kubectl("create", "--validate=ignore", "-f", "-", manifest=self._pods(names))
+            for line in watch.lines(PATIENCE + 60):
+                pod = json.loads(line)["object"]
+                if pod["status"].get("phase") == "Running":
+                    waiting.discard(pod["metadata"]["name"])
+                if not waiting:
+                    return time.monotonic() - began
         raise LabError(
             f"pods that are not Running after {PATIENCE} s: {', '.join(sorted(waiting))}"
         )
@@ -240,6 +235,7 @@ class _Cluster:
             capture_output=True,
             text=True,
             check=False,
+            timeout=PATIENCE + 60,
         )
         if done.returncode:
             raise LabError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")

@@ -15,7 +15,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 from pyroute2 import netns
 
 from lab import LabError
+from lab.processes import running
 from lab.programs import python
 from openflow.messages import FlowUpdate
 from openflow.watch import connect
@@ -54,24 +54,14 @@ def observing(tables: Mapping[Path, Sequence[int]], namespace: str) -> Iterator[
     """Watch these tables of these switches, and the interfaces of a namespace."""
     seen = Seen()
     asked = {"netns": namespace, "tables": {str(path): list(n) for path, n in tables.items()}}
-    process = subprocess.Popen(
-        python("bench.observer"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None  # noqa: S101 - opened with both
-    assert process.stdout is not None  # noqa: S101
-    try:
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        if process.stdout.readline() != "\n":
+    with running(python("bench.observer")) as process:
+        if process.ask(json.dumps(asked)) != "ready":
             raise LabError("the observer cannot watch; see above")
         yield seen
-        told, _ = process.communicate(timeout=60)
-        answer = json.loads(told)
+        process.close_input()
+        answer = json.loads(process.rest())
         seen.links.update(answer["links"])
         seen.flows += (SeenFlow(*each) for each in answer["flows"])
-    finally:
-        process.kill()
-        process.communicate()
 
 
 async def _observe(asked: Mapping[str, Any]) -> Seen:
@@ -94,7 +84,7 @@ async def _observe(asked: Mapping[str, Any]) -> Seen:
             seen.flows.clear()  # what was there before
             loop.add_reader(netlink, _read_links, netlink, seen)
             loop.add_reader(sys.stdin, ended.set)
-            sys.stdout.write("\n")
+            sys.stdout.write("ready\n")
             sys.stdout.flush()
             await ended.wait()
     return seen

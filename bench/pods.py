@@ -157,7 +157,7 @@ def _configure(side: Side, ports: Sequence[Port], words: Callable[[Port], Sequen
         said = [word for port in ports if port.node == node for word in words(port)]
         command = ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--no-wait", "--timeout=30", *said]
         running.append(subprocess.Popen(command))
-    ended = [process.wait() for process in running]
+    ended = [process.wait(timeout=60) for process in running]
     if any(ended):
         raise LabError("ovs-vsctl failed; see above")
 

@@ -23,6 +23,7 @@ from lab import Lab, LabError
 from lab.commands import inside, run
 from lab.layout import POD_RANGE
 from lab.network import configure, create_namespace
+from lab.patience import PROGRAM_TIMEOUT
 
 PORT = "5201"
 ENDPOINT_PORT = "5202"
@@ -96,7 +97,9 @@ def _until_answered(pair: Pair) -> None:
     """Until the address leads somewhere: until then it is refused."""
     deadline = time.monotonic() + 10
     command = ["timeout", "1", "bash", "-c", f": < /dev/tcp/{pair.address}/{pair.port}"]
-    while subprocess.run(inside(pair.client, command), capture_output=True, check=False).returncode:
+    while subprocess.run(
+        inside(pair.client, command), capture_output=True, check=False, timeout=PROGRAM_TIMEOUT
+    ).returncode:
         if time.monotonic() > deadline:
             raise LabError(f"{pair.address} does not answer")
         time.sleep(0.1)
@@ -160,4 +163,4 @@ def _serving(pair: Pair, command: list[str]) -> Iterator[None]:
         yield
     finally:
         server.kill()
-        server.wait()
+        server.wait(timeout=60)

@@ -12,7 +12,6 @@ Everything lives in one directory, which a later `start` takes up again:
 """
 
 import ipaddress
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import kube_pki
+from lab.commands import LabError, complete
 
 Spawn = Callable[[str, Sequence[str]], int]
 """`spawn(name, argv) -> pid`: start a daemon in the namespace, its output in a file."""
@@ -261,10 +261,10 @@ def _allow_controller(kubectl: Sequence[str]) -> None:
 
 def _run(argv: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
     # The namespace has no way to a proxy that this machine may use.
-    environment = os.environ | {"NO_PROXY": "*"}
-    return subprocess.run(
-        argv, input=stdin, env=environment, capture_output=True, text=True, check=False
-    )
+    try:
+        return complete(argv, stdin=stdin, environment={"NO_PROXY": "*"})
+    except LabError as error:
+        raise ApiServerError(str(error)) from None
 
 
 def _tail(logs: Path, name: str) -> str:

@@ -1,12 +1,16 @@
 """Programs run in a network namespace, and what is said when one fails."""
 
+import fcntl
+import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from lab.layout import NAMESPACES
-from lab.patience import PATIENCE
+from lab.patience import BUILD_TIMEOUT, PATIENCE, PROGRAM_TIMEOUT
 
 
 class LabError(Exception):
@@ -22,25 +26,59 @@ def inside(netns: str, argv: Sequence[str]) -> list[str]:
     return ["nsenter", f"--net={NAMESPACES / netns}", *argv]
 
 
+def complete(
+    argv: Sequence[str],
+    *,
+    timeout: float = PROGRAM_TIMEOUT,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+    show_errors: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with its output; what its exit code means is left to the caller.
+
+    With `show_errors`, what it writes to stderr is seen at once instead. Raises `LabError` if it is
+    not installed or takes more than `timeout` s.
+    """
+    try:
+        return subprocess.run(
+            argv,
+            input=stdin,
+            env=None if environment is None else os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=None if show_errors else subprocess.PIPE,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise LabError(f"{argv[0]} is not installed (`make setup` installs it)") from None
+    except subprocess.TimeoutExpired:
+        raise LabError(f"`{shlex.join(argv)}` has not ended after {timeout:.0f} s") from None
+
+
 def run(
     argv: Sequence[str], *, netns: str | None = None, stdin: str = "", timeout: float = 30
 ) -> str:
-    """Run a program to its end; its output. Raises `LabError` with what it complained of."""
+    """Run a program to its end; its output. Raises `LabError` with what it printed as an error."""
     command = inside(netns, argv) if netns else list(argv)
-    timeout *= PATIENCE
-    try:
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except FileNotFoundError:
-        raise LabError(f"{command[0]} is not installed (`make setup` sees to it)") from None
-    except subprocess.TimeoutExpired:
-        raise LabError(f"`{shlex.join(argv)}` has not ended after {timeout:.0f} s") from None
+    done = complete(command, stdin=stdin, timeout=timeout * PATIENCE)
     if done.returncode:
         where = f" in {netns}" if netns else ""
         complaint = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
         raise LabError(f"`{shlex.join(argv)}`{where}: {complaint}")
     return done.stdout
+
+
+def lock_file(file: IO[str], kind: int, timeout: float = BUILD_TIMEOUT) -> None:
+    """Lock a file by flock(2), `kind` as there. Raises `LabError` after `timeout` s."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LabError(f"{file.name} is still locked after {timeout:.0f} s") from None
+            time.sleep(0.05)
 
 
 def replace_file(path: Path, text: str) -> None:

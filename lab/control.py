@@ -6,14 +6,13 @@ import http.client
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lab import apiserver
-from lab.commands import LabError
+from lab.commands import LabError, complete
 from lab.daemons import Daemons
 from lab.layout import (
     API_PORT,
@@ -25,6 +24,7 @@ from lab.layout import (
     Layout,
     NodeLayout,
 )
+from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
 from lab.sources import DirectorySource, KubernetesSource, Source
 from settings import Cluster, Controller, Kubernetes, Settings, Tls
@@ -51,7 +51,7 @@ def kubernetes_binaries(*, whole: bool = False) -> Path:
 def built(*options: str) -> Path:
     """Where `scripts/kube-binaries` has built that set of programs. Raises `LabError`."""
     command = [str(BUILD_SCRIPT), *options]
-    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    built = complete(command, timeout=BUILD_TIMEOUT, show_errors=True)
     if built.returncode:
         raise LabError(f"{' '.join(command)} gave no Kubernetes binaries; see above")
     return Path(built.stdout.splitlines()[-1])

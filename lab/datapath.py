@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from lab.commands import LabError
+from lab.commands import LabError, complete
 
 Datapath = Literal["netdev", "system"]
 """Open vSwitch's names for its own in userspace, and for the kernel's."""
@@ -33,9 +32,7 @@ def load_module(datapath: Datapath) -> None:
     if datapath == "netdev" or (_MODULES / "openvswitch").exists():
         return
     modprobe = shutil.which("modprobe")
-    done = modprobe and subprocess.run(
-        [modprobe, "openvswitch"], capture_output=True, text=True, check=False
-    )
+    done = modprobe and complete([modprobe, "openvswitch"])
     if not done or done.returncode:
         why = done.stderr.strip() if done else "there is no modprobe"
         raise LabError(f"datapath system: the kernel has no openvswitch module ({why}); try netdev")

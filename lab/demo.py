@@ -17,6 +17,7 @@ from lab import Lab, LabError
 from lab.display import Steps, show_matrix
 from lab.interrupt import one_interrupt
 from lab.layout import OUTSIDE_ADDRESS
+from lab.patience import PROGRAM_TIMEOUT
 from lab.pods import Pod
 from lab.programs import python
 
@@ -129,7 +130,11 @@ def run(console: Console, command: Sequence[str]) -> None:
     """Show a command's output as it is. Raises `LabError` if it fails."""
     # What we have printed has to be out before it prints.
     console.file.flush()
-    if subprocess.run(command, check=False).returncode:
+    try:
+        failed = subprocess.run(command, timeout=PROGRAM_TIMEOUT, check=False).returncode
+    except subprocess.TimeoutExpired:
+        failed = True
+    if failed:
         raise LabError(f"`{' '.join(command)}` failed")
 
 

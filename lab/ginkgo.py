@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lab.commands import LabError
+from lab.commands import LabError, complete
 from lab.control import BUILD_SCRIPT
 from lab.lab import Lab
+from lab.patience import BUILD_TIMEOUT
+from lab.processes import Process, kill
 
-_MOST = "6h"
+_LIMIT_HOURS = 6
 """Far more than it takes: what ginkgo interrupts, it counts as failed."""
 _GRACE = 30.0
 """Seconds in which interrupted tests remove what they have made."""
@@ -49,7 +51,7 @@ class Ended(Protocol):
 def programs() -> Path:
     """The directory of e2e.test and ginkgo; builds them where need be. Raises `LabError`."""
     command = [str(BUILD_SCRIPT), "--e2e"]
-    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    built = complete(command, timeout=BUILD_TIMEOUT, show_errors=True)
     if built.returncode:
         raise LabError(f"{' '.join(command)} gave no tests; see above")
     return Path(built.stdout.splitlines()[-1])
@@ -59,9 +61,7 @@ def known_tests(programs: Path) -> list[str]:
     """The names of all tests of this Kubernetes, in order. Raises `LabError`."""
     command = [str(programs / "e2e.test"), "--list-tests"]
     with _environment() as environment:
-        listed = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
+        listed = complete(command, environment=environment)
     found = re.findall(r"^ +\S+\.go:\d+: (.+)$", listed.stdout, re.MULTILINE)
     if not found:
         raise LabError(f"{programs / 'e2e.test'} lists no tests: {listed.stderr.strip()}")
@@ -80,7 +80,7 @@ def run(
     reports.mkdir(parents=True)
     log, report = reports / "ginkgo.log", reports / "ginkgo.json"
     command = [
-        *(str(programs / "ginkgo"), "run", f"--procs={procs}", f"--timeout={_MOST}"),
+        *(str(programs / "ginkgo"), "run", f"--procs={procs}", f"--timeout={_LIMIT_HOURS}h"),
         *("--no-color", "--v", "--silence-skips"),
         *(f"--output-dir={reports}", f"--json-report={report.name}"),
         f"--focus=(?:{'|'.join(map(_escaped, tests))})$",
@@ -89,23 +89,22 @@ def run(
         # Only the first of its processes counts for itself.
         f"--num-nodes={len(lab.status()['nodes'])}",
     ]
-    with (
-        _environment() as environment,
-        log.open("w") as output,
-        subprocess.Popen(
+    with _environment() as environment, log.open("w") as output:
+        popen = subprocess.Popen(
             lab.command("control", command),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             start_new_session=True,  # so that it is ended by us alone, and whole
-        ) as process,
-    ):
+        )
+        process = Process(popen)
         try:
-            _follow(process.stdout or (), output.write, ended)
-            process.wait()
+            # ginkgo's own limit, and some more for what it does after the last test.
+            _follow(process.lines(_LIMIT_HOURS * 3600 + 600), output.write, ended)
+            process.wait(_GRACE)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise LabError(f"ginkgo has not ended; see {log}") from None
         finally:
             _end(process)
     try:
@@ -148,14 +147,14 @@ def _follow(lines: Iterable[str], keep: Callable[[str], object], ended: Ended) -
         found = re.match(r"• (?:\[([A-Z ]+)\] )?\[(\d+\.\d+) seconds\]", line)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Process) -> None:
     """End ginkgo and its tests, if they run; and what they have left running."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=_GRACE)  # it ends only if somebody reads what it says
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        os.killpg(process.popen.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            process.rest(_GRACE)  # it ends only if somebody reads what it prints
+        os.killpg(process.popen.pid, signal.SIGKILL)
+    kill(process.popen)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
 
+from lab.patience import PROGRAM_TIMEOUT
+
 
 class User(NamedTuple):
     """A user of the API server, by token."""
@@ -123,10 +125,13 @@ def _openssl(directory: Path, arguments: str) -> None:
             cwd=directory,
             capture_output=True,
             text=True,
+            timeout=PROGRAM_TIMEOUT,
             check=False,
         )
     except FileNotFoundError:
         raise PkiError("openssl is not installed (Debian: openssl)") from None
+    except subprocess.TimeoutExpired:
+        raise PkiError(f"openssl has not ended after {PROGRAM_TIMEOUT:.0f} s") from None
     if answer.returncode:
         raise PkiError(f"openssl {arguments}: {answer.stderr.strip()}")
 

@@ -5,15 +5,15 @@ Both run among the node's own mounts (`lab.machine`), so their configuration nam
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import yaml
 
 from lab import kube_pki, machine
-from lab.commands import LabError, inside, run
+from lab.commands import LabError, complete, inside, run
 from lab.daemons import Daemons
 from lab.layout import CLUSTER_DNS, STATIC_PODS, NodeLayout
+from lab.patience import BUILD_TIMEOUT
 
 IMAGES_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-images"
 CONTAINERD = "/run/containerd/containerd.sock"
@@ -23,7 +23,7 @@ ARCHIVES = ("cluster.tar", "tests.tar")
 
 def images() -> Path:
     """Where the images are; makes those that are missing. Raises `LabError`."""
-    made = subprocess.run([IMAGES_SCRIPT], stdout=subprocess.PIPE, text=True, check=False)
+    made = complete([str(IMAGES_SCRIPT)], timeout=BUILD_TIMEOUT, show_errors=True)
     if made.returncode:
         raise LabError(f"{IMAGES_SCRIPT} gave no images; see above")
     return Path(made.stdout.splitlines()[-1])
@@ -48,10 +48,7 @@ def start_containerd(node: NodeLayout, ours: Daemons, binaries: Path, pause: str
     ours.start("containerd", machine.enter(node, argv), environment)
 
     def answers() -> bool:
-        done = subprocess.run(
-            ctr(node, binaries, "version"), capture_output=True, check=False, timeout=30
-        )
-        return done.returncode == 0
+        return complete(ctr(node, binaries, "version"), timeout=30).returncode == 0
 
     if not ours.wait(answers, timeout=30):
         raise LabError(f"{node.name}: containerd does not answer\n{ours.tail('containerd')}")

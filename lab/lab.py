@@ -14,7 +14,7 @@ import msgspec
 
 from lab import certificates, cluster, machine, network, node
 from lab.bringup import Bringup
-from lab.commands import LabError, inside, replace_file
+from lab.commands import LabError, complete, inside, lock_file, replace_file
 from lab.control import ControlPlane, daemons
 from lab.daemons import Daemons, kill, processes_in
 from lab.datapath import load_module
@@ -222,15 +222,7 @@ class Lab:
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end and capture its output; with `check`, `LabError` if it fails."""
-        done = subprocess.run(
-            self.command(where, argv),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout * PATIENCE,
-            check=False,
-        )
+        done = complete(self.command(where, argv), stdin=stdin or "", timeout=timeout * PATIENCE)
         if check and done.returncode:
             said = (done.stderr + done.stdout).strip()
             raise LabError(f"{where}: {' '.join(argv)}: exit code {done.returncode}: {said}")
@@ -306,7 +298,7 @@ class Lab:
         for name in names:
             network.delete_namespace(name)
         for mount in _mounts_below(self.layout.directory):
-            subprocess.run(["umount", "--lazy", mount], check=False)
+            complete(["umount", "--lazy", mount])
         machine.forget(self.layout)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.layout.directory)
@@ -330,7 +322,7 @@ class Lab:
                     fcntl.flock(lock, kind | fcntl.LOCK_NB)
                 except BlockingIOError:
                     report("lab", f"waiting for another command on lab {self.name}")
-                    fcntl.flock(lock, kind)
+                    lock_file(lock, kind)
                 # Whoever held it before may have removed it: then it keeps nobody else out.
                 if not _is_same_file(lock.fileno(), path):
                     continue

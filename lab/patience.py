@@ -1,9 +1,13 @@
-"""How much longer everything may take than on the machines that the lab's waits are meant for."""
+"""How long the lab and its tests wait before they give up."""
 
 import os
 from typing import Final
 
 VARIABLE: Final = "SLUICE_PATIENCE"
 PATIENCE: Final = float(os.environ.get(VARIABLE) or 1)
-"""What the lab, and the tests on it, multiply the seconds by after which they give up, and those
-between two looks. More than 1 for a machine that is itself a program, as in `make kernel-test`."""
+"""By this the lab and its tests multiply every limit in seconds, and the pauses between two checks.
+More than 1 for an emulated machine, as in `make kernel-test`."""
+PROGRAM_TIMEOUT: Final = 120 * PATIENCE
+"""Seconds after which a program that takes a moment is given up."""
+BUILD_TIMEOUT: Final = 3600 * PATIENCE
+"""The same for one that builds or installs others."""

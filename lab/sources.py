@@ -5,8 +5,6 @@ makes a Pod, the scheduler, and kubelet.
 """
 
 import json
-import os
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from lab.commands import LabError, inside
+from lab.commands import LabError, complete, inside
 from lab.layout import NodeLayout
 
 IMAGE = "registry.k8s.io/pause:3.10"
@@ -157,14 +155,11 @@ class KubernetesSource:
                 raise
 
     def _run(self, arguments: Sequence[str], manifest: Mapping[str, Any] | None = None) -> str:
-        done = subprocess.run(
+        done = complete(
             self.command(["--request-timeout=15s", *arguments]),
-            input=json.dumps(manifest) if manifest else "",
-            # No proxy of this machine is to be reached from the namespace.
-            env=os.environ | {"NO_PROXY": "*"},
-            capture_output=True,
-            text=True,
-            check=False,
+            stdin=json.dumps(manifest) if manifest else "",
+            # The namespace has no way to a proxy that this machine may use.
+            environment={"NO_PROXY": "*"},
         )
         if done.returncode:
             raise LabError(f"kubectl {' '.join(arguments[:3])}: {done.stderr.strip()}")

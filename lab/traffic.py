@@ -6,7 +6,6 @@ with ping(lab, "default/a", address) as pinging:
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ import msgspec
 
 from lab.commands import LabError
 from lab.lab import Lab
+from lab.processes import Process, running
 
 PROBE = Path(__file__).with_name("probe.py")
 LONGEST_END = 300.0
@@ -54,38 +54,32 @@ class Streamed(msgspec.Struct, frozen=True):
 class Probe:
     """A `lab.probe` in a part of the lab."""
 
-    process: subprocess.Popen[str]
+    process: Process
     what: str
 
     def wait_ready(self) -> None:
-        """Until traffic flows. Raises `LabError` where it ends instead."""
-        assert self.process.stdout  # noqa: S101
-        if self.process.stdout.readline() != "ready\n":
+        """Wait until traffic flows. Raises `LabError` if it ends instead, or nothing flows."""
+        try:
+            ready = self.process.line() == "ready"
+        except TimeoutError:
+            ready = False
+        if not ready:
             raise LabError(f"{self.what}: nothing gets through")
 
     def stop(self) -> dict[str, Any]:
         """End it, and return what it says. Raises `LabError`."""
         try:
-            output, _ = self.process.communicate(timeout=LONGEST_END)
-            said: dict[str, Any] = json.loads(output.splitlines()[-1])
-        except (subprocess.TimeoutExpired, ValueError, IndexError):
+            self.process.close_input()
+            said: dict[str, Any] = json.loads(self.process.rest(LONGEST_END).splitlines()[-1])
+        except (TimeoutError, ValueError, IndexError):
             raise LabError(f"{self.what}: it did not say how it went") from None
         return said
 
 
 @contextmanager
 def _probe(lab: Lab, where: str, *arguments: str) -> Iterator[Probe]:
-    process = subprocess.Popen(
-        lab.command(where, [sys.executable, "-I", str(PROBE), *arguments]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with running(lab.command(where, [sys.executable, "-I", str(PROBE), *arguments])) as process:
         yield Probe(process, f"{' '.join(arguments)} in {where}")
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from typing import TypeVar
 
 from pyroute2 import netns
 
+from lab.patience import PROGRAM_TIMEOUT
+
 T = TypeVar("T")
 
 
 @contextmanager
 def namespace(name: str, *addresses: str) -> Iterator[None]:
     """One with these addresses (with prefix length; "nodad" may follow) on a link that is up."""
-    subprocess.run(["ip", "netns", "add", name], check=True)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=PROGRAM_TIMEOUT)
     try:
         for command in (
             "link set lo up",
@@ -24,10 +26,12 @@ def namespace(name: str, *addresses: str) -> Iterator[None]:
             "link set d0 up",
             *(f"address add {address} dev d0" for address in addresses),
         ):
-            subprocess.run(["ip", "-n", name, *command.split()], check=True)
+            subprocess.run(
+                ["ip", "-n", name, *command.split()], check=True, timeout=PROGRAM_TIMEOUT
+            )
         yield
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PROGRAM_TIMEOUT)
 
 
 def inside(name: str, function: Callable[[], T]) -> T:
@@ -45,5 +49,5 @@ def inside(name: str, function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=call)
     thread.start()
-    thread.join()
-    return outcome[0].result()
+    thread.join(timeout=60)
+    return outcome[0].result(timeout=0)

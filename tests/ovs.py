@@ -112,7 +112,7 @@ class Ovs:
 
     def stop_switch(self) -> None:
         self.processes[-1].kill()
-        self.processes.pop().wait()
+        self.processes.pop().wait(timeout=60)
         self.mgmt.unlink(missing_ok=True)
 
     def freeze_switch(self) -> None:
@@ -143,7 +143,7 @@ class Ovs:
     def stop(self) -> None:
         for process in reversed(self.processes):
             process.kill()
-            process.wait()
+            process.wait(timeout=60)
 
     def _start(self, *command: str) -> None:
         self.processes.append(subprocess.Popen(command, env=self.environment))

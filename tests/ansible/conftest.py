@@ -25,6 +25,7 @@ from lab.layout import (
     NodeLayout,
 )
 from lab.network import UPLINK, configure
+from lab.patience import BUILD_TIMEOUT
 from lab.sources import DirectorySource
 from tests.ansible.machine import Machine
 
@@ -72,7 +73,9 @@ class Site:
     def play(self, playbook: str, **variables: Any) -> Play:
         """Run a playbook as its README says, with what it names replaced by the lab's."""
         tls = self.lab.layout.directory / "tls"
-        wheelhouse = subprocess.check_output([ROOT / "scripts" / "wheelhouse"], text=True).strip()
+        wheelhouse = subprocess.check_output(
+            [ROOT / "scripts" / "wheelhouse"], text=True, timeout=BUILD_TIMEOUT
+        ).strip()
         inventory = {
             "sluice_controllers": [str(CONTROL_ADDRESS)],
             "sluice_pod_range": str(POD_RANGE),
@@ -101,6 +104,7 @@ class Site:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            timeout=BUILD_TIMEOUT,
         )
         return Play(done.stdout, done.returncode)
 
@@ -122,9 +126,15 @@ def site() -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="sluice-"))
     machine = Machine("node3", directory)
     try:
-        ansible = subprocess.check_output([ROOT / "scripts" / "ansible"], text=True).strip()
+        ansible = subprocess.check_output(
+            [ROOT / "scripts" / "ansible"], text=True, timeout=BUILD_TIMEOUT
+        ).strip()
         key = directory / "key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key],
+            check=True,
+            timeout=BUILD_TIMEOUT,
+        )
         lab.up(nodes=2, tls=True)
         node = lab.layout.node(3)
         network.connect(lab.layout, lab.layout.nodes(3), "netdev")

@@ -12,6 +12,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab.commands import lock_file
+from lab.patience import BUILD_TIMEOUT
+
 INSTALLED = [
     "systemd-sysv", "udev", "dbus", "openssh-server", "python3", "iproute2", "nftables", "kmod",
     "procps", "iputils-ping", "ca-certificates",
@@ -38,7 +41,7 @@ def root() -> Path:
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     target = cache / f"{platform.machine()}-{digest}"
     with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, fcntl.LOCK_EX)
         if not target.exists():
             part = cache / f"{target.name}.part"
             shutil.rmtree(part, ignore_errors=True)
@@ -81,6 +84,8 @@ def _inside(part: Path, command: Sequence[str]) -> None:
 
 def run(command: Sequence[str]) -> str:
     """The output of a program that has to succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

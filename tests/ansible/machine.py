@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.patience import BUILD_TIMEOUT
 from tests.ansible.debian import root, run
 from tests.waiting import wait_until
 
@@ -62,7 +63,9 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         variables = [f"--env={name}={value}" for name, value in (environment or {}).items()]
         argv = self._command("exec", "--interactive", *variables, self.name, *command)
-        return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT
+        )
 
     def json(self, command: Sequence[str]) -> Any:
         return json.loads(self.run(command) or "[]")

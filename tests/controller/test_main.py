@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.patience import PROGRAM_TIMEOUT
+from lab.processes import running
 from tests.waiting import wait_until
 
 CLUSTER = "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}"
@@ -65,7 +67,9 @@ def test_cannot_enrol_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     file = settings(tmp_path, plainTcp=False, enrolment={})
 
     def said(*more: str) -> str:
-        done = subprocess.run(start(file, *more), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            start(file, *more), capture_output=True, text=True, check=False, timeout=PROGRAM_TIMEOUT
+        )
         return done.stderr
 
     assert said("--cluster", str(tmp_path)) == (
@@ -89,7 +93,7 @@ def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
         directory=str(tmp_path / "cluster"),
     )
     log = tmp_path / "log"
-    with log.open("w") as out, subprocess.Popen(start(file), stdout=out, stderr=out) as first:
+    with log.open("w") as out, running(start(file), stdout=out, stderr=out) as first:
         try:
             wait_until(lambda: "listening for switches" in log.read_text())
             wait_until(lambda: "serving the API" in log.read_text())
@@ -112,7 +116,7 @@ def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
                 start(third), capture_output=True, text=True, timeout=30, check=False
             )
             assert "api.sock: another controller listens there" in refused.stderr
-            rude = socket.create_connection(("127.0.0.1", openflow))
+            rude = socket.create_connection(("127.0.0.1", openflow), timeout=30)
             rude.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert rude.recv(1 << 16) is not None
             rude.close()
@@ -120,5 +124,5 @@ def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
             wait_until(lambda: log.read_text().count("127.0.0.1:") > 2)
             assert all(json.loads(line)["level"] for line in log.read_text().splitlines())
         finally:
-            first.terminate()
+            first.popen.terminate()
             first.wait(10)

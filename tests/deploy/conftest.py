@@ -14,6 +14,7 @@ import pytest
 
 from lab import apiserver
 from lab.control import kubernetes_binaries
+from lab.patience import BUILD_TIMEOUT
 from tests.namespaces import namespace
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def build_images(output: Path, **environment: str) -> None:
         [sys.executable, ROOT / "scripts" / "make-image", "--output", output],
         env=os.environ | environment,
         check=True,
+        timeout=BUILD_TIMEOUT,
     )
 
 
@@ -50,7 +52,11 @@ def kubectl_path() -> Path:
 
 def rendered(kubectl: Path, directory: Path) -> str:
     done = subprocess.run(
-        [kubectl, "kustomize", directory], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", directory],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BUILD_TIMEOUT,
     )
     assert not done.returncode, done.stderr
     return done.stdout
@@ -73,7 +79,7 @@ class Api:
             [*self.inside, self.kubectl_path, "--kubeconfig", self.server.kubeconfig, *arguments],
             input=stdin, capture_output=True, text=True, check=False,
             env=os.environ | {"NO_PROXY": "*"},
-        )  # fmt: skip
+        timeout=BUILD_TIMEOUT)  # fmt: skip
         assert not done.returncode, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
@@ -106,4 +112,4 @@ def api(tmp_path_factory: pytest.TempPathFactory, kubectl_path: Path) -> Iterato
         finally:
             for process in reversed(started):
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.patience import PROGRAM_TIMEOUT
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -76,15 +78,23 @@ class Container:
             try:
                 yield process
             finally:
-                subprocess.run(["runc", "kill", name, "TERM"], check=False, capture_output=True)
+                subprocess.run(
+                    ["runc", "kill", name, "TERM"],
+                    check=False,
+                    capture_output=True,
+                    timeout=PROGRAM_TIMEOUT,
+                )
                 try:
                     process.wait(20)
                 finally:
                     subprocess.run(
-                        ["runc", "delete", "--force", name], check=False, capture_output=True
+                        ["runc", "delete", "--force", name],
+                        check=False,
+                        capture_output=True,
+                        timeout=PROGRAM_TIMEOUT,
                     )
                     process.kill()
-                    process.wait()
+                    process.wait(timeout=60)
 
     def _specification(self) -> dict[str, Any]:
         user = int(self.image["User"])

@@ -8,6 +8,7 @@ import pytest
 
 from lab import Lab
 from lab.control import kubernetes_binaries
+from lab.patience import PROGRAM_TIMEOUT
 from tests.deploy.conftest import KUSTOMIZE
 from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
 from tests.labs import unique_name
@@ -47,14 +48,18 @@ def rolled_out(lab: Lab, namespace: str, *names: str) -> None:
     for name in names:
         wait = ["rollout", "status", name, "--timeout=150s"]
         done = subprocess.run(
-            lab.kubectl("-n", namespace, *wait), capture_output=True, text=True, check=False
+            lab.kubectl("-n", namespace, *wait),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROGRAM_TIMEOUT,
         )
         if done.returncode:
             said = kubectl(lab, "-n", namespace, "describe", "pods")
             logs = subprocess.run(
                 lab.kubectl("-n", namespace, "logs", name, "--all-containers", "--all-pods"),
                 capture_output=True, text=True, check=False,
-            )  # fmt: skip
+            timeout=PROGRAM_TIMEOUT)  # fmt: skip
             pytest.fail(f"{done.stderr}\n{said}\n{logs.stdout}{logs.stderr}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.patience import BUILD_TIMEOUT
 from tests.deploy.conftest import ADDRESS, KUSTOMIZE, Api, build_images, rendered
 from tests.deploy.containers import Container, manifests, unpack
 from tests.waiting import wait_until
@@ -73,7 +74,7 @@ def curl(api: Api, path: str) -> tuple[int, Any]:
     done = subprocess.run(
         [*api.inside, *command, f"http://{ADDRESS}:6654{path}"],
         capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    timeout=BUILD_TIMEOUT)  # fmt: skip
     body, _, status = done.stdout.rpartition("\n")
     return int(status or 0), body
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.patience import PROGRAM_TIMEOUT
 from settings import load
 from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, rendered
 
@@ -118,7 +119,11 @@ def test_the_agent_may_do_nothing(api: Api) -> None:
 @pytest.fixture(scope="module")
 def helm() -> str:
     built = subprocess.run(
-        [ROOT / "scripts" / "go-tool", "helm"], stdout=subprocess.PIPE, text=True, check=True
+        [ROOT / "scripts" / "go-tool", "helm"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PROGRAM_TIMEOUT,
     )
     return built.stdout.splitlines()[-1]
 
@@ -128,7 +133,7 @@ def chart(helm: str, **values: Any) -> dict[tuple[str, str, str], Any]:
     done = subprocess.run(
         [helm, "template", "sluice", ROOT / "deploy" / "chart", *given],
         capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    timeout=PROGRAM_TIMEOUT)  # fmt: skip
     assert not done.returncode, done.stderr
     return objects(done.stdout)
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 
 from lab import Lab
-from tests.processes import Process, running
+from lab.processes import Process, running
 
 Attacker = Literal["pod", "tenant", "outside", "stolen node", "stranger"]
 

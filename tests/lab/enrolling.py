@@ -16,6 +16,7 @@ from lab import Lab, control
 from lab.daemons import kill
 from lab.layout import CONTROL_ADDRESS
 from lab.node import daemons
+from lab.patience import PROGRAM_TIMEOUT
 from lab.programs import python
 from lab.runtime import CniError, Runtime
 from tests.waiting import wait_until
@@ -125,7 +126,7 @@ class Enrolling:
             self.lab.kubectl(*arguments, "--request-timeout=15s"),
             input=stdin, capture_output=True, text=True, check=False,
             env=os.environ | {"NO_PROXY": "*"},
-        )  # fmt: skip
+        timeout=PROGRAM_TIMEOUT)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

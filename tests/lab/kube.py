@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Lab
+from lab.patience import PROGRAM_TIMEOUT
 from tests.waiting import wait_until
 
 AGNHOST = "registry.k8s.io/e2e-test-images/agnhost"
@@ -28,6 +29,7 @@ def kubectl(
         capture_output=True,
         text=True,
         check=False,
+        timeout=PROGRAM_TIMEOUT,
     )
     assert not done.returncode, f"kubectl {' '.join(arguments)}: {done.stderr}"
     return done.stdout

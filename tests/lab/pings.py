@@ -6,11 +6,11 @@ with `-c` it waits for the last answer no longer than twice the longest round tr
 
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lab import Lab
+from lab.processes import Process, running
 
 
 def address(lab: Lab, pod: str) -> str:
@@ -37,23 +37,16 @@ def ping(lab: Lab, where: str, to: str, *options: str) -> str:
 
 
 @contextmanager
-def ping_while(lab: Lab, where: str, to: str) -> Iterator[subprocess.Popen[str]]:
+def ping_while(lab: Lab, where: str, to: str) -> Iterator[Process]:
     """A ping every 10 ms for as long as the context lasts; `ended` gives its output.
 
     Between nodes nobody may add or remove a pod meanwhile: with any flows, Open vSwitch's userspace
     datapath loses a packet of a tunnel in some ten changes of ports.
     """
-    with subprocess.Popen(
-        lab.command(where, ["ping", "-n", "-i", "0.01", to]), stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with running(lab.command(where, ["ping", "-n", "-i", "0.01", to])) as process:
+        yield process
 
 
-def ended(pinging: subprocess.Popen[str]) -> str:
+def ended(pinging: Process) -> str:
     """End `ping_while`; what it printed."""
-    pinging.send_signal(signal.SIGINT)
-    output, _ = pinging.communicate(timeout=60)
-    return output
+    return pinging.end(signal.SIGINT)

@@ -1,7 +1,6 @@
 """Services for the lab's tests: their manifests, servers behind them, and clients before them."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from lab import Lab
+from lab.processes import running
 from tests.lab.pings import address
 
 A1, A2, B1 = "default/a1", "default/a2", "default/b1"
@@ -82,19 +82,10 @@ class Answer(NamedTuple):
 @contextmanager
 def answering(lab: Lab, where: str, port: int = 8080) -> Iterator[None]:
     """A TCP and UDP server that says its name and whom it sees."""
-    process = subprocess.Popen(
-        lab.command(where, [sys.executable, "-c", ANSWERER, where, str(port)]),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    try:
-        assert process.stdout.readline() == "ready\n"
+    command = lab.command(where, [sys.executable, "-c", ANSWERER, where, str(port)])
+    with running(command) as process:
+        assert process.line() == "ready"
         yield
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 SPREAD = """

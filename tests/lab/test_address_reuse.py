@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab import Lab, LabError
+from lab.processes import Process, running
 from lab.runtime import Runtime
 from tests.lab.pings import address
 from tests.waiting import wait_until
@@ -39,27 +39,16 @@ A, LOCAL, REMOTE = "default/a", "default/local", "default/remote"
 
 
 @contextmanager
-def program(lab: Lab, where: str, text: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+def program(lab: Lab, where: str, text: str, *argv: str) -> Iterator[Process]:
     """A Python program in a pod, killed at the end without a word to its peers."""
-    command = lab.command(where, [sys.executable, "-c", text, *argv])
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() in {"ready\n", "connected\n"}
-            yield process
-        finally:
-            process.kill()
+    with running(lab.command(where, [sys.executable, "-c", text, *argv])) as process:
+        assert process.line() in {"ready", "connected"}
+        yield process
 
 
-def says_on(client: subprocess.Popen[str]) -> str:
+def says_on(client: Process) -> str:
     """What becomes of one more byte on the client's connection."""
-    assert client.stdin
-    assert client.stdout
-    client.stdin.write("\n")
-    client.stdin.flush()
-    return client.stdout.readline().strip()
+    return client.ask("")
 
 
 def connections(lab: Lab, node: str, of: str) -> list[str]:

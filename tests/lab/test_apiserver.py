@@ -12,6 +12,7 @@ import pytest
 
 from lab import apiserver
 from lab.control import kubernetes_binaries
+from lab.patience import PROGRAM_TIMEOUT
 from tests.namespaces import namespace
 
 NETNS = f"sluice-apiserver-{os.getpid()}"
@@ -36,7 +37,7 @@ def processes() -> Iterator[Processes]:
         finally:
             for process in started["kube-apiserver"] + started["etcd"]:
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def kubectl(binaries: Path) -> Kubectl:
             capture_output=True,
             text=True,
             check=True,
+            timeout=PROGRAM_TIMEOUT,
         ).stdout
 
     return run
@@ -116,7 +118,7 @@ def test_what_was_written_outlives_every_daemon(
         running = start()
         for name in victims:
             os.kill(running.pids[name], signal.SIGKILL)
-            processes[name][-1].wait()
+            processes[name][-1].wait(timeout=60)
         again = start()
         assert counts() == [
             count + (name in victims) for count, name in zip(before, processes, strict=True)

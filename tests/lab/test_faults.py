@@ -203,8 +203,9 @@ def restart_controller(lab: Lab) -> None:
 
 def days_ahead(lab: Lab) -> int:
     """How far the controller's clock is ahead of ours, as its HTTP server has it."""
-    connection = http.client.HTTPConnection("controller")
+    connection = http.client.HTTPConnection("controller", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(30)
     try:
         connection.sock.connect(lab.status()["api_socket"])
         connection.request("GET", "/healthz")

@@ -32,8 +32,9 @@ kubectl = functools.partial(kube.kubectl, patience=15)
 
 def problems(lab: Lab) -> dict[str, str]:
     """What the controller says is wrong, asked for as the command line asks."""
-    connection = http.client.HTTPConnection("controller")
+    connection = http.client.HTTPConnection("controller", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(30)
     try:
         connection.sock.connect(lab.status()["api_socket"])
         connection.request("GET", "/v1/status")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from click.testing import CliRunner
 from cli.main import main
 from lab import Lab, LabError
 from lab.daemons import kill
+from lab.patience import PROGRAM_TIMEOUT
+from lab.processes import running
 from lab.runtime import CniError
 from tests.lab.pings import ping
 from tests.waiting import wait_until
@@ -39,7 +42,10 @@ def machine_network():
     """The machine's own network: what no lab may change."""
     commands = ("ip -brief link", "ip -brief addr", "ip route show table all", "ip rule",
                 "nft list ruleset", "sysctl net.ipv4.ip_forward")  # fmt: skip
-    shown = {command: subprocess.check_output(command.split(), text=True) for command in commands}
+    shown = {
+        command: subprocess.check_output(command.split(), text=True, timeout=PROGRAM_TIMEOUT)
+        for command in commands
+    }
     # What a router advertised grows older by itself.
     return {command: re.sub(r" expires \d+sec", "", text) for command, text in shown.items()}
 
@@ -74,7 +80,7 @@ def test_up_is_up_and_down_leaves_nothing(name):
     assert sluice("lab", "up", "--name", name, "--nodes", "2").returncode == 0
 
     status = json.loads(sluice("lab", "status", "--name", name, "--json").stdout)
-    listed = subprocess.check_output(["ip", "netns", "list"], text=True)
+    listed = subprocess.check_output(["ip", "netns", "list"], text=True, timeout=PROGRAM_TIMEOUT)
     parts = [*status["nodes"].values(), status["control"], status["outside"], status["fabric"]]
     assert len(parts) == 5
     for part in parts:
@@ -114,25 +120,21 @@ MOMENTS = {
 }
 
 
+@contextmanager
 def start_up(name, moment):
     """An `up` that has got as far as `moment`."""
-    up = subprocess.Popen(
-        [*SLUICE, "lab", "up", "--name", name, "--nodes", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [*SLUICE, "lab", "up", "--name", name, "--nodes", "2"]
     path = Path(MOMENTS[moment].format(name=name, directory=f"/run/sluice-lab/{name}"))
-    wait_until(path.exists)
-    return up
+    with running(command, stderr=subprocess.STDOUT) as up:
+        wait_until(path.exists)
+        yield up
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_down_finds_what_a_killed_up_has_left(name, moment):
     before = machine_network()
-    up = start_up(name, moment)
-    up.kill()
-    up.communicate()
+    with start_up(name, moment):
+        pass
     assert traces(name) != []
 
     assert sluice("lab", "down", "--name", name).returncode == 0
@@ -141,21 +143,19 @@ def test_down_finds_what_a_killed_up_has_left(name, moment):
 
 
 def test_up_after_a_killed_up(name):
-    up = start_up(name, "switches starting")
-    up.kill()
-    up.communicate()
+    with start_up(name, "switches starting"):
+        pass
     assert Lab(name).up(nodes=1)
     assert list(Lab(name).status()["nodes"]) == ["node1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_takes_everything_down(name, number):
-    up = start_up(name, "agents starting")
-    up.send_signal(number)
-    assert any("taking everything down" in line for line in up.stdout)
-    up.send_signal(number)  # impatience changes nothing
-    up.communicate(timeout=60)
-    assert up.returncode == 130
+    with start_up(name, "agents starting") as up:
+        up.popen.send_signal(number)
+        assert any("taking everything down" in line for line in up.lines(60))
+        up.end(number)  # impatience changes nothing
+        assert up.popen.returncode == 130
     assert traces(name) == []
 
 
@@ -242,14 +242,12 @@ socket.create_connection((sys.argv[1], 7000), 5).sendall(bytes(1 << 22))
 def test_tcp_between_nodes_and_outside(lab):
     """A kernel leaves checksums to network cards; Open vSwitch would pass on what it finds."""
     for source, sink in [("outside", "node1"), ("node1", "outside"), ("node1", "node2")]:
-        server = subprocess.Popen(
-            lab.command(sink, [sys.executable, "-c", RECEIVE]), stdout=subprocess.PIPE, text=True
-        )
-        wait_until(lambda sink=sink: ":7000" in lab.exec(sink, ["ss", "-tln"]).stdout)
-        status = lab.status()
-        address = (status["nodes"] | status)[sink]["address"]
-        lab.exec(source, [sys.executable, "-c", SEND, address])
-        assert server.communicate(timeout=10)[0] == f"{1 << 22}\n"
+        with running(lab.command(sink, [sys.executable, "-c", RECEIVE])) as server:
+            wait_until(lambda sink=sink: ":7000" in lab.exec(sink, ["ss", "-tln"]).stdout)
+            status = lab.status()
+            address = (status["nodes"] | status)[sink]["address"]
+            lab.exec(source, [sys.executable, "-c", SEND, address])
+            assert server.rest() == f"{1 << 22}\n"
 
 
 def test_the_kernel_does_not_hear_what_the_switch_hears(lab):
@@ -399,7 +397,7 @@ def test_with_a_real_api_server(name):
     with Lab(name).running(nodes=1, source="kube") as lab:
         pod = lab.pod_add("shop", "web", "node1", {"app": "web"})
         get = lab.kubectl("get", "nodes,pods", "-A", "-o", "json")
-        items = json.loads(subprocess.check_output(get))["items"]
+        items = json.loads(subprocess.check_output(get, timeout=PROGRAM_TIMEOUT))["items"]
         objects = {(item["kind"], item["metadata"]["name"]): item for item in items}
         assert objects["Node", "node1"]["spec"]["podCIDR"] == "10.244.1.0/24"
         web = objects["Pod", "web"]
@@ -412,5 +410,5 @@ def test_with_a_real_api_server(name):
 
         lab.pod_del("shop", "web")
         get = lab.kubectl("get", "pods", "-A", "-o", "name")
-        assert subprocess.check_output(get) == b""
+        assert subprocess.check_output(get, timeout=PROGRAM_TIMEOUT) == b""
     assert traces(name) == []

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from scapy.layers.l2 import Ether
 from flows import names
 from flows.pipeline import Feature
 from lab import Lab
+from lab.processes import running
 from tests.lab.pings import ended, lost, ping, ping_while
 from tests.waiting import wait_until
 
@@ -189,11 +189,9 @@ def test_one_pod_cannot_fill_the_connection_table(lab: Lab) -> None:
         lab.exec("node1", ["ovs-ofctl", "-O", "OpenFlow15", "mod-meter", "br-int", low])
         # A stream that is never answered is one connection, however many datagrams it has. (The
         # victim would answer a closed port.)
-        with subprocess.Popen(lab.command("default/victim", SINK), stdout=subprocess.PIPE) as sink:
-            assert sink.stdout
-            sink.stdout.readline()
+        with running(lab.command("default/victim", SINK)) as sink:
+            sink.line()
             flood("one")
-            sink.kill()
         assert dropped(lab, "node1") == 0
         # Others than at first: those that were let through then are known, and not metered again.
         flood("many", first=1000)

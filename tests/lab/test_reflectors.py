@@ -23,6 +23,7 @@ from pyroute2 import netns
 from controller.sources import kubernetes as source
 from lab import apiserver
 from lab.control import kubernetes_binaries
+from lab.patience import PROGRAM_TIMEOUT
 from tests.controller.test_directory import Recorder
 from tests.namespaces import namespace
 
@@ -72,7 +73,7 @@ class Kubernetes:
     def kill(self, *names: str) -> None:
         for name in names:
             self.processes[name].send_signal(signal.SIGKILL)
-            self.processes[name].wait()
+            self.processes[name].wait(timeout=60)
 
     def kubectl(self, *arguments: str, manifest: Any = None) -> str:
         command = self._inside(
@@ -86,6 +87,7 @@ class Kubernetes:
             capture_output=True,
             text=True,
             check=False,
+            timeout=PROGRAM_TIMEOUT,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -125,7 +127,9 @@ class Kubernetes:
     def _etcd(self, what: str, body: dict[str, Any]) -> Any:
         url = f"{apiserver.ETCD_CLIENTS}/v3/kv/{what}"
         command = self._inside(sys.executable, "-c", POST, url, json.dumps(body))
-        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        return json.loads(
+            subprocess.run(command, capture_output=True, check=True, timeout=PROGRAM_TIMEOUT).stdout
+        )
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +142,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
         finally:
             for process in made.processes.values():
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)
 
 
 def socket_inside() -> socket:
@@ -151,7 +155,7 @@ def socket_inside() -> socket:
 
     thread = threading.Thread(target=make)
     thread.start()
-    thread.join()
+    thread.join(timeout=60)
     made[0].setblocking(False)
     return made[0]
 

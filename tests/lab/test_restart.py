@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from lab.processes import running
 from tests.lab.pings import address
 from tests.waiting import wait_until
 
@@ -45,19 +45,15 @@ def pings(lab: Lab, where: str, to: str) -> Iterator[Pings]:
     """While the context lasts; what was answered is known after it."""
     command = lab.command(where, ["ping", "-n", "-i", "0.01", "-W", "1", to])
     found = Pings()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        lines = [process.stdout.readline(), process.stdout.readline()]
-        try:
-            yield found
-            # Those that are under way come back.
-            lab.exec(where, ["ping", "-n", "-q", "-c", "3", "-i", "0.05", to], check=False)
-        finally:
-            process.send_signal(signal.SIGINT)
-            lines += process.stdout.readlines()
-    words = " ".join(lines).split()
+    with running(command) as process:
+        output = [process.line(), process.line()]
+        yield found
+        # Those that are under way come back.
+        lab.exec(where, ["ping", "-n", "-q", "-c", "3", "-i", "0.05", to], check=False)
+        output.append(process.end(signal.SIGINT))
+    words = " ".join(output).split()
     found.answered += [int(w.removeprefix("icmp_seq=")) for w in words if w.startswith("icmp_seq=")]
-    print(f"\n{''.join(lines[-2:-1])}longest gap {10 * found.gap} ms")
+    print(f"\nlongest gap {10 * found.gap} ms")
 
 
 def reaches(lab: Lab, where: str, to: str) -> bool:
@@ -127,26 +123,13 @@ with socket.create_connection((sys.argv[1], 7000), timeout=60) as connection:
 @contextmanager
 def connection(lab: Lab, client: str, server: str) -> Iterator[Callable[[str], str]]:
     """One TCP connection: says a line on it, and returns what comes back."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     at = address(lab, server)
     listening = lab.command(server, [sys.executable, "-c", ECHO_SERVER])
     connecting = lab.command(client, [sys.executable, "-c", ECHO_CLIENT, at])
-    with subprocess.Popen(listening, **pipes) as echo:
-        try:
-            assert echo.stdout.readline() == "ready\n"
-            with subprocess.Popen(connecting, **pipes) as speaker:
-
-                def say(line: str) -> str:
-                    speaker.stdin.write(f"{line}\n")
-                    speaker.stdin.flush()
-                    return speaker.stdout.readline().strip()
-
-                try:
-                    yield say
-                finally:
-                    speaker.kill()
-        finally:
-            echo.kill()
+    with running(listening) as echo:
+        assert echo.line() == "ready"
+        with running(connecting) as speaker:
+            yield speaker.ask
 
 
 def test_vswitchd_killed(lab: Lab) -> None:

@@ -16,6 +16,7 @@ from lab import Lab
 from lab.commands import inside
 from lab.layout import NAMESPACES
 from lab.network import create_namespace, delete_namespace
+from lab.patience import PROGRAM_TIMEOUT
 from tests.lab.test_pods import settled, traces
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,11 @@ def far(lab: Lab) -> str:
 def cnitool() -> str:
     """Where it is; built if need be."""
     built = subprocess.run(
-        [ROOT / "scripts" / "go-tool", "cnitool"], stdout=subprocess.PIPE, text=True, check=True
+        [ROOT / "scripts" / "go-tool", "cnitool"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PROGRAM_TIMEOUT,
     )
     return built.stdout.splitlines()[-1]
 
@@ -88,7 +93,9 @@ def done(finished: subprocess.CompletedProcess[str]) -> str:
 
 def ping(lab: Lab, netns: str) -> None:
     command = ["ping", "-n", "-c", "2", "-w", "60", far(lab)]
-    subprocess.run(inside(netns, command), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        inside(netns, command), check=True, stdout=subprocess.DEVNULL, timeout=PROGRAM_TIMEOUT
+    )
 
 
 def test_cnitool_adds_checks_and_deletes(lab: Lab, call: Call, netns: str) -> None:
@@ -109,7 +116,11 @@ def test_cnitool_adds_checks_and_deletes(lab: Lab, call: Call, netns: str) -> No
     ping(lab, netns)
 
     address = result["ips"][0]["address"]
-    subprocess.run(["ip", "-n", netns, "address", "del", address, "dev", "eth0"], check=True)
+    subprocess.run(
+        ["ip", "-n", netns, "address", "del", address, "dev", "eth0"],
+        check=True,
+        timeout=PROGRAM_TIMEOUT,
+    )
     changed = call("check", netns)
     assert changed.returncode != 0
     assert address.removesuffix("/32") in changed.stderr
@@ -157,7 +168,9 @@ def image(path: Path) -> Path:
         found = shutil.which(program)
         assert found
         files[f"bin/{program}"] = Path(found)
-        for word in subprocess.check_output(["ldd", found], text=True).split():
+        for word in subprocess.check_output(
+            ["ldd", found], text=True, timeout=PROGRAM_TIMEOUT
+        ).split():
             if word.startswith("/"):
                 files[word.lstrip("/")] = Path(word)
     with tarfile.open(path, "w") as tar:

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
-from lab import Lab
+from lab import Lab, processes
+from lab.processes import Process
 from tests.lab.pings import address
 from tests.lab.served import (
     A1,
@@ -455,30 +456,19 @@ def groups(lab: Lab, node: str) -> str:
 
 
 @contextmanager
-def running(lab: Lab, where: str, text: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+def running(lab: Lab, where: str, text: str, *argv: str) -> Iterator[Process]:
     """A Python program, killed at the end."""
-    with subprocess.Popen(
-        lab.command(where, [sys.executable, "-c", text, *argv]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with processes.running(lab.command(where, [sys.executable, "-c", text, *argv])) as process:
+        yield process
 
 
-def tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
+def tell(process: Process, line: str) -> None:
+    process.say(f"{line}\n")
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def said(process: Process) -> str:
     """Its next line."""
-    assert process.stdout
-    return process.stdout.readline().strip()
+    return process.line().strip()
 
 
 UDP_53 = {"name": "UDP", "protocol": "UDP", "port": 53}

@@ -1,6 +1,5 @@
 """Connections to Services, from everywhere, through real switches and the hosts' own stacks."""
 
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from lab import Lab
+from lab.processes import running
 from tests.lab.pings import address
 from tests.lab.served import (
     A1,
@@ -108,18 +108,11 @@ def test_sctp(lab: Lab) -> None:
     lab.apply(endpoints("streams", [place(lab, B1)], [{"port": 3868, "protocol": "SCTP"}]))
     lab.apply(service("streams", "10.96.0.33", [{"protocol": "SCTP", "port": 3868}]))
     wait_until(lambda: "10.96.0.33" in flows(lab, "node1"))
-    server = subprocess.Popen(
-        lab.command(B1, [sys.executable, "-c", SCTP_SERVER]), stdout=subprocess.PIPE, text=True
-    )
-    with server:
-        assert server.stdout
-        try:
-            assert server.stdout.readline() == "ready\n"
-            client = [sys.executable, "-c", SCTP_CLIENT, "10.96.0.33", "3868"]
-            assert lab.exec(A1, client).stdout.split() == ["10.96.0.33", "3868", "5000"]
-            assert server.stdout.readline().split() == [address(lab, A1), "5000", "3868"]
-        finally:
-            server.kill()
+    with running(lab.command(B1, [sys.executable, "-c", SCTP_SERVER])) as server:
+        assert server.line() == "ready"
+        client = [sys.executable, "-c", SCTP_CLIENT, "10.96.0.33", "3868"]
+        assert lab.exec(A1, client).stdout.split() == ["10.96.0.33", "3868", "5000"]
+        assert server.line().split() == [address(lab, A1), "5000", "3868"]
 
 
 @pytest.mark.parametrize("client", [A1, "node1", "node2"])

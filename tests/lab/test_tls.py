@@ -21,6 +21,8 @@ from lab import Lab, LabError, certificates
 from lab.daemons import kill
 from lab.layout import CONTROL_ADDRESS
 from lab.node import daemons
+from lab.patience import PROGRAM_TIMEOUT
+from lab.processes import running
 from lab.programs import python
 from lab.runtime import CniError, Runtime
 from node_agent.tls_files import kept
@@ -165,12 +167,12 @@ def nobody(lab: Lab, tmp_path: Path) -> Tls:
         ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc",
          "-subj", "/O=nobody", "-keyout", key],
         capture_output=True, check=True,
-    )  # fmt: skip
+    timeout=PROGRAM_TIMEOUT)  # fmt: skip
     subprocess.run(
         ["openssl", "x509", "-req", "-CA", ca, "-CAkey", ca.with_suffix(".key"),
          "-out", certificate],
         input=request.stdout, capture_output=True, check=True,
-    )  # fmt: skip
+    timeout=PROGRAM_TIMEOUT)  # fmt: skip
     return Tls(key, certificate, ca)
 
 
@@ -244,13 +246,12 @@ def test_no_node_can_pass_for_the_controller(lab: Lab, shown: str, heard: str) -
     """Open vSwitch checks no name of whom it dials, only what the certificate is for."""
     theirs, ours = (certificates.files(lab.layout, name) for name in (shown, "node1"))
     serve = [sys.executable, "-c", SERVER, str(theirs.certificate), str(theirs.key)]
-    with subprocess.Popen(lab.command("node2", serve), stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        server.stdout.readline()
+    with running(lab.command("node2", serve)) as server:
+        server.line()
         files = ["-p", str(ours.key), "-c", str(ours.certificate), "-C", str(ours.ca)]
         show = ["ovs-ofctl", "-O", "OpenFlow15", "--timeout=5", *files, "show"]
         lab.exec("node1", [*show, "ssl:172.30.1.2:7777"], check=False)
-        assert server.stdout.read().startswith(heard)
+        assert server.rest().startswith(heard)
 
 
 class Node2:

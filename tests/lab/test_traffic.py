@@ -1,7 +1,6 @@
 """Packets between pods, hosts and the outside world, over both kinds of tunnel."""
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from scapy.packet import Packet, Raw
 
 from flows import names
 from lab import Lab
+from lab.processes import Process, running
 from tests.lab.pings import address, ping
 from tests.waiting import wait_until
 
@@ -38,21 +38,11 @@ def lab(lab: Lab) -> Lab:
 
 
 @contextmanager
-def python(lab: Lab, where: str, program: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+def python(lab: Lab, where: str, program: str, *argv: str) -> Iterator[Process]:
     """A Python program in a part of the lab, once it has printed its first line."""
-    process = subprocess.Popen(
-        lab.command(where, [sys.executable, "-c", program, *argv]),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    try:
-        process.stdout.readline()
+    with running(lab.command(where, [sys.executable, "-c", program, *argv])) as process:
+        process.line()
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 TCP_SERVER = """
@@ -89,8 +79,7 @@ def peer_seen(lab: Lab, server: str, client: str, at: str) -> str:
     """Which source address a TCP server saw of its client."""
     with python(lab, server, TCP_SERVER) as process:
         assert lab.exec(client, [sys.executable, "-c", TCP_CLIENT, at]).stdout == "hello\n"
-        assert process.stdout
-        return process.stdout.readline().strip()
+        return process.line()
 
 
 def test_loopback_inside_a_pod(lab: Lab) -> None:
@@ -156,8 +145,7 @@ print(size, digest.hexdigest(), flush=True)
 def test_100_mb_across_nodes_arrive_unchanged(lab: Lab) -> None:
     with python(lab, B1, RECEIVE_ALL) as receiver:
         sent = lab.exec(A1, [sys.executable, "-c", SEND_100_MB, address(lab, B1)], timeout=120)
-        assert receiver.stdout
-        assert receiver.stdout.readline().split() == ["100000000", sent.stdout.strip()]
+        assert receiver.line().split() == ["100000000", sent.stdout.strip()]
 
 
 @pytest.mark.parametrize("to", [A2, B1])
@@ -180,8 +168,7 @@ def test_fragments(lab: Lab, to: str) -> None:
     )
     with python(lab, to, UDP_SERVER, "9000", "60") as server:
         lab.exec(A1, [sys.executable, "-c", send, address(lab, to)])
-        assert server.stdout
-        assert server.stdout.readline().split() == [address(lab, A1), "20000"]
+        assert server.line().split() == [address(lab, A1), "20000"]
 
 
 REFUSED = """
@@ -310,8 +297,7 @@ def test_the_node_does_not_hear_what_its_switch_hears(lab: Lab) -> None:
         with python(lab, "node1", UDP_SERVER, "5001", "60") as server:
             first = own(lab, dst=destination_mac) / datagram / MARK
             send(lab, A1, first, own(lab) / datagram / LAST, count=1)
-            assert server.stdout
-            return server.stdout.readline().strip()
+            return server.line()
 
     assert pod.mac
     assert heard(names.ROUTER_MAC) == f"{pod.address} {len(MARK.load)}", "the control must arrive"

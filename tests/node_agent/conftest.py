@@ -248,7 +248,7 @@ class ScratchNode:
         """What is on disk is left: OVSDB, the agent's state, the CNI files. No pod is."""
         for process in self._processes:
             process.kill()
-            process.wait()
+            process.wait(timeout=60)
         for name in (*self._pods, self.name):
             run("ip", "netns", "del", name)
         self._pods.clear()
@@ -351,7 +351,7 @@ class ScratchNode:
 
         thread = threading.Thread(target=make)
         thread.start()
-        thread.join()
+        thread.join(timeout=60)
         return made[0]
 
     async def start_controller(self, tls: SSLContext | None = None) -> None:
@@ -426,7 +426,7 @@ class ScratchNode:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)
         for name in (*self._pods, self.name):
             run("ip", "netns", "del", name, check=False)
 

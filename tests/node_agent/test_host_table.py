@@ -178,7 +178,7 @@ class World:
             yield
         finally:
             over.set()
-            thread.join()
+            thread.join(timeout=60)
             made.close()
 
     def ask(

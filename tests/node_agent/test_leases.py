@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from flows.names import FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT, gateway_address
+from lab.patience import PROGRAM_TIMEOUT
 from node_agent.cni_call import HostPort, Pod
 from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, Leases
 
@@ -218,7 +219,11 @@ print(leases.take("a", "eth0", "p", now=0, ofports=()).address, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=PROGRAM_TIMEOUT,
     )
     assert done.returncode == -signal.SIGKILL
     again = Leases(file, "node1", REST)

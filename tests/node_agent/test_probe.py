@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from lab.patience import PROGRAM_TIMEOUT
 from tests.node_agent.conftest import ROOT, ScratchNode, controlled, needs_root, until
 
 pytestmark = needs_root
@@ -13,7 +14,9 @@ pytestmark = needs_root
 
 def probe(*arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "node_agent.probe", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PROGRAM_TIMEOUT
+    )
     return done.returncode, done.stderr
 
 

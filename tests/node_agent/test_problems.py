@@ -88,7 +88,7 @@ def test_told_over_the_wire(scratch: ScratchNode) -> None:
             await until_told()
             assert scratch.database is not None
             scratch.database.kill()
-            scratch.database.wait()
+            scratch.database.wait(timeout=60)
             await until_told(node=f"ovsdb-server does not answer at {scratch.home}/db.sock")
 
     asyncio.run(main())

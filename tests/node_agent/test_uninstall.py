@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lab.patience import PROGRAM_TIMEOUT
 from tests.node_agent.conftest import ROOT, ScratchNode, controlled, needs_root
 
 pytestmark = needs_root
@@ -25,7 +26,12 @@ def node(scratch: ScratchNode) -> ScratchNode:
 def uninstall(node: ScratchNode, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "node_agent", "uninstall", "--config", str(node.config_file)]
     return subprocess.run(
-        [*node.inside, *command, *options], cwd=ROOT, capture_output=True, text=True, check=False
+        [*node.inside, *command, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PROGRAM_TIMEOUT,
     )
 
 
@@ -105,7 +111,7 @@ def test_what_cannot_be_done_yet_is_done_by_the_next_run(node: ScratchNode) -> N
         assert node.vswitchd is not None
         # It leaves its interfaces, and its successor waits for the agent that is no more.
         node.vswitchd.kill()
-        node.vswitchd.wait()
+        node.vswitchd.wait(timeout=60)
         done = uninstall(node)
         assert done.returncode == 1
         assert "ovs-vswitchd does not take that in: is it running?" in done.stderr

@@ -4,12 +4,12 @@ import asyncio
 import re
 import socket
 import struct
-import subprocess
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from lab.processes import running
 from openflow import codec
 from openflow.batch import Batch, Forget
 from openflow.codec import ANY, CtTuple
@@ -49,8 +49,10 @@ def test_as_ovs_ofctl_writes_it(tmp_path: Path):
                 "ovs-ofctl", "-O", "OpenFlow15", "ct-flush", f"unix:{path}", f"zone={ZONE}",
                 *tuples,
             ]  # fmt: skip
-            with subprocess.Popen(ofctl) as process:
+            server.settimeout(60)
+            with running(ofctl):
                 connection, _ = server.accept()
+                connection.settimeout(60)
                 with connection, connection.makefile("rb") as stream:
                     connection.sendall(struct.pack("!BBHI", 6, 0, 8, 1))
                     kind, sent = 0, b""
@@ -58,7 +60,6 @@ def test_as_ovs_ofctl_writes_it(tmp_path: Path):
                         header = stream.read(8)
                         _, kind, length, xid = struct.unpack("!BBHI", header)
                         sent = header + stream.read(length - 8)
-                process.kill()
             assert sent == numbered(message, xid)
 
 

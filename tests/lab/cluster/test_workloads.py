@@ -1,13 +1,13 @@
 """A real Kubernetes on Sluice: kubelets and containerds, Deployments, a reboot."""
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import Lab
+from lab.processes import running
 from tests.lab.kube import (
     deploy,
     get,
@@ -70,13 +70,9 @@ def test_exec_logs_and_port_forward(lab: Lab) -> None:
     assert "Started HTTP server" in kubectl(lab, "logs", name)
     # In the control namespace, where kubectl runs.
     command = lab.kubectl("port-forward", f"pod/{name}", "18080:8080")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forwarding:
-        try:
-            assert forwarding.stdout is not None
-            assert "Forwarding" in forwarding.stdout.readline()
-            assert fetch(lab, "control", "http://127.0.0.1:18080/hostname") == name
-        finally:
-            forwarding.terminate()
+    with running(command) as forwarding:
+        assert "Forwarding" in forwarding.line()
+        assert fetch(lab, "control", "http://127.0.0.1:18080/hostname") == name
 
 
 def test_the_api_server_reaches_pods_by_its_proxy(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Programs that a test runs beside itself: whatever one waits for has a bound."""
+"""Programs that run beside their caller: every wait for one has a bound."""
 
 import contextlib
 import os
@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 
 from lab.patience import PATIENCE
 
-MOST = 60.0
-"""Seconds (times `PATIENCE`) that a program gets to say a line or to end."""
+LIMIT: Final = 60.0
+"""Seconds (times `PATIENCE`) that a program gets to print a line or to end."""
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Process:
     popen: subprocess.Popen[bytes]
     _read: bytes = b""
 
-    def line(self, seconds: float = MOST) -> str:
+    def line(self, seconds: float = LIMIT) -> str:
         """The next line, without its end; empty if the program has ended.
 
         Raises `TimeoutError` if there is none in time.
@@ -34,7 +35,7 @@ class Process:
         line, _, self._read = self._read.partition(b"\n")
         return line.decode()
 
-    def rest(self, seconds: float = MOST) -> str:
+    def rest(self, seconds: float = LIMIT) -> str:
         """All that it prints from now until it closes its output. Raises `TimeoutError`."""
         deadline = time.monotonic() + seconds * PATIENCE
         while self._read_more(deadline):
@@ -42,46 +43,58 @@ class Process:
         said, self._read = self._read, b""
         return said.decode()
 
+    def lines(self, seconds: float) -> Iterator[str]:
+        """All lines until it closes its output, each with its end. Raises `TimeoutError`."""
+        deadline = time.monotonic() + seconds * PATIENCE
+        while b"\n" in self._read or self._read_more(deadline):
+            while b"\n" in self._read:
+                line, _, self._read = self._read.partition(b"\n")
+                yield f"{line.decode(errors='replace')}\n"
+
     def say(self, text: str) -> None:
         """Write to its stdin at once."""
-        assert self.popen.stdin
+        assert self.popen.stdin  # noqa: S101  it was opened with one
         self.popen.stdin.write(text.encode())
         self.popen.stdin.flush()
+
+    def close_input(self) -> None:
+        """Close its stdin, so that it ends if it reads on."""
+        assert self.popen.stdin  # noqa: S101  it was opened with one
+        with contextlib.suppress(OSError):  # it has ended
+            self.popen.stdin.close()
 
     def ask(self, line: str) -> str:
         """Write a line; the next line that it prints."""
         self.say(f"{line}\n")
         return self.line()
 
-    def end(self, number: int = signal.SIGINT, seconds: float = MOST) -> str:
+    def end(self, number: int = signal.SIGINT, seconds: float = LIMIT) -> str:
         """Ask it to end by a signal; the rest of what it prints. Raises `TimeoutError`."""
         self.popen.send_signal(number)
         said = self.rest(seconds)
         self.wait(seconds)
         return said
 
-    def wait(self, seconds: float = MOST) -> int:
+    def wait(self, seconds: float = LIMIT) -> int:
         """Its exit code, once it ends. Raises `subprocess.TimeoutExpired`."""
         return self.popen.wait(seconds * PATIENCE)
 
     def _read_more(self, deadline: float) -> bool:
         """Whether there was more; False at the end. Raises `TimeoutError`."""
-        assert self.popen.stdout
+        assert self.popen.stdout  # noqa: S101  it was opened with one
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self.popen.stdout], [], [], left)[0]:
-            raise TimeoutError(f"{self.popen.args} says nothing more after {self._read!r}")
+            raise TimeoutError(f"{self.popen.args!r} prints nothing more after {self._read!r}")
         more = os.read(self.popen.stdout.fileno(), 1 << 16)
         self._read += more
         return bool(more)
 
 
 @contextmanager
-def running(command: Sequence[str], **options: object) -> Iterator[Process]:
+def running(command: Sequence[str], **options: Any) -> Iterator[Process]:
     """A program for as long as the context lasts; then it is killed. `options` are Popen's."""
-    popen = subprocess.Popen(
-        command,
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **options},  # type: ignore[call-overload]
-    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    popen: subprocess.Popen[bytes] = subprocess.Popen(command, **(pipes | options))
     try:
         yield Process(popen)
     finally:
@@ -98,4 +111,4 @@ def kill(popen: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
         if stream:
             with contextlib.suppress(OSError):  # it does not take what was left to write
                 stream.close()
-    popen.wait(MOST)
+    popen.wait(LIMIT)
