@@ -9,6 +9,8 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 TESTS_READY := .venv/.ready-tests
 CLUSTER_READY := .venv/.ready-cluster
+# Seconds after which `make test` is ended, whatever it does: several times what it takes.
+TEST_LIMIT ?= 7200
 # What `make cluster` calls its lab.
 CLUSTER := cluster
 
@@ -61,7 +63,7 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
-	    exec .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	    exec timeout --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)

@@ -100,19 +100,23 @@ class Daemons:
         found = {path.stem: self.pid(path.stem) for path in sorted(self.directory.glob("*.pid"))}
         return {name: pid for name, pid in found.items() if pid is not None}
 
+    def ended(self) -> list[str]:
+        """The names of those that were started and have ended since."""
+        names = sorted(path.stem for path in self.directory.glob("*.pid"))
+        return [name for name in names if self.pid(name) is None]
+
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
     def forget_ended(self) -> None:
-        """Forget those that have ended, as before starting them again; `check` names them else."""
-        for record in self.directory.glob("*.pid"):
-            if self.pid(record.stem) is None:
-                record.unlink()
+        """Forget those that have ended, before they are started again: `check` reports them."""
+        for name in self.ended():
+            self._record(name).unlink()
 
     def check(self) -> None:
         """Raise `LabError` with the end of its log if one that was started has ended."""
-        for record in sorted(self.directory.glob("*.pid")):
-            self._check(record.stem)
+        for name in self.ended():
+            self._check(name)
 
     def wait(
         self,

@@ -232,6 +232,12 @@ class Lab:
         """The command line of a kubectl call by the administrator; needs an API server."""
         return self._control(self._spec()).kubernetes.command(arguments)
 
+    def ended_daemons(self) -> list[str]:
+        """The end of the log of each daemon that has ended, with a heading."""
+        spec = self._spec()
+        places = [daemons(self.layout), *map(node.daemons, self.layout.nodes(spec.nodes))]
+        return [place.tail(name) for place in places for name in place.ended()]
+
     def ask(self, path: str) -> dict[str, Any] | None:
         """What the controller answers on its socket for local users; None if it does not."""
         return self._control(self._spec()).ask(path)

@@ -40,6 +40,8 @@ class Pinged(msgspec.Struct, frozen=True):
     sent: int
     lost: int
     duplicates: int
+    unread: int
+    """Packets that the kernel dropped because the ping itself did not read them in time."""
     outages: tuple[Outage, ...]
 
 
@@ -87,6 +89,10 @@ class Ping:
     """A ping that goes on until `stop`."""
 
     probe: Probe
+
+    def end(self) -> None:
+        """Send no more requests; `stop` waits for the last answers."""
+        self.probe.process.close_input()
 
     def stop(self) -> Pinged:
         """End it, once the last answers are in. Raises `LabError`."""

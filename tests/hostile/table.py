@@ -1,4 +1,7 @@
-"""The figures of all attacks of a run: one table, and build/hostile.json."""
+"""The figures of all attacks of a run: one table, and build/hostile.json.
+
+A pytest plugin: each test's report carries its rows, so they arrive from other processes, too.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import pytest
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -98,3 +102,18 @@ def _milliseconds(seconds: float | None) -> str:
 
 def _memory(measured: Measured, name: str) -> str:
     return f"{measured.memory[name]:.0f}" if name in measured.memory else "-"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what attacks cost their victims, if any were measured, and write it down."""
+    rows = [
+        msgspec.convert(value, Row)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for kind, value in getattr(report, "user_properties", ())
+        if kind == PROPERTY and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("attacks: before → during (ratio) → after")
+        terminalreporter.write(text(rows))
+        write(rows)
