@@ -25,8 +25,8 @@ def unbounded(source: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.With) and any(_name(i.context_expr) == "Popen" for i in node.items):
             yield node.lineno, "Popen.__exit__ waits without a bound: use lab.processes.running"
-        elif isinstance(node, ast.For) and _is_pipe(node.iter):
-            yield node.lineno, "a pipe is read without a bound: use lab.processes.running"
+        elif isinstance(node, ast.For | ast.comprehension) and _is_pipe(node.iter):
+            yield node.iter.lineno, "a pipe is read without a bound: use lab.processes.running"
         elif isinstance(node, ast.Call) and node not in awaited and (why := _why(node)):
             yield node.lineno, why
 
@@ -73,6 +73,7 @@ def _is_pipe(node: ast.AST | None) -> bool:
         "with subprocess.Popen(['x']) as process: pass",
         "process.stdout.readline()",
         "for line in process.stdout: pass",
+        "lines = [line for line in process.stdout]",
         "urlopen('http://127.0.0.1')",
         "fcntl.flock(lock, fcntl.LOCK_EX)",
     ],

@@ -210,8 +210,7 @@ def received(lab: Lab, at: str, sender: str, frame: Packet, last: Packet) -> lis
     """
     with python(lab, at, PACKETS, "listen", "eth0", LAST.load.hex()) as listener:
         send(lab, sender, frame, last)
-        assert listener.stdout
-        frames = [bytes.fromhex(line) for line in listener.stdout]
+        frames = [bytes.fromhex(line) for line in listener.rest().splitlines()]
     assert frames
     assert LAST.load in frames[-1], "the last one must arrive"
     return frames
