@@ -19,9 +19,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import flow_report, metrics, service_report
+from controller.agents import take_problems
 from controller.enrolment import Enrolment
+from controller.problems import INVENTORY
 from controller.reconciler import Reconciler
 from flows.pipeline import LAYOUT
+from flows.refs import ObjectRef
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
 from wire import paths
@@ -58,7 +61,7 @@ class Api:
         metrics.NODES.set_function(lambda: len(view.nodes))
         metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
         metrics.SERVICES.set_function(lambda: len(view.services))
-        metrics.PROBLEMS.set_function(lambda: len(reconciler.all_problems()))
+        metrics.PROBLEMS.set_function(lambda: len(reconciler.problems))
 
     def application(self, *, local: bool) -> web.Application:
         """What agents and probes may ask; for local users also what tells of the whole cluster."""
@@ -125,7 +128,7 @@ class Api:
                     }
                     for name, node in view.nodes.items()
                 },
-                "problems": reconciler.all_problems(),
+                "problems": reconciler.problems.texts(),
             }
         )
 
@@ -168,7 +171,7 @@ class Api:
             if found is None:
                 if not self._reconciler.inventory.knows_node(name):
                     return _error(404, f"Node {name} is unknown")
-                problem = self._reconciler.inventory.problems.get(f"Node {name}", "refused")
+                problem = self._refusal(name) or "refused"
                 return _error(409, f"Node {name}: {problem}")
             if found.revision != after:
                 return web.Response(body=encode(found), content_type="application/json")
@@ -216,7 +219,7 @@ class Api:
             return _error(400, f"not a node's problems: {error}")
         if not self._reconciler.inventory.knows_node(name):
             return _error(404, f"Node {name} is unknown")
-        self._reconciler.agents.take(name, given)
+        take_problems(self._reconciler.inventory, name, given)
         return web.Response(status=204)
 
     def _node_config(self, name: str) -> NodeConfig | None:
@@ -263,8 +266,7 @@ class Api:
         """Every Service in short."""
         if not self._reconciler.listed.is_set():
             return _error(503, "the controller has not read the cluster yet")
-        inventory, problems = self._reconciler.inventory, self._reconciler.all_problems()
-        return _json({"services": service_report.listed(inventory, problems)})
+        return _json({"services": service_report.listed(self._reconciler.inventory)})
 
     async def _one_service(self, request: web.Request) -> web.Response:
         """One Service, and who gets which of its endpoints; with `?node=NODE`, on that one."""
@@ -272,12 +274,16 @@ class Api:
             return _error(503, "the controller has not read the cluster yet")
         name = f"{request.match_info['namespace']}/{request.match_info['name']}"
         node = request.query.get("node")
-        inventory, problems = self._reconciler.inventory, self._reconciler.all_problems()
+        inventory = self._reconciler.inventory
         if node is not None and node not in inventory.view.nodes:
-            why = inventory.problems.get(f"Node {node}", "it is unknown")
+            why = self._refusal(node) or "it is unknown"
             return _error(404, f"Node {node}: {why}")
-        report = service_report.detailed(inventory, problems, name, node)
+        report = service_report.detailed(inventory, name, node)
         return _error(404, f"there is no Service {name}") if report is None else _json(report)
+
+    def _refusal(self, node: str) -> str:
+        """Why a Node is refused; empty where it is not."""
+        return self._reconciler.problems.text(INVENTORY, ObjectRef.node(node))
 
     async def _flows(self, request: web.Request) -> web.Response:
         """What a node's switch holds now; see `controller.flow_report`."""

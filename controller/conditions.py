@@ -13,8 +13,10 @@ from urllib.parse import quote
 import msgspec
 
 from controller.kubernetes_api import STRATEGIC, Write
+from controller.problems import INVENTORY, Owner, Reporter
 from controller.reconciler import Reconciler
 from controller.sources.objects import NodeCondition, NodeObject
+from flows.refs import ObjectRef
 
 GRACE: Final = 15.0
 """Seconds that a new node has before it is said to have no network."""
@@ -50,13 +52,12 @@ class Conditions:
         `now` is in seconds, of a clock that never jumps.
         """
         nodes = self._reconciler.inventory.node_objects
-        problems = self._reconciler.all_problems()
         self._since = {name: self._since.get(name, now) for name in nodes}
         self._patched = {name: last for name, last in self._patched.items() if name in nodes}
         due = []
         for name, node in nodes.items():
             shown = node.network_unavailable
-            wanted = self._wanted(name, shown, problems, now)
+            wanted = self._wanted(name, shown, now)
             if wanted is None or _same(shown, wanted):
                 continue
             at, last = self._patched.get(name, (-AGAIN, None))
@@ -68,9 +69,7 @@ class Conditions:
         """It was sent, and answered."""
         self._patched[patch.node] = now, patch.condition
 
-    def _wanted(
-        self, name: str, shown: NodeCondition | None, problems: dict[str, str], now: float
-    ) -> NodeCondition | None:
+    def _wanted(self, name: str, shown: NodeCondition | None, now: float) -> NodeCondition | None:
         """None: leave it as it is."""
         session = self._reconciler.sessions.get(name)
         if session is not None and session.was_synced:
@@ -79,12 +78,13 @@ class Conditions:
             return None
         if now - self._since[name] < GRACE:
             return None
-        for subject, reason in (
-            (f"Node {name}", "NodeRefused"),
-            (f"agent of {name}", "NodeNotSetUp"),
-            (f"flows of {name}", "FlowsNotCompiled"),
+        problems = self._reconciler.problems
+        for owner, reason in (
+            (INVENTORY, "NodeRefused"),
+            (Owner(Reporter.AGENT, name), "NodeNotSetUp"),
+            (Owner(Reporter.COMPILER, name), "FlowsNotCompiled"),
         ):
-            if sentence := problems.get(subject):
+            if sentence := problems.text(owner, ObjectRef.node(name)):
                 return NodeCondition("NetworkUnavailable", "True", reason, sentence)
         if session is None:
             reason, sentence = "NotConnected", "the node's switch has not connected to Sluice yet"

@@ -21,6 +21,7 @@ from controller import authority
 from controller.authority import Authority, AuthorityError
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask
 from controller.sources.feed import Feed
+from flows.refs import ObjectRef
 from settings import Authority as Settings
 from settings import SettingsError
 from settings.tls import Identity
@@ -111,7 +112,7 @@ class Enrolment:
 
     async def run(self) -> None:
         """Read the CA, or make it; follow its replacement; renew our own certificate. For ever."""
-        subject = f"Secret and ConfigMap {self._settings.namespace}/{NAME}"
+        subject = ObjectRef("Secret", self._settings.namespace, NAME)
         while True:
             try:
                 async with await self._connect() as api:

@@ -4,15 +4,16 @@ Nothing is queued. Every look compares all problems of the moment with the accou
 told, so whatever was not told yet, for whatever reason, is told at a later look if it is still so.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from controller.inventory import Inventory
 from controller.kubernetes_api import MERGE, Write
+from controller.problems import PortRef, Problem, Reporter
 from controller.sources.objects import API_VERSIONS, Metadata
+from flows.refs import ObjectRef
 
 SETTLE: Final = 5.0
 """Seconds that a problem must last: a port is often there a moment before its Pod."""
@@ -39,63 +40,59 @@ class Regarding(NamedTuple):
     uid: str
 
 
-class Problem(NamedTuple):
-    """What is wrong with an object: a word for programs, and a sentence for people."""
+class Notice(NamedTuple):
+    """What an Event says of an object: a word for programs, and a sentence for people."""
 
     regarding: Regarding
     reason: str
     sentence: str
 
 
-def problems_of(inventory: Inventory, problems: Mapping[str, str]) -> Iterator[Problem]:
-    """Those (`Reconciler.all_problems`) whose subject is an object that there is."""
-    for subject, sentence in problems.items():
-        for form, (reason, prefix) in _FORMS.items():
-            if found := form.fullmatch(subject):
-                words = found.groupdict()
-                if regarding := _regarding(inventory, words):
-                    yield Problem(regarding, reason, prefix.format(**words) + sentence)
-                break
+def notices_of(inventory: Inventory, problems: Iterable[Problem]) -> Iterator[Notice]:
+    """Of the problems with an object of the source. Others have no Event."""
+    for problem in problems:
+        subject = problem.subject
+        reason = _reason(problem)
+        if not reason:
+            continue
+        prefix = ""
+        metadata: Metadata | None = None
+        if isinstance(subject, PortRef):
+            # Without its Pod, a port concerns no object that an Event could be about.
+            pod = inventory.pod_of(subject.node, subject.port)
+            kind, metadata = "Pod", pod.metadata if pod else None
+            prefix = f"port {subject.port}: "
+        elif isinstance(subject, ObjectRef):
+            kind, metadata = subject.kind, inventory.metadata(*subject)
+            if reason == "FlowsRefused" and kind != "Pod":
+                prefix = f"on the switch of {problem.owner.node}, "
+        if metadata is not None:
+            regarding = Regarding(kind, metadata.namespace, metadata.name, metadata.uid)
+            yield Notice(regarding, reason, prefix + problem.text)
 
 
-_POD, _NODE = r"Pod (?P<namespace>\S+)/(?P<pod>\S+)", r"Node (?P<node>\S+)"
-_SERVICE = r"Service (?P<namespace>\S+)/(?P<service>\S+)"
-_SLICE = r"EndpointSlice (?P<namespace>\S+)/(?P<slice>\S+)"
-_FORMS: Final = {
-    re.compile(form): (reason, prefix)
-    for form, reason, prefix in (
-        (_NODE, "NodeRefused", ""),
-        (_POD, "PodRefused", ""),
-        (_SERVICE, "ServiceRefused", ""),
-        (_SLICE, "EndpointsRefused", ""),
-        (rf"{_POD} on (?P<on>\S+)", "AttachmentFailed", ""),
-        (r"agent of (?P<node>\S+)", "NodeNotSetUp", ""),
-        (r"flows of (?P<node>\S+)", "FlowsNotCompiled", ""),
-        (r"port (?P<port>\S+) of (?P<on>\S+)", "PortRefused", "port {port}: "),
-        (rf"{_POD} on the switch of (?P<on>\S+)", "FlowsRefused", ""),
-        (rf"{_NODE} on the switch of (?P<on>\S+)", "FlowsRefused", "on the switch of {on}, "),
-        (rf"{_SERVICE} on the switch of (?P<on>\S+)", "FlowsRefused", "on the switch of {on}, "),
-    )
+def _reason(problem: Problem) -> str:
+    """A word for programs; empty: no Event is written."""
+    kind = problem.subject.kind if isinstance(problem.subject, ObjectRef) else ""
+    match problem.owner.reporter:
+        case Reporter.SOURCE | Reporter.INVENTORY:
+            return _REFUSED.get(kind, "")
+        case Reporter.PORTS:
+            return "PortRefused"
+        case Reporter.COMPILER:
+            return "FlowsNotCompiled"
+        case Reporter.SWITCH:
+            return "FlowsRefused"
+        case Reporter.AGENT:
+            return {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"}.get(kind, "")
+
+
+_REFUSED: Final = {
+    "Node": "NodeRefused",
+    "Pod": "PodRefused",
+    "Service": "ServiceRefused",
+    "EndpointSlice": "EndpointsRefused",
 }
-
-
-def _regarding(inventory: Inventory, words: Mapping[str, str]) -> Regarding | None:
-    if "port" in words:
-        # The port of a Pod that is not there concerns nobody whom an Event could be about.
-        pod = inventory.pod_of(words["on"], words["port"])
-        return None if pod is None else _reference("Pod", pod.metadata)
-    for word, kind in _KINDS.items():
-        if word in words:
-            found = inventory.metadata(kind, words.get("namespace", ""), words[word])
-            return None if found is None else _reference(kind, found)
-    return None
-
-
-_KINDS: Final = {"node": "Node", "pod": "Pod", "service": "Service", "slice": "EndpointSlice"}
-
-
-def _reference(kind: str, metadata: Metadata) -> Regarding:
-    return Regarding(kind, metadata.namespace, metadata.name, metadata.uid)
 
 
 @dataclass(slots=True)
@@ -108,7 +105,7 @@ class _Told:
 
 @dataclass(slots=True)
 class _Spell:
-    """A time in which a problem was there, with gaps shorter than `CALM`."""
+    """A time in which a notice was there, with gaps shorter than `CALM`."""
 
     first: float
     last: float
@@ -118,15 +115,15 @@ class _Spell:
 class Telling:
     """An Event to be written, and what to note once it is."""
 
-    problem: Problem
-    """For the end of all problems: its sentence says so."""
+    notice: Notice
+    """For the end of all notices: its sentence says so."""
     event: str
     times: int
     at: datetime
 
     def write(self, instance: str) -> Write:
         """The request; `instance` says which controller this is."""
-        regarding = self.problem.regarding
+        regarding = self.notice.regarding
         # Where the object has no namespace, the API server wants this one.
         namespace = regarding.namespace or "default"
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
@@ -140,10 +137,10 @@ class Telling:
             "kind": "Event",
             "metadata": {"name": self.event, "namespace": namespace},
             "eventTime": now,
-            "type": "Normal" if self.problem.reason == IN_ORDER else "Warning",
-            "reason": self.problem.reason,
+            "type": "Normal" if self.notice.reason == IN_ORDER else "Warning",
+            "reason": self.notice.reason,
             "action": "Connecting",
-            "note": _at_most(self.problem.sentence, LONGEST_NOTE),
+            "note": _at_most(self.notice.sentence, LONGEST_NOTE),
             "regarding": {key: value for key, value in reference.items() if value},
             "reportingController": CONTROLLER,
             "reportingInstance": instance[:128],
@@ -158,47 +155,47 @@ class Account:
     """What was told, and since when there is what was not."""
 
     def __init__(self) -> None:
-        self._spells: dict[Problem, _Spell] = {}
-        self._told: dict[Problem, _Told] = {}
+        self._spells: dict[Notice, _Spell] = {}
+        self._told: dict[Notice, _Told] = {}
         self._uneasy: dict[Regarding, float] = {}
-        """Objects of which a Warning was told and not its end; when each last had a problem."""
+        """Objects of which a Warning was told and not its end; when each last had a notice."""
         self.untold = 0
         """Problems of the last look of which nobody has been told yet."""
 
-    def look(self, problems: Iterable[Problem], inventory: Inventory, now: float) -> list[Telling]:
+    def look(self, notices: Iterable[Notice], inventory: Inventory, now: float) -> list[Telling]:
         """What to tell, the oldest first. `now` is in seconds, of a clock that never jumps."""
-        present = list(problems)
+        present = list(notices)
         self._take_in(present, now)
-        due = [telling for problem in present if (telling := self._due(problem, now))]
-        self.untold = sum(problem not in self._told for problem in present)
+        due = [telling for notice in present if (telling := self._due(notice, now))]
+        self.untold = sum(notice not in self._told for notice in present)
         return due + self._ended(inventory, now)
 
-    def _take_in(self, present: Iterable[Problem], now: float) -> None:
-        for problem in present:
-            if spell := self._spells.get(problem):
+    def _take_in(self, present: Iterable[Notice], now: float) -> None:
+        for notice in present:
+            if spell := self._spells.get(notice):
                 spell.last = now
             elif len(self._spells) < MOST:
-                self._spells[problem] = _Spell(now, now)
-            if problem.regarding in self._uneasy:
-                self._uneasy[problem.regarding] = now
+                self._spells[notice] = _Spell(now, now)
+            if notice.regarding in self._uneasy:
+                self._uneasy[notice.regarding] = now
         self._spells = {p: s for p, s in self._spells.items() if now - s.last < CALM}
         self._told = {
-            problem: told
-            for problem, told in self._told.items()
-            if problem in self._spells or now - told.at < PERIOD
+            notice: told
+            for notice, told in self._told.items()
+            if notice in self._spells or now - told.at < PERIOD
         }
 
-    def _due(self, problem: Problem, now: float) -> Telling | None:
-        spell = self._spells.get(problem)
+    def _due(self, notice: Notice, now: float) -> Telling | None:
+        spell = self._spells.get(notice)
         if spell is None or now - spell.first < SETTLE:
             return None
-        told = self._told.get(problem)
+        told = self._told.get(notice)
         if told is None:
-            return _telling(problem)
+            return _telling(notice)
         pause = PERIOD if told.at < spell.first else REPEAT
         if now - told.at < pause:
             return None
-        return Telling(problem, told.event, told.times + 1, datetime.now(UTC))
+        return Telling(notice, told.event, told.times + 1, datetime.now(UTC))
 
     def _ended(self, inventory: Inventory, now: float) -> list[Telling]:
         calm = [object_ for object_, last in self._uneasy.items() if now - last >= CALM]
@@ -210,29 +207,29 @@ class Account:
                 del self._uneasy[regarding]
                 continue
             sentence = f"the network of this {kind} is in order again"
-            due.append(_telling(Problem(regarding, IN_ORDER, sentence)))
+            due.append(_telling(Notice(regarding, IN_ORDER, sentence)))
         return due
 
     def told(self, telling: Telling, now: float) -> None:
         """It was written, or the API server will have none of it."""
-        problem = telling.problem
-        if problem.reason == IN_ORDER:
-            self._uneasy.pop(problem.regarding, None)
+        notice = telling.notice
+        if notice.reason == IN_ORDER:
+            self._uneasy.pop(notice.regarding, None)
             return
-        self._told[problem] = _Told(now, telling.event, telling.times)
-        self._uneasy[problem.regarding] = now
+        self._told[notice] = _Told(now, telling.event, telling.times)
+        self._uneasy[notice.regarding] = now
 
     def lost(self, telling: Telling) -> None:
         """The Event that was to be told again is not there any more: tell it anew."""
-        self._told.pop(telling.problem, None)
+        self._told.pop(telling.notice, None)
 
 
-def _telling(problem: Problem) -> Telling:
+def _telling(notice: Notice) -> Telling:
     now = datetime.now(UTC)
     # As client-go's recorder names them.
-    name = problem.regarding.name[:200].rstrip(".-")
-    event = f"{name}.{int(now.timestamp() * 1e6):x}{hash(problem) & 0xFFFF:04x}"
-    return Telling(problem, event, 1, now)
+    name = notice.regarding.name[:200].rstrip(".-")
+    event = f"{name}.{int(now.timestamp() * 1e6):x}{hash(notice) & 0xFFFF:04x}"
+    return Telling(notice, event, 1, now)
 
 
 def _at_most(text: str, size: int) -> str:

@@ -18,7 +18,7 @@ from kubernetes.aio import client
 
 from controller import metrics
 from controller.conditions import Conditions
-from controller.events import Account, problems_of
+from controller.events import Account, notices_of
 from controller.kubernetes_api import UNREACHABLE, ApiError, Write, ask, connect
 from controller.reconciler import Reconciler
 from settings import SettingsError
@@ -78,8 +78,8 @@ class Outward:
         inventory = self._reconciler.inventory
         now = self._monotonic()
         patches = self._conditions.due(now)[: AT_ONCE // 2]
-        problems = problems_of(inventory, self._reconciler.all_problems())
-        tellings = self._account.look(problems, inventory, now)[: AT_ONCE - len(patches)]
+        notices = notices_of(inventory, inventory.problems)
+        tellings = self._account.look(notices, inventory, now)[: AT_ONCE - len(patches)]
         if not patches and not tellings:
             return
         async with await connect(self._kubeconfig) as api:

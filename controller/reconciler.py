@@ -5,7 +5,6 @@ Start, change and repair are one path: `controller.inventory` says what an event
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, nullcontext
@@ -15,14 +14,14 @@ from ipaddress import IPv4Address
 import structlog
 
 from controller import metrics
-from controller.agents import AgentProblems
 from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
+from controller.problems import SOURCE, Owner, Problems, Reporter, Subject, SwitchRef
 from controller.session import Session
 from controller.sources.objects import Object
 from controller.stale_udp import StaleEndpoint, StaleFrontend
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
-from flows.refs import ObjectRef
+from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
@@ -31,6 +30,9 @@ from wire.documents import SwitchDigest, Verdict
 
 log = structlog.get_logger()
 
+COMPILER = Owner(Reporter.COMPILER)
+STRANGERS = Owner(Reporter.SWITCH)
+"""Speaks of switches that are no known node's."""
 SHARED_TICK = 0.005
 """Seconds after one batch of what all nodes share, in which changes are gathered into the next."""
 FORGET_TICK = 5.0
@@ -57,9 +59,6 @@ class Reconciler:
         self.listed = asyncio.Event()
         """The source was read once, as far as it can be read: switches may come."""
         self.sessions: dict[str, Session] = {}
-        self.problems: dict[str, str] = {}
-        """What sources report of themselves: unreadable files, an API server that is away."""
-        self.agents = AgentProblems(inventory)
         self.changed = asyncio.Event()
         """Set, and replaced, when nodes or ranges change: wakes agents that wait."""
         self.services_changed = asyncio.Event()
@@ -78,27 +77,31 @@ class Reconciler:
         self._turns = asyncio.Semaphore(TURNS)
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
 
+    @property
+    def problems(self) -> Problems:
+        """Whatever is refused, or does not work, at the moment."""
+        return self.inventory.problems
+
     # --- what the sources tell (controller.sources.feed.Feed) ---
 
     def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
         """Objects added or changed, and references to those that are gone."""
         touched: set[Key] = set()
-        for kind, namespace, name in gone:
+        for ref in gone:
+            kind, namespace, name = ref
             touched |= self.inventory.remove_object(kind, namespace, name)
+            self.problems.clear_subject(ref)
             if kind == "Node":
+                self.problems.clear_owner(Owner(Reporter.AGENT, name))
                 self._forget(name)
         for item in changed:
             touched |= self.inventory.set_object(item)
         self._absorb(touched | self.inventory.settle())
         self._follow_services()
 
-    def report(self, subject: str, problem: str) -> None:
+    def report(self, subject: Subject, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
-        if not problem:
-            self.problems.pop(subject, None)
-        elif self.problems.get(subject) != problem:
-            self.problems[subject] = problem
-            log.warning("refused", subject=subject, problem=problem)
+        self.problems.set(SOURCE, subject, problem)
 
     def complete(self, whole: bool) -> None:
         """The source was read; `whole`: with nothing left out. Once so, it stays so."""
@@ -140,18 +143,20 @@ class Reconciler:
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self._forget(node)
-            self._forget_refusals(node)
+            self.problems.clear_owner(session.owner)
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _owner(self, switch: Switch) -> str | None:
         """Which node this switch is; None: refused. Waits for a Node not known yet."""
-        stranger = f"switch {switch.dpid:016x} at {switch.peer}"
+        stranger = SwitchRef(switch.dpid, switch.peer)
         try:
             while (node := self.inventory.node_of(switch.dpid)) is None:
-                self.report(stranger, "no Node's name gives this datapath id; it waits for one")
+                self.problems.set(
+                    STRANGERS, stranger, "no Node's name gives this datapath id; it waits for one"
+                )
                 await self.changed.wait()
         finally:
-            self.report(stranger, "")
+            self.problems.clear(STRANGERS, stranger)
         if switch.certificate_name not in {None, node}:
             log.error(
                 "a switch with another's certificate is refused",
@@ -257,10 +262,6 @@ class Reconciler:
 
     def _absorb(self, touched: Collection[Key]) -> None:
         """Bring the programs up to date with the view; nodes at once, shared ones by the tick."""
-        for subject, problem in self.inventory.take_news().items():
-            # A port is often there a moment before its Pod.
-            level = logging.INFO if subject.startswith("port ") else logging.WARNING
-            log.log(level, "refused", subject=subject, problem=problem)
         by_node: dict[str, list[Key]] = {}
         for key in touched:
             if key.scope == CLUSTER_SCOPE:
@@ -274,9 +275,9 @@ class Reconciler:
             except PipelineError as error:
                 # One node's fault must not be everybody's.
                 self._unmade[node] = unmade
-                self.report(f"flows of {node}", str(error))
+                self.problems.set(Owner(Reporter.COMPILER, node), ObjectRef.node(node), str(error))
                 continue
-            self.report(f"flows of {node}", "")
+            self.problems.clear_owner(Owner(Reporter.COMPILER, node))
             if changed and (session := self.sessions.get(node)):
                 session.wake()
         if self._stale and self._tick is None and self.listed.is_set():
@@ -296,7 +297,7 @@ class Reconciler:
         triggers = [t for t in services.take_triggers().values() if t >= self._started]
         before = self.desired.shared.version
         with metrics.SYNC_SECONDS.time():
-            self.report("flows of every node", self._compile_stale(triggers))
+            self.problems.set(COMPILER, CLUSTER, self._compile_stale(triggers))
         metrics.SYNCED_AT.set_to_current_time()
         metrics.ENDPOINT_CHANGES.set(services.endpoint_changes)
         metrics.SERVICE_CHANGES.set(services.service_changes)
@@ -348,7 +349,7 @@ class Reconciler:
             session.wake(compare=True)
             causes = session.leave_out(refused)
             for cause, why in causes.items():
-                self.report(f"{cause} on the switch of {session.node}", why)
+                self.problems.set(session.owner, cause, why)
             if causes:
                 asyncio.get_running_loop().call_later(RETRY_LEFT_OUT, self._retry, session)
             else:
@@ -356,12 +357,8 @@ class Reconciler:
 
     def _retry(self, session: Session) -> None:
         """Try once more what was left out: its table may have been full for a while."""
-        self._forget_refusals(session.node)
+        self.problems.clear_owner(session.owner)
         session.try_again()
-
-    def _forget_refusals(self, node: str) -> None:
-        for subject in [s for s in self.problems if s.endswith(f" on the switch of {node}")]:
-            del self.problems[subject]
 
     def _forget(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""
@@ -369,10 +366,6 @@ class Reconciler:
             self._absorb(self.inventory.set_ports(node, []))
 
     # --- what agents tell, and people ask ---
-
-    def all_problems(self) -> dict[str, str]:
-        """Subject -> sentence: whatever is refused, or does not work, at the moment."""
-        return {**self.problems, **self.agents.current(), **self.inventory.problems}
 
     def take_digest(self, node: str, given: SwitchDigest) -> Verdict:
         """Hold an agent's digest of its switch against what the switch acknowledged.

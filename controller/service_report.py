@@ -8,28 +8,28 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from controller.inventory import Inventory
+from controller.problems import Subject
 from controller.service_drafts import PROTOCOL_NAMES, service_of
 from controller.sources.objects import ServiceObject
 from flows import topology
+from flows.refs import ObjectRef
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
 
-def listed(inventory: Inventory, problems: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Every Service in short, sorted by namespace and name. `problems`: by subject, of all."""
+def listed(inventory: Inventory) -> list[dict[str, Any]]:
+    """Every Service in short, sorted by namespace and name."""
     services = inventory.services
     by_service: dict[str, dict[str, str]] = {}
-    for subject, sentence in problems.items():
-        if name := _concerned(inventory, subject):
-            by_service.setdefault(name, {})[subject] = sentence
+    for problem in inventory.problems:
+        if name := _concerned(inventory, problem.subject):
+            by_service.setdefault(name, {})[problem.title] = problem.text
     return [
         _in_short(inventory, name, by_service.get(name, {}))
         for name in sorted({*services.names, *services.none_of_ours}, key=lambda n: n.split("/"))
     ]
 
 
-def detailed(
-    inventory: Inventory, problems: Mapping[str, str], name: str, node: str | None = None
-) -> dict[str, Any] | None:
+def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[str, Any] | None:
     """One Service with its endpoints and who gets which of them, from all nodes or one.
 
     None where there is no such Service. Raises `KeyError` for a node that the view does not hold.
@@ -38,7 +38,7 @@ def detailed(
     if name not in services.names and name not in services.none_of_ours:
         return None
     view = inventory.view
-    own = {s: p for s, p in problems.items() if _concerned(inventory, s) == name}
+    own = {p.title: p.text for p in inventory.problems if _concerned(inventory, p.subject) == name}
     zones = {each.name: each.zone for each in view.nodes.values()}
     if node is not None:
         zones = {node: zones[node]}
@@ -54,18 +54,15 @@ def detailed(
     return report
 
 
-def _concerned(inventory: Inventory, subject: str) -> str:
-    """Which Service a problem is about; empty: none.
-
-    Subjects are `Service NS/NAME`, the same with ` on NODE` or ` on the switch of NODE`, and
-    `EndpointSlice NS/NAME`.
-    """
-    kind, _, rest = subject.partition(" ")
-    name = rest.partition(" on ")[0]
-    if kind == "EndpointSlice":
-        found = inventory.services.endpoint_slice(name)
-        return service_of(found) if found else ""
-    return name if kind == "Service" else ""
+def _concerned(inventory: Inventory, subject: Subject) -> str:
+    """Which Service a problem is about; empty: none."""
+    match subject:
+        case ObjectRef("Service", namespace, name):
+            return f"{namespace}/{name}"
+        case ObjectRef("EndpointSlice", namespace, name):
+            found = inventory.services.endpoint_slice(f"{namespace}/{name}")
+            return service_of(found) if found else ""
+    return ""
 
 
 def _in_short(inventory: Inventory, name: str, problems: Mapping[str, str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from controller.service_drafts import (
 from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
 from flows import topology
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
 
 MOST_PROBLEMS: Final = 5
@@ -51,7 +52,7 @@ class Services:
     def __init__(
         self,
         cluster: Cluster,
-        note: Callable[[str, str], None],
+        note: Callable[[ObjectRef, str], None],
         groups: GroupIds | None = None,
     ) -> None:
         """`note` is told what is wrong with a subject; empty: nothing any more."""
@@ -203,7 +204,7 @@ class Services:
         del slices[name]
         if not slices:
             del self._slices[service]
-        self._note(f"EndpointSlice {name}", "")
+        self._note(ObjectRef.namespaced("EndpointSlice", name), "")
         return self._make({service})
 
     def _join(self, service: str, port: DraftPort) -> tuple[Endpoint, ...]:
@@ -278,7 +279,7 @@ class Services:
                 touched |= self._follow_targets(name, old, new)
                 self.stale_udp.follow(old, new)
             self.hosts.follow(name, old, new, self._health_check(name))
-            self._note(f"Service {name}", _sentence(problems))
+            self._note(ObjectRef.namespaced("Service", name), _sentence(problems))
             self._note_slices(name)
         return touched
 
@@ -365,7 +366,7 @@ class Services:
             problems = judged.problems
             if judged.ipv6 and draft and draft.ipv4_only:
                 problems = (f"addressType is IPv6, and Service {service} is IPv4 alone",)
-            self._note(f"EndpointSlice {name}", _sentence(problems))
+            self._note(ObjectRef.namespaced("EndpointSlice", name), _sentence(problems))
 
     # --- what follows from a change ---
 

@@ -12,12 +12,14 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import count
 
 import structlog
 
 from controller import metrics
 from controller.audit import Drift
 from controller.desired import Desired, batch_of
+from controller.problems import Owner, Reporter
 from flows import names
 from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
@@ -53,11 +55,16 @@ PAUSE_BETWEEN_VAIN_REPAIRS = 30.0
 """Seconds."""
 
 
+_SERIAL = count(1)
+
+
 class Session:
     """One connected switch of a node."""
 
     def __init__(self, node: str, switch: Switch, desired: Desired) -> None:
         self.node = node
+        self.owner = Owner(Reporter.SWITCH, node, next(_SERIAL))
+        """Of the problems with what this switch refuses: they end with the session."""
         self.switch = switch
         self.dirty = asyncio.Event()
         """Set when something is to be done; see `wake`."""

@@ -9,6 +9,7 @@ from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
+from controller.problems import INVENTORY, Owner, PortRef, Problems, Reporter, Subject
 from controller.service_drafts import NodeAddress
 from controller.services import Services
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
@@ -23,10 +24,15 @@ class Inventory:
     order in which it came. A change costs no more than what it concerns.
     """
 
-    def __init__(self, cluster: Cluster, reserved: Iterable[tuple[str, IPv4Network]] = ()) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        reserved: Iterable[tuple[str, IPv4Network]] = (),
+        problems: Problems | None = None,
+    ) -> None:
         """`reserved` are named ranges that no podCIDR may overlap, besides the Service range."""
-        self._problems: dict[str, str] = {}
-        self._news: dict[str, str] = {}
+        self.problems: Final = Problems() if problems is None else problems
+        """What is wrong with objects and ports, among whatever else is told there."""
         self.nodes: Final = Nodes(cluster, reserved, self._note)
         self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
@@ -90,16 +96,6 @@ class Inventory:
 
     # --- what others ask ---
 
-    @property
-    def problems(self) -> Mapping[str, str]:
-        """Subject -> why it is refused."""
-        return self._problems
-
-    def take_news(self) -> dict[str, str]:
-        """The problems that are new, or have another text, since the last call."""
-        news, self._news = self._news, {}
-        return news
-
     def node_of(self, dpid: int) -> str | None:
         """The name of the Node, accepted or refused, whose bridge has this datapath id."""
         return self.nodes.name_of(dpid)
@@ -122,13 +118,12 @@ class Inventory:
         return self.pods.owner(node, port)
 
     def metadata(self, kind: str, namespace: str, name: str) -> Metadata | None:
-        """Of an object of the source, accepted or refused."""
-        found = self._kinds[kind].get(namespace, name)
+        """Of an object of the source, accepted or refused; None also for an unknown kind."""
+        known = self._kinds.get(kind)
+        found = known.get(namespace, name) if known else None
         return found.metadata if found else None
 
-    def _note(self, subject: str, problem: str) -> None:
-        if not problem:
-            self._problems.pop(subject, None)
-            self._news.pop(subject, None)
-        elif self._problems.get(subject) != problem:
-            self._problems[subject] = self._news[subject] = problem
+    def _note(self, subject: Subject, problem: str) -> None:
+        # The ports of a node are its switch's claims: they are bounded by node.
+        owner = Owner(Reporter.PORTS, subject.node) if isinstance(subject, PortRef) else INVENTORY
+        self.problems.set(owner, subject, problem)

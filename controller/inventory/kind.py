@@ -8,10 +8,11 @@ name it in `Inventory`. A kind that depends on another one is added to that one'
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from controller.problems import Subject
 from controller.sources.objects import Object
 from flows.view import Key
 
-Note = Callable[[str, str], None]
+Note = Callable[[Subject, str], None]
 """Called with a subject and what is wrong with it; empty: nothing any more."""
 
 

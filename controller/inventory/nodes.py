@@ -10,6 +10,7 @@ from typing import Final
 from controller.inventory.kind import Note
 from controller.sources.objects import NodeObject
 from flows import names
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Key, Node
 
 LONGEST_PREFIX: Final = 30
@@ -63,7 +64,7 @@ class Nodes:
         if not namespace and self.objects.pop(name, None) is not None:
             del self._verdicts[name]
             del self._names_by_dpid[names.datapath_id(name)]
-            self._note(f"Node {name}", "")
+            self._note(ObjectRef.node(name), "")
             self._changed = True
         return set()
 
@@ -82,9 +83,9 @@ class Nodes:
             if isinstance(verdict, Node):
                 verdict = _conflict(verdict, by_address, ranges) or verdict
             if isinstance(verdict, str):
-                self._note(f"Node {name}", verdict)
+                self._note(ObjectRef.node(name), verdict)
                 continue
-            self._note(f"Node {name}", "")
+            self._note(ObjectRef.node(name), "")
             accepted[name] = verdict
             by_address[verdict.address] = name
             insort(ranges, (verdict.pod_cidr, name))

@@ -7,6 +7,7 @@ from controller.inventory.kind import Note
 from controller.inventory.nodes import Nodes
 from controller.sources.objects import PodObject
 from flows import names
+from flows.refs import ObjectRef
 from flows.view import Key
 
 Follower = Callable[[PodObject | None, PodObject | None], set[Key]]
@@ -162,8 +163,8 @@ def _identity(pod: PodObject) -> Identity:
     return pod.metadata.namespace, pod.metadata.name
 
 
-def _subject(identity: Identity) -> str:
-    return f"Pod {identity[0]}/{identity[1]}"
+def _subject(identity: Identity) -> ObjectRef:
+    return ObjectRef("Pod", *identity)
 
 
 def _age(pod: PodObject) -> tuple[str, Identity]:

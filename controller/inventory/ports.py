@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from controller.inventory.kind import Note
 from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods, port_prefixes
+from controller.problems import BridgeRef, PortRef
 from controller.sources.objects import PodObject
 from flows import names
 from flows.view import Attachment, Key, Node
@@ -186,7 +187,7 @@ class Ports:
         for name in concerned:
             verdict = self._verdict(node, bridge, name)
             attachment = verdict if isinstance(verdict, Attachment) else None
-            self._note(f"port {name} of {node}", "" if isinstance(verdict, Attachment) else verdict)
+            self._note(PortRef(node, name), "" if isinstance(verdict, Attachment) else verdict)
             if accepted.get(name) == attachment:
                 continue
             if attachment is None:
@@ -194,7 +195,7 @@ class Ports:
             else:
                 accepted[name] = attachment
             touched.add(Key(node, "attachment", name))
-        self._note(f"ports of {node}", _too_many(bridge.beyond))
+        self._note(BridgeRef(node), _too_many(bridge.beyond))
         if not accepted:
             del self.attachments[node]
         if not bridge.ports and not bridge.beyond:

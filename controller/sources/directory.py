@@ -18,6 +18,7 @@ import structlog
 import watchfiles
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
+from controller.problems import FileRef
 from controller.sources.feed import Feed
 from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest, ref
 from flows.refs import ObjectRef
@@ -118,7 +119,7 @@ class Directory:
             paths |= holders.keys()
         self._feed.update(changed, gone)
         for path in paths:
-            self._feed.report(f"file {self._name(path)}", self._problem(path))
+            self._feed.report(FileRef(self._name(path)), self._problem(path))
         self._feed.complete(not self._unread)
 
     async def _read_file(self, path: Path) -> set[ObjectRef]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+from controller.problems import Subject
 from controller.sources.objects import Object
 from flows.refs import ObjectRef
 
@@ -13,7 +14,7 @@ class Feed(Protocol):
     def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
         """Objects added or changed, and references to those that are gone."""
 
-    def report(self, subject: str, problem: str) -> None:
+    def report(self, subject: Subject, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
 
     def complete(self, whole: bool) -> None:

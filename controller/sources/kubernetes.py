@@ -16,6 +16,7 @@ import structlog
 from kubernetes.aio import client
 
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
+from controller.problems import ApiPathRef
 from controller.sources.feed import Feed
 from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
 from flows.refs import ObjectRef
@@ -268,7 +269,7 @@ class Reflector(Generic[T]):
         """Keep account of what cannot be read."""
         if not problem and identity not in self.unreadable:
             return
-        self._feed.report(str(ObjectRef(self._kind.kind, *identity)), problem)
+        self._feed.report(ObjectRef(self._kind.kind, *identity), problem)
         if problem:
             self.unreadable.add(identity)
         else:
@@ -287,7 +288,7 @@ class Reflector(Generic[T]):
     def _report(self, problem: str) -> None:
         if problem:
             log.warning("not following the API server", path=self._path, problem=problem)
-        self._feed.report(f"API server {self._path}", problem)
+        self._feed.report(ApiPathRef(self._path), problem)
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, web
 
-from controller.agents import SILENCE, AgentProblems
+from controller.agents import SILENCE, take_problems
 from controller.api import Api
 from controller.host_services import HealthCheck, HostServices, NodePort, OwnAddress
 from controller.inventory import Inventory
+from controller.problems import Problems
 from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Service
@@ -37,49 +38,49 @@ def inventory() -> Inventory:
     return made
 
 
-def test_of_its_own_node_and_pods_only() -> None:
-    agents = AgentProblems(inventory())
+def test_agent_is_believed_about_its_own_node_and_pods_only() -> None:
+    known = inventory()
     pods = {"default/a": "full", "default/b": "not its own", "default/c": "nobody", "x": "nothing"}
-    agents.take("node1", NodeProblems("no Open vSwitch", pods))
-    agents.take("node9", NodeProblems("no such Node"))
-    assert agents.current() == {
+    take_problems(known, "node1", NodeProblems("no Open vSwitch", pods))
+    assert known.problems.texts() == {
         "agent of node1": "no Open vSwitch",
         "Pod default/a on node1": "full",
     }
 
 
-def test_of_services_that_there_are() -> None:
+def test_agent_is_believed_about_existing_services_only() -> None:
     known = inventory()
     known.view = dataclasses.replace(
         known.view, services={"default/web": Service("default", "web", ())}
     )
-    agents = AgentProblems(known)
-    agents.take("node1", NodeProblems(services={"default/web": "held", "default/none": "held"}))
-    assert agents.current() == {"Service default/web on node1": "held"}
+    told = {"default/web": "held", "default/none": "held", "x": "nothing"}
+    take_problems(known, "node1", NodeProblems(services=told))
+    assert known.problems.texts() == {"Service default/web on node1": "held"}
 
 
-def test_what_is_said_replaces_what_was() -> None:
-    agents = AgentProblems(inventory())
-    agents.take("node1", NodeProblems("one"))
-    agents.take("node2", NodeProblems("two"))
-    agents.take("node1", NodeProblems(pods={"default/a": "three"}))
-    assert agents.current() == {"Pod default/a on node1": "three", "agent of node2": "two"}
-    agents.take("node1", NodeProblems())
-    assert agents.current() == {"agent of node2": "two"}
-
-
-def test_what_is_not_repeated_or_has_no_node_is_forgotten() -> None:
-    now = 0.0
+def test_report_of_an_agent_replaces_the_one_before() -> None:
     known = inventory()
-    agents = AgentProblems(known, monotonic=lambda: now)
-    agents.take("node1", NodeProblems("one"))
-    agents.take("node2", NodeProblems("two"))
-    known.remove_object("Node", "", "node2")
+    take_problems(known, "node1", NodeProblems("one"))
+    take_problems(known, "node2", NodeProblems("two"))
+    take_problems(known, "node1", NodeProblems(pods={"default/a": "three"}))
+    assert known.problems.texts() == {"Pod default/a on node1": "three", "agent of node2": "two"}
+    take_problems(known, "node1", NodeProblems())
+    assert known.problems.texts() == {"agent of node2": "two"}
+
+
+def test_report_of_an_agent_ends_with_silence_or_with_its_node() -> None:
+    now = 0.0
+    problems = Problems(monotonic=lambda: now)
+    reconciler = Reconciler(Inventory(CLUSTER, problems=problems))
+    reconciler.update([NODE, PEER], [])
+    take_problems(reconciler.inventory, "node1", NodeProblems("one"))
+    take_problems(reconciler.inventory, "node2", NodeProblems("two"))
+    reconciler.update([], [("Node", "", "node2")])
     now = SILENCE
-    assert agents.current() == {"agent of node1": "one"}
+    assert problems.texts() == {"agent of node1": "one"}
     now += 0.1
-    assert agents.current() == {}
-    assert not agents._said
+    assert problems.texts() == {}
+    assert len(problems) == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_by_http() -> None:
                 assert (code, text.startswith('{"error":"not a node\'s problems: ')) == (400, True)
                 code, _ = await tell("node1", io.BytesIO(b" " * (2 << 20)))
                 assert code == 413
-                assert len(reconciler.all_problems()) == 2
+                assert len(reconciler.problems) == 2
         finally:
             await runner.cleanup()
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
+from controller.agents import take_problems
 from controller.conditions import AGAIN, GRACE, READY, Conditions
 from controller.inventory import Inventory
 from controller.kubernetes_api import STRATEGIC
@@ -85,7 +86,9 @@ def test_a_node_that_never_had_a_network_says_why() -> None:
     assert is_(story.due(GRACE)) == ("True", "NotConnected")
     story.switch(synced=False)
     assert is_(story.due(GRACE)) == ("True", "FlowsNotInstalled")
-    story.reconciler.agents.take("node1", NodeProblems(node="its address is on no interface"))
+    take_problems(
+        story.reconciler.inventory, "node1", NodeProblems(node="its address is on no interface")
+    )
     condition = story.due(GRACE)
     assert is_(condition) == ("True", "NodeNotSetUp")
     assert condition

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.inventory import Inventory
+from controller.problems import Subject
 from controller.sources.directory import Directory, _objects
 from controller.sources.objects import Object, ref
 from flows.refs import ObjectRef
@@ -63,11 +64,11 @@ class Recorder:
             self.objects[key] = item
         self._news.set()
 
-    def report(self, subject: str, problem: str) -> None:
+    def report(self, subject: Subject, problem: str) -> None:
         if problem:
-            self.problems[subject] = problem
+            self.problems[str(subject)] = problem
         else:
-            self.problems.pop(subject, None)
+            self.problems.pop(str(subject), None)
         self._news.set()
 
     def complete(self, whole: bool) -> None:

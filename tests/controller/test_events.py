@@ -13,21 +13,32 @@ from controller.events import (
     REPEAT,
     SETTLE,
     Account,
-    Problem,
+    Notice,
     Regarding,
     Telling,
-    problems_of,
+    notices_of,
 )
 from controller.inventory import BridgePort, Inventory
 from controller.kubernetes_api import MERGE
+from controller.problems import (
+    ApiPathRef,
+    FileRef,
+    Owner,
+    PortRef,
+    Reporter,
+    Subject,
+    SwitchRef,
+)
 from flows import names
+from flows.refs import CLUSTER as CLUSTER_REF
+from flows.refs import ObjectRef
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
 from tests.flows.worlds import CLUSTER
 
-A = Problem(Regarding("Node", "", "node1", "n1"), "NodeRefused", "spec.podCIDR is missing")
+A = Notice(Regarding("Node", "", "node1", "n1"), "NodeRefused", "spec.podCIDR is missing")
 B = A._replace(sentence="spec.podCIDR 10.0.0.0/24 is outside the pod range 10.244.0.0/16")
-POD = Problem(Regarding("Pod", "default", "a", "u"), "AttachmentFailed", "no address")
+POD = Notice(Regarding("Pod", "default", "a", "u"), "AttachmentFailed", "no address")
 
 
 def inventory() -> Inventory:
@@ -49,20 +60,20 @@ class Story:
         self.now = 0.0
         self.said: list[tuple[str, str, int]] = []
 
-    def after(self, seconds: float, *problems: Problem) -> list[Telling]:
-        """Looks every two seconds with these problems; what was told in the end."""
+    def after(self, seconds: float, *notices: Notice) -> list[Telling]:
+        """Looks every two seconds with these notices; what was told in the end."""
         end = self.now + seconds
         told: list[Telling] = []
         while self.now < end:
             self.now = min(self.now + 2, end)
-            for telling in self.account.look(problems, self.inventory, self.now):
+            for telling in self.account.look(notices, self.inventory, self.now):
                 self.account.told(telling, self.now)
                 told.append(telling)
         return told
 
 
 def sentences(told: Iterable[Telling]) -> list[str]:
-    return [each.problem.sentence for each in told]
+    return [each.notice.sentence for each in told]
 
 
 FINE = "the network of this Node is in order again"
@@ -72,10 +83,10 @@ def test_a_problem_and_its_end_are_told_once() -> None:
     story = Story()
     assert story.after(SETTLE, A) == []
     (told,) = story.after(60, A)
-    assert (told.problem, told.times) == (A, 1)
+    assert (told.notice, told.times) == (A, 1)
     assert story.after(CALM - 2) == []
     (ended,) = story.after(10)
-    assert (ended.problem.reason, ended.problem.sentence) == (IN_ORDER, FINE)
+    assert (ended.notice.reason, ended.notice.sentence) == (IN_ORDER, FINE)
     assert story.after(3 * REPEAT) == []
 
 
@@ -95,7 +106,7 @@ def test_what_comes_and_goes_is_told_once_a_period() -> None:
     story, told = Story(), []
     while story.now < 3 * PERIOD:
         told += story.after(CALM, A) + story.after(2 * CALM)
-    warnings = [each for each in told if each.problem == A]
+    warnings = [each for each in told if each.notice == A]
     assert len(warnings) == 3
     assert len({each.event for each in warnings}) <= 3
     # Of each Warning the end is told, and of what was not told none.
@@ -106,7 +117,7 @@ def test_what_comes_back_and_stays_is_told_again_after_a_period() -> None:
     story = Story()
     (first,) = story.after(10, A)
     (ended,) = story.after(2 * CALM)
-    assert ended.problem.reason == IN_ORDER
+    assert ended.notice.reason == IN_ORDER
     assert story.after(PERIOD - 2 * CALM - 10, A) == []
     (again,) = story.after(20, A)
     assert (again.event, again.times) == (first.event, 2)
@@ -178,7 +189,7 @@ def test_many_problems_are_bounded() -> None:
     rest = many[MOST:]
     for now in (SETTLE + CALM, SETTLE + CALM + 2, 2 * SETTLE + CALM + 2):
         due = list(story.account.look(rest, story.inventory, now))
-    assert {each.problem for each in due} == set(rest)
+    assert {each.notice for each in due} == set(rest)
     for now in (PERIOD * 2, PERIOD * 2 + CALM):
         story.account.look([], story.inventory, now)
     assert story.account._spells == story.account._told == story.account._uneasy == {}
@@ -201,40 +212,48 @@ def test_an_event_as_the_api_takes_it() -> None:
     assert len(str(body["reportingInstance"])) == 128
     (node,) = Story().after(10, A)
     assert "namespace" not in node.write("here").body["regarding"]
-    slice_ = Problem(
-        Regarding("EndpointSlice", "default", "s-1", "uid-s-1"), "EndpointsRefused", ""
-    )
+    slice_ = Notice(Regarding("EndpointSlice", "default", "s-1", "uid-s-1"), "EndpointsRefused", "")
     (told,) = story.after(10, slice_)
     assert told.write("here").body["regarding"]["apiVersion"] == "discovery.k8s.io/v1"
     (ended,) = story.after(2 * CALM, long)
-    assert ended.problem.sentence == "the network of this EndpointSlice is in order again"
+    assert ended.notice.sentence == "the network of this EndpointSlice is in order again"
 
 
 PORT = names.port_name("default", "a", "u", "eth0", "sandbox")
 
 
+NODE1 = ObjectRef.node("node1")
+POD_A = ObjectRef("Pod", "default", "a")
+SERVICE = ObjectRef("Service", "default", "s")
+SWITCH = Owner(Reporter.SWITCH, "node2", 7)
+INVENTORY = Owner(Reporter.INVENTORY)
+SOURCE = Owner(Reporter.SOURCE)
+
+
 @pytest.mark.parametrize(
-    ("subject", "kind", "name", "reason", "sentence"),
+    ("owner", "subject", "name", "reason", "sentence"),
     [
-        ("Node node1", "Node", "node1", "NodeRefused", "why"),
-        ("Pod default/a", "Pod", "a", "PodRefused", "why"),
-        ("Pod default/a on node1", "Pod", "a", "AttachmentFailed", "why"),
-        ("Pod default/a on the switch of node1", "Pod", "a", "FlowsRefused", "why"),
-        ("Node node1 on the switch of node2", "Node", "node1", "FlowsRefused",
-         "on the switch of node2, why"),
-        ("Service default/s", "Service", "s", "ServiceRefused", "why"),
-        ("EndpointSlice default/s-1", "EndpointSlice", "s-1", "EndpointsRefused", "why"),
-        ("Service default/s on the switch of node2", "Service", "s", "FlowsRefused",
-         "on the switch of node2, why"),
-        ("agent of node1", "Node", "node1", "NodeNotSetUp", "why"),
-        ("flows of node1", "Node", "node1", "FlowsNotCompiled", "why"),
-        (f"port {PORT} of node1", "Pod", "a", "PortRefused", f"port {PORT}: why"),
+        (INVENTORY, NODE1, "node1", "NodeRefused", "why"),
+        (SOURCE, POD_A, "a", "PodRefused", "why"),
+        (Owner(Reporter.AGENT, "node1"), POD_A, "a", "AttachmentFailed", "why"),
+        (SWITCH, POD_A, "a", "FlowsRefused", "why"),
+        (SWITCH, NODE1, "node1", "FlowsRefused", "on the switch of node2, why"),
+        (INVENTORY, SERVICE, "s", "ServiceRefused", "why"),
+        (INVENTORY, ObjectRef("EndpointSlice", "default", "s-1"), "s-1", "EndpointsRefused", "why"),
+        (SWITCH, SERVICE, "s", "FlowsRefused", "on the switch of node2, why"),
+        (Owner(Reporter.AGENT, "node1"), NODE1, "node1", "NodeNotSetUp", "why"),
+        (Owner(Reporter.COMPILER, "node1"), NODE1, "node1", "FlowsNotCompiled", "why"),
+        (Owner(Reporter.PORTS, "node1"), PortRef("node1", PORT), "a", "PortRefused",
+         f"port {PORT}: why"),
     ],
 )  # fmt: skip
-def test_whom_a_problem_concerns(
-    subject: str, kind: str, name: str, reason: str, sentence: str
+def test_event_names_the_object_of_its_problem(
+    owner: Owner, subject: Subject, name: str, reason: str, sentence: str
 ) -> None:
-    (found,) = problems_of(inventory(), {subject: "why"})
+    made = inventory()
+    made.problems.set(owner, subject, "why")
+    (found,) = notices_of(made, made.problems)
+    kind = subject.kind if isinstance(subject, ObjectRef) else "Pod"
     assert (found.regarding.kind, found.regarding.name) == (kind, name)
     uids = {"Node": "n1", "Pod": "u", "Service": "s1", "EndpointSlice": "uid-s-1"}
     assert found.regarding.uid == uids[kind]
@@ -242,29 +261,35 @@ def test_whom_a_problem_concerns(
 
 
 @pytest.mark.parametrize(
-    "subject",
+    ("owner", "subject"),
     [
-        "Node node9",
-        "Service default/t",
-        "EndpointSlice default/t-1",
-        "Pod default/b on node1",
-        "port pabcdefghijklmn of node1",
-        "flows of every node",
-        "switch 0000000000000001 at 1.2.3.4:5",
-        "file pods/a.yaml",
-        "API server /api/v1/pods",
+        (INVENTORY, ObjectRef.node("node9")),
+        (INVENTORY, ObjectRef("Service", "default", "t")),
+        (INVENTORY, ObjectRef("EndpointSlice", "default", "t-1")),
+        (Owner(Reporter.AGENT, "node1"), ObjectRef("Pod", "default", "b")),
+        (Owner(Reporter.AGENT, "node1"), SERVICE),
+        (Owner(Reporter.PORTS, "node1"), PortRef("node1", "pabcdefghijklmn")),
+        (Owner(Reporter.COMPILER), CLUSTER_REF),
+        (Owner(Reporter.SWITCH), SwitchRef(1, "1.2.3.4:5")),
+        (SOURCE, FileRef("pods/a.yaml")),
+        (SOURCE, ApiPathRef("/api/v1/pods")),
+        (SOURCE, ObjectRef("Secret", "kube-system", "sluice-ca")),
     ],
 )
-def test_whom_no_event_could_be_about(subject: str) -> None:
-    assert list(problems_of(inventory(), {subject: "why"})) == []
+def test_problem_without_an_object_of_the_source_has_no_event(
+    owner: Owner, subject: Subject
+) -> None:
+    made = inventory()
+    made.problems.set(owner, subject, "why")
+    assert list(notices_of(made, made.problems)) == []
 
 
-def test_subjects_are_those_of_the_inventory() -> None:
+def test_every_refusal_of_the_inventory_has_an_event() -> None:
     made = inventory()
     made.set_object(node_object("node2", "", "172.30.1.2", uid="n2"))
     made.set_port("node1", BridgePort(PORT, 17, names.mac_of(IPv4Address("10.244.9.9"))))
     made.set_object(service("s", uid="s1", clusterIP=""))
     made.set_object(endpoint_slice("s-1", "s", ["127.0.0.1"]))
     made.settle()
-    regarded = {p.regarding.name for p in problems_of(made, made.problems)}
+    regarded = {p.regarding.name for p in notices_of(made, made.problems)}
     assert regarded == {"node2", "a", "s", "s-1"}

@@ -417,8 +417,8 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
                 patch.setattr(services, "_translate", wrong)
                 world.reconciler.update([*web(10, 11), *local(5)], [])
                 subject = "Service default/web on the switch of node1"
-                await world.until(lambda: subject in world.reconciler.problems)
-                assert "the switch refused group" in world.reconciler.problems[subject]
+                await world.until(lambda: subject in world.reconciler.problems.texts())
+                assert "the switch refused group" in world.reconciler.problems.texts()[subject]
                 await world.in_sync()
                 # It is not sent again for now.
                 await asyncio.sleep(0.2)

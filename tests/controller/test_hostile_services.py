@@ -77,7 +77,7 @@ def test_any_content_is_taken_or_refused(spec, status, endpoints, ports, trigger
     ):  # fmt: skip
         with suppress(ObjectError):
             made.set_object(from_manifest(manifest))
-    for problem in made.problems.values():
+    for problem in made.problems.texts().values():
         assert len(problem) < 1500
         assert "\x00" not in problem
     for service in made.view.services.values():

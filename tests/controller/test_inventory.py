@@ -69,7 +69,7 @@ def test_a_node_that_is_refused(cidr: str, address: str, problem: str) -> None:
     good = ("good", "10.244.5.0/24", "172.30.1.5", "")
     inventory = inventory_with(good, ("bad", cidr, address, ""))
     assert set(inventory.view.nodes) == {"good"}
-    assert inventory.problems["Node bad"].startswith(problem)
+    assert inventory.problems.texts()["Node bad"].startswith(problem)
     # Mended, it takes part, and the complaint is gone.
     inventory.set_object(node_object("bad", *GOOD))
     inventory.settle()
@@ -103,7 +103,7 @@ def test_of_two_nodes_in_conflict_the_older_stays(second: tuple[str, str], probl
     for order in ((one, two), (two, one)):
         inventory = inventory_with(*order)
         assert set(inventory.view.nodes) == {"one"}
-        assert inventory.problems == {"Node two": problem}
+        assert inventory.problems.texts() == {"Node two": problem}
     # A manifest without a time of creation, made by hand, displaces nobody either.
     inventory = inventory_with(one, ("a", *second, ""))
     assert set(inventory.view.nodes) == {"one"}
@@ -160,7 +160,7 @@ def test_a_port_that_is_refused(
     new = port(pod, uid, "s", address, 16)
     assert not inventory.set_port(node, new)
     assert not accepted(inventory, node)
-    assert inventory.problems[f"port {new.name} of {node}"].startswith(problem)
+    assert inventory.problems.texts()[f"port {new.name} of {node}"].startswith(problem)
     inventory.remove_port(node, new.name)
     assert not inventory.problems
 
@@ -169,7 +169,7 @@ def test_a_port_that_is_refused(
 def test_an_ofport_that_is_no_attachments(inventory: Inventory, ofport: int) -> None:
     new = port("a", "u1", "s", "10.244.1.5", ofport)
     assert not inventory.set_port("node1", new)
-    problem = inventory.problems[f"port {new.name} of node1"]
+    problem = inventory.problems.texts()[f"port {new.name} of node1"]
     assert problem == f"ofport {ofport} is outside the range of attachments"
 
 
@@ -183,7 +183,10 @@ def test_two_ports_with_one_ofport(inventory: Inventory) -> None:
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
     inventory.set_port("node1", two)
     assert not accepted(inventory, "node1")
-    assert f"port {two.name} has the same ofport" in inventory.problems[f"port {one.name} of node1"]
+    assert (
+        f"port {two.name} has the same ofport"
+        in inventory.problems.texts()[f"port {one.name} of node1"]
+    )
     inventory.remove_port("node1", two.name)
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
     assert not inventory.problems
@@ -237,7 +240,7 @@ def test_nothing_is_kept_of_what_is_gone(inventory: Inventory) -> None:
 def test_a_mac_without_an_address(inventory: Inventory) -> None:
     good = port("a", "u1", "s", "10.244.1.5", 16)
     inventory.set_port("node1", BridgePort(good.name, 16, "02:00:00:00:00:01"))
-    assert "holds no address" in inventory.problems[f"port {good.name} of node1"]
+    assert "holds no address" in inventory.problems.texts()[f"port {good.name} of node1"]
 
 
 def test_the_newer_of_two_sandboxes_has_the_address(inventory: Inventory) -> None:
@@ -332,9 +335,9 @@ def test_of_two_pods_with_one_prefix_the_older_wins(victim_first: bool) -> None:
     for pod in (victim, attacker) if victim_first else (attacker, victim):
         inventory.set_object(pod)
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/victim"}
-    (subject,) = inventory.problems
+    (subject,) = inventory.problems.texts()
     assert subject == "Pod default/attacker"
-    assert inventory.problems[subject].endswith("as those of Pod default/victim")
+    assert inventory.problems.texts()[subject].endswith("as those of Pod default/victim")
     inventory.remove_object("Pod", "default", "attacker")
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/victim"}
     assert not inventory.problems
@@ -377,9 +380,12 @@ def test_attachments_of_a_refused_node_are_not_accepted(inventory: Inventory) ->
     inventory.set_port("node1", new)
     inventory.set_object(node_object("older", GOOD[0], "172.30.1.9", "2020-01-01"))
     assert Key("node1", "attachment", new.name) in inventory.settle()
-    assert inventory.problems["Node node1"].endswith("of Node older")
+    assert inventory.problems.texts()["Node node1"].endswith("of Node older")
     assert not accepted(inventory, "node1")
-    assert inventory.problems[f"port {new.name} of node1"] == "Node node1 is unknown or refused"
+    assert (
+        inventory.problems.texts()[f"port {new.name} of node1"]
+        == "Node node1 is unknown or refused"
+    )
     assert not compile_scope(inventory.view, "node1").cookies
 
 
@@ -431,7 +437,7 @@ def test_cost_of_ports_is_linear(
     assert judgements.count <= 2 * len(ports) + 2 * module.MAX_CLAIMANTS**2
     if address:
         assert not accepted(inventory, "node1")
-        problem = inventory.problems[f"port {ports[0].name} of node1"]
+        problem = inventory.problems.texts()[f"port {ports[0].name} of node1"]
         assert problem == f"more than 8 ports have address {address}"
     # Once the crowd is gone, the last of them has the address, as if it had been alone.
     judgements.count = 0
@@ -449,7 +455,7 @@ def test_ports_of_a_node_are_bounded(inventory: Inventory) -> None:
         inventory.set_port("node1", each)
     assert len(inventory.problems) <= module.MAX_PORTS + 1
     first = ports[module.MAX_PORTS]
-    problem = inventory.problems["ports of node1"]
+    problem = inventory.problems.texts()["ports of node1"]
     assert problem.startswith(f"a node may have 2048 ports; refused: {first.name}, ")
     assert problem.endswith(f" and {module.MAX_REFUSED - module.MAX_NAMED} more")
     # Another node does not notice, and theirs are accepted again when there are fewer.
@@ -468,7 +474,7 @@ def test_controllers_take_the_same_ports_of_too_many(inventory: Inventory) -> No
     other = inventory_with(("node1", *GOOD, ""))
     for each, order in ((inventory, ports), (other, ports[::-1])):
         each.set_ports("node1", order)
-    assert inventory.problems == other.problems
+    assert inventory.problems.texts() == other.problems.texts()
 
 
 def test_a_container_without_a_pod(inventory: Inventory) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from controller.problems import Subject
 from controller.sources import kubernetes as source
 from controller.sources.objects import Object
 from settings import SettingsError
@@ -45,9 +46,9 @@ class Feed(Recorder):
         self.wrongly_gone += set(gone) & self._server.identities()
         super().update(changed, gone)
 
-    def report(self, subject: str, problem: str) -> None:
+    def report(self, subject: Subject, problem: str) -> None:
         if problem:
-            self.said.append((subject, problem))
+            self.said.append((str(subject), problem))
         super().report(subject, problem)
 
 

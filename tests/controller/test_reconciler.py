@@ -50,7 +50,7 @@ def test_a_pod_comes_and_goes(ovs: Ovs) -> None:
             before = world.cookies()
             name = world.plug("a", "u1", 16)
             # The port may be there before its Pod: the watch is late.
-            await world.until(lambda: any(name in p for p in world.reconciler.inventory.problems))
+            await world.until(lambda: any(name in p for p in world.reconciler.problems.texts()))
             assert world.cookies() == before
             world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
             await world.in_sync()
@@ -188,12 +188,12 @@ def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
         async with controller(ovs, port=port) as world:
             problems = world.reconciler.problems
             await world.until(lambda: problems)
-            ((subject, problem),) = problems.items()
+            ((subject, problem),) = problems.texts().items()
             assert subject.startswith(f"switch {names.datapath_id('node9'):016x} at 127.0.0.1:")
             assert problem == "no Node's name gives this datapath id; it waits for one"
             # Gone and come again, it is one stranger still.
             next(iter(world.switches)).close("for a test")
-            await world.until(lambda: problems and problems.keys() != {subject})
+            await world.until(lambda: problems and problems.texts().keys() != {subject})
             assert len(problems) == 1
             assert not world.reconciler.sessions
             ninth = node_object("node9", "10.244.9.0/24", "172.30.1.9")
@@ -314,8 +314,8 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
             world.plug("b", "u2", 17, "10.244.1.6")
             world.plug("a", "u1", 16, "10.244.1.5")
             subject = "Pod default/b on the switch of node1"
-            await world.until(lambda: subject in world.reconciler.problems)
-            assert "the switch refused flow" in world.reconciler.problems[subject]
+            await world.until(lambda: subject in world.reconciler.problems.texts())
+            assert "the switch refused flow" in world.reconciler.problems.texts()[subject]
             await world.until(
                 lambda: len(world.reconciler.inventory.view.attachments.get("node1", {})) == 2
             )
@@ -347,21 +347,23 @@ def test_a_service_whose_flows_cannot_be_harms_no_other(
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
-            subject = "flows of every node"
+            subject = "flows of cluster"
             world.reconciler.update(
                 [service("bad"), service("good", clusterIP="10.96.0.2"),
                  endpoint_slice("good-1", "good", ["10.244.1.5"])],
                 [],
             )  # fmt: skip
-            await world.until(lambda: subject in world.reconciler.problems)
-            assert world.reconciler.problems[subject] == "Service default/bad: no such thing"
+            await world.until(lambda: subject in world.reconciler.problems.texts())
+            assert (
+                world.reconciler.problems.texts()[subject] == "Service default/bad: no such thing"
+            )
             await world.in_sync()
             dump = "\n".join(ovs.dump())
             assert "nw_dst=10.96.0.2" in dump
             assert "nw_dst=10.96.0.1," not in dump
             broken.clear()
             world.reconciler.update([service("other", clusterIP="10.96.0.3")], [])
-            await world.until(lambda: subject not in world.reconciler.problems)
+            await world.until(lambda: subject not in world.reconciler.problems.texts())
             await world.in_sync()
             assert {"nw_dst=10.96.0.1,", "nw_dst=10.96.0.3,"} <= {
                 f"nw_dst={at}," for at in re.findall(r"nw_dst=([\d.]+),", "\n".join(ovs.dump()))

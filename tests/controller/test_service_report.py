@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from controller.agents import take_problems
 from controller.api import Api
 from controller.inventory import Inventory
+from controller.problems import Owner, Reporter
 from controller.reconciler import Reconciler
 from controller.service_report import detailed, listed
 from controller.sources.objects import Object
 from flows.compile import compile_scope
 from flows.flow import Flow, Group, SetField, ToGroup
 from flows.pipeline import LAYOUT, Source
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE
 from tests.controller.events import node_object
 from tests.controller.service_objects import endpoint, endpoint_slice, service
@@ -153,7 +156,7 @@ def _senders(whence: str) -> list[Source]:
 )
 def test_each_node_sends_what_its_flows_send(fields: Any, endpoints: Any) -> None:
     made = inventory(service("web", **fields), endpoint_slice("web-1", "web", endpoints))
-    report = detailed(made, {}, "default/web")
+    report = detailed(made, "default/web")
     assert report is not None
     (port,) = report["ports"]
     nodes = {n.metadata.name: Node(made, n.metadata.name) for n in NODES}
@@ -174,7 +177,7 @@ def test_each_node_sends_what_its_flows_send(fields: Any, endpoints: Any) -> Non
     both = {"outside", "pods and nodes"} if "externalTrafficPolicy" in fields else {"anywhere"}
     assert external == (both if "type" in fields else set())
     # One node alone is told the same of itself.
-    alone = detailed(made, {}, "default/web", "node3")
+    alone = detailed(made, "default/web", "node3")
     assert alone is not None
     of_three = [c | {"nodes": ["node3"]} for c in port["choices"] if "node3" in c["nodes"]]
     assert alone["ports"][0]["choices"] == of_three
@@ -189,7 +192,7 @@ def test_the_parts_of_one_service() -> None:
         endpoint_slice("web-1", "web", SPREAD[:2]),
         endpoint_slice("web-2", "web", [endpoint("192.0.2.77", "", zones=["a"])]),
     )
-    report = detailed(made, {}, "default/web")
+    report = detailed(made, "default/web")
     assert report is not None
     (port,) = report.pop("ports")
     assert report == {
@@ -217,7 +220,7 @@ def test_the_parts_of_one_service() -> None:
         ("10.244.1.3", 8080, "terminating", "node1", "a", []),
         ("192.0.2.77", 8080, "ready", "", "", ["a"]),
     ]
-    (short,) = listed(made, {})
+    (short,) = listed(made)
     kept = ("name", "protocol", "frontends", "ready", "terminating")
     assert short == report | {"ports": [{key: port[key] for key in kept}]}
 
@@ -230,14 +233,13 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
         endpoint_slice("web2-1", "web2", ["127.0.0.1"]),
         endpoint_slice("nobodys", "gone", ["127.0.0.1"]),
     )
-    told = {
-        "Service default/web on node1": "the host's ports",
-        "Service default/web2 on node1": "not this one's",
-        "Service default/web on the switch of node2": "the table is full",
-        "Node default/web": "no Service at all",
-    }
-    problems = {**told, **made.problems}
-    report = detailed(made, problems, "default/web")
+    web, web2 = (ObjectRef("Service", "default", name) for name in ("web", "web2"))
+    agent, switch = Owner(Reporter.AGENT, "node1"), Owner(Reporter.SWITCH, "node2", 1)
+    made.problems.set(agent, web, "the host's ports")
+    made.problems.set(agent, web2, "not this one's")
+    made.problems.set(switch, web, "the table is full")
+    made.problems.set(switch, ObjectRef("Pod", "default", "web"), "no Service at all")
+    report = detailed(made, "default/web")
     assert report is not None
     of_pods = "spec.clusterIP: 10.244.1.9 is inside the pod range 10.244.0.0/16"
     loopback = "endpoints[0].addresses: 127.0.0.1 is a loopback address"
@@ -248,7 +250,7 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
         "Service default/web on node1": "the host's ports",
         "Service default/web on the switch of node2": "the table is full",
     }
-    rows = {row["name"]: row["problems"] for row in listed(made, problems)}
+    rows = {row["name"]: row["problems"] for row in listed(made)}
     assert rows["web"] == report["problems"]
     assert set(rows["web2"]) == {"EndpointSlice default/web2-1", "Service default/web2 on node1"}
 
@@ -267,17 +269,17 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
 )
 def test_nothing_to_do_is_said_with_the_reason(fields: Any, why: str) -> None:
     made = inventory(service("web", **fields))
-    report = detailed(made, {}, "default/web")
+    report = detailed(made, "default/web")
     assert report is not None
     assert report["nothingToDo"].startswith(why)
-    assert [row["nothingToDo"] for row in listed(made, {})] == [report["nothingToDo"]]
+    assert [row["nothingToDo"] for row in listed(made)] == [report["nothingToDo"]]
     made.set_object(service("web"))
-    assert [row["nothingToDo"] for row in listed(made, {})] == [""]
+    assert [row["nothingToDo"] for row in listed(made)] == [""]
     made.set_object(service("web", **fields))
-    assert [row["nothingToDo"] for row in listed(made, {})] == [report["nothingToDo"]]
+    assert [row["nothingToDo"] for row in listed(made)] == [report["nothingToDo"]]
     made.remove_object("Service", "default", "web")
-    assert listed(made, {}) == []
-    assert detailed(made, {}, "default/web") is None
+    assert listed(made) == []
+    assert detailed(made, "default/web") is None
 
 
 # --- over HTTP ---
@@ -298,7 +300,9 @@ def test_answers() -> None:
             assert await get("/v1/services") == (503, sentence)
             assert await get("/v1/services/default/web") == (503, sentence)
             reconciler.complete(True)
-            reconciler.agents.take("node1", NodeProblems(services={"default/web": "taken"}))
+            take_problems(
+                reconciler.inventory, "node1", NodeProblems(services={"default/web": "taken"})
+            )
             status, answer = await get("/v1/services")
             assert status == 200
             assert [row["name"] for row in answer["services"]] == ["a", "web"]

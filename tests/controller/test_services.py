@@ -137,7 +137,7 @@ def test_source_ranges_are_never_widened(
     )  # fmt: skip
     wanted = None if sources is None else tuple(IPv4Network(each) for each in sources)
     assert only_port(made).frontends[1].sources == wanted
-    assert problem in made.problems.get("Service default/s", "")
+    assert problem in made.problems.texts().get("Service default/s", "")
     assert bool(problem) == bool(made.problems)
 
 
@@ -230,7 +230,7 @@ def test_what_is_refused_of_a_service(
     fields: dict[str, Any], served: list[str], problem: str
 ) -> None:
     made = inventory(service("s", **fields))
-    assert made.problems["Service default/s"].startswith(problem)
+    assert made.problems.texts()["Service default/s"].startswith(problem)
     assert frontends(made) == served
     made.set_object(service("s"))
     assert not made.problems
@@ -258,7 +258,7 @@ def test_what_is_refused_of_a_service(
 def test_affinity(fields: dict[str, Any], seconds: int | None, problem: str) -> None:
     made = inventory(service("s", **fields))
     assert only_port(made).affinity == seconds
-    assert problem in made.problems.get("Service default/s", "")
+    assert problem in made.problems.texts().get("Service default/s", "")
     assert bool(problem) == bool(made.problems)
 
 
@@ -320,7 +320,7 @@ def test_an_endpoint_in_two_slices_is_one(order: tuple[int, int]) -> None:
 )
 def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) -> None:
     made = inventory(service("s"), endpoint_slice("s-1", "s", ["8.8.8.8", address, "10.244.1.5"]))
-    said = made.problems["EndpointSlice default/s-1"]
+    said = made.problems.texts()["EndpointSlice default/s-1"]
     assert said.startswith(f"endpoints[1].addresses: {problem}")
     assert len(said) < 200
     # One outside of every podCIDR is good.
@@ -340,7 +340,7 @@ def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) 
 )
 def test_a_slices_port_that_is_refused(port: dict[str, Any], problem: str) -> None:
     made = inventory(service("s"), endpoint_slice("s-1", "s", ["10.244.1.5"], [port, {"port": 81}]))
-    assert made.problems == {"EndpointSlice default/s-1": problem}
+    assert made.problems.texts() == {"EndpointSlice default/s-1": problem}
     assert [each.port for each in only_port(made).endpoints] == [81]
 
 
@@ -353,7 +353,7 @@ def test_a_tunnels_end_is_no_endpoint() -> None:
         endpoint_slice("s-1", "s", ["172.30.1.2", "172.30.1.3"], into_the_tunnel),
     )
     problem = "endpoints[0].addresses: 172.30.1.2, port 6081/UDP is Node node2's tunnel"
-    assert made.problems == {"EndpointSlice default/s-1": problem}
+    assert made.problems.texts() == {"EndpointSlice default/s-1": problem}
     assert addresses(made) == ["172.30.1.3"]
     made.remove_object("Node", "", "node2")
     made.set_object(node_object("node3", "10.244.3.0/24", "172.30.1.3"))
@@ -374,12 +374,12 @@ def test_slices_of_the_other_family() -> None:
     assert not made.problems
     made.set_object(service("s"))
     problem = "addressType is IPv6, and Service default/s is IPv4 alone"
-    assert made.problems == {"EndpointSlice default/s-6": problem}
+    assert made.problems.texts() == {"EndpointSlice default/s-6": problem}
     made.set_object(service("s", **dual))
     assert not made.problems
     assert only_port(made).endpoints == ()
     made.set_object(endpoint_slice("s-6", "s", ["a.example"], addressType="FQDN"))
-    assert made.problems == {"EndpointSlice default/s-6": "addressType: 'FQDN' is not IPv4"}
+    assert made.problems.texts() == {"EndpointSlice default/s-6": "addressType: 'FQDN' is not IPv4"}
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
         made.set_object(service(name, clusterIP=f"10.96.0.{number}", created=created, **shared))
     assert frontends(made, "z") == ["10.96.0.26:80/6", "198.51.100.1:80/6e", "*:30080/6e"]
     assert frontends(made, "a") == ["10.96.0.1:80/6"]
-    assert made.problems == {
+    assert made.problems.texts() == {
         f"Service default/{name}": (
             "spec.externalIPs[0]: port 80/TCP of 198.51.100.1 is Service default/z's already; "
             "spec.ports[0].nodePort: port 30080/TCP of every node is Service default/z's already"
@@ -439,7 +439,7 @@ def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
     touched = made.remove_object("Service", "default", "z")
     assert touched == {Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "az"}
     assert frontends(made, "a") == ["10.96.0.1:80/6", "198.51.100.1:80/6e", "*:30080/6e"]
-    assert "Service default/a's already" in made.problems["Service default/b"]
+    assert "Service default/a's already" in made.problems.texts()["Service default/b"]
     made.remove_object("Service", "default", "b")
     assert not made.problems
 
@@ -490,7 +490,7 @@ def test_an_address_of_a_node() -> None:
     made.set_object(service("t", clusterIP="10.96.0.2", externalIPs=["172.30.1.3"]))
     assert (
         "port 80/TCP of 172.30.1.3 is Service default/s's already"
-        in made.problems["Service default/t"]
+        in made.problems.texts()["Service default/t"]
     )
     assert services.hosts.wanted("node3").own_addresses == both
     made.remove_object("Service", "default", "s")
@@ -509,7 +509,7 @@ def test_a_node_with_too_many_addresses() -> None:
     made.set_object(node_object("node3", "10.244.3.0/24", "172.30.9.0", others=others))
     made.settle()
     assert frontends(made) == ["10.96.0.1:80/6", "172.30.9.15:80/6e"]
-    assert made.problems["Service default/s"] == (
+    assert made.problems.texts()["Service default/s"] == (
         "spec.externalIPs[1]: 172.30.9.16 is one of Node node3's own addresses, of which the first"
         " 16 can be a Service's"
     )

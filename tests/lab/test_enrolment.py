@@ -321,12 +321,12 @@ def test_a_ca_of_no_use_is_named_and_the_one_before_goes_on(
     enrolling.put("secret", data)
     try:
         enrolling.restart_controller()
-        subject = "Secret and ConfigMap sluice-system/sluice-ca"
+        subject = "Secret sluice-system/sluice-ca"
         wait_until(
             lambda: any(
                 line["subject"] == subject
                 and f"Secret: tls.crt, tls.key: {sentence}" in line["problem"]
-                for line in enrolling.controller_said("refused")
+                for line in enrolling.controller_said("problem")
             )
         )
     finally:

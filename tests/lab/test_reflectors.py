@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from pyroute2 import netns
 
+from controller.problems import Subject
 from controller.sources import kubernetes as source
 from lab import apiserver
 from lab.control import kubernetes_binaries
@@ -242,7 +243,7 @@ class Feed(Recorder):
         self.gone += [name for _, _, name in gone]
         super().update(changed, gone)
 
-    def report(self, subject: str, problem: str) -> None:
+    def report(self, subject: Subject, problem: str) -> None:
         if problem:
             self.said.append(problem)
         super().report(subject, problem)
