@@ -24,7 +24,7 @@ from flows.features import (
     services,
     state,
 )
-from flows.flow import Flow, Group, Meter
+from flows.flow import Flow, FormError, Group, Meter
 from flows.kinds import Kind, ScopeType, Writer, scope_type
 from flows.pipeline import LAYOUT, PipelineError
 from flows.refs import ObjectRef
@@ -85,10 +85,15 @@ class Compiler:
                         flows.append(entry)
                     case Group():
                         groups.append(entry)
-                        flows.append(state.companion(entry))
                     case Meter():
                         meters.append(entry)
         owners = tuple(kind.owners(view, found))
+        try:
+            flows += map(state.companion, groups)
+            for flow in flows:
+                flow.cookie  # noqa: B018 - computed here, where a fault has an owner
+        except FormError as error:
+            raise PipelineError(f"{owners[0]}: {error}") from None
         return Fragment(owners, tuple(flows), tuple(meters), tuple(groups))
 
     def fragments(self, view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:

@@ -2,8 +2,15 @@
 
 Field names are those of ovs-fields(7) as `ovs-ofctl` prints them, so a flow here reads like the
 one on the switch. All values are plain integers.
+
+Everything that a switch holds has a canonical form: bytes that are made of numbers only, so that
+two versions of Sluice give the same flow the same cookie, whatever they call it. A form is made of
+field numbers (`flows.fields`) and of codes of actions, which are fixed for ever; numbers are
+big-endian, and what varies in length has its length in front. docs/decisions.md, *Contracts*, has
+it in full; tests/flows/test_canonical.py has examples that must not change.
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +18,32 @@ from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, TypeAlias
 
+from flows.fields import FIELD_ORDER, FIELDS, field_bytes, value_bytes
+
 IN_PORT: Final = 0xFFFF_FFF8
 """OFPP_IN_PORT: back out of where the packet came from (OpenFlow 1.5.1, 7.2.1.2)."""
 
+ENTRY_TABLE: Final = 0
+"""The table of the flows that agents wait for. Agents and controllers of different versions must
+give these the same cookies, so their form is a contract of its own (see `_entry_text`)."""
+
+_NO_TABLE: Final = 0xFF
+_METHODS: Final = {"dp_hash": 1, "hash": 2}
+_DOES_NOT_FIT: Final = (KeyError, OverflowError, struct.error)
+_FLOW: Final = struct.Struct("!BHB")
+_CT: Final = struct.Struct("!BHBBB")
+_NAT_TO: Final = struct.Struct("!IH")
+_NAT_PORTS: Final = struct.Struct("!HH")
+_LEARN: Final = struct.Struct("!BBHQHBB")
+_BUCKET: Final = struct.Struct("!IH")
+_GROUP: Final = struct.Struct("!IB")
+
 MatchValue: TypeAlias = int | tuple[int, int]
 """A field's exact value, or (value, mask)."""
+
+
+class FormError(ValueError):
+    """A flow or group has no canonical form: it names an unknown field, or a number is too big."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +52,18 @@ class Output:
 
     port: int
 
+    def canonical(self) -> bytes:
+        return b"\x01" + self.port.to_bytes(4, "big")
+
 
 @dataclass(frozen=True, slots=True)
 class OutputReg:
     """Send out of the port that a whole 32-bit register holds, e.g. `reg1`."""
 
     register: str
+
+    def canonical(self) -> bytes:
+        return b"\x02" + field_bytes(self.register)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +74,9 @@ class SetField:
     value: int
     mask: int | None = None
 
+    def canonical(self) -> bytes:
+        return b"\x03" + value_bytes(self.field, self.value, self.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -48,6 +85,9 @@ class Move:
     source: str
     destination: str
 
+    def canonical(self) -> bytes:
+        return b"\x04" + field_bytes(self.source) + field_bytes(self.destination)
+
 
 @dataclass(frozen=True, slots=True)
 class Push:
@@ -55,12 +95,18 @@ class Push:
 
     field: str
 
+    def canonical(self) -> bytes:
+        return b"\x05" + field_bytes(self.field)
+
 
 @dataclass(frozen=True, slots=True)
 class Pop:
     """Take a whole field from the top of the packet's stack (ovs-actions(7), *pop*)."""
 
     field: str
+
+    def canonical(self) -> bytes:
+        return b"\x06" + field_bytes(self.field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +124,17 @@ class Nat:
     ports: tuple[int, int] | None = None
     """With `source`: the first and last port that the source's may become."""
 
+    def canonical(self) -> bytes:
+        given = (self.source is not None) | (self.destination is not None) << 1
+        form = bytes([given | (self.ports is not None) << 2])
+        if self.source is not None:
+            form += self.source.to_bytes(4, "big")
+        if self.destination is not None:
+            form += _NAT_TO.pack(*self.destination)
+        if self.ports is not None:
+            form += _NAT_PORTS.pack(*self.ports)
+        return form
+
 
 @dataclass(frozen=True, slots=True)
 class Ct:
@@ -89,10 +146,21 @@ class Ct:
     nat: Nat | None = None
     exec: tuple[SetField, ...] = ()
 
+    def canonical(self) -> bytes:
+        table = _NO_TABLE if self.table is None else self.table
+        flags = self.commit | (self.nat is not None) << 1
+        form = _CT.pack(7, self.zone, table, flags, len(self.exec))
+        if self.nat is not None:
+            form += self.nat.canonical()
+        return form + b"".join([field.canonical() for field in self.exec])
+
 
 @dataclass(frozen=True, slots=True)
 class CtClear:
     """Forget what connection tracking said of the packet (ovs-actions(7), *ct_clear*)."""
+
+    def canonical(self) -> bytes:
+        return b"\x08"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +169,18 @@ class ApplyMeter:
 
     meter: int
 
+    def canonical(self) -> bytes:
+        return b"\x09" + self.meter.to_bytes(4, "big")
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """Bytes that the switch keeps with the flow and does nothing with."""
 
     data: bytes
+
+    def canonical(self) -> bytes:
+        return b"\x0a" + len(self.data).to_bytes(2, "big") + self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +189,9 @@ class Goto:
 
     table: int
 
+    def canonical(self) -> bytes:
+        return bytes([14, self.table])
+
 
 @dataclass(frozen=True, slots=True)
 class ToGroup:
@@ -122,12 +199,18 @@ class ToGroup:
 
     group: int
 
+    def canonical(self) -> bytes:
+        return b"\x0b" + self.group.to_bytes(4, "big")
+
 
 @dataclass(frozen=True, slots=True)
 class Resubmit:
     """Look the packet up in a table, do what is said there, and go on behind this action."""
 
     table: int
+
+    def canonical(self) -> bytes:
+        return bytes([12, self.table])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +227,18 @@ class Learn:
     idle_timeout: int
     match: tuple[str, ...]
     load: tuple[str, ...]
+
+    def canonical(self) -> bytes:
+        return b"".join(
+            [
+                _LEARN.pack(
+                    13, self.table, self.priority, self.cookie, self.idle_timeout,
+                    len(self.match), len(self.load),
+                ),
+                *map(field_bytes, self.match),
+                *map(field_bytes, self.load),
+            ]
+        )  # fmt: skip
 
 
 Action: TypeAlias = (
@@ -187,9 +282,49 @@ class Flow:
     @cached_property
     def cookie(self) -> int:
         """`feature` (8 bits), then 56 bits of a digest of everything the switch holds of it."""
-        canonical = f"{self.table} {self.priority} {self.match!r} {self.actions!r}"
-        digest = blake2b(canonical.encode(), digest_size=7).digest()
+        digest = blake2b(self.canonical(), digest_size=7).digest()
         return self.feature << 56 | int.from_bytes(digest, "big")
+
+    def canonical(self) -> bytes:
+        """Everything the switch holds of it. Raises `FormError`."""
+        if self.table == ENTRY_TABLE and (text := _entry_text(self)) is not None:
+            return text.encode()
+        try:
+            return b"".join(
+                [
+                    _FLOW.pack(self.table, self.priority, len(self.match)),
+                    *[value_bytes(*field) for field in self.match],
+                    *[action.canonical() for action in self.actions],
+                ]
+            )
+        except _DOES_NOT_FIT as error:
+            raise FormError(f"flow for {self.reason!r}: {error!r}") from None
+
+
+def _entry_text(flow: Flow) -> str | None:
+    """The form of flows that admit packets by the port they came in; None: it has the usual form.
+
+    It is text, because the first versions had text. The names in it are constants.
+    """
+    actions = []
+    for action in flow.actions:
+        match action:
+            case SetField(name, value, mask):
+                actions.append(f"SetField(field='{name}', value={value}, mask={mask})")
+            case Goto(table):
+                actions.append(f"Goto(table={table})")
+            case _:
+                return None
+    fields = [f"('{name}', {value}, {mask})" for name, value, mask in flow.match]
+    return f"{flow.table} {flow.priority} {_tuple_text(fields)} {_tuple_text(actions)}"
+
+
+def _tuple_text(items: list[str]) -> str:
+    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+
+
+def _digest64(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +338,9 @@ class Meter:
     @property
     def digest(self) -> int:
         """64 bits of everything the switch holds of it: what a cookie is to a flow."""
+        # Agents of all versions compute it: a contract of its own, in ASCII.
         canonical = f"{self.id} {self.rate} {self.burst}"
-        return int.from_bytes(blake2b(canonical.encode(), digest_size=8).digest(), "big")
+        return _digest64(canonical.encode())
 
 
 @dataclass(frozen=True)
@@ -221,8 +357,8 @@ class Bucket:
     @cached_property
     def digest(self) -> int:
         """64 bits of everything the switch holds of it."""
-        canonical = f"{self.id} {self.weight} {self.actions!r}"
-        return int.from_bytes(blake2b(canonical.encode(), digest_size=8).digest(), "big")
+        actions = [action.canonical() for action in self.actions]
+        return _digest64(b"".join([_BUCKET.pack(self.id, self.weight), *actions]))
 
 
 MOST_BUCKETS: Final = 500
@@ -248,10 +384,16 @@ class Group:
 
     @cached_property
     def digest(self) -> int:
-        """64 bits of everything the switch holds of it, in whatever order it holds the buckets."""
-        canonical = f"{self.id} {self.method} {self.fields!r}"
-        head = int.from_bytes(blake2b(canonical.encode(), digest_size=8).digest(), "big")
-        return (head + sum(bucket.digest for bucket in self.buckets)) & 0xFFFF_FFFF_FFFF_FFFF
+        """64 bits of everything the switch holds of it, in whatever order it holds the buckets.
+
+        Raises `FormError`.
+        """
+        try:
+            head = [_GROUP.pack(self.id, _METHODS[self.method]), *map(field_bytes, self.fields)]
+            total = _digest64(b"".join(head)) + sum(bucket.digest for bucket in self.buckets)
+        except _DOES_NOT_FIT as error:
+            raise FormError(f"group {self.id:#x}: {error!r}") from None
+        return total & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None], ...]:
@@ -310,40 +452,3 @@ def ct_state(text: str) -> tuple[int, int]:
 
 ANY_FRAGMENT: Final = (1, 1)
 """`nw_frag` of every fragment, the first one too, as value and mask (ovs-fields(7), *ip_frag*)."""
-
-FIELDS: Final[Mapping[str, int]] = {
-    "ct_state": 32,
-    "ct_zone": 16,
-    "ct_mark": 32,
-    "ct_label": 128,
-    "ct_nw_src": 32,
-    "ct_nw_dst": 32,
-    "dl_type": 16,
-    "nw_proto": 8,
-    **{f"reg{number}": 32 for number in range(16)},
-    "tun_id": 64,
-    "tun_src": 32,
-    "tun_dst": 32,
-    "in_port": 32,
-    "dl_src": 48,
-    "dl_dst": 48,
-    "nw_src": 32,
-    "nw_dst": 32,
-    "arp_spa": 32,
-    "arp_tpa": 32,
-    "arp_op": 16,
-    "arp_sha": 48,
-    "arp_tha": 48,
-    "nw_frag": 8,
-    "icmp_type": 8,
-    "icmp_code": 8,
-    "icmpv6_type": 8,
-    "tp_src": 16,
-    "tp_dst": 16,
-}
-"""Every field that a flow may name, in the order `ovs-ofctl` prints them: width in bits."""
-
-FIELD_ORDER: Final[Mapping[str, int]] = {name: index for index, name in enumerate(FIELDS)}
-
-PORT_FIELDS: Final = ("tcp_src", "tcp_dst", "udp_src", "udp_dst", "sctp_src", "sctp_dst")
-"""What actions call a packet's ports; a match says `tp_src` and `tp_dst`, and which protocol."""

@@ -13,9 +13,8 @@ from functools import cached_property
 from typing import Final
 
 from flows.family import FIELD_OF_IPV4
+from flows.fields import FIELDS, PORT_FIELDS
 from flows.flow import (
-    FIELDS,
-    PORT_FIELDS,
     Action,
     Bucket,
     Ct,

@@ -20,6 +20,7 @@ from flows.flow import (
     Ct,
     CtClear,
     Flow,
+    FormError,
     Goto,
     Group,
     Learn,
@@ -119,7 +120,12 @@ def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> byte
     `stand_in` is (cookie, nw_proto) to use in place of the flow's own; whoever makes a template
     varies the flow's numbers, and these two depend on numbers. Raises `CodecError`.
     """
-    cookie, protocol = stand_in or (flow.cookie, protocol_of(flow))
+    no_form: FormError | None = None
+    try:
+        cookie, protocol = stand_in or (flow.cookie, protocol_of(flow))
+    except FormError as error:
+        # What follows names the field more exactly, if it can.
+        cookie, protocol, no_form = 0, protocol_of(flow), error
     actions = [_action(a, flow, protocol) for a in flow.actions if not isinstance(a, Goto)]
     instructions = []
     if actions:
@@ -139,9 +145,12 @@ def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> byte
         instructions=instructions,
     )
     try:
-        return serialized(message)
+        data = serialized(message)
     except struct.error as error:
         raise CodecError(f"{described(flow)}: a number does not fit: {error}") from None
+    if no_form is not None:
+        raise CodecError(str(no_form))
+    return data
 
 
 def flow_delete(cookie: int) -> bytes:
@@ -308,9 +317,13 @@ def described(subject: Flow | Group | Bucket) -> str:
     """A flow, a group or a bucket in a few words for people."""
     match subject:
         case Flow():
+            try:
+                cookie = f"{subject.cookie:#x}"
+            except FormError:
+                cookie = "none"
             return (
                 f"flow {subject.reason!r} (table {subject.table}, priority {subject.priority},"
-                f" cookie {subject.cookie:#x})"
+                f" cookie {cookie})"
             )
         case Group():
             return f"group {subject.id:#x}"

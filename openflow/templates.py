@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
+from flows.fields import FIELDS
 from flows.flow import (
-    FIELDS,
     MOST_BUCKETS,
     Action,
     ApplyMeter,
@@ -20,6 +20,7 @@ from flows.flow import (
     Ct,
     CtClear,
     Flow,
+    FormError,
     Goto,
     Group,
     Learn,
@@ -108,7 +109,10 @@ class _ByShape(Generic[_Subject]):
 
     def encoded(self, subject: _Subject, xid: int) -> bytes:
         """The message. Raises `codec.CodecError`."""
-        shape, values = self._split(subject)
+        try:
+            shape, values = self._split(subject)
+        except FormError:
+            return numbered(self._alone(subject), xid)  # which names the field
         try:
             template = self._templates[shape]
         except KeyError:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from flows import names
 from flows.compile import compile_scope
+from flows.fields import FIELDS
 from flows.flow import (
     ANY_FRAGMENT,
-    FIELDS,
     IN_PORT,
     MOST_BUCKETS,
     ApplyMeter,
