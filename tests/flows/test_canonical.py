@@ -221,7 +221,7 @@ def test_what_does_not_fit_has_no_cookie_and_names_its_owner(flow: Flow) -> None
     with pytest.raises(FormError, match="a peer's pods"):
         _ = flow.cookie
     broken = worlds.compiler_with(forwarding.peer, lambda _, __: [flow])
-    with pytest.raises(PipelineError, match="^Node node1: flow for .a peer's pods.: "):
+    with pytest.raises(PipelineError, match=r"^Node node1: flow for .a peer's pods.: "):
         broken.program(worlds.view({1: []}), CLUSTER_SCOPE)
 
 
