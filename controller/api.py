@@ -258,6 +258,9 @@ class Api:
             external_addresses=wanted.addresses,
             health_checks=wanted.health_checks,
             own_addresses=wanted.own_addresses,
+            external_ports=wanted.external_ports,
+            protected_addresses=wanted.protected,
+            host_endpoints=wanted.host_endpoints,
             revision=f"{self._instance}.{shared}.{own}.{whole:d}",
             source_complete=whole,
         )

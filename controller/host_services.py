@@ -1,16 +1,19 @@
 """What each node's host must do for Services that the flows cannot: see `HostServices`.
 
-What a Service changes here costs as much as it has ports and endpoints, however many others there
-are.
+A change of a Service costs as much as it has ports and endpoints, however many others there are.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from controller.service_drafts import Claim
-from flows.view import Service
+from controller.known_addresses import KnownAddresses
+from flows import topology
+from flows.view import Endpoint, Frontend, Service, ServicePort
+
+_Port = tuple[int, int]
+"""Protocol (IANA's number) and port."""
 
 
 class NodePort(NamedTuple):
@@ -21,13 +24,33 @@ class NodePort(NamedTuple):
     service: str
 
 
+class ExternalPorts(NamedTuple):
+    """The ports that a Service has at each of these addresses, which are no node's own."""
+
+    addresses: tuple[IPv4Address, ...]
+    ports: tuple[_Port, ...]
+    service: str
+
+
 class OwnAddress(NamedTuple):
-    """A port of one of a node's own addresses, which a Service names."""
+    """A port of an address that is on one of the node's interfaces, which a Service names."""
 
     address: IPv4Address
     protocol: int
     port: int
     stand_in: IPv4Address
+    service: str
+
+
+class HostEndpoint(NamedTuple):
+    """A port with policy Local whose only endpoint on this node is the node itself."""
+
+    address: IPv4Address | None
+    """None: each of the node's own."""
+    protocol: int
+    port: int
+    endpoint: IPv4Address
+    endpoint_port: int
     service: str
 
 
@@ -49,22 +72,54 @@ class HostServices:
     """Of Services, outside the Service range, and no node's own."""
     health_checks: tuple[HealthCheck, ...]
     own_addresses: tuple[OwnAddress, ...] = ()
+    external_ports: tuple[ExternalPorts, ...] = ()
+    """What of `addresses` Services take; an address that is not here is taken as a whole."""
+    host_endpoints: tuple[HostEndpoint, ...] = ()
+    protected: tuple[IPv4Address, ...] = ()
+    """Addresses that no Service may take."""
+
+
+@dataclass(slots=True)
+class _NodePart:
+    """What one Service means for one node."""
+
+    own_addresses: list[OwnAddress] = field(default_factory=list)
+    host_endpoints: list[HostEndpoint] = field(default_factory=list)
+    ready: int = 0
+    """How many of its addresses are ready there; only with a health check."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one Service means for every node, and by node."""
+
+    node_ports: tuple[NodePort, ...] = ()
+    addresses: frozenset[IPv4Address] = frozenset()
+    external_ports: tuple[ExternalPorts, ...] = ()
+    health_check: int | None = None
+    nodes: Mapping[str, _NodePart] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        return self.node_ports, self.addresses, self.external_ports, self.health_check
+
+
+_NOTHING: Final = _Part()
 
 
 class Hosts:
     """Changes of Services in; for each node its `HostServices`, and when they change, out."""
 
-    def __init__(self, service_range: IPv4Network) -> None:
+    def __init__(self, service_range: IPv4Network, known: KnownAddresses) -> None:
         self.changes = 0
         """Grows whenever `wanted` of any node changes."""
         self._service_range = service_range
-        self._node_ports: dict[tuple[int, int], str] = {}
-        self._served_at: dict[IPv4Address, set[str]] = {}
-        self._health_checks: dict[str, int] = {}
-        self._ready_on: dict[str, dict[str, int]] = {}
-        """By node, then by Service with a health check: how many endpoints are ready there."""
-        self._own_addresses: dict[str, dict[Claim, tuple[IPv4Address, str]]] = {}
-        """By node: stand-in and Service."""
+        self._known = known
+        self._parts: dict[str, _Part] = {}
+        """By Service, where a host has something to do for it."""
+        self._on_node: dict[str, set[str]] = {}
+        """By node, the Services of which it has a part of its own."""
+        self._protected = tuple(sorted(known.all_protected))
         self._shared_revision = 0
         self._node_revisions: dict[str, int] = {}
         self._shared_part: tuple[int, HostServices] | None = None
@@ -76,142 +131,129 @@ class Hosts:
         return self._shared_revision, self._node_revisions.get(node, 0)
 
     def wanted(self, node: str) -> HostServices:
-        """What this node's host must do. What is every node's is made once."""
+        """What this node's host must do. What is the same for all nodes is made once."""
         if self._shared_part is None or self._shared_part[0] != self._shared_revision:
-            shared = HostServices(
-                tuple(sorted(NodePort(*at, name) for at, name in self._node_ports.items())),
-                tuple(sorted(self._served_at)),
-                tuple(sorted(HealthCheck(at, name, 0) for name, at in self._health_checks.items())),
-            )
-            self._shared_part = self._shared_revision, shared
+            self._shared_part = self._shared_revision, self._for_every_node()
         shared = self._shared_part[1]
-        if node not in self._node_revisions:
+        services = sorted(self._on_node.get(node, ()))
+        if not services:
             return shared
-        ready = self._ready_on.get(node, {})
-        checks = tuple(
-            check._replace(endpoints=ready.get(check.service, 0)) for check in shared.health_checks
+        parts = {name: self._parts[name].nodes[node] for name in services}
+        return HostServices(
+            shared.node_ports,
+            shared.addresses,
+            tuple(
+                check._replace(endpoints=parts[check.service].ready)
+                if check.service in parts
+                else check
+                for check in shared.health_checks
+            ),
+            tuple(sorted(each for part in parts.values() for each in part.own_addresses)),
+            shared.external_ports,
+            tuple(each for part in parts.values() for each in part.host_endpoints),
+            shared.protected,
         )
-        own = tuple(
-            OwnAddress(at.address, at.protocol, at.port, stand_in, service)
-            for at, (stand_in, service) in sorted(self._own_addresses.get(node, {}).items())
-            if at.address
+
+    def _for_every_node(self) -> HostServices:
+        parts = sorted(self._parts.items())
+        return HostServices(
+            tuple(sorted(each for _, part in parts for each in part.node_ports)),
+            tuple(sorted({each for _, part in parts for each in part.addresses})),
+            tuple(
+                sorted(
+                    HealthCheck(part.health_check, name, 0)
+                    for name, part in parts
+                    if part.health_check is not None
+                )
+            ),
+            external_ports=tuple(each for _, part in parts for each in part.external_ports),
+            protected=self._protected,
         )
-        return HostServices(shared.node_ports, shared.addresses, checks, own)
 
     # --- Services in ---
 
-    def follow(
-        self, name: str, old: Service | None, new: Service | None, health_check: int | None
-    ) -> None:
+    def protect(self) -> None:
+        """The addresses that no Service may take have changed."""
+        new = tuple(sorted(self._known.all_protected))
+        if new != self._protected:
+            self._protected = new
+            self._shared_revision = self._next_revision()
+
+    def follow(self, name: str, service: Service | None, health_check: int | None) -> None:
         """A Service of the view, `NAMESPACE/NAME`, may have changed; None: there is none.
 
         `health_check` is the port that it has for that now. It may change alone, and be there
-        without a Service in the view. Whoever gets a port that another had may be told of first.
+        without a Service in the view.
         """
-        shared = self._follow_node_ports(name, _node_ports(old), _node_ports(new))
-        shared |= self._follow_addresses(name, self._outside(old), self._outside(new))
-        self._follow_own_addresses(name, _own_addresses(old), _own_addresses(new))
-        checked = self._health_checks.get(name)
-        if health_check != checked:
-            shared = True
-            if health_check is None:
-                del self._health_checks[name]
-            else:
-                self._health_checks[name] = health_check
-        if shared:
+        old, new = self._parts.pop(name, _NOTHING), self._part(name, service, health_check)
+        if new != _NOTHING:
+            self._parts[name] = new
+        if old.shared != new.shared:
             self._shared_revision = self._next_revision()
-        if health_check is not None or checked is not None:
-            self._count_ready(
-                name,
-                _ready_on(old) if checked is not None else {},
-                _ready_on(new) if health_check is not None else {},
-            )
-
-    def _follow_node_ports(
-        self, name: str, before: set[tuple[int, int]], after: set[tuple[int, int]]
-    ) -> bool:
-        """Whether there is another one now, or another's."""
-        changed = False
-        for at in before - after:
-            # Its next holder may have been told of before.
-            if self._node_ports[at] == name:
-                del self._node_ports[at]
-                changed = True
-        for at in after:
-            changed |= self._node_ports.get(at) != name
-            self._node_ports[at] = name
-        return changed
-
-    def _follow_addresses(
-        self, name: str, before: set[IPv4Address], after: set[IPv4Address]
-    ) -> bool:
-        """Whether one came or went."""
-        changed = False
-        for address in before - after:
-            self._served_at[address].discard(name)
-            if not self._served_at[address]:
-                del self._served_at[address]
-                changed = True
-        for address in after - before:
-            changed |= address not in self._served_at
-            self._served_at.setdefault(address, set()).add(name)
-        return changed
-
-    def _outside(self, service: Service | None) -> set[IPv4Address]:
-        """See `HostServices.addresses`."""
-        return {
-            frontend.address
-            for port in (service.ports if service else ())
-            for frontend in port.frontends
-            if frontend.address
-            and not frontend.node
-            and frontend.address not in self._service_range
-        }
-
-    def _follow_own_addresses(
-        self,
-        name: str,
-        before: Mapping[tuple[str, Claim], IPv4Address],
-        after: Mapping[tuple[str, Claim], IPv4Address],
-    ) -> None:
-        changed: set[str] = set()
-        for node, at in before.keys() - after.keys():
-            # Its next holder may have been told of before.
-            if self._own_addresses[node][at][1] == name:
-                del self._own_addresses[node][at]
-                changed.add(node)
-        for (node, at), stand_in in after.items():
-            own = self._own_addresses.setdefault(node, {})
-            if own.get(at) != (stand_in, name):
-                own[at] = stand_in, name
-                changed.add(node)
-        for node in changed:
-            if not self._own_addresses[node]:
-                del self._own_addresses[node]
-            self._renumber(node)
-
-    def _count_ready(self, name: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-        for node in before.keys() | after.keys():
-            if before.get(node) == after.get(node):
+        for node in old.nodes.keys() | new.nodes.keys():
+            if old.nodes.get(node) == new.nodes.get(node):
                 continue
-            counts = self._ready_on.setdefault(node, {})
-            if node in after:
-                counts[name] = after[node]
-            else:
-                del counts[name]
-            if not counts:
-                del self._ready_on[node]
-            self._renumber(node)
+            services = self._on_node.setdefault(node, set())
+            (services.add if node in new.nodes else services.discard)(name)
+            # Where there is nothing any more, the node has no revision of its own.
+            self._node_revisions[node] = self._next_revision()
+            if not services:
+                del self._on_node[node], self._node_revisions[node]
+
+    def _part(self, name: str, service: Service | None, health_check: int | None) -> _Part:
+        ports = service.ports if service else ()
+        outside = [
+            (port, each)
+            for port in ports
+            for each in port.frontends
+            if each.address and not each.node and each.address not in self._service_range
+        ]
+        return _Part(
+            tuple(
+                NodePort(port.protocol, frontend.port, name)
+                for port in ports
+                for frontend in port.frontends
+                if frontend.address is None
+            ),
+            frozenset(each.address for _, each in outside if each.address),
+            tuple(_external_ports(name, outside)),
+            health_check,
+            self._by_node(name, ports, counted=health_check is not None),
+        )
+
+    def _by_node(
+        self, name: str, ports: Iterable[ServicePort], *, counted: bool
+    ) -> dict[str, _NodePart]:
+        found: dict[str, _NodePart] = {}
+        ready: dict[str, set[IPv4Address]] = {}
+        for port in ports:
+            for node, own in _own_addresses(name, port):
+                found.setdefault(node, _NodePart()).own_addresses.append(own)
+            for endpoint in port.endpoints if counted else ():
+                if endpoint.ready and endpoint.node:
+                    ready.setdefault(endpoint.node, set()).add(endpoint.address)
+            if port.external_local:
+                for node, endpoint in self._host_endpoints(port):
+                    part = found.setdefault(node, _NodePart())
+                    part.host_endpoints += _translated_by_host(name, port, endpoint)
+        for node, addresses in ready.items():
+            found.setdefault(node, _NodePart()).ready = len(addresses)
+        return found
+
+    def _host_endpoints(self, port: ServicePort) -> Iterable[tuple[str, Endpoint]]:
+        """By node, its only endpoint there, where that is the node itself."""
+        nodes = {
+            at.node
+            for endpoint in port.endpoints
+            if (at := self._known.of_nodes.get(endpoint.address)) and at.node == endpoint.node
+        }
+        for node in sorted(nodes):
+            chosen = topology.local(port, node)
+            at = self._known.of_nodes.get(chosen[0].address)
+            if len(chosen) == 1 and at and at.node == node:
+                yield node, chosen[0]
 
     # --- revisions ---
-
-    def _renumber(self, node: str) -> None:
-        """What is this node's alone has changed; where there is nothing any more, it has none."""
-        revision = self._next_revision()
-        if node in self._ready_on or node in self._own_addresses:
-            self._node_revisions[node] = revision
-        else:
-            self._node_revisions.pop(node, None)
 
     def _next_revision(self) -> int:
         # One row for all: a number that a node had before never means something else.
@@ -219,33 +261,34 @@ class Hosts:
         return self.changes
 
 
-# --- of one Service ---
+def _own_addresses(name: str, port: ServicePort) -> Iterable[tuple[str, OwnAddress]]:
+    """By node."""
+    for frontend in port.frontends:
+        for node, stand_in in frontend.stand_ins:
+            if at := frontend.address:
+                yield node, OwnAddress(at, port.protocol, frontend.port, stand_in, name)
 
 
-def _node_ports(service: Service | None) -> set[tuple[int, int]]:
-    return {
-        (port.protocol, frontend.port)
-        for port in (service.ports if service else ())
-        for frontend in port.frontends
-        if frontend.address is None
-    }
+def _external_ports(
+    name: str, outside: Iterable[tuple[ServicePort, Frontend]]
+) -> Iterable[ExternalPorts]:
+    """Addresses that have the same ports together, so that both add up and do not multiply."""
+    ports: dict[IPv4Address, list[_Port]] = {}
+    for port, frontend in outside:
+        if frontend.external and frontend.address:
+            ports.setdefault(frontend.address, []).append((port.protocol, frontend.port))
+    addresses: dict[tuple[_Port, ...], list[IPv4Address]] = {}
+    for address, has in ports.items():
+        addresses.setdefault(tuple(sorted(has)), []).append(address)
+    for has_ports, having in sorted(addresses.items()):
+        yield ExternalPorts(tuple(sorted(having)), has_ports, name)
 
 
-def _own_addresses(service: Service | None) -> dict[tuple[str, Claim], IPv4Address]:
-    """By node, and where there: the stand-in."""
-    return {
-        (frontend.node, Claim(frontend.address, port.protocol, frontend.port)): frontend.stand_in
-        for port in (service.ports if service else ())
-        for frontend in port.frontends
-        if frontend.stand_in
-    }
-
-
-def _ready_on(service: Service | None) -> dict[str, int]:
-    """How many addresses are ready on which node."""
-    found: dict[str, set[IPv4Address]] = {}
-    for port in service.ports if service else ():
-        for endpoint in port.endpoints:
-            if endpoint.ready and endpoint.node:
-                found.setdefault(endpoint.node, set()).add(endpoint.address)
-    return {node: len(addresses) for node, addresses in found.items()}
+def _translated_by_host(name: str, port: ServicePort, endpoint: Endpoint) -> Iterable[HostEndpoint]:
+    for frontend in port.frontends:
+        # Source ranges are the switch's to check.
+        if frontend.external and frontend.sources is None:
+            yield HostEndpoint(
+                frontend.address, port.protocol, frontend.port, endpoint.address, endpoint.port,
+                name,
+            )  # fmt: skip

@@ -19,7 +19,7 @@ from controller.inventory import BridgePort, Inventory
 from controller.problems import SOURCE, Owner, Problems, Reporter, Subject, SwitchRef
 from controller.session import Session
 from controller.sources.objects import Object
-from controller.stale_udp import StaleEndpoint, StaleFrontend
+from controller.stale_udp import Stale
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
@@ -71,7 +71,7 @@ class Reconciler:
         self._published_at = 0.0
         self._freed: dict[IPv4Address, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
-        self._stale_udp: dict[StaleEndpoint | StaleFrontend, None] = {}
+        self._stale_udp: dict[Stale, None] = {}
         self._host_changes = 0
         self._started = time.time()
         self._turns = asyncio.Semaphore(TURNS)

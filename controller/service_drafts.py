@@ -1,44 +1,40 @@
-"""Services and EndpointSlices, each judged by itself: what it would be if there were no other.
+"""Services, each read by itself: what it would be if there were no other.
 
-Rules of who serves what are kube-proxy's (k8s.io/kubernetes, pkg/proxy/serviceport.go and
-endpointslicecache.go). What is refused is named with its field, and costs nothing else.
+Who serves what follows kube-proxy (k8s.io/kubernetes, pkg/proxy/serviceport.go). What is refused is
+named with its field, and changes nothing else. What a Service may cost is bounded here: a Service
+of 66 KB can name a million pairs of an address and a port.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, ip_network
-from ipaddress import ip_address as parse_address
-from sys import intern
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Final, NamedTuple
 
-from controller.sources.objects import EndpointPort as EndpointPortObject
-from controller.sources.objects import ServiceObject, ServicePortObject, SliceObject
-from controller.sources.objects import SliceEndpoint as EndpointObject
+from controller.known_addresses import KnownAddresses
+from controller.service_fields import PORTS, PROTOCOL_NAMES, PROTOCOLS, FieldProblems
+from controller.sources.objects import ServiceObject, ServicePortObject
 from flows import names
-from flows.features.protocols import LAYER_4_NAMES, TCP, UDP
-from flows.view import Cluster, Endpoint, Frontend
+from flows.features.protocols import TCP
+from flows.view import Cluster, Frontend, StandIn
 from settings.plain_yaml import shown
 
-PROTOCOL_NAMES: Final = {number: name.upper() for number, name in LAYER_4_NAMES.items()}
-PROTOCOLS: Final = {name: number for number, name in PROTOCOL_NAMES.items()}
-"""IANA's numbers, by the names of core/v1 Protocol."""
-USUAL_AFFINITY: Final = 10_800
-LONGEST_AFFINITY: Final = 86_400
+DEFAULT_AFFINITY: Final = 10_800
+MAX_AFFINITY: Final = 86_400
 """Seconds (core/v1 ClientIPConfig)."""
-_PORTS: Final = range(1, 65_536)
+MAX_PORTS: Final = 1_024
+"""Of one Service."""
+MAX_EXTERNAL_PORTS: Final = 4_096
+"""Pairs of an external address and a port, of one Service."""
+MAX_SOURCE_RANGES: Final = 1_024
+"""Of one Service."""
+MAX_SOURCE_PAIRS: Final = 16_384
+"""External addresses times ports times source ranges, of one Service."""
 _ANYWHERE: Final = IPv4Network("0.0.0.0/0")
-_BROADCAST: Final = IPv4Address("255.255.255.255")
-
-
-class NodeAddress(NamedTuple):
-    """Whose own an address is."""
-
-    node: str
-    number: int
-    """Which of the node's addresses, from 0."""
 
 
 class Claim(NamedTuple):
+    """What only one Service can have: a port of an address, or (None) of every node."""
+
     address: IPv4Address | None
     protocol: int
     port: int
@@ -49,7 +45,7 @@ class Claim(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A frontend that nothing is wrong with, unless another Service has it."""
+    """A frontend that a Service gets unless an older Service has it."""
 
     frontend: Frontend
     protocol: int
@@ -57,11 +53,16 @@ class Offer(NamedTuple):
 
     @property
     def claim(self) -> Claim:
+        """What the Service must hold for it."""
         return Claim(self.frontend.address, self.protocol, self.frontend.port)
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPort:
+    """One port of a Service, with all frontends that it asks for."""
+
+    number: int
+    """In `spec.ports`."""
     name: str
     protocol: int
     offers: tuple[Offer, ...]
@@ -80,144 +81,92 @@ class Draft:
     affinity: int | None = None
     ipv4_only: bool = False
     addresses: frozenset[IPv4Address] = frozenset()
-    """All outside the Service range that it names: to be judged anew when a node gets or loses one
-    of them."""
+    """All that it names outside the Service range: when one of them becomes a node's, or protected,
+    the Service is read again."""
     problems: tuple[str, ...] = ()
 
     def offers(self) -> Iterable[Offer]:
+        """All that it asks for."""
         for port in self.ports:
             yield from port.offers
         if self.health_check:
             yield self.health_check
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """An EndpointSlice, judged."""
-
-    service: str
-    ipv6: bool = False
-    endpoints: Mapping[tuple[str, int], tuple[Endpoint, ...]] | None = None
-    """By port name and protocol; sorted, each address and port once."""
-    problems: tuple[str, ...] = ()
-
-
 NOTHING: Final = Draft(("", ""))
 
 
-class _Problems(list[str]):
-    """What is wrong with an object, said while it is judged."""
-
-    def address(self, field: str, text: str, *, quiet_ipv6: bool) -> IPv4Address | None:
-        """Read an IPv4 address. `quiet_ipv6`: one of IPv6 is left out without a word."""
-        try:
-            found = parse_address(text)
-        except ValueError:
-            self.append(f"{field}: {shown(text)} is not an IP address")
-            return None
-        if isinstance(found, IPv4Address):
-            if (why := _unreachable(found)) != "":
-                self.append(f"{field}: {found} is {why}")
-                return None
-            return found
-        if not quiet_ipv6:
-            self.append(f"{field}: {found} is not IPv4")
-        return None
-
-    def choice(self, field: str, text: str, choices: tuple[str, str]) -> bool:
-        """Whether it is the second of two; what is neither is told and counts as the first."""
-        if text not in {"", *choices}:
-            self.append(f"{field}: {shown(text)} is neither {choices[0]} nor {choices[1]}")
-        return text == choices[1]
-
-
-def _unreachable(address: IPv4Address) -> str:
-    """Why no connection may be sent there (and CVE-2021-25737 is what comes of it)."""
-    if address.is_loopback:
-        return "a loopback address"
-    if address.is_link_local:
-        return "a link-local address"
-    if address.is_multicast:
-        return "a multicast address"
-    if address.is_unspecified:
-        return "the unspecified address"
-    return "the broadcast address" if address == _BROADCAST else ""
-
-
-# --- Services, each by itself ---
-
-
-def why_none_of_ours(given: ServiceObject) -> str:
-    """Why nobody can connect to it by us; empty for one of ours."""
+def why_ignored(given: ServiceObject) -> str:
+    """Why Sluice serves nothing of it; empty: it does."""
     spec = given.spec
     if spec.type == "ExternalName":
-        return "its type is ExternalName: it is a name in DNS alone"
+        return "its type is ExternalName: it is only a name in DNS"
     if "None" in spec.cluster_addresses:
-        return "it is headless: clients find its endpoints in DNS and connect to them themselves"
+        return "it is headless: clients find its endpoints in DNS and connect to them directly"
     labels = given.metadata.labels
     if labels is not None and labels.proxy_name is not None:
-        return f"its label service.kubernetes.io/service-proxy-name says {shown(labels.proxy_name)}"
-    return "its label service.kubernetes.io/headless says so" if given.is_anothers else ""
+        return f"its label service.kubernetes.io/service-proxy-name is {shown(labels.proxy_name)}"
+    return "it has the label service.kubernetes.io/headless" if given.is_anothers else ""
 
 
-def judge_service(
-    given: ServiceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, NodeAddress]
-) -> Draft:
+def read_service(given: ServiceObject, cluster: Cluster, known: KnownAddresses) -> Draft:
+    """What a Service asks for, and what is wrong with it."""
     spec = given.spec
     metadata = given.metadata
     # One without a time is the youngest, as with Nodes.
     age = metadata.creation_timestamp or "never", f"{metadata.namespace}/{metadata.name}"
-    problems = _Problems()
+    problems = FieldProblems()
     families = spec.ip_families or [
         "IPv6" if ":" in text else "IPv4" for text in spec.cluster_addresses
     ]
     if families and "IPv4" not in families:
-        return Draft(age, problems=("spec.ipFamilies holds IPv6 alone; this cluster is IPv4-only",))
+        return Draft(
+            age, problems=("spec.ipFamilies holds only IPv6, and this cluster is IPv4-only",)
+        )
     dual = "IPv6" in families
-    cluster_ip, named = _judge_cluster_ip(given, cluster, node_addresses, problems)
+    cluster_ip, named = _read_cluster_ip(given, cluster, known, problems)
     external_local = problems.choice(
         "spec.externalTrafficPolicy", spec.external_traffic_policy, ("Cluster", "Local")
     )
     internal_local = problems.choice(
         "spec.internalTrafficPolicy", spec.internal_traffic_policy, ("Cluster", "Local")
     )
-    external, more = _judge_external(given, cluster, node_addresses, cluster_ip, dual, problems)
-    ports = _judge_ports(given, cluster, cluster_ip, external, problems)
-    health_check = _judge_health_check(given, external_local, ports, problems)
+    external, more = _read_external(given, cluster, known, cluster_ip, dual, problems)
+    ports = _read_ports(given, cluster, cluster_ip, external, problems)
+    health_check = _read_health_check(given, external_local, ports, problems)
     return Draft(
         age,
         ports,
         health_check,
         internal_local,
         external_local,
-        _judge_affinity(given, problems),
+        _read_affinity(given, problems),
         not dual,
         named | more,
         tuple(problems),
     )
 
 
-def _judge_cluster_ip(
-    given: ServiceObject,
-    cluster: Cluster,
-    node_addresses: Mapping[IPv4Address, NodeAddress],
-    problems: _Problems,
+def _read_cluster_ip(
+    given: ServiceObject, cluster: Cluster, known: KnownAddresses, problems: FieldProblems
 ) -> tuple[IPv4Address | None, frozenset[IPv4Address]]:
     """Its ClusterIP; and the same, refused or not, where it is outside the Service range."""
     texts = given.spec.cluster_addresses
     if not texts:
-        problems.append("spec.clusterIP is missing: nobody has given it one")
+        problems.append("spec.clusterIP is missing: nobody has assigned one")
         return None, frozenset()
-    readable = (problems.address("spec.clusterIP", text, quiet_ipv6=True) for text in texts)
+    readable = (problems.address("spec.clusterIP", text, quiet_ipv6=True) for text in texts[:2])
     found = next((address for address in readable if address), None)
     if found is None or found in cluster.service_range:
         return found, frozenset()
     # A cluster may have further ranges (ServiceCIDR objects), which the API server takes it from.
     if why := _inside(found, cluster):
         problems.append(f"spec.clusterIP: {found} is {why}")
-    elif at := node_addresses.get(found):
-        # Whoever routes it into the bridge has cut the node off.
+    elif at := known.of_nodes.get(found):
+        # Hosts send all of it into the switch: the node would be cut off.
         problems.append(f"spec.clusterIP: {found} is Node {at.node}'s own address")
+    elif why := known.protected(found):
+        problems.append(f"spec.clusterIP: {found} is {why}")
     else:
         return found, frozenset({found})
     return None, frozenset({found})
@@ -232,21 +181,21 @@ def _inside(address: IPv4Address, cluster: Cluster) -> str:
     return ""
 
 
-def _judge_external(
+def _read_external(
     given: ServiceObject,
     cluster: Cluster,
-    node_addresses: Mapping[IPv4Address, NodeAddress],
+    known: KnownAddresses,
     cluster_ip: IPv4Address | None,
     dual: bool,
-    problems: _Problems,
+    problems: FieldProblems,
 ) -> tuple[list[tuple[str, Frontend]], frozenset[IPv4Address]]:
     """By field, its external addresses as frontends without a port; and all that it names."""
     spec = given.spec
     found: list[tuple[str, Frontend]] = []
     named: set[IPv4Address] = set()
-    texts: list[tuple[str, str, tuple[IPv4Network, ...] | None]] = []
+    texts: list[_AddressField] = []
     if spec.type == "LoadBalancer":
-        sources = _judge_sources(spec.load_balancer_source_ranges, problems)
+        sources = _read_sources(spec.load_balancer_source_ranges, problems)
         # First, so that the sources hold also where an address is among the externalIPs too.
         texts += [
             (f"status.loadBalancer.ingress[{number}].ip", ingress.ip, sources)
@@ -257,35 +206,63 @@ def _judge_external(
         (f"spec.externalIPs[{number}]", text, None)
         for number, text in enumerate(spec.external_ips or ())
     ]
-    for field, text, sources in texts:
+    for field, text, sources in _affordable(texts, len(spec.ports or ()), problems):
         address = problems.address(field, text, quiet_ipv6=dual)
         if address is None or address in named or address == cluster_ip:
             continue
         named.add(address)
-        at = node_addresses.get(address)
-        if why := _inside(address, cluster):
+        at = known.of_nodes.get(address)
+        if why := _inside(address, cluster) or known.protected(address):
             problems.append(f"{field}: {address} is {why}")
         elif at is None:
-            found.append((field, Frontend(address, 0, True, sources)))
+            stand_ins = known.stand_ins(address)
+            found.append((field, Frontend(address, 0, True, sources, "", stand_ins)))
         elif at.number < names.STAND_INS.num_addresses:
-            stand_in = names.STAND_INS[at.number]
-            found.append((field, Frontend(address, 0, True, sources, at.node, stand_in)))
+            stand_in = StandIn(at.node, names.STAND_INS[at.number])
+            found.append((field, Frontend(address, 0, True, sources, at.node, (stand_in,))))
         else:
             problems.append(
-                f"{field}: {address} is one of Node {at.node}'s own addresses, of which the first"
-                f" {names.STAND_INS.num_addresses} can be a Service's"
+                f"{field}: {address} is one of Node {at.node}'s own addresses, of which only the"
+                f" first {names.STAND_INS.num_addresses} can be a Service's"
             )
     return found, frozenset(named)
 
 
-def _judge_sources(
-    texts: Iterable[str] | None, problems: _Problems
+_AddressField = tuple[str, str, tuple[IPv4Network, ...] | None]
+"""Field, text and source ranges of an external address."""
+
+
+def _affordable(
+    texts: Sequence[_AddressField], ports: int, problems: FieldProblems
+) -> Sequence[_AddressField]:
+    """As many external addresses as the limits of one Service leave room for."""
+    ports = max(1, min(ports, MAX_PORTS))
+    most = MAX_EXTERNAL_PORTS // ports
+    ranges = max((len(sources) for _, _, sources in texts if sources), default=0)
+    with_ranges = f"{ports} ports" + (f" and {ranges} source ranges" if ranges else "")
+    if ranges:
+        most = min(most, MAX_SOURCE_PAIRS // (ports * (ranges + 1)))
+    if len(texts) > most:
+        problems.append(
+            f"{texts[most][0]}: a Service with {with_ranges} can have {most} external addresses,"
+            f" not {len(texts)}; this one and those after it are not served"
+        )
+    return texts[:most]
+
+
+def _read_sources(
+    texts: Sequence[str] | None, problems: FieldProblems
 ) -> tuple[IPv4Network, ...] | None:
     """Whom a load balancer's addresses serve; what cannot be read is left out, never widened."""
     if not texts:
         return None
     found: set[IPv4Network] = set()
-    for number, text in enumerate(texts):
+    if len(texts) > MAX_SOURCE_RANGES:
+        problems.append(
+            f"spec.loadBalancerSourceRanges: {len(texts)} are more than {MAX_SOURCE_RANGES}; only"
+            " the first of them are served"
+        )
+    for number, text in enumerate(texts[:MAX_SOURCE_RANGES]):
         try:
             # The API server takes blanks around it, and bits behind the prefix.
             network = ip_network(text.strip(), strict=False)
@@ -302,16 +279,23 @@ def _judge_sources(
     return tuple(sorted(found))
 
 
-def _judge_ports(
+def _read_ports(
     given: ServiceObject,
     cluster: Cluster,
     cluster_ip: IPv4Address | None,
     external: Iterable[tuple[str, Frontend]],
-    problems: _Problems,
+    problems: FieldProblems,
 ) -> tuple[DraftPort, ...]:
     ports: list[DraftPort] = []
+    seen: set[tuple[str, int]] = set()
     taken: dict[Claim, int] = {}
-    for number, port in enumerate(given.spec.ports or ()):
+    given_ports = given.spec.ports or []
+    if len(given_ports) > MAX_PORTS:
+        problems.append(
+            f"spec.ports: {len(given_ports)} are more than {MAX_PORTS}; only the first of them are"
+            " served"
+        )
+    for number, port in enumerate(given_ports[:MAX_PORTS]):
         field = f"spec.ports[{number}]"
         protocol = PROTOCOLS.get(port.protocol)
         if protocol is None:
@@ -319,18 +303,19 @@ def _judge_ports(
                 f"{field}.protocol: {shown(port.protocol)} is none of {', '.join(PROTOCOLS)}"
             )
             continue
-        if port.port not in _PORTS:
+        if port.port not in PORTS:
             problems.append(f"{field}.port: {port.port} is no port")
             continue
-        if any((port.name, protocol) == (other.name, other.protocol) for other in ports):
+        if (port.name, protocol) in seen:
             problems.append(f"{field}.name: {shown(port.name)} is another port's already")
             continue
+        seen.add((port.name, protocol))
         offers: list[Offer] = []
         if cluster_ip:
             frontend = Frontend(cluster_ip, port.port, False)
             offers.append(Offer(frontend, protocol, "spec.clusterIP"))
         offers += _external_offers(external, protocol, port.port, cluster, problems)
-        if node_port := _judge_node_port(given, field, port, cluster, problems):
+        if node_port := _read_node_port(given, field, port, cluster, problems):
             frontend = Frontend(None, node_port, True)
             offers.append(Offer(frontend, protocol, f"{field}.nodePort"))
         good: list[Offer] = []
@@ -339,7 +324,7 @@ def _judge_ports(
                 good.append(offer)
             else:
                 problems.append(f"{field}: {offer.claim} is spec.ports[{other}]'s already")
-        ports.append(DraftPort(port.name, protocol, tuple(good)))
+        ports.append(DraftPort(number, port.name, protocol, tuple(good)))
     return tuple(ports)
 
 
@@ -348,18 +333,24 @@ def _external_offers(
     protocol: int,
     port: int,
     cluster: Cluster,
-    problems: _Problems,
+    problems: FieldProblems,
 ) -> Iterable[Offer]:
+    holder = names.reserved_for(protocol, port, cluster.tunnel_port)
     for field, frontend in external:
-        if frontend.node and (protocol, port) == (UDP, cluster.tunnel_port):
-            where = f"{frontend.address}, port {port}/UDP"
-            problems.append(f"{field}: {where} is Node {frontend.node}'s tunnel")
+        if holder and frontend.stand_ins:
+            claim = Claim(frontend.address, protocol, port)
+            node = frontend.stand_ins[0].node
+            problems.append(f"{field}: {claim} is reserved for {holder} of Node {node}")
         else:
             yield Offer(replace(frontend, port=port), protocol, field)
 
 
-def _judge_node_port(
-    given: ServiceObject, field: str, port: ServicePortObject, cluster: Cluster, problems: _Problems
+def _read_node_port(
+    given: ServiceObject,
+    field: str,
+    port: ServicePortObject,
+    cluster: Cluster,
+    problems: FieldProblems,
 ) -> int:
     """Its NodePort; 0: none."""
     if given.spec.type not in {"NodePort", "LoadBalancer"}:
@@ -367,24 +358,26 @@ def _judge_node_port(
     if port.node_port == 0:
         # A load balancer may do without (allocateLoadBalancerNodePorts).
         if given.spec.type == "NodePort":
-            problems.append(f"{field}.nodePort is missing: nobody has given it one")
+            problems.append(f"{field}.nodePort is missing: nobody has assigned one")
         return 0
-    if port.node_port not in _PORTS:
+    if port.node_port not in PORTS:
         problems.append(f"{field}.nodePort: {port.node_port} is no port")
         return 0
-    if port.protocol == "UDP" and port.node_port == cluster.tunnel_port:
-        problems.append(f"{field}.nodePort: {port.node_port}/UDP is the tunnels' port")
+    protocol = PROTOCOLS[port.protocol]
+    if holder := names.reserved_for(protocol, port.node_port, cluster.tunnel_port):
+        what = f"{port.node_port}/{port.protocol}"
+        problems.append(f"{field}.nodePort: {what} is reserved for {holder} of each node")
         return 0
     return port.node_port
 
 
-def _judge_health_check(
-    given: ServiceObject, external_local: bool, ports: Iterable[DraftPort], problems: _Problems
+def _read_health_check(
+    given: ServiceObject, external_local: bool, ports: Iterable[DraftPort], problems: FieldProblems
 ) -> Offer | None:
     if given.spec.type != "LoadBalancer" or not external_local:
         return None
     field, port = "spec.healthCheckNodePort", given.spec.health_check_node_port
-    if port not in _PORTS:
+    if port not in PORTS:
         problems.append(f"{field} is missing" if port == 0 else f"{field}: {port} is no port")
         return None
     check = Offer(Frontend(None, port, True), TCP, field)
@@ -394,134 +387,18 @@ def _judge_health_check(
     return check
 
 
-def _judge_affinity(given: ServiceObject, problems: _Problems) -> int | None:
+def _read_affinity(given: ServiceObject, problems: FieldProblems) -> int | None:
     spec = given.spec
     if not problems.choice("spec.sessionAffinity", spec.session_affinity, ("None", "ClientIP")):
         return None
     config = spec.session_affinity_config
     seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
     if seconds is None:
-        return USUAL_AFFINITY
-    if not 0 < seconds <= LONGEST_AFFINITY:
+        return DEFAULT_AFFINITY
+    if not 0 < seconds <= MAX_AFFINITY:
         problems.append(
             f"spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not in 1 to"
-            f" {LONGEST_AFFINITY}; {USUAL_AFFINITY} is taken instead"
+            f" {MAX_AFFINITY}; {DEFAULT_AFFINITY} is taken instead"
         )
-        return USUAL_AFFINITY
+        return DEFAULT_AFFINITY
     return seconds
-
-
-# --- slices, each by itself ---
-
-
-def service_of(given: SliceObject) -> str:
-    return f"{given.metadata.namespace}/{given.service}"
-
-
-def judge_slice(
-    given: SliceObject, cluster: Cluster, node_addresses: Mapping[IPv4Address, NodeAddress]
-) -> Slice:
-    service = service_of(given)
-    if given.address_type == "IPv6":
-        return Slice(service, ipv6=True)
-    if given.address_type != "IPv4":
-        return Slice(service, problems=(f"addressType: {shown(given.address_type)} is not IPv4",))
-    problems = _Problems()
-    ports = _judge_slice_ports(given, problems)
-    found: dict[tuple[str, int], list[Endpoint]] = {}
-    for number, endpoint in enumerate(given.endpoints or ()):
-        field = f"endpoints[{number}].addresses"
-        address = _judge_endpoint(field, endpoint, cluster, problems)
-        if address is None:
-            continue
-        ready = _ready(endpoint)
-        for name, protocol, port in ports:
-            if (protocol, port) == (UDP, cluster.tunnel_port) and address in node_addresses:
-                # What comes out of a tunnel is believed.
-                node = node_addresses[address].node
-                problems.append(f"{field}: {address}, port {port}/UDP is Node {node}'s tunnel")
-            elif ready is not None:
-                made = _endpoint(endpoint, address, port, ready)
-                found.setdefault((name, protocol), []).append(made)
-    return Slice(
-        service,
-        endpoints={key: united(endpoints) for key, endpoints in found.items()},
-        problems=tuple(problems),
-    )
-
-
-def _judge_slice_ports(given: SliceObject, problems: _Problems) -> list[tuple[str, int, int]]:
-    """Name, protocol and number of each that is good."""
-    good: list[tuple[str, int, int]] = []
-    for number, port in enumerate(given.ports or ()):
-        protocol = PROTOCOLS.get(port.protocol or "TCP")
-        if protocol is None:
-            names = ", ".join(PROTOCOLS)
-            problems.append(f"ports[{number}].protocol: {shown(port.protocol)} is none of {names}")
-        elif port.port is None:
-            problems.append(f"ports[{number}].port is missing")
-        elif port.port not in _PORTS:
-            problems.append(f"ports[{number}].port: {port.port} is no port")
-        else:
-            good.append((intern(port.name or ""), protocol, port.port))
-    return good
-
-
-def _judge_endpoint(
-    field: str, given: EndpointObject, cluster: Cluster, problems: _Problems
-) -> IPv4Address | None:
-    if not given.addresses:
-        problems.append(f"{field} is empty")
-        return None
-    # The others stand for the same endpoint, and nobody uses them (discovery/v1 Endpoint).
-    address = problems.address(field, given.addresses[0], quiet_ipv6=False)
-    if address is not None and address in cluster.service_range:
-        problems.append(f"{field}: {address} is inside the Service range {cluster.service_range}")
-        return None
-    return address
-
-
-def _ready(given: EndpointObject) -> bool | None:
-    """False: it is terminating and still serves. None: nothing is to be sent there."""
-    conditions = given.conditions
-    if conditions is None or conditions.ready is not False:
-        return True
-    return False if conditions.terminating and conditions.serving is not False else None
-
-
-def _endpoint(given: EndpointObject, address: IPv4Address, port: int, ready: bool) -> Endpoint:
-    # Thousands of endpoints name few nodes and zones.
-    node = intern(given.node_name or "")
-    hints = given.hints
-    if hints is None:
-        return Endpoint(address, port, ready, node)
-    return Endpoint(
-        address,
-        port,
-        ready,
-        node,
-        tuple(sorted({intern(hint.name) for hint in hints.for_zones or ()})),
-        tuple(sorted({intern(hint.name) for hint in hints.for_nodes or ()})),
-    )
-
-
-def united(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
-    """Sorted, each address and port once: the first that is ready, else the first."""
-    found: dict[tuple[int, int], Endpoint] = {}
-    for endpoint in endpoints:
-        place = int(endpoint.address), endpoint.port
-        known = found.get(place)
-        if known is None or (endpoint.ready and not known.ready):
-            found[place] = endpoint
-    return tuple(found[place] for place in sorted(found))
-
-
-def is_tunnel_port(port: EndpointPortObject, cluster: Cluster) -> bool:
-    return port.protocol == "UDP" and port.port == cluster.tunnel_port
-
-
-def first_address(given: EndpointObject) -> IPv4Address | None:
-    try:
-        return IPv4Address(given.addresses[0]) if given.addresses else None
-    except AddressValueError:
-        return None

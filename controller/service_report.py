@@ -9,7 +9,8 @@ from typing import Any
 
 from controller.inventory import Inventory
 from controller.problems import Subject
-from controller.service_drafts import PROTOCOL_NAMES, service_of
+from controller.service_fields import PROTOCOL_NAMES
+from controller.slice_drafts import service_of
 from controller.sources.objects import ServiceObject
 from flows import topology
 from flows.refs import ObjectRef
@@ -25,7 +26,7 @@ def listed(inventory: Inventory) -> list[dict[str, Any]]:
             by_service.setdefault(name, {})[problem.title] = problem.text
     return [
         _in_short(inventory, name, by_service.get(name, {}))
-        for name in sorted({*services.names, *services.none_of_ours}, key=lambda n: n.split("/"))
+        for name in sorted({*services.names, *services.ignored}, key=lambda n: n.split("/"))
     ]
 
 
@@ -35,7 +36,7 @@ def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[s
     None where there is no such Service. Raises `KeyError` for a node that the view does not hold.
     """
     services = inventory.services
-    if name not in services.names and name not in services.none_of_ours:
+    if name not in services.names and name not in services.ignored:
         return None
     view = inventory.view
     own = {p.title: p.text for p in inventory.problems if _concerned(inventory, p.subject) == name}
@@ -74,7 +75,7 @@ def _in_short(inventory: Inventory, name: str, problems: Mapping[str, str]) -> d
         "namespace": namespace,
         "name": rest,
         "type": given.spec.type if given else "",
-        "nothingToDo": services.none_of_ours.get(name, ""),
+        "nothingToDo": services.ignored.get(name, ""),
         "internalTrafficPolicy": _policy(port.internal_local for port in ports),
         "externalTrafficPolicy": _policy(port.external_local for port in ports),
         "affinitySeconds": next((port.affinity for port in ports), None),

@@ -1,11 +1,10 @@
-"""Services, and the EndpointSlices behind them: what is served, and what of it is believed.
+"""Services, and the EndpointSlices behind them: what is served, and what is refused.
 
 Two kinds of `controller.inventory`: objects in, view and problems out, in place and at a cost that
 does not grow with other Services. What comes out depends on what is there, never on the order it
 came in.
 """
 
-from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -15,38 +14,52 @@ from typing import Final, TypeVar
 
 from controller.group_ids import GroupIds, GroupKey
 from controller.host_services import Hosts
+from controller.known_addresses import KnownAddresses, NodeAddress
+from controller.service_claims import Claims
+from controller.service_costs import (
+    MAX_COST,
+    MAX_NAMESPACE_COST,
+    MAX_NAMESPACE_EXTERNAL_PORTS,
+    MAX_SERVICE_ENDPOINTS,
+    ServiceCosts,
+)
 from controller.service_drafts import (
     NOTHING,
-    Claim,
     Draft,
     DraftPort,
-    NodeAddress,
-    Offer,
-    Slice,
-    first_address,
-    is_tunnel_port,
-    judge_service,
-    judge_slice,
+    read_service,
+    why_ignored,
+)
+from controller.service_targets import Targets
+from controller.slice_drafts import (
+    PortEndpoints,
+    SliceDraft,
+    has_tunnel_port,
+    ipv4_addresses,
+    joined,
+    read_slice,
     service_of,
-    united,
-    why_none_of_ours,
 )
 from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
 from flows import topology
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
+from wire.documents import MAX_EXTERNAL_PORTS
 
-MOST_PROBLEMS: Final = 5
-"""So many are told of one object."""
+MAX_PROBLEMS: Final = 5
+"""So many problems of one object are reported."""
+API_SERVERS: Final = "default/kubernetes"
+"""The Service whose endpoints are the API servers."""
 _K = TypeVar("_K")
 
 
 class Services:
     """Services and slices in; the Services of the view, and problems, out.
 
-    Each method that takes something in returns the keys it touched. What else follows from a
-    change of a Service, `hosts` and `stale_udp` are asked.
+    Each method that takes something in returns the keys it touched. Services are put together by
+    `settle`, once after any number of changes. What else follows from a change of a Service,
+    `hosts` and `stale_udp` are asked.
     """
 
     def __init__(
@@ -54,46 +67,56 @@ class Services:
         cluster: Cluster,
         note: Callable[[ObjectRef, str], None],
         groups: GroupIds | None = None,
+        protected: Mapping[IPv4Address, str] | None = None,
     ) -> None:
-        """`note` is told what is wrong with a subject; empty: nothing any more."""
+        """`note` is called with a subject and what is wrong with it; empty: nothing any more.
+
+        `protected`: addresses that no Service may take, and what they are.
+        """
         self.view: dict[str, Service] = {}
         self.local: dict[str, set[str]] = {}
         """By node, believed or not: see `ClusterView.local_services`."""
-        self.targets: dict[str, Target] = {}
-        """By their text; see `ClusterView.targets`."""
-        self.none_of_ours: dict[str, str] = {}
-        """Services for which there is nothing to do, and why."""
+        self.targets = Targets()
+        self.ignored: dict[str, str] = {}
+        """Services of which nothing is served, and why."""
         self.service_changes = 0
         self.endpoint_changes = 0
-        """Services and EndpointSlices that came, changed or went, so far."""
-        self.hosts = Hosts(cluster.service_range)
+        """Services and EndpointSlices that were added, changed or removed, so far."""
+        self.addresses = KnownAddresses(protected or {})
+        self.costs = ServiceCosts(
+            "flows, groups and buckets at each switch", MAX_COST, MAX_NAMESPACE_COST
+        )
+        self.external_costs = ServiceCosts(
+            "ports of external addresses", MAX_EXTERNAL_PORTS, MAX_NAMESPACE_EXTERNAL_PORTS
+        )
+        self.hosts = Hosts(cluster.service_range, self.addresses)
         self.stale_udp = StaleUdp()
         self._cluster = cluster
         self._note = note
         self._groups = GroupIds() if groups is None else groups
         self._objects: dict[str, ServiceObject] = {}
         self._drafts: dict[str, Draft] = {}
-        self._claims: dict[Claim, list[tuple[str, str]]] = {}
-        """Ages of the Services that want it, the oldest, who has it, first."""
+        self._claims = Claims()
         self._slice_objects: dict[str, SliceObject] = {}
-        self._slices: dict[str, dict[str, Slice]] = {}
+        self._slices: dict[str, dict[str, SliceDraft]] = {}
         """By Service, then by the slice's name."""
-        self._node_addresses: Mapping[IPv4Address, NodeAddress] = {}
         self._to_tunnel_port: set[str] = set()
         """Slices with an endpoint that would be a tunnel's end if a node had its address."""
         self._named: dict[IPv4Address, set[str]] = {}
         """Services that name this address (`Draft.addresses`), whether they get it or not."""
-        self.target_services: dict[str, set[str]] = {}
-        """See `ClusterView.target_services`."""
         self._triggers: dict[str, float] = {}
+        self._new_triggers: dict[str, float] = {}
+        """By Service, of the slices that came since the last `settle`."""
+        self._unsettled: set[str] = set()
+        """Services to be put together."""
 
     def service(self, name: str) -> ServiceObject | None:
-        """The object of this `NAMESPACE/NAME`, if it is one of ours."""
+        """The object of this `NAMESPACE/NAME`, unless it is ignored."""
         return self._objects.get(name)
 
     @property
     def names(self) -> AbstractSet[str]:
-        """`NAMESPACE/NAME` of every Service that is one of ours, believed or refused."""
+        """`NAMESPACE/NAME` of every Service that is not ignored, believed or refused."""
         return self._objects.keys()
 
     def endpoint_slice(self, name: str) -> SliceObject | None:
@@ -102,78 +125,89 @@ class Services:
 
     # --- objects in ---
 
-    def set_service(self, new: ServiceObject) -> set[Key]:
+    def set_service(self, new: ServiceObject) -> None:
         """A Service was added or changed."""
         name = f"{new.metadata.namespace}/{new.metadata.name}"
         if self._objects.get(name) == new:
-            return set()
-        if why := why_none_of_ours(new):
-            touched = self.remove_service(name)
-            self.none_of_ours[name] = why
-            return touched
-        self.none_of_ours.pop(name, None)
+            return
+        if why := why_ignored(new):
+            self.remove_service(name)
+            self.ignored[name] = why
+            return
+        self.ignored.pop(name, None)
         self.service_changes += 1
         self._objects[name] = new
-        return self._redraft(name)
+        self._read_again([name])
 
-    def remove_service(self, name: str) -> set[Key]:
+    def remove_service(self, name: str) -> None:
         """A Service is gone."""
-        self.none_of_ours.pop(name, None)
+        self.ignored.pop(name, None)
         if self._objects.pop(name, None) is None:
-            return set()
+            return
         self.service_changes += 1
         self._triggers.pop(name, None)
-        return self._redraft(name)
+        self._new_triggers.pop(name, None)
+        self._read_again([name])
 
-    def set_slice(self, new: SliceObject) -> set[Key]:
+    def set_slice(self, new: SliceObject) -> None:
         """An EndpointSlice was added or changed."""
         name = f"{new.metadata.namespace}/{new.metadata.name}"
         old = self._slice_objects.get(name)
         if old == new:
-            return set()
+            return
         if not new.service:
-            return self.remove_slice(name)
+            self.remove_slice(name)
+            return
         self.endpoint_changes += 1
         service = service_of(new)
-        touched: set[Key] = set()
         if old is not None and service_of(old) != service:
-            touched |= self._drop_slice(name)
+            self._drop_slice(name)
         self._slice_objects[name] = new
-        self._judge_slice(name)
-        before = self.view.get(service)
-        touched |= self._make({service})
+        self._read_slice(name)
+        self._unsettled.add(service)
         annotations = new.metadata.annotations
-        if self.view.get(service) is not before and annotations:
-            triggered = _seconds(annotations.triggered)
-            if triggered is not None:
-                earlier = self._triggers.get(service, triggered)
-                self._triggers[service] = min(earlier, triggered)
-        return touched
+        if annotations and (triggered := _seconds(annotations.triggered)) is not None:
+            earlier = self._new_triggers.get(service, triggered)
+            self._new_triggers[service] = min(earlier, triggered)
+        if service == API_SERVERS:
+            self._follow_api_servers()
 
-    def remove_slice(self, name: str) -> set[Key]:
+    def remove_slice(self, name: str) -> None:
         """An EndpointSlice is gone."""
         if name not in self._slice_objects:
-            return set()
+            return
         self.endpoint_changes += 1
-        return self._drop_slice(name)
+        service = service_of(self._slice_objects[name])
+        self._drop_slice(name)
+        if service == API_SERVERS:
+            self._follow_api_servers()
 
-    def set_node_addresses(self, new: Mapping[IPv4Address, NodeAddress]) -> set[Key]:
-        """Which nodes' addresses these are; judges anew what it concerns."""
-        old, self._node_addresses = self._node_addresses, new
-        changed = {
-            address for address in old.keys() | new.keys() if old.get(address) != new.get(address)
-        }
-        if not changed:
-            return set()
-        concerned: set[str] = set()
-        for name in self._to_tunnel_port:
-            if any(first_address(e) in changed for e in self._slice_objects[name].endpoints or ()):
-                self._judge_slice(name)
-                concerned.add(service_of(self._slice_objects[name]))
-        touched = self._make(concerned)
-        named = {name for address in changed for name in self._named.get(address, ())}
-        for name in named:
-            touched |= self._redraft(name)
+    def set_node_addresses(self, new: Mapping[IPv4Address, NodeAddress]) -> None:
+        """Which addresses Node objects name as the nodes' own."""
+        changed = self.addresses.set_of_nodes(new)
+        if changed:
+            for name in self._to_tunnel_port:
+                given = self._slice_objects[name]
+                if not changed.isdisjoint(ipv4_addresses(given)):
+                    self._read_slice(name)
+                    self._unsettled.add(service_of(given))
+            # Whether the host translates to an endpoint depends on whose address that is.
+            self._unsettled |= {n for n, draft in self._drafts.items() if draft.external_local}
+        self._follow_addresses(changed)
+
+    def report_addresses(self, node: str, addresses: Iterable[IPv4Address]) -> None:
+        """What a node's agent has found on the host's interfaces."""
+        self._follow_addresses(self.addresses.report(node, addresses))
+
+    def settle(self) -> set[Key]:
+        """Put together anew what changed; the keys that it touched."""
+        before = {name: self.view.get(name) for name in self._new_triggers}
+        names, self._unsettled = self._unsettled, set()
+        touched = self._make(names)
+        for name, triggered in self._new_triggers.items():
+            if self.view.get(name) is not before[name]:
+                self._triggers[name] = min(self._triggers.get(name, triggered), triggered)
+        self._new_triggers.clear()
         return touched
 
     # --- what others ask ---
@@ -188,16 +222,16 @@ class Services:
 
     # --- slices ---
 
-    def _judge_slice(self, name: str) -> None:
+    def _read_slice(self, name: str) -> None:
         given = self._slice_objects[name]
-        judged = judge_slice(given, self._cluster, self._node_addresses)
-        self._slices.setdefault(judged.service, {})[name] = judged
-        if any(is_tunnel_port(port, self._cluster) for port in given.ports or ()):
+        draft = read_slice(given, self._cluster, self.addresses)
+        self._slices.setdefault(draft.service, {})[name] = draft
+        if has_tunnel_port(given.ports, self._cluster):
             self._to_tunnel_port.add(name)
         else:
             self._to_tunnel_port.discard(name)
 
-    def _drop_slice(self, name: str) -> set[Key]:
+    def _drop_slice(self, name: str) -> None:
         service = service_of(self._slice_objects.pop(name))
         self._to_tunnel_port.discard(name)
         slices = self._slices[service]
@@ -205,65 +239,70 @@ class Services:
         if not slices:
             del self._slices[service]
         self._note(ObjectRef.namespaced("EndpointSlice", name), "")
-        return self._make({service})
+        self._unsettled.add(service)
 
-    def _join(self, service: str, port: DraftPort) -> tuple[Endpoint, ...]:
+    def _join(self, service: str, port: DraftPort) -> PortEndpoints:
         """The endpoints of a Service port, over all of its slices."""
         slices = self._slices.get(service, {})
-        parts = [
-            found
-            for _, each in sorted(slices.items())
-            if each.endpoints and (found := each.endpoints.get((port.name, port.protocol)))
-        ]
-        return parts[0] if len(parts) == 1 else united(e for part in parts for e in part)
+        key = port.name, port.protocol
+        return joined(
+            [
+                found
+                for _, each in sorted(slices.items())
+                if each.ports and (found := each.ports.get(key))
+            ]
+        )
+
+    # --- addresses ---
+
+    def _follow_api_servers(self) -> None:
+        found: set[IPv4Address] = set()
+        for name in self._slices.get(API_SERVERS, {}):
+            found |= ipv4_addresses(self._slice_objects[name])
+        changed = self.addresses.set_api_servers(found)
+        self.hosts.protect()
+        self._follow_addresses(changed)
+
+    def _follow_addresses(self, changed: Iterable[IPv4Address]) -> None:
+        """These addresses mean something else now: read anew which Services name them."""
+        self._read_again({name for address in changed for name in self._named.get(address, ())})
 
     # --- Services ---
 
-    def _redraft(self, name: str) -> set[Key]:
-        """Judge a Service by itself; then it, and whoever gets or loses something by that."""
-        given = self._objects.get(name)
-        old = self._drafts.pop(name, NOTHING)
-        new = judge_service(given, self._cluster, self._node_addresses) if given else NOTHING
-        if given:
-            self._drafts[name] = new
-        for address in old.addresses - new.addresses:
-            _remove(self._named, address, name)
-        for address in new.addresses - old.addresses:
-            self._named.setdefault(address, set()).add(name)
-        return self._make({name} | self._claim(new.age, new.offers(), old=(old.age, old.offers())))
-
-    def _claim(
-        self,
-        age: tuple[str, str],
-        offers: Iterable[Offer],
-        old: tuple[tuple[str, str], Iterable[Offer]],
-    ) -> set[str]:
-        """Change what a Service claims; everybody who claims what has another holder now."""
-        before = {(old[0], offer.claim) for offer in old[1]}
-        after = {(age, offer.claim) for offer in offers}
-        changed = before ^ after
-        holders = {claim: self._claims.get(claim, [])[:1] for _, claim in changed}
-        for was, claim in before - after:
-            self._claims[claim].remove(was)
-        for now, claim in after - before:
-            insort(self._claims.setdefault(claim, []), now)
-        concerned: set[str] = set()
-        for claim, holder in holders.items():
-            claimants = self._claims[claim]
-            if claimants[:1] != holder:
-                concerned |= {name for _, name in claimants}
-            if not claimants:
-                del self._claims[claim]
-        return concerned
+    def _read_again(self, names: Iterable[str]) -> None:
+        """Read Services by themselves; all whose share changes by it are unsettled."""
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            given = self._objects.get(name)
+            old = self._drafts.pop(name, NOTHING)
+            new = read_service(given, self._cluster, self.addresses) if given else NOTHING
+            if given:
+                self._drafts[name] = new
+            changed: set[IPv4Address] = set()
+            for address in old.addresses - new.addresses:
+                _remove(self._named, address, name)
+                if address not in self._named:
+                    changed |= self.addresses.name(address, named=False)
+            for address in new.addresses - old.addresses:
+                if address not in self._named:
+                    changed |= self.addresses.name(address, named=True)
+                self._named.setdefault(address, set()).add(name)
+            waiting += {each for address in changed for each in self._named.get(address, ())}
+            self._unsettled |= {name} | self._claims.change(new, old)
 
     def _make(self, names: AbstractSet[str]) -> set[Key]:
-        """Put these Services together anew, and those whose group ids change by it."""
+        """Put these Services together anew, and those that change with them."""
         touched: set[Key] = set()
         waiting = set(names)
         while waiting:
             name = waiting.pop()
             old = self.view.get(name)
-            parts, problems = self._parts(name)
+            parts, targets, problems = self._parts(name)
+            waiting |= self._charge(name, parts) - {name}
+            if refusal := self.costs.refusal(name) or self.external_costs.refusal(name):
+                parts, targets = [], frozenset()
+                problems = [refusal]
             moved = self._share_out_ids(name, old, parts)
             waiting |= {key.service for key in moved} - {name}
             new = self._put_together(name, parts)
@@ -276,57 +315,78 @@ class Services:
             if new is not old:
                 touched.add(Key(CLUSTER_SCOPE, "service", name))
                 touched |= self._follow_choices(name, old, new)
-                touched |= self._follow_targets(name, old, new)
+                touched |= self.targets.change(name, targets)
                 self.stale_udp.follow(old, new)
-            self.hosts.follow(name, old, new, self._health_check(name))
+            self.hosts.follow(name, new, self._health_check(name))
             self._note(ObjectRef.namespaced("Service", name), _sentence(problems))
             self._note_slices(name)
         return touched
 
-    def _parts(self, name: str) -> tuple[list[ServicePort], list[str]]:
-        """A Service's ports, without their groups, and all that is wrong with it."""
+    def _parts(
+        self, name: str
+    ) -> tuple[list[tuple[ServicePort, PortEndpoints]], frozenset[Target], list[str]]:
+        """A Service's ports without their groups, where its endpoints are, and its problems."""
         draft = self._drafts.get(name)
         if draft is None:
-            return [], []
+            return [], frozenset(), []
         problems = list(draft.problems)
-        parts: list[ServicePort] = []
+        parts: list[tuple[ServicePort, PortEndpoints]] = []
+        left = MAX_SERVICE_ENDPOINTS
         for port in draft.ports:
             frontends: list[Frontend] = []
             for offer in port.offers:
-                if (holder := self._holder(offer)) == name:
+                if (holder := self._claims.holder(offer.claim)) == name:
                     frontends.append(offer.frontend)
                 else:
                     problems.append(f"{offer.field}: {offer.claim} is Service {holder}'s already")
             if not frontends:
                 continue
-            parts.append(
-                ServicePort(
-                    port.name,
-                    port.protocol,
-                    tuple(frontends),
-                    self._join(name, port),
-                    {},
-                    draft.internal_local and any(not f.external for f in frontends),
-                    draft.external_local and any(f.external for f in frontends),
-                    draft.affinity,
+            found = self._join(name, port)
+            endpoints = tuple(found.by_place.values())
+            if len(endpoints) > left:
+                problems.append(
+                    f"spec.ports[{port.number}]: with its {len(endpoints)} endpoints the Service"
+                    f" has more than {MAX_SERVICE_ENDPOINTS}; {len(endpoints) - left} of them get"
+                    " no connections"
                 )
+                endpoints = endpoints[:left]
+            left -= len(endpoints)
+            made = ServicePort(
+                port.name,
+                port.protocol,
+                tuple(frontends),
+                endpoints,
+                {},
+                draft.internal_local and any(not f.external for f in frontends),
+                draft.external_local and any(f.external for f in frontends),
+                draft.affinity,
             )
+            parts.append((made, found))
         check = draft.health_check
-        if check and (holder := self._holder(check)) != name:
+        if check and (holder := self._claims.holder(check.claim)) != name:
             problems.append(f"{check.field}: {check.claim} is Service {holder}'s already")
-        return parts, problems
+        targets = frozenset().union(*(found.targets for _, found in parts))
+        return parts, targets, problems
+
+    def _charge(self, name: str, parts: Iterable[tuple[ServicePort, PortEndpoints]]) -> set[str]:
+        """Say what a Service costs; who is refused for it now, or not any more."""
+        age = self._drafts.get(name, NOTHING).age
+        cost = external = 0
+        for port, found in parts:
+            # With affinity an endpoint has two flows besides its bucket.
+            each = 1 if port.affinity is None else 3
+            cost += 4 + len(port.frontends) + min(found.buckets, MAX_SERVICE_ENDPOINTS) * each
+            external += sum(f.external and f.address is not None for f in port.frontends)
+        return self.costs.set(name, age, cost) | self.external_costs.set(name, age, external)
 
     def _health_check(self, name: str) -> int | None:
         """The port of every node that it has for that."""
         draft = self._drafts.get(name)
         check = draft.health_check if draft else None
-        return check.frontend.port if check and self._holder(check) == name else None
-
-    def _holder(self, offer: Offer) -> str:
-        return self._claims[offer.claim][0][1]
+        return check.frontend.port if check and self._claims.holder(check.claim) == name else None
 
     def _share_out_ids(
-        self, name: str, old: Service | None, parts: Iterable[ServicePort]
+        self, name: str, old: Service | None, parts: Iterable[tuple[ServicePort, PortEndpoints]]
     ) -> set[GroupKey]:
         before = {
             GroupKey(name, port.name, port.protocol, variant)
@@ -335,8 +395,8 @@ class Services:
         }
         after = {
             GroupKey(name, port.name, port.protocol, variant)
-            for port in parts
-            for variant in _variants(port)
+            for port, found in parts
+            for variant in _variants(port, found)
         }
         moved: set[GroupKey] = set()
         for key in before - after:
@@ -345,27 +405,33 @@ class Services:
             moved |= self._groups.take(key)
         return moved
 
-    def _put_together(self, name: str, parts: Iterable[ServicePort]) -> Service | None:
+    def _put_together(
+        self, name: str, parts: Iterable[tuple[ServicePort, PortEndpoints]]
+    ) -> Service | None:
         ports = tuple(
             replace(
                 port,
                 groups={
                     variant: self._groups[GroupKey(name, port.name, port.protocol, variant)]
-                    for variant in _variants(port)
+                    for variant in _variants(port, found)
                 },
             )
-            for port in parts
+            for port, found in parts
         )
+        if not ports:
+            return None
         namespace, _, rest = name.partition("/")
-        return Service(namespace, rest, ports) if ports else None
+        addresses = {f.address for port in ports for f in port.frontends if f.address}
+        shared = frozenset(each for each in addresses if self._claims.is_shared(each))
+        return Service(namespace, rest, ports, shared)
 
     def _note_slices(self, service: str) -> None:
-        """Say what is wrong with its slices; of IPv6 ones that depends on the Service."""
+        """Report what is wrong with its slices; of IPv6 ones that depends on the Service."""
         draft = self._drafts.get(service)
-        for name, judged in self._slices.get(service, {}).items():
-            problems = judged.problems
-            if judged.ipv6 and draft and draft.ipv4_only:
-                problems = (f"addressType is IPv6, and Service {service} is IPv4 alone",)
+        for name, read in self._slices.get(service, {}).items():
+            problems = read.problems
+            if read.ipv6 and draft and draft.ipv4_only:
+                problems = (f"addressType is IPv6, and Service {service} is IPv4-only",)
             self._note(ObjectRef.namespaced("EndpointSlice", name), _sentence(problems))
 
     # --- what follows from a change ---
@@ -384,25 +450,6 @@ class Services:
             if before.get(node) != after.get(node)
         }
 
-    def _follow_targets(self, name: str, old: Service | None, new: Service | None) -> set[Key]:
-        """Update `targets` and who has them; the keys of those that came, went or changed owner."""
-        before, after = self._targets(old), self._targets(new)
-        for target in before - after:
-            _remove(self.target_services, str(target), name)
-            if str(target) not in self.target_services:
-                del self.targets[str(target)]
-        for target in after - before:
-            self.targets[str(target)] = target
-            self.target_services.setdefault(str(target), set()).add(name)
-        return {Key(CLUSTER_SCOPE, "target", str(target)) for target in before ^ after}
-
-    def _targets(self, service: Service | None) -> set[Target]:
-        return {
-            Target.of(endpoint, port.protocol, self._cluster.pod_range)
-            for port in (service.ports if service else ())
-            for endpoint in port.endpoints
-        }
-
 
 # --- Services, put together ---
 
@@ -415,17 +462,16 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-def _variants(port: ServicePort) -> list[str]:
+def _variants(port: ServicePort, found: PortEndpoints) -> list[str]:
     """See `flows.view.ServicePort`."""
-    found = ["cluster"]
+    variants = ["cluster"]
     if port.internal_local or port.external_local:
-        found.append("local")
-    if any(endpoint.nodes for endpoint in port.endpoints):
-        found.append("node")
-    zones = {zone for endpoint in port.endpoints for zone in endpoint.zones}
-    found += [f"zone {zone}" for zone in sorted(zones)]
+        variants.append("local")
+    if found.has_node_hints:
+        variants.append("node")
+    variants += [f"zone {zone}" for zone in sorted(found.zones)]
     parts = range(topology.parts(port))
-    return found + [f"part {part} of {variant}" for variant in found for part in parts]
+    return variants + [f"part {part} of {variant}" for variant in variants for part in parts]
 
 
 def _choices(service: Service | None) -> dict[str, list[object]]:
@@ -437,7 +483,7 @@ def _choices(service: Service | None) -> dict[str, list[object]]:
             continue
         # Whether hints hold is a matter of all endpoints that are ready.
         hinted = [bool(e.nodes) for e in port.endpoints if e.ready] if "node" in port.groups else []
-        whole = (
+        shared = (
             port.name,
             port.protocol,
             port.frontends,
@@ -453,15 +499,15 @@ def _choices(service: Service | None) -> dict[str, list[object]]:
                 if node in own:
                     own[node].append(endpoint)
         for node, endpoints in own.items():
-            found.setdefault(node, []).append((whole, endpoints))
+            found.setdefault(node, []).append((shared, endpoints))
     return found
 
 
 def _sentence(problems: Iterable[str]) -> str:
     # A field that is wrong once for each of many ports is wrong once.
     told = list(dict.fromkeys(problems))
-    more = len(told) - MOST_PROBLEMS
-    return "; ".join(told[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
+    more = len(told) - MAX_PROBLEMS
+    return "; ".join(told[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _remove(index: dict[_K, set[str]], key: _K, name: str) -> None:

@@ -1,24 +1,38 @@
-"""Which UDP connections go astray when Services change, and must be forgotten.
+"""Which UDP connections go astray when Services change, so that switches must forget them.
 
-By itself a UDP client learns neither that nobody is there any more, nor that somebody is now.
+By itself a UDP client does not learn that an endpoint is gone, nor that there is one now. Only
+connections of the Service that changed are forgotten: another Service with the same endpoint keeps
+its own.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
 from flows.features.protocols import UDP
 from flows.view import Service, ServicePort
 from openflow.batch import Forget
+from openflow.codec import CtTuple
+
+MAX_PAIRS: Final = 64
+"""Pairs of a frontend and an endpoint that one change of a Service port forgets one by one. Beyond,
+all connections to its frontends are forgotten: each flush reads all that conntrack holds."""
+
+_Place = tuple[int, int]
+"""Address and port of an endpoint."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class StaleEndpoint:
-    """Where UDP connections must not go any more."""
+    """No Service has this endpoint any more: whatever it answers is forgotten."""
 
     address: IPv4Address
     port: int
 
     def forget(self, zone: int) -> Forget:
+        """The message for a switch."""
         return Forget.endpoint(zone, UDP, self.address, self.port)
 
 
@@ -30,32 +44,59 @@ class StaleFrontend:
     """None: each node's own."""
     port: int
     served: bool
-    """It was, and all connections to it are stale. If not, it is only now, and those are that went
-    there untranslated: from the others, answers may be on their way already."""
+    """True: it had endpoints, and all connections to it are stale. False: it has endpoints only
+    now, and stale are the connections that were sent there untranslated; others may be answered
+    already."""
 
     def forget(self, zone: int) -> Forget:
+        """The message for a switch."""
         like = Forget.frontend if self.served else Forget.untranslated
         return like(zone, UDP, self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class StalePair:
+    """Connections to this frontend that this endpoint answers; both may stay, but not together."""
+
+    address: IPv4Address | None
+    port: int
+    endpoint: IPv4Address
+    endpoint_port: int
+
+    def forget(self, zone: int) -> Forget:
+        """The message for a switch."""
+        return Forget(
+            zone,
+            UDP,
+            CtTuple(destination=self.address, destination_port=self.port),
+            CtTuple(source=self.endpoint, source_port=self.endpoint_port),
+        )
+
+
+Stale = StaleEndpoint | StaleFrontend | StalePair
 
 
 class StaleUdp:
     """Changes of Services in, what they made stale out; once each."""
 
     def __init__(self) -> None:
-        self._found: dict[StaleEndpoint | StaleFrontend, None] = {}
+        self._found: dict[Stale, None] = {}
+        self._uses: Counter[_Place] = Counter()
+        """How many UDP ports of Services have this endpoint."""
 
     def follow(self, old: Service | None, new: Service | None) -> None:
         """A Service of the view has changed; None: there is none."""
         before = {p.name: p for p in (old.ports if old else ()) if p.protocol == UDP}
         after = {p.name: p for p in (new.ports if new else ()) if p.protocol == UDP}
-        for port in before.values():
-            kept = after.get(port.name)
-            left = _places(port) - (_places(kept) if kept else set())
-            self._found.update(dict.fromkeys(sorted(left)))
-            if kept and kept.endpoints:
-                still = _frontends(kept, served=True)
-                lost = (at for at in _frontends(port, served=True) if at not in still)
-                self._found.update(dict.fromkeys(lost))
+        lost = [
+            (port, kept, left)
+            for port in before.values()
+            if (left := self._count(port, kept := after.get(port.name))) or kept
+        ]
+        for name in after.keys() - before.keys():
+            self._count(None, after[name])
+        for port, kept, left in lost:
+            self._note_lost(port, kept, left)
         for port in after.values():
             if not port.endpoints:
                 continue
@@ -64,17 +105,57 @@ class StaleUdp:
             won = (at for at in _frontends(port, served=False) if at not in was)
             self._found.update(dict.fromkeys(won))
 
-    def take(self) -> list[StaleEndpoint | StaleFrontend]:
+    def take(self) -> list[Stale]:
         """What became stale since the last call."""
         taken, self._found = self._found, {}
         return list(taken)
 
+    def _count(self, old: ServicePort | None, new: ServicePort | None) -> set[_Place]:
+        """Keep `_uses` true; the endpoints that the port has no more."""
+        if old and new and old.endpoints is new.endpoints:
+            return set()
+        before, after = _places(old), _places(new)
+        left = before - after
+        for place in after - before:
+            self._uses[place] += 1
+        for place in left:
+            self._uses[place] -= 1
+            if not self._uses[place]:
+                del self._uses[place]
+        return left
 
-def _places(port: ServicePort) -> set[StaleEndpoint]:
-    return {StaleEndpoint(endpoint.address, endpoint.port) for endpoint in port.endpoints}
+    def _note_lost(self, port: ServicePort, kept: ServicePort | None, left: set[_Place]) -> None:
+        served = kept is not None and bool(kept.endpoints)
+        frontends = dict.fromkeys(_frontends(port, served=True))
+        if kept is not None and served:
+            still = set(_frontends(kept, served=True))
+            gone = [at for at in frontends if at not in still]
+            self._found.update(dict.fromkeys(gone))
+        unused = sorted(place for place in left if place not in self._uses)
+        self._found.update(
+            dict.fromkeys(StaleEndpoint(IPv4Address(at), number) for at, number in unused)
+        )
+        others = sorted(left.difference(unused))
+        if not others:
+            return
+        if not served or len(others) * len(frontends) > MAX_PAIRS:
+            self._found.update(dict.fromkeys(frontends))
+            return
+        self._found.update(
+            dict.fromkeys(
+                StalePair(frontend.address, frontend.port, IPv4Address(at), number)
+                for frontend in frontends
+                for at, number in others
+            )
+        )
 
 
-def _frontends(port: ServicePort, *, served: bool) -> list[StaleFrontend]:
+def _places(port: ServicePort | None) -> set[_Place]:
+    return {(int(each.address), each.port) for each in (port.endpoints if port else ())}
+
+
+def _frontends(port: ServicePort, *, served: bool) -> Iterable[StaleFrontend]:
     places = [(each.address, each.port) for each in port.frontends]
-    places += [(each.stand_in, each.port) for each in port.frontends if each.node]
+    # A node's stack has translated its own address before the switch saw the packet.
+    places += [(own.address, each.port) for each in port.frontends for own in each.stand_ins]
     return [StaleFrontend(*place, served) for place in places]

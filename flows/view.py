@@ -99,8 +99,7 @@ class Attachment:
         return ObjectRef("container", "", self.port)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """An address and port behind a Service port (discovery/v1 Endpoint)."""
 
     address: IPv4Address
@@ -115,6 +114,14 @@ class Endpoint:
     """The nodes whose clients it is meant for (hints); empty: no hint."""
 
 
+class StandIn(NamedTuple):
+    """What a node's stack translates one of its addresses to, so that it gets into the switch."""
+
+    node: str
+    address: IPv4Address
+    """One of `names.STAND_INS`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frontend:
     """An address and port under which clients know a Service port."""
@@ -127,9 +134,9 @@ class Frontend:
     sources: tuple[IPv4Network, ...] | None = None
     """Whom it serves (`loadBalancerSourceRanges`); None: everybody."""
     node: str = ""
-    """The node whose own address it is; empty: nobody's."""
-    stand_in: IPv4Address | None = None
-    """What that node's stack translates it to (one of `names.STAND_INS`)."""
+    """The Node object that names this address as the node's own; empty: none."""
+    stand_ins: tuple[StandIn, ...] = ()
+    """For each node that has the address on an interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,7 @@ class ServicePort:
 
     def nodes_with_a_choice(self) -> set[str]:
         """The nodes that choose otherwise than all others do, or besides by a stand-in."""
-        found = {frontend.node for frontend in self.frontends if frontend.node}
+        found = {each.node for frontend in self.frontends for each in frontend.stand_ins}
         if "local" in self.groups:
             found |= {endpoint.node for endpoint in self.endpoints if endpoint.node}
         if "node" in self.groups:
@@ -192,6 +199,8 @@ class Service:
     namespace: str
     name: str
     ports: tuple[ServicePort, ...]
+    shared_addresses: frozenset[IPv4Address] = frozenset()
+    """Of its frontends' addresses, those that other Services have or want ports of."""
 
     @property
     def ref(self) -> ObjectRef:

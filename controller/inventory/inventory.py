@@ -1,7 +1,7 @@
 """The inventory: objects and ports in, view and problems out."""
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from controller.inventory.kind import Kind
@@ -9,8 +9,8 @@ from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
+from controller.known_addresses import NodeAddress
 from controller.problems import INVENTORY, Owner, PortRef, Problems, Reporter, Subject
-from controller.service_drafts import NodeAddress
 from controller.services import Services
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
 from flows.view import Cluster, ClusterView, Key
@@ -29,14 +29,18 @@ class Inventory:
         cluster: Cluster,
         reserved: Iterable[tuple[str, IPv4Network]] = (),
         problems: Problems | None = None,
+        protected: Mapping[IPv4Address, str] | None = None,
     ) -> None:
-        """`reserved` are named ranges that no podCIDR may overlap, besides the Service range."""
+        """`reserved` are named ranges that no podCIDR may overlap, besides the Service range.
+
+        `protected` are addresses that no Service may take, and what they are.
+        """
         self.problems: Final = Problems() if problems is None else problems
         """What is wrong with objects and ports, among whatever else is told there."""
         self.nodes: Final = Nodes(cluster, reserved, self._note)
         self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
-        self.services: Final = Services(cluster, self._note)
+        self.services: Final = Services(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
         self._kinds: Final[dict[str, Kind]] = {
             "Node": self.nodes,
@@ -50,8 +54,8 @@ class Inventory:
             self.ports.attachments,
             self.services.view,
             self.services.local,
-            self.services.targets,
-            self.services.target_services,
+            self.services.targets.view,
+            self.services.targets.services,
         )
 
     # --- objects and ports in ---
@@ -66,7 +70,7 @@ class Inventory:
 
     def settle(self) -> set[Key]:
         """Judge what depends on several objects, once after any number of changes."""
-        return self.nodes.settle()
+        return self.nodes.settle() | self.services.settle()
 
     def set_ports(self, node: str, ports: Iterable[BridgePort]) -> set[Key]:
         """All ports of a node's bridge, after its switch connected."""
@@ -80,19 +84,25 @@ class Inventory:
         """A port was removed."""
         return self.ports.remove(node, name)
 
+    def report_addresses(self, node: str, addresses: Iterable[IPv4Address]) -> None:
+        """What a node's agent has found on the host's interfaces; to be settled."""
+        if node in self.nodes.accepted:
+            self.services.report_addresses(node, addresses)
+
     def _services_follow_nodes(self, changed: Collection[str]) -> set[Key]:
         touched = {
             Key(name, "service", service)
             for name in changed
             for service in self.services.local.get(name, ())
         }
-        return touched | self.services.set_node_addresses(
+        self.services.set_node_addresses(
             {
                 address: NodeAddress(name, number)
                 for name, node in self.nodes.accepted.items()
                 for number, address in enumerate((node.address, *node.further_addresses))
             }
         )
+        return touched
 
     # --- what others ask ---
 

@@ -17,11 +17,13 @@ class ServiceKind:
 
     def put(self, new: ServiceObject) -> set[Key]:
         """As `Kind.put`."""
-        return self._services.set_service(new)
+        self._services.set_service(new)
+        return set()  # see `Inventory.settle`
 
     def remove(self, namespace: str, name: str) -> set[Key]:
         """As `Kind.remove`."""
-        return self._services.remove_service(f"{namespace}/{name}")
+        self._services.remove_service(f"{namespace}/{name}")
+        return set()  # see `Inventory.settle`
 
 
 class SliceKind:
@@ -36,8 +38,10 @@ class SliceKind:
 
     def put(self, new: SliceObject) -> set[Key]:
         """As `Kind.put`."""
-        return self._services.set_slice(new)
+        self._services.set_slice(new)
+        return set()  # see `Inventory.settle`
 
     def remove(self, namespace: str, name: str) -> set[Key]:
         """As `Kind.remove`."""
-        return self._services.remove_slice(f"{namespace}/{name}")
+        self._services.remove_slice(f"{namespace}/{name}")
+        return set()  # see `Inventory.settle`

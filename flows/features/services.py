@@ -16,7 +16,6 @@ nodes: those have groups of their own on the nodes that have such endpoints.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import blake2b
 from typing import Final
 
@@ -213,8 +212,9 @@ def service_on_node(_: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
     for port in service.ports:
         title = _title(service, port)
         for frontend in port.frontends:
-            if frontend.node == node:
-                yield from _frontend(port, replace(frontend, address=frontend.stand_in), title)
+            for stand_in in frontend.stand_ins:
+                if stand_in.node == node:
+                    yield from _frontend(port, frontend, title, stand_in.address)
         if "local" in port.groups and (here := topology.local(port, node)):
             at = port.groups["local"]
             reason = f"an endpoint of {title} on this node"
@@ -239,7 +239,9 @@ def _choice(
     return LAYOUT.flow(Feature.SERVICES, "EndpointChoice", priority, matched, actions, reason)
 
 
-def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flow]:
+def _frontend(
+    port: ServicePort, frontend: Frontend, title: str, stand_in: IPAddress | None = None
+) -> Iterable[Flow]:
     """By whom an address and port can be reached, and whose endpoints they get."""
     family = port.family
     fields: dict[str, MatchValue] = {
@@ -254,10 +256,8 @@ def _frontend(port: ServicePort, frontend: Frontend, title: str) -> Iterable[Flo
         priority = Priority.DEFAULT
         where = "its NodePort"
     else:
-        fields[family.destination] = ip(frontend.address)
-        where = str(frontend.address)
-        if frontend.address == frontend.stand_in:
-            where = "this node's own address"
+        fields[family.destination] = ip(stand_in or frontend.address)
+        where = "this node's own address" if stand_in else str(frontend.address)
     clients: list[tuple[dict[str, MatchValue], bool, str]]
     if not frontend.external:
         clients = [({}, port.internal_local, "")]

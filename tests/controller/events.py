@@ -216,15 +216,19 @@ def remove_node(name: str) -> Event:
 
 
 def remove_pod(name: str) -> Event:
-    return lambda inventory: inventory.remove_object("Pod", "default", name)
+    return lambda inventory: inventory.remove_object("Pod", "default", name) | inventory.settle()
 
 
 def remove_service(name: str) -> Event:
-    return lambda inventory: inventory.remove_object("Service", "default", name)
+    return lambda inventory: (
+        inventory.remove_object("Service", "default", name) | inventory.settle()
+    )
 
 
 def remove_slice(name: str) -> Event:
-    return lambda inventory: inventory.remove_object("EndpointSlice", "default", name)
+    return lambda inventory: (
+        inventory.remove_object("EndpointSlice", "default", name) | inventory.settle()
+    )
 
 
 def set_port(node: str, new: BridgePort) -> Event:

@@ -267,6 +267,7 @@ def test_services_and_what_is_behind_them(tmp_path: Path) -> None:
         assert {namespace for _, namespace, _ in feed.objects} == {"default"}
         for item in feed.objects.values():
             inventory.set_object(item)
+        inventory.settle()
         (port,) = inventory.view.services["default/s"].ports
         assert [(str(e.address), e.port) for e in port.endpoints] == [("10.244.1.5", 8080)]
         (tmp_path / "s.yaml").unlink()

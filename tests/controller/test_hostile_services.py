@@ -77,6 +77,7 @@ def test_any_content_is_taken_or_refused(spec, status, endpoints, ports, trigger
     ):  # fmt: skip
         with suppress(ObjectError):
             made.set_object(from_manifest(manifest))
+    made.settle()
     for problem in made.problems.texts().values():
         assert len(problem) < 1500
         assert "\x00" not in problem
@@ -90,5 +91,6 @@ def test_any_content_is_taken_or_refused(spec, status, endpoints, ports, trigger
         made.services.hosts.wanted(node)
     made.remove_object("Service", "default", "s")
     made.remove_object("EndpointSlice", "default", "s-1")
+    made.settle()
     assert not made.problems
     assert not made.services._claims

@@ -62,6 +62,7 @@ def inventory(*objects: Object) -> Inventory:
     for each in (*NODES, *objects):
         made.set_object(each)
     made.settle()
+    made.settle()
     return made
 
 
@@ -262,9 +263,12 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
         ({"type": "ExternalName", "clusterIP": ""}, "its type is ExternalName"),
         (
             {"labels": {"service.kubernetes.io/service-proxy-name": "mesh"}},
-            "its label service.kubernetes.io/service-proxy-name says 'mesh'",
+            "its label service.kubernetes.io/service-proxy-name is 'mesh'",
         ),
-        ({"labels": {"service.kubernetes.io/headless": ""}}, "its label service.kubernetes.io/he"),
+        (
+            {"labels": {"service.kubernetes.io/headless": ""}},
+            "it has the label service",
+        ),
     ],
 )
 def test_nothing_to_do_is_said_with_the_reason(fields: Any, why: str) -> None:
@@ -274,10 +278,13 @@ def test_nothing_to_do_is_said_with_the_reason(fields: Any, why: str) -> None:
     assert report["nothingToDo"].startswith(why)
     assert [row["nothingToDo"] for row in listed(made)] == [report["nothingToDo"]]
     made.set_object(service("web"))
+    made.settle()
     assert [row["nothingToDo"] for row in listed(made)] == [""]
     made.set_object(service("web", **fields))
+    made.settle()
     assert [row["nothingToDo"] for row in listed(made)] == [report["nothingToDo"]]
     made.remove_object("Service", "default", "web")
+    made.settle()
     assert listed(made) == []
     assert detailed(made, "default/web") is None
 

@@ -6,7 +6,7 @@ What a trace does not do is conntrack: each pass finds what the test says. A gro
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from flows import names
 from flows.compile import compile_scope
 from flows.text import flow_text, group_text
-from flows.view import CLUSTER_SCOPE, Service
+from flows.view import CLUSTER_SCOPE, Service, StandIn
 from tests.flows import worlds
 from tests.flows.tracing import (
     ESTABLISHED,
@@ -52,7 +52,7 @@ def more_services() -> list[Service]:
         service(
             "two",
             port("one", [frontend("10.96.0.21", 80)], [ONE], first_group=first + 1),
-            port("two", [frontend("10.96.0.21", 81)], [replace(TWO, port=9090)],
+            port("two", [frontend("10.96.0.21", 81)], [TWO._replace(port=9090)],
                  first_group=first + 2),
         ),
         service(
@@ -63,7 +63,7 @@ def more_services() -> list[Service]:
         service(
             "close",
             port("", [frontend("10.96.0.23", 80)],
-                 [replace(ONE, nodes=("node1",)), replace(OF_C, nodes=("node2",))],
+                 [ONE._replace(nodes=("node1",)), OF_C._replace(nodes=("node2",))],
                  first_group=first + 5, variants=("cluster", "node")),
         ),
         service(
@@ -92,12 +92,12 @@ def more_services() -> list[Service]:
             "narrow",
             port("", [frontend(OTHER_ADDRESS, 30028, external=True, node="node1",
                                sources=(IPv4Network("198.51.100.0/24"),),
-                               stand_in=names.STAND_INS[0])],
+                               stand_ins=(StandIn("node1", names.STAND_INS[0]),))],
                  [TWO], first_group=first + 16),
         ),
         service(
             "leaving",
-            port("", [frontend("10.96.0.29", 80)], [ONE, replace(OF_C, ready=False)],
+            port("", [frontend("10.96.0.29", 80)], [ONE, OF_C._replace(ready=False)],
                  first_group=first + 13, affinity=60),
         ),
         service(

@@ -1,7 +1,5 @@
 """Which endpoints get connections, case by case as kube-proxy's pkg/proxy/topology.go decides."""
 
-from dataclasses import replace
-
 import pytest
 
 from flows import topology
@@ -16,15 +14,15 @@ NOWHERE = endpoint("192.0.2.1", 80)
 
 def leaving(of: Endpoint) -> Endpoint:
     """Terminating, and serving still."""
-    return replace(of, ready=False)
+    return of._replace(ready=False)
 
 
 def zoned(of: Endpoint, *zones: str) -> Endpoint:
-    return replace(of, zones=zones)
+    return of._replace(zones=zones)
 
 
 def meant_for(of: Endpoint, *nodes: str) -> Endpoint:
-    return replace(of, nodes=nodes)
+    return of._replace(nodes=nodes)
 
 
 def having(*endpoints: Endpoint) -> ServicePort:
@@ -55,7 +53,7 @@ def test_everywhere(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]
         # What is ready on other nodes is no better than what still serves here.
         ("its terminating ones, where none of its own is ready", [leaving(A), B], [leaving(A)]),
         ("not those, while another of its own is ready",
-         [leaving(A), replace(A, port=81), B], [replace(A, port=81)]),
+         [leaving(A), A._replace(port=81), B], [A._replace(port=81)]),
         ("hints say nothing of it", [meant_for(zoned(A, "x"), "node2"), B],
          [meant_for(zoned(A, "x"), "node2")]),
     ],

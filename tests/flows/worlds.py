@@ -1,7 +1,6 @@
 """Small clusters that the tests of the core share."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -17,6 +16,7 @@ from flows.view import (
     Node,
     Service,
     ServicePort,
+    StandIn,
     Target,
 )
 
@@ -124,7 +124,7 @@ def services() -> list[Service]:
             "near",
             port(
                 "", [frontend("10.96.0.15", 80)],
-                [replace(b, zones=("zone-a",)), replace(c, zones=("zone-b",), nodes=("node2",))],
+                [b._replace(zones=("zone-a",)), c._replace(zones=("zone-b",), nodes=("node2",))],
                 first_group=at + 96, variants=("cluster", "zone zone-a", "zone zone-b"),
             ),
         ),
@@ -135,7 +135,7 @@ def services() -> list[Service]:
                 [
                     frontend("10.96.0.16", 80),
                     frontend("172.30.1.1", 8443, external=True, node="node1",
-                             stand_in=names.STAND_INS[0]),
+                             stand_ins=(StandIn("node1", names.STAND_INS[0]),)),
                 ],
                 [a, c], first_group=at + 112, variants=("cluster", "local"), external_local=True,
             ),
