@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import structlog
 from pyroute2 import AsyncIPRoute
 
 from flows import names
 from flows.pipeline import LAYOUT
-from node_agent import cni_server, install, tls_files
+from node_agent import cni_server, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
 from node_agent.enrolment import stay_enrolled
+from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
@@ -27,6 +29,8 @@ from openflow.watch import FlowWatch
 from settings import Agent, SettingsError, load, logs
 
 SWEEP_INTERVAL = 5.0
+
+log = structlog.get_logger()
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -59,6 +63,7 @@ def main(context: click.Context, config: Path | None) -> None:
         raise click.UsageError("Missing option '--config'.")
     agent = _settings(config)
     problem = ""
+    descriptors.raise_limit()
     try:
         asyncio.run(_run(agent))
     except* (LeaseError, cni_server.SocketInUseError, OSError) as errors:
@@ -95,6 +100,7 @@ def _settings(config: Path) -> Agent:
 
 async def _run(agent: Agent) -> None:
     stop = asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(descriptors.exception_handler())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
@@ -143,6 +149,13 @@ def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException
 
 
 async def _sweep_for_ever(attachments: Attachments) -> None:
+    problem = ""
     while True:
         await asyncio.sleep(SWEEP_INTERVAL)
-        await attachments.sweep()
+        try:
+            await attachments.sweep()
+            problem = ""
+        except (OSError, NodeFault) as error:
+            if str(error) != problem:
+                problem = str(error)
+                log.warning("attachments not looked through", reason=problem)

@@ -78,6 +78,8 @@ class Node:
         self._ready: Ready | None = None
         self._problem = ""
         """Why the node could not be set up as it is wanted, the last time."""
+        self._conflicts: tuple[str, ...] = ()
+        """What is in the way of the node although it works."""
         self._news = asyncio.Event()
         # Once ready, a restart of the agent is no reason to send pods elsewhere.
         self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
@@ -113,11 +115,12 @@ class Node:
             return self._no_ovsdb
         if self._problem:
             return self._problem
+        found = [*self._conflicts, self._services.node_problem()]
         up, why = self._session()
-        if up or self._ready is None:
-            return ""
         lost = self._monotonic() - self._session_last_seen
-        return "" if lost < self._agent.status_grace else f"no controller session: {why}"
+        if not up and self._ready is not None and lost >= self._agent.status_grace:
+            found.append(f"no controller session: {why}")
+        return "; ".join(filter(None, found))
 
     def report_enrolment(self, problem: str) -> None:
         """Say why this node cannot get its certificate; empty: nothing any more."""
@@ -204,8 +207,7 @@ class Node:
         try:
             uplink = await host.check(self._netlink, config)
             mtu = host.pod_mtu(uplink.mtu, config)
-            if uplink.problems and not self._was_ready:
-                raise host.HostError(uplink.problems[0])  # noqa: TRY301
+            self._note_conflicts(uplink.problems)
             await asyncio.to_thread(self._leases.use, config.pod_cidr)
             change = bridge.converge(self._agent, config, mtu)
             if await self._ovsdb.transact(change):
@@ -233,6 +235,17 @@ class Node:
             log.info("node set up", podCIDR=str(config.pod_cidr), mtu=mtu)
         self._ready, self._problem = ready, ""
         return True
+
+    def _note_conflicts(self, conflicts: tuple[str, ...]) -> None:
+        """Raise `HostError` for what is in the way of a new node.
+
+        A node that has had pods goes on with what works: its other traffic is not the conflict's.
+        """
+        if conflicts and not self._was_ready:
+            raise host.HostError("; ".join(conflicts))
+        for conflict in set(conflicts) - set(self._conflicts):
+            log.warning("conflict with the host's network", problem=conflict)
+        self._conflicts = conflicts
 
     def _session(self) -> tuple[bool, str]:
         """Whether the switch runs and has its controller, or why not."""

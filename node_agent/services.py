@@ -52,7 +52,8 @@ class Services:
         self._agent = agent
         self._netlink = netlink
         self._table = table
-        self._checks = HealthChecks()
+        self._checks = HealthChecks(agent.healthz_port or None, self._is_healthy)
+        self._no_healthz = ""
         self._wanted = _remembered(agent)
         self._config: NodeConfig | None = None
         self._done: object = None
@@ -67,6 +68,14 @@ class Services:
         """By Service, why its health checks are not answered."""
         self._busy: dict[NodePort, str] = {}
         """Ports of Services at this host on which a process is, and its name."""
+
+    def _is_healthy(self) -> bool:
+        """Whether connections to Services are served here, as far as this host knows."""
+        return self._config is not None and not self._problem
+
+    def node_problem(self) -> str:
+        """What of the node itself is not served; empty: everything is."""
+        return self._no_healthz
 
     def problems(self) -> dict[str, str]:
         """By `NAMESPACE/NAME`, what of a Service this node cannot do."""
@@ -157,6 +166,7 @@ class Services:
     async def _converge(self) -> bool:
         if self._wanted is not None:
             self._unanswered = await self._checks.converge(self._wanted.health_checks)
+        self._no_healthz = await self._checks.serve_healthz()
         try:
             async with self._lock:
                 await self._look()

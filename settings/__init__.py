@@ -156,6 +156,9 @@ class Agent(
     """Seconds without a controller session after which STATUS reports it."""
     audit_interval: Annotated[float, Meta(gt=0)] = 10.0
     """Seconds between two looks at what the switch holds, about."""
+    healthz_port: Annotated[int, Meta(ge=0, lt=1 << 16)] = 10256
+    """Where load balancers ask whether this node takes connections, as they ask kube-proxy; 0: at
+    no port."""
     quarantine: Annotated[float, Meta(ge=0)] = 30.0
     """Seconds that a released address rests before it is handed out again."""
 

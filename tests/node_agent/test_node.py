@@ -157,6 +157,30 @@ def test_node_that_cannot_be(scratch: ScratchNode) -> None:  # noqa: PLR0915  on
     asyncio.run(main())
 
 
+def test_a_conflict_on_a_running_node_is_reported_and_stops_nothing(scratch: ScratchNode) -> None:
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+            scratch.run("ip", "route", "add", "10.98.7.0/24", "via", "172.30.0.2")
+            # The agent is told of the change, and does not wait for its next look.
+            await until(
+                lambda: (
+                    "serviceRange 10.98.0.0/16 overlaps the host's route 10.98.7.0/24"
+                    in controller.problems.node
+                ),
+                scratch.log,
+            )
+            assert (await scratch.add("a", scratch.netns()))[0] == 0
+            assert await scratch.cni("STATUS") == (0, {})
+            scratch.stop_agent()
+            scratch.start_agent()
+            await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+            assert (await scratch.add("b", scratch.netns()))[0] == 0
+            scratch.run("ip", "route", "del", "10.98.7.0/24")
+            await until(lambda: controller.problems.node == "", scratch.log)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("missing", ["controller", "ovs-vswitchd"])
 def test_status_waits_a_while_before_it_complains(scratch: ScratchNode, missing: str) -> None:
     async def main() -> None:

@@ -8,11 +8,8 @@ from contextlib import closing
 from ipaddress import IPv4Address
 from typing import Any
 
-import aiohttp
-
 from node_agent import host_ports
 from node_agent.cni_call import Code
-from node_agent.health_checks import HealthChecks
 from node_agent.services import _both
 from tests.namespaces import inside
 from wire.documents import NodeProblems, NodeServices, decode_services, encode
@@ -261,51 +258,6 @@ def test_who_holds_a_port(scratch: ScratchNode) -> None:
     found = inside(scratch.name, steps)
     assert found.keys() == {(TCP, 1), (TCP, 2), (TCP, 4), (UDP, 7), (UDP, 8)}
     assert {title.split()[0] for title in found.values()} == {"process"}
-
-
-def test_health_checks_answer_as_kube_proxy_does() -> None:
-    def free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    async def main() -> None:
-        one, two = free(), free()
-        checks = HealthChecks()
-        async with aiohttp.ClientSession() as session:
-
-            async def ask(port: int) -> tuple[int, str, dict[str, Any]]:
-                async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
-                    weight = response.headers["X-Load-Balancing-Endpoint-Weight"]
-                    assert response.headers["Content-Type"].startswith("application/json")
-                    return response.status, weight, await response.json()
-
-            def body(name: str, count: int) -> dict[str, Any]:
-                return {
-                    "service": {"namespace": "default", "name": name},
-                    "localEndpoints": count,
-                    "serviceProxyHealthy": True,
-                }
-
-            assert await checks.converge([(one, "default/a", 2), (two, "default/b", 0)]) == {}
-            assert await ask(one) == (200, "2", body("a", 2))
-            assert await ask(two) == (503, "0", body("b", 0))
-            assert await checks.converge([(one, "default/a", 0)]) == {}
-            assert await ask(one) == (503, "0", body("a", 0))
-            with socket.socket() as other:
-                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                other.bind(("0.0.0.0", two))
-                other.listen()
-                problems = await checks.converge([(two, "default/b", 1)])
-                assert problems.keys() == {"default/b"}
-                assert f"health check port {two}" in problems["default/b"]
-            assert await checks.converge([(two, "default/b", 1)]) == {}
-            assert (await ask(two))[0] == 200
-            await checks.close()
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", two)) != 0
-
-    asyncio.run(main())
 
 
 def test_a_document_that_is_not_whole_adds_only() -> None:
