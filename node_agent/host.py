@@ -187,12 +187,16 @@ async def set_up_gateway(
     sysctls.forward()
     address = str(names.gateway_address(config.pod_cidr))
     await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
-    async for old in await netlink.get_addr(family=socket.AF_INET, index=index):
-        if old.get_attr("IFA_LOCAL") != address:
-            with _ignoring(errno.EADDRNOTAVAIL):
-                await netlink.addr("del", index=index, address=old.get_attr("IFA_LOCAL"),
-                                   prefixlen=old["prefixlen"])  # fmt: skip
-    await netlink.addr("replace", index=index, address=address, prefixlen=32)
+    found = {
+        (old.get_attr("IFA_LOCAL"), old["prefixlen"])
+        async for old in await netlink.get_addr(family=socket.AF_INET, index=index)
+    }
+    for old, length in found - {(address, 32)}:
+        with _ignoring(errno.EADDRNOTAVAIL):
+            await netlink.addr("del", index=index, address=old, prefixlen=length)
+    # Not again where it is there: others are told of each change, and so are we (`kernel_watch`).
+    if (address, 32) not in found:
+        await netlink.addr("replace", index=index, address=address, prefixlen=32)
     await netlink.neigh(
         "replace", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
     )

@@ -15,6 +15,7 @@ from flows.features import classify
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
+from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
 from node_agent.services import Services
@@ -24,6 +25,8 @@ from wire.documents import NodeConfig
 
 REPAIR_INTERVAL = 60.0
 """Seconds after which everything is made so again, whatever happened to it."""
+REPAIR_SPACING = 1.0
+"""Seconds at least between two repairs, whoever changes the host how often."""
 RETRY_INTERVAL = 2.0
 """Seconds after which what could not be done is tried again."""
 
@@ -81,6 +84,7 @@ class Node:
         self._conflicts: tuple[str, ...] = ()
         """What is in the way of the node although it works."""
         self._news = asyncio.Event()
+        self._kernel = KernelWatch(self._news.set)
         # Once ready, a restart of the agent is no reason to send pods elsewhere.
         self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
         self._session_last_seen = monotonic()
@@ -139,6 +143,7 @@ class Node:
             tasks.create_task(self._follow_ovsdb())
             tasks.create_task(self._converge_for_ever())
             tasks.create_task(self._announce())
+            tasks.create_task(self._kernel.run())
 
     async def _adopt(self) -> None:
         """Lease to existing ports what they have, where the lease file was lost."""
@@ -201,7 +206,8 @@ class Node:
             pause = REPAIR_INTERVAL
             if self._wanted is not None and not await self._converge(self._wanted):
                 pause = RETRY_INTERVAL
-            await _wait(self._news, pause)
+            await asyncio.sleep(REPAIR_SPACING)
+            await _wait(self._news, pause - REPAIR_SPACING)
 
     async def _converge(self, config: NodeConfig) -> bool:
         try:
@@ -214,6 +220,8 @@ class Node:
                 log.info("bridge configured", revision=config.revision, mtu=mtu)
             await host.set_up_gateway(self._netlink, Sysctls.of(self._agent), config, mtu)
             await self._services.converge(config)
+            gateway = await host.find_gateway(self._netlink)
+            self._kernel.use((config.pod_range, config.service_range), gateway)
             if self._agent.datapath == "netdev":
                 links = {name for _, name in socket.if_nameindex()}
                 await nft.deafen_again(links & {lease.port for lease in self._leases.all()})

@@ -12,6 +12,7 @@ import pytest
 from flows import names
 from flows.pipeline import TABLES
 from node_agent.cni_call import Code
+from wire.documents import NodeServices
 
 from .conftest import (
     CONFIG,
@@ -171,12 +172,14 @@ def test_a_conflict_on_a_running_node_is_reported_and_stops_nothing(scratch: Scr
             )
             assert (await scratch.add("a", scratch.netns()))[0] == 0
             assert await scratch.cni("STATUS") == (0, {})
+            scratch.run("ip", "route", "del", "10.98.7.0/24")
+            await until(lambda: controller.problems.node == "", scratch.log)
+            # Nor does it when the agent is started anew.
+            scratch.run("ip", "route", "add", "10.98.7.0/24", "via", "172.30.0.2")
             scratch.stop_agent()
             scratch.start_agent()
             await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
             assert (await scratch.add("b", scratch.netns()))[0] == 0
-            scratch.run("ip", "route", "del", "10.98.7.0/24")
-            await until(lambda: controller.problems.node == "", scratch.log)
 
     asyncio.run(main())
 
@@ -257,6 +260,37 @@ def test_what_others_flushed_is_restored_and_what_stands_is_left(scratch: Scratc
             for name, netns in zip("ab", spaces, strict=True):
                 assert await scratch.cni("DEL", **scratch.attachment(name, netns)) == (0, {})
             assert scratch.left_over() == NOTHING_LEFT
+
+    asyncio.run(main())
+
+
+def test_what_others_flush_is_restored_at_once(scratch: ScratchNode) -> None:
+    """The agent is told of it: its regular repair comes once a minute."""
+    node = (("ip", "route"), ("ip", "rule"), ("ip", "-br", "addr"), ("nft", "-s", "list", "ruleset"))
+
+    def state() -> list[list[str]]:
+        return [sorted(scratch.run(*command).splitlines()) for command in node]
+
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+            external = IPv4Address("198.51.100.7")
+            controller.services = NodeServices(
+                scratch.settings["node"], (), (external,), (), "2",
+                external_ports=(((external,), ((6, 80),), "default/web"),),
+            )  # fmt: skip
+            await until(lambda: "198.51.100.7" in str(state()), scratch.log)
+            before = state()
+            for command in (
+                "ip route flush dev sluice-gw",
+                "ip route del 10.99.0.0/16",
+                "ip rule del table 21356",
+                "ip route flush table 21356",
+                "ip addr flush dev sluice-gw",
+                "nft flush ruleset",
+                "nft flush chain ip sluice prerouting",
+            ):
+                scratch.run(*command.split())
+                await until(lambda: state() == before, lambda: f"{state()}{scratch.log()}")
 
     asyncio.run(main())
 

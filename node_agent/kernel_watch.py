@@ -1,0 +1,147 @@
+"""Tells when somebody changes what the agent has set up in the kernel.
+
+That is routes, routing rules, addresses and nftables.
+
+A restart of systemd-networkd, of nftables.service or of a VPN does that, and nothing else would
+show it before the next regular repair. A notification only wakes the repair, which looks for
+itself; so it is enough to read the few bytes that tell ours from the host's own business.
+"""
+
+import asyncio
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Network
+from typing import Final
+
+from node_agent import nft, routes
+
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_ROUTE_GROUPS: Final = (5, 7, 8)
+"""RTNLGRP_IPV4_IFADDR, _ROUTE and _RULE of linux/rtnetlink.h."""
+_NFT_GROUPS: Final = (7,)
+"""NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h."""
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_DELRULE = 20, 21, 24, 25, 33
+_NFT_DELETIONS: Final = {10 << 8 | number for number in (2, 5, 8)}
+"""NFT_MSG_DELTABLE, _DELCHAIN and _DELRULE of linux/netfilter/nf_tables.h."""
+_FAMILY_IP, _FAMILY_NETDEV = 2, 5
+_HEADER: Final = struct.Struct("=IHHII")
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_DATAGRAMS_AT_ONCE: Final = 256
+_PAUSE: Final = 0.5
+"""Seconds between two looks at what has come: a flush is many messages."""
+
+
+class KernelWatch:
+    """`changed` is called when something of ours may have gone or been overridden."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._ranges: tuple[IPv4Network, ...] = ()
+        self._gateway = 0
+
+    def use(self, ranges: Iterable[IPv4Network], gateway: int) -> None:
+        """Whose routes count: those into these ranges, and those by this interface (its index)."""
+        self._ranges, self._gateway = tuple(ranges), gateway
+
+    async def run(self) -> None:
+        """Watch for ever. Raises `OSError` where the kernel does not let us."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(socket.NETLINK_ROUTE, _ROUTE_GROUPS, self.is_of_ours))
+            tasks.create_task(self._follow(_NETLINK_NETFILTER, _NFT_GROUPS, _is_our_table))
+
+    async def _follow(
+        self, protocol: int, groups: Iterable[int], matters: Callable[[int, bytes], bool]
+    ) -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as listening:
+            listening.bind((0, 0))
+            for group in groups:
+                listening.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            listening.setblocking(False)
+            while True:
+                await _readable(listening)
+                if any(matters(kind, body) for kind, body in _received(listening)):
+                    self._changed()
+                await asyncio.sleep(_PAUSE)
+
+    def is_of_ours(self, kind: int, body: bytes) -> bool:
+        """Whether an rtnetlink message (its type and body) is about something of ours."""
+        if kind in (_OVERFLOW, _RTM_DELRULE, _RTM_NEWADDR, _RTM_DELADDR):
+            return True
+        if kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or len(body) < _ROUTE.size:
+            return False
+        _, length, *_ = _ROUTE.unpack_from(body)
+        attributes = dict(_attributes(body[_ROUTE.size :]))
+        if _number(attributes.get(_RTA_OIF)) == self._gateway:
+            return kind == _RTM_DELROUTE
+        if _number(attributes.get(_RTA_TABLE)) != routes.MAIN:
+            return False
+        destination = IPv4Network((attributes.get(_RTA_DST, bytes(4)), length), strict=False)
+        return any(destination.subnet_of(each) for each in self._ranges)
+
+
+_OVERFLOW: Final = -1
+"""Instead of a type: messages were lost."""
+
+
+def _is_our_table(kind: int, body: bytes) -> bool:
+    """Whether a message of nf_tables says that a part of a table of ours is gone.
+
+    Chains of single devices go with their pods.
+    """
+    if kind == _OVERFLOW:
+        return True
+    if kind not in _NFT_DELETIONS or f"{nft.TABLE}\0".encode() not in body:
+        return False
+    return body[0] == _FAMILY_IP or (body[0] == _FAMILY_NETDEV and kind & 0xFF == 2)
+
+
+async def _readable(file: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(file, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(file)
+
+
+def _received(file: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """What waits, up to a bound: type and body of each message."""
+    for _ in range(_DATAGRAMS_AT_ONCE):
+        try:
+            data = file.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield _OVERFLOW, b""
+            continue
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, *_ = _HEADER.unpack_from(data, at)
+            if length < _HEADER.size:
+                break
+            yield kind, data[at + _HEADER.size : at + length]
+            at += -(-length // 4) * 4
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, data[at + _ATTRIBUTE.size : at + length]
+        at += -(-length // 4) * 4
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value[:4], sys.byteorder) if value else 0
