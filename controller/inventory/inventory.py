@@ -1,15 +1,15 @@
 """The inventory: objects and ports in, view and problems out."""
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Final
 
 from controller.inventory.kind import Kind
+from controller.inventory.node_drafts import Range
 from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
-from controller.known_addresses import NodeAddress
 from controller.problems import INVENTORY, Owner, PortRef, Problems, Reporter, Subject
 from controller.services import Services
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
@@ -27,17 +27,19 @@ class Inventory:
     def __init__(
         self,
         cluster: Cluster,
-        reserved: Iterable[tuple[str, IPv4Network]] = (),
+        reserved: Iterable[Range] = (),
         problems: Problems | None = None,
         protected: Mapping[IPv4Address, str] | None = None,
+        excluded: Iterable[str] = (),
     ) -> None:
-        """`reserved` are named ranges that no podCIDR may overlap, besides the Service range.
+        """`reserved` are ranges that no podCIDR may overlap, besides the Service range.
 
-        `protected` are addresses that no Service may take, and what they are.
+        `protected` are addresses that no Service may take, and what they are. `excluded` are the
+        labels of Nodes that Sluice leaves alone, each `KEY` or `KEY=VALUE`.
         """
         self.problems: Final = Problems() if problems is None else problems
         """What is wrong with objects and ports, among whatever else is told there."""
-        self.nodes: Final = Nodes(cluster, reserved, self._note)
+        self.nodes: Final = Nodes(cluster, reserved, excluded, self._note)
         self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = Services(cluster, self._note, protected=protected)
@@ -72,6 +74,11 @@ class Inventory:
         """Judge what depends on several objects, once after any number of changes."""
         return self.nodes.settle() | self.services.settle()
 
+    def node_connected(self, node: str, address: IPv4Address) -> set[Key]:
+        """A node's switch opened a session from this address, which counts until the next one."""
+        self.nodes.connected(node, address)
+        return self.settle()
+
     def set_ports(self, node: str, ports: Iterable[BridgePort]) -> set[Key]:
         """All ports of a node's bridge, after its switch connected."""
         return self.ports.put_all(node, ports)
@@ -95,13 +102,7 @@ class Inventory:
             for name in changed
             for service in self.services.local.get(name, ())
         }
-        self.services.set_node_addresses(
-            {
-                address: NodeAddress(name, number)
-                for name, node in self.nodes.accepted.items()
-                for number, address in enumerate((node.address, *node.further_addresses))
-            }
-        )
+        self.services.set_node_addresses(dict(self.nodes.addresses))
         return touched
 
     # --- what others ask ---

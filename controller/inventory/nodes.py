@@ -1,217 +1,204 @@
 """Nodes: which take part, with which tunnel address and podCIDR."""
 
-import contextlib
-from bisect import bisect, insort
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError, ip_network
+from ipaddress import IPv4Address
 from typing import Final
 
 from controller.inventory.kind import Note
+from controller.inventory.node_claims import AddressClaims, RangeClaims
+from controller.inventory.node_drafts import NodeDraft, NodeRefusedError, Range, age_of, draft_of
+from controller.known_addresses import NodeAddress
 from controller.sources.objects import NodeObject
 from flows import names
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Key, Node
-
-LONGEST_PREFIX: Final = 30
-"""Of a podCIDR: network, gateway, one pod, broadcast."""
 
 Follower = Callable[[Collection[str]], set[Key]]
 """Called with the names of Nodes whose part in the view changed; returns the keys it changed."""
 
 
 class Nodes:
-    """The kind Node. Nodes are judged against each other in `settle`, once after many changes."""
+    """The kind Node. What follows from `put`, `remove` and `connected` is returned by `settle`.
+
+    A Node whose object cannot be used as it is now (a cloud controller removes its addresses for
+    some seconds) keeps the last state that could be used, as long as it is the same Node: its pods
+    keep running, so their connections stay, and the problem is reported. This state is lost when
+    the controller restarts.
+    """
 
     def __init__(
-        self, cluster: Cluster, reserved: Iterable[tuple[str, IPv4Network]], note: Note
+        self,
+        cluster: Cluster,
+        reserved: Iterable[Range],
+        excluded: Iterable[str],
+        note: Note,
     ) -> None:
-        """`reserved` are named ranges that no podCIDR may overlap, besides the Service range."""
-        self.accepted: dict[str, Node] = {}
+        """`reserved` are ranges that no podCIDR may overlap, besides the Service range.
+
+        `excluded` are the labels of Nodes that Sluice leaves alone, each `KEY` or `KEY=VALUE`.
+        """
+        self.accepted: Final[dict[str, Node]] = {}
         """See `ClusterView.nodes`."""
-        self.objects: dict[str, NodeObject] = {}
+        self.objects: Final[dict[str, NodeObject]] = {}
         """Every Node of the source by its name, accepted or refused."""
-        self.followers: list[Follower] = []
+        self.addresses: Final[dict[IPv4Address, NodeAddress]] = {}
+        """All addresses of accepted Nodes."""
+        self.followers: Final[list[Follower]] = []
         self._cluster = cluster
         self._reserved = (("the Service range", cluster.service_range), *reserved)
+        self._excluded = tuple(excluded)
         self._note = note
-        self._verdicts: dict[str, Node | str] = {}
-        """What each Node comes to by itself: what it would be, or why it is refused."""
-        self._changed = False
+        self._drafts: dict[str, NodeDraft] = {}
+        """Nodes that could take part; the last draft that could, where it cannot be used now."""
+        self._refusals: dict[str, str] = {}
+        """Why a Node cannot be used as it is now."""
+        self._sessions: dict[str, IPv4Address] = {}
+        self._ranges = RangeClaims()
+        self._claims = AddressClaims()
+        self._dirty: set[str] = set()
         self._names_by_dpid: dict[int, str] = {}
+
+    # --- objects and sessions in ---
 
     def get(self, namespace: str, name: str) -> NodeObject | None:
         """As `Kind.get`."""
         return None if namespace else self.objects.get(name)
 
+    def put(self, new: NodeObject) -> set[Key]:
+        """As `Kind.put`."""
+        name = new.metadata.name
+        old = self.objects.get(name)
+        self.objects[name] = new
+        if old is None:
+            self._names_by_dpid[names.datapath_id(name)] = name
+        elif _relevant(old) == _relevant(new):
+            return set()
+        elif old.metadata.uid != new.metadata.uid:
+            self._drafts.pop(name, None)
+        self._refusals.pop(name, None)
+        if self.exclusion(name):
+            self._drafts.pop(name, None)
+        else:
+            self._draft(new)
+        self._dirty.add(name)
+        return set()
+
+    def remove(self, namespace: str, name: str) -> set[Key]:
+        """As `Kind.remove`."""
+        if not namespace and self.objects.pop(name, None) is not None:
+            del self._names_by_dpid[names.datapath_id(name)]
+            self._drafts.pop(name, None)
+            self._refusals.pop(name, None)
+            self._sessions.pop(name, None)
+            self._dirty.add(name)
+        return set()
+
+    def connected(self, name: str, address: IPv4Address) -> None:
+        """A Node's switch connected from this address. It counts until it connects from another.
+
+        A session that ends must not change who is believed.
+        """
+        if name in self.objects and self._sessions.get(name) != address:
+            self._sessions[name] = address
+            self._dirty.add(name)
+
+    def _draft(self, new: NodeObject) -> None:
+        name = new.metadata.name
+        try:
+            self._drafts[name] = draft_of(new, self._cluster, self._reserved)
+        except NodeRefusedError as refused:
+            self._refusals[name] = str(refused)
+            if last := self._drafts.get(name):
+                self._drafts[name] = replace(
+                    last, age=age_of(new), zone=new.zone, problem="", outdated=True
+                )
+
+    # --- judging ---
+
+    def settle(self) -> set[Key]:
+        """Judge the Nodes that changed, and those that share something with them."""
+        if not self._dirty:
+            return set()
+        dirty, self._dirty = self._dirty, set()
+        for name in dirty:
+            if draft := self._drafts.get(name):
+                self._ranges.put(name, draft.age, draft.pod_cidr)
+            else:
+                self._ranges.remove(name)
+        changed = dirty | self._ranges.settle()
+        for name in changed:
+            draft = self._drafts.get(name)
+            if draft and self._ranges.holds(name):
+                self._claims.put(draft, self._sessions.get(name))
+            else:
+                self._claims.remove(name)
+        changed |= self._claims.settle()
+        for name in changed:
+            self._note(ObjectRef.node(name), self._problem(name))
+        return self._accept({name: self._node(name) for name in changed})
+
+    def _node(self, name: str) -> Node | None:
+        draft, end = self._drafts.get(name), self._claims.ends.get(name)
+        if draft is None or end is None:
+            return None
+        further = self._claims.further(name)
+        return Node(name, draft.uid, end, draft.pod_cidr, further, draft.zone)
+
+    def _problem(self, name: str) -> str:
+        """What is wrong with a Node, whether it takes part or not; empty: nothing."""
+        draft, end = self._drafts.get(name), self._claims.ends.get(name)
+        if draft is None:
+            return self._refusals.get(name, "")
+        if conflict := self._ranges.conflicts.get(name):
+            return f"spec.podCIDR {draft.pod_cidr} overlaps {conflict}"
+        problems = [self._refusals[name]] if draft.outdated else []
+        problems += [draft.problem] if draft.problem else []
+        problems += [
+            f"status.addresses: InternalIP {address} is Node {holder}'s already"
+            for address, holder in self._claims.lost(name)
+        ]
+        if problems and end is not None:
+            problems.append(f"it takes part with address {end} and podCIDR {draft.pod_cidr}")
+        return "; ".join(problems)
+
+    def _accept(self, new: Mapping[str, Node | None]) -> set[Key]:
+        """Put Nodes into the view."""
+        changed = {name: node for name, node in new.items() if self.accepted.get(name) != node}
+        if not changed:
+            return set()
+        touched: set[Key] = set()
+        for name in changed:
+            if old := self.accepted.pop(name, None):
+                for address in (old.address, *old.further_addresses):
+                    del self.addresses[address]
+        for name, node in changed.items():
+            touched |= {Key(CLUSTER_SCOPE, "peer", name), Key(name, "node", name)}
+            if node is not None:
+                self.accepted[name] = node
+                for number, address in enumerate((node.address, *node.further_addresses)):
+                    self.addresses[address] = NodeAddress(name, number)
+        for follower in self.followers:
+            touched |= follower(changed.keys())
+        return touched
+
+    # --- what others ask ---
+
     def name_of(self, dpid: int) -> str | None:
         """The name of the Node, accepted or refused, whose bridge has this datapath id."""
         return self._names_by_dpid.get(dpid)
 
-    def put(self, new: NodeObject) -> set[Key]:
-        """As `Kind.put`; what follows from it is returned by `settle`."""
-        name = new.metadata.name
-        known = self.objects.get(name)
-        self.objects[name] = new
-        if known is None or _judged(known) != _judged(new):
-            self._names_by_dpid[names.datapath_id(name)] = name
-            self._verdicts[name] = self._judge_node(new)
-            self._changed = True
-        return set()
-
-    def remove(self, namespace: str, name: str) -> set[Key]:
-        """As `Kind.remove`; what follows from it is returned by `settle`."""
-        if not namespace and self.objects.pop(name, None) is not None:
-            del self._verdicts[name]
-            del self._names_by_dpid[names.datapath_id(name)]
-            self._note(ObjectRef.node(name), "")
-            self._changed = True
-        return set()
-
-    def settle(self) -> set[Key]:
-        """Judge the Nodes against each other, if any changed."""
-        if not self._changed:
-            return set()
-        self._changed = False
-        accepted: dict[str, Node] = {}
-        by_address: dict[IPv4Address, str] = {}
-        ranges: list[tuple[IPv4Network, str]] = []  # sorted, and disjoint
-        # The older of two that conflict stays, in whatever order they came.
-        for given in sorted(self.objects.values(), key=_age):
-            name = given.metadata.name
-            verdict = self._verdicts[name]
-            if isinstance(verdict, Node):
-                verdict = _conflict(verdict, by_address, ranges) or verdict
-            if isinstance(verdict, str):
-                self._note(ObjectRef.node(name), verdict)
-                continue
-            self._note(ObjectRef.node(name), "")
-            accepted[name] = verdict
-            by_address[verdict.address] = name
-            insort(ranges, (verdict.pod_cidr, name))
-        self._share_out_addresses(accepted, set(by_address))
-        changed = {
-            name
-            for name in self.accepted.keys() | accepted.keys()
-            if self.accepted.get(name) != accepted.get(name)
-        }
-        self.accepted.clear()
-        self.accepted.update(accepted)
-        touched: set[Key] = set()
-        for name in changed:
-            touched |= {Key(CLUSTER_SCOPE, "peer", name), Key(name, "node", name)}
-        if changed:
-            for follower in self.followers:
-                touched |= follower(changed)
-        return touched
-
-    def _share_out_addresses(self, accepted: dict[str, Node], taken: set[IPv4Address]) -> None:
-        """Give nodes their further addresses, each to the first that names it."""
-        for name, node in accepted.items():
-            further = []
-            for address in _addresses(self.objects[name].addresses):
-                if address not in taken:
-                    taken.add(address)
-                    further.append(address)
-            if further:
-                accepted[name] = replace(node, further_addresses=tuple(further))
-
-    def _judge_node(self, given: NodeObject) -> Node | str:
-        try:
-            return Node(
-                given.metadata.name,
-                given.metadata.uid,
-                self._judge_address(given),
-                self._judge_cidr(given),
-                zone=given.zone,
-            )
-        except _RefusedError as refused:
-            return str(refused)
-
-    def _judge_address(self, given: NodeObject) -> IPv4Address:
-        if not given.internal_addresses:
-            raise _RefusedError("status.addresses holds no InternalIP")
-        address = next(iter(_addresses(given.internal_addresses)), None)
-        if address is None:
-            text = given.internal_addresses[0]
-            raise _RefusedError(f"status.addresses: InternalIP {text!r} is not an IPv4 address")
-        if (
-            address.is_loopback
-            or address.is_unspecified
-            or address.is_multicast
-            or address.is_link_local
-            or address.is_reserved
-        ):
-            raise _RefusedError(
-                f"status.addresses: InternalIP {address} cannot be the end of a tunnel"
-            )
-        for range_name, network in (
-            ("the pod range", self._cluster.pod_range),
-            ("the Service range", self._cluster.service_range),
-        ):
-            if address in network:
-                raise _RefusedError(
-                    f"status.addresses: InternalIP {address} is inside {range_name} {network}"
-                )
-        return address
-
-    def _judge_cidr(self, given: NodeObject) -> IPv4Network:
-        if not given.pod_cidrs:
-            raise _RefusedError("spec.podCIDR is missing")
-        found: IPv4Network | None = None
-        for text in given.pod_cidrs:
-            try:
-                network = ip_network(text)
-            except (ValueError, AddressValueError, NetmaskValueError) as error:
-                raise _RefusedError(f"spec.podCIDR {text!r} is not a CIDR: {error}") from error
-            if isinstance(network, IPv4Network):
-                found = found or network
-        if found is None:
-            raise _RefusedError(
-                f"spec.podCIDR {', '.join(given.pod_cidrs)} is not IPv4; this cluster is IPv4-only"
-            )
-        if found.prefixlen > LONGEST_PREFIX:
-            raise _RefusedError(
-                f"spec.podCIDR {found} is too small: /{LONGEST_PREFIX} is the least"
-            )
-        for range_name, network in self._reserved:
-            if found.overlaps(network):
-                raise _RefusedError(f"spec.podCIDR {found} overlaps {range_name} {network}")
-        if not found.subnet_of(self._cluster.pod_range):
-            raise _RefusedError(
-                f"spec.podCIDR {found} is outside the pod range {self._cluster.pod_range}"
-            )
-        return found
+    def exclusion(self, name: str) -> str:
+        """The label by which a Node is excluded; empty: it is not, or is unknown."""
+        given = self.objects.get(name)
+        labels = (given.metadata.labels if given else None) or {}
+        for label in self._excluded:
+            key, equals, value = label.partition("=")
+            if key in labels and (not equals or labels[key] == value):
+                return f"{key}={labels[key]}"
+        return ""
 
 
-class _RefusedError(ValueError):
-    """Why an object is refused."""
-
-
-def _addresses(texts: Iterable[str]) -> Iterable[IPv4Address]:
-    for text in texts:
-        with contextlib.suppress(AddressValueError):
-            yield IPv4Address(text)
-
-
-def _conflict(
-    node: Node, by_address: Mapping[IPv4Address, str], ranges: list[tuple[IPv4Network, str]]
-) -> str:
-    if other := by_address.get(node.address):
-        return f"status.addresses: InternalIP {node.address} is Node {other}'s already"
-    place = bisect(ranges, (node.pod_cidr, ""))
-    for cidr, rival in ranges[max(place - 1, 0) : place + 1]:
-        if cidr.overlaps(node.pod_cidr):
-            return f"spec.podCIDR {node.pod_cidr} overlaps {cidr} of Node {rival}"
-    return ""
-
-
-def _judged(node: NodeObject) -> tuple[object, ...]:
-    """What of a Node its verdict depends on. Its conditions change for many other reasons."""
-    return node.metadata, node.spec, node.status.addresses
-
-
-def _age(node: NodeObject) -> tuple[str, str, str]:
-    # One without a time is the youngest: a manifest made by hand displaces nobody.
-    created = node.metadata.creation_timestamp or "never"
-    return created, node.metadata.name, node.metadata.uid
+def _relevant(given: NodeObject) -> tuple[object, ...]:
+    """What of a Node anything here depends on. Its conditions change for many other reasons."""
+    return given.metadata, given.spec, given.status.addresses

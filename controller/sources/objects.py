@@ -29,16 +29,10 @@ class Metadata(msgspec.Struct, frozen=True, rename="camel"):
     creation_timestamp: str | None = None
 
 
-class NodeLabels(msgspec.Struct, frozen=True):
-    """The labels of a Node that anything here depends on."""
-
-    zone: str = msgspec.field(default="", name="topology.kubernetes.io/zone")
-
-
 class NodeMetadata(Metadata, frozen=True, rename="camel"):
     """ObjectMeta of a Node."""
 
-    labels: NodeLabels | None = None
+    labels: dict[str, str] | None = None
 
 
 class NodeObjectAddress(msgspec.Struct, frozen=True):
@@ -84,7 +78,7 @@ class NodeObject(msgspec.Struct, frozen=True):
     @property
     def zone(self) -> str:
         """Empty where it has none."""
-        return self.metadata.labels.zone if self.metadata.labels else ""
+        return (self.metadata.labels or {}).get("topology.kubernetes.io/zone", "")
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:

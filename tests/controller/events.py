@@ -5,14 +5,15 @@ elsewhere, ports of old sandboxes and of nobody must come up all the time.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 from hypothesis import strategies as st
 
 from controller.group_ids import GroupIds
 from controller.inventory import BridgePort, Inventory
+from controller.inventory.node_drafts import NodeRefusedError, draft_of
 from controller.sources.objects import (
-    NodeLabels,
     NodeMetadata,
     NodeObject,
     NodeObjectAddress,
@@ -48,7 +49,7 @@ def node_object(
     zone: str = "",
     others: tuple[str, ...] = (),
 ) -> NodeObject:
-    labels = NodeLabels(zone) if zone else None
+    labels = {"topology.kubernetes.io/zone": zone} if zone else None
     addresses = [NodeObjectAddress("InternalIP", each) for each in (address, *others)]
     return NodeObject(
         NodeMetadata(name=name, uid=uid, creation_timestamp=created, labels=labels),
@@ -102,8 +103,9 @@ node_objects = st.one_of(
         st.sampled_from(CIDRS),
         st.sampled_from(ADDRESSES),
         st.sampled_from(("2026-01-01", "2026-01-02")),
-        st.just("u"),
+        st.sampled_from(("u", "u", "new")),
         st.sampled_from(("", "a")),
+        st.lists(st.sampled_from(ADDRESSES[:3]), max_size=2).map(tuple),
     ),
 )
 pod_objects = st.one_of(
@@ -231,6 +233,10 @@ def remove_slice(name: str) -> Event:
     )
 
 
+def connect(node: str, address: IPv4Address) -> Event:
+    return lambda inventory: inventory.node_connected(node, address)
+
+
 def set_port(node: str, new: BridgePort) -> Event:
     return lambda inventory: inventory.set_port(node, new)
 
@@ -239,6 +245,11 @@ def remove_port(node: str, old: BridgePort) -> Event:
     return lambda inventory: inventory.remove_port(node, old.name)
 
 
+connections = st.builds(
+    lambda node, address: connect(node, IPv4Address(address)),
+    st.sampled_from(NODES),
+    st.sampled_from((*ADDRESSES[:2], "192.0.2.1")),
+)
 service_events = st.one_of(
     *[services.map(set_object), slices.map(set_object)] * 3,
     node_objects.map(set_object),
@@ -251,6 +262,7 @@ events = st.one_of(
     pod_objects.map(set_object),
     st.builds(set_port, st.sampled_from(("node1", "node1", "node2")), ports),
     st.builds(set_port, st.just("node1"), ports),
+    connections,
     st.sampled_from(NODES).map(remove_node),
     st.sampled_from(("a", "b", "c")).map(remove_pod),
     st.builds(remove_port, st.sampled_from(NODES[:2]), ports),
@@ -264,23 +276,29 @@ events = st.one_of(
 class Facts:
     """Takes what an inventory takes, and remembers only what matters now.
 
-    That is what is there, and for each port the Pod that it has or had: an attachment ends with its
-    port.
+    That is what is there; for each port the Pod that it has or had, because an attachment ends with
+    its port; for each Node its last usable state, and where its switch connected from.
     """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
         self.ports: dict[tuple[str, str], BridgePort] = {}
         self.owners: dict[tuple[str, str], PodObject] = {}
+        self.usable: dict[str, NodeObject] = {}
+        self.sessions: dict[str, IPv4Address] = {}
 
     def replay(self) -> Iterator[Event]:
         """The shortest history that leads to the same."""
+        for usable in self.usable.values():
+            yield set_object(usable)
         for key, owner in self.owners.items():
             yield set_object(owner)
             yield set_port(key[0], self.ports[key])
             yield remove_pod(owner.metadata.name)
         for item in self.objects.values():
             yield set_object(item)
+        for name, address in self.sessions.items():
+            yield connect(name, address)
         for (node, _), port in self.ports.items():
             yield set_port(node, port)
 
@@ -292,10 +310,29 @@ class Facts:
         self.objects[item.kind, item.metadata.name] = item
         if old is not None and item.kind == "Pod" and old.metadata.uid == item.metadata.uid:
             self.owners = {key: pod for key, pod in self.owners.items() if pod is not old}
+        if isinstance(item, NodeObject):
+            self._take_node(item)
         return self._follow()
+
+    def _take_node(self, item: NodeObject) -> None:
+        name = item.metadata.name
+        usable = self.usable.get(name)
+        if usable is not None and usable.metadata.uid != item.metadata.uid:
+            del self.usable[name]
+        with suppress(NodeRefusedError):
+            draft_of(item, CLUSTER, [("the Service range", CLUSTER.service_range)])
+            self.usable[name] = item
 
     def remove_object(self, kind: str, _: str, name: str) -> set[Key]:
         self.objects.pop((kind, name), None)
+        if kind == "Node":
+            self.usable.pop(name, None)
+            self.sessions.pop(name, None)
+        return set()
+
+    def node_connected(self, node: str, address: IPv4Address) -> set[Key]:
+        if ("Node", node) in self.objects:
+            self.sessions[node] = address
         return set()
 
     def set_port(self, node: str, new: BridgePort) -> set[Key]:

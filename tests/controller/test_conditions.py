@@ -174,7 +174,7 @@ def test_conditions_are_no_reason_to_judge_nodes_anew() -> None:
     other = msgspec.structs.replace(READY, status="True")
     status = msgspec.structs.replace(story.node.status, conditions=[other])
     inventory.set_object(msgspec.structs.replace(story.node, status=status))
-    assert not inventory.nodes._changed
+    assert not inventory.nodes._dirty
     assert inventory.node_objects["node1"].network_unavailable == other
 
 

@@ -3,10 +3,12 @@
 import random
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from controller.inventory import Inventory
+from controller.inventory.node_drafts import NodeRefusedError, draft_of
+from controller.sources.objects import NodeObject
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import GroupChange, diff
 from flows.flow import Group
@@ -25,6 +27,7 @@ from tests.controller.events import (
     set_port,
     slices,
 )
+from tests.flows.worlds import CLUSTER
 
 service_histories = st.lists(service_events, min_size=8, max_size=30)
 
@@ -159,6 +162,13 @@ def host(inventory: Inventory, node: str) -> tuple[object, object]:
     return inventory.services.hosts.revision(node), inventory.services.hosts.wanted(node)
 
 
+def draft_of_or_skip(node: NodeObject) -> None:
+    try:
+        draft_of(node, CLUSTER, [("the Service range", CLUSTER.service_range)])
+    except NodeRefusedError:
+        reject()
+
+
 @given(st.lists(events, max_size=25), node_objects, pod_objects)
 @settings(max_examples=200, deadline=None)
 def test_apply_then_revert_is_the_identity(history, node, pod) -> None:  # type: ignore[no-untyped-def]
@@ -171,6 +181,9 @@ def test_apply_then_revert_is_the_identity(history, node, pod) -> None:  # type:
             "Node": world.inventory.nodes.objects.get(item.metadata.name),
             "Pod": world.inventory.pod("default", item.metadata.name),
         }[kind]
+        if isinstance(old, NodeObject):
+            # A Node that cannot be used keeps its last usable state.
+            draft_of_or_skip(old)
         world.take(set_object(item))
         if old is not None:
             world.take(set_object(old))
