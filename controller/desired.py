@@ -6,16 +6,17 @@ switch that is behind takes the batches it lacks.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from controller.audit import Digests
-from flows.compile import COMPILER, Compiler, Program
+from flows.compile import COMPILER, Compiler, Fragment, Program
 from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter
 from flows.refs import CLUSTER, ObjectRef
-from flows.view import CLUSTER_SCOPE, ClusterView, Key
+from flows.view import CLUSTER_SCOPE, SOME_SCOPE, ClusterView, Key
 from openflow.batch import Batch, FlowDelete, FlowRemove
 
 LOG_LENGTH = 256
@@ -42,6 +43,10 @@ class Desired:
         self._view = view
         self._compiler = COMPILER if compiler is None else compiler
         self._programs: dict[str, Program] = {}
+        self._some: dict[Key, Fragment | None] = {}
+        """Fragments that some nodes need, each compiled once for all of them."""
+        self._holders: dict[Key, AbstractSet[str]] = {}
+        """By key of `SOME_SCOPE`, the nodes that needed it when it was last touched."""
         self._log: deque[SharedChange] = deque(maxlen=LOG_LENGTH)
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
@@ -50,16 +55,36 @@ class Desired:
         """A node's own; empty for one that has none."""
         return self._programs.setdefault(node, Program(node))
 
+    def touch_some(self, key: Key) -> set[str]:
+        """A fragment of `SOME_SCOPE`, or who needs it, has changed; the nodes to update for it."""
+        self._some.pop(key, None)
+        before = self._holders.pop(key, frozenset())
+        if now := self._view.needed_by.get(key):
+            # A copy: the view changes in place.
+            self._holders[key] = now = frozenset(now)
+        return {*before, *(now or ())}
+
     def update_node(self, node: str, keys: Iterable[Key]) -> bool:
         """Compile these fragments of a node anew; whether anything changed.
 
+        A key of `SOME_SCOPE` is compiled for the first node that needs it, see `touch_some`.
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
-        changed = bool(program.update(self._compiler.fragments(self._view, sorted(keys))))
+        changes = {key: self._fragment(node, key) for key in sorted(keys)}
+        changed = bool(program.update(changes))
         if not program.cookies and node not in self._view.nodes:
             del self._programs[node]
         return changed
+
+    def _fragment(self, node: str, key: Key) -> Fragment | None:
+        if key.scope != SOME_SCOPE:
+            return self._compiler.fragment(self._view, key)
+        if node not in self._view.nodes or node not in self._view.needed_by.get(key, ()):
+            return None
+        if key not in self._some:
+            self._some[key] = self._compiler.fragment(self._view, key)
+        return self._some[key]
 
     def update_shared(self, keys: Collection[Key], triggers: Iterable[float] = ()) -> bool:
         """Compile these shared fragments anew, as one batch; whether anything changed."""

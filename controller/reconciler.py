@@ -22,7 +22,7 @@ from controller.sources.objects import Object
 from controller.stale_udp import Stale
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.refs import CLUSTER, ObjectRef
-from flows.view import CLUSTER_SCOPE, Key
+from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
 from openflow.batch import Batch, message_text
 from openflow.messages import InstalledFlow, InstalledGroup, PortReason, PortStatus
 from openflow.switch import ConnectionLost, Rejected, Switch
@@ -266,6 +266,9 @@ class Reconciler:
         for key in touched:
             if key.scope == CLUSTER_SCOPE:
                 self._stale.add(key)
+            elif key.scope == SOME_SCOPE:
+                for node in self.desired.touch_some(key):
+                    by_node.setdefault(node, []).append(key)
             else:
                 by_node.setdefault(key.scope, []).append(key)
         for node, keys in by_node.items():

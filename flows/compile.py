@@ -9,7 +9,8 @@ hold the same `Fragment` and `Flow`s: it is compiled once, and each flow is enco
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 from flows.diff import Delta, GroupChange
@@ -52,6 +53,11 @@ class Fragment:
     groups: tuple[Group, ...] = ()
     """Each has a flow among `flows` that says what it holds (`flows.features.state.companion`)."""
 
+    @cached_property
+    def entries(self) -> tuple[tuple[Flow, "Fragment"], ...]:
+        """Each flow with this fragment: what programs hold, one object for all of them."""
+        return tuple((flow, self) for flow in self.flows)
+
 
 class Compiler:
     """Features, arranged by kind of object."""
@@ -90,6 +96,8 @@ class Compiler:
         owners = tuple(kind.owners(view, found))
         try:
             flows += map(state.companion, groups)
+            if kind.scope == "some":
+                flows = [replace(flow, is_shared=True) for flow in flows]
             for flow in flows:
                 flow.cookie  # noqa: B018 - computed here, where a fault has an owner
         except FormError as error:
@@ -175,7 +183,8 @@ class Program:
         removed = {flow.cookie for fragment in old for flow in fragment.flows}
         wanted: dict[object, tuple[Flow, Fragment]] = {}
         for made in new:
-            for flow in made.flows:
+            for entry in made.entries:
+                flow = entry[0]
                 holder = self._taken.get(flow.key)
                 clash = holder is not None and holder not in removed
                 if clash or flow.key in wanted:
@@ -184,8 +193,8 @@ class Program:
                         f"{made.owners[0]}: {table} has a flow of priority {flow.priority}"
                         f" with the match {flow.match} already"
                     )
-                wanted[flow.key] = flow, made
-        added = {flow.cookie: (flow, made) for flow, made in wanted.values()}
+                wanted[flow.key] = entry
+        added = {entry[0].cookie: entry for entry in wanted.values()}
         groups = {group.id: group for f in new for group in f.groups}
         old_groups = {group.id for f in old for group in f.groups}
         delta = Delta(
@@ -208,9 +217,9 @@ class Program:
         )
         for cookie in removed:
             del self._taken[self._flows.pop(cookie)[0].key]
-        for cookie, (flow, made) in added.items():
-            self._flows[cookie] = flow, made
-            self._taken[flow.key] = cookie
+        for cookie, entry in added.items():
+            self._flows[cookie] = entry
+            self._taken[entry[0].key] = cookie
         for key, change in changes.items():
             if change is None:
                 self._fragments.pop(key, None)

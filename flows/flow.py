@@ -12,7 +12,7 @@ it in full; tests/flows/test_canonical.py has examples that must not change.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -264,7 +264,7 @@ class Flow:
     """One entry of one table.
 
     `match` is a tuple of (field, value, mask or None) in `FIELDS` order. An empty `actions`
-    drops. `reason` says in words what the flow is for; it is not part of the flow's identity.
+    drops. `reason` says in words what the flow is for; the switch does not hold it.
     """
 
     feature: int
@@ -273,8 +273,10 @@ class Flow:
     match: tuple[tuple[str, int, int | None], ...]
     actions: tuple[Action, ...]
     reason: str
+    is_shared: bool = field(default=False, compare=False)
+    """Several nodes' programs hold this very object, so its encoded bytes are worth keeping."""
 
-    @property
+    @cached_property
     def key(self) -> tuple[int, int, tuple[tuple[str, int, int | None], ...]]:
         """What a table holds at most one of."""
         return self.table, self.priority, self.match

@@ -47,12 +47,12 @@ class Kind(Generic[S]):
 
     name: str
     scope: ScopeType
-    names: Callable[[ClusterView, str], Iterable[str]]
-    """The names of all objects of this kind in a scope."""
     find: Callable[[ClusterView, str, str], S | None]
     """The object of a scope and a name; None where there is none."""
     owners: Callable[[ClusterView, S], Iterable[ObjectRef]]
     """Whom its flows exist for; not empty."""
+    names: Callable[[ClusterView, str], Iterable[str]] = lambda _, __: ()
+    """The names of all objects of this kind in a scope. Of scope "some", `needed_by` has them."""
 
     def by(self, write: Callable[[Cluster, S], Iterable[Entry]]) -> "Writer":
         """A function of a feature that writes for objects of this kind."""

@@ -224,4 +224,8 @@ class ClusterView:
     target_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """By a target's text, the Services (`NAMESPACE/NAME`) that have endpoints there."""
     needed_by: Mapping[Key, AbstractSet[str]] = field(default_factory=dict)
-    """By key of `SOME_SCOPE`, the names of the nodes that need its fragment."""
+    """By key of `SOME_SCOPE`, the nodes (of `nodes`) that need its fragment.
+
+    Keep what one key stands for small, for example one member of a set: when it changes, each of
+    these nodes' programs takes all of its flows in anew. Keys may share one set of nodes.
+    """

@@ -136,8 +136,16 @@ class FlowEncoder:
         self._flows = _ByShape(split, codec.flow_add, _template)
 
     def add(self, flow: Flow, xid: int = 0) -> bytes:
-        """The message that adds this flow. Raises `codec.CodecError`."""
-        return self._flows.encoded(flow, xid)
+        """The message that adds this flow. Raises `codec.CodecError`.
+
+        That of a flow which several programs hold is encoded once, and kept with it.
+        """
+        if not flow.is_shared:
+            return self._flows.encoded(flow, xid)
+        kept: bytes | None = flow.__dict__.get("_encoded")
+        if kept is None:
+            kept = flow.__dict__["_encoded"] = self._flows.encoded(flow, 0)
+        return numbered(kept, xid)
 
 
 class GroupEncoder:
