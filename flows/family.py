@@ -24,6 +24,10 @@ class Family:
     source: str
     """The field of a packet's source address; `destination` and the rest accordingly."""
     destination: str
+    opener: str
+    """The field of the address that opened a packet's connection (ovs-fields(7), *ct_nw_src*)."""
+    opened_to: str
+    """The field of the address it was opened to, before any translation."""
     tunnel_source: str
     """The field of the tunnel's source address, for tunnels over this family."""
     tunnel_destination: str
@@ -53,6 +57,8 @@ IPV4: Final = Family(
     ether_type=0x0800,
     source="nw_src",
     destination="nw_dst",
+    opener="ct_nw_src",
+    opened_to="ct_nw_dst",
     tunnel_source="tun_src",
     tunnel_destination="tun_dst",
     icmp=1,
@@ -74,6 +80,8 @@ FAMILIES: Final[dict[int, Family]] = {IPV4.version: IPV4}
 FIELD_OF_IPV4: Final = {
     "ipv6_src": IPV4.source,
     "ipv6_dst": IPV4.destination,
+    "ct_ipv6_src": IPV4.opener,
+    "ct_ipv6_dst": IPV4.opened_to,
     "tun_ipv6_src": IPV4.tunnel_source,
     "tun_ipv6_dst": IPV4.tunnel_destination,
     "icmpv6_type": IPV4.icmp_type,

@@ -32,8 +32,12 @@ NODE_PORT_ADDRESS = IPv4Address("169.254.1.3")
 # And for one to a Service that names an address of the host itself: the nth of these for the nth.
 STAND_INS = IPv4Network("169.254.1.16/28")
 
-# The meters of attachments are numbered as their ofports; this one is the switch's own.
+# The switch's own meters. Those of attachments have numbers from `FIRST_ATTACHMENT_OFPORT` on.
 REFUSAL_METER = 1
+POD_REFUSAL_METER = 2
+# What is added to an attachment's ofport for the number of each of its meters. The kernel's
+# datapath takes numbers below 200,000 (DP_METER_NUM_MAX of net/openvswitch/meter.h).
+_CONNECTION_METERS, _FRAGMENT_METERS, _REFUSAL_METERS = 0, 0x1_0000, 0x2_0000
 # Ids of our groups; others are somebody else's.
 GROUPS = range(0x1000_0000, 0x2000_0000)
 
@@ -106,9 +110,27 @@ def gateway_address(pod_cidr: IPv4Network | IPv6Network) -> IPv4Address | IPv6Ad
     return pod_cidr[1]
 
 
+def connection_meter(ofport: int) -> int:
+    """The meter of an attachment's new connections."""
+    return _CONNECTION_METERS + ofport
+
+
+def fragment_meter(ofport: int) -> int:
+    """The meter of the fragments that an attachment sends."""
+    return _FRAGMENT_METERS + ofport
+
+
+def refusal_meter(ofport: int) -> int:
+    """The meter of what is refused to an attachment."""
+    return _REFUSAL_METERS + ofport
+
+
 def is_our_meter(number: int) -> bool:
     """Whether a meter of this id is an attachment's, or the switch's own."""
-    return number == REFUSAL_METER or number in range(
+    if number in (REFUSAL_METER, POD_REFUSAL_METER):
+        return True
+    kind, ofport = number & ~0xFFFF, number & 0xFFFF
+    return kind in (_CONNECTION_METERS, _FRAGMENT_METERS, _REFUSAL_METERS) and ofport in range(
         FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT + 1
     )
 

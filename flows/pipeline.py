@@ -135,6 +135,10 @@ class Bits:
         first, last = self.bits
         return (1 << (last + 1)) - (1 << first)
 
+    def value(self, number: int) -> tuple[int, int]:
+        """The last bits of `number`, as many as there are, as (value, mask) of the whole field."""
+        return (number << self.bits[0]) & self.mask, self.mask
+
 
 class Source(IntEnum):
     """Values of the register field `Source`: who sent a packet, by the port it came in."""
@@ -158,7 +162,9 @@ CT_MARK: Final = (
     Bits("NeedsSnat", (2, 2), "passes the SNAT zone in both directions"),
     Bits("Known", (3, 3), "counted and committed once, though it may still be +new: no answer yet"),
     Bits("PolicyEpoch", (8, 15), "the policy generation that let the connection in"),
+    Bits("Endpoint", (16, 31), "the last bits of the address that a Service translated it to"),
 )
+ENDPOINT: Final = next(bits for bits in CT_MARK if bits.name == "Endpoint")
 FROM_SERVICE, NEEDS_SNAT, KNOWN = (
     next(bits.mask for bits in CT_MARK if bits.name == name)
     for name in ("FromService", "NeedsSnat", "Known")
@@ -173,8 +179,8 @@ REGISTERS: Final = (
         "Source", "reg0", (0, 3),
         writers=("Classifier", "GatewayGuard"),
         readers=(
-            "UnSnat", "ConntrackState", "NewConnection", "NodeAddress", "ServiceChoice",
-            "Direct", "DestinationGuard", "Forwarding",
+            "UnSnat", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
+            "ServiceChoice", "Direct", "DestinationGuard", "Forwarding",
         ),
         doc="who sent it: 1 a pod, 2 the tunnel, 3 the world through the node, 4 the node itself",
     ),
@@ -254,12 +260,12 @@ TABLES: Final = (
     ),
     Table(
         10, "SpoofGuard",
-        "A pod sends as itself only: its own MAC and address, to the router's MAC.",
+        "A pod sends as itself only: its own MAC and address.",
         writers=(Feature.CLASSIFY,),
-        match=("in_port", "dl_src", "dl_dst", "dl_type", "nw_src", "nw_proto",
+        match=("in_port", "dl_src", "dl_type", "nw_src", "nw_proto",
                "arp_sha", "arp_spa", "icmpv6_type"),
-        next=("Arp", "UnSnat"),
-        miss_doc="a pod that pretends to be somebody else, broadcasts, or speaks another protocol",
+        next=("Arp", "RouterGuard"),
+        miss_doc="a pod that pretends to be somebody else, or speaks another protocol",
     ),
     Table(
         12, "TunnelGuard",
@@ -276,6 +282,14 @@ TABLES: Final = (
         match=("dl_type", "dl_src", "nw_src"), writes=("Source",),
         next=("Arp", "UnSnat"),
         miss_doc="what the host's stack sends by itself: IPv6, multicast",
+    ),
+    Table(
+        16, "RouterGuard",
+        "What a pod sends is for the router's MAC: nothing is switched, and nothing is broadcast.",
+        writers=(Feature.CLASSIFY,),
+        match=("dl_dst",),
+        next=("UnSnat",),
+        miss="UnSnat", miss_doc="no bit of the destination MAC is wrong",
     ),
     Table(
         20, "Arp",
@@ -296,16 +310,24 @@ TABLES: Final = (
         30, "Conntrack",
         "Looks the connection up, and undoes or redoes its translation.",
         writers=(Feature.CONNTRACK,),
-        match=("dl_type",), next=("ConntrackState",),
+        match=("in_port", "dl_type", "nw_frag"), next=("ConntrackState",),
         miss_doc="not IPv4",
     ),
     Table(
         32, "ConntrackState",
-        "Established connections go straight to forwarding; new ones meet layer 4 flows.",
+        "Established connections pass the guard and are forwarded; new ones meet layer 4 flows.",
         writers=(Feature.CONNTRACK,),
         match=("ct_state", "ct_mark", "dl_type", "nw_proto", "icmp_type", "Source"),
-        next=("NewConnection", "PolicyFromPod", "Forwarding"),
+        next=("IcmpError", "NewConnection", "DestinationGuard"),
         miss_doc="a packet that conntrack did not see",
+    ),
+    Table(
+        34, "IcmpError",
+        "Who may send an ICMP error about a connection? A pod only if it is one of its ends.",
+        writers=(Feature.CONNTRACK,),
+        match=("ct_state", "ct_mark", "ct_nw_src", "ct_nw_dst", "in_port", "dl_type", "Source"),
+        next=("DestinationGuard",),
+        miss="DestinationGuard", miss_doc="a node, a router, or a pod that its own node lets do it",
     ),
     Table(
         40, "NewConnection",
@@ -357,7 +379,8 @@ TABLES: Final = (
         66, "EndpointChoice",
         "The group that chooses an endpoint, which then goes to ServiceNat or is translated to.",
         writers=(Feature.SERVICES,),
-        match=("Service", "Zone"), writes=("EndpointAddress", "EndpointPort", "ct_mark"),
+        match=("Service", "Zone"),
+        writes=("EndpointAddress", "EndpointPort", "ct_mark"),
         next=("ServiceNat", "DestinationGuard", "Refuse"),
         miss_doc="a Service port that is just being removed",
     ),
@@ -388,16 +411,18 @@ TABLES: Final = (
     ),
     Table(
         74, "DestinationGuard",
-        "What no pod may reach, by a Service or without one.",
+        "What no pod may reach, by a Service or without one. Every packet comes here, so that a new"
+        " guard holds for old connections too.",
         writers=(Feature.CONNTRACK,),
-        match=("dl_type", "nw_proto", "nw_dst", "tp_dst", "Source"),
-        miss="PolicyFromPod", miss_doc="nothing forbidden",
+        match=("ct_state", "dl_type", "nw_proto", "nw_dst", "nw_frag", "tp_dst", "Source"),
+        next=("Forwarding",),
+        miss="PolicyFromPod", miss_doc="a new connection to nothing that is forbidden",
     ),
     Table(
         78, "Refuse",
         "No endpoint: to the node's own stack, which refuses what the switch cannot.",
         writers=(Feature.SERVICES,),
-        match=("dl_type",), writes=("dl_src", "dl_dst", "Refused", "OutputPort"),
+        match=("in_port", "dl_type"), writes=("dl_src", "dl_dst", "Refused", "OutputPort"),
         next=("Hairpin",),
         miss_doc="not IPv4",
     ),

@@ -10,10 +10,12 @@ from typing import Final
 from flows import names
 from flows.family import Family, family_of
 from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV6
-from flows.flow import Flow, ip, mac, net
+from flows.flow import Flow, MatchValue, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
+
+_MAC_BITS: Final = 48
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
@@ -43,8 +45,27 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         [LAYOUT.goto("Arp")],
         "the host asks for its next hop",
     )  # fmt: skip
+    for value in _wrong_bits(names.ROUTER_MAC, _MAC_BITS):
+        yield LAYOUT.flow(
+            Feature.CLASSIFY, "RouterGuard", Priority.GUARD,
+            {"dl_dst": value},
+            [],
+            "a bit of the destination MAC that is not the router's",
+        )  # fmt: skip
     for family in cluster.families:
         yield from _through_gateway(family, cluster)
+
+
+def _wrong_bits(right: str, count: int) -> Iterable[tuple[int, int]]:
+    """For each of a MAC's first `count` bits, what is wrong there, as value and mask.
+
+    Where one flow matches a whole MAC, Open vSwitch keeps a datapath flow for each wrong one that
+    it meets: 20,000 a second for a pod that invents them. With a flow for each bit it looks at no
+    more than the first bit that is wrong, and keeps as many as there are bits.
+    """
+    for number in range(count):
+        bit = 1 << (_MAC_BITS - 1 - number)
+        yield ~mac(right) & bit, bit
 
 
 def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
@@ -89,6 +110,20 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         [],
         "this node's own address does not come out of the tunnel",
     )  # fmt: skip
+    # The MACs of a node's pods begin alike (`names.mac_of`).
+    alike = _MAC_BITS - (family.bits - node.pod_cidr.prefixlen)
+    for value in _wrong_bits(names.mac_of(node.pod_cidr.network_address), alike):
+        matches: tuple[dict[str, MatchValue], ...] = (
+            {"dl_src": value},
+            {"dl_type": ARP, "arp_sha": value},
+        )
+        for fields in matches:
+            yield LAYOUT.flow(
+                Feature.CLASSIFY, "SpoofGuard", Priority.GUARD,
+                fields,
+                [],
+                "a bit of the source MAC that no pod of this node has",
+            )  # fmt: skip
     for address, reason in (
         (node.gateway, "the host speaks to pods as the gateway address"),
         *((a, "the host speaks as the node") for a in (node.address, *node.further_addresses)),
@@ -115,11 +150,10 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
         {
             "in_port": attachment.ofport,
             "dl_src": mac(attachment.mac),
-            "dl_dst": mac(names.ROUTER_MAC),
             "dl_type": family.ether_type,
             family.source: ip(attachment.address),
         },
-        [LAYOUT.goto("UnSnat")],
+        [LAYOUT.goto("RouterGuard")],
         "the pod's own MAC and address",
     )  # fmt: skip
     yield LAYOUT.flow(

@@ -41,8 +41,9 @@ from flows.flow import (
     mac,
     net,
 )
-from flows.kinds import EVERY_NODE, NODE, SERVICE, SERVICE_ON_NODE, Entry, ServiceOnNode
+from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, SERVICE, SERVICE_ON_NODE, Entry, ServiceOnNode
 from flows.pipeline import (
+    ENDPOINT,
     FROM_SERVICE,
     LAYOUT,
     NEEDS_SNAT,
@@ -53,10 +54,13 @@ from flows.pipeline import (
     Source,
 )
 from flows.topology import Endpoints
-from flows.view import Cluster, Endpoint, Frontend, Node, Service, ServicePort
+from flows.view import Attachment, Cluster, Endpoint, Frontend, Node, Service, ServicePort
 
 REFUSALS_PER_SECOND: Final = 1_000
-"""Of one node. Whoever asks for more gets no answer, as from a busy host."""
+"""Of one node to all its pods, and as many to everybody else. Whoever asks for more gets no answer,
+as from a busy host."""
+POD_REFUSALS_PER_SECOND: Final = 100
+"""Of one node to one of its pods."""
 
 WEIGHT: Final = 256
 """Of an endpoint in its group."""
@@ -158,19 +162,36 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
         "from outside on to another node, which has to answer by this one",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.SERVICES, "Refuse", Priority.LOCAL,
+        Feature.SERVICES, "Refuse", Priority.DEFAULT,
         {"dl_type": family.ether_type},
-        [
-            ApplyMeter(names.REFUSAL_METER),
-            SetField("dl_src", mac(names.ROUTER_MAC)),
-            SetField("dl_dst", mac(names.GATEWAY_MAC)),
-            LAYOUT.load("Refused", 1),
-            LAYOUT.load("OutputPort", names.GATEWAY_OFPORT),
-            LAYOUT.goto("Hairpin"),
-        ],
+        _refused(names.REFUSAL_METER),
         "the node's own stack refuses it, metered",
     )  # fmt: skip
-    yield Meter(names.REFUSAL_METER, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
+    for meter in (names.REFUSAL_METER, names.POD_REFUSAL_METER):
+        yield Meter(meter, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
+
+
+def attachment(_: Cluster, attachment: Attachment) -> Iterable[Entry]:
+    """What is refused to one pod takes nothing away from the others."""
+    own = names.refusal_meter(attachment.ofport)
+    yield LAYOUT.flow(
+        Feature.SERVICES, "Refuse", Priority.LOCAL,
+        {"in_port": attachment.ofport, "dl_type": family_of(attachment.address).ether_type},
+        _refused(own, names.POD_REFUSAL_METER),
+        "the node's own stack refuses it to this pod, metered",
+    )  # fmt: skip
+    yield Meter(own, rate=POD_REFUSALS_PER_SECOND, burst=POD_REFUSALS_PER_SECOND)
+
+
+def _refused(*meters: int) -> list[Action]:
+    return [
+        *map(ApplyMeter, meters),
+        SetField("dl_src", mac(names.ROUTER_MAC)),
+        SetField("dl_dst", mac(names.GATEWAY_MAC)),
+        LAYOUT.load("Refused", 1),
+        LAYOUT.load("OutputPort", names.GATEWAY_OFPORT),
+        LAYOUT.goto("Hairpin"),
+    ]
 
 
 def service(_: Cluster, service: Service) -> Iterable[Entry]:
@@ -409,10 +430,12 @@ def _bucket_actions(port: ServicePort, endpoint: Endpoint) -> list[Action]:
 
 
 def _translate(endpoint: Endpoint) -> Ct:
+    # In one action: the largest groups fill a message (`flows.flow.MOST_BUCKETS`).
+    at, bits = ENDPOINT.value(ip(endpoint.address))
     return Ct(
         ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
         nat=Nat(destination=(ip(endpoint.address), endpoint.port)),
-        exec=(SetField("ct_mark", FROM_SERVICE, FROM_SERVICE),),
+        exec=(SetField("ct_mark", FROM_SERVICE | at, FROM_SERVICE | bits),),
     )  # fmt: skip
 
 
@@ -441,6 +464,7 @@ def _title(service: Service, port: ServicePort) -> str:
 WRITES: Final = (
     EVERY_NODE.by(every_node),
     NODE.by(node),
+    ATTACHMENT.by(attachment),
     SERVICE.by(service),
     SERVICE_ON_NODE.by(service_on_node),
 )

@@ -325,7 +325,7 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
                 for cookie, (_, owners) in world.reconciler.desired.of("node1").items()
                 if owners == (ObjectRef("Pod", "default", "a"),)
             }
-            assert len(of_a) == 8
+            assert len(of_a) == 13
             # A switch that lacks something is not sealed: it is looked at when it comes again.
             assert world.cookies() == before | of_a
 

@@ -130,8 +130,10 @@ def test_value_that_does_not_fit_its_register_field() -> None:
 def test_numbers_are_fixed_for_ever() -> None:
     """Installed flows of an earlier version must mean the same. Add; never change."""
     assert {t.name: t.number for t in TABLES} == {
-        "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14, "Arp": 20,
-        "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32, "NewConnection": 40,
+        "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14,
+        "RouterGuard": 16, "Arp": 20,
+        "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32,
+        "IcmpError": 34, "NewConnection": 40,
         "NodeAddress": 50, "ServiceChoice": 60, "Affinity": 62, "AffinityCheck": 63,
         "Topology": 64, "EndpointChoice": 66, "ServiceNat": 70, "Direct": 71, "ReplyTuple": 72,
         "DestinationGuard": 74,

@@ -309,15 +309,16 @@ def test_a_choice_of_more_than_one_group_holds(one: Ovs) -> None:
 def test_the_stages_of_a_connection_s_first_packet(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.12", 53))
     assert path(found.trace) == [
-        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "NewConnection",
+        "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
+        "NewConnection",
         "NodeAddress", "ServiceChoice", "Topology", "EndpointChoice", "DestinationGuard",
         "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert leaves(found.trace) == [B.ofport]
     assert meters(found.trace) == [A.ofport]
     assert "ct(commit,table=74,zone=100,nat(dst=10.244.1.3:8080),exec(" in found.trace
-    # FromService and Known, and nothing about the source.
-    assert "ct_mark=0x9," in found.trace
+    # FromService, Known and the end of the endpoint's address, and nothing about the source.
+    assert "ct_mark=0x1030009," in found.trace
     assert translations(found.trace) == ["dst=10.244.1.3:8080"]
 
 
@@ -326,7 +327,9 @@ def test_a_repeated_packet_keeps_its_endpoint(one: Ovs) -> None:
     repeated = "trk,new,dnat"
     found = way(one, a_pod("10.96.0.10", 80), (repeated, TRANSLATED))
     # Its destination is what conntrack made of it; a trace leaves it as it was.
-    assert path(found.trace)[4:7] == ["ConntrackState", "PolicyFromPod", "Forwarding"]
+    assert path(found.trace)[5:9] == [
+        "ConntrackState", "DestinationGuard", "PolicyFromPod", "Forwarding",
+    ]  # fmt: skip
     assert translations(found.trace) == []
     found = way(one, a_pod(str(B.address), 8080), (repeated, TRANSLATED))
     assert leaves(found.trace) == [B.ofport]
@@ -344,7 +347,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
     """Its port is moved only where an answer to it would be another connection's."""
     to = {"tcp": B.address, "udp": C.address, "sctp": C.address}[protocol]
     trace = one.trace(a_pod(str(to), 8080, protocol), NEW, state, NEW)
-    assert path(trace)[8:12] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
+    assert path(trace)[9:13] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
     turned, back = re.findall(r"pop:NXM_OF_IP_SRC\[\]\n\s+-> NXM_OF_IP_SRC\[\] is now (\S+)", trace)
     assert (turned, back) == (str(to), str(A.address))
     assert len(re.findall(r"^\s+ct_clear$", trace, re.MULTILINE)) == 2
@@ -355,7 +358,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
 def test_directly_to_where_no_endpoint_is(one: Ovs) -> None:
     for at, to in ((8079, B.address), (8080, "203.0.113.10")):
         trace = one.trace(a_pod(str(to), at), NEW, NEW)
-        assert path(trace)[8:10] == ["Direct", "DestinationGuard"]
+        assert path(trace)[9:11] == ["Direct", "DestinationGuard"]
     from_outside = one.trace(host(CLIENT, str(B.address), 8080), NEW, NEW)
     assert "ReplyTuple" not in path(from_outside)
 
@@ -366,7 +369,8 @@ def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> Non
         "EndpointChoice", "Refuse", "Hairpin", "Commit", "Snat", "Output"
     ]  # fmt: skip
     assert leaves(found.trace) == [names.GATEWAY_OFPORT]
-    assert meters(found.trace) == [A.ofport, names.REFUSAL_METER]
+    refused = [names.refusal_meter(A.ofport), names.POD_REFUSAL_METER]
+    assert meters(found.trace) == [names.connection_meter(A.ofport), *refused]
     assert f"set_field:{names.GATEWAY_MAC}->eth_dst" in found.trace
     assert translations(found.trace) == []
     # TCP is remembered, so that the RST finds its way; but never as known: it is metered again.
@@ -400,8 +404,8 @@ def test_a_pod_that_is_its_own_endpoint(one: Ovs) -> None:
     assert translations(found.trace) == [f"dst={AT_A}", f"src={names.HAIRPIN_ADDRESS}"]
     assert leaves(found.trace) == ["IN_PORT"]
     assert f"set_field:{A.mac}->eth_dst" in found.trace
-    # FromService, NeedsSnat and Known.
-    assert "ct_mark=0xd," in found.trace
+    # FromService, NeedsSnat, Known and the end of the endpoint's address.
+    assert "ct_mark=0x102000d," in found.trace
     # Later packets of the same direction too, and not those that come back.
     marked = f"{a_pod(str(A.address), 8080)},ct_mark=0xd"
     found = way(one, marked, (ESTABLISHED, ESTABLISHED))
@@ -424,7 +428,7 @@ def test_answers_to_a_translated_source(one: Ovs, what: str, packet: str, undone
     trace = one.trace(packet, *([NEW] if undone else []), "trk,est,rpl")
     assert ("ct(table=30,zone=101,nat)" in trace) is undone, what
     after = path(trace)[path(trace).index("UnSnat") + 1 :]
-    assert after[:3] == ["Conntrack", "ConntrackState", "Forwarding"]
+    assert after[:3] == ["Conntrack", "ConntrackState", "DestinationGuard"]
 
 
 @pytest.mark.parametrize(
@@ -509,7 +513,7 @@ def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[
         remember(one, sticky_group("sticky"), A.address, int(chosen.address))
         assert ends(one, a_pod("10.96.0.11", 80)) == {f"{chosen.address}:8080"}
         found = way(one, a_pod("10.96.0.11", 80))
-        assert path(found.trace)[7:12] == [
+        assert path(found.trace)[8:13] == [
             "ServiceChoice", "Affinity", "AffinityCheck", "ServiceNat", "DestinationGuard",
         ]  # fmt: skip
         # Which is learned again: the time begins anew.

@@ -1,10 +1,13 @@
 """Packets through the compiled flows, in the real switch's own `ofproto/trace`."""
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from random import Random
 
 import pytest
 
 from flows import names
+from flows.pipeline import ENDPOINT, FROM_SERVICE, KNOWN
 from flows.view import Attachment, ClusterView
 from tests.flows import tracing, worlds
 from tests.flows.tracing import ESTABLISHED, INVALID, NEW, RELATED, become, outputs, path
@@ -30,9 +33,9 @@ def from_pod(attachment: Attachment = A, **fields: object) -> str:
 def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
     assert path(trace) == [
-        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "NewConnection",
-        "NodeAddress", "ServiceChoice", "Direct", "DestinationGuard", "PolicyFromPod", "Forwarding",
-        "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
+        "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
+        "NewConnection", "NodeAddress", "ServiceChoice", "Direct", "DestinationGuard",
+        "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]
     assert f"set_field:{B.mac}->eth_dst" in trace
@@ -41,8 +44,8 @@ def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
 def test_established_skips_layer_4(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
     assert path(trace) == [
-        "Classifier", "SpoofGuard", "UnSnat", "Conntrack", "ConntrackState", "Forwarding",
-        "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
+        "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
+        "DestinationGuard", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]
     megaflow = trace.rpartition("Megaflow: ")[2].partition("\n")[0]
@@ -75,9 +78,9 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
         ("another MAC", from_pod(dl_src=B.mac, nw_dst=B.address), "SpoofGuard"),
         ("another address", from_pod(nw_src=B.address, nw_dst=B.address), "SpoofGuard"),
         ("a peer's address", from_pod(nw_src=C.address, nw_dst=B.address), "SpoofGuard"),
-        ("not to the router", from_pod(dl_dst=B.mac, nw_dst=B.address), "SpoofGuard"),
-        ("to its own MAC", from_pod(dl_dst=A.mac, nw_dst=A.address), "SpoofGuard"),
-        ("a broadcast", from_pod(dl_dst="ff:ff:ff:ff:ff:ff", nw_dst=B.address), "SpoofGuard"),
+        ("not to the router", from_pod(dl_dst=B.mac, nw_dst=B.address), "RouterGuard"),
+        ("to its own MAC", from_pod(dl_dst=A.mac, nw_dst=A.address), "RouterGuard"),
+        ("a broadcast", from_pod(dl_dst="ff:ff:ff:ff:ff:ff", nw_dst=B.address), "RouterGuard"),
         ("a port of nobody", f"tcp,in_port=99,nw_src={A.address},nw_dst={B.address}", "Classifier"),
         (
             "IPv6",
@@ -207,3 +210,116 @@ def test_the_meter_stands_before_new_connections(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
     assert f"meter:{A.ofport}" in trace
     assert "meter" not in switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
+
+
+KNOWN_STATES = {
+    "new": (NEW,),
+    "known": (NEW,),
+    "established": (ESTABLISHED,),
+    "translated before": ("trk,new,dnat",),
+}
+
+
+@pytest.mark.parametrize("state", KNOWN_STATES)
+@pytest.mark.parametrize("address", ["172.30.1.1", "172.30.1.2"])
+def test_a_guard_holds_for_a_connection_that_was_let_in_before(
+    switch: Ovs, address: str, state: str
+) -> None:
+    """It may have been opened while its Node was unknown."""
+    mark = f",ct_mark={KNOWN:#x}" if state == "known" else ""
+    packet = tracing.from_pod(A, "udp", nw_dst=address, udp_dst=6081) + mark
+    trace = switch.trace(packet, *KNOWN_STATES[state], NEW)
+    assert path(trace)[-1] == "DestinationGuard"
+    assert outputs(trace) == []
+
+
+@pytest.mark.parametrize("fragment", ["first", "later"])
+def test_no_fragment_of_a_pod_s_datagram_reaches_a_node(switch: Ovs, fragment: str) -> None:
+    """None of them shows a port in the userspace datapath, so no guard of a port would hold."""
+    packet = tracing.from_pod(A, "udp", nw_dst="172.30.1.2", nw_frag=fragment)
+    for state in (NEW, ESTABLISHED):
+        trace = switch.trace(packet, state, NEW)
+        assert path(trace)[-1] == "DestinationGuard"
+        assert outputs(trace) == []
+    # An answer goes to a port that the node has sent from.
+    assert outputs(switch.trace(packet, "trk,est,rpl")) == [names.GATEWAY_OFPORT]
+
+
+@pytest.mark.parametrize("fragment", ["first", "later"])
+def test_fragments_between_pods_are_metered_and_forwarded(switch: Ovs, fragment: str) -> None:
+    packet = tracing.from_pod(A, "udp", nw_dst=B.address, nw_frag=fragment)
+    trace = switch.trace(packet, ESTABLISHED)
+    assert tracing.meters(trace) == [names.fragment_meter(A.ofport)]
+    assert outputs(trace) == [B.ofport]
+
+
+def icmp_error(sender: Attachment, **connection: object) -> str:
+    """A pod's "port unreachable" to A; `connection` is what conntrack knows of the connection."""
+    about = {"nw_dst": A.address, "icmp_type": 3, "icmp_code": 3, "ct_state": "trk|est"}
+    return tracing.from_pod(sender, "icmp", **about, ct_nw_proto=6, **connection)
+
+
+def test_a_pod_s_icmp_error_about_its_own_connection_arrives(switch: Ovs) -> None:
+    """Whether it has opened it, has been opened to, or a Service has sent it there."""
+    by_service = FROM_SERVICE | ENDPOINT.value(int(B.address))[0]
+    connections: list[dict[str, object]] = [
+        {"ct_nw_src": B.address, "ct_nw_dst": A.address},
+        {"ct_nw_src": A.address, "ct_nw_dst": B.address},
+        {"ct_nw_src": A.address, "ct_nw_dst": "10.96.0.10", "ct_mark": f"{by_service:#x}"},
+    ]
+    for connection in connections:
+        trace = switch.trace(icmp_error(B, **connection), RELATED)
+        assert outputs(trace) == [A.ofport], connection
+
+
+def test_a_pod_s_icmp_error_about_a_connection_of_others_is_dropped(switch: Ovs) -> None:
+    """It could reset their sockets, and cut their path MTU."""
+    by_service = FROM_SERVICE | ENDPOINT.value(int(C.address))[0]
+    # A mark that no Service has made means nothing.
+    no_service = ENDPOINT.value(int(B.address))[0]
+    connections: list[dict[str, object]] = [
+        {"ct_nw_src": A.address, "ct_nw_dst": C.address},
+        {"ct_nw_src": C.address, "ct_nw_dst": A.address},
+        {"ct_nw_src": A.address, "ct_nw_dst": EXTERNAL},
+        {"ct_nw_src": A.address, "ct_nw_dst": "10.96.0.10", "ct_mark": f"{by_service:#x}"},
+        {"ct_nw_src": A.address, "ct_nw_dst": C.address, "ct_mark": f"{no_service:#x}"},
+    ]
+    for connection in connections:
+        trace = switch.trace(icmp_error(B, **connection), RELATED)
+        assert path(trace)[-1] == "IcmpError", connection
+        assert outputs(trace) == [], connection
+
+
+def test_an_icmp_error_from_another_node_arrives(switch: Ovs) -> None:
+    """That node has seen to it that the pod is one of the connection's ends."""
+    packet = f"icmp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={A.address}"
+    assert outputs(switch.trace(f"{packet},icmp_type=3,icmp_code=3", RELATED)) == [A.ofport]
+
+
+def megaflows_of(switch: Ovs, packets: list[str]) -> int:
+    """How many flows the datapath would keep of these packets."""
+    traces = [switch.trace(packet, NEW, NEW) for packet in packets]
+    return len({trace.rpartition("Megaflow: ")[2].partition("\n")[0] for trace in traces})
+
+
+@pytest.mark.parametrize(
+    ("field", "protocol", "most"),
+    [("dl_src", "udp", 48), ("dl_dst", "udp", 48), ("nw_src", "udp", 64), ("arp_sha", "arp", 48)],
+)
+def test_invented_addresses_do_not_fill_the_datapath_with_flows(
+    switch: Ovs, field: str, protocol: str, most: int
+) -> None:
+    random = Random(1)  # noqa: S311  no secret
+    packets = []
+    for _ in range(300):
+        number = random.getrandbits(32)
+        mac = (random.getrandbits(48) & ~(1 << 40)).to_bytes(6, "big").hex(":")
+        value = str(IPv4Address(number)) if field == "nw_src" else mac
+        if protocol == "arp":
+            packets.append(
+                f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,"
+                f"arp_spa={A.address},arp_sha={value},arp_tpa={names.ROUTER_ADDRESS}"
+            )
+        else:
+            packets.append(tracing.from_pod(A, protocol, nw_dst=B.address, **{field: value}))
+    assert megaflows_of(switch, packets) <= most
