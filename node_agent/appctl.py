@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from node_agent.faults import NodeFault
 from node_agent.json_stream import Parser
 
 PATIENCE: Final = 20.0
@@ -12,7 +13,7 @@ PATIENCE: Final = 20.0
 _CHUNK: Final = 1 << 18
 
 
-class AppctlError(Exception):
+class AppctlError(NodeFault):
     """ovs-vswitchd does not answer, or refuses a command; the text says which."""
 
 

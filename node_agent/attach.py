@@ -27,6 +27,7 @@ from node_agent.ovsdb import Ovsdb, OvsdbError
 from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
 from settings import Agent
+from wire.documents import NodeConfig
 
 ORPHAN_AGE: Final = 10.0
 """Seconds between the two looks that must agree before anything is freed."""
@@ -170,6 +171,7 @@ class Attachments:
         ready = self._node.ready()
         assert call.netns is not None  # noqa: S101  CniCall.parse saw to it
         with pod_link.open_netns(call.netns) as namespace:
+            _refuse_reserved(call, ready.config)
             lease = await self._lease(call)
             self._leaving.discard((lease.container_id, lease.ifname))
             try:
@@ -371,6 +373,17 @@ class Attachments:
 
     def _lock(self, container_id: str) -> asyncio.Lock:
         return self._locks.setdefault(container_id, asyncio.Lock())
+
+
+def _refuse_reserved(call: CniCall, config: NodeConfig) -> None:
+    """Raise `CniError` where a host port is one that every node needs itself."""
+    for port in call.host_ports:
+        if holder := names.reserved_for(port.protocol, port.port, config.tunnel_port):
+            raise CniError(
+                Code.HOST_PORT,
+                "a host port is reserved",
+                f"host port {port.title} is {holder}'s on every node",
+            )
 
 
 def _mtu(previous: dict[str, Any], lease: Lease) -> int | None:

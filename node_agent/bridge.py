@@ -6,6 +6,7 @@ traffic is never reconfigured for nothing. Never `ovs-vsctl set-controller` or i
 primary controller flushes all flows, and hidden in-band flows bypass every policy.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,11 +37,12 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
 
     def change(transaction: Transaction) -> None:
         root = _root(transaction)
+        bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
+        _refuse_foreign(root, bridge)
         remembered = {_CONFIG: encode(config).decode()}
         transaction.update_keys(root, "external_ids", **remembered)
         if not agent.plain_tcp:
             _ssl(transaction, root, tls_files.kept(agent.state))
-        bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
         if bridge is None:
             bridge = transaction.insert("Bridge", name=names.INTEGRATION_BRIDGE)
             root.addvalue("bridges", bridge)
@@ -85,6 +87,33 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         )  # fmt: skip
 
     return change
+
+
+def _refuse_foreign(root: Row, bridge: Row | None) -> None:
+    """Raise `OvsdbError` where another system has a bridge of this name, as OVN and OpenStack do.
+
+    An empty one is nobody's.
+    """
+    marks = bridge.external_ids if bridge is not None else {}
+    # ovn-controller(8): `ovn-bridge` is br-int where it is not set.
+    ovn_bridge = root.external_ids.get("ovn-bridge", names.INTEGRATION_BRIDGE)
+    is_ovns = "ovn-remote" in root.external_ids and ovn_bridge == names.INTEGRATION_BRIDGE
+    owner = ""
+    if is_ovns or any(key.startswith(("ovn-", "ct-zone-")) for key in marks):
+        owner = "OVN"
+    elif bridge is not None:
+        ports = {str(port.name) for port in bridge.ports}
+        others = sorted(
+            port
+            for port in ports - {names.INTEGRATION_BRIDGE}
+            if not names.is_attachment_port(port)
+        )
+        if others and ports.isdisjoint({names.GATEWAY_PORT, names.TUNNEL_PORT}):
+            owner = f"another system (it has the port {others[0]})"
+    if owner:
+        raise OvsdbError(
+            f"bridge {names.INTEGRATION_BRIDGE} belongs to {owner}, and Sluice does not share it"
+        )
 
 
 def remove(transaction: Transaction, agent: Agent) -> int:
@@ -148,26 +177,44 @@ def detach(ports: Iterable[str]) -> Callable[[Transaction], None]:
 
 
 def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
-    """Every attachment as OVSDB remembers it; a row that is not ours is skipped."""
-    for row in ovsdb.rows("Interface"):
-        ids = row.external_ids
-        if not names.is_attachment_port(row.name) or "sluice-sandbox" not in ids:
-            continue
+    """Every attachment that OVSDB describes; see `corrupt_attachments` for the others."""
+    for row in filter(_is_attachment, ovsdb.rows("Interface")):
+        with contextlib.suppress(KeyError, ValueError, IndexError):
+            yield _attachment(row)
+
+
+def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
+    """The ports of attachments whose row cannot be read: somebody else has changed it.
+
+    Such a port has no part in CHECK and GC, and is written again from its lease if it has one.
+    """
+    found = []
+    for row in filter(_is_attachment, ovsdb.rows("Interface")):
         try:
-            namespace, _, name = ids.get("sluice-pod", "").partition("/")
-            ports = filter(None, ids.get("sluice-host-ports", "").split(","))
-            yield Lease(
-                port=row.name,
-                container_id=ids["sluice-sandbox"],
-                ifname=ids["sluice-ifname"],
-                address=IPv4Address(ids["sluice-address"]),
-                ofport=row.ofport_request[0],
-                netns=Path(ids["sluice-netns"]) if "sluice-netns" in ids else None,
-                pod=Pod(namespace, name, ids.get("sluice-pod-uid", "")) if name else None,
-                host_ports=tuple(map(HostPort.read, ports)),
-            )
+            _attachment(row)
         except (KeyError, ValueError, IndexError):
-            continue
+            found.append(str(row.name))
+    return sorted(found)
+
+
+def _is_attachment(row: Row) -> bool:
+    return names.is_attachment_port(row.name) and "sluice-sandbox" in row.external_ids
+
+
+def _attachment(row: Row) -> Lease:
+    ids = row.external_ids
+    namespace, _, name = ids.get("sluice-pod", "").partition("/")
+    ports = filter(None, ids.get("sluice-host-ports", "").split(","))
+    return Lease(
+        port=row.name,
+        container_id=ids["sluice-sandbox"],
+        ifname=ids["sluice-ifname"],
+        address=IPv4Address(ids["sluice-address"]),
+        ofport=row.ofport_request[0],
+        netns=Path(ids["sluice-netns"]) if "sluice-netns" in ids else None,
+        pod=Pod(namespace, name, ids.get("sluice-pod-uid", "")) if name else None,
+        host_ports=tuple(map(HostPort.read, ports)),
+    )
 
 
 def ofports(ovsdb: Ovsdb) -> set[int]:
@@ -220,14 +267,18 @@ def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
 
 
 def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
-    """The copy of the configuration that `converge` keeps, for when the controller is away."""
+    """The copy of the configuration that `converge` keeps, for when the controller is away.
+
+    Raises `OvsdbError` where there is one that cannot be read.
+    """
     for root in ovsdb.rows("Open_vSwitch"):
-        text = root.external_ids.get(_CONFIG)
-        if text:
+        if text := root.external_ids.get(_CONFIG):
             try:
                 return decode_config(text.encode())
-            except ValueError:
-                return None
+            except ValueError as error:
+                raise OvsdbError(
+                    f"external_ids:{_CONFIG} of the Open_vSwitch row cannot be read: {error}"
+                ) from error
     return None
 
 

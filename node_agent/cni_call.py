@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from flows import names
 from flows.features.protocols import LAYER_4_NAMES
+from node_agent.faults import NodeFault
 
 VERSIONS: Final = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _POD_IFNAME: Final = "eth0"
@@ -51,10 +52,10 @@ class Code(IntEnum):
     DIFFERS = 102
     """CHECK found an attachment that is not what ADD answered."""
     HOST_PORT = 103
-    """Another pod of the node has the host port."""
+    """The node itself or another of its pods has the host port."""
 
 
-class CniError(Exception):
+class CniError(NodeFault):
     """What the runtime is told: a code, one sentence, and what to look at."""
 
     def __init__(self, code: Code, message: str, details: str = "") -> None:

@@ -12,17 +12,20 @@ import structlog
 
 from node_agent.attach import Attachments
 from node_agent.cni_call import CniCall, CniError, Code, conf_version, error_json
+from node_agent.faults import NodeFault
 
 _LARGEST_REQUEST: Final = 4 << 20
 """Bytes: a GC that names some 30,000 attachments."""
 _REQUEST_TIMEOUT: Final = 10.0
+_MAX_CONCURRENT_CALLS: Final = 128
+"""Each has some ten file descriptors and a veth pair under way. STATUS does not wait for them."""
 _BACKLOG: Final = 4096
 """Calls that may wait to be accepted: the shim is refused at once where there are more."""
 
 log = structlog.get_logger()
 
 
-class SocketInUseError(Exception):
+class SocketInUseError(NodeFault):
     """Another agent answers at this socket."""
 
 
@@ -33,13 +36,14 @@ async def serve(path: Path, attachments: Attachments) -> AsyncIterator[None]:
     A call that is not finished at the end is cut off and undone; the runtime tries again.
     """
     calls: set[asyncio.Task[None]] = set()
+    turns = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = asyncio.current_task()
         assert call is not None  # noqa: S101  asyncio makes a task of every connection
         calls.add(call)
         try:
-            await _connection(reader, writer, attachments)
+            await _connection(reader, writer, attachments, turns)
         finally:
             calls.discard(call)
 
@@ -78,14 +82,17 @@ def _listen_at(path: Path) -> socket.socket:
 
 
 async def _connection(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, attachments: Attachments
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    attachments: Attachments,
+    turns: asyncio.Semaphore,
 ) -> None:
     try:
         if _peer_uid(writer) != 0:
             return
         async with asyncio.timeout(_REQUEST_TIMEOUT):
             request = await _read(reader)
-        writer.write(await _answer(request, attachments))
+        writer.write(await _answer(request, attachments, turns))
         await writer.drain()
     except (TimeoutError, ConnectionError) as error:
         log.warning("CNI call dropped", error=repr(error))
@@ -93,11 +100,14 @@ async def _connection(
         writer.close()
 
 
-async def _answer(request: bytes, attachments: Attachments) -> bytes:
+async def _answer(request: bytes, attachments: Attachments, turns: asyncio.Semaphore) -> bytes:
     """'0' and the result, or '1' and the error: see `cni/sluice_cni.py`."""
     try:
         call = CniCall.parse(request)
-        return b"0" + await attachments.answer(call)
+        if call.command == "STATUS":
+            return b"0" + await attachments.answer(call)
+        async with turns:
+            return b"0" + await attachments.answer(call)
     except CniError as error:
         refusal = error
         log.warning("CNI call refused", code=int(error.code), error=error.message,

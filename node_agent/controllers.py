@@ -13,6 +13,7 @@ from typing import Any, Final, Never, Self
 import aiohttp
 from cryptography import x509
 
+from node_agent.faults import NodeFault
 from node_agent.tls_files import kept
 from settings import Agent
 from settings.tls import Replaceable, client_context, read
@@ -21,7 +22,7 @@ _CONNECT: Final = 5.0
 """Seconds within which a controller has to accept a connection."""
 
 
-class ControllerError(Exception):
+class ControllerError(NodeFault):
     """No controller has answered; the text says why of each."""
 
 

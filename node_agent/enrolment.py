@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from node_agent.controllers import ControllerError, Controllers, Credentials
+from node_agent.faults import NodeFault
 from node_agent.tls_files import kept, put
 from settings import Agent, Enrolment, SettingsError, Tls
 from settings.tls import Identity, client_context, nobodys_context
@@ -35,7 +36,7 @@ _TIMEOUT: Final = 30.0
 log = structlog.get_logger()
 
 
-class _NotEnrolledError(Exception):
+class _NotEnrolledError(NodeFault):
     """Why there is no new certificate."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pyroute2 import DiagSocket, NetlinkError
 
+_SYSCTLS: Final = Path("/proc/sys/net/ipv4")
 _LISTEN: Final = 1 << 10
 _UNCONNECTED: Final = 1 << 7
 """States of linux/tcp_states.h, in which a UDP socket that takes datagrams from anybody is too."""
@@ -17,9 +18,11 @@ _STATES: Final = {socket.IPPROTO_TCP: _LISTEN, socket.IPPROTO_UDP: _UNCONNECTED}
 def held(ports: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
     """Of these (protocol, port), those that a process holds, and by what name it is known.
 
-    Sockets of loopback addresses do not count. SCTP's are not seen. Blocks. Raises `OSError`.
+    Sockets of loopback addresses do not count, nor do UDP sockets whose port the kernel may have
+    chosen: they are clients'. SCTP's are not seen. Blocks. Raises `OSError`.
     """
-    wanted = frozenset(ports)
+    ephemeral = _ephemeral()
+    wanted = {at for at in ports if at[0] != socket.IPPROTO_UDP or at[1] not in ephemeral}
     inodes = {}
     try:
         with DiagSocket() as diag:
@@ -33,6 +36,17 @@ def held(ports: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
         raise OSError(error.code, f"the kernel does not tell its sockets: {error}") from error
     titles = dict(_holders(frozenset(inodes.values()))) if inodes else {}
     return {key: titles.get(inode, "a process") for key, inode in inodes.items()}
+
+
+def _ephemeral() -> set[int]:
+    """The ports that the kernel gives to sockets that ask for none (ip(7)). Raises `OSError`."""
+    first, last = map(int, (_SYSCTLS / "ip_local_port_range").read_text().split())
+    found = set(range(first, last + 1))
+    for part in (_SYSCTLS / "ip_local_reserved_ports").read_text().strip().split(","):
+        if part:
+            low, _, high = part.partition("-")
+            found -= set(range(int(low), int(high or low) + 1))
+    return found
 
 
 def _takes_ipv4_from_others(entry: Any) -> bool:

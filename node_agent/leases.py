@@ -20,6 +20,7 @@ from typing import Final
 
 from flows.names import FIRST_ATTACHMENT_OFPORT, LAST_ATTACHMENT_OFPORT
 from node_agent.cni_call import HostPort, Pod
+from node_agent.faults import NodeFault
 
 _BUSY_TIMEOUT: Final = 1.0
 """Seconds that somebody else may hold the file, a backup for one."""
@@ -47,7 +48,7 @@ CREATE TABLE IF NOT EXISTS state (
 """
 
 
-class LeaseError(Exception):
+class LeaseError(NodeFault):
     """No lease can be given; the text says why, and names node and podCIDR."""
 
 

@@ -24,6 +24,7 @@ from flows.diff import is_ours
 from flows.pipeline import ZONE
 from node_agent import bridge, snapshot, tracked
 from node_agent.appctl import AppctlError
+from node_agent.faults import NodeFault
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
 from openflow.batch import Batch
@@ -41,7 +42,7 @@ _LOOK_INTERVAL: Final = 3.0
 log = structlog.get_logger()
 
 
-class SwitchAwayError(Exception):
+class SwitchAwayError(NodeFault):
     """ovs-vswitchd does not answer, or does not do what it is asked; the text says which."""
 
 

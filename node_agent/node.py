@@ -120,6 +120,8 @@ class Node:
         if self._problem:
             return self._problem
         found = [*self._conflicts, self._services.node_problem()]
+        if corrupt := bridge.corrupt_attachments(self._ovsdb):
+            found.append(f"rows in OVSDB that cannot be read: {', '.join(corrupt[:10])}")
         up, why = self._session()
         lost = self._monotonic() - self._session_last_seen
         if not up and self._ready is not None and lost >= self._agent.status_grace:
@@ -134,7 +136,12 @@ class Node:
         """Everything, for ever."""
         await self._ovsdb.wait_until(lambda: self._ovsdb.connected, None)
         await self._adopt()
-        remembered = bridge.remembered_config(self._ovsdb)
+        remembered = None
+        try:
+            remembered = bridge.remembered_config(self._ovsdb)
+        except OvsdbError as error:
+            self._problem = str(error)
+            log.warning("the remembered configuration is not used", reason=self._problem)
         if remembered is not None and remembered.node == self._agent.node:
             log.info("carrying on with the remembered configuration", revision=remembered.revision)
             self._wanted = remembered

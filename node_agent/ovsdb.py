@@ -6,6 +6,7 @@ a function handed to `transact` sees a copy that nobody changes meanwhile.
 """
 
 import asyncio
+import os
 import select
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,14 +16,15 @@ from typing import Any, Final
 import structlog
 
 from node_agent import json_stream
+from node_agent.faults import NodeFault
 
 with warnings.catch_warnings():
     # ovs looks for eventlet, which os-ken brings along and which complains when it is looked for.
     warnings.simplefilter("ignore")
     import ovs.json
+    from ovs import jsonrpc, stream
     from ovs.db import idl
     from ovs.timeval import msec
-    from ovsdbapp.backend.ovs_idl import idlutils
 
 if ovs.json.PARSER == ovs.json.PARSER_PY:
     ovs.json.Parser = json_stream.Parser
@@ -49,7 +51,7 @@ _INDEXED: Final = ("Bridge", "Interface")
 log = structlog.get_logger()
 
 
-class OvsdbError(Exception):
+class OvsdbError(NodeFault):
     """A transaction was refused, or ovsdb-server does not answer."""
 
 
@@ -109,9 +111,9 @@ class Ovsdb:
         delay = 0.1
         while True:
             try:
-                schema = await asyncio.to_thread(idlutils.get_schema_helper, remote, "Open_vSwitch")
+                schema = await asyncio.to_thread(_schema, remote)
                 break
-            except Exception as error:  # noqa: BLE001  ovsdbapp raises the bare class
+            except OvsdbError as error:
                 log.warning(
                     "ovsdb-server does not answer", socket=str(self._socket), error=str(error)
                 )
@@ -224,6 +226,22 @@ class Ovsdb:
         # Whoever waits now is woken; whoever waits later waits for the next change.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _schema(remote: str) -> Any:
+    """What ovsdb-server says its database looks like. Blocks. Raises `OvsdbError`."""
+    error, opened = stream.Stream.open_block(stream.Stream.open(remote))
+    if error:
+        raise OvsdbError(os.strerror(error))
+    connection = jsonrpc.Connection(opened)
+    try:
+        request = jsonrpc.Message.create_request("get_schema", ["Open_vSwitch"])
+        error, reply = connection.transact_block(request)
+    finally:
+        connection.close()
+    if error or reply.error:
+        raise OvsdbError(os.strerror(error) if error else str(reply.error))
+    return idl.SchemaHelper(None, reply.result)
 
 
 class _Poller:

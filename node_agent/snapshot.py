@@ -16,6 +16,7 @@ from flows.diff import is_ours
 from flows.features.state import is_seal
 from flows.flow import Meter
 from flows.pipeline import TABLES
+from node_agent.faults import NodeFault
 from openflow import messages
 from openflow.batch import Batch
 from openflow.compat import ofproto
@@ -40,7 +41,7 @@ _LARGEST_BODY: Final = 60_000
 """A message's length has 16 bits."""
 
 
-class SnapshotError(Exception):
+class SnapshotError(NodeFault):
     """There is a file, but it cannot be read; the text says why."""
 
 
@@ -103,7 +104,10 @@ def save(path: Path, snapshot: Snapshot) -> None:
     if not snapshot.lets_packets_in:
         raise ValueError("a snapshot of a bridge that lets nobody in would replace a good one")
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    # Whoever reads it knows all pods, Services and policies of the node.
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
         meters = (
             _METER.pack(
                 _METER.size, ofproto.OFPMF_PKTPS | ofproto.OFPMF_BURST, meter.id,

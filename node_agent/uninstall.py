@@ -16,6 +16,7 @@ from pyroute2 import NetlinkError
 
 from flows import names
 from node_agent import bridge, install, nft, pod_link, services, snapshot, tls_files
+from node_agent.faults import NodeFault
 from node_agent.leases import Lease, LeaseError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.sysctl import Sysctls
@@ -27,7 +28,7 @@ _PATIENCE: Final = 10.0
 log = structlog.get_logger()
 
 
-class UninstallError(Exception):
+class UninstallError(NodeFault):
     """Something is in the way, or is left; the text says what."""
 
 

@@ -266,10 +266,10 @@ def test_what_others_flushed_is_restored_and_what_stands_is_left(scratch: Scratc
 
 def test_what_others_flush_is_restored_at_once(scratch: ScratchNode) -> None:
     """The agent is told of it: its regular repair comes once a minute."""
-    node = (("ip", "route"), ("ip", "rule"), ("ip", "-br", "addr"), ("nft", "-s", "list", "ruleset"))
+    shown = ("ip route", "ip rule", "ip -br addr", "nft -s list ruleset")
 
     def state() -> list[list[str]]:
-        return [sorted(scratch.run(*command).splitlines()) for command in node]
+        return [sorted(scratch.run(*command.split()).splitlines()) for command in shown]
 
     async def main() -> None:
         async with controlled(scratch) as controller:
@@ -291,6 +291,68 @@ def test_what_others_flush_is_restored_at_once(scratch: ScratchNode) -> None:
             ):
                 scratch.run(*command.split())
                 await until(lambda: state() == before, lambda: f"{state()}{scratch.log()}")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("owner", "commands"),
+    [
+        ("OVN", "add-br br-int -- br-set-external-id br-int ct-zone-lrp0 5"),
+        ("OVN", "set open_vswitch . external_ids:ovn-remote=ssl:192.0.2.1:6642"),
+        # OpenStack: neutron-openvswitch-agent.
+        ("another system (it has the port int-br-ex)",
+         "add-br br-int -- add-port br-int int-br-ex -- set interface int-br-ex type=patch"
+         " options:peer=phy-br-ex"),
+    ],
+)  # fmt: skip
+def test_a_bridge_of_another_system_is_refused(
+    scratch: ScratchNode, owner: str, commands: str
+) -> None:
+    async def main() -> None:
+        scratch.vsctl("--no-wait", *commands.split())
+        before = scratch.vsctl("list", "bridge")
+        await scratch.start_controller()
+        scratch.start_agent()
+
+        async def refused() -> bool:
+            code, error = await scratch.cni("STATUS")
+            return code == 1 and f"br-int belongs to {owner}" in error.get("details", "")
+
+        await until(refused, scratch.log)
+        assert scratch.vsctl("list", "bridge") == before
+        await scratch.controller.stop()
+
+    asyncio.run(main())
+
+
+def test_what_ovsdb_does_not_say_plainly_is_reported(scratch: ScratchNode) -> None:
+    """Corrupt rows of attachments, and a corrupt copy of the configuration."""
+
+    async def main() -> None:
+        async with controlled(scratch) as controller:
+            assert (await scratch.add("a", scratch.netns()))[0] == 0
+            (port,) = scratch.left_over()["ports"]
+            scratch.vsctl("remove", "interface", port, "external_ids", "sluice-address")
+            # Its lease has everything: the row is written again.
+            await until(
+                lambda: "10.99.1.2" in scratch.vsctl("get", "interface", port, "external_ids"),
+                scratch.log,
+            )
+            scratch.vsctl("clear", "interface", port, "external_ids", "--", "set", "interface",
+                          port, "external_ids:sluice-sandbox=x")  # fmt: skip
+            stray = "p" + 14 * "a"
+            scratch.vsctl("add-port", "br-int", stray, "--", "set", "interface", stray,
+                          "type=internal", "external_ids:sluice-sandbox=y")  # fmt: skip
+            await until(lambda: f"cannot be read: {stray}" in controller.problems.node)
+            scratch.vsctl("del-port", stray)
+            await until(lambda: controller.problems.node == "", scratch.log)
+            scratch.stop_agent()
+            scratch.vsctl("set", "open_vswitch", ".", "external_ids:sluice-config=nonsense")
+            scratch.start_agent()
+            await until(lambda: scratch.log().count("node set up") == 2, scratch.log)
+            assert "the remembered configuration is not used" in scratch.log()
+            assert "nonsense" not in scratch.vsctl("get", "open_vswitch", ".", "external_ids")
 
     asyncio.run(main())
 

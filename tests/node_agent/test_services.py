@@ -14,10 +14,19 @@ from node_agent.services import _both
 from tests.namespaces import inside
 from wire.documents import NodeProblems, NodeServices, decode_services, encode
 
-from .conftest import ADDRESS, NODE, ScratchNode, controlled, needs_root, until
+from .conftest import (
+    ADDRESS,
+    NODE,
+    NOTHING_LEFT,
+    ScratchNode,
+    controlled,
+    needs_root,
+    until,
+)
 
 EXTERNAL = IPv4Address("198.51.100.7")
 TCP, UDP = 6, 17
+EPHEMERAL = 40000
 FIXED = {"10.98.0.0/16", "10.99.0.0/16", "169.254.1.2/31", "169.254.1.16/28"}
 
 
@@ -35,6 +44,86 @@ def listening(node: ScratchNode, port: int, kind: int = socket.SOCK_STREAM) -> s
         return made
 
     return inside(node.name, steps)
+
+
+@needs_root
+def test_a_service_takes_its_own_ports_and_no_address_that_the_host_needs(
+    scratch: ScratchNode,
+) -> None:
+    """Not what it says on disk either, where a controller of an older version said it."""
+    router, server = "172.30.0.254", "198.51.100.53"
+    external = (EXTERNAL, IPv4Address(router), IPv4Address("192.0.2.88"))
+
+    def rule() -> bool:
+        return "fwmark 0x4000000/0x4000000 lookup 21356" in scratch.run("ip", "rule")
+
+    def ports() -> list[str]:
+        shown = json.loads(
+            scratch.run("nft", "-j", "list", "set", "ip", "sluice", "external-ports")
+        )
+        (found,) = [entry["set"] for entry in shown["nftables"] if "set" in entry]
+        return sorted(" ".join(map(str, each["concat"])) for each in found.get("elem", ()))
+
+    async def main() -> None:
+        scratch.run("ip", "route", "add", "default", "via", router)
+        async with controlled(scratch, controllers=["127.0.0.1", server]) as controller:
+            controller.services = said(
+                "1", external_addresses=external,
+                external_ports=((external, ((TCP, 80), (UDP, 53)), "default/web"),),
+                protected_addresses=(IPv4Address("192.0.2.88"),),
+            )  # fmt: skip
+            await until(
+                lambda: ports() == [f"{EXTERNAL} tcp 80", f"{EXTERNAL} udp 53"], scratch.log
+            )
+            assert rule()
+            assert routes(scratch) == FIXED
+            await until(
+                lambda: (
+                    controller.problems.services.get("default/web")
+                    == f"{router} is not served: it is a gateway of this host; 192.0.2.88 is not "
+                    "served: it is an address that the cluster needs"
+                ),
+                scratch.log,
+            )
+            controller.services = said("2")
+            await until(lambda: not rule() and ports() == [], scratch.log)
+        # The node has been cut off, and its agent is started after the Service is gone.
+        scratch.stop_agent()
+        old = said("3", external_addresses=(IPv4Address(server), IPv4Address(router), EXTERNAL))
+        (scratch.home / "state" / "services.json").write_bytes(encode(old))
+        for address in (server, router):
+            scratch.run("ip", "route", "add", address, "via", "169.254.1.1", "dev", "sluice-gw",
+                        "onlink")  # fmt: skip
+        scratch.start_agent()
+        await until(lambda: routes(scratch) == FIXED | {str(EXTERNAL)}, scratch.log)
+        # Nor without any document.
+        scratch.stop_agent()
+        (scratch.home / "state" / "services.json").unlink()
+        scratch.run("ip", "route", "add", server, "via", "169.254.1.1", "dev", "sluice-gw",
+                    "onlink")  # fmt: skip
+        scratch.start_agent()
+        await until(lambda: routes(scratch) == FIXED | {str(EXTERNAL)}, scratch.log)
+
+    asyncio.run(main())
+
+
+@needs_root
+def test_host_ports_that_each_node_needs_are_refused(scratch: ScratchNode) -> None:
+    async def main() -> None:
+        async with controlled(scratch):
+            netns = scratch.netns()
+            for port, protocol in ((22, "tcp"), (10250, "tcp"), (6081, "udp")):
+                conf = {"portMappings": [
+                    {"hostPort": port, "containerPort": 80, "protocol": protocol}
+                ]}  # fmt: skip
+                code, error = await scratch.add("a", netns, runtimeConfig=conf)
+                assert (code, error["code"]) == (1, Code.HOST_PORT)
+                assert f"host port 0.0.0.0:{port}/{protocol} is " in error["details"]
+                assert scratch.left_over() == NOTHING_LEFT
+            conf = {"portMappings": [{"hostPort": 22, "containerPort": 80, "protocol": "udp"}]}
+            assert (await scratch.add("a", netns, runtimeConfig=conf))[0] == 0
+
+    asyncio.run(main())
 
 
 def own_addresses(node: ScratchNode) -> list[str]:
@@ -247,16 +336,25 @@ def test_who_holds_a_port(scratch: ScratchNode) -> None:
             make(v4, datagram, "0.0.0.0", 8),
             make(v4, datagram, "0.0.0.0", 9),
             make(v4, stream, "0.0.0.0", 10),
+            # Ports that the kernel may have chosen, for clients; one that it may not.
+            make(v4, datagram, "0.0.0.0", EPHEMERAL),
+            make(v4, stream, "0.0.0.0", EPHEMERAL),
+            make(v4, datagram, "0.0.0.0", EPHEMERAL + 1),
         ]
         made[8].connect((str(ADDRESS), 53))
         try:
-            return host_ports.held([(p, n) for n in range(1, 10) for p in (TCP, UDP)])
+            numbers = [*range(1, 10), EPHEMERAL, EPHEMERAL + 1]
+            return host_ports.held([(p, n) for n in numbers for p in (TCP, UDP)])
         finally:
             for one in made:
                 one.close()
 
+    reserved = f"net.ipv4.ip_local_reserved_ports={EPHEMERAL + 1}"
+    scratch.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=32768 60999", reserved)
     found = inside(scratch.name, steps)
-    assert found.keys() == {(TCP, 1), (TCP, 2), (TCP, 4), (UDP, 7), (UDP, 8)}
+    assert found.keys() == {
+        (TCP, 1), (TCP, 2), (TCP, 4), (UDP, 7), (UDP, 8), (TCP, EPHEMERAL), (UDP, EPHEMERAL + 1)
+    }  # fmt: skip
     assert {title.split()[0] for title in found.values()} == {"process"}
 
 
