@@ -1,7 +1,7 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance image soak test ansible-test cluster-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance image soak test unit ansible-test cluster-test kernel-test \
     kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -64,6 +64,9 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 	@scripts/kube-binaries --rival >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec timeout --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+
+unit: setup ## the tests without root, switch, lab or API server, in less than a minute. PYTEST_ARGS="-k NAME"
+	@exec .venv/bin/pytest -q -n 2 -m unit $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)

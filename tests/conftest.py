@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.ovs import Ovs, running
 
-pytest_plugins = ("tests.watchdog", "tests.labs", "tests.hostile.table")
+pytest_plugins = ("tests.watchdog", "tests.labs", "tests.hostile.table", "tests.unit")
 
 # How long an example takes depends on what else the machine does; a failure must be seen again.
 settings.register_profile(
