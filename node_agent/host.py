@@ -26,6 +26,7 @@ _RTN_UNICAST: Final = 1
 _FORWARDING_TYPES: Final = {_RTN_UNICAST, 6, 7, 8, 9}
 """Also blackhole, unreachable, prohibit and throw (rtnetlink(7)): they take traffic as well."""
 _IFF_LOOPBACK: Final = 8
+_SCOPE_GLOBAL: Final = 0
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
 
 log = structlog.get_logger()
@@ -49,6 +50,8 @@ class Uplink:
     """Bytes that every way to other nodes carries."""
     problems: tuple[str, ...]
     """What is wrong with the host's network although it works; each one a sentence."""
+    addresses: tuple[IPv4Address, ...] = ()
+    """The host's own that others may reach it by, sorted."""
 
 
 async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
@@ -89,7 +92,15 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
     mtus = _mtus(uplink, links, found, config.host_ranges)
     if len(set(mtus.values())) > 1:
         log.debug("uplinks of different MTU", mtus=mtus)
-    return Uplink(min(mtus.values()), tuple(problems))
+    own = {
+        _of(address)
+        for address in addresses
+        if address["scope"] == _SCOPE_GLOBAL
+        and link_names.get(address["index"]) != names.GATEWAY_PORT
+        and not _of(address).is_link_local
+        and not any(_of(address) in network for network in ranges.values())
+    }
+    return Uplink(min(mtus.values()), tuple(problems), tuple(sorted(own)))
 
 
 def _of(address: Any) -> IPv4Address:

@@ -11,7 +11,7 @@ from pyroute2 import AsyncIPRoute
 
 from flows import names
 from flows.pipeline import LAYOUT
-from node_agent import cni_server, descriptors, install, tls_files
+from node_agent import addresses, cni_server, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
 from node_agent.enrolment import stay_enrolled
@@ -125,6 +125,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(node.run()),
                     tasks.create_task(services.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),
+                    tasks.create_task(addresses.tell_for_ever(agent, node.addresses)),
                     tasks.create_task(audit_for_ever(agent, mgmt)),
                     tasks.create_task(tell_for_ever(agent, node.problem, pods, services.problems)),
                 ]

@@ -21,7 +21,7 @@ from node_agent.ovsdb import Ovsdb, OvsdbError
 from node_agent.services import Services
 from node_agent.sysctl import Sysctls
 from settings import Agent
-from wire.documents import NodeConfig
+from wire.documents import MAX_ADDRESSES, NodeAddresses, NodeConfig
 
 REPAIR_INTERVAL = 60.0
 """Seconds after which everything is made so again, whatever happened to it."""
@@ -81,6 +81,7 @@ class Node:
         self._ready: Ready | None = None
         self._problem = ""
         """Why the node could not be set up as it is wanted, the last time."""
+        self._addresses: NodeAddresses | None = None
         self._conflicts: tuple[str, ...] = ()
         """What is in the way of the node although it works."""
         self._news = asyncio.Event()
@@ -127,6 +128,10 @@ class Node:
         if not up and self._ready is not None and lost >= self._agent.status_grace:
             found.append(f"no controller session: {why}")
         return "; ".join(filter(None, found))
+
+    def addresses(self) -> NodeAddresses | None:
+        """The host's own addresses and pods' MTU; None before it was looked at."""
+        return self._addresses
 
     def report_enrolment(self, problem: str) -> None:
         """Say why this node cannot get its certificate; empty: nothing any more."""
@@ -220,6 +225,7 @@ class Node:
         try:
             uplink = await host.check(self._netlink, config)
             mtu = host.pod_mtu(uplink.mtu, config)
+            self._addresses = NodeAddresses(uplink.addresses[:MAX_ADDRESSES], mtu)
             self._note_conflicts(uplink.problems)
             await asyncio.to_thread(self._leases.use, config.pod_cidr)
             change = bridge.converge(self._agent, config, mtu)

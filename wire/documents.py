@@ -15,6 +15,8 @@ MAX_PODS = 256
 """Pods in one `NodeProblems`; the agent chooses the latest ones."""
 MAX_SERVICES = 256
 """Services in one `NodeProblems`."""
+MAX_ADDRESSES = 64
+"""Addresses in one `NodeAddresses`."""
 MAX_SENTENCE = 1000
 """Characters of a problem's text."""
 MAX_EXTERNAL_PORTS = 65_536
@@ -127,13 +129,28 @@ class NodeProblems(msgspec.Struct, frozen=True, omit_defaults=True):
     """By `NAMESPACE/NAME`, what this node cannot do for a Service."""
 
 
+class NodeAddresses(msgspec.Struct, frozen=True, rename="camel"):
+    """What a node's network really is, as its agent sees it (`paths.ADDRESSES`).
+
+    The agent sends it when it changes, and again at intervals.
+    """
+
+    addresses: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_ADDRESSES)]
+    """The host's own, sorted, on whatever interface: also those that kube-vip or keepalived has
+    bound for the moment. None of loopback, link-local, pod or Service ranges."""
+    pod_mtu: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
+    """What pods get here; 0: unknown."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """The body of every answer with a status of 400 or more."""
 
     error: str
 
 
-def encode(document: NodeConfig | NodeServices | SwitchDigest | NodeProblems | Refusal) -> bytes:
+def encode(
+    document: NodeConfig | NodeServices | SwitchDigest | NodeProblems | NodeAddresses | Refusal,
+) -> bytes:
     """As JSON."""
     return msgspec.json.encode(document, enc_hook=str)
 
@@ -161,6 +178,11 @@ def decode_verdict(data: bytes) -> Verdict:
 def decode_problems(data: bytes) -> NodeProblems:
     """From JSON. Raises `msgspec.MsgspecError`."""
     return msgspec.json.decode(data, type=NodeProblems)
+
+
+def decode_addresses(data: bytes) -> NodeAddresses:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=NodeAddresses, dec_hook=_decode)
 
 
 def decode_refusal(data: bytes) -> str:

@@ -10,6 +10,8 @@ DIGEST: Final = "/v1/nodes/{node}/digest"
 """POST: `SwitchDigest`; the answer is a `Verdict`."""
 PROBLEMS: Final = "/v1/nodes/{node}/problems"
 """POST: `NodeProblems`; the answer is 204 without a body."""
+ADDRESSES: Final = "/v1/nodes/{node}/addresses"
+"""POST: `NodeAddresses`; the answer is 204 without a body."""
 CERTIFICATE: Final = "/v1/nodes/{node}/certificate"
 """POST: a PKCS #10 request in PEM, with a ServiceAccount token (`Authorization: Bearer`); the
 answer is a certificate in PEM."""

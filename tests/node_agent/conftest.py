@@ -33,7 +33,15 @@ from pyroute2 import netns
 from flows import names
 from flows.features.classify import attachment_entry, gateway_entry
 from tests.waiting import wait_until
-from wire.documents import NodeConfig, NodeProblems, NodeServices, decode_problems, encode
+from wire.documents import (
+    NodeAddresses,
+    NodeConfig,
+    NodeProblems,
+    NodeServices,
+    decode_addresses,
+    decode_problems,
+    encode,
+)
 
 ROOT = Path(__file__).parents[2]
 SHIM = ROOT / "cni" / "sluice_cni.py"
@@ -75,6 +83,7 @@ class Controller:
         self.requests = 0
         self.problems = NodeProblems()
         """What the agent has told last."""
+        self.addresses: NodeAddresses | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._servers: list[Any] = []
         self._runner: web.AppRunner | None = None
@@ -87,6 +96,7 @@ class Controller:
         app.router.add_get("/v1/nodes/{node}/config", self._config)
         app.router.add_get("/v1/nodes/{node}/services", self._services)
         app.router.add_post("/v1/nodes/{node}/problems", self._problems)
+        app.router.add_post("/v1/nodes/{node}/addresses", self._addresses)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.SockSite(self._runner, api, ssl_context=tls).start()
@@ -131,6 +141,10 @@ class Controller:
                 return web.Response(body=body, content_type="application/json")
             await asyncio.sleep(0.02)
         return web.Response(status=304)
+
+    async def _addresses(self, request: web.Request) -> web.Response:
+        self.addresses = decode_addresses(await request.read())
+        return web.Response(status=204)
 
     async def _problems(self, request: web.Request) -> web.Response:
         self.problems = decode_problems(await request.read())

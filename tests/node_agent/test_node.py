@@ -357,6 +357,29 @@ def test_what_ovsdb_does_not_say_plainly_is_reported(scratch: ScratchNode) -> No
     asyncio.run(main())
 
 
+def test_the_hosts_real_addresses_are_told(scratch: ScratchNode) -> None:
+    """Also one that keepalived binds for a while."""
+
+    async def main() -> None:
+        scratch.run("ip", "addr", "add", "10.98.0.10/32", "dev", "lo")
+        async with controlled(scratch) as controller:
+
+            def told() -> list[str]:
+                return list(
+                    map(str, controller.addresses.addresses if controller.addresses else ())
+                )
+
+            await until(lambda: told() == ["172.30.0.1"], scratch.log)
+            assert controller.addresses is not None
+            assert controller.addresses.pod_mtu == 1450
+            scratch.run("ip", "addr", "add", "172.30.0.77/32", "dev", "uplink")
+            await until(lambda: told() == ["172.30.0.1", "172.30.0.77"], scratch.log)
+            scratch.run("ip", "addr", "del", "172.30.0.77/32", "dev", "uplink")
+            await until(lambda: told() == ["172.30.0.1"], scratch.log)
+
+    asyncio.run(main())
+
+
 def test_controllers_of_others_are_left_alone(scratch: ScratchNode) -> None:
     def targets() -> list[str]:
         return sorted(scratch.vsctl("--bare", "--columns=target", "list", "controller").split())
