@@ -20,26 +20,37 @@ STATE_COLOURS = {
     "learned": "cyan",
     "foreign": "magenta",
 }
-NAMED_AT_MOST = 16
+MAX_NAMED_ENDPOINTS = 16
 """Endpoints of a group; `--json` has all."""
 
 
 @click.command("flows")
 @click.argument("node")
 @click.option("--table", help="Only this table, by name; see docs/pipeline.md for all of them.")
+@click.option("--raw", is_flag=True, help="Registers and ofports as Open vSwitch prints them.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def flows(node: str, table: str | None, as_json: bool, name: str, socket: Path | None) -> None:
-    """Show the flows installed on NODE by table name, each with the object it stands for.
+def flows(
+    node: str, table: str | None, raw: bool, as_json: bool, name: str, socket: Path | None
+) -> None:
+    r"""Show the flows on NODE by table, each with the objects that it exists for.
 
-    The flows are read from the switch at this moment. One that should be there and is not is
-    shown as missing; one that somebody has changed as altered, as it is now; one of ours that no
-    object stands for any more as stale; one that nobody here made as foreign. One that the switch
-    has made itself, to remember a client's endpoint, is shown as learned.
+    The flows are read from the switch at this moment. States of a flow:
 
-    Below a flow that leads to a group of endpoints stands what that group holds.
+    \b
+    missing   it should be there, and is not
+    altered   somebody changed it; it is shown as it is now
+    stale     it belongs to Sluice, but no object needs it any more
+    learned   the switch made it, to remember the endpoint of a client
+    foreign   it is not managed by Sluice
+
+    Below a flow that leads to a group, you see what the group holds. Register fields, ofports and
+    Service ports have names; flows that are altered, stale, learned or foreign are shown as they
+    are on the switch.
     """
     query = {"table": table} if table else {}
+    if not raw:
+        query["names"] = ""
     with clear_errors():
         answer = ask(name, socket, f"/v1/nodes/{quote(node)}/flows", query)
     if as_json:
@@ -78,9 +89,9 @@ def _group_line(group: dict[str, Any], indent: str) -> str:
     total = sum(weights.values()) if len({*weights.values()}) > 1 else 0
     shares = sorted(weights.items())
     named = [f"{to} ({weight / total:.0%})" if total else to for to, weight in shares]
-    shown = ", ".join(named[:NAMED_AT_MOST])
-    if len(named) > NAMED_AT_MOST:
-        shown += f" and {len(named) - NAMED_AT_MOST} more"
+    shown = ", ".join(named[:MAX_NAMED_ENDPOINTS])
+    if len(named) > MAX_NAMED_ENDPOINTS:
+        shown += f" and {len(named) - MAX_NAMED_ENDPOINTS} more"
     line = f"{indent}group {group['id']}: "
     if state != "installed":
         line += f"[{state}] {_because(group)}: "
@@ -91,8 +102,8 @@ def _because(row: dict[str, Any]) -> str:
     if row["object"]:
         return f"{row['object']}: {row['reason']}" if row["reason"] else str(row["object"])
     if row["state"] == "foreign":
-        return "nobody here made it"
-    return "no object stands for it any more"
+        return "not managed by Sluice"
+    return "no object needs it any more"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from controller.agents import take_problems
 from controller.enrolment import Enrolment
 from controller.problems import INVENTORY
 from controller.reconciler import Reconciler
+from flows.labels import Labels
 from flows.pipeline import LAYOUT
 from flows.refs import ObjectRef
 from openflow.switch import ConnectionLost, RequestRefused, name_in
@@ -289,7 +290,10 @@ class Api:
         return self._reconciler.problems.text(INVENTORY, ObjectRef.node(node))
 
     async def _flows(self, request: web.Request) -> web.Response:
-        """What a node's switch holds now; see `controller.flow_report`."""
+        """What a node's switch holds now; see `controller.flow_report`.
+
+        With `names` in the query, register fields, ofports and Service ports have names.
+        """
         name = request.match_info["node"]
         table = request.query.get("table")
         for stage in LAYOUT.tables.values():
@@ -308,8 +312,9 @@ class Api:
         except (TimeoutError, ConnectionLost, RequestRefused) as error:
             return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
         desired, view = self._reconciler.desired, self._reconciler.inventory.view
-        flows = flow_report.flows(installed, desired.of(name), view.services)
-        found = flow_report.groups(groups, desired.groups_of(name), flows)
+        labels = Labels.of(view, name) if "names" in request.query else None
+        flows = flow_report.flows(installed, desired.of(name), view.services, labels)
+        found = flow_report.groups(groups, desired.groups_of(name), flows, labels)
         if table is not None:
             flows = [row for row in flows if row["table"] == table]
             shown = {number for row in flows for number in row["groups"]}

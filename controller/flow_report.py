@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 from flows import names
 from flows.diff import is_learned, is_ours
 from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
+from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.refs import ObjectRef
-from flows.text import action_text, actions_text, match_text, table_name
+from flows.text import actions_text, bucket_text, match_text, table_name
 from flows.view import Service
 from openflow import digest, foreign
 from openflow.messages import InstalledFlow, InstalledGroup
@@ -27,13 +28,18 @@ def flows(
     installed: Iterable[InstalledFlow],
     desired: Mapping[int, tuple[Flow, Owners]],
     services: Mapping[str, Service],
+    labels: Labels | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each flow, by table and falling priority. `desired` is by cookie, with owners."""
+    """A row for each flow, by table and falling priority. `desired` is by cookie, with owners.
+
+    With `labels`, match and actions are for people, else as Open vSwitch prints them. What is not
+    desired is always as it is on the switch.
+    """
     missing = dict(desired)
     rows: list[dict[str, Any]] = []
     learned: list[tuple[InstalledFlow, dict[str, Any]]] = []
     for entry in installed:
-        row = _row(entry, missing.pop(entry.cookie, None))
+        row = _row(entry, missing.pop(entry.cookie, None), labels)
         rows.append(row)
         if row["state"] == "learned":
             learned.append((entry, row))
@@ -58,7 +64,7 @@ def flows(
                 "packets": 0,
                 "bytes": 0,
                 "state": "missing",
-                **_explained(flow, owners),
+                **_explained(flow, owners, labels),
             }
         )
     return sorted(rows, key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
@@ -68,6 +74,7 @@ def groups(
     installed: Iterable[InstalledGroup],
     desired: Mapping[int, tuple[Group, Owners]],
     flow_rows: Iterable[Mapping[str, Any]],
+    labels: Labels | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each group, by id. Why it is there is what the flow that uses it is there for."""
     reasons = {number: row["reason"] for row in flow_rows for number in row["groups"]}
@@ -96,15 +103,17 @@ def groups(
             continue
         group, owners = missing.pop(entry.id)
         if digest.of_group_entry(entry) == digest.of_group(group):
-            add(entry.id, "installed", owners, _buckets(group))
+            add(entry.id, "installed", owners, _buckets(group, labels))
         else:
             add(entry.id, "altered", owners, foreign.described_buckets(entry))
     for number, (group, owners) in missing.items():
-        add(number, "missing", owners, _buckets(group))
+        add(number, "missing", owners, _buckets(group, labels))
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None) -> dict[str, Any]:
+def _row(
+    entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels | None
+) -> dict[str, Any]:
     """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
     row: dict[str, Any] = {
         "table": table_name(entry.table),
@@ -120,7 +129,7 @@ def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None) -> dict[str, A
         "groups": [],
     }
     if known is not None:
-        row |= _explained(*known)
+        row |= _explained(*known, labels)
         if digest.of_entry(entry.raw) == digest.of_flow(known[0]):
             return row
         row["state"] = "altered"
@@ -132,10 +141,10 @@ def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None) -> dict[str, A
     return row | {"match": match, "actions": actions}
 
 
-def _explained(flow: Flow, owners: Owners) -> dict[str, Any]:
+def _explained(flow: Flow, owners: Owners, labels: Labels | None) -> dict[str, Any]:
     return {
-        "match": match_text(flow).partition(",")[2],
-        "actions": actions_text(flow),
+        "match": match_text(flow, labels).partition(",")[2],
+        "actions": actions_text(flow, labels),
         "feature": Feature(flow.feature).name.lower(),
         **_owned(owners),
         "reason": flow.reason,
@@ -151,14 +160,14 @@ def _owned(owners: Owners) -> dict[str, Any]:
     }
 
 
-def _buckets(group: Group) -> list[dict[str, Any]]:
+def _buckets(group: Group, labels: Labels | None) -> list[dict[str, Any]]:
     return [
         {
             "id": bucket.id,
             "weight": bucket.weight,
             "endpoint": _endpoint(bucket),
             "group": _group_behind(bucket),
-            "actions": ",".join(map(action_text, bucket.actions)) or "drop",
+            "actions": bucket_text(bucket, labels),
         }
         for bucket in group.buckets
     ]

@@ -1,7 +1,8 @@
-"""Flows as `ovs-ofctl --names dump-flows` prints them, by table name.
+"""Flows as text: as Open vSwitch prints them, or for people.
 
-The text of a flow that was installed and dumped again equals `flow_text` of it (without cookie
-and statistics), so goldens, dumps and documentation can be compared by eye and by `diff`.
+Without labels, `flow_text` of a flow equals what `ovs-ofctl --names dump-flows` prints of it when
+it is installed (without cookie and statistics). With `Labels`, register fields, ofports and Service
+ports have names: `Source=POD` for `reg0=0x1/0xf`, `OutputPort=16 (default/a1)` for `reg1=0x10`.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from flows.flow import (
     IN_PORT,
     Action,
     ApplyMeter,
+    Bucket,
     Ct,
     CtClear,
     Flow,
@@ -30,6 +32,7 @@ from flows.flow import (
     SetField,
     ToGroup,
 )
+from flows.labels import Labels, register_field
 from flows.pipeline import LAYOUT
 
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
@@ -74,9 +77,10 @@ _MOVED_NAMES = {
 }
 
 
-def flow_text(flow: Flow) -> str:
+def flow_text(flow: Flow, labels: Labels | None = None) -> str:
     """`table=NAME, priority=N,MATCH actions=ACTIONS`."""
-    return f"table={table_name(flow.table)}, {match_text(flow)} actions={actions_text(flow)}"
+    match_, actions = match_text(flow, labels), actions_text(flow, labels)
+    return f"table={table_name(flow.table)}, {match_} actions={actions}"
 
 
 def table_name(number: int) -> str:
@@ -85,7 +89,7 @@ def table_name(number: int) -> str:
     return table.name if table else str(number)
 
 
-def match_text(flow: Flow) -> str:
+def match_text(flow: Flow, labels: Labels | None = None) -> str:
     """`priority=N,MATCH`."""
     parts = [f"priority={flow.priority}"]
     given = {name: value for name, value, _ in flow.match}
@@ -101,19 +105,24 @@ def match_text(flow: Flow) -> str:
             parts.append("nw_frag=yes")
         elif name == "ct_state":
             parts.append(f"ct_state={_ct_state(value, mask)}")
+        elif labels and name.startswith("reg"):
+            parts += ("=".join(each) for each in labels.fields(name, value, mask, flow.table))
+        elif labels and name == "in_port":
+            parts.append(f"in_port={labels.ofport(value)}")
         else:
             printed = "icmp_type" if name == "icmpv6_type" else name
             parts.append(f"{printed}={_value(name, value, mask)}")
     return ",".join(parts)
 
 
-def actions_text(flow: Flow) -> str:
+def actions_text(flow: Flow, labels: Labels | None = None) -> str:
     """Comma-separated; `drop` for none."""
-    return ",".join(map(action_text, flow.actions)) or "drop"
+    texts = (action_text(action, labels, flow.table) for action in flow.actions)
+    return ",".join(texts) or "drop"
 
 
-def golden(flows: Iterable[Flow]) -> str:
-    """Flows by table and falling priority, one a line, each with feature and reason."""
+def golden(flows: Iterable[Flow], labels: Labels) -> str:
+    """Flows by table and falling priority, one a line, each with its reason."""
     ordered = sorted(flows, key=lambda flow: (flow.table, -flow.priority, match_text(flow)))
     lines = []
     table = None
@@ -121,7 +130,8 @@ def golden(flows: Iterable[Flow]) -> str:
         if flow.table != table:
             table = flow.table
             lines.append(f"# {table_name(table)} ({table})")
-        lines.append(f"{match_text(flow)} actions={actions_text(flow)}  # {flow.reason}")
+        text = f"{match_text(flow, labels)} actions={actions_text(flow, labels)}"
+        lines.append(f"{text}  # {flow.reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -156,13 +166,20 @@ def _ct_state(value: int, mask: int | None) -> str:
     )
 
 
-def action_text(action: Action) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per kind
-    """As `ovs-ofctl --names` prints it."""
+def action_text(action: Action, labels: Labels | None = None, table: int = 0) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per kind
+    """One action of a flow of this table."""
     match action:
         case Output(port):
-            return "IN_PORT" if port == IN_PORT else f"output:{port}"
+            if port == IN_PORT:
+                return "IN_PORT"
+            return f"output:{labels.ofport(port) if labels else port}"
+        case OutputReg(register) if labels:
+            return f"output:{register_field(register, table)}"
         case OutputReg(register):
             return f"output:NXM_NX_{register.upper()}[]"
+        case SetField(name, value, mask) if labels and name.startswith("reg"):
+            written = labels.fields(name, value, mask, table)
+            return ",".join(f"set_field:{text}->{field}" for field, text in written)
         case SetField(name, value, mask):
             text = _value(name, value, mask)
             return f"set_field:{text}->{_WRITTEN_NAMES.get(name, name)}"
@@ -171,7 +188,7 @@ def action_text(action: Action) -> str:  # noqa: C901, PLR0911, PLR0912 - one li
         case Push(name) | Pop(name):
             return f"{type(action).__name__.lower()}:{_MOVED_NAMES[name]}[]"
         case Ct():
-            return _ct(action)
+            return _ct(action, labels)
         case CtClear():
             return "ct_clear"
         case ApplyMeter(meter):
@@ -179,16 +196,16 @@ def action_text(action: Action) -> str:  # noqa: C901, PLR0911, PLR0912 - one li
         case Note(data):
             return "note:" + data.hex(".")
         case ToGroup(group):
-            return f"group:{group}"
+            return f"group:{labels.group(group) if labels else group}"
         case Resubmit(table):
             return f"resubmit(,{table_name(table)})"
         case Learn():
-            return _learn(action)
+            return _learn(action, labels)
         case Goto(table):
             return f"goto_table:{table_name(table)}"
 
 
-def _ct(ct: Ct) -> str:
+def _ct(ct: Ct, labels: Labels | None) -> str:
     parts = ["commit"] if ct.commit else []
     if ct.table is not None:
         parts.append(f"table={table_name(ct.table)}")
@@ -196,7 +213,7 @@ def _ct(ct: Ct) -> str:
     if ct.nat is not None:
         parts.append(_nat(ct.nat))
     if ct.exec:
-        parts.append(f"exec({','.join(map(action_text, ct.exec))})")
+        parts.append(f"exec({','.join(action_text(each, labels) for each in ct.exec)})")
     return f"ct({','.join(parts)})"
 
 
@@ -211,11 +228,15 @@ def _nat(nat: Nat) -> str:
     return f"nat(src{address_text}{ports})"
 
 
-def _learn(learn: Learn) -> str:
+def _learn(learn: Learn, labels: Labels | None) -> str:
     parts = [f"table={table_name(learn.table)}"]
     if learn.idle_timeout:
         parts.append(f"idle_timeout={learn.idle_timeout}")
     parts += [f"priority={learn.priority}", f"cookie={learn.cookie:#x}", "eth_type=0x800"]
+    if labels:
+        parts += (register_field(name, learn.table) for name in learn.match)
+        loads = (register_field(name, learn.table) for name in learn.load)
+        return f"learn({','.join((*parts, *(f'load:{name}->{name}' for name in loads)))})"
     parts += (f"{_NXM_NAMES.get(n, f'NXM_NX_{n.upper()}')}[]" for n in learn.match)
     for name in learn.load:
         register = f"NXM_NX_{name.upper()}[]"
@@ -223,15 +244,22 @@ def _learn(learn: Learn) -> str:
     return f"learn({','.join(parts)})"
 
 
-def group_text(group: Group) -> str:
-    """As `ovs-ofctl --names dump-groups` prints it."""
-    parts = [f"group_id={group.id},type=select,selection_method={group.method}"]
+def group_text(group: Group, labels: Labels | None = None) -> str:
+    """As `ovs-ofctl --names dump-groups` prints it; with labels, for people."""
+    number = labels.group(group.id) if labels else group.id
+    parts = [f"group_id={number},type=select,selection_method={group.method}"]
     fields = [_WRITTEN_NAMES.get(name, name) for name in group.fields]
     if len(fields) == 1:
         parts.append(f"fields={fields[0]}")
     elif fields:
         parts.append(f"fields({','.join(fields)})")
     for bucket in group.buckets:
-        actions = ",".join(map(action_text, bucket.actions))
+        actions = bucket_text(bucket, labels)
         parts.append(f"bucket=bucket_id:{bucket.id},weight:{bucket.weight},actions={actions}")
     return ",".join(parts)
+
+
+def bucket_text(bucket: Bucket, labels: Labels | None = None) -> str:
+    """The actions of a bucket; `drop` for none."""
+    table = LAYOUT.tables["EndpointChoice"].number
+    return ",".join(action_text(each, labels, table) for each in bucket.actions) or "drop"

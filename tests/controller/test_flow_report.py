@@ -8,6 +8,7 @@ from controller.api import Api
 from controller.sources.objects import Object
 from flows import names
 from flows.pipeline import LAYOUT, Feature
+from flows.refs import ObjectRef
 from tests.controller.service_objects import endpoint, endpoint_slice, service
 from tests.controller.world import SETTINGS, World, controller, run
 from tests.ovs import Ovs
@@ -98,6 +99,45 @@ def test_groups_by_what_is_wrong_with_them(ovs: Ovs) -> None:
             shown = by_object(await asked(world, "?table=EndpointChoice"))
             assert shown.pop("") == [("foreign", "", [""])]
             assert set(shown) == {f"Service default/{name}" for name in ("web", "sticky", "near")}
+
+    run(story)
+
+
+def test_a_flow_names_all_its_owners(ovs: Ovs) -> None:
+    """Where Services have endpoints at one port, one flow is there for all of them."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(SERVICES, [])
+            await world.in_sync()
+            (row,) = [
+                row
+                for row in (await asked(world, "?table=Direct"))["flows"]
+                if row["owners"][0]["kind"] == "Service"
+            ]
+            assert row["object"] == (
+                "Service default/near, Service default/sticky, Service default/web"
+            )
+            assert row["owners"][2] == {"kind": "Service", "namespace": "default", "name": "web"}
+            world.reconciler.update([], [ObjectRef("Service", "default", "sticky")])
+            await world.in_sync()
+            shown = {row["object"] for row in (await asked(world, "?table=Direct"))["flows"]}
+            assert "Service default/near, Service default/web" in shown
+
+    run(story)
+
+
+def test_register_fields_have_names_if_asked_for(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(SERVICES, [])
+            await world.in_sync()
+            table, web = "?table=EndpointChoice", group_of(world, "web")
+            rows = [(await asked(world, table + more))["flows"] for more in ("", "&names")]
+            raw, named = ({row["match"] for row in found} for found in rows)
+            assert f"reg2={web:#x}" in raw
+            assert f"Service={web:#x} (default/web)" in named
+            assert not any("reg" in match for match in named)
 
     run(story)
 

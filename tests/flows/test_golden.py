@@ -17,6 +17,7 @@ from flows.features import (
     state,
 )
 from flows.flow import Ct, Flow
+from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden, group_text
 from flows.view import CLUSTER_SCOPE, Key, Service
@@ -57,7 +58,8 @@ def check(name: str, text: str, update: bool) -> None:
 def test_feature(feature: str, update_goldens: bool) -> None:
     flows = [flow for flow in whole_node("node1") if flow.feature == FEATURES[feature]]
     assert flows
-    check(feature, golden(flows), update_goldens)
+    view = worlds.view(PODS, served=worlds.services())
+    check(feature, golden(flows, Labels.of(view, "node1")), update_goldens)
 
 
 def test_whole_cluster(update_goldens: bool) -> None:
@@ -66,7 +68,9 @@ def test_whole_cluster(update_goldens: bool) -> None:
     texts = []
     for scope, title in titles.items():
         program = compile_scope(view, scope)
-        texts.append(f"## {title}\n" + golden([*program.flows(), program.seal]))
+        texts.append(
+            f"## {title}\n" + golden([*program.flows(), program.seal], Labels.of(view, scope))
+        )
     check("cluster", "\n".join(texts), update_goldens)
 
 
@@ -78,8 +82,9 @@ def test_service(made: Service, update_goldens: bool) -> None:
     for scope in (CLUSTER_SCOPE, *view.nodes):
         found = fragment(view, Key(scope, "service", f"default/{made.name}"))
         if found is not None:
-            groups = "".join(f"{group_text(group)}\n" for group in found.groups)
-            texts.append(f"## {scope or 'every node'}\n" + golden(found.flows) + groups)
+            labels = Labels.of(view, scope)
+            groups = "".join(f"{group_text(group, labels)}\n" for group in found.groups)
+            texts.append(f"## {scope or 'every node'}\n" + golden(found.flows, labels) + groups)
     check(f"service-{made.name}", "\n".join(texts), update_goldens)
 
 

@@ -55,6 +55,14 @@ def test_json_is_the_dump(lab: Lab) -> None:
         assert row["reason"]
 
 
+def test_register_fields_and_ofports_have_names_unless_raw(lab: Lab) -> None:
+    shown, raw = (
+        sluice(lab, "node1", "--table", "Output", *more).stdout for more in ((), ("--raw",))
+    )
+    assert "OutputPort=16 (default/a) → output:16 (default/a)\n" in shown
+    assert "reg1=0x10 → output:16\n" in raw
+
+
 def test_one_table(lab: Lab) -> None:
     rows = json.loads(sluice(lab, "node1", "--table", "Classifier", "--json").stdout)["flows"]
     assert {row["table"] for row in rows} == {"Classifier"}
@@ -78,9 +86,9 @@ def test_made_and_unmade_by_hand_is_shown_and_then_mended(lab: Lab) -> None:
         lab.exec("node2", group)
         by_hand("mod-flows", "ip,nw_dst=10.96.0.0/16,actions=output:2")
         text = sluice(lab, "node2", "--table", "Forwarding").stdout
-        shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] nobody here made it"
+        shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] not managed by Sluice"
         assert shown in text
-        assert "group 7: [foreign] nobody here made it" in text
+        assert "group 7: [foreign] not managed by Sluice" in text
         assert "[missing] Node node1: a peer's pods, by the tunnel" in text
         assert "→ output:2\n         [altered] cluster: an address of the Service range" in text
     finally:
