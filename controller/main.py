@@ -1,10 +1,7 @@
 """Wiring only: settings -> source -> reconciler -> switches and API."""
 
 import asyncio
-import contextlib
-import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +9,8 @@ from pathlib import Path
 
 import click
 import structlog
-from aiohttp import web
 
-from controller import garbage, tls
+from controller import garbage, listening, tls
 from controller.api import Api
 from controller.enrolment import Enrolment
 from controller.inventory import Inventory
@@ -24,14 +20,11 @@ from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
 from flows.view import Cluster
-from openflow.server import serve
+from openflow.listener import Bounds
 from settings import Controller, Settings, SettingsError, load, logs
 from settings.tls import Identity, read
 
 log = structlog.get_logger()
-
-LONGEST_SILENCE = 75.0
-"""Seconds that an HTTP connection may be open without a whole request. An agent's asks each 30."""
 
 
 @click.command()
@@ -52,12 +45,11 @@ def main(config: Path, directory: Path | None) -> None:
     except SettingsError as error:
         sys.exit(f"sluice controller: {error}")
     logs.configure(settings.log_level)
-    # Two connections a node: the usual soft limit of 1,024 is 500 nodes.
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # Some five connections for each node: the usual soft limit of 1,024 is 200 nodes.
+    bounds = listening.bounds_for(listening.raise_descriptor_limit())
     why = ""
     try:
-        asyncio.run(_run(settings, directory))
+        asyncio.run(_run(settings, directory, bounds))
     except* (OSError, ValueError) as errors:
         # Leaving from in here would print the whole group after all.
         why = str(_first(errors))
@@ -70,7 +62,7 @@ def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def _run(settings: Settings, directory: Path | None) -> None:
+async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> None:
     garbage.collect_rarely()
     shared = settings.cluster
     if shared is None:
@@ -95,6 +87,7 @@ async def _run(settings: Settings, directory: Path | None) -> None:
         else ApiServer(own.kubernetes.kubeconfig, reconciler)
     )
     enrolment, identity = _identity(own, directory, reconciler)
+    api = Api(reconciler, shared, enrolment)
     async with asyncio.TaskGroup() as group:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -102,8 +95,8 @@ async def _run(settings: Settings, directory: Path | None) -> None:
             loop.add_signal_handler(signum, stopped.set)
         tasks = [
             group.create_task(source.run()),
-            group.create_task(_serve_api(Api(reconciler, shared, enrolment), own, identity)),
-            group.create_task(_serve_switches(reconciler, own, identity)),
+            group.create_task(_serve_api(api, own, identity, bounds)),
+            group.create_task(_serve_switches(reconciler, own, identity, bounds)),
         ]
         if not directory:
             # A directory has nobody who could be told.
@@ -135,65 +128,17 @@ def _identity(
 
 
 async def _serve_switches(
-    reconciler: Reconciler, own: Controller, identity: Callable[[], Identity] | None
+    reconciler: Reconciler, own: Controller, identity: Callable[[], Identity] | None, bounds: Bounds
 ) -> None:
-    """Listen only when there is something to tell."""
+    """Listen only when the cluster is known."""
     await reconciler.listed.wait()
     garbage.spare_what_is_there()
-    host, port = _host_port(own.openflow)
     context = tls.for_switches(identity) if identity else None
-    async with serve(host, port, reconciler.on_switch, ssl=context):
-        log.info("listening for switches", address=own.openflow, tls=identity is not None)
-        await asyncio.Event().wait()
+    await listening.serve_switches(reconciler.on_switch, own.openflow, context, bounds)
 
 
-async def _serve_api(api: Api, own: Controller, identity: Callable[[], Identity] | None) -> None:
+async def _serve_api(
+    api: Api, own: Controller, identity: Callable[[], Identity] | None, bounds: Bounds
+) -> None:
     context = tls.for_agents(identity) if identity else None
-    runner, local = (
-        web.AppRunner(
-            api.application(local=local),
-            access_log=None,
-            shutdown_timeout=1.0,
-            keepalive_timeout=LONGEST_SILENCE,
-            # Who has gone does not go on waiting.
-            handler_cancellation=True,
-        )
-        for local in (False, True)
-    )
-    await runner.setup()
-    await local.setup()
-    host, port = _host_port(own.api)
-    try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
-        if own.api_socket:
-            await web.SockSite(local, _local_socket(own.api_socket)).start()
-        log.info("serving the API", address=own.api, tls=identity is not None)
-        if identity is None:
-            log.warning("without TLS anybody who reaches the controller can pass for a node")
-        await asyncio.Event().wait()
-    finally:
-        await local.cleanup()
-        await runner.cleanup()
-
-
-def _local_socket(path: Path) -> socket.socket:
-    """For root alone from its first moment on. Raises `SettingsError` if somebody listens there."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-        made.connect(str(path))
-        raise SettingsError(f"controller.apiSocket: {path}: another controller listens there")
-    if path.is_socket():
-        path.unlink()
-    try:
-        made.bind(str(path))
-    except OSError as error:
-        raise SettingsError(f"controller.apiSocket: {path}: {error.strerror}") from error
-    path.chmod(0o600)
-    return made
-
-
-def _host_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise SettingsError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
+    await listening.serve_api(api, own.api, own.api_socket, context, bounds)

@@ -1,4 +1,4 @@
-"""Where switches dial in."""
+"""The server that switches connect to."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TypeAlias
 from weakref import WeakSet
 
+from openflow.listener import Bounds, Listener, bound_socket, listen
 from openflow.session import Timeouts
 from openflow.switch import Switch
 
@@ -23,16 +24,17 @@ async def serve(
     on_switch: OnSwitch,
     ssl: ssl.SSLContext | None = None,
     timeouts: Timeouts | None = None,
-) -> AsyncIterator[asyncio.Server]:
+    bounds: Bounds | None = None,
+) -> AsyncIterator[Listener]:
     """Accept switches while the context lasts; at its end all connections are closed.
 
-    Each switch whose handshake succeeded gets a task that runs `on_switch(switch)`. The connection
-    is cut when that returns or raises; the task is cancelled when the connection ends. One that
-    fails, or talks garbage, harms no other. Two connections may have the same datapath id: that
-    is for `on_switch` to decide. Raises `OSError` if the address cannot be had.
+    Each switch whose handshake succeeds gets a task that runs `on_switch(switch)`. The connection
+    is cut when that returns or raises; the task is cancelled when the connection ends. A switch
+    that fails, or sends garbage, affects no other. Two connections may have the same datapath id:
+    `on_switch` decides what to do. Raises `OSError` if it cannot listen on this address.
     """
     timeouts = timeouts or Timeouts()
-    # Weak, because asyncio forgets without a word whoever fails the TLS handshake.
+    # Weak, because nobody tells us of a failed TLS handshake.
     switches: WeakSet[Switch] = WeakSet()
     tasks: dict[Switch, asyncio.Task[None]] = {}
 
@@ -51,25 +53,24 @@ async def serve(
         if switch in tasks:
             tasks[switch].cancel()
 
-    # With TLS, its handshake comes before ours and has the same time.
-    tls_timeout = timeouts.handshake if ssl is not None else None
-    server = await asyncio.get_running_loop().create_server(
-        accept, host, port, ssl=ssl, ssl_handshake_timeout=tls_timeout, backlog=1024
-    )
-    try:
-        yield server
-    finally:
-        server.close()
-        running = list(tasks.values())
-        for switch in list(switches):
-            switch.close("the server stops")
-        await asyncio.gather(*running, return_exceptions=True)
-        await server.wait_closed()
+    sock = bound_socket(host, port)
+    # The TLS handshake comes before ours and has the same time.
+    async with listen(
+        sock, accept, context=ssl, handshake_timeout=timeouts.handshake, bounds=bounds
+    ) as listener:
+        try:
+            yield listener
+        finally:
+            listener.close()
+            running = list(tasks.values())
+            for switch in list(switches):
+                switch.close("the server stops")
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _run(switch: Switch, on_switch: OnSwitch) -> None:
     try:
         await on_switch(switch)
-    except Exception:  # noqa: BLE001 - whatever it is, it is this switch's alone
+    except Exception:  # noqa: BLE001 - no error of one switch may reach the others
         _log.exception("switch %s (%016x): its task failed", switch.peer, switch.dpid)
     switch.close("its task is done")

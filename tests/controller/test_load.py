@@ -74,7 +74,7 @@ async def fleet(nodes: int, pods: int) -> AsyncIterator[Fleet]:
     reconciler.update([*map(node, numbers), *bound], [])
     reconciler.complete(True)
     async with serve("127.0.0.1", 0, reconciler.on_switch) as server:
-        yield Fleet(reconciler, server.sockets[0].getsockname()[1])
+        yield Fleet(reconciler, server.port)
 
 
 def test_a_fleet_that_comes_back_at_once_is_compared_a_few_at_a_time(

@@ -92,7 +92,7 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
             switches.discard(switch)
 
     async with serve("127.0.0.1", port, on_switch) as server:
-        address = server.sockets[0].getsockname()
+        address = server.address
         if not port:
             ovs.vsctl(
                 "set", "Bridge", "br0",

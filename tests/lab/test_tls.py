@@ -51,6 +51,12 @@ def said(lab: Lab) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def failed_handshakes(lab: Lab, seen: int) -> list[str]:
+    """The reasons in the controller's log after so many lines."""
+    events = [str(line["event"]).partition("TLS handshake failed: ") for line in said(lab)[seen:]]
+    return [reason for _, found, reason in events if found]
+
+
 def sessions(lab: Lab, node: str) -> list[str]:
     """The local addresses of a node's connections to where switches dial in."""
     ss = ["ss", "-tnH", "state", "established", "dport", "=", f":{OPENFLOW}"]
@@ -148,9 +154,7 @@ def test_who_has_no_certificate_of_our_ca_hears_nothing(lab: Lab, foreign: Path)
     assert dial(lab, ours.ca) == "cut"
     assert dial(lab, ours.ca, foreign / "node1.pem", foreign / "node1.key") == "cut"
     assert dial(lab, "") == "cut"
-    assert [
-        line["reason"] for line in said(lab)[seen:] if line["event"] == "a TLS handshake failed"
-    ] == [
+    assert failed_handshakes(lab, seen) == [
         "peer did not return a certificate",
         "the peer's certificate: unable to get local issuer certificate",
         "wrong version number",
@@ -413,9 +417,7 @@ def test_an_expired_certificate_is_named_on_both_sides(
     wait_until(lambda: node2.kept("cert.pem") == expired.read_bytes())
     hang_up(lab, "node2")
     wait_until(lambda: sentence in node2.refusal())
-    assert "the peer's certificate: certificate has expired" in {
-        line["reason"] for line in said(lab)[seen:] if line["event"] == "a TLS handshake failed"
-    }
+    assert "the peer's certificate: certificate has expired" in failed_handshakes(lab, seen)
 
 
 def test_files_that_cannot_be_used_are_named(lab: Lab, foreign: Path, tmp_path: Path) -> None:

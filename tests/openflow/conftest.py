@@ -23,7 +23,7 @@ async def connected(
         await switch.wait_closed()
 
     async with serve("127.0.0.1", 0, on_switch, ssl, timeouts) as server:
-        port = server.sockets[0].getsockname()[1]
+        port = server.port
         ovs.dial(f"{'ssl' if ssl else 'tcp'}:127.0.0.1:{port}")
         async with asyncio.timeout(20):
             switch = await found.get()

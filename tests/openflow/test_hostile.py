@@ -24,7 +24,7 @@ from openflow.switch import ConnectionLost, Switch
 from openflow.watch import connect
 from tests.openflow import samples
 from tests.openflow.conftest import eventually
-from tests.openflow.test_server import port_of, stranger
+from tests.openflow.test_server import stranger
 from tests.openflow.test_session import FEATURES, HANDSHAKE, PORT, hello, message, multipart
 from tests.ovs import running
 
@@ -248,7 +248,7 @@ def test_a_switch_with_ever_more_ports_is_cut(monkeypatch: pytest.MonkeyPatch) -
 
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
-            stranger(port_of(server), HANDSHAKE) as (_, writer),
+            stranger(server.port, HANDSHAKE) as (_, writer),
         ):
             await eventually(lambda: switches)
             for data in statuses(range(100, 4000)):
@@ -282,7 +282,7 @@ def test_who_tells_a_lot_does_not_keep_others_waiting() -> None:
 
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
-            stranger(port_of(server), HANDSHAKE),
+            stranger(server.port, HANDSHAKE),
         ):
             await eventually(lambda: switches)
             session = Session(0.0)
@@ -320,7 +320,7 @@ def test_a_request_that_is_never_answered_ends_the_connection(
 
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
-            stranger(port_of(server), HANDSHAKE) as (reader, writer),
+            stranger(server.port, HANDSHAKE) as (reader, writer),
             asyncio.timeout(20),
         ):
             with suppress(ConnectionError):

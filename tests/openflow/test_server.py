@@ -47,11 +47,6 @@ async def over(reader: asyncio.StreamReader) -> None:
         await asyncio.gather(reader.read(), return_exceptions=True)
 
 
-def port_of(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port
-
-
 @contextmanager
 def logged(caplog: pytest.LogCaptureFixture, text: str) -> Iterator[None]:
     """Exactly one line of the server's holds this text."""
@@ -84,9 +79,9 @@ def test_a_rude_peer_is_cut_with_one_line_and_others_live_on(ovs: Ovs, caplog, d
             await switch.wait_closed()
 
         async with serve("127.0.0.1", 0, on_switch, timeouts=SHORT) as server:
-            ovs.dial(f"tcp:127.0.0.1:{port_of(server)}")
+            ovs.dial(f"tcp:127.0.0.1:{server.port}")
             switch = await asyncio.wait_for(switches.get(), 20)
-            async with stranger(port_of(server), data) as (reader, writer):
+            async with stranger(server.port, data) as (reader, writer):
                 host, port, *_ = writer.get_extra_info("sockname")
                 await over(reader)
             await switch.apply(Batch.of([samples.flow(1)]))
@@ -113,7 +108,7 @@ def test_many_who_say_nothing_keep_no_switch_out(ovs: Ovs):
             serve("127.0.0.1", 0, on_switch, timeouts=SHORT) as server,
             AsyncExitStack() as s,
         ):
-            port = port_of(server)
+            port = server.port
             half = [b"", hello(6), hello(6) + FEATURES[:5]]
             silent = [
                 await s.enter_async_context(stranger(port, data))
@@ -140,7 +135,7 @@ def test_a_switch_that_vanishes_cancels_its_task():
                 ended.set()
 
         async with serve("127.0.0.1", 0, on_switch) as server:
-            async with stranger(port_of(server), HANDSHAKE), asyncio.timeout(5):
+            async with stranger(server.port, HANDSHAKE), asyncio.timeout(5):
                 await started.wait()
             async with asyncio.timeout(5):
                 await ended.wait()
@@ -161,10 +156,10 @@ def test_a_task_that_fails_cuts_its_switch_and_no_other(caplog):
 
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
-            stranger(port_of(server), HANDSHAKE),
+            stranger(server.port, HANDSHAKE),
         ):
             await eventually(lambda: not good.empty())
-            async with stranger(port_of(server), HANDSHAKE) as (reader, _):
+            async with stranger(server.port, HANDSHAKE) as (reader, _):
                 await over(reader)
             assert not good.get_nowait()._session.closed
 
@@ -180,7 +175,7 @@ def test_a_task_that_returns_closes_its_connection():
 
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
-            stranger(port_of(server), HANDSHAKE) as (reader, _),
+            stranger(server.port, HANDSHAKE) as (reader, _),
         ):
             await over(reader)
 
@@ -199,7 +194,7 @@ def test_the_server_s_end_is_every_connection_s_end():
 
         async with AsyncExitStack() as strangers:
             async with serve("127.0.0.1", 0, on_switch) as server:
-                port = port_of(server)
+                port = server.port
                 await strangers.enter_async_context(stranger(port, HANDSHAKE))
                 half, _ = await strangers.enter_async_context(stranger(port, b""))
                 async with asyncio.timeout(5):
@@ -248,7 +243,7 @@ def test_a_flood_that_nobody_reads_is_cut(monkeypatch, data, times, reason):
 
         monkeypatch.setattr("openflow.switch.MAX_UNREAD", 1 << 20)
         async with serve("127.0.0.1", 0, on_switch) as server, asyncio.timeout(30):
-            await flooded(port_of(server), data, times)
+            await flooded(server.port, data, times)
             assert await switches[0].wait_closed() == reason
 
     asyncio.run(main())
@@ -265,7 +260,7 @@ def test_a_session_can_ask_whether_an_earlier_one_still_lives():
             await switch.wait_closed()
 
         async with serve("127.0.0.1", 0, on_switch) as server, asyncio.timeout(10):
-            port = port_of(server)
+            port = server.port
             async with stranger(port, HANDSHAKE), stranger(port, HANDSHAKE):
                 old, new = await switches.get(), await switches.get()
                 assert old.dpid == new.dpid
@@ -346,7 +341,7 @@ def test_a_peer_without_our_ca_s_certificate_gets_nowhere(pki: Path, certificate
 
         context = server_context(pki)
         async with serve("127.0.0.1", 0, on_switch, context, SHORT) as server:
-            port = port_of(server)
+            port = server.port
             assert await refused(port, client)
             # Nor does one that does not even begin.
             async with stranger(port, b"") as (reader, _):
