@@ -10,6 +10,7 @@ import pytest
 
 from lab.patience import PROGRAM_TIMEOUT
 from lab.processes import running
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 CLUSTER = "{podRange: 10.244.0.0/16, serviceRange: 10.96.0.0/16}"
@@ -21,13 +22,6 @@ def settings(path: Path, **controller: object) -> Path:
         f"cluster: {CLUSTER}\ncontroller: {json.dumps({'plainTcp': True} | controller)}\n"
     )
     return file
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def start(file: Path, *more: str) -> list[str]:

@@ -14,12 +14,7 @@ import pytest
 from node_agent import answers, descriptors
 from node_agent.answers import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS
 from node_agent.health_checks import HealthChecks
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def never() -> bool:
