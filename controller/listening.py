@@ -22,7 +22,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.api import Api
 from openflow.listener import Bounds, bound_socket, listen
-from openflow.log_limit import LogLimit
 from openflow.server import OnSwitch, serve
 from settings import SettingsError
 
@@ -103,15 +102,13 @@ async def _runner(api: Api, stack: contextlib.AsyncExitStack, *, local: bool) ->
 
 
 class RequestLog(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp logs: one line for a request that cannot be read, where it has a traceback.
+    """What aiohttp logs: one line for a request that cannot be read, instead of a traceback.
 
     Such an error keeps a frame that keeps the error and the connection: the frame is emptied.
     """
 
     def __init__(self) -> None:
-        logger = logging.getLogger("controller.requests")
-        logger.addFilter(LogLimit())
-        super().__init__(logger)
+        super().__init__(logging.getLogger("controller.requests"))
 
     def log(
         self, level: int, msg: object, *args: object, exc_info: Any = None, **kwargs: Any

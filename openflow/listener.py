@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from openflow.log_limit import LogLimit
 from openflow.switch import name_in
 
 _log = logging.getLogger(__name__)
-_log.addFilter(LogLimit())
 
 TLS_BUFFER: Final = 32 << 10
 """Bytes of the buffer that asyncio allocates for each TLS connection; its default is 256 KB. Two

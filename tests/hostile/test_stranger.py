@@ -136,7 +136,7 @@ def test_connections_cost_bounded_memory_and_it_returns(
                 dial(stack, getattr(controller, port), ATTACKER, data)
             assert controller.healthz() == "ok\n"
     assert resident(controller.process.pid) - before < 40
-    assert len(controller.log()) < 100
+    assert len(controller.log()) < 500
 
 
 @pytest.mark.parametrize("controller", [256], indirect=True)
@@ -152,7 +152,7 @@ def test_at_the_limit_of_descriptors_probes_and_the_command_line_are_answered(
         assert b"200 OK" in controller.local_healthz()
         assert controller.healthz() == "ok\n"
     lines = controller.log()
-    assert len(lines) < 100
+    assert len(lines) < 500
     assert not any("Traceback" in line for line in lines)
     assert any("no more connections" in line or "too many" in line for line in lines)
 
@@ -166,7 +166,7 @@ def test_bad_requests_cost_a_bounded_number_of_short_lines(controller: Controlle
         b"GET /healthz HTTP/1.1\r\n" + b"a: " + b"b" * 10_000 + b"\r\n\r\n",
         b"GET /%s%d%n HTTP/9.9\r\n\r\n",
     ]
-    for number in range(100):
+    for number in range(300):
         with (
             socket.create_connection(("127.0.0.1", controller.api), 30, (ATTACKER, 0)) as raw,
             context.wrap_socket(raw) as made,
@@ -176,7 +176,7 @@ def test_bad_requests_cost_a_bounded_number_of_short_lines(controller: Controlle
             made.recv(100)
     assert controller.healthz() == "ok\n"
     lines = controller.log()
-    assert len(lines) < 40
+    assert len(lines) < 150
     assert not any("Traceback" in line for line in lines)
     assert all(len(line) < 1000 for line in lines)
     assert any("Error handling request" in line for line in lines)
