@@ -1,4 +1,4 @@
-"""What commands ask a controller, a lab's or another's, by its unix socket."""
+"""How commands ask a controller, of a lab or of this machine, by its unix socket."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -8,28 +8,32 @@ from typing import Any
 import aiohttp
 import click
 
-from lab import Lab, LabError
+from lab.layout import Layout
+
+
+class RequestError(click.ClickException):
+    """A controller does not answer, or refuses; the command ends with this one line."""
 
 
 def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--name` of a lab and `--socket`, one of which says which controller."""
+    """Add `--name` and `--socket`: the controller of a lab, or the one at a socket."""
     command = click.option(
         "--socket",
         type=click.Path(path_type=Path),
-        help="Not of a lab: ask the controller whose apiSocket this is.",
+        help="Ask the controller with this apiSocket, and not a lab's.",
     )(command)
     return click.option("--name", default="lab", show_default=True, help="Which lab.")(command)
 
 
 def ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> Any:
-    """Ask a lab's controller, or the one at `socket`.
-
-    Raises `LabError` with the controller's own sentence.
-    """
+    """Ask a lab's controller, or the one at `socket`. Raises `RequestError`."""
     if socket is None:
-        socket = Lab(name).layout.api_socket
+        try:
+            socket = Layout(name).api_socket
+        except ValueError as error:
+            raise RequestError(str(error)) from None
         if not socket.exists():
-            raise LabError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
+            raise RequestError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
     return asyncio.run(_get(socket, path, query))
 
 
@@ -42,7 +46,7 @@ async def _get(socket: Path, path: str, query: Mapping[str, str]) -> Any:
         ):
             content = await response.json()
             if response.status != 200:
-                raise LabError(content["error"])
+                raise RequestError(content["error"])
             return content
-    except aiohttp.ClientError as error:
-        raise LabError(f"no controller answers on {socket}: {error}") from error
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise RequestError(f"no controller answers on {socket}: {error}") from error

@@ -9,7 +9,6 @@ import click
 import msgspec
 
 from cli.controller import ask, controller_options
-from cli.lab import clear_errors
 from flows.pipeline import LAYOUT
 
 STATE_COLOURS = {
@@ -51,8 +50,7 @@ def flows(
     query = {"table": table} if table else {}
     if not raw:
         query["names"] = ""
-    with clear_errors():
-        answer = ask(name, socket, f"/v1/nodes/{quote(node)}/flows", query)
+    answer = ask(name, socket, f"/v1/nodes/{quote(node)}/flows", query)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
         return

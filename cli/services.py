@@ -10,7 +10,6 @@ import click
 import msgspec
 
 from cli.controller import ask, controller_options
-from cli.lab import clear_errors
 
 NAMED_AT_MOST = 6
 """Nodes and endpoints of which a line gives the names."""
@@ -46,8 +45,7 @@ def services(
     if node is not None and service is None:
         raise click.UsageError("--node goes with NAMESPACE/NAME")
     path = "/v1/services" + (f"/{quote(service)}" if service else "")
-    with clear_errors():
-        answer = ask(name, socket, path, {"node": node} if node else {})
+    answer = ask(name, socket, path, {"node": node} if node else {})
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
     elif service is None:

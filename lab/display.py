@@ -10,6 +10,9 @@ from rich.measure import Measurement
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+MAX_WIDTH = 10_000
+"""Columns of a table, at most."""
+
 
 class Steps:
     """A `lab.lab.Report`: one line for each part in a terminal, plain lines anywhere else."""
@@ -113,8 +116,14 @@ def _print(console: Console, heading: Sequence[str], rows: Sequence[Sequence[str
         column.no_wrap = True
     for row in rows:
         table.add_row(*row)
-    unlimited = console.options.update(max_width=1000)
-    console.print(table, crop=False, width=Measurement.get(console, unlimited, table).maximum)
+    # A console clamps what it prints to its own width: 80 columns where there is no terminal.
+    before = console.width
+    console.width = MAX_WIDTH
+    console.width = Measurement.get(console, console.options, table).maximum
+    try:
+        console.print(table, crop=False)
+    finally:
+        console.width = before
     console.print()
 
 
