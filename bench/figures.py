@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lab.display import print_table
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -85,7 +87,7 @@ def show(console: Console, figures: Iterable[Figure]) -> None:
             figure.unit,
             figure.aim + verdict,
         )
-    console.print(table)
+    print_table(console, table)
 
 
 def write(path: Path, figures: Iterable[Figure]) -> None:

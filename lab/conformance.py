@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import Lab, LabError, ginkgo
+from lab.display import print_table
 from lab.ginkgo import Result
 from lab.interrupt import one_interrupt
 
@@ -157,7 +158,7 @@ def show(console: Console, plan: Plan, known: Sequence[str], results: Mapping[st
         counts = (len(of_suite), sum(ran), len(ran) - sum(ran), left_out)
         table.add_row(title, *map(str, counts))
     console.print()
-    console.print(table)
+    print_table(console, table)
     console.print(f"\nskipped, for these reasons ({PLAN}):")
     for group in plan.skipped:
         console.print(f"{sum(name not in results for name in group.tests):4}  {group.reason}")

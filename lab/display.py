@@ -106,16 +106,13 @@ def show_matrix(
             else:
                 cells.append(f"[green]{value:.2f}[/]")
         table.add_row(f"[bold]{row}[/]", *cells)
-    console.print(table)
+    print_table(console, table)
 
 
-def _print(console: Console, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*heading, box=None, header_style="bold", pad_edge=False)
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as it needs to be: a cut name cannot be copied, nor found by grep."""
     for column in table.columns:
-        # Broken names cannot be copied, nor found by grep.
         column.no_wrap = True
-    for row in rows:
-        table.add_row(*row)
     # A console clamps what it prints to its own width: 80 columns where there is no terminal.
     before = console.width
     console.width = MAX_WIDTH
@@ -124,6 +121,13 @@ def _print(console: Console, heading: Sequence[str], rows: Sequence[Sequence[str
         console.print(table, crop=False)
     finally:
         console.width = before
+
+
+def _print(console: Console, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*heading, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    print_table(console, table)
     console.print()
 
 
