@@ -21,11 +21,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from controller import flow_report, metrics, service_report
 from controller.agents import take_problems
 from controller.enrolment import Enrolment
-from controller.problems import INVENTORY
 from controller.reconciler import Reconciler
 from flows.labels import Labels
 from flows.pipeline import LAYOUT
-from flows.refs import ObjectRef
 from openflow.switch import ConnectionLost, RequestRefused, name_in
 from settings import Cluster
 from wire import paths
@@ -172,8 +170,8 @@ class Api:
             if found is None:
                 if not self._reconciler.inventory.knows_node(name):
                     return _error(404, f"Node {name} is unknown")
-                problem = self._refusal(name) or "refused"
-                return _error(409, f"Node {name}: {problem}")
+                reason = self._reconciler.inventory.nodes.reason(name)
+                return _error(409, f"Node {name}: {reason}")
             if found.revision != after:
                 return web.Response(body=encode(found), content_type="application/json")
             if (refusal := await self._wait(name, changed, deadline)) is not None:
@@ -280,14 +278,9 @@ class Api:
         node = request.query.get("node")
         inventory = self._reconciler.inventory
         if node is not None and node not in inventory.view.nodes:
-            why = self._refusal(node) or "it is unknown"
-            return _error(404, f"Node {node}: {why}")
+            return _error(404, f"Node {node}: {inventory.nodes.reason(node)}")
         report = service_report.detailed(inventory, name, node)
         return _error(404, f"there is no Service {name}") if report is None else _json(report)
-
-    def _refusal(self, node: str) -> str:
-        """Why a Node is refused; empty where it is not."""
-        return self._reconciler.problems.text(INVENTORY, ObjectRef.node(node))
 
     async def _flows(self, request: web.Request) -> web.Response:
         """What a node's switch holds now; see `controller.flow_report`.

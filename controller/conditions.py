@@ -51,7 +51,13 @@ class Conditions:
 
         `now` is in seconds, of a clock that never jumps.
         """
-        nodes = self._reconciler.inventory.node_objects
+        inventory = self._reconciler.inventory
+        # A Node on which another network runs is not ours to judge.
+        nodes = {
+            name: node
+            for name, node in inventory.node_objects.items()
+            if not inventory.nodes.exclusion(name)
+        }
         self._since = {name: self._since.get(name, now) for name in nodes}
         self._patched = {name: last for name, last in self._patched.items() if name in nodes}
         due = []

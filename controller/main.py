@@ -78,6 +78,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             shared.new_connections_per_second,
         ),
         [("the host range", network) for network in shared.host_ranges],
+        excluded=own.excluded_nodes,
     )
     reconciler = Reconciler(inventory)
     directory = directory or own.directory

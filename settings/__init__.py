@@ -9,7 +9,7 @@ import re
 import socket
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -97,6 +97,13 @@ class Kubernetes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     kubeconfig: Path | None = None
 
 
+LabelMatch = Annotated[
+    str, Meta(pattern=r"^([-a-z0-9.]{1,253}/)?[-_.A-Za-z0-9]{1,63}(=[-_.A-Za-z0-9]{0,63})?$")
+]
+"""`KEY` or `KEY=VALUE`."""
+EXCLUDED_NODES: Final = ("kubernetes.io/os=windows", "type=virtual-kubelet", "sluice.dev/excluded")
+
+
 class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """The controller's own addresses, `HOST:PORT`, and where it learns the cluster from."""
 
@@ -110,6 +117,8 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     tls: Tls | None = None
     enrolment: Authority | None = None
     plain_tcp: bool = False
+    excluded_nodes: tuple[LabelMatch, ...] = EXCLUDED_NODES
+    """Labels of Nodes on which Sluice does not run: they get no flows and no condition."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where it is not said how nodes are told from others."""

@@ -188,6 +188,14 @@ class Nodes:
         """The name of the Node, accepted or refused, whose bridge has this datapath id."""
         return self._names_by_dpid.get(dpid)
 
+    def reason(self, name: str) -> str:
+        """Why a Node does not take part."""
+        if name not in self.objects:
+            return "it is unknown"
+        if label := self.exclusion(name):
+            return f"it is excluded by its label {label}"
+        return self._problem(name) or "it is not judged yet"
+
     def exclusion(self, name: str) -> str:
         """The label by which a Node is excluded; empty: it is not, or is unknown."""
         given = self.objects.get(name)

@@ -210,7 +210,8 @@ class Ports:
         owner = self._owner(node, bridge, name)
         accepted_node = self._nodes.accepted.get(node)
         if accepted_node is None:
-            return f"Node {node} is unknown or refused"
+            excluded = bool(self._nodes.exclusion(node))
+            return f"Node {node} is {'excluded' if excluded else 'unknown or refused'}"
         if _belongs_to_pod(name) and not owner:
             return f"no Pod with spec.nodeName {node} has this port's name"
         if problem := _ofport_problem(bridge, port):

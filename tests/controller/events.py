@@ -48,9 +48,11 @@ def node_object(
     uid: str = "u",
     zone: str = "",
     others: tuple[str, ...] = (),
+    external: tuple[str, ...] = (),
 ) -> NodeObject:
     labels = {"topology.kubernetes.io/zone": zone} if zone else None
     addresses = [NodeObjectAddress("InternalIP", each) for each in (address, *others)]
+    addresses += [NodeObjectAddress("ExternalIP", each) for each in external]
     return NodeObject(
         NodeMetadata(name=name, uid=uid, creation_timestamp=created, labels=labels),
         NodeSpec(pod_cidr=cidr),

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
+import pytest
+from msgspec.structs import replace
 
 from controller.agents import take_problems
 from controller.conditions import AGAIN, GRACE, READY, Conditions
@@ -11,6 +13,7 @@ from controller.inventory import Inventory
 from controller.kubernetes_api import STRATEGIC
 from controller.reconciler import Reconciler
 from controller.sources.objects import NodeCondition, NodeObject
+from settings import EXCLUDED_NODES
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
 from wire.documents import NodeProblems
@@ -185,3 +188,30 @@ def test_a_condition_as_the_api_writes_it() -> None:
     )
     made = msgspec.json.decode(data, type=NodeObject)
     assert made.network_unavailable == NodeCondition("NetworkUnavailable", "False")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"kubernetes.io/os": "windows"},
+        {"type": "virtual-kubelet"},
+        {"sluice.dev/excluded": ""},
+        {"sluice.dev/excluded": "true"},
+    ],
+)
+def test_node_without_sluice_gets_no_condition(labels: dict[str, str]) -> None:
+    node = node_object("node1", "10.244.1.0/24", "172.30.1.1")
+    node = replace(node, metadata=replace(node.metadata, labels=labels))
+    reconciler = Reconciler(Inventory(CLUSTER, excluded=EXCLUDED_NODES))
+    reconciler.update([node], [])
+    conditions = Conditions(reconciler)
+    for now in (0, 100):
+        assert not conditions.due(now)
+    assert not reconciler.inventory.view.nodes
+    assert not list(reconciler.problems)
+    # Without the label it takes part, and its condition is due.
+    node = replace(node, metadata=replace(node.metadata, labels={"kubernetes.io/os": "linux"}))
+    reconciler.update([node], [])
+    assert not conditions.due(101)
+    assert conditions.due(201)
+    assert set(reconciler.inventory.view.nodes) == {"node1"}

@@ -1,5 +1,6 @@
 """What is refused, and in which words."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -13,6 +14,7 @@ from controller.inventory import ports as module
 from controller.sources.objects import (
     NodeObject,
     NodeObjectAddress,
+    NodeSpec,
     NodeStatus,
     OwnerReference,
     PodAnnotations,
@@ -21,7 +23,7 @@ from controller.sources.objects import (
 from flows import names
 from flows.compile import compile_scope
 from flows.text import golden
-from flows.view import CLUSTER_SCOPE, Key
+from flows.view import CLUSTER_SCOPE, Cluster, Key
 from tests.controller.events import mirror_pod, node_object, pod_object, port
 from tests.flows.worlds import CLUSTER
 
@@ -113,6 +115,150 @@ def test_of_two_nodes_in_conflict_the_older_stays(second: tuple[str, str], probl
     inventory.settle()
     assert set(inventory.view.nodes) == {"two"}
     assert not inventory.problems
+
+
+def without_addresses(node: NodeObject) -> NodeObject:
+    return struct_replace(node, status=struct_replace(node.status, addresses=[]))
+
+
+@pytest.mark.parametrize("broken", ["no address", "a bad address", "no podCIDR"])
+def test_last_usable_state_of_a_node_stays(broken: str) -> None:
+    """A cloud controller takes the addresses away for some seconds."""
+    inventory = inventory_with(("n", *GOOD, "2026"))
+    inventory.set_object(pod_object("a", "n", uid="u1"))
+    inventory.set_port("n", port("a", "u1", "s", "10.244.1.5", 16))
+    node = node_object("n", *GOOD, "2026")
+    now = {
+        "no address": without_addresses(node),
+        "a bad address": node_object("n", GOOD[0], "127.0.0.1", "2026"),
+        "no podCIDR": node_object("n", "", GOOD[1], "2026"),
+    }[broken]
+    inventory.set_object(now)
+    assert not inventory.settle()
+    assert accepted(inventory, "n") == {"10.244.1.5": "default/a"}
+    problem = inventory.problems.texts()["Node n"]
+    assert problem.endswith("; it takes part with address 172.30.1.1 and podCIDR 10.244.1.0/24")
+    inventory.set_object(node)
+    assert not inventory.settle()
+    assert not inventory.problems.texts()
+    # Another Node of that name has no earlier state.
+    inventory.set_object(struct_replace(now, metadata=struct_replace(now.metadata, uid="new")))
+    inventory.settle()
+    assert not inventory.view.nodes
+
+
+def test_address_of_an_earlier_state_is_free_for_others() -> None:
+    inventory = inventory_with(("old", *GOOD, "2025"))
+    inventory.set_object(without_addresses(node_object("old", *GOOD, "2025")))
+    inventory.set_object(node_object("new", "10.244.2.0/24", GOOD[1], "2026"))
+    inventory.settle()
+    assert set(inventory.view.nodes) == {"new"}
+
+
+def test_next_address_is_used_where_the_first_is_disputed_or_invalid() -> None:
+    inventory = inventory_with(("one", *GOOD, "2025"))
+    for first in (GOOD[1], "127.0.0.1", "10.244.9.9"):
+        two = node_object("two", "10.244.2.0/24", first, "2026", others=("172.30.1.2",))
+        inventory.set_object(two)
+        inventory.settle()
+        assert inventory.view.nodes["two"].address == IPv4Address("172.30.1.2")
+    inventory.set_object(
+        node_object("two", "10.244.2.0/24", GOOD[1], "2026", others=("172.30.1.2",))
+    )
+    inventory.settle()
+    assert inventory.problems.texts() == {
+        "Node two": "status.addresses: InternalIP 172.30.1.1 is Node one's already; it takes part"
+        " with address 172.30.1.2 and podCIDR 10.244.2.0/24"
+    }
+
+
+@pytest.mark.parametrize("order", ["session first", "claim first"])
+def test_address_belongs_to_the_node_that_connects_from_it(order: str) -> None:
+    """A kubelet writes its own Node's addresses, a stolen one those of others."""
+    thief = node_object("a", "10.244.1.0/24", "172.30.1.1", "2025")
+    inventory = inventory_with(("victim", "10.244.2.0/24", "172.30.1.2", "2026"))
+    inventory.set_object(thief)
+    inventory.settle()
+    claim = node_object("a", "10.244.1.0/24", "172.30.1.2", "2025")
+    if order == "session first":
+        inventory.node_connected("victim", IPv4Address("172.30.1.2"))
+    inventory.node_connected("a", IPv4Address("172.30.1.1"))
+    inventory.set_object(claim)
+    inventory.settle()
+    if order == "claim first":
+        inventory.node_connected("victim", IPv4Address("172.30.1.2"))
+    assert set(inventory.view.nodes) == {"victim"}
+    problem = "status.addresses: InternalIP 172.30.1.2 is Node victim's already"
+    assert inventory.problems.texts() == {"Node a": problem}
+    # Where both connect through one gateway, age decides.
+    for name in ("victim", "a"):
+        inventory.node_connected(name, IPv4Address("192.0.2.1"))
+    assert set(inventory.view.nodes) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"spec": NodeSpec(pod_cidrs=["10.244.1.0/24"] * 10_000)},
+            "spec.podCIDRs has 10000 entries; 2 is the most",
+        ),
+        (
+            {"spec": NodeSpec(pod_cidr="1" * 1_000_000)},
+            "spec.podCIDR '" + "1" * 79,
+        ),
+        (
+            {"status": NodeStatus([NodeObjectAddress("InternalIP", "x" * 1_000_000)] * 2)},
+            "status.addresses: InternalIP '" + "x" * 79,
+        ),
+    ],
+)
+def test_hostile_node_is_refused_in_a_short_sentence(change: dict[str, Any], problem: str) -> None:
+    inventory = inventory_with()
+    inventory.set_object(struct_replace(node_object("n", *GOOD), **change))
+    inventory.settle()
+    assert not inventory.view.nodes
+    text = inventory.problems.texts()["Node n"]
+    assert text.startswith(problem)
+    assert len(text) < 200
+
+
+def test_addresses_of_a_node_are_bounded() -> None:
+    addresses = [NodeObjectAddress("InternalIP", GOOD[1])]
+    addresses += [
+        NodeObjectAddress("ExternalIP", f"198.51.{n // 250}.{n % 250}") for n in range(999)
+    ]
+    inventory = inventory_with()
+    inventory.set_object(struct_replace(node_object("n", *GOOD), status=NodeStatus(addresses)))
+    inventory.settle()
+    assert len(inventory.view.nodes["n"].further_addresses) == 63
+    assert inventory.problems.texts()["Node n"].startswith(
+        "status.addresses has 1000 entries; the first 64 are used; it takes part with address"
+    )
+
+
+def test_cost_of_a_node_does_not_grow_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory = Inventory(Cluster(IPv4Network("10.0.0.0/8"), CLUSTER.service_range, 6081, 100))
+    for number in range(3_000):
+        cidr = IPv4Network((int(IPv4Address("10.0.0.0")) + 256 * number, 24))
+        address = IPv4Address("172.30.0.0") + number
+        inventory.set_object(node_object(f"n{number}", str(cidr), str(address), "2026"))
+    inventory.settle()
+    assert len(inventory.view.nodes) == 3_000
+    steps = 0
+
+    def step(_: object, event: str, __: object) -> None:
+        nonlocal steps
+        steps += event == "call"
+
+    other = node_object("n7", "10.0.7.0/24", "172.31.0.7", "2026")
+    inventory.set_object(other)
+    monkeypatch.setattr(inventory.services, "set_node_addresses", lambda _: None)
+    sys.setprofile(step)
+    inventory.settle()
+    sys.setprofile(None)
+    assert inventory.view.nodes["n7"].address == IPv4Address("172.31.0.7")
+    assert steps < 1_000
 
 
 def test_dual_stack_fields_are_accepted() -> None:
