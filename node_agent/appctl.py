@@ -35,10 +35,13 @@ async def call(run: Path, command: str, *arguments: str) -> str:
     return str(reply.get("result", ""))
 
 
+def pid(run: Path) -> int:
+    """The process that is ovs-vswitchd, or was: the file stays. Raises `OSError`, `ValueError`."""
+    return int((run / "ovs-vswitchd.pid").read_text())
+
+
 async def _call(run: Path, command: str, arguments: tuple[str, ...]) -> object:
-    # The file stays when a process ends, so what it names may be gone.
-    pid = int((run / "ovs-vswitchd.pid").read_text())
-    reader, writer = await asyncio.open_unix_connection(run / f"ovs-vswitchd.{pid}.ctl")
+    reader, writer = await asyncio.open_unix_connection(run / f"ovs-vswitchd.{pid(run)}.ctl")
     try:
         request = {"id": 0, "method": command, "params": arguments}
         writer.write(json.dumps(request).encode())

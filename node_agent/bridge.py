@@ -14,7 +14,7 @@ from typing import Final
 
 from flows import names
 from flows.pipeline import TABLES
-from node_agent import tls_files
+from node_agent import limits, tls_files
 from node_agent.cni_call import HostPort, Pod
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
@@ -41,6 +41,7 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         _refuse_foreign(root, bridge)
         remembered = {_CONFIG: encode(config).decode()}
         transaction.update_keys(root, "external_ids", **remembered)
+        limits.bound(transaction, root, agent.datapath)
         if not agent.plain_tcp:
             _ssl(transaction, root, tls_files.kept(agent.state))
         if bridge is None:
@@ -126,6 +127,7 @@ def remove(transaction: Transaction, agent: Agent) -> int:
     if bridge is not None:
         # Ports, interfaces and controllers go with it: nothing else refers to them.
         root.delvalue("bridges", bridge)
+    limits.unbound(root, agent.datapath)
     if _CONFIG in root.external_ids:
         root.delkey("external_ids", _CONFIG)
     if any(row.private_key == str(tls_files.kept(agent.state).key) for row in root.ssl):

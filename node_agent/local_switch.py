@@ -12,9 +12,11 @@ depend on it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Final, NoReturn
 
 import structlog
@@ -27,7 +29,8 @@ from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
-from openflow.batch import Batch
+from openflow.batch import Batch, Forget, of_addresses
+from openflow.codec import CtTuple
 from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
@@ -50,23 +53,34 @@ async def forget_all(
     switch: Switch,
     addresses: Collection[IPv4Address],
     counts: Callable[[], Awaitable[Mapping[IPv4Address, int]]],
+    forgets: Callable[[Iterable[IPv4Address]], Iterable[Forget]],
 ) -> None:
-    """Have the switch forget every connection of these addresses, and see that it has.
+    """Have the switch forget every connection of these addresses, and verify that it has.
 
     In the userspace datapath one flush walks a hash map that shrinks under it, and misses what the
     map moves behind it: at most half of what it was to forget. `counts` says how many connections
-    each address has. Raises `ConnectionLost`, `Rejected`, `AppctlError`, and `SwitchAwayError`
-    where some are left after `MOST_FLUSHES`.
+    each address has, `forgets` which they are. Raises `ConnectionLost`, `Rejected`, `AppctlError`,
+    and `SwitchAwayError` where some are left after `MOST_FLUSHES`.
     """
     left: dict[IPv4Address, int] = dict.fromkeys(addresses, 0)
     for _ in range(MOST_FLUSHES):
-        await switch.apply(Batch.forgetting(ZONE, left))
+        await switch.apply(Batch.of_forgets(forgets(left)))
         known = await counts()
         left = {address: known[address] for address in left if known.get(address)}
         if not left:
             return
     address, number = left.popitem()
     raise SwitchAwayError(f"after {MOST_FLUSHES} flushes {address} has {number} connections left")
+
+
+def all_of(addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
+    """Every connection of these addresses, whoever has opened it."""
+    return of_addresses(ZONE, addresses)
+
+
+def opened_by(addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
+    """The connections that these addresses have opened."""
+    return (Forget(ZONE, original=CtTuple(source=address)) for address in addresses)
 
 
 class LocalSwitch:
@@ -109,10 +123,27 @@ class LocalSwitch:
         Returns when a dump shows that none is left. Waits for a switch that is just starting.
         Raises `SwitchAwayError`.
         """
+        await self._forget([address], tracked.counts, all_of)
+
+    async def opened(self) -> Counter[IPv4Address]:
+        """How many connections each address has opened. Raises `AppctlError`."""
+        return await tracked.opened(self._run, self._datapath)
+
+    async def forget_opened(self, addresses: Collection[IPv4Address]) -> None:
+        """Forget the connections that these addresses have opened. As `forget_connections`."""
+        await self._forget(addresses, tracked.opened, opened_by)
+
+    async def _forget(
+        self,
+        addresses: Collection[IPv4Address],
+        counts: Callable[[Path, str], Awaitable[Mapping[IPv4Address, int]]],
+        forgets: Callable[[Iterable[IPv4Address]], Iterable[Forget]],
+    ) -> None:
         try:
             async with asyncio.timeout(self._patience):
                 switch = await self._got_going()
-            await forget_all(switch, [address], partial(tracked.counts, self._run, self._datapath))
+            known = partial(counts, self._run, self._datapath)
+            await forget_all(switch, addresses, known, forgets)
         except TimeoutError:
             raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}") from None
         except (ConnectionLost, Rejected, AppctlError) as error:

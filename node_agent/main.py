@@ -14,6 +14,7 @@ from flows.pipeline import LAYOUT
 from node_agent import addresses, cni_server, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_for_ever
+from node_agent.connection_limits import ConnectionLimits
 from node_agent.enrolment import stay_enrolled
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
@@ -122,6 +123,7 @@ async def _run(agent: Agent) -> None:
                 running = [
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),
+                    tasks.create_task(ConnectionLimits(agent, switch).run()),
                     tasks.create_task(node.run()),
                     tasks.create_task(services.run()),
                     tasks.create_task(_sweep_for_ever(attachments)),

@@ -33,8 +33,11 @@ Row = Any
 """A row of the copy: columns are attributes; assigning to one is part of the open transaction."""
 
 _TABLES: Final = {
-    "Open_vSwitch": ["bridges", "external_ids", "other_config", "ssl", "ovs_version", "next_cfg",
-                     "cur_cfg"],
+    "Open_vSwitch": ["bridges", "datapaths", "external_ids", "other_config", "ssl", "ovs_version",
+                     "next_cfg", "cur_cfg"],
+    "Datapath": ["ct_zones"],
+    "CT_Zone": ["timeout_policy"],
+    "CT_Timeout_Policy": ["timeouts"],
     "Bridge": ["name", "ports", "controller", "fail_mode", "protocols", "datapath_type",
                "datapath_id", "other_config", "flow_tables", "external_ids"],
     "Port": ["name", "interfaces", "external_ids"],

@@ -24,17 +24,25 @@ async def counts(run: Path, datapath: str) -> Counter[IPv4Address]:
     `run` is the directory of ovs-vswitchd's sockets, `datapath` the type of its datapath. Raises
     `appctl.AppctlError`.
     """
-    listed = await appctl.call(
+    # There may be very many: not in the event loop.
+    return await asyncio.to_thread(_counted, await _listed(run, datapath))
+
+
+async def opened(run: Path, datapath: str) -> Counter[IPv4Address]:
+    """How many connections each address has opened. Otherwise as `counts`."""
+    return await asyncio.to_thread(_counted, await _listed(run, datapath), answerers=False)
+
+
+async def _listed(run: Path, datapath: str) -> str:
+    return await appctl.call(
         run, "dpctl/dump-conntrack", f"{datapath}@ovs-{datapath}", f"zone={ZONE}"
     )
-    # There may be a million: not in the event loop.
-    return await asyncio.to_thread(_counted, listed)
 
 
-def _counted(listed: str) -> Counter[IPv4Address]:
+def _counted(listed: str, *, answerers: bool = True) -> Counter[IPv4Address]:
     found: Counter[str] = Counter()
     for opener, answerer in _ENTRY.findall(listed):
         found[opener] += 1
-        if answerer != opener:
+        if answerers and answerer != opener:
             found[answerer] += 1
     return Counter({IPv4Address(address): number for address, number in found.items()})

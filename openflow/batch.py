@@ -158,6 +158,13 @@ class Forget:
         )
 
 
+def of_addresses(zone: int, addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
+    """Every connection of these addresses, whoever has opened it."""
+    for address in addresses:
+        yield Forget(zone, original=CtTuple(source=address))
+        yield Forget(zone, reply=CtTuple(source=address))
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """What holds a batch together: opens, closes, commits a bundle, or asks for a barrier."""
@@ -313,14 +320,7 @@ class Batch:
         Those an address has opened have it as source of their original direction; those opened to
         it, translated or not, as source of the reply.
         """
-        return cls.of_forgets(
-            forget
-            for address in addresses
-            for forget in (
-                Forget(zone, original=CtTuple(source=address)),
-                Forget(zone, reply=CtTuple(source=address)),
-            )
-        )
+        return cls.of_forgets(of_addresses(zone, addresses))
 
     @classmethod
     def of_forgets(cls, forgets: Iterable[Forget]) -> Self:

@@ -82,7 +82,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
     """Of pods, in bytes, at most; a node whose uplink carries less has less. None: what it carries.
 
     To be set where uplinks differ: a pod's full packet must fit every other node's."""
-    new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 10_000
+    new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 4_000
     """What one pod may open, on average and as a burst."""
 
     @property

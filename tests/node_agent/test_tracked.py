@@ -4,17 +4,20 @@ import asyncio
 from collections import Counter
 from functools import partial
 from ipaddress import IPv4Address
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from flows.pipeline import ZONE
-from node_agent import appctl, tracked
-from node_agent.local_switch import MOST_FLUSHES, SwitchAwayError, forget_all
+from node_agent import appctl, limits, tracked
+from node_agent.connection_limits import ConnectionLimits, most_of
+from node_agent.local_switch import MOST_FLUSHES, SwitchAwayError, all_of, forget_all, opened_by
 from openflow.batch import Batch
 from openflow.watch import connect
 from tests.ovs import Ovs
 
-OLD, OTHER, CLIENT = (IPv4Address(f"10.0.0.{n}") for n in (1, 2, 3))
+OLD, OTHER, CLIENT, THIRD = (IPv4Address(f"10.0.0.{n}") for n in range(1, 5))
 MANY = 1_500
 AT_ONCE = 100
 """What the queue of a dummy port holds."""
@@ -38,12 +41,14 @@ def packet(source: IPv4Address, destination: IPv4Address, port: int) -> str:
 
 
 async def opened(ovs: Ovs, source: IPv4Address, destination: IPv4Address, count: int) -> None:
-    """So many connections, each from a port of its own, in the switch."""
-    packets = [packet(source, destination, port) for port in range(1, count + 1)]
+    """So many more connections, each from a port of its own, in the switch."""
+    before = (await tracked.opened(ovs.directory, "dummy"))[source]
+    packets = [packet(source, destination, before + port) for port in range(1, count + 1)]
     for at in range(0, count, AT_ONCE):
         await appctl.call(ovs.directory, "netdev-dummy/receive", "p1", *packets[at : at + AT_ONCE])
         async with asyncio.timeout(60):
-            while (await counts(ovs))[destination] < min(at + AT_ONCE, count):
+            wanted = before + min(at + AT_ONCE, count)
+            while (await tracked.opened(ovs.directory, "dummy"))[source] < wanted:
                 await asyncio.sleep(0.005)
 
 
@@ -57,11 +62,11 @@ def test_one_flush_leaves_connections_where_the_table_shrinks_meanwhile(tracking
     async def flushed_once(others: int) -> int:
         await opened(tracking, CLIENT, OLD, MANY)
         if others:
-            await opened(tracking, CLIENT, OTHER, others)
+            await opened(tracking, THIRD, OTHER, others)
         async with connect(tracking.mgmt) as switch:
             await switch.apply(Batch.forgetting(ZONE, [OLD]))
             left = (await counts(tracking))[OLD]
-            await forget_all(switch, [OLD, OTHER], partial(counts, tracking))
+            await forget_all(switch, [OLD, OTHER], partial(counts, tracking), all_of)
         return left
 
     assert 0 < asyncio.run(flushed_once(0)) <= MANY / 2
@@ -73,10 +78,10 @@ def test_all_are_forgotten_and_nobody_elses(tracking: Ovs) -> None:
     async def both() -> None:
         await opened(tracking, CLIENT, OLD, MANY)
         await opened(tracking, OLD, OTHER, 5)
-        await opened(tracking, CLIENT, OTHER, 7)
+        await opened(tracking, THIRD, OTHER, 7)
         async with connect(tracking.mgmt) as switch:
-            await forget_all(switch, [OLD], partial(counts, tracking))
-        assert await counts(tracking) == Counter({CLIENT: 7, OTHER: 7})
+            await forget_all(switch, [OLD], partial(counts, tracking), all_of)
+        assert await counts(tracking) == Counter({THIRD: 7, OTHER: 7})
 
     asyncio.run(both())
 
@@ -92,10 +97,57 @@ def test_a_connection_that_stays_is_an_error(tracking: Ovs) -> None:
 
         async with connect(tracking.mgmt) as switch:
             with pytest.raises(SwitchAwayError, match=r"10\.0\.0\.1 has 3 connections left"):
-                await forget_all(switch, [OLD], counts)
+                await forget_all(switch, [OLD], counts, all_of)
         assert asked == MOST_FLUSHES
 
     asyncio.run(never_gone())
+
+
+class Local:
+    """What `ConnectionLimits` needs of `LocalSwitch`, on a switch of the test's own."""
+
+    def __init__(self, ovs: Ovs) -> None:
+        self._ovs = ovs
+
+    async def opened(self) -> Counter[IPv4Address]:
+        return await tracked.opened(self._ovs.directory, "dummy")
+
+    async def forget_opened(self, addresses: list[IPv4Address]) -> None:
+        async with connect(self._ovs.mgmt) as switch:
+            await forget_all(switch, addresses, self.opened, opened_by)
+
+
+def test_who_has_opened_most_loses_it_where_the_table_is_half_full(
+    tracking: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOST_CONNECTIONS", 1_000)
+    agent: Any = SimpleNamespace(ovs_run=tracking.directory, datapath="dummy")
+    local: Any = Local(tracking)
+    watching = ConnectionLimits(agent, local)
+
+    async def story() -> None:
+        await opened(tracking, OTHER, OLD, 100)
+        await opened(tracking, CLIENT, OLD, 300)
+        assert await watching.look() == []
+        await opened(tracking, CLIENT, OLD, 300)
+        assert await watching.look() == [CLIENT]
+        assert await local.opened() == Counter({OTHER: 100})
+
+    asyncio.run(story())
+    assert tracking.appctl("dpctl/ct-get-maxconns").strip() == "1000"
+    # The node's own connections find room.
+    assert "zone=100,limit=750" in tracking.appctl("dpctl/ct-get-limits", "zone=100")
+    assert f"max num frags (v4/v6): {limits.MOST_FRAGMENTS}" in tracking.appctl(
+        "dpctl/ipf-get-status"
+    )
+
+
+def test_nobody_who_has_opened_little_is_to_blame() -> None:
+    many = Counter({IPv4Address(number): 50 for number in range(20)})
+    assert most_of(many, 1_000) == []
+    # Two who help each other, and one who did nothing.
+    assert most_of(Counter({OLD: 300, OTHER: 290, CLIENT: 70}), 1_000) == [OLD]
+    assert most_of(Counter({OLD: 800, OTHER: 790, CLIENT: 70}), 1_000) == [OLD, OTHER]
 
 
 def test_a_refused_command_is_one_sentence(ovs: Ovs) -> None:

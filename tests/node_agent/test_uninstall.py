@@ -40,7 +40,7 @@ def found(node: ScratchNode) -> dict[str, Any]:
     root = json.loads(node.vsctl("--format=json", "list", "Open_vSwitch"))
     # Two numbers that only grow: they count the changes.
     columns = dict(zip(root["headings"], root["data"][0], strict=True))
-    kept = ("bridges", "external_ids", "other_config", "ssl")
+    kept = ("bridges", "datapaths", "external_ids", "other_config", "ssl")
     return {
         "OVSDB": {name: columns[name] for name in kept},
         "rows": node.vsctl("--columns=name", "list", "Interface"),
