@@ -12,6 +12,8 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -229,8 +231,9 @@ class Api:
         config = NodeConfig(
             node=name,
             uid=node.uid,
-            address=node.address,
-            pod_cidr=node.pod_cidr,
+            # The protocol has IPv4 only, as have all Nodes that are accepted.
+            address=cast("IPv4Address", node.address),
+            pod_cidr=cast("IPv4Network", node.pod_cidr),
             pod_range=cluster.pod_range,
             service_range=cluster.service_range,
             host_ranges=cluster.host_ranges,
@@ -247,7 +250,8 @@ class Api:
         if name not in self._reconciler.inventory.view.nodes:
             return None
         hosts = self._reconciler.inventory.services.hosts
-        wanted = hosts.wanted(name)
+        # The protocol has IPv4 only, as have all Services that are accepted.
+        wanted: Any = hosts.wanted(name)
         whole = self._reconciler.desired.whole
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
         shared, own = hosts.revision(name)

@@ -5,11 +5,11 @@ A change of a Service costs as much as it has ports and endpoints, however many 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
 from controller.known_addresses import KnownAddresses
 from flows import topology
+from flows.family import IPAddress, IPNetwork
 from flows.view import Endpoint, Frontend, Service, ServicePort
 
 _Port = tuple[int, int]
@@ -27,7 +27,7 @@ class NodePort(NamedTuple):
 class ExternalPorts(NamedTuple):
     """The ports that a Service has at each of these addresses, which are no node's own."""
 
-    addresses: tuple[IPv4Address, ...]
+    addresses: tuple[IPAddress, ...]
     ports: tuple[_Port, ...]
     service: str
 
@@ -35,21 +35,21 @@ class ExternalPorts(NamedTuple):
 class OwnAddress(NamedTuple):
     """A port of an address that is on one of the node's interfaces, which a Service names."""
 
-    address: IPv4Address
+    address: IPAddress
     protocol: int
     port: int
-    stand_in: IPv4Address
+    stand_in: IPAddress
     service: str
 
 
 class HostEndpoint(NamedTuple):
     """A port with policy Local whose only endpoint on this node is the node itself."""
 
-    address: IPv4Address | None
+    address: IPAddress | None
     """None: each of the node's own."""
     protocol: int
     port: int
-    endpoint: IPv4Address
+    endpoint: IPAddress
     endpoint_port: int
     service: str
 
@@ -68,14 +68,14 @@ class HostServices:
     """What a node's host must do for Services; each sorted."""
 
     node_ports: tuple[NodePort, ...]
-    addresses: tuple[IPv4Address, ...]
+    addresses: tuple[IPAddress, ...]
     """Of Services, outside the Service range, and no node's own."""
     health_checks: tuple[HealthCheck, ...]
     own_addresses: tuple[OwnAddress, ...] = ()
     external_ports: tuple[ExternalPorts, ...] = ()
     """What of `addresses` Services take; an address that is not here is taken as a whole."""
     host_endpoints: tuple[HostEndpoint, ...] = ()
-    protected: tuple[IPv4Address, ...] = ()
+    protected: tuple[IPAddress, ...] = ()
     """Addresses that no Service may take."""
 
 
@@ -94,7 +94,7 @@ class _Part:
     """What one Service means for every node, and by node."""
 
     node_ports: tuple[NodePort, ...] = ()
-    addresses: frozenset[IPv4Address] = frozenset()
+    addresses: frozenset[IPAddress] = frozenset()
     external_ports: tuple[ExternalPorts, ...] = ()
     health_check: int | None = None
     nodes: Mapping[str, _NodePart] = field(default_factory=dict)
@@ -110,7 +110,7 @@ _NOTHING: Final = _Part()
 class Hosts:
     """Changes of Services in; for each node its `HostServices`, and when they change, out."""
 
-    def __init__(self, service_range: IPv4Network, known: KnownAddresses) -> None:
+    def __init__(self, service_range: IPNetwork, known: KnownAddresses) -> None:
         self.changes = 0
         """Grows whenever `wanted` of any node changes."""
         self._service_range = service_range
@@ -225,7 +225,7 @@ class Hosts:
         self, name: str, ports: Iterable[ServicePort], *, counted: bool
     ) -> dict[str, _NodePart]:
         found: dict[str, _NodePart] = {}
-        ready: dict[str, set[IPv4Address]] = {}
+        ready: dict[str, set[IPAddress]] = {}
         for port in ports:
             for node, own in _own_addresses(name, port):
                 found.setdefault(node, _NodePart()).own_addresses.append(own)
@@ -273,11 +273,11 @@ def _external_ports(
     name: str, outside: Iterable[tuple[ServicePort, Frontend]]
 ) -> Iterable[ExternalPorts]:
     """Addresses that have the same ports together, so that both add up and do not multiply."""
-    ports: dict[IPv4Address, list[_Port]] = {}
+    ports: dict[IPAddress, list[_Port]] = {}
     for port, frontend in outside:
         if frontend.external and frontend.address:
             ports.setdefault(frontend.address, []).append((port.protocol, frontend.port))
-    addresses: dict[tuple[_Port, ...], list[IPv4Address]] = {}
+    addresses: dict[tuple[_Port, ...], list[IPAddress]] = {}
     for address, has in ports.items():
         addresses.setdefault(tuple(sorted(has)), []).append(address)
     for has_ports, having in sorted(addresses.items()):

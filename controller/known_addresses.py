@@ -6,10 +6,10 @@ never a Service's: with one of them a tenant could cut all nodes off from the co
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from flows import names
+from flows.family import IPAddress
 from flows.view import StandIn
 
 
@@ -27,33 +27,33 @@ class KnownAddresses:
     Each method that changes something returns the addresses that mean something else now.
     """
 
-    def __init__(self, protected: Mapping[IPv4Address, str]) -> None:
+    def __init__(self, protected: Mapping[IPAddress, str]) -> None:
         """`protected`: addresses that no Service may take, and what they are, in words."""
-        self.of_nodes: Mapping[IPv4Address, NodeAddress] = {}
+        self.of_nodes: Mapping[IPAddress, NodeAddress] = {}
         self._protected = protected
-        self._api_servers: frozenset[IPv4Address] = frozenset()
-        self._reported: dict[str, frozenset[IPv4Address]] = {}
+        self._api_servers: frozenset[IPAddress] = frozenset()
+        self._reported: dict[str, frozenset[IPAddress]] = {}
         """By node, what its agent found on the host's interfaces."""
-        self._nodes_with: dict[IPv4Address, set[str]] = {}
+        self._nodes_with: dict[IPAddress, set[str]] = {}
         """By reported address."""
-        self._named: set[IPv4Address] = set()
+        self._named: set[IPAddress] = set()
         """Addresses that Services name."""
-        self._stand_ins: dict[str, dict[IPv4Address, IPv4Address]] = {}
+        self._stand_ins: dict[str, dict[IPAddress, IPAddress]] = {}
         """By node, then by address: what the host translates it to."""
         self._own_count: Counter[str] = Counter()
 
-    def protected(self, address: IPv4Address) -> str:
+    def protected(self, address: IPAddress) -> str:
         """Why no Service may take this address, in words; empty: one may."""
         if address in self._api_servers:
             return "the address of an API server"
         return self._protected.get(address, "")
 
     @property
-    def all_protected(self) -> frozenset[IPv4Address]:
+    def all_protected(self) -> frozenset[IPAddress]:
         """Every address that no Service may take."""
         return self._api_servers | self._protected.keys()
 
-    def stand_ins(self, address: IPv4Address) -> tuple[StandIn, ...]:
+    def stand_ins(self, address: IPAddress) -> tuple[StandIn, ...]:
         """Where this address is on an interface though no Node object names it, by node."""
         return tuple(
             StandIn(node, self._stand_ins[node][address])
@@ -61,7 +61,7 @@ class KnownAddresses:
             if address in self._stand_ins.get(node, {})
         )
 
-    def set_of_nodes(self, new: Mapping[IPv4Address, NodeAddress]) -> set[IPv4Address]:
+    def set_of_nodes(self, new: Mapping[IPAddress, NodeAddress]) -> set[IPAddress]:
         """The addresses that Node objects name; reports of nodes without an object are dropped."""
         old, self.of_nodes = self.of_nodes, new
         changed = {each for each in old.keys() | new.keys() if old.get(each) != new.get(each)}
@@ -74,12 +74,12 @@ class KnownAddresses:
         nodes |= {node for address in changed for node in self._nodes_with.get(address, ())}
         return changed.union(*(self._assign(node) for node in nodes))
 
-    def set_api_servers(self, new: Iterable[IPv4Address]) -> set[IPv4Address]:
+    def set_api_servers(self, new: Iterable[IPAddress]) -> set[IPAddress]:
         """The endpoints of Service default/kubernetes."""
         old, self._api_servers = self._api_servers, frozenset(new)
         return set(old ^ self._api_servers)
 
-    def report(self, node: str, addresses: Iterable[IPv4Address]) -> set[IPv4Address]:
+    def report(self, node: str, addresses: Iterable[IPAddress]) -> set[IPAddress]:
         """What a node's agent has found on its interfaces, in place of what it found before."""
         new = frozenset(addresses)
         old = self._reported.pop(node, frozenset())
@@ -93,13 +93,13 @@ class KnownAddresses:
             self._nodes_with.setdefault(address, set()).add(node)
         return self._assign(node)
 
-    def name(self, address: IPv4Address, *, named: bool) -> set[IPv4Address]:
+    def name(self, address: IPAddress, *, named: bool) -> set[IPAddress]:
         """A first Service names this address, or (not `named`) the last one has stopped."""
         (self._named.add if named else self._named.discard)(address)
         nodes = self._nodes_with.get(address, ())
         return set().union(*(self._assign(node) for node in nodes))
 
-    def _assign(self, node: str) -> set[IPv4Address]:
+    def _assign(self, node: str) -> set[IPAddress]:
         """Give the node's reported addresses that Services name their stand-ins.
 
         The node's own addresses have the first ones; these get the last ones, in their order, so
@@ -111,7 +111,10 @@ class KnownAddresses:
             if each in self._named and each not in self.of_nodes
         )
         free = range(names.STAND_INS.num_addresses - 1, self._own_count[node] - 1, -1)
-        new = {address: names.STAND_INS[number] for address, number in zip(found, free)}  # noqa: B905
+        new: dict[IPAddress, IPAddress] = {
+            address: names.STAND_INS[number]
+            for address, number in zip(found, free)  # noqa: B905 - the shorter one counts
+        }
         old = self._stand_ins.pop(node, {})
         if new:
             self._stand_ins[node] = new

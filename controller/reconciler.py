@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
-from ipaddress import IPv4Address
 
 import structlog
 
@@ -20,6 +19,7 @@ from controller.problems import SOURCE, Owner, Problems, Reporter, Subject, Swit
 from controller.session import Session
 from controller.sources.objects import Object
 from controller.stale_udp import Stale
+from flows.family import IPAddress
 from flows.pipeline import SNAT_ZONE, ZONE, PipelineError
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
@@ -69,7 +69,7 @@ class Reconciler:
         """By node, fragments that could not be compiled."""
         self._tick: asyncio.TimerHandle | None = None
         self._published_at = 0.0
-        self._freed: dict[IPv4Address, str] = {}
+        self._freed: dict[IPAddress, str] = {}
         """Addresses that no attachment has any more, and the node whose they are."""
         self._stale_udp: dict[Stale, None] = {}
         self._host_changes = 0
@@ -237,7 +237,7 @@ class Reconciler:
         for session in self.sessions.values():
             session.to_forget.put_nowait(batch)
 
-    def _addresses(self, node: str) -> set[IPv4Address]:
+    def _addresses(self, node: str) -> set[IPAddress]:
         attachments = self.inventory.view.attachments.get(node, {})
         return {attachment.address for attachment in attachments.values()}
 

@@ -2,9 +2,9 @@
 
 from bisect import insort
 from collections import Counter
-from ipaddress import IPv4Address
 
 from controller.service_drafts import Claim, Draft
+from flows.family import IPAddress
 
 
 class Claims:
@@ -13,7 +13,7 @@ class Claims:
     def __init__(self) -> None:
         self._claims: dict[Claim, list[tuple[str, str]]] = {}
         """Ages of the Services that want it, the oldest, who has it, first."""
-        self._claimants: dict[IPv4Address, Counter[str]] = {}
+        self._claimants: dict[IPAddress, Counter[str]] = {}
         """By address, which Services want how many of its ports."""
 
     def __bool__(self) -> bool:
@@ -23,7 +23,7 @@ class Claims:
         """The Service, `NAMESPACE/NAME`, that has it. Raises `KeyError` where none wants it."""
         return self._claims[claim][0][1]
 
-    def is_shared(self, address: IPv4Address) -> bool:
+    def is_shared(self, address: IPAddress) -> bool:
         """Whether more than one Service wants ports of this address."""
         return len(self._claimants.get(address, ())) > 1
 

@@ -7,13 +7,14 @@ of 66 KB can name a million pairs of an address and a port.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Network, ip_network
 from typing import Final, NamedTuple
 
 from controller.known_addresses import KnownAddresses
 from controller.service_fields import PORTS, PROTOCOL_NAMES, PROTOCOLS, FieldProblems
 from controller.sources.objects import ServiceObject, ServicePortObject
 from flows import names
+from flows.family import IPAddress, IPNetwork
 from flows.features.protocols import TCP
 from flows.view import Cluster, Frontend, StandIn
 from settings.plain_yaml import shown
@@ -35,7 +36,7 @@ _ANYWHERE: Final = IPv4Network("0.0.0.0/0")
 class Claim(NamedTuple):
     """What only one Service can have: a port of an address, or (None) of every node."""
 
-    address: IPv4Address | None
+    address: IPAddress | None
     protocol: int
     port: int
 
@@ -80,7 +81,7 @@ class Draft:
     external_local: bool = False
     affinity: int | None = None
     ipv4_only: bool = False
-    addresses: frozenset[IPv4Address] = frozenset()
+    addresses: frozenset[IPAddress] = frozenset()
     """All that it names outside the Service range: when one of them becomes a node's, or protected,
     the Service is read again."""
     problems: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ def read_service(given: ServiceObject, cluster: Cluster, known: KnownAddresses) 
 
 def _read_cluster_ip(
     given: ServiceObject, cluster: Cluster, known: KnownAddresses, problems: FieldProblems
-) -> tuple[IPv4Address | None, frozenset[IPv4Address]]:
+) -> tuple[IPAddress | None, frozenset[IPAddress]]:
     """Its ClusterIP; and the same, refused or not, where it is outside the Service range."""
     texts = given.spec.cluster_addresses
     if not texts:
@@ -172,7 +173,7 @@ def _read_cluster_ip(
     return None, frozenset({found})
 
 
-def _inside(address: IPv4Address, cluster: Cluster) -> str:
+def _inside(address: IPAddress, cluster: Cluster) -> str:
     """In which of the cluster's own ranges it is, in words."""
     if address in cluster.pod_range:
         return f"inside the pod range {cluster.pod_range}"
@@ -185,14 +186,14 @@ def _read_external(
     given: ServiceObject,
     cluster: Cluster,
     known: KnownAddresses,
-    cluster_ip: IPv4Address | None,
+    cluster_ip: IPAddress | None,
     dual: bool,
     problems: FieldProblems,
-) -> tuple[list[tuple[str, Frontend]], frozenset[IPv4Address]]:
+) -> tuple[list[tuple[str, Frontend]], frozenset[IPAddress]]:
     """By field, its external addresses as frontends without a port; and all that it names."""
     spec = given.spec
     found: list[tuple[str, Frontend]] = []
-    named: set[IPv4Address] = set()
+    named: set[IPAddress] = set()
     texts: list[_AddressField] = []
     if spec.type == "LoadBalancer":
         sources = _read_sources(spec.load_balancer_source_ranges, problems)
@@ -228,7 +229,7 @@ def _read_external(
     return found, frozenset(named)
 
 
-_AddressField = tuple[str, str, tuple[IPv4Network, ...] | None]
+_AddressField = tuple[str, str, tuple[IPNetwork, ...] | None]
 """Field, text and source ranges of an external address."""
 
 
@@ -252,11 +253,11 @@ def _affordable(
 
 def _read_sources(
     texts: Sequence[str] | None, problems: FieldProblems
-) -> tuple[IPv4Network, ...] | None:
+) -> tuple[IPNetwork, ...] | None:
     """Whom a load balancer's addresses serve; what cannot be read is left out, never widened."""
     if not texts:
         return None
-    found: set[IPv4Network] = set()
+    found: set[IPNetwork] = set()
     if len(texts) > MAX_SOURCE_RANGES:
         problems.append(
             f"spec.loadBalancerSourceRanges: {len(texts)} are more than {MAX_SOURCE_RANGES}; only"
@@ -282,7 +283,7 @@ def _read_sources(
 def _read_ports(
     given: ServiceObject,
     cluster: Cluster,
-    cluster_ip: IPv4Address | None,
+    cluster_ip: IPAddress | None,
     external: Iterable[tuple[str, Frontend]],
     problems: FieldProblems,
 ) -> tuple[DraftPort, ...]:

@@ -4,7 +4,6 @@ Made of the view, and by the rules (`flows.topology`) that the flows themselves 
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
 from typing import Any
 
 from controller.inventory import Inventory
@@ -13,6 +12,7 @@ from controller.service_fields import PROTOCOL_NAMES
 from controller.slice_drafts import service_of
 from controller.sources.objects import ServiceObject
 from flows import topology
+from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
@@ -115,7 +115,7 @@ def _frontend(given: ServiceObject | None, frontend: Frontend) -> dict[str, Any]
     }
 
 
-def _text(address: IPv4Address | None) -> str | None:
+def _text(address: IPAddress | None) -> str | None:
     return None if address is None else str(address)
 
 

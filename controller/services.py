@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime
-from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from controller.group_ids import GroupIds, GroupKey
@@ -43,6 +42,7 @@ from controller.slice_drafts import (
 from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
 from flows import topology
+from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
 from wire.documents import MAX_EXTERNAL_PORTS
@@ -67,7 +67,7 @@ class Services:
         cluster: Cluster,
         note: Callable[[ObjectRef, str], None],
         groups: GroupIds | None = None,
-        protected: Mapping[IPv4Address, str] | None = None,
+        protected: Mapping[IPAddress, str] | None = None,
     ) -> None:
         """`note` is called with a subject and what is wrong with it; empty: nothing any more.
 
@@ -102,7 +102,7 @@ class Services:
         """By Service, then by the slice's name."""
         self._to_tunnel_port: set[str] = set()
         """Slices with an endpoint that would be a tunnel's end if a node had its address."""
-        self._named: dict[IPv4Address, set[str]] = {}
+        self._named: dict[IPAddress, set[str]] = {}
         """Services that name this address (`Draft.addresses`), whether they get it or not."""
         self._triggers: dict[str, float] = {}
         self._new_triggers: dict[str, float] = {}
@@ -182,7 +182,7 @@ class Services:
         if service == API_SERVERS:
             self._follow_api_servers()
 
-    def set_node_addresses(self, new: Mapping[IPv4Address, NodeAddress]) -> None:
+    def set_node_addresses(self, new: Mapping[IPAddress, NodeAddress]) -> None:
         """Which addresses Node objects name as the nodes' own."""
         changed = self.addresses.set_of_nodes(new)
         if changed:
@@ -195,7 +195,7 @@ class Services:
             self._unsettled |= {n for n, draft in self._drafts.items() if draft.external_local}
         self._follow_addresses(changed)
 
-    def report_addresses(self, node: str, addresses: Iterable[IPv4Address]) -> None:
+    def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on the host's interfaces."""
         self._follow_addresses(self.addresses.report(node, addresses))
 
@@ -256,14 +256,14 @@ class Services:
     # --- addresses ---
 
     def _follow_api_servers(self) -> None:
-        found: set[IPv4Address] = set()
+        found: set[IPAddress] = set()
         for name in self._slices.get(API_SERVERS, {}):
             found |= ipv4_addresses(self._slice_objects[name])
         changed = self.addresses.set_api_servers(found)
         self.hosts.protect()
         self._follow_addresses(changed)
 
-    def _follow_addresses(self, changed: Iterable[IPv4Address]) -> None:
+    def _follow_addresses(self, changed: Iterable[IPAddress]) -> None:
         """These addresses mean something else now: read anew which Services name them."""
         self._read_again({name for address in changed for name in self._named.get(address, ())})
 
@@ -279,7 +279,7 @@ class Services:
             new = read_service(given, self._cluster, self.addresses) if given else NOTHING
             if given:
                 self._drafts[name] = new
-            changed: set[IPv4Address] = set()
+            changed: set[IPAddress] = set()
             for address in old.addresses - new.addresses:
                 _remove(self._named, address, name)
                 if address not in self._named:

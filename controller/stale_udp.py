@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
+from flows.family import IPAddress
 from flows.features.protocols import UDP
 from flows.view import Service, ServicePort
 from openflow.batch import Forget
@@ -28,7 +29,7 @@ _Place = tuple[int, int]
 class StaleEndpoint:
     """No Service has this endpoint any more: whatever it answers is forgotten."""
 
-    address: IPv4Address
+    address: IPAddress
     port: int
 
     def forget(self, zone: int) -> Forget:
@@ -40,7 +41,7 @@ class StaleEndpoint:
 class StaleFrontend:
     """Where UDP connections that began before go astray."""
 
-    address: IPv4Address | None
+    address: IPAddress | None
     """None: each node's own."""
     port: int
     served: bool
@@ -58,9 +59,9 @@ class StaleFrontend:
 class StalePair:
     """Connections to this frontend that this endpoint answers; both may stay, but not together."""
 
-    address: IPv4Address | None
+    address: IPAddress | None
     port: int
-    endpoint: IPv4Address
+    endpoint: IPAddress
     endpoint_port: int
 
     def forget(self, zone: int) -> Forget:

@@ -23,6 +23,8 @@ _FIELDS: Final[Mapping[str, Field]] = {
     "ct_label": Field(4, 128),
     "ct_nw_src": Field(5, 32),
     "ct_nw_dst": Field(6, 32),
+    "ct_ipv6_src": Field(7, 128),
+    "ct_ipv6_dst": Field(8, 128),
     "dl_type": Field(10, 16),
     "nw_proto": Field(11, 8),
     **{f"reg{number}": Field(64 + number, 32) for number in range(16)},

@@ -32,7 +32,6 @@ _METHODS: Final = {"dp_hash": 1, "hash": 2}
 _DOES_NOT_FIT: Final = (KeyError, OverflowError, struct.error)
 _FLOW: Final = struct.Struct("!BHB")
 _CT: Final = struct.Struct("!BHBBB")
-_NAT_TO: Final = struct.Struct("!IH")
 _NAT_PORTS: Final = struct.Struct("!HH")
 _LEARN: Final = struct.Struct("!BBHQHBB")
 _BUCKET: Final = struct.Struct("!IH")
@@ -123,14 +122,18 @@ class Nat:
     """Address and port to translate the destination to."""
     ports: tuple[int, int] | None = None
     """With `source`: the first and last port that the source's may become."""
+    version: int = 4
+    """The IP version of the addresses."""
 
     def canonical(self) -> bytes:
         given = (self.source is not None) | (self.destination is not None) << 1
-        form = bytes([given | (self.ports is not None) << 2])
+        form = bytes([given | (self.ports is not None) << 2 | (self.version == 6) << 3])
+        width = 16 if self.version == 6 else 4
         if self.source is not None:
-            form += self.source.to_bytes(4, "big")
+            form += self.source.to_bytes(width, "big")
         if self.destination is not None:
-            form += _NAT_TO.pack(*self.destination)
+            address, port = self.destination
+            form += address.to_bytes(width, "big") + port.to_bytes(2, "big")
         if self.ports is not None:
             form += _NAT_PORTS.pack(*self.ports)
         return form

@@ -6,7 +6,7 @@ ports have names: `Source=POD` for `reg0=0x1/0xf`, `OutputPort=16 (default/a1)` 
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from flows.flow import (
     ANY_FRAGMENT,
@@ -49,6 +49,9 @@ _ETHERTYPES = {_IPV4: "ip", _ARP: "arp", _IPV6: "ipv6"}
 _MACS = frozenset(("dl_src", "dl_dst", "arp_sha", "arp_tha"))
 _ADDRESSES = frozenset(
     ("nw_src", "nw_dst", "arp_spa", "arp_tpa", "tun_src", "tun_dst", "ct_nw_src", "ct_nw_dst")
+)
+_IPV6_ADDRESSES = frozenset(
+    ("ipv6_src", "ipv6_dst", "tun_ipv6_src", "tun_ipv6_dst", "ct_ipv6_src", "ct_ipv6_dst")
 )
 _HEXADECIMAL = frozenset(("ct_mark", "ct_label", "tun_id"))
 # The names by which set_field and move print what a match prints otherwise (ovs-fields(7)).
@@ -142,6 +145,9 @@ def _value(name: str, value: int, mask: int | None) -> str:
     if name in _ADDRESSES:
         address = str(IPv4Address(value))
         return address if mask is None else f"{address}/{_prefix(mask)}"
+    if name in _IPV6_ADDRESSES:
+        address = str(IPv6Address(value))
+        return address if mask is None else f"{address}/{_prefix(mask, 128)}"
     if name.startswith("reg") or name in _HEXADECIMAL:
         # As printf's %#x does: zero has no prefix.
         text = f"{value:#x}" if value else "0"
@@ -151,10 +157,12 @@ def _value(name: str, value: int, mask: int | None) -> str:
     return str(value)
 
 
-def _prefix(mask: int) -> str:
+def _prefix(mask: int, bits: int = 32) -> str:
     length = mask.bit_count()
-    contiguous = mask == (0xFFFF_FFFF << (32 - length)) & 0xFFFF_FFFF
-    return str(length) if contiguous else str(IPv4Address(mask))
+    contiguous = mask == (1 << bits) - (1 << (bits - length))
+    return (
+        str(length) if contiguous else str(IPv4Address(mask) if bits == 32 else IPv6Address(mask))
+    )
 
 
 def _ct_state(value: int, mask: int | None) -> str:
@@ -220,10 +228,12 @@ def _ct(ct: Ct, labels: Labels | None) -> str:
 def _nat(nat: Nat) -> str:
     if nat.destination is not None:
         address, port = nat.destination
-        return f"nat(dst={IPv4Address(address)}:{port})"
+        to = f"[{IPv6Address(address)}]" if nat.version == 6 else str(IPv4Address(address))
+        return f"nat(dst={to}:{port})"
     if nat.source is None:
         return "nat"
-    address_text = f"={IPv4Address(nat.source)}" if nat.source else ""
+    source = IPv6Address(nat.source) if nat.version == 6 else IPv4Address(nat.source)
+    address_text = f"={source}" if nat.source else ""
     ports = ":{}-{}".format(*nat.ports) if nat.ports else ""
     return f"nat(src{address_text}{ports})"
 

@@ -7,11 +7,11 @@ never gets here; `controller.inventory` sees to that and says why.
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import NamedTuple, Self
 
 from flows import names
-from flows.family import IPV4, Family, family_of
+from flows.family import IPV4, Family, IPAddress, IPNetwork, family_of
 from flows.refs import ObjectRef
 
 CLUSTER_SCOPE = ""
@@ -36,8 +36,8 @@ class Key(NamedTuple):
 class Cluster:
     """What holds for the cluster as a whole."""
 
-    pod_range: IPv4Network
-    service_range: IPv4Network
+    pod_range: IPNetwork
+    service_range: IPNetwork
     tunnel_port: int
     new_connections_per_second: int
 
@@ -53,15 +53,15 @@ class Node:
 
     name: str
     uid: str
-    address: IPv4Address
-    pod_cidr: IPv4Network
-    further_addresses: tuple[IPv4Address, ...] = ()
+    address: IPAddress
+    pod_cidr: IPNetwork
+    further_addresses: tuple[IPAddress, ...] = ()
     """Others of its addresses, which pods must not send tunnel packets to either."""
     zone: str = ""
     """Its label `topology.kubernetes.io/zone`; empty where it has none."""
 
     @property
-    def gateway(self) -> IPv4Address:
+    def gateway(self) -> IPAddress:
         """The address of the node's own stack among its pods."""
         return names.gateway_address(self.pod_cidr)
 
@@ -77,7 +77,7 @@ class Attachment:
 
     port: str
     ofport: int
-    address: IPv4Address
+    address: IPAddress
     pod: str
     """`NAMESPACE/NAME`; empty for a container that no pod stands behind."""
 
@@ -102,7 +102,7 @@ class Attachment:
 class Endpoint(NamedTuple):
     """An address and port behind a Service port (discovery/v1 Endpoint)."""
 
-    address: IPv4Address
+    address: IPAddress
     port: int
     ready: bool = True
     """False: it is terminating and still serves, and counts only where no other is ready."""
@@ -118,7 +118,7 @@ class StandIn(NamedTuple):
     """What a node's stack translates one of its addresses to, so that it gets into the switch."""
 
     node: str
-    address: IPv4Address
+    address: IPAddress
     """One of `names.STAND_INS`."""
 
 
@@ -126,12 +126,12 @@ class StandIn(NamedTuple):
 class Frontend:
     """An address and port under which clients know a Service port."""
 
-    address: IPv4Address | None
+    address: IPAddress | None
     """None: each node's own (a NodePort)."""
     port: int
     external: bool
     """Whether `externalTrafficPolicy` holds, and not the internal one."""
-    sources: tuple[IPv4Network, ...] | None = None
+    sources: tuple[IPNetwork, ...] | None = None
     """Whom it serves (`loadBalancerSourceRanges`); None: everybody."""
     node: str = ""
     """The Node object that names this address as the node's own; empty: none."""
@@ -177,16 +177,16 @@ class ServicePort:
 class Target(NamedTuple):
     """Where the endpoints of Services are: a port, of any pod or of one other address."""
 
-    network: IPv4Network
+    network: IPNetwork
     """The pod range, or the one address away from it."""
     protocol: int
     port: int
 
     @classmethod
-    def of(cls, endpoint: Endpoint, protocol: int, pod_range: IPv4Network) -> Self:
+    def of(cls, endpoint: Endpoint, protocol: int, pod_range: IPNetwork) -> Self:
         """Where this endpoint is."""
         at = endpoint.address
-        return cls(pod_range if at in pod_range else IPv4Network(at), protocol, endpoint.port)
+        return cls(pod_range if at in pod_range else ip_network(at), protocol, endpoint.port)
 
     def __str__(self) -> str:
         return f"{self.network} {self.protocol} {self.port}"
@@ -199,7 +199,7 @@ class Service:
     namespace: str
     name: str
     ports: tuple[ServicePort, ...]
-    shared_addresses: frozenset[IPv4Address] = frozenset()
+    shared_addresses: frozenset[IPAddress] = frozenset()
     """Of its frontends' addresses, those that other Services have or want ports of."""
 
     @property

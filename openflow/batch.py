@@ -9,11 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from ipaddress import IPv4Address
 from itertools import accumulate
 from typing import Final, Self, TypeAlias
 
 from flows.diff import GroupChange
+from flows.family import IPAddress
 from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Meter
 from openflow import codec
 from openflow.codec import ANY, CtTuple, MeterCommand
@@ -130,17 +130,17 @@ class Forget:
     reply: CtTuple = ANY
 
     @classmethod
-    def endpoint(cls, zone: int, protocol: int, address: IPv4Address, port: int) -> Self:
+    def endpoint(cls, zone: int, protocol: int, address: IPAddress, port: int) -> Self:
         """Those that this address and port answers, translated or not."""
         return cls(zone, protocol, reply=CtTuple(source=address, source_port=port))
 
     @classmethod
-    def frontend(cls, zone: int, protocol: int, address: IPv4Address | None, port: int) -> Self:
+    def frontend(cls, zone: int, protocol: int, address: IPAddress | None, port: int) -> Self:
         """Those opened to this address (None: to any) and port, whoever answers."""
         return cls(zone, protocol, original=CtTuple(destination=address, destination_port=port))
 
     @classmethod
-    def untranslated(cls, zone: int, protocol: int, address: IPv4Address | None, port: int) -> Self:
+    def untranslated(cls, zone: int, protocol: int, address: IPAddress | None, port: int) -> Self:
         """Those of `frontend` that it answers itself (address None: at that port)."""
         return replace(
             cls.frontend(zone, protocol, address, port),
@@ -313,7 +313,7 @@ class Batch:
         return cls(tuple(Part(xid, tuple(each)) for xid, each in zip(firsts, listed, strict=False)))
 
     @classmethod
-    def forgetting(cls, zone: int, addresses: Iterable[IPv4Address]) -> Self:
+    def forgetting(cls, zone: int, addresses: Iterable[IPAddress]) -> Self:
         """Make a batch that has a switch forget every connection of these few addresses.
 
         For each the switch looks at all the connections it knows, and does nothing else meanwhile.

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address
 from typing import Any, Final
 
+from flows.family import IPAddress
 from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     MOST_BUCKETS,
@@ -92,8 +92,8 @@ class MeterCommand(IntEnum):
 class CtTuple:
     """What the packets of one direction of a connection are like; None: whatever it is."""
 
-    source: IPv4Address | None = None
-    destination: IPv4Address | None = None
+    source: IPAddress | None = None
+    destination: IPAddress | None = None
     source_port: int | None = None
     destination_port: int | None = None
 
@@ -248,7 +248,8 @@ def conntrack_flush(zone: int, protocol: int, original: CtTuple, reply: CtTuple)
 def _tuple_fields(given: CtTuple) -> Iterable[bytes]:
     for kind, address in ((_CT_SOURCE, given.source), (_CT_DESTINATION, given.destination)):
         if address is not None:
-            mapped = bytes(10) + b"\xff\xff" + address.packed
+            prefix = b"" if address.version == 6 else bytes(10) + b"\xff\xff"
+            mapped = prefix + address.packed
             yield struct.pack("!HH16s4x", kind, 4 + len(mapped), mapped)
     for kind, port in (
         (_CT_SOURCE_PORT, given.source_port),
@@ -407,6 +408,8 @@ def _in_ct(action: Ct, whose: Flow | Bucket, protocol: int | None) -> Iterable[A
     match action.nat:
         case None:
             pass
+        case Nat(version=6):
+            raise CodecError(f"{described(whose)}: IPv6 is not translated yet: {action.nat!r}")
         case Nat(None, None, None):
             yield nat(flags=0)
         case Nat(0, None, None):

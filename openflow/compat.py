@@ -24,6 +24,8 @@ GROUP_ADD_OR_MOD: Final = 0x8000
 ofproto_v1_5.oxm_types += [
     oxm_fields.NiciraExtended1("ct_nw_src", 120, type_desc.IPv4Addr),
     oxm_fields.NiciraExtended1("ct_nw_dst", 121, type_desc.IPv4Addr),
+    oxm_fields.NiciraExtended1("ct_ipv6_src", 122, type_desc.IPv6Addr),
+    oxm_fields.NiciraExtended1("ct_ipv6_dst", 123, type_desc.IPv6Addr),
 ]
 oxm_fields.generate(ofproto_v1_5.__name__)
 

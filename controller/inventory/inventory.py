@@ -13,6 +13,7 @@ from controller.inventory.service_kinds import ServiceKind, SliceKind
 from controller.problems import INVENTORY, Owner, PortRef, Problems, Reporter, Subject
 from controller.services import Services
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
+from flows.family import IPAddress
 from flows.view import Cluster, ClusterView, Key
 
 
@@ -29,7 +30,7 @@ class Inventory:
         cluster: Cluster,
         reserved: Iterable[Range] = (),
         problems: Problems | None = None,
-        protected: Mapping[IPv4Address, str] | None = None,
+        protected: Mapping[IPAddress, str] | None = None,
         excluded: Iterable[str] = (),
     ) -> None:
         """`reserved` are ranges that no podCIDR may overlap, besides the Service range.

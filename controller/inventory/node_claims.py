@@ -8,29 +8,30 @@ import heapq
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import NamedTuple
 
 from controller.inventory.node_drafts import Age, NodeDraft
+from flows.family import IPAddress, IPNetwork
 
 
 class _Networks:
     """Networks with the Nodes that claim them, by overlap."""
 
     def __init__(self) -> None:
-        self._names: dict[IPv4Network, set[str]] = {}
+        self._names: dict[IPNetwork, set[str]] = {}
         self._sorted: list[tuple[int, int]] = []
         """Number and prefix length of each network."""
         self._lengths: Counter[int] = Counter()
 
-    def add(self, network: IPv4Network, name: str) -> None:
+    def add(self, network: IPNetwork, name: str) -> None:
         if network not in self._names:
             self._names[network] = set()
             self._lengths[network.prefixlen] += 1
             insort(self._sorted, (int(network.network_address), network.prefixlen))
         self._names[network].add(name)
 
-    def remove(self, network: IPv4Network, name: str) -> None:
+    def remove(self, network: IPNetwork, name: str) -> None:
         names = self._names[network]
         names.discard(name)
         if not names:
@@ -39,7 +40,7 @@ class _Networks:
             del self._sorted[place]
             self._lengths[network.prefixlen] -= 1
 
-    def overlapping(self, network: IPv4Network) -> Iterator[str]:
+    def overlapping(self, network: IPNetwork) -> Iterator[str]:
         """The Nodes of all networks that overlap this one."""
         for length, count in self._lengths.items():
             if count and length < network.prefixlen:
@@ -54,7 +55,7 @@ class _Networks:
 class RangeConflict(NamedTuple):
     """Why a Node does not get its podCIDR."""
 
-    cidr: IPv4Network
+    cidr: IPNetwork
     holder: str
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ class RangeClaims:
 
     def __init__(self) -> None:
         self.conflicts: dict[str, RangeConflict] = {}
-        self._claims: dict[str, tuple[Age, IPv4Network]] = {}
+        self._claims: dict[str, tuple[Age, IPNetwork]] = {}
         self._all = _Networks()
         self._held = _Networks()
         self._holders: set[str] = set()
@@ -76,7 +77,7 @@ class RangeClaims:
         """Whether a Node has the range that it claims."""
         return name in self._holders
 
-    def put(self, name: str, age: Age, cidr: IPv4Network) -> None:
+    def put(self, name: str, age: Age, cidr: IPNetwork) -> None:
         """A Node claims a range; `settle` follows."""
         if self._claims.get(name) == (age, cidr):
             return
@@ -151,20 +152,20 @@ class AddressClaims:
     """
 
     def __init__(self) -> None:
-        self.ends: dict[str, IPv4Address] = {}
+        self.ends: dict[str, IPAddress] = {}
         """By Node, the address that it gets as the end of its tunnels."""
-        self.holders: dict[IPv4Address, str] = {}
+        self.holders: dict[IPAddress, str] = {}
         """The Node that each of these belongs to."""
         self._drafts: dict[str, NodeDraft] = {}
-        self._sessions: dict[str, IPv4Address] = {}
-        self._candidates: dict[IPv4Address, set[str]] = {}
-        self._named: dict[IPv4Address, list[tuple[AddressRank, str]]] = {}
+        self._sessions: dict[str, IPAddress] = {}
+        self._candidates: dict[IPAddress, set[str]] = {}
+        self._named: dict[IPAddress, list[tuple[AddressRank, str]]] = {}
         """By address of any type, the Nodes that name it, sorted."""
-        self._dirty: set[IPv4Address] = set()
+        self._dirty: set[IPAddress] = set()
         self._displaced: set[str] = set()
         """Nodes that were the first ones to name an address."""
 
-    def put(self, draft: NodeDraft, session: IPv4Address | None) -> None:
+    def put(self, draft: NodeDraft, session: IPAddress | None) -> None:
         """A Node claims its addresses. `session` is where its switch last connected from."""
         name = draft.name
         if self._drafts.get(name) == draft and self._sessions.get(name) == session:
@@ -201,7 +202,7 @@ class AddressClaims:
         del self._drafts[name]
         self._sessions.pop(name, None)
 
-    def rank(self, name: str, address: IPv4Address) -> AddressRank:
+    def rank(self, name: str, address: IPAddress) -> AddressRank:
         """How well founded a claim is; without a session nothing speaks for or against it."""
         draft, session = self._drafts[name], self._sessions.get(name)
         if session == address:
@@ -210,7 +211,7 @@ class AddressClaims:
             return 3, draft.age
         return 1 if session is None else 2, draft.age
 
-    def further(self, name: str) -> tuple[IPv4Address, ...]:
+    def further(self, name: str) -> tuple[IPAddress, ...]:
         """A Node's other addresses: those that no other Node has a better claim to."""
         draft = self._drafts.get(name)
         if draft is None:
@@ -221,9 +222,9 @@ class AddressClaims:
             if address not in self.holders and self._named[address][0][1] == name
         )
 
-    def lost(self, name: str) -> list[tuple[IPv4Address, str]]:
+    def lost(self, name: str) -> list[tuple[IPAddress, str]]:
         """The addresses that a Node prefers to the one it has, each with the Node that has it."""
-        found: list[tuple[IPv4Address, str]] = []
+        found: list[tuple[IPAddress, str]] = []
         draft, end = self._drafts.get(name), self.ends.get(name)
         for address in draft.candidates if draft else ():
             if address == end:
@@ -260,7 +261,7 @@ class AddressClaims:
         displaced, self._displaced = self._displaced & self._drafts.keys(), set()
         return concerned | first | displaced
 
-    def _connected(self, addresses: set[IPv4Address]) -> set[str]:
+    def _connected(self, addresses: set[IPAddress]) -> set[str]:
         """The Nodes that claim one of these, or another address of such a Node, and so on."""
         found: set[str] = set()
         seen = set(addresses)

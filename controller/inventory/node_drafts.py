@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Final
 
 from controller.sources.objects import NodeObject
+from flows.family import IPNetwork
 from flows.view import Cluster
 from settings.plain_yaml import shown
 
@@ -21,7 +22,7 @@ LONGEST_TEXT: Final = 64
 MAX_CANDIDATES: Final = 8
 """InternalIPs of a Node that may become its tunnel address."""
 
-Range = tuple[str, IPv4Network]
+Range = tuple[str, IPNetwork]
 """A range and what it is called."""
 
 Age = tuple[str, str, str]
@@ -126,7 +127,8 @@ def _pod_cidr(given: NodeObject, cluster: Cluster, reserved: Iterable[Range]) ->
     for name, network in reserved:
         if found.overlaps(network):
             raise NodeRefusedError(f"spec.podCIDR {found} overlaps {name} {network}")
-    if not found.subnet_of(cluster.pod_range):
+    pods = cluster.pod_range
+    if not (isinstance(pods, IPv4Network) and found.subnet_of(pods)):
         problem = f"spec.podCIDR {found} is outside the pod range {cluster.pod_range}"
         raise NodeRefusedError(problem)
     return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import Final
 
 from controller.inventory.kind import Note
@@ -11,6 +10,7 @@ from controller.inventory.node_drafts import NodeDraft, NodeRefusedError, Range,
 from controller.known_addresses import NodeAddress
 from controller.sources.objects import NodeObject
 from flows import names
+from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Key, Node
 
@@ -42,7 +42,7 @@ class Nodes:
         """See `ClusterView.nodes`."""
         self.objects: Final[dict[str, NodeObject]] = {}
         """Every Node of the source by its name, accepted or refused."""
-        self.addresses: Final[dict[IPv4Address, NodeAddress]] = {}
+        self.addresses: Final[dict[IPAddress, NodeAddress]] = {}
         """All addresses of accepted Nodes."""
         self.followers: Final[list[Follower]] = []
         self._cluster = cluster
@@ -53,7 +53,7 @@ class Nodes:
         """Nodes that could take part; the last draft that could, where it cannot be used now."""
         self._refusals: dict[str, str] = {}
         """Why a Node cannot be used as it is now."""
-        self._sessions: dict[str, IPv4Address] = {}
+        self._sessions: dict[str, IPAddress] = {}
         self._ranges = RangeClaims()
         self._claims = AddressClaims()
         self._dirty: set[str] = set()
@@ -94,7 +94,7 @@ class Nodes:
             self._dirty.add(name)
         return set()
 
-    def connected(self, name: str, address: IPv4Address) -> None:
+    def connected(self, name: str, address: IPAddress) -> None:
         """A Node's switch connected from this address. It counts until it connects from another.
 
         A session that ends must not change who is believed.

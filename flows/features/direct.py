@@ -109,7 +109,7 @@ def _move(who: dict[str, MatchValue], address: IPAddress, priority: Priority) ->
         [
             Ct(
                 ZONE, table=LAYOUT.goto("Snat").table, commit=True,
-                nat=Nat(source=ip(address), ports=FREE_PORTS),
+                nat=Nat(source=ip(address), ports=FREE_PORTS, version=address.version),
                 exec=(SetField("ct_mark", KNOWN, KNOWN),),
             )
         ],

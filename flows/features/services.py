@@ -434,7 +434,9 @@ def _translate(endpoint: Endpoint) -> Ct:
     at, bits = ENDPOINT.value(ip(endpoint.address))
     return Ct(
         ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
-        nat=Nat(destination=(ip(endpoint.address), endpoint.port)),
+        nat=Nat(
+            destination=(ip(endpoint.address), endpoint.port), version=endpoint.address.version
+        ),
         exec=(SetField("ct_mark", FROM_SERVICE | at, FROM_SERVICE | bits),),
     )  # fmt: skip
 
@@ -445,7 +447,8 @@ def _undo_snat() -> list[Action]:
 
 def _snat(address: IPAddress) -> list[Action]:
     table = LAYOUT.goto("Output").table
-    return [Ct(SNAT_ZONE, table=table, commit=True, nat=Nat(source=ip(address)))]
+    nat = Nat(source=ip(address), version=address.version)
+    return [Ct(SNAT_ZONE, table=table, commit=True, nat=nat)]
 
 
 def zone_number(zone: str) -> int:

@@ -121,6 +121,8 @@ def test_field_numbers_are_fixed() -> None:
         "ct_label": 4,
         "ct_nw_src": 5,
         "ct_nw_dst": 6,
+        "ct_ipv6_src": 7,
+        "ct_ipv6_dst": 8,
         "dl_type": 10,
         "nw_proto": 11,
         "reg0": 64,
