@@ -158,7 +158,7 @@ class Forget:
         )
 
 
-def of_addresses(zone: int, addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
+def of_addresses(zone: int, addresses: Iterable[IPAddress]) -> Iterable[Forget]:
     """Every connection of these addresses, whoever has opened it."""
     for address in addresses:
         yield Forget(zone, original=CtTuple(source=address))
