@@ -124,7 +124,7 @@ def actions_text(flow: Flow, labels: Labels | None = None) -> str:
     return ",".join(texts) or "drop"
 
 
-def golden(flows: Iterable[Flow], labels: Labels) -> str:
+def golden(flows: Iterable[Flow], labels: Labels | None = None) -> str:
     """Flows by table and falling priority, one a line, each with its reason."""
     ordered = sorted(flows, key=lambda flow: (flow.table, -flow.priority, match_text(flow)))
     lines = []
