@@ -65,8 +65,8 @@ class Priority(IntEnum):
     """One per peer node, Service or other object; the same flows on all nodes."""
     OWN_RANGE = 250
     """The node's own range: shared flows name it as a peer's, which it is for all others."""
-    FENCE = 300
-    """Keeps some traffic from all of the above."""
+    OVERRIDE = 300
+    """Exceptions: goes before all of the above."""
     LOCAL = 400
     """One per attachment, or the node's own address."""
     GUARD = 500

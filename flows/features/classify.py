@@ -76,7 +76,7 @@ def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
         "the host, or the outside world through it",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CLASSIFY, "GatewayGuard", Priority.FENCE,
+        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,
         {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},
         [],
         "a pod's address does not come in by the host",
@@ -102,7 +102,7 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
     """What only this node's own bridge knows."""
     family = family_of(node.pod_cidr)
     yield LAYOUT.flow(
-        Feature.CLASSIFY, "TunnelGuard", Priority.FENCE,
+        Feature.CLASSIFY, "TunnelGuard", Priority.OVERRIDE,
         {
             "dl_type": family.ether_type,
             family_of(node.address).tunnel_source: ip(node.address),

@@ -65,7 +65,7 @@ def _states() -> Iterable[Flow]:
             {"ct_state": ct_state(state)}, actions, reason,
         )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CONNTRACK, "ConntrackState", Priority.FENCE,
+        Feature.CONNTRACK, "ConntrackState", Priority.OVERRIDE,
         {"ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
         [LAYOUT.goto("DestinationGuard")],
         "a known connection without an answer so far",
@@ -77,7 +77,7 @@ def _states() -> Iterable[Flow]:
         "a connection to a Service without an answer so far: its endpoint is chosen",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CONNTRACK, "IcmpError", Priority.FENCE,
+        Feature.CONNTRACK, "IcmpError", Priority.OVERRIDE,
         {"Source": Source.POD},
         [],
         "a pod's ICMP error about a connection of others",
@@ -99,7 +99,7 @@ def _lookup(family: Family) -> Iterable[Flow]:
         "look the connection up",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CONNTRACK, "ConntrackState", Priority.FENCE,
+        Feature.CONNTRACK, "ConntrackState", Priority.OVERRIDE,
         {
             "ct_state": ct_state("+trk+inv"),
             "Source": Source.HOST,
@@ -146,7 +146,7 @@ def _commit(family: Family) -> Iterable[Flow]:
             reason,
         )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CONNTRACK, "Commit", Priority.FENCE,
+        Feature.CONNTRACK, "Commit", Priority.OVERRIDE,
         {
             "dl_type": family.ether_type,
             "ct_state": ct_state("+trk+new-inv"),

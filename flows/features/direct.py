@@ -62,7 +62,7 @@ def _reply_tuples(family: Family) -> Iterable[Flow]:
             "such answers are another connection's",
         )  # fmt: skip
         yield LAYOUT.flow(
-            Feature.DIRECT, "ReplyTuple", Priority.FENCE,
+            Feature.DIRECT, "ReplyTuple", Priority.OVERRIDE,
             # One that has had no answer so far is as new as if there were none; but it is marked.
             {
                 **fields,

@@ -41,7 +41,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
             {"dl_type": family.ether_type, family.destination: net(network)}, [], reason,
         )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.FORWARDING, "Forwarding", Priority.FENCE,
+        Feature.FORWARDING, "Forwarding", Priority.OVERRIDE,
         {"dl_type": family.ether_type, "Source": Source.TUNNEL},
         [],
         "what came from a tunnel goes to a pod here or nowhere",

@@ -119,7 +119,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         "back to where it came from, as somebody whom the receiver answers by the switch",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.SERVICES, "Snat", Priority.FENCE,
+        Feature.SERVICES, "Snat", Priority.OVERRIDE,
         {"dl_type": family.ether_type, "Refused": 1, "Hairpin": 1},
         _snat(family.hairpin),
         "back to the node to be refused: it takes nothing from the outside with its own source",
@@ -212,7 +212,7 @@ def service(_: Cluster, service: Service) -> Iterable[Entry]:
         for in_zone, (zone, chosen) in by_number.items():
             number, fields = port.groups[f"zone {zone}"], {"Zone": in_zone}
             reason = f"an endpoint of {title} for zone {zone}"
-            yield _choice(at, [ToGroup(number)], reason, Priority.FENCE, fields)
+            yield _choice(at, [ToGroup(number)], reason, Priority.OVERRIDE, fields)
             yield from _groups(port, f"zone {zone}", chosen)
         yield from _affinity(port, at, everywhere, title)
         if "local" in port.groups:
@@ -308,7 +308,7 @@ def _frontend(
                 narrowed[family.source] = net(network)
             yield LAYOUT.flow(
                 Feature.SERVICES, "ServiceChoice",
-                priority if network is None else Priority.FENCE, narrowed, actions,
+                priority if network is None else Priority.OVERRIDE, narrowed, actions,
                 f"to {title}, by {where}{from_whom}",
             )  # fmt: skip
     if frontend.sources is not None:
