@@ -15,6 +15,7 @@ from controller.service_fields import PORTS, PROTOCOL_NAMES, PROTOCOLS, FieldPro
 from controller.sources.objects import ServiceObject, ServicePortObject
 from flows import names
 from flows.family import IPAddress, IPNetwork
+from flows.features.endpoints import MAX_IDLE
 from flows.features.protocols import TCP
 from flows.view import Cluster, Frontend, StandIn
 from settings.plain_yaml import shown
@@ -402,4 +403,10 @@ def _read_affinity(given: ServiceObject, problems: FieldProblems) -> int | None:
             f" {MAX_AFFINITY}; {DEFAULT_AFFINITY} is taken instead"
         )
         return DEFAULT_AFFINITY
+    if seconds > MAX_IDLE:
+        problems.append(
+            f"spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is more than a switch"
+            f" can hold; {MAX_IDLE} is taken instead"
+        )
+        return MAX_IDLE
     return seconds

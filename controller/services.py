@@ -43,6 +43,7 @@ from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
 from flows import topology
 from flows.family import IPAddress
+from flows.kinds import port_key
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
 from wire.documents import MAX_EXTERNAL_PORTS
@@ -313,7 +314,7 @@ class Services:
             else:
                 self.view[name] = new
             if new is not old:
-                touched.add(Key(CLUSTER_SCOPE, "service", name))
+                touched |= _changed(name, old, new)
                 touched |= self._follow_choices(name, old, new)
                 touched |= self.targets.change(name, targets)
                 self.stale_udp.follow(old, new)
@@ -452,6 +453,31 @@ class Services:
 
 
 # --- Services, put together ---
+
+
+def _changed(name: str, old: Service | None, new: Service | None) -> set[Key]:
+    """The shared keys of a Service that changed: those of its ports, and its own."""
+    before = {port_key(port): port for port in (old.ports if old else ())}
+    after = {port_key(port): port for port in (new.ports if new else ())}
+    touched = {
+        Key(CLUSTER_SCOPE, "service-port", f"{name} {key}")
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key)
+    }
+    if _without_endpoints(old) != _without_endpoints(new):
+        touched.add(Key(CLUSTER_SCOPE, "service", name))
+    return touched
+
+
+def _without_endpoints(service: Service | None) -> object:
+    """What of a Service is not about its endpoints."""
+    return service and (service.shared_addresses, [_front(port) for port in service.ports])
+
+
+def _front(port: ServicePort) -> tuple[object, ...]:
+    groups = port.groups["cluster"], port.groups.get("local")
+    policies = port.internal_local, port.external_local, port.affinity is None
+    return port.name, port.protocol, port.frontends, groups, policies
 
 
 def _seconds(text: str) -> float | None:

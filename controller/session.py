@@ -320,7 +320,12 @@ class Session:
                 if (cookie := _cookie_of(message, program)) and (
                     found := program.cookies.get(cookie)
                 ):
-                    self.left_out |= {flow.cookie for flow in found[1].flows}
+                    owners = found[1].owners
+                    self.left_out |= {
+                        of_it
+                        for of_it, (_, fragment) in program.cookies.items()
+                        if fragment.owners == owners
+                    }
                     why = f"the switch refused {message_text(message)}: {error}"
                     causes |= dict.fromkeys(found[1].owners, why)
         return causes

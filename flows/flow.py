@@ -221,7 +221,8 @@ class Learn:
     """Make a flow out of the packet (ovs-actions(7), *learn*).
 
     The flow matches IPv4, the packet's own values of `match`, and loads those of `load` into the
-    same fields. It goes `idle_timeout` seconds after the last packet it met; 0: never by itself.
+    same fields. It goes `idle_timeout` seconds after the last packet it met (0: never by itself),
+    and with the last flow that learns with this cookie (`delete_learned`).
     """
 
     table: int

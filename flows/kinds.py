@@ -18,6 +18,7 @@ from flows.view import (
     ClusterView,
     Node,
     Service,
+    ServicePort,
     Target,
 )
 
@@ -73,6 +74,32 @@ class ServiceOnNode(NamedTuple):
     node: str
 
 
+class PortOfService(NamedTuple):
+    """One port of a Service."""
+
+    service: Service
+    port: ServicePort
+
+
+def port_key(port: ServicePort) -> str:
+    """What the name of a port's key ends in, behind its Service's."""
+    return f"{port.name}/{port.protocol}"
+
+
+def _service_ports(view: ClusterView, _: str) -> Iterable[str]:
+    for name, service in view.services.items():
+        for port in service.ports:
+            yield f"{name} {port_key(port)}"
+
+
+def _service_port(view: ClusterView, _: str, name: str) -> PortOfService | None:
+    of, _, rest = name.partition(" ")
+    service = view.services.get(of)
+    ports = service.ports if service else ()
+    found = next((port for port in ports if port_key(port) == rest), None)
+    return PortOfService(service, found) if service and found else None
+
+
 def _if_known(view: ClusterView, scope: str, names: Iterable[str]) -> Iterable[str]:
     return names if scope in view.nodes else ()
 
@@ -113,6 +140,13 @@ SERVICE: Final = Kind[Service](
     find=lambda view, _, name: view.services.get(name),
     owners=lambda _, service: [service.ref],
 )  # fmt: skip
+SERVICE_PORT: Final = Kind[PortOfService](
+    "service-port", "cluster",
+    names=_service_ports,
+    find=_service_port,
+    owners=lambda _, found: [found.service.ref],
+)  # fmt: skip
+"""A port of a Service with its endpoints; its name is the Service's and `port_key`."""
 TARGET: Final = Kind[Target](
     "target", "cluster",
     names=lambda view, _: view.targets,

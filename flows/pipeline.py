@@ -119,6 +119,11 @@ class Table:
     next: tuple[str, ...] = ()
     miss: str = "drop"
     miss_doc: str = ""
+    max_flows: int | None = None
+    """At most so many flows. What would be one more takes the place of a flow that has a timeout,
+    in the group of flows (by `evict_by`) that is the largest."""
+    evict_by: str = ""
+    """A register field: flows with one value of it are a group."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,12 @@ REGISTERS: Final = (
         writers=("ServiceChoice",),
         readers=("Affinity", "AffinityCheck", "EndpointChoice", "ServiceNat", "Groups"),
         doc="the Service port it is for: the id of its group",
+    ),
+    Register(
+        "AddressSet", "reg6", (0, 31),
+        writers=("ServiceAddress", "ServiceSource"),
+        readers=("ServiceSource", "ServiceChoice"),
+        doc="the set of a Service's addresses that it is for, and whether it serves the client",
     ),
     Register(
         "EndpointAddress", "reg3", (0, 31),
@@ -342,14 +353,31 @@ TABLES: Final = (
         "Is it for an address of this node, where NodePorts are?",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_dst", "Source"), writes=("NodeAddress",),
-        next=("ServiceChoice", "DestinationGuard"),
-        miss="ServiceChoice", miss_doc="not for an address of this node",
+        next=("ServiceAddress", "DestinationGuard"),
+        miss="ServiceAddress", miss_doc="not for an address of this node",
+    ),
+    Table(
+        55, "ServiceAddress",
+        "Which set of addresses is it for? For Services with many addresses and ports.",
+        writers=(Feature.SERVICES,),
+        match=("dl_type", "nw_dst"), writes=("AddressSet",),
+        next=("ServiceSource", "ServiceChoice"),
+        miss="ServiceChoice", miss_doc="an address that is in no set",
+    ),
+    Table(
+        57, "ServiceSource",
+        "Does the set serve this client? Only with `loadBalancerSourceRanges`.",
+        writers=(Feature.SERVICES,),
+        match=("dl_type", "nw_src", "AddressSet"), writes=("AddressSet",),
+        next=("ServiceChoice",),
+        miss="ServiceChoice", miss_doc="a client in none of the ranges",
     ),
     Table(
         60, "ServiceChoice",
-        "Which Service port is it for? One flow for each address and port that a Service has.",
+        "Which Service port is it for? By address, or set of addresses, and port.",
         writers=(Feature.SERVICES,),
-        match=("dl_type", "nw_proto", "nw_src", "nw_dst", "tp_dst", "NodeAddress", "Source"),
+        match=("dl_type", "nw_proto", "nw_src", "nw_dst", "tp_dst", "AddressSet", "NodeAddress",
+               "Source"),
         writes=("Service",),
         next=("Affinity", "AffinityCheck", "Topology", "Refuse"),
         miss="Direct", miss_doc="not for a Service",
@@ -360,10 +388,11 @@ TABLES: Final = (
         writers=(Feature.LEARNED,),
         match=("Service", "dl_type", "nw_src"), writes=("EndpointAddress", "EndpointPort"),
         miss_doc="a client without a connection in the time that counts: goes on without",
+        max_flows=8_192, evict_by="Service",
     ),
     Table(
         63, "AffinityCheck",
-        "Is it an endpoint still?",
+        "Is it still an endpoint?",
         writers=(Feature.SERVICES,),
         match=("Service", "EndpointAddress", "EndpointPort"), next=("ServiceNat",),
         miss="Topology", miss_doc="none, or none any more: choose anew",

@@ -242,7 +242,8 @@ def _learn(learn: Learn, labels: Labels | None) -> str:
     parts = [f"table={table_name(learn.table)}"]
     if learn.idle_timeout:
         parts.append(f"idle_timeout={learn.idle_timeout}")
-    parts += [f"priority={learn.priority}", f"cookie={learn.cookie:#x}", "eth_type=0x800"]
+    parts += [f"priority={learn.priority}", "delete_learned"]
+    parts += [f"cookie={learn.cookie:#x}", "eth_type=0x800"]
     if labels:
         parts += (register_field(name, learn.table) for name in learn.match)
         loads = (register_field(name, learn.table) for name in learn.load)

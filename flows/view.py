@@ -207,6 +207,10 @@ class Service:
         """The object."""
         return ObjectRef("Service", self.namespace, self.name)
 
+    def title(self, port: ServicePort) -> str:
+        """`NAMESPACE/NAME`, and the port's name where it has one."""
+        return f"{self.namespace}/{self.name}{':' + port.name if port.name else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:

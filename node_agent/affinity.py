@@ -1,8 +1,8 @@
 """The end of what a switch remembers of clients for longer than a flow can be idle.
 
-A Service may keep a client's endpoint for a day, and a flow's idle timeout has 16 bits. So a flow
-that is learned for longer has none; its cookie says for how long it is to be idle, and whoever
-dumps the switch anyway takes it away.
+Controllers of earlier versions let a switch learn flows without a timeout for Services that keep a
+client's endpoint for longer than 65,535 seconds. Their cookies say for how long they may be idle;
+the agent deletes them then.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,15 @@ from typing import Final
 import structlog
 
 from flows.diff import is_learned
-from flows.features.services import LONGEST_IDLE
+from flows.features.endpoints import MAX_IDLE
+from flows.pipeline import Feature
 from openflow.batch import Batch, InstalledRemove
 from openflow.messages import InstalledFlow, idle_seconds
 from openflow.switch import Rejected, Switch
 
+COOKIE: Final = int(Feature.LEARNED) << 56 | MAX_IDLE + 1
+COOKIE_MASK: Final = 0xFF << 56 | MAX_IDLE + 1
+"""What such cookies have in common: more seconds than `MAX_IDLE`, and none has twice as many."""
 _SECONDS: Final = 0xFFFF_FFFF
 """Of a learned flow's cookie, the bits that say for how many seconds it is remembered."""
 
@@ -23,7 +27,7 @@ log = structlog.get_logger()
 
 
 async def forget_idle(
-    switch: Switch, flows: Iterable[InstalledFlow], longest: int = LONGEST_IDLE
+    switch: Switch, flows: Iterable[InstalledFlow], longest: int = MAX_IDLE
 ) -> int:
     """Delete those of a dump's learned flows that have been idle long enough; how many.
 

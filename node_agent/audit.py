@@ -14,11 +14,11 @@ from typing import Final
 import structlog
 
 from flows import names
-from flows.diff import is_learned, is_ours
+from flows.diff import is_ours
 from flows.features.state import is_seal
 from flows.flow import Meter
-from node_agent import snapshot
-from node_agent.affinity import forget_idle
+from flows.pipeline import Feature
+from node_agent import affinity, snapshot
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
@@ -31,6 +31,14 @@ from wire.documents import SwitchDigest, Verdict, decode_verdict, encode
 
 _TIMEOUT: Final = 15.0
 """Seconds that the controller may take to answer."""
+
+_NOT_LEARNED: Final = tuple(
+    ((int(Feature.LEARNED) ^ 1 << bit) >> bit << bit + 56, 0xFF >> bit << bit + 56)
+    for bit in reversed(range(8))
+)
+"""Cookies and masks that match every flow but those that the switch has learned: for each bit of a
+cookie's feature, the cookies that agree above it and differ there. Clients decide how many flows
+are learned; the audit must not cost more for it."""
 
 log = structlog.get_logger()
 
@@ -47,7 +55,11 @@ class Dump:
 
 async def look(switch: Switch) -> Dump:
     """Dump a switch. Raises `ConnectionLost`, `RequestRefused`."""
-    flows = await switch.dump_flows()
+    flows = [
+        flow
+        for cookie, mask in _NOT_LEARNED
+        for flow in await switch.dump_flows(None, cookie, mask)
+    ]
     groups = await switch.dump_groups()
     meters = await switch.dump_meters()
     ours = [flow for flow in flows if is_ours(flow.cookie)]
@@ -65,9 +77,7 @@ async def look(switch: Switch) -> Dump:
             ),
             meters=digest.of_meters(meters.values()),
             groups=digest.total(map(digest.of_group_entry, our_groups)),
-            foreign=sum(not (is_ours(flow.cookie) or is_learned(flow.cookie)) for flow in flows)
-            + len(groups)
-            - len(our_groups),
+            foreign=len(flows) - len(ours) + len(groups) - len(our_groups),
         ),
     )
 
@@ -77,7 +87,7 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
 
     What the controller has found right, or cannot be told, is not told again before it differs.
     What it has found right is what a switch that loses its flows is to get back. Each look also
-    ends what the switch has remembered of clients for long enough.
+    ends what the switch has remembered of clients for long enough (`affinity`).
     """
     found_right: SwitchDigest | None = None
     async with Controllers(agent) as controllers:
@@ -87,7 +97,8 @@ async def audit_for_ever(agent: Agent, bridge: Path) -> None:
             try:
                 async with connect(bridge) as switch:
                     dump = await look(switch)
-                    await forget_idle(switch, dump.flows)
+                    long = await switch.dump_flows(None, affinity.COOKIE, affinity.COOKIE_MASK)
+                    await affinity.forget_idle(switch, long)
                 if dump.digest == found_right:
                     continue
                 found_right = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from flows import names
-from flows.pipeline import TABLES
+from flows.pipeline import LAYOUT, TABLES, Table
 from node_agent import limits, tls_files
 from node_agent.cni_call import HostPort, Pod
 from node_agent.leases import Lease
@@ -63,8 +63,11 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
             )
             transaction.update_keys(bridge, "other_config", **_other_config(agent))
             _update_controllers(transaction, bridge, agent)
-            named = {number: row.name for number, row in bridge.flow_tables.items()}
-            if named != {table.number: [table.name] for table in TABLES}:
+            found = {
+                number: {column: getattr(row, column) for column in _TABLE_COLUMNS}
+                for number, row in bridge.flow_tables.items()
+            }
+            if found != {table.number: flow_table_columns(table) for table in TABLES}:
                 bridge.flow_tables = _flow_tables(transaction)
         _port(
             transaction, bridge, names.TUNNEL_PORT,
@@ -336,7 +339,25 @@ def _add_port(transaction: Transaction, bridge: Row, name: str, **columns: objec
 
 
 def _flow_tables(transaction: Transaction) -> dict[int, Row]:
-    return {table.number: transaction.insert("Flow_Table", name=[table.name]) for table in TABLES}
+    return {
+        table.number: transaction.insert("Flow_Table", **flow_table_columns(table))
+        for table in TABLES
+    }
+
+
+_TABLE_COLUMNS: Final = ("name", "flow_limit", "overflow_policy", "groups")
+
+
+def flow_table_columns(table: Table) -> dict[str, object]:
+    """Name and bound of a table, as a row of Flow_Table has them."""
+    columns: dict[str, object] = {column: [] for column in _TABLE_COLUMNS}
+    columns["name"] = [table.name]
+    if table.max_flows is not None:
+        register = LAYOUT.registers[table.evict_by].register
+        columns["flow_limit"] = [table.max_flows]
+        columns["overflow_policy"] = ["evict"]
+        columns["groups"] = [f"NXM_NX_{register.upper()}[]"]
+    return columns
 
 
 def _targets(agent: Agent) -> list[str]:

@@ -45,7 +45,7 @@ _TABLES: Final = {
                   "external_ids", "error", "ifindex", "link_resets"],
     "Controller": ["target", "type", "connection_mode", "inactivity_probe", "max_backoff",
                    "is_connected", "status", "external_ids"],
-    "Flow_Table": ["name"],
+    "Flow_Table": ["name", "flow_limit", "overflow_policy", "groups"],
     "SSL": ["private_key", "certificate", "ca_cert"],
 }  # fmt: skip
 

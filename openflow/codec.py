@@ -391,6 +391,7 @@ def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any: 
                 idle_timeout=action.idle_timeout,
                 priority=action.priority,
                 cookie=action.cookie,
+                flags=_DELETE_LEARNED,
             )
         case Ct():
             return parser.NXActionCT(
@@ -449,6 +450,8 @@ def _bits(oxm: str, whose: Flow | Bucket) -> int:
 # Of ovs-actions(7) and OVS's lib/ofp-actions.c.
 _CT_COMMIT: Final = 1
 _CT_NO_TABLE: Final = 0xFF
+_DELETE_LEARNED: Final = 2
+"""NX_LEARN_F_DELETE_LEARNED: what was learned goes with the last flow that learns it."""
 _NAT_SOURCE: Final = 1
 _NAT_DESTINATION: Final = 2
 _IPV4: Final = 0x0800

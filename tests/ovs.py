@@ -12,7 +12,8 @@ from pathlib import Path
 
 from flows.diff import GroupChange
 from flows.flow import Flow, Group, Meter
-from flows.pipeline import TABLES
+from flows.pipeline import TABLES, Table
+from node_agent.bridge import flow_table_columns
 from openflow.batch import Batch
 from openflow.messages import Port
 from openflow.watch import connect
@@ -86,8 +87,7 @@ class Ovs:
         rows = [
             word
             for table in TABLES
-            for word in ("--", f"--id=@t{table.number}", "create", "Flow_Table",
-                         f"name={table.name}")
+            for word in ("--", f"--id=@t{table.number}", "create", "Flow_Table", *_columns(table))
         ]  # fmt: skip
         self.vsctl(
             "add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=dummy",
@@ -158,3 +158,11 @@ def running(directory: Path) -> Iterator[Ovs]:
         yield switch
     finally:
         switch.stop()
+
+
+def _columns(table: Table) -> Iterable[str]:
+    """The table's row as an agent makes it."""
+    for column, values in flow_table_columns(table).items():
+        for value in values if isinstance(values, list) else ():
+            quoted = value if isinstance(value, int) else f'"{value}"'
+            yield f"{column}={quoted}"

@@ -194,6 +194,20 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         _remember(KNOWN),
         "the host itself to a Service: other nodes know the way back",
     )  # fmt: skip
+    for address in (node.address, *node.further_addresses):
+        of_address = family_of(address)
+        yield LAYOUT.flow(
+            Feature.CONNTRACK, "Commit", Priority.OWN_RANGE,
+            {
+                "in_port": names.GATEWAY_OFPORT,
+                "dl_type": of_address.ether_type,
+                of_address.source: ip(address),
+                "ct_state": ct_state("+trk+new-inv"),
+                "OutputPort": names.TUNNEL_OFPORT,
+            },
+            _remember(KNOWN | NEEDS_SNAT),
+            "a process bound to the node's own address: other nodes take only pods' from a tunnel",
+        )  # fmt: skip
 
 
 def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:

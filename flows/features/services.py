@@ -1,41 +1,36 @@
-"""To a Service: which endpoint, translated there, and back again.
+"""To a Service: for which of its ports a packet is, and back again.
 
 The first packet of a connection passes these stages (docs/pipeline.md has them all):
 
     NodeAddress     is it for this node's own address? NodePorts are there
-    ServiceChoice   which Service port is it for? by address, protocol and port
-    Affinity ...    which endpoint has this client had before? only with `sessionAffinity`
-    EndpointChoice  a select group chooses an endpoint and translates the destination to it
+    ServiceAddress  which set of addresses is it for? for Services with many addresses and ports
+    ServiceSource   does the set serve this client?
+    ServiceChoice   which Service port is it for? by address or set, protocol and port
+    EndpointChoice  which endpoint? see `flows.features.endpoints`
 
-All later ones are translated by conntrack. Where replies would not come back, `Snat` translates the
-source as well, in a conntrack zone of its own, and `UnSnat` undoes that. What has no endpoint goes
-to the node's own stack: Open vSwitch can make no RST.
+All later packets are translated by conntrack. Where replies would not come back, `Snat` translates
+the source as well, in a conntrack zone of its own, and `UnSnat` undoes that. What has no endpoint
+goes to the node's own stack: Open vSwitch can make no RST.
 
-All of this is the same on every node but for Services whose policy is Local or whose hints name
-nodes: those have groups of their own on the nodes that have such endpoints.
+All of this is the same on every node, except what comes to a node's own addresses.
 """
 
-from collections.abc import Iterable, Mapping
-from hashlib import blake2b
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from flows import names, topology
-from flows.family import Family, IPAddress, family_of
-from flows.features.protocols import LAYER_4_NAMES
+from flows import names
+from flows.family import Family, IPAddress, IPNetwork, family_of
+from flows.features.endpoints import zone_number
 from flows.flow import (
-    MOST_BUCKETS,
     Action,
     ApplyMeter,
-    Bucket,
     Ct,
     Flow,
-    Group,
     MatchValue,
     Meter,
     Nat,
     Resubmit,
     SetField,
-    ToGroup,
     ct_state,
     ip,
     mac,
@@ -43,18 +38,14 @@ from flows.flow import (
 )
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, SERVICE, SERVICE_ON_NODE, Entry, ServiceOnNode
 from flows.pipeline import (
-    ENDPOINT,
-    FROM_SERVICE,
     LAYOUT,
     NEEDS_SNAT,
     SNAT_ZONE,
-    ZONE,
     Feature,
     Priority,
     Source,
 )
-from flows.topology import Endpoints
-from flows.view import Attachment, Cluster, Endpoint, Frontend, Node, Service, ServicePort
+from flows.view import Attachment, Cluster, Frontend, Node, Service, ServicePort, StandIn
 
 REFUSALS_PER_SECOND: Final = 1_000
 """Of one node to all its pods, and as many to everybody else. Whoever asks for more gets no answer,
@@ -62,14 +53,10 @@ as from a busy host."""
 POD_REFUSALS_PER_SECOND: Final = 100
 """Of one node to one of its pods."""
 
-WEIGHT: Final = 256
-"""Of an endpoint in its group."""
-MOST_SLOTTED: Final = 32
-"""Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
-the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
-
-LONGEST_IDLE: Final = 0xFFFF
-"""Seconds: a flow's idle timeout has 16 bits. Affinity for longer is ended by the node's agent."""
+_SET_SHIFT: Final = 29
+"""Above the bits of any group's id: which of a Service's sets of addresses a number is."""
+_MAX_SETS: Final = 4
+"""Of one Service. Each has two numbers, in three bits."""
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
@@ -97,7 +84,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.SHARED,
         {"dl_type": family.ether_type, family.destination: ip(family.node_port)},
-        [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
+        [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceAddress")],
         "for one of the node's addresses, translated by its own stack",
     )  # fmt: skip
     yield LAYOUT.flow(
@@ -145,7 +132,7 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
         yield LAYOUT.flow(
             Feature.SERVICES, "NodeAddress", Priority.LOCAL,
             {"dl_type": of_address.ether_type, of_address.destination: ip(address)},
-            [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceChoice")],
+            [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceAddress")],
             "for this node's own address",
         )  # fmt: skip
     if node.zone:
@@ -194,91 +181,132 @@ def _refused(*meters: int) -> list[Action]:
     ]
 
 
-def service(_: Cluster, service: Service) -> Iterable[Entry]:
-    """What every node has of a Service."""
-    for port in service.ports:
-        title = _title(service, port)
-        for frontend in port.frontends:
-            yield from _frontend(port, frontend, title)
-        at = port.groups["cluster"]
-        everywhere = topology.everywhere(port)
-        if everywhere:
-            yield _choice(at, [ToGroup(at)], f"an endpoint of {title}")
-            yield from _groups(port, "cluster", everywhere)
-        else:
-            yield _choice(at, [LAYOUT.goto("Refuse")], f"{title} has no endpoint")
-        # By number: of two zones with one number, which somebody may have looked for, one counts.
-        by_number = {zone_number(zone): (zone, of) for zone, of in topology.zones(port).items()}
-        for in_zone, (zone, chosen) in by_number.items():
-            number, fields = port.groups[f"zone {zone}"], {"Zone": in_zone}
-            reason = f"an endpoint of {title} for zone {zone}"
-            yield _choice(at, [ToGroup(number)], reason, Priority.OVERRIDE, fields)
-            yield from _groups(port, f"zone {zone}", chosen)
-        yield from _affinity(port, at, everywhere, title)
-        if "local" in port.groups:
-            # Where there is one, the node's own flow stands above. As in kube-proxy, it is dropped
-            # and not refused if others have one: load balancers then try another node.
-            actions: list[Action] = [] if everywhere else [LAYOUT.goto("Refuse")]
-            on = " on this node" if everywhere else ""
-            reason = f"the policy is Local, and {title} has no endpoint{on}"
-            yield _choice(port.groups["local"], actions, reason)
+class _AddressSet(NamedTuple):
+    """Addresses at which a Service has the same ports, for the same clients.
 
-
-def service_on_node(_: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
-    """What this node has of a Service besides.
-
-    Endpoints of its own, or meant for it alone; and what comes to its own address, by its stack.
+    Each address is a flow, each port is one, and each source range: they add up.
     """
-    service, node = given
+
+    number: int
+    """Of all clients."""
+    allowed: int
+    """Of those in a source range; the same where there are none."""
+    sources: tuple[IPNetwork, ...] | None
+    addresses: tuple[tuple[IPAddress, tuple[StandIn, ...]], ...]
+    """Each with what nodes that have it translate it to."""
+    ports: tuple[tuple[ServicePort, Frontend], ...]
+    """One frontend of each port."""
+
+
+def _arranged(
+    service: Service,
+) -> tuple[list[_AddressSet], list[tuple[ServicePort, Frontend]]]:
+    """A Service's sets of addresses, and the frontends that have a flow each.
+
+    An address that other Services have ports of is in no set, since it could be in one only.
+    """
+    by_address: dict[IPAddress, list[tuple[ServicePort, Frontend]]] = {}
+    single: list[tuple[ServicePort, Frontend]] = []
     for port in service.ports:
-        title = _title(service, port)
         for frontend in port.frontends:
-            for stand_in in frontend.stand_ins:
+            at = frontend.address
+            if at is None or not frontend.external or at in service.shared_addresses:
+                single.append((port, frontend))
+            else:
+                by_address.setdefault(at, []).append((port, frontend))
+    alike: dict[object, list[IPAddress]] = {}
+    for address, found in by_address.items():
+        has = tuple((port.protocol, frontend.port) for port, frontend in found)
+        alike.setdefault((found[0][1].sources, has), []).append(address)
+    sets: list[_AddressSet] = []
+    base = min((port.groups["cluster"] for port in service.ports), default=0)
+    for group in alike.values():
+        ports = by_address[group[0]]
+        sources = ports[0][1].sources
+        ranges = len(sources or ())
+        added_up = len(group) + ranges + 2 * len(ports)
+        if len(sets) == _MAX_SETS or added_up >= len(group) * len(ports) * (ranges + 1):
+            single += [each for address in group for each in by_address[address]]
+            continue
+        addresses = [(address, by_address[address][0][1].stand_ins) for address in group]
+        number = base | 2 * len(sets) << _SET_SHIFT
+        allowed = number if sources is None else number | 1 << _SET_SHIFT
+        sets.append(_AddressSet(number, allowed, sources, tuple(addresses), tuple(ports)))
+    return sets, single
+
+
+def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
+    """By which addresses and ports every node knows a Service."""
+    sets, single = _arranged(service)
+    for port, frontend in single:
+        yield from _frontend(service, port, frontend)
+    for each in sets:
+        for address, _ in each.addresses:
+            yield _in_set(service, each, address, str(address))
+        for network in each.sources or ():
+            family = family_of(network)
+            yield LAYOUT.flow(
+                Feature.SERVICES, "ServiceSource", Priority.SHARED,
+                {"dl_type": family.ether_type, "AddressSet": each.number,
+                 family.source: net(network)},
+                [LAYOUT.load("AddressSet", each.allowed), LAYOUT.goto("ServiceChoice")],
+                f"from a client that {service.namespace}/{service.name} serves",
+            )  # fmt: skip
+        for port, frontend in each.ports:
+            fields: dict[str, MatchValue] = _port_fields(port, frontend)
+            title = service.title(port)
+            of_set = fields | {"AddressSet": each.allowed}
+            for who, actions, whence in _clients(port, frontend):
+                yield LAYOUT.flow(
+                    Feature.SERVICES, "ServiceChoice", Priority.SHARED, of_set | who, actions,
+                    f"to {title}, by one of its addresses{whence}",
+                )  # fmt: skip
+            if each.sources is not None:
+                yield LAYOUT.flow(
+                    Feature.SERVICES, "ServiceChoice", Priority.SHARED,
+                    fields | {"AddressSet": each.number}, [],
+                    f"to {title}, from outside loadBalancerSourceRanges",
+                )  # fmt: skip
+
+
+def service_on_node(_cluster: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
+    """What comes to a Service at one of this node's own addresses, by the node's stack."""
+    service, node = given
+    sets, single = _arranged(service)
+    for port, frontend in single:
+        for stand_in in frontend.stand_ins:
+            if stand_in.node == node:
+                yield from _frontend(service, port, frontend, stand_in.address)
+    for each in sets:
+        for _, stand_ins in each.addresses:
+            for stand_in in stand_ins:
                 if stand_in.node == node:
-                    yield from _frontend(port, frontend, title, stand_in.address)
-        if "local" in port.groups and (here := topology.local(port, node)):
-            at = port.groups["local"]
-            reason = f"an endpoint of {title} on this node"
-            yield _choice(at, [ToGroup(at)], reason, Priority.LOCAL)
-            yield from _affinity(port, at, here, title)
-            yield from _groups(port, "local", here)
-        if "node" in port.groups and (meant := topology.hinted(port, node)):
-            number = port.groups["node"]
-            reason = f"an endpoint of {title} for this node"
-            yield _choice(port.groups["cluster"], [ToGroup(number)], reason, Priority.LOCAL)
-            yield from _groups(port, "node", meant)
+                    yield _in_set(service, each, stand_in.address, "this node's own address")
 
 
-def _choice(
-    at: int,
-    actions: list[Action],
-    reason: str,
-    priority: Priority = Priority.SHARED,
-    fields: Mapping[str, int] | None = None,
-) -> Flow:
-    matched = {"Service": at, **(fields or {})}
-    return LAYOUT.flow(Feature.SERVICES, "EndpointChoice", priority, matched, actions, reason)
+def _in_set(service: Service, of: _AddressSet, address: IPAddress, where: str) -> Flow:
+    family = family_of(address)
+    onward = "ServiceChoice" if of.sources is None else "ServiceSource"
+    return LAYOUT.flow(
+        Feature.SERVICES, "ServiceAddress", Priority.SHARED,
+        {"dl_type": family.ether_type, family.destination: ip(address)},
+        [LAYOUT.load("AddressSet", of.number), LAYOUT.goto(onward)],
+        f"to {service.namespace}/{service.name}, by {where}",
+    )  # fmt: skip
 
 
-def _frontend(
-    port: ServicePort, frontend: Frontend, title: str, stand_in: IPAddress | None = None
-) -> Iterable[Flow]:
-    """By whom an address and port can be reached, and whose endpoints they get."""
-    family = port.family
-    fields: dict[str, MatchValue] = {
-        "dl_type": family.ether_type,
+def _port_fields(port: ServicePort, frontend: Frontend) -> dict[str, MatchValue]:
+    return {
+        "dl_type": port.family.ether_type,
         "nw_proto": port.protocol,
         "tp_dst": frontend.port,
     }
-    priority = Priority.SHARED
-    if frontend.address is None:
-        fields["NodeAddress"] = 1
-        # As in kube-proxy, an address of the node that another Service names goes before.
-        priority = Priority.DEFAULT
-        where = "its NodePort"
-    else:
-        fields[family.destination] = ip(stand_in or frontend.address)
-        where = "this node's own address" if stand_in else str(frontend.address)
+
+
+def _clients(
+    port: ServicePort, frontend: Frontend
+) -> Iterable[tuple[dict[str, MatchValue], list[Action], str]]:
+    """Which clients a frontend tells apart, what is done with their packets, and who they are."""
     clients: list[tuple[dict[str, MatchValue], bool, str]]
     if not frontend.external:
         clients = [({}, port.internal_local, "")]
@@ -291,8 +319,7 @@ def _frontend(
             ({"Source": Source.POD}, False, " from a pod"),
             ({"Source": Source.HOST}, False, " from the node itself"),
         ]
-    ranges = (None,) if frontend.sources is None else frontend.sources
-    for who, is_local, from_whom in clients:
+    for who, is_local, whence in clients:
         chosen = port.groups["local" if is_local else "cluster"]
         actions: list[Action] = [LAYOUT.load("Service", chosen)]
         if port.affinity is None:
@@ -302,6 +329,26 @@ def _frontend(
                 Resubmit(LAYOUT.goto("Affinity").table),
                 LAYOUT.goto("AffinityCheck"),
             ]
+        yield who, actions, whence
+
+
+def _frontend(
+    service: Service, port: ServicePort, frontend: Frontend, stand_in: IPAddress | None = None
+) -> Iterable[Flow]:
+    """One address and port; `stand_in`: as the node's own stack has translated the address."""
+    family, title = port.family, service.title(port)
+    fields = _port_fields(port, frontend)
+    priority = Priority.SHARED
+    if frontend.address is None:
+        fields["NodeAddress"] = 1
+        # As in kube-proxy, an address of the node that another Service names goes before.
+        priority = Priority.DEFAULT
+        where = "its NodePort"
+    else:
+        fields[family.destination] = ip(stand_in or frontend.address)
+        where = "this node's own address" if stand_in else str(frontend.address)
+    ranges = (None,) if frontend.sources is None else frontend.sources
+    for who, actions, whence in _clients(port, frontend):
         for network in ranges:
             narrowed = {**fields, **who}
             if network is not None:
@@ -309,136 +356,13 @@ def _frontend(
             yield LAYOUT.flow(
                 Feature.SERVICES, "ServiceChoice",
                 priority if network is None else Priority.OVERRIDE, narrowed, actions,
-                f"to {title}, by {where}{from_whom}",
+                f"to {title}, by {where}{whence}",
             )  # fmt: skip
     if frontend.sources is not None:
         yield LAYOUT.flow(
             Feature.SERVICES, "ServiceChoice", Priority.SHARED, fields, [],
             f"to {title}, by {where}, from outside loadBalancerSourceRanges",
         )  # fmt: skip
-
-
-def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> Iterable[Flow]:
-    """What remembers endpoints of this choice for their clients, and lets them be used again."""
-    if port.affinity is None:
-        return
-    family = port.family
-    # A flow that is learned for longer than a flow can be idle says so to the agent.
-    learned = int(Feature.LEARNED) << 56 | port.affinity
-    idle = port.affinity if port.affinity <= LONGEST_IDLE else 0
-    for endpoint in endpoints:
-        fields: dict[str, MatchValue] = {
-            "Service": at,
-            "EndpointAddress": ip(endpoint.address),
-            "EndpointPort": endpoint.port,
-        }
-        what = f"{endpoint.address}:{endpoint.port} of {title}"
-        yield LAYOUT.flow(
-            Feature.SERVICES, "AffinityCheck", Priority.SHARED, fields,
-            [LAYOUT.goto("ServiceNat")],
-            f"{what} is an endpoint still",
-        )  # fmt: skip
-        yield LAYOUT.flow(
-            Feature.SERVICES, "ServiceNat", Priority.SHARED,
-            {"dl_type": family.ether_type, "nw_proto": port.protocol, **fields},
-            [
-                LAYOUT.learn(
-                    "Affinity", Priority.DEFAULT, learned, idle,
-                    match=("Service", family.source), load=("EndpointAddress", "EndpointPort"),
-                ),
-                _translate(endpoint),
-            ],
-            f"to {what}, remembered for its client",
-        )  # fmt: skip
-
-
-def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group]:
-    """The group that chooses among these, and those that it chooses among where they are many."""
-    number = port.groups[variant]
-    buckets: dict[int, Bucket] = {}
-    for endpoint in endpoints:
-        at = _bucket_id(f"{endpoint.address}:{endpoint.port}", buckets)
-        buckets[at] = LAYOUT.bucket("EndpointChoice", at, WEIGHT, _bucket_actions(port, endpoint))
-    if len(endpoints) <= MOST_BUCKETS:
-        return [_group(port, number, buckets)]
-    # In slices of their order, which is that of a hash: one endpoint more moves a few others from
-    # slice to slice, and nobody can choose addresses so that all of them fall into one.
-    parts = topology.parts(port)
-    ordered = sorted(buckets)[: parts * MOST_BUCKETS]
-    found: list[Group] = []
-    for index in range(parts):
-        start, end = (at * len(ordered) // parts for at in (index, index + 1))
-        part = {at: buckets[at] for at in ordered[start:end]}
-        found.append(_hashed(port, port.groups[f"part {index} of {variant}"], part))
-    # All have one weight, though some have an endpoint more: it would change with each.
-    top = {
-        index: LAYOUT.bucket("EndpointChoice", index, WEIGHT, [ToGroup(group.id)])
-        for index, group in enumerate(found)
-    }
-    return [*found, _hashed(port, number, top)]
-
-
-def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
-    # What learns has to pass ovs-vswitchd: a choice of the datapath's own would not be remembered.
-    if port.affinity is not None or len(buckets) > MOST_SLOTTED:
-        return _hashed(port, number, buckets)
-    if len(buckets) > 1:
-        _split_one(buckets)
-    return Group(number, "dp_hash", (), _by_id(buckets))
-
-
-def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
-    l4, family = LAYER_4_NAMES[port.protocol], port.family
-    fields = (family.source, family.destination, "nw_proto", f"{l4}_src", f"{l4}_dst")
-    return Group(number, "hash", fields, _by_id(buckets))
-
-
-def _split_one(buckets: dict[int, Bucket]) -> None:
-    """Make the datapath use all of its 256 slots: as many as there are of the smallest weight.
-
-    Of as many slots as endpoints, rounded up to a power of two, some would get twice what others
-    do. The part split off is the power of two by which 256 are needed, and stays the same for all
-    numbers of endpoints up to the next one.
-    """
-    part = 1 << (len(buckets) - 1).bit_length()
-    first = buckets[min(buckets)]
-    at = _bucket_id(f"{first.id} split", buckets)
-    buckets[at] = Bucket(at, part, first.actions)
-    buckets[first.id] = Bucket(first.id, WEIGHT - part, first.actions)
-
-
-def _bucket_id(name: str, taken: dict[int, Bucket]) -> int:
-    """A number below OFPG_BUCKET_MAX that depends on the endpoint, and hardly on the others."""
-    number = _hash(name) >> 1
-    while number in taken:
-        number = (number + 1) & 0x7FFF_FFFF
-    return number
-
-
-def _by_id(buckets: dict[int, Bucket]) -> tuple[Bucket, ...]:
-    return tuple(bucket for _, bucket in sorted(buckets.items()))
-
-
-def _bucket_actions(port: ServicePort, endpoint: Endpoint) -> list[Action]:
-    if port.affinity is None:
-        return [_translate(endpoint)]
-    return [
-        LAYOUT.load("EndpointAddress", ip(endpoint.address)),
-        LAYOUT.load("EndpointPort", endpoint.port),
-        Resubmit(LAYOUT.goto("ServiceNat").table),
-    ]
-
-
-def _translate(endpoint: Endpoint) -> Ct:
-    # In one action: the largest groups fill a message (`flows.flow.MOST_BUCKETS`).
-    at, bits = ENDPOINT.value(ip(endpoint.address))
-    return Ct(
-        ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
-        nat=Nat(
-            destination=(ip(endpoint.address), endpoint.port), version=endpoint.address.version
-        ),
-        exec=(SetField("ct_mark", FROM_SERVICE | at, FROM_SERVICE | bits),),
-    )  # fmt: skip
 
 
 def _undo_snat() -> list[Action]:
@@ -449,19 +373,6 @@ def _snat(address: IPAddress) -> list[Action]:
     table = LAYOUT.goto("Output").table
     nat = Nat(source=ip(address), version=address.version)
     return [Ct(SNAT_ZONE, table=table, commit=True, nat=nat)]
-
-
-def zone_number(zone: str) -> int:
-    """A zone as the register `Zone` has it; never 0, which is none."""
-    return _hash(zone) or 1
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big")
-
-
-def _title(service: Service, port: ServicePort) -> str:
-    return f"{service.namespace}/{service.name}{':' + port.name if port.name else ''}"
 
 
 WRITES: Final = (

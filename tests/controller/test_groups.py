@@ -11,8 +11,8 @@ from controller.session import Session
 from controller.sources.objects import ServiceObject, SliceObject
 from flows import names
 from flows.compile import compile_scope
-from flows.features import services
-from flows.features.services import MOST_SLOTTED
+from flows.features import endpoints
+from flows.features.endpoints import MOST_SLOTTED
 from flows.flow import MOST_BUCKETS, Action, Flow, Group, Output
 from flows.pipeline import Feature
 from flows.refs import ObjectRef
@@ -414,7 +414,8 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
             await world.in_sync()
             refusals = REGISTRY.get_sample_value("sluice_switch_refusals_total") or 0.0
             with monkeypatch.context() as patch:
-                patch.setattr(services, "_translate", wrong)
+                patch.setattr(endpoints, "_translate", wrong)
+                patch.setattr(endpoints, "_buckets", {})
                 world.reconciler.update([*web(10, 11), *local(5)], [])
                 subject = "Service default/web on the switch of node1"
                 await world.until(lambda: subject in world.reconciler.problems.texts())
@@ -444,7 +445,7 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
             await world.until(lambda: session.in_sync)
             assert await is_right(world)
 
-    original = services._translate
+    original = endpoints._translate
 
     def wrong(of: Endpoint) -> Action:
         return original(of) if str(of.address) == "10.244.1.5" else Output(0xFFFF_FF00)

@@ -12,7 +12,8 @@ from controller.sources.objects import NodeObject
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import GroupChange, diff
 from flows.flow import Group
-from flows.view import CLUSTER_SCOPE, Endpoint, Key, ServicePort, Target
+from flows.kinds import port_key
+from flows.view import CLUSTER_SCOPE, Endpoint, Key, Service, ServicePort, Target
 from tests.controller.events import (
     Event,
     Facts,
@@ -112,6 +113,14 @@ def own_endpoints(port: ServicePort, node: str) -> list[Endpoint]:
     return [e for e in port.endpoints if node == e.node or node in e.nodes]
 
 
+def ports_of(service: Service | None) -> dict[str, ServicePort]:
+    return {port_key(port): port for port in (service.ports if service else ())}
+
+
+def fronts(service: Service | None) -> list[object]:
+    return [(port_key(port), port.frontends) for port in (service.ports if service else ())]
+
+
 @given(service_histories)
 @settings(max_examples=300, deadline=None)
 def test_all_that_changed_of_services_is_touched(history: list[Event]) -> None:
@@ -126,8 +135,18 @@ def test_all_that_changed_of_services_is_touched(history: list[Event]) -> None:
         touched = event(inventory)
         services_after = inventory.view.services
         for name in services_before.keys() | services_after.keys():
-            same = services_before.get(name) == services_after.get(name)
-            assert (Key(CLUSTER_SCOPE, "service", name) in touched) == (not same)
+            before, after = services_before.get(name), services_after.get(name)
+            of_it = {
+                key
+                for key in touched
+                if key.scope == CLUSTER_SCOPE and key.name.split(" ")[0] == name
+            }
+            assert bool(of_it) == (before != after)
+            assert fronts(before) == fronts(after) or Key(CLUSTER_SCOPE, "service", name) in of_it
+            ports_before, ports_after = ports_of(before), ports_of(after)
+            for key in ports_before.keys() | ports_after.keys():
+                same = ports_before.get(key) == ports_after.get(key)
+                assert same != (Key(CLUSTER_SCOPE, "service-port", f"{name} {key}") in of_it)
         for node in scopes:
             choices_after = choices(inventory, node)
             for name in choices_before[node].keys() | choices_after.keys():

@@ -37,6 +37,11 @@ def drop(made: Inventory, kind: str, name: str) -> set[Key]:
     return made.remove_object(kind, "" if kind == "Node" else "default", name) | made.settle()
 
 
+def of_port(name: str) -> Key:
+    """The key of the endpoints of the only port, TCP and without a name, of a Service."""
+    return Key(CLUSTER_SCOPE, "service-port", f"default/{name} /6")
+
+
 def only_port(made: Inventory, name: str = "s") -> ServicePort:
     (port,) = made.view.services[f"default/{name}"].ports
     return port
@@ -94,7 +99,10 @@ def test_ignored_services(fields: dict[str, Any]) -> None:
     # One that becomes so goes.
     put(made, service("s"))
     assert frontends(made) == ["10.96.0.1:80/6"]
-    assert put(made, service("s", **fields)) == {Key(CLUSTER_SCOPE, "service", "default/s")}
+    assert put(made, service("s", **fields)) == {
+        Key(CLUSTER_SCOPE, "service", "default/s"),
+        of_port("s"),
+    }
     assert not made.view.services
 
 
@@ -258,9 +266,15 @@ def test_what_is_refused_of_a_service(
                     "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": given}},
                 },
                 taken,
-                "" if given == taken else f"{given} is not in 1 to 86400",
+                problem,
             )
-            for given, taken in ((1, 1), (86_400, 86_400), (86_401, 10_800), (0, 10_800))
+            for given, taken, problem in (
+                (1, 1, ""),
+                (65_535, 65_535, ""),
+                (86_400, 65_535, "86400 is more than a switch can hold; 65535 is taken"),
+                (86_401, 10_800, "86401 is not in 1 to 86400"),
+                (0, 10_800, "0 is not in 1 to 86400"),
+            )
         ),
     ],
 )
@@ -366,7 +380,7 @@ def test_a_tunnels_end_is_no_endpoint() -> None:
     assert addresses(made) == ["172.30.1.3"]
     drop(made, "Node", "node2")
     touched = put(made, node_object("node3", "10.244.3.0/24", "172.30.1.3"))
-    assert Key(CLUSTER_SCOPE, "service", "default/s") in touched
+    assert Key(CLUSTER_SCOPE, "service-port", "default/s /17") in touched
     assert addresses(made) == ["172.30.1.2"]
     # To any other port of a node, and to the same one of TCP, anybody may be sent.
     put(made, endpoint_slice("s-1", "s", ["172.30.1.3"], [{"port": 53, "protocol": "UDP"}]))
@@ -417,9 +431,7 @@ def test_a_slice_that_changes_its_service() -> None:
     )
     assert addresses(made) == ["10.244.1.5"]
     touched = put(made, endpoint_slice("x", "t", ["10.244.1.5"]))
-    assert {key for key in touched if key.kind == "service"} == {
-        Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "st"
-    }
+    assert {key for key in touched if key.kind != "target"} == {of_port(name) for name in "st"}
     assert addresses(made) == []
     assert len(only_port(made, "t").endpoints) == 1
 
@@ -447,7 +459,10 @@ def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
         for name in "ab"
     }
     touched = drop(made, "Service", "z")
-    assert touched == {Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "az"}
+    assert touched == {
+        *(Key(CLUSTER_SCOPE, "service", f"default/{name}") for name in "az"),
+        *(of_port(name) for name in "az"),
+    }
     assert frontends(made, "a") == ["10.96.0.1:80/6", "198.51.100.1:80/6e", "*:30080/6e"]
     assert "Service default/a's already" in made.problems.texts()["Service default/b"]
     drop(made, "Service", "b")
@@ -563,6 +578,7 @@ def test_groups_and_whose_choice_is_their_own() -> None:
     touched = put(made, service("s"))
     assert touched == {
         Key(CLUSTER_SCOPE, "service", "default/s"),
+        of_port("s"),
         *(Key(node, "service", "default/s") for node in ("node1", "node2")),
     }
     assert made.view.local_services == {"node1": {"default/s"}}
@@ -594,7 +610,7 @@ def test_an_endpoint_of_a_local_service_concerns_its_node_alone() -> None:
     made = inventory(service("s", internalTrafficPolicy="Local"), endpoint_slice("s-1", "s", of))
     touched = put(made, endpoint_slice("s-1", "s", [*of, endpoint("10.244.2.6", "node2")]))
     assert touched == {
-        Key(CLUSTER_SCOPE, "service", "default/s"),
+        of_port("s"),
         Key("node2", "service", "default/s"),
     }
 

@@ -20,7 +20,7 @@ from flows.flow import Ct, Flow
 from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden, group_text
-from flows.view import CLUSTER_SCOPE, Key, Service
+from flows.view import CLUSTER_SCOPE, Service
 from tests.flows import worlds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -80,11 +80,13 @@ def test_service(made: Service, update_goldens: bool) -> None:
     view = worlds.view(PODS, served=[made])
     texts = []
     for scope in (CLUSTER_SCOPE, *view.nodes):
-        found = fragment(view, Key(scope, "service", f"default/{made.name}"))
-        if found is not None:
-            labels = Labels.of(view, scope)
-            groups = "".join(f"{group_text(group, labels)}\n" for group in found.groups)
-            texts.append(f"## {scope or 'every node'}\n" + golden(found.flows, labels) + groups)
+        keys = [key for key in COMPILER.keys(view, scope) if key.kind.startswith("service")]
+        found = [each for key in sorted(keys) if (each := fragment(view, key)) is not None]
+        flows = [flow for each in found for flow in each.flows]
+        labels = Labels.of(view, scope)
+        groups = "".join(f"{group_text(g, labels)}\n" for each in found for g in each.groups)
+        if flows:
+            texts.append(f"## {scope or 'every node'}\n" + golden(flows, labels) + groups)
     check(f"service-{made.name}", "\n".join(texts), update_goldens)
 
 

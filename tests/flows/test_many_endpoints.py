@@ -5,9 +5,10 @@ from ipaddress import IPv4Address
 import pytest
 
 from flows import topology
-from flows.features import services
-from flows.features.services import zone_number
+from flows.features import endpoints as feature
+from flows.features.endpoints import zone_number
 from flows.flow import MOST_BUCKETS, Ct, Flow, Group, ToGroup
+from flows.kinds import PortOfService
 from flows.view import Endpoint, ServicePort
 from tests.flows.worlds import CLUSTER, port, service
 
@@ -19,7 +20,7 @@ def crowd(endpoints: list[Endpoint]) -> ServicePort:
 
 
 def compiled(of_port: ServicePort) -> tuple[list[Flow], list[Group]]:
-    entries = [*services.service(CLUSTER, service("crowd", of_port))]
+    entries = [*feature.service_port(CLUSTER, PortOfService(service("crowd", of_port), of_port))]
     return (
         [each for each in entries if isinstance(each, Flow)],
         [each for each in entries if isinstance(each, Group)],
@@ -65,7 +66,7 @@ def test_of_more_than_that_some_are_left_out(monkeypatch: pytest.MonkeyPatch) ->
 def test_nobody_can_have_a_group_overflow() -> None:
     """By endpoints that were chosen for their hashes."""
     many = (Endpoint(IPv4Address(0x0AF4_0000 + n), 80) for n in range(20_000))
-    alike = [each for each in many if services._hash(f"{each.address}:80") % 16 == 0][:600]
+    alike = [each for each in many if feature._hash(f"{each.address}:80") % 16 == 0][:600]
     assert len(alike) == 600
     endpoints = [*alike, *(Endpoint(IPv4Address(0x0AF5_0000 + n), 80) for n in range(300))]
     made = compiled(crowd(endpoints))[1]

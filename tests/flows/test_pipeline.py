@@ -134,7 +134,8 @@ def test_numbers_are_fixed_for_ever() -> None:
         "RouterGuard": 16, "Arp": 20,
         "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32,
         "IcmpError": 34, "NewConnection": 40,
-        "NodeAddress": 50, "ServiceChoice": 60, "Affinity": 62, "AffinityCheck": 63,
+        "NodeAddress": 50, "ServiceAddress": 55, "ServiceSource": 57, "ServiceChoice": 60,
+        "Affinity": 62, "AffinityCheck": 63,
         "Topology": 64, "EndpointChoice": 66, "ServiceNat": 70, "Direct": 71, "ReplyTuple": 72,
         "DestinationGuard": 74,
         "Refuse": 78, "PolicyFromPod": 80, "Forwarding": 100, "PolicyToPod": 110, "Hairpin": 115,
@@ -150,7 +151,7 @@ def test_numbers_are_fixed_for_ever() -> None:
         "AttachmentTag": ("reg0", (12, 31)),
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
-        "Zone": ("reg5", (0, 31)),
+        "Zone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),
     }  # fmt: skip
 
 

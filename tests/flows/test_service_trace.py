@@ -310,8 +310,8 @@ def test_the_stages_of_a_connection_s_first_packet(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.12", 53))
     assert path(found.trace) == [
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
-        "NewConnection",
-        "NodeAddress", "ServiceChoice", "Topology", "EndpointChoice", "DestinationGuard",
+        "NewConnection", "NodeAddress", "ServiceAddress", "ServiceChoice", "Topology",
+        "EndpointChoice", "DestinationGuard",
         "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert leaves(found.trace) == [B.ofport]
@@ -347,7 +347,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
     """Its port is moved only where an answer to it would be another connection's."""
     to = {"tcp": B.address, "udp": C.address, "sctp": C.address}[protocol]
     trace = one.trace(a_pod(str(to), 8080, protocol), NEW, state, NEW)
-    assert path(trace)[9:13] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
+    assert path(trace)[10:14] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
     turned, back = re.findall(r"pop:NXM_OF_IP_SRC\[\]\n\s+-> NXM_OF_IP_SRC\[\] is now (\S+)", trace)
     assert (turned, back) == (str(to), str(A.address))
     assert len(re.findall(r"^\s+ct_clear$", trace, re.MULTILINE)) == 2
@@ -358,7 +358,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
 def test_directly_to_where_no_endpoint_is(one: Ovs) -> None:
     for at, to in ((8079, B.address), (8080, "203.0.113.10")):
         trace = one.trace(a_pod(str(to), at), NEW, NEW)
-        assert path(trace)[9:11] == ["Direct", "DestinationGuard"]
+        assert path(trace)[10:12] == ["Direct", "DestinationGuard"]
     from_outside = one.trace(host(CLIENT, str(B.address), 8080), NEW, NEW)
     assert "ReplyTuple" not in path(from_outside)
 
@@ -513,7 +513,7 @@ def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[
         remember(one, sticky_group("sticky"), A.address, int(chosen.address))
         assert ends(one, a_pod("10.96.0.11", 80)) == {f"{chosen.address}:8080"}
         found = way(one, a_pod("10.96.0.11", 80))
-        assert path(found.trace)[8:13] == [
+        assert path(found.trace)[9:14] == [
             "ServiceChoice", "Affinity", "AffinityCheck", "ServiceNat", "DestinationGuard",
         ]  # fmt: skip
         # Which is learned again: the time begins anew.
@@ -567,7 +567,7 @@ def test_a_real_packet_is_learned_from(one: Ovs) -> None:
         one.run("ovs-appctl", "-t", str(socket), "netdev-dummy/receive", A.port, packet)
         wait_until(lambda: learned(one))
         (line,) = learned(one)
-        assert line.startswith("cookie=0xa00000000002a30, table=Affinity, idle_timeout=10800, ")
+        assert line.startswith("cookie=0xa00001000002a30, table=Affinity, idle_timeout=10800, ")
         assert f"reg2={sticky_group('sticky'):#x},nw_src={A.address} " in line
         kept = re.search(r"set_field:(0x[0-9a-f]+)->reg3,set_field:0x1f90->reg4", line)
         assert kept

@@ -34,7 +34,8 @@ def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
     assert path(trace) == [
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
-        "NewConnection", "NodeAddress", "ServiceChoice", "Direct", "DestinationGuard",
+        "NewConnection", "NodeAddress", "ServiceAddress", "ServiceChoice", "Direct",
+        "DestinationGuard",
         "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]

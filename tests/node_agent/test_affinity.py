@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.pipeline import Feature
-from node_agent import audit
+from node_agent import affinity, audit
 from node_agent.affinity import forget_idle
 from openflow.messages import idle_seconds
 from openflow.watch import connect
@@ -83,7 +83,9 @@ def test_a_packet_makes_it_young_again(ovs: Ovs) -> None:
 def test_the_look_at_the_switch_ends_it_without_a_controller(
     ovs: Ovs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "forget_idle", partial(forget_idle, longest=1))
+    monkeypatch.setattr(affinity, "forget_idle", partial(forget_idle, longest=1))
+    monkeypatch.setattr(affinity, "COOKIE", LEARNED)
+    monkeypatch.setattr(affinity, "COOKIE_MASK", 0xFF << 56)
     agent = Agent(
         node="node1", controllers=("127.0.0.1",), state=tmp_path, audit_interval=0.1, plain_tcp=True
     )

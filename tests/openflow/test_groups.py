@@ -69,7 +69,7 @@ def test_every_group_and_what_uses_it_is_on_the_switch_as_it_was_meant(ovs: Ovs)
     )
     flows = "\n".join(ovs.dump())
     for text in (
-        "learn(table=Affinity,idle_timeout=10800,priority=9,cookie=0xa00000000000005,eth_type=0x800,"
+        "learn(table=Affinity,idle_timeout=10800,priority=9,delete_learned,cookie=0xa00000000000005,eth_type=0x800,"
         "NXM_NX_REG2[],NXM_OF_IP_SRC[],load:NXM_NX_REG3[]->NXM_NX_REG3[],"
         "load:NXM_NX_REG4[]->NXM_NX_REG4[]),ct(commit,table=DestinationGuard,zone=100,nat(dst=10.0.0.1:53))",
         "nat(src=10.1.2.3:1024-65535)",
@@ -124,6 +124,9 @@ def test_what_a_switch_learns(ovs: Ovs):
     )
     assert "table=Affinity, idle_timeout=65535, priority=9,ip,reg2=0x2,nw_src=10.1.2.3 " in learned
     assert "actions=set_field:0xc0000203->reg3,set_field:0x1f90->reg4" in learned
+    # What was learned goes with the flow that learned it: its Service is gone, or has no affinity.
+    ovs.ofctl("del-flows", str(ovs.mgmt), "table=0")
+    wait_until(lambda: not ovs.dump())
 
 
 @pytest.mark.parametrize(
