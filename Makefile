@@ -1,7 +1,7 @@
 # Everything that one does with a clone of Sluice. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance image soak test unit ansible-test cluster-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance image soak test unit mutants ansible-test cluster-test kernel-test \
     kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -67,6 +67,9 @@ test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8
 
 unit: setup ## the tests without root, switch, lab or API server, in less than a minute. PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -q -n 2 -m unit $(PYTEST_ARGS)
+
+mutants: need-root setup ## plant faults in a copy of the code, one at a time: do the tests notice? (MUTANTS="--only NAME")
+	@exec $(PYTHON) -m tests.mutants $(MUTANTS)
 
 ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)

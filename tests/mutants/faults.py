@@ -1,7 +1,10 @@
-"""All planted faults."""
+"""All planted faults, by what the code guards that they are planted in."""
 
 from typing import Final
 
 from tests.mutants.fault import Fault
+from tests.mutants.identity import IDENTITY
+from tests.mutants.packets import PACKETS
+from tests.mutants.state import STATE
 
-FAULTS: Final[tuple[Fault, ...]] = ()
+FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *STATE)
