@@ -41,7 +41,7 @@ def measure(
     """Start controller and fleet `rounds` times, and add new nodes to each."""
     sync, new_node, resident = [], [], []
     with standalone("fleet") as controller:
-        plan = Plan(nodes, pods, new_nodes)
+        plan = FleetPlan(nodes, pods, new_nodes)
         plan.write(controller.cluster)
         for _ in range(rounds):
             with _running(plan, controller) as fleet:
@@ -56,7 +56,7 @@ def measure(
     ]
 
 
-class Plan:
+class FleetPlan:
     """The cluster: what the manifests say, what the switches tell, what they should hold."""
 
     def __init__(self, nodes: int, pods: int, new_nodes: int) -> None:
@@ -113,7 +113,7 @@ def _switches(directory: Path) -> Path:
 
 @dataclass
 class _Fleet:
-    plan: Plan
+    plan: FleetPlan
     controller: StandaloneController
     pid: int
     """The controller's."""
@@ -149,7 +149,7 @@ class _Fleet:
 
 
 @contextmanager
-def _running(plan: Plan, controller: StandaloneController) -> Iterator[_Fleet]:
+def _running(plan: FleetPlan, controller: StandaloneController) -> Iterator[_Fleet]:
     """Switches that dial from the moment the controller is started."""
     command = python("bench.switches", controller.address, str(_switches(controller.cluster)))
     for added in plan.new_nodes:

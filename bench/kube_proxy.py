@@ -28,7 +28,7 @@ from lab.apiserver import PORT as API_SERVER_PORT
 from lab.commands import inside, run
 from lab.control import ControlPlane, built, kubernetes_binaries
 from lab.daemons import Daemons
-from lab.layout import CONTROL_ADDRESS, FABRIC_ADDRESS, POD_RANGE, UNDERLAY, Layout, NodeLayout
+from lab.layout import CONTROL_ADDRESS, FABRIC_ADDRESS, POD_RANGE, UNDERLAY, LabLayout, NodeLayout
 from lab.network import UPLINK, configure, connect, create_namespace
 from lab.processes import Process, running
 from lab.programs import python
@@ -66,11 +66,15 @@ def measure(*, services: int = 1000, rounds: int = 9) -> list[Figure]:
     return versus("service_update_vs_kube_proxy", "ms", ours, ("kube_proxy", theirs), at_most=0.25)
 
 
-class Side:
+class ProxySide:
     """A cluster of one node, with somebody who serves Services."""
 
     def __init__(
-        self, api: "Api", layout: Layout, client: str, servers: Mapping[str, tuple[str, str]]
+        self,
+        api: "ProxyApi",
+        layout: LabLayout,
+        client: str,
+        servers: Mapping[str, tuple[str, str]],
     ) -> None:
         """`client` is a namespace, `servers` are namespaces and addresses by name."""
         self._api = api
@@ -111,18 +115,18 @@ class Side:
         return _running(self._client, ["until", address, str(objects.PORT), server])
 
 
-def _fill(layout: Layout, nodes: Sequence[NodeLayout], numbers: Iterable[int]) -> None:
-    with closing(Api(layout)) as api:
+def _fill(layout: LabLayout, nodes: Sequence[NodeLayout], numbers: Iterable[int]) -> None:
+    with closing(ProxyApi(layout)) as api:
         for number in numbers:
             service, its_slice = objects.both(nodes, number)
             api.send("POST", SERVICES, service)
             api.send("POST", SLICES, its_slice)
 
 
-class Api:
+class ProxyApi:
     """One connection to the API server of a lab, as its administrator."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: LabLayout) -> None:
         pki = layout.control / "apiserver" / "pki"
         self._token = (pki / "admin.token").read_text()
         trusted = ssl.create_default_context(cafile=str(pki / "ca.crt"))
@@ -157,17 +161,17 @@ class Api:
 
 
 @contextmanager
-def _sluice() -> Iterator[Side]:
+def _sluice() -> Iterator[ProxySide]:
     with Lab(unique("svcapi")).running(nodes=1, source="kube") as lab, ExitStack() as stack:
         pods = {name: lab.pod_add("default", name, "node1") for name in (*SERVERS, "client")}
         servers = {name: (pods[name].netns, str(pods[name].address)) for name in SERVERS}
         _serve(stack, servers)
-        api = stack.enter_context(closing(Api(lab.layout)))
-        yield Side(api, lab.layout, pods["client"].netns, servers)
+        api = stack.enter_context(closing(ProxyApi(lab.layout)))
+        yield ProxySide(api, lab.layout, pods["client"].netns, servers)
 
 
 @contextmanager
-def _kube_proxy(program: Path) -> Iterator[Side]:
+def _kube_proxy(program: Path) -> Iterator[ProxySide]:
     """The same without Sluice and without Open vSwitch."""
     lab = Lab(unique("kproxy"))
     try:
@@ -204,8 +208,8 @@ def _kube_proxy(program: Path) -> Iterator[Side]:
         )
         with ExitStack() as stack:
             _serve(stack, servers)
-            api = stack.enter_context(closing(Api(lab.layout)))
-            yield Side(api, lab.layout, pods["client"][0], servers)
+            api = stack.enter_context(closing(ProxyApi(lab.layout)))
+            yield ProxySide(api, lab.layout, pods["client"][0], servers)
             daemons.check()
     finally:
         lab.down()

@@ -30,7 +30,7 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Port:
+class BoundPort:
     """The end of a veth that becomes a port, and what else `ovs-vsctl` is told of it."""
 
     node: NodeLayout
@@ -40,7 +40,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Side:
+class PodSide:
     """Sluice or OVN, up and with all it needs but the ports.
 
     A switch gets a flow in each of `own_tables` for each port of its own, and one in each of
@@ -48,7 +48,7 @@ class Side:
     """
 
     lab: Lab
-    ports: Sequence[Port]
+    ports: Sequence[BoundPort]
     own_tables: Sequence[int]
     peer_tables: Sequence[int]
 
@@ -72,7 +72,7 @@ def measure(*, rounds: int = 5, pods: int = 100) -> list[Figure]:
     return versus("pods_vs_ovn", "s", ours, ("ovn", theirs), at_most=0.5)
 
 
-def _sluice(lab: Lab, pods: int) -> Side:
+def _sluice(lab: Lab, pods: int) -> PodSide:
     source = DirectorySource(lab.layout.cluster)
     ports = []
     for number in range(pods):
@@ -80,12 +80,12 @@ def _sluice(lab: Lab, pods: int) -> Side:
         uid = source.add_pod("default", f"p{number}", node.name, {})
         name = names.port_name("default", f"p{number}", uid, "eth0", uid)
         ofport = names.FIRST_ATTACHMENT_OFPORT + number
-        ports.append(Port(node, name, names.mac_of(address), f"ofport_request={ofport}"))
+        ports.append(BoundPort(node, name, names.mac_of(address), f"ofport_request={ofport}"))
     # They come in one bundle with all others of the pod.
-    return Side(lab, ports, (LAYOUT.tables["Classifier"].number,), ())
+    return PodSide(lab, ports, (LAYOUT.tables["Classifier"].number,), ())
 
 
-def _ovn(lab: Lab, pods: int) -> Side:
+def _ovn(lab: Lab, pods: int) -> PodSide:
     ovn.start(lab, NODES)
     logical = {}
     ports = []
@@ -93,9 +93,9 @@ def _ovn(lab: Lab, pods: int) -> Side:
         node, address = _place(lab, number)
         name = f"p{number}"
         logical[name] = names.mac_of(address), address
-        ports.append(Port(node, name, names.mac_of(address), f"external_ids:iface-id={name}"))
+        ports.append(BoundPort(node, name, names.mac_of(address), f"external_ids:iface-id={name}"))
     ovn.add_ports(lab, logical)
-    return Side(lab, ports, (ovn.CLASSIFYING, ovn.LOCAL_OUTPUT), (ovn.REMOTE_OUTPUT,))
+    return PodSide(lab, ports, (ovn.CLASSIFYING, ovn.LOCAL_OUTPUT), (ovn.REMOTE_OUTPUT,))
 
 
 def _place(lab: Lab, number: int) -> tuple[NodeLayout, IPv4Address]:
@@ -104,7 +104,7 @@ def _place(lab: Lab, number: int) -> tuple[NodeLayout, IPv4Address]:
     return node, node.pod_cidr[100 + number // NODES]
 
 
-def _make_links(side: Side) -> None:
+def _make_links(side: PodSide) -> None:
     for node in side.lab.layout.nodes(NODES):
         lines: list[str] = []
         for number, port in enumerate(side.ports):
@@ -118,7 +118,7 @@ def _make_links(side: Side) -> None:
         configure(node.netns, lines)
 
 
-def _bind(side: Side, ports: Sequence[Port]) -> float:
+def _bind(side: PodSide, ports: Sequence[BoundPort]) -> float:
     """Seconds until every switch holds the flows of these ports."""
     nodes = side.lab.layout.nodes(NODES)
     wanted = _counts(side)
@@ -140,7 +140,7 @@ def _bind(side: Side, ports: Sequence[Port]) -> float:
     return max(flow.at for flow in seen.flows) - began
 
 
-def _unbind(side: Side, ports: Sequence[Port]) -> None:
+def _unbind(side: PodSide, ports: Sequence[BoundPort]) -> None:
     """Take them away again, and wait until nothing of them is left."""
     wanted = _counts(side)
     for node, table in wanted:
@@ -150,7 +150,9 @@ def _unbind(side: Side, ports: Sequence[Port]) -> None:
     _wait(side, wanted, gone=True)
 
 
-def _configure(side: Side, ports: Sequence[Port], words: Callable[[Port], Sequence[str]]) -> None:
+def _configure(
+    side: PodSide, ports: Sequence[BoundPort], words: Callable[[BoundPort], Sequence[str]]
+) -> None:
     """Run `ovs-vsctl` for all nodes at once."""
     running = []
     for node in side.lab.layout.nodes(NODES):
@@ -162,7 +164,7 @@ def _configure(side: Side, ports: Sequence[Port], words: Callable[[Port], Sequen
         raise LabError("ovs-vsctl failed; see above")
 
 
-def _counts(side: Side) -> dict[tuple[NodeLayout, int], int]:
+def _counts(side: PodSide) -> dict[tuple[NodeLayout, int], int]:
     return {
         (node, table): len(ofctl(node, "--no-stats dump-flows", f"table={table}").splitlines())
         for node in side.lab.layout.nodes(NODES)
@@ -170,7 +172,9 @@ def _counts(side: Side) -> dict[tuple[NodeLayout, int], int]:
     }
 
 
-def _wait(side: Side, wanted: Mapping[tuple[NodeLayout, int], int], *, gone: bool = False) -> None:
+def _wait(
+    side: PodSide, wanted: Mapping[tuple[NodeLayout, int], int], *, gone: bool = False
+) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         time.sleep(GLANCE)

@@ -12,9 +12,9 @@ from controller.inventory import Inventory
 from controller.sources.objects import from_manifest
 from flows.compile import compile_scope, fragments
 from flows.view import CLUSTER_SCOPE, Cluster, Key
-from lab.layout import POD_RANGE, SERVICE_RANGE, Layout
+from lab.layout import POD_RANGE, SERVICE_RANGE, LabLayout
 
-NODES = Layout("bench").nodes(3)
+NODES = LabLayout("bench").nodes(3)
 MANY = 250
 TURNS = 10
 """Services of which one endpoint is changed: which one it is makes a little difference."""

@@ -30,7 +30,7 @@ FIRST_BACKOFF: Final = 1.0
 """Seconds; doubled up to the switch's own `max_backoff` (ovs-vswitchd.conf.db(5))."""
 
 
-class Type(IntEnum):
+class MessageType(IntEnum):
     """enum ofp_type (OpenFlow 1.5.1, 7.1.1), as far as our controller may speak it."""
 
     HELLO = 0
@@ -95,7 +95,7 @@ class SimulatedSwitch(asyncio.Protocol):
         self._transport = transport
         self._rest, self._bundle, self.was_ready = b"", None, False
         self.closed.clear()
-        self._send(Type.HELLO, 0)
+        self._send(MessageType.HELLO, 0)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Flows stay, as with `fail_mode=secure`."""
@@ -106,7 +106,7 @@ class SimulatedSwitch(asyncio.Protocol):
         data = self._rest + data if self._rest else data
         at, end = 0, len(data)
         header, flow = HEADER.unpack_from, FLOW_COOKIE.unpack_from
-        bundle_add, flow_mod = int(Type.BUNDLE_ADD_MESSAGE), int(Type.FLOW_MOD)
+        bundle_add, flow_mod = int(MessageType.BUNDLE_ADD_MESSAGE), int(MessageType.FLOW_MOD)
         while end - at >= 8:
             _, kind, length, xid = header(data, at)
             if end - at < length:
@@ -120,25 +120,25 @@ class SimulatedSwitch(asyncio.Protocol):
 
     def _message(self, kind: int, xid: int, body: bytes) -> None:
         match kind:
-            case Type.ERROR:
+            case MessageType.ERROR:
                 sys.stderr.write(f"switch {self.dpid:016x}: the controller refuses {body!r}\n")
-            case Type.HELLO | Type.ECHO_REPLY | Type.SET_CONFIG:
+            case MessageType.HELLO | MessageType.ECHO_REPLY | MessageType.SET_CONFIG:
                 pass
-            case Type.ECHO_REQUEST:
-                self._send(Type.ECHO_REPLY, xid, body)
-            case Type.FEATURES_REQUEST:
+            case MessageType.ECHO_REQUEST:
+                self._send(MessageType.ECHO_REPLY, xid, body)
+            case MessageType.FEATURES_REQUEST:
                 features = struct.pack("!QIBB2xII", self.dpid, 0, 254, 0, 0x4F, 0)
-                self._send(Type.FEATURES_REPLY, xid, features)
-            case Type.MULTIPART_REQUEST:
+                self._send(MessageType.FEATURES_REPLY, xid, features)
+            case MessageType.MULTIPART_REQUEST:
                 self._multipart(xid, body)
-            case Type.BARRIER_REQUEST:
-                self._send(Type.BARRIER_REPLY, xid)
-            case Type.ROLE_REQUEST:
-                self._send(Type.ROLE_REPLY, xid, body)
-            case Type.METER_MOD:
+            case MessageType.BARRIER_REQUEST:
+                self._send(MessageType.BARRIER_REPLY, xid)
+            case MessageType.ROLE_REQUEST:
+                self._send(MessageType.ROLE_REPLY, xid, body)
+            case MessageType.METER_MOD:
                 command, _, meter = struct.unpack_from("!HHI", body)
                 (self.meters.discard if command == METER_DELETE else self.meters.add)(meter)
-            case Type.BUNDLE_CONTROL:
+            case MessageType.BUNDLE_CONTROL:
                 self._bundle_control(xid, body)
             case _:
                 self._refuse(xid, 1, 1)  # OFPET_BAD_REQUEST, OFPBRC_BAD_TYPE
@@ -152,7 +152,7 @@ class SimulatedSwitch(asyncio.Protocol):
         elif kind == COMMIT:
             self._commit(self._bundle or [])
             self._bundle = None
-        self._send(Type.BUNDLE_CONTROL, xid, struct.pack("!IHH", bundle, kind + 1, flags))
+        self._send(MessageType.BUNDLE_CONTROL, xid, struct.pack("!IHH", bundle, kind + 1, flags))
         if kind == COMMIT:
             self._on_change(self)
 
@@ -169,7 +169,9 @@ class SimulatedSwitch(asyncio.Protocol):
         (kind,) = struct.unpack_from("!H", body)
         if kind == PORT_DESC:
             self._send(
-                Type.MULTIPART_REPLY, xid, body[:2] + bytes(6) + b"".join(map(_port, self.ports))
+                MessageType.MULTIPART_REPLY,
+                xid,
+                body[:2] + bytes(6) + b"".join(map(_port, self.ports)),
             )
             self.was_ready = True
         elif (
@@ -177,13 +179,13 @@ class SimulatedSwitch(asyncio.Protocol):
             or (kind == FLOW_DESC and not self.flows)
             or (kind == METER_DESC and not self.meters)
         ):
-            self._send(Type.MULTIPART_REPLY, xid, body[:2] + bytes(6))
+            self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6))
         else:
             # Their cookies are known here, but not their matches.
             self._refuse(xid, 1, 2)  # OFPET_BAD_REQUEST, OFPBRC_BAD_MULTIPART
 
     def _refuse(self, xid: int, kind: int, code: int) -> None:
-        self._send(Type.ERROR, xid, struct.pack("!HH", kind, code))
+        self._send(MessageType.ERROR, xid, struct.pack("!HH", kind, code))
 
     def _send(self, kind: int, xid: int, body: bytes = b"") -> None:
         self._transport.write(HEADER.pack(VERSION, kind, 8 + len(body), xid) + body)
@@ -197,7 +199,7 @@ def _port(given: tuple[int, str, str]) -> bytes:
     return fixed + struct.pack("!HH4xIIIIII", 0, 32, 0x840, 0, 0, 0, 10_000_000, 0)
 
 
-class Fleet:
+class SimulatedSwitches:
     """All switches, and who is still waited for."""
 
     def __init__(self, host: str, port: int, given: list[dict[str, Any]]) -> None:
@@ -241,7 +243,7 @@ class Fleet:
 
 
 async def _run(host: str, port: int, given: list[dict[str, Any]]) -> None:
-    fleet = Fleet(host, port, given)
+    fleet = SimulatedSwitches(host, port, given)
     orders = asyncio.StreamReader(limit=1 << 24)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(orders), sys.stdin

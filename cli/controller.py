@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import click
 
-from lab.layout import Layout
+from lab.layout import LabLayout
 
 
 class RequestError(click.ClickException):
@@ -29,7 +29,7 @@ def ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> 
     """Ask a lab's controller, or the one at `socket`. Raises `RequestError`."""
     if socket is None:
         try:
-            socket = Layout(name).api_socket
+            socket = LabLayout(name).api_socket
         except ValueError as error:
             raise RequestError(str(error)) from None
         if not socket.exists():

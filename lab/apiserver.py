@@ -68,7 +68,7 @@ class ApiServerError(Exception):
 
 
 @dataclass(frozen=True)
-class ApiServer:
+class RunningApiServer:
     """A running API server, as seen from inside its namespace."""
 
     url: str
@@ -88,7 +88,7 @@ def start(
     pod_range: str | None = None,
     logs: Path | None = None,
     timeout: float = 60.0,
-) -> ApiServer:
+) -> RunningApiServer:
     """Bring up etcd and kube-apiserver, and return once the API answers.
 
     `netns` is the name of a namespace under /run/netns whose loopback is up and which owns
@@ -133,7 +133,7 @@ def start(
         }
         pids |= {name: _find(argv) or spawn(name, argv) for name, argv in commands.items()}
     _allow_controller(kubectl)
-    return ApiServer(url, kubeconfigs["admin"], kubeconfigs["sluice-controller"], pids)
+    return RunningApiServer(url, kubeconfigs["admin"], kubeconfigs["sluice-controller"], pids)
 
 
 def _etcd_command(binaries: Path, directory: Path) -> list[str]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lab import certificates, machine, network, node
-from lab.cluster import Cluster
+from lab.cluster import KubeletCluster
 from lab.commands import LabError
 from lab.control import ControlPlane, daemons
-from lab.layout import Layout, NodeLayout
+from lab.layout import LabLayout, NodeLayout
 from lab.spec import Report, Spec
 from settings import Tls
 
@@ -18,7 +18,7 @@ from settings import Tls
 class Bringup:
     """One lab that is being started. Every method raises `LabError`."""
 
-    layout: Layout
+    layout: LabLayout
     spec: Spec
     plane: ControlPlane
     report: Report
@@ -116,5 +116,5 @@ class Bringup:
         return certificates.files(self.layout, it.name) if self.spec.tls else None
 
     @property
-    def _cluster(self) -> Cluster | None:
-        return Cluster(self.plane, self.spec.images) if self.spec.images else None
+    def _cluster(self) -> KubeletCluster | None:
+        return KubeletCluster(self.plane, self.spec.images) if self.spec.images else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.commands import run
-from lab.layout import CONTROL_ADDRESS, Layout, NodeLayout
+from lab.layout import CONTROL_ADDRESS, LabLayout, NodeLayout
 from settings import Tls
 
 CONTROLLER = "controller"
@@ -17,13 +17,13 @@ _P256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
 _DAYS = ["-days", "3650"]
 
 
-def files(layout: Layout, name: str) -> Tls:
+def files(layout: LabLayout, name: str) -> Tls:
     """Where the files of `CONTROLLER` or of a node's name are."""
     folder = _folder(layout)
     return Tls(key=folder / f"{name}.key", certificate=folder / f"{name}.pem", ca=folder / "ca.pem")
 
 
-def issue(layout: Layout, nodes: Sequence[NodeLayout]) -> None:
+def issue(layout: LabLayout, nodes: Sequence[NodeLayout]) -> None:
     """Make what is not there yet. Raises `LabError`."""
     folder = _folder(layout)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -63,5 +63,5 @@ def sign(folder: Path, name: str, usage: str, alternative_names: str) -> None:
     run([*signed, "-out", str(folder / f"{name}.pem")], stdin=csr)
 
 
-def _folder(layout: Layout) -> Path:
+def _folder(layout: LabLayout) -> Path:
     return layout.directory / "tls"

@@ -21,7 +21,7 @@ CONTROLLERS_NODE = "node1"
 
 
 @dataclass(frozen=True)
-class Cluster:
+class KubeletCluster:
     """Every method raises `LabError`."""
 
     plane: ControlPlane

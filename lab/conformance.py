@@ -32,7 +32,7 @@ class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tests: tuple[str, ...]
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ConformancePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """conformance.yaml: the suites, each a regular expression of names, and what is left out."""
 
     suites: dict[str, str]
@@ -83,10 +83,10 @@ def main(name: str, procs: int, focus: str, skipped: bool, listing: bool) -> Non
     sys.exit(0 if passed == len(tests) else 1)
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> ConformancePlan:
     """Read what there is to run. Raises `LabError`."""
     try:
-        plan = msgspec.convert(yaml.safe_load(path.read_text()), Plan)
+        plan = msgspec.convert(yaml.safe_load(path.read_text()), ConformancePlan)
         for pattern in plan.suites.values():
             re.compile(pattern)
     except (OSError, yaml.YAMLError, msgspec.ValidationError, re.error) as error:
@@ -95,7 +95,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def chosen(
-    plan: Plan, known: Sequence[str], focus: str = "", *, skipped: bool = False
+    plan: ConformancePlan, known: Sequence[str], focus: str = "", *, skipped: bool = False
 ) -> list[str]:
     """The tests to run, out of all that are known; with `skipped`, of those that otherwise are.
 
@@ -146,7 +146,9 @@ def run(
     return ginkgo.run(lab, programs, tests, procs, REPORTS, ended)
 
 
-def show(console: Console, plan: Plan, known: Sequence[str], results: Mapping[str, Result]) -> None:
+def show(
+    console: Console, plan: ConformancePlan, known: Sequence[str], results: Mapping[str, Result]
+) -> None:
     """The tally, what was not run, and what has not passed."""
     table = Table("suite", *("tests", "passed", "failed", "skipped"), box=None, pad_edge=False)
     for column in table.columns[1:]:

@@ -21,12 +21,12 @@ from lab.layout import (
     POD_RANGE,
     SERVICE_RANGE,
     UNDERLAY,
-    Layout,
+    LabLayout,
     NodeLayout,
 )
 from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
-from lab.sources import DirectorySource, KubernetesSource, Source
+from lab.sources import ClusterSource, DirectorySource, KubernetesSource
 from settings import Cluster, Controller, Kubernetes, Settings, Tls
 
 Tunnel = Literal["geneve", "vxlan"]
@@ -34,7 +34,7 @@ Tunnel = Literal["geneve", "vxlan"]
 BUILD_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-binaries"
 
 
-def daemons(layout: Layout) -> Daemons:
+def daemons(layout: LabLayout) -> Daemons:
     return Daemons(layout.netns("control"), layout.control / "log")
 
 
@@ -64,7 +64,7 @@ class ControlPlane:
     `tls` are the controller's files; None for plain TCP.
     """
 
-    layout: Layout
+    layout: LabLayout
     tunnel: Tunnel
     binaries: Path | None
     kubelets: bool
@@ -76,7 +76,7 @@ class ControlPlane:
         return self.layout.control / "apiserver" / "admin.kubeconfig"
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ClusterSource:
         return self.kubernetes if self.binaries else DirectorySource(self.layout.cluster)
 
     @property

@@ -18,7 +18,7 @@ from lab.display import Steps, show_matrix
 from lab.interrupt import one_interrupt
 from lab.layout import OUTSIDE_ADDRESS
 from lab.patience import PROGRAM_TIMEOUT
-from lab.pods import Pod
+from lab.pods import LabPod
 from lab.programs import python
 
 PODS_PER_NODE = 2
@@ -75,10 +75,10 @@ def main(
     sys.exit(0 if reached else 1)
 
 
-def add_pods(lab: Lab, nodes: int, report: Steps) -> list[Pod]:
+def add_pods(lab: Lab, nodes: int, report: Steps) -> list[LabPod]:
     """Two pods on each node, `a1` and `b1` on node1; all nodes at the same time."""
 
-    def add(number: int) -> Iterator[Pod]:
+    def add(number: int) -> Iterator[LabPod]:
         node = f"node{number}"
         for letter in "ab"[:PODS_PER_NODE]:
             name = f"{letter}{number}"
@@ -94,7 +94,7 @@ def add_pods(lab: Lab, nodes: int, report: Steps) -> list[Pod]:
         return [pod for of_node in added for pod in of_node]
 
 
-def ping_all(console: Console, lab: Lab, nodes: Sequence[str], pods: Sequence[Pod]) -> bool:
+def ping_all(console: Console, lab: Lab, nodes: Sequence[str], pods: Sequence[LabPod]) -> bool:
     """Ping from every pod and node to every pod and to the outside; whether nothing was lost."""
     addresses = {f"{pod.name}@{pod.node}": pod.address or "" for pod in pods}
     places = {f"{pod.name}@{pod.node}": pod.key for pod in pods} | {node: node for node in nodes}
@@ -138,7 +138,7 @@ def run(console: Console, command: Sequence[str]) -> None:
         raise LabError(f"`{' '.join(command)}` failed")
 
 
-def show_hints(console: Console, lab: Lab, pod: Pod, *, kubernetes: bool) -> None:
+def show_hints(console: Console, lab: Lab, pod: LabPod, *, kubernetes: bool) -> None:
     """What one can do with a lab that is left up."""
     sluice, option = ".venv/bin/sluice", f"--name {lab.name}"
     hints = [

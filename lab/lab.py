@@ -22,12 +22,12 @@ from lab.layout import (
     CONTROL_ADDRESS,
     FABRIC_ADDRESS,
     OUTSIDE_ADDRESS,
-    Layout,
+    LabLayout,
     NodeLayout,
 )
 from lab.patience import PATIENCE
-from lab.pods import Pod, Pods
-from lab.sources import Source
+from lab.pods import LabPod, LabPods
+from lab.sources import ClusterSource
 from lab.spec import Options, Report, Spec, new_spec, quiet, with_programs
 
 
@@ -41,7 +41,7 @@ class Lab:
         if os.geteuid() != 0:
             raise LabError("the lab makes network namespaces, and only root may do that: use sudo")
         try:
-            self.layout = Layout(name)
+            self.layout = LabLayout(name)
         except ValueError as error:
             raise LabError(str(error)) from error
         self.name = name
@@ -143,7 +143,7 @@ class Lab:
         labels: Mapping[str, str] | None = None,
         *,
         port_mappings: Iterable[Mapping[str, Any]] = (),
-    ) -> Pod:
+    ) -> LabPod:
         """Write a Pod, plug its sandbox in, and write its status, as kubelet and runtime do.
 
         `port_mappings` are its hostPorts as a runtime tells them to CNI: `hostPort`,
@@ -173,11 +173,11 @@ class Lab:
         """Remove such an object; one that is not there is no error."""
         self._source().delete(kind, namespace, name)
 
-    def pod(self, namespace: str, name: str) -> Pod:
+    def pod(self, namespace: str, name: str) -> LabPod:
         """One pod."""
         return self._pods().get(namespace, name)
 
-    def pods(self) -> list[Pod]:
+    def pods(self) -> list[LabPod]:
         """All pods, by namespace and name."""
         return self._pods().all()
 
@@ -367,10 +367,10 @@ class Lab:
         tls = certificates.files(self.layout, certificates.CONTROLLER) if spec.tls else None
         return ControlPlane(self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls)
 
-    def _pods(self) -> Pods:
-        return Pods(self.layout, self._source())
+    def _pods(self) -> LabPods:
+        return LabPods(self.layout, self._source())
 
-    def _source(self) -> Source:
+    def _source(self) -> ClusterSource:
         return self._control(self._spec()).source
 
     def _node(self, name: str) -> NodeLayout:

@@ -120,7 +120,7 @@ class NodeLayout:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LabLayout:
     """The whole lab. Raises `ValueError` for a name that could not be part of a path."""
 
     name: str

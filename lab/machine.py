@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.commands import run
-from lab.layout import LABS, Layout, NodeLayout
+from lab.layout import LABS, LabLayout, NodeLayout
 from lab.network import is_namespace
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -83,7 +83,7 @@ def _remove_cgroups(name: str) -> None:
                 Path(path).rmdir()
 
 
-def forget(layout: Layout) -> None:
+def forget(layout: LabLayout) -> None:
     """Remove everything that the lab's machines have on disk, and the lab's cgroups."""
     _remove_cgroups(layout.cgroup)
     shutil.rmtree(layout.disk, ignore_errors=True)

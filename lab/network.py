@@ -21,7 +21,7 @@ from lab.layout import (
     OUTSIDE_ADDRESS,
     UNDERLAY,
     WORLD,
-    Layout,
+    LabLayout,
     NodeLayout,
 )
 
@@ -81,7 +81,7 @@ def links(netns: str) -> set[str]:
     return {link["ifname"] for link in json.loads(run(["ip", "-json", "link"], netns=netns))}
 
 
-def connect(layout: Layout, nodes: Sequence[NodeLayout], datapath: Datapath) -> None:
+def connect(layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath) -> None:
     """Make all namespaces and the fabric between them; what is there already is left alone."""
     fabric, outside, control = map(layout.netns, ("fabric", "outside", "control"))
     for name in (fabric, outside, control, *(node.netns for node in nodes)):
@@ -122,7 +122,7 @@ def connect(layout: Layout, nodes: Sequence[NodeLayout], datapath: Datapath) -> 
             run(["ethtool", "-K", UPLINK, "tx", "off"], netns=node.netns)
 
 
-def disconnect(layout: Layout, node: NodeLayout) -> None:
+def disconnect(layout: LabLayout, node: NodeLayout) -> None:
     """Take a node's wire and its namespace away."""
     # First the wire: a namespace takes its time to end, and until then its wire is there.
     if node.name in links(layout.netns("fabric")):

@@ -10,15 +10,15 @@ import msgspec
 
 from lab import network
 from lab.commands import LabError, replace_file
-from lab.layout import Layout, NodeLayout
+from lab.layout import LabLayout, NodeLayout
 from lab.runtime import Runtime, Sandbox, new_container_id
-from lab.sources import Source
+from lab.sources import ClusterSource
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*")
 
 
-class Pod(msgspec.Struct, frozen=True):
+class LabPod(msgspec.Struct, frozen=True):
     """What the lab keeps of a pod, as a runtime keeps its sandboxes."""
 
     namespace: str
@@ -78,11 +78,11 @@ class Pod(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Pods:
+class LabPods:
     """All pods of a lab. Every method raises `LabError`."""
 
-    layout: Layout
-    source: Source
+    layout: LabLayout
+    source: ClusterSource
 
     def add(
         self,
@@ -91,12 +91,12 @@ class Pods:
         node: NodeLayout,
         labels: Mapping[str, str],
         port_mappings: Iterable[Mapping[str, Any]] = (),
-    ) -> Pod:
+    ) -> LabPod:
         """Make a pod, or nothing."""
         if not _LABEL.fullmatch(namespace) or not _SUBDOMAIN.fullmatch(name):
             raise LabError(f"{namespace}/{name} is no NAMESPACE/NAME: a-z, 0-9 and - are allowed")
         netns = self.layout.pod_netns(namespace, name)
-        pod = Pod(
+        pod = LabPod(
             namespace, name, node.name, netns, new_container_id(),
             port_mappings=tuple(map(dict, port_mappings)),
         )  # fmt: skip
@@ -118,27 +118,27 @@ class Pods:
             raise
         return pod
 
-    def delete(self, pod: Pod) -> None:
+    def delete(self, pod: LabPod) -> None:
         """Unplug a pod and remove it."""
         self._unplug(pod)
         self._remove(pod)
 
-    def get(self, namespace: str, name: str) -> Pod:
+    def get(self, namespace: str, name: str) -> LabPod:
         try:
             record = self.layout.pods / f"{namespace}.{name}.json"
-            return msgspec.json.decode(record.read_bytes(), type=Pod)
+            return msgspec.json.decode(record.read_bytes(), type=LabPod)
         except (OSError, msgspec.MsgspecError, ValueError):
             raise LabError(f"lab {self.layout.name} has no pod {namespace}/{name}") from None
 
-    def all(self) -> list[Pod]:
+    def all(self) -> list[LabPod]:
         """By namespace and name."""
         found = []
         for record in self.layout.pods.glob("[!.]*.json"):
             with contextlib.suppress(FileNotFoundError):  # deleted in this moment
-                found.append(msgspec.json.decode(record.read_bytes(), type=Pod))
+                found.append(msgspec.json.decode(record.read_bytes(), type=LabPod))
         return sorted(found, key=lambda pod: (pod.namespace, pod.name))
 
-    def _claim(self, pod: Pod) -> None:
+    def _claim(self, pod: LabPod) -> None:
         try:
             # By link: it fails if the name is taken, and never shows a half-written file.
             part = self.layout.pods / f".{pod.container_id}.part"
@@ -149,18 +149,18 @@ class Pods:
         finally:
             part.unlink(missing_ok=True)
 
-    def _keep(self, pod: Pod) -> Pod:
+    def _keep(self, pod: LabPod) -> LabPod:
         record = self.layout.pods / f"{pod.namespace}.{pod.name}.json"
         replace_file(record, msgspec.json.encode(pod).decode())
         return pod
 
-    def _unplug(self, pod: Pod) -> None:
+    def _unplug(self, pod: LabPod) -> None:
         # Without a uid the Pod was never written, and no ADD was called.
         if pod.uid:
             number = int(pod.node.removeprefix("node"))
             Runtime(self.layout.node(number)).delete(pod.sandbox, pod.result)
 
-    def _remove(self, pod: Pod) -> None:
+    def _remove(self, pod: LabPod) -> None:
         network.delete_namespace(pod.netns)
         self.source.delete_pod(pod.namespace, pod.name)
         (self.layout.pods / f"{pod.namespace}.{pod.name}.json").unlink(missing_ok=True)

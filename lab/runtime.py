@@ -21,7 +21,7 @@ TIMEOUT = 60 * PATIENCE
 """Seconds. kubelet gives a runtime 4 minutes for a whole sandbox; a lab's user is less patient."""
 
 
-class CniError(LabError):
+class PluginError(LabError):
     """The plugin refused; `code` is that of the specification's section *Error*."""
 
     def __init__(self, command: str, node: str, answer: Mapping[str, Any]) -> None:
@@ -139,5 +139,5 @@ class Runtime:
                 f"and an answer that is none of the specification's: {said}"
             )
         if done.returncode:
-            raise CniError(command, self.node.name, answer)
+            raise PluginError(command, self.node.name, answer)
         return answer

@@ -20,7 +20,7 @@ from lab.layout import NodeLayout
 IMAGE = "registry.k8s.io/pause:3.10"
 
 
-class Source(Protocol):
+class ClusterSource(Protocol):
     """Every method raises `LabError`."""
 
     def add_node(self, node: NodeLayout) -> None:

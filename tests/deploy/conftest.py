@@ -67,7 +67,7 @@ class Api:
     """An API server in a network namespace of its own, and its administrator."""
 
     netns: str
-    server: apiserver.ApiServer
+    server: apiserver.RunningApiServer
     kubectl_path: Path
 
     @property

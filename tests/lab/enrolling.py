@@ -18,7 +18,7 @@ from lab.layout import CONTROL_ADDRESS
 from lab.node import daemons
 from lab.patience import PROGRAM_TIMEOUT
 from lab.programs import python
-from lab.runtime import CniError, Runtime
+from lab.runtime import PluginError, Runtime
 from tests.waiting import wait_until
 
 NAMESPACE = "sluice-system"
@@ -220,7 +220,7 @@ class Enrolling:
         """Why STATUS refuses; empty where it does not."""
         try:
             Runtime(self.lab.layout.node(int(node.removeprefix("node")))).status()
-        except CniError as error:
+        except PluginError as error:
             return str(error)
         return ""
 

@@ -71,7 +71,7 @@ for number in range(int(times)):
 """
 
 
-class Answer(NamedTuple):
+class ServerAnswer(NamedTuple):
     """Which server answered, and what it saw of its client."""
 
     server: str
@@ -123,12 +123,14 @@ def ask(
     return lab.exec(where, [sys.executable, "-c", ASKER, *words], timeout=300).stdout.splitlines()
 
 
-def answers(lab: Lab, where: str, address: str, port: int, *more: Any, **how: Any) -> list[Answer]:
+def answers(
+    lab: Lab, where: str, address: str, port: int, *more: Any, **how: Any
+) -> list[ServerAnswer]:
     """As `ask`; fails where a server does not answer."""
     heard = ask(lab, where, address, port, *more, **how)
     split = [line.split() for line in heard]
     assert all(len(words) >= 3 for words in split), heard
-    return [Answer(words[0], words[1], int(words[2])) for words in split]
+    return [ServerAnswer(words[0], words[1], int(words[2])) for words in split]
 
 
 def service(

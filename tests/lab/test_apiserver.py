@@ -17,7 +17,7 @@ from tests.namespaces import namespace
 
 NETNS = f"sluice-apiserver-{os.getpid()}"
 ADDRESS = "10.99.0.2"
-Start = Callable[..., apiserver.ApiServer]
+Start = Callable[..., apiserver.RunningApiServer]
 Kubectl = Callable[..., str]
 Processes = dict[str, list[subprocess.Popen[bytes]]]
 
@@ -50,7 +50,7 @@ def start(processes: Processes, tmp_path: Path, binaries: Path) -> Start:
         processes[name].append(process)
         return process.pid
 
-    def start(**options: Any) -> apiserver.ApiServer:
+    def start(**options: Any) -> apiserver.RunningApiServer:
         given = {
             "netns": NETNS,
             "directory": tmp_path / "api",

@@ -13,7 +13,7 @@ import yaml
 from flows import names
 from lab import Lab, control, node
 from lab.programs import python
-from lab.runtime import CniError
+from lab.runtime import PluginError
 from lab.sources import DirectorySource
 from tests.lab.test_pods import cookies
 from tests.waiting import wait_until
@@ -168,14 +168,14 @@ def test_a_pod_made_anew_with_the_same_address_while_the_controller_is_away(lab:
     first = lab.pod("default", "again")
     assert first.address == "10.244.2.2"
     with pytest.raises(
-        CniError, match=r"Node node2: spec\.podCIDR 10\.244\.2\.0/30 is full"
+        PluginError, match=r"Node node2: spec\.podCIDR 10\.244\.2\.0/30 is full"
     ) as full:
         lab.pod_add("default", "another", "node2")
     assert full.value.code == 101
     ping(lab, "default/a", "again")
     with without_controller(lab):
         lab.pod_del("default", "again")
-        with pytest.raises(CniError, match="got no flows") as refused:
+        with pytest.raises(PluginError, match="got no flows") as refused:
             lab.pod_add("default", "again", "node2")
         assert refused.value.code == 11
         ports = lab.exec("node2", ["ovs-vsctl", "list-ports", "br-int"]).stdout.split()
@@ -194,7 +194,7 @@ def _add_when_ready(lab: Lab, pod: str) -> None:
     def added() -> bool:
         try:
             lab.pod_add("default", pod, "node2")
-        except CniError as error:
+        except PluginError as error:
             if error.code != 11:
                 raise
             return False

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lab import Lab
-from lab.runtime import CniError
+from lab.runtime import PluginError
 from node_agent.cni_call import Code
 from tests.lab.test_pods import settled, traces
 from tests.waiting import wait_until
@@ -56,7 +56,7 @@ def test_nothing_is_left_over_and_no_address_is_used_twice(lab: Lab) -> None:
             try:
                 pod = lab.pod_add("churn", name, node)
                 break
-            except CniError as error:
+            except PluginError as error:
                 if error.code != Code.NO_ADDRESS:
                     raise
                 time.sleep(0.2)

@@ -7,16 +7,16 @@ import pytest
 from click.testing import CliRunner
 
 from lab import Lab, LabError, conformance, ginkgo
-from lab.conformance import PLAN, Plan, Skipped, chosen, read_plan
+from lab.conformance import PLAN, ConformancePlan, Skipped, chosen, read_plan
 from tests.labs import unique_name
 
 KNOWN = ["[a] one [C]", "[a] two (of 2) [C]", "[a] three", "[b] four"]
 """In place of the 7,500 that there are."""
 
 
-def plan(*skipped: str, suites: dict[str, str] | None = None) -> Plan:
+def plan(*skipped: str, suites: dict[str, str] | None = None) -> ConformancePlan:
     groups = (Skipped("no Services", skipped),) if skipped else ()
-    return Plan(suites or {"conformance": r"^\[a\].*\[C\]$", "more": r"^\[a\]"}, groups)
+    return ConformancePlan(suites or {"conformance": r"^\[a\].*\[C\]$", "more": r"^\[a\]"}, groups)
 
 
 def test_a_test_is_in_the_first_suite_that_it_fits() -> None:
@@ -48,7 +48,7 @@ def test_the_focus_is_a_part_of_the_name() -> None:
         (plan("[a] three"), "three", r"^every test that has 'three' in its name is skipped, see "),
     ],
 )
-def test_what_does_not_fit_is_named(given: Plan, focus: str, said: str) -> None:
+def test_what_does_not_fit_is_named(given: ConformancePlan, focus: str, said: str) -> None:
     with pytest.raises(LabError, match=said):
         chosen(given, KNOWN, focus)
 
@@ -116,7 +116,7 @@ def test_a_test_that_skips_itself_has_not_passed(
     monkeypatch.setattr(
         conformance,
         "read_plan",
-        lambda _: Plan({"cloud": r"^\[sig-network\] DNS .*\[Provider:GCE\]$"}, ()),
+        lambda _: ConformancePlan({"cloud": r"^\[sig-network\] DNS .*\[Provider:GCE\]$"}, ()),
     )
     done = CliRunner().invoke(conformance.main, ["--name", lab.name])
     assert done.exit_code == 1

@@ -19,7 +19,7 @@ from lab import Lab, LabError
 from lab.daemons import kill
 from lab.patience import PROGRAM_TIMEOUT
 from lab.processes import running
-from lab.runtime import CniError
+from lab.runtime import PluginError
 from tests.lab.pings import ping
 from tests.waiting import wait_until
 
@@ -314,7 +314,7 @@ def test_a_refused_pod_leaves_nothing(lab, tmp_path):
     conf.write_text(json.dumps(network))
     before = traces(lab.name)
     try:
-        with pytest.raises(CniError, match=r"error 11: not today \(come back later\)"):
+        with pytest.raises(PluginError, match=r"error 11: not today \(come back later\)"):
             lab.pod_add("default", "refused", "node1")
     finally:
         conf.unlink()

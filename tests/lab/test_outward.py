@@ -10,7 +10,7 @@ import pytest
 
 from lab import Lab
 from lab.daemons import kill
-from lab.runtime import CniError, Runtime, Sandbox
+from lab.runtime import PluginError, Runtime, Sandbox
 from lab.sources import KubernetesSource
 from tests.lab import kube
 from tests.waiting import wait_until
@@ -58,7 +58,7 @@ def sandbox(lab: Lab, pod: str) -> Sandbox:
 
 
 def fail_to_add(lab: Lab, made: Sandbox) -> None:
-    with pytest.raises(CniError):
+    with pytest.raises(PluginError):
         Runtime(lab.layout.node(1)).add(made)
 
 

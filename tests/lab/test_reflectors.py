@@ -40,14 +40,14 @@ with opener.open(sys.argv[1], sys.argv[2].encode()) as answer:
 """
 
 
-class Kubernetes:
+class RealKubernetes:
     """etcd and kube-apiserver in a namespace of their own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.binaries = kubernetes_binaries()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.api: apiserver.ApiServer
+        self.api: apiserver.RunningApiServer
 
     def start(self) -> None:
         """Start what does not run; returns when the API answers."""
@@ -134,8 +134,8 @@ class Kubernetes:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
-    made = Kubernetes(tmp_path_factory.mktemp("kube"))
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKubernetes]:
+    made = RealKubernetes(tmp_path_factory.mktemp("kube"))
     with namespace(NETNS, f"{ADDRESS}/24"):
         try:
             made.start()
@@ -260,7 +260,7 @@ Story = Callable[[Proxy, Feed], Awaitable[None]]
 
 
 @asynccontextmanager
-async def followed(cluster: Kubernetes, kubeconfig: Path) -> AsyncIterator[tuple[Proxy, Feed]]:
+async def followed(cluster: RealKubernetes, kubeconfig: Path) -> AsyncIterator[tuple[Proxy, Feed]]:
     """The source, as the controller runs it, connected by way of a proxy."""
     proxy, feed = Proxy(), Feed()
     server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
@@ -290,7 +290,7 @@ async def aside(work: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.fixture
 def play(
-    cluster: Kubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RealKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Story], None]:
     """Tell a story in a cluster of the pods a, b and c; at its end the feed is what there is."""
     monkeypatch.setenv("NO_PROXY", "*")
@@ -313,7 +313,7 @@ def play(
     return run
 
 
-def replaced(cluster: Kubernetes) -> None:
+def replaced(cluster: RealKubernetes) -> None:
     """a goes, b is made anew under its name, d comes."""
     cluster.remove("a", "b")
     cluster.add("b", "d")
@@ -326,7 +326,7 @@ async def told(feed: Feed, before: dict[str, str]) -> None:
     assert "c" not in feed.gone
 
 
-def test_a_dropped_watch_goes_on_from_where_it_was(cluster: Kubernetes, play: Any) -> None:
+def test_a_dropped_watch_goes_on_from_where_it_was(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         before = feed.pods
         proxy.cut()
@@ -341,7 +341,7 @@ def test_a_dropped_watch_goes_on_from_where_it_was(cluster: Kubernetes, play: An
     play(story)
 
 
-def test_watches_dropped_again_and_again(cluster: Kubernetes, play: Any) -> None:
+def test_watches_dropped_again_and_again(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         names = [f"p{number}" for number in range(12)]
         for name in names:
@@ -355,7 +355,7 @@ def test_watches_dropped_again_and_again(cluster: Kubernetes, play: Any) -> None
 
 
 def test_a_stalled_watch_is_found_dead(
-    cluster: Kubernetes, play: Any, monkeypatch: pytest.MonkeyPatch
+    cluster: RealKubernetes, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection stands, and nothing comes: as when a firewall forgets it."""
     monkeypatch.setattr(source, "SILENCE_SECONDS", 5.0)
@@ -373,7 +373,7 @@ def test_a_stalled_watch_is_found_dead(
     play(story)
 
 
-def test_a_slow_way_to_the_server_only_delays(cluster: Kubernetes, play: Any) -> None:
+def test_a_slow_way_to_the_server_only_delays(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         before, connections = feed.pods, proxy.connections
         proxy.delay = 0.5
@@ -387,7 +387,7 @@ def test_a_slow_way_to_the_server_only_delays(cluster: Kubernetes, play: Any) ->
 
 @pytest.mark.parametrize("killed", [("kube-apiserver",), ("etcd", "kube-apiserver")])
 def test_history_that_is_forgotten_while_away(
-    cluster: Kubernetes, play: Any, killed: tuple[str, ...]
+    cluster: RealKubernetes, play: Any, killed: tuple[str, ...]
 ) -> None:
     """410: what went meanwhile is found missing in a new list, and told gone."""
 
@@ -411,7 +411,9 @@ def test_history_that_is_forgotten_while_away(
     play(story)
 
 
-def test_a_first_list_waits_for_the_server(cluster: Kubernetes, play: Any, tmp_path: Path) -> None:
+def test_a_first_list_waits_for_the_server(
+    cluster: RealKubernetes, play: Any, tmp_path: Path
+) -> None:
     """Nothing may be removed anywhere until the server has been asked: nothing is complete."""
 
     async def story(_: Proxy, __: Feed) -> None:

@@ -24,7 +24,7 @@ from lab.node import daemons
 from lab.patience import PROGRAM_TIMEOUT
 from lab.processes import running
 from lab.programs import python
-from lab.runtime import CniError, Runtime
+from lab.runtime import PluginError, Runtime
 from node_agent.tls_files import kept
 from settings import SettingsError, Tls
 from settings.tls import client_context, read, server_context
@@ -283,7 +283,7 @@ class Node2:
         """Why STATUS refuses; empty where it does not."""
         try:
             Runtime(self._layout).status()
-        except CniError as error:
+        except PluginError as error:
             return str(error)
         return ""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, daemons
-from lab.runtime import CniError, Runtime
+from lab.runtime import PluginError, Runtime
 from tests.lab.kube import get, kubectl, pod, running_pod, wait_for_nodes
 from tests.lab.pings import ping
 from tests.lab.test_pods import settled, traces
@@ -121,7 +121,7 @@ def refusal(lab: Lab) -> str:
     """Why the node takes no pods, as its runtime is told; empty where it does."""
     try:
         Runtime(lab.layout.node(3)).status()
-    except CniError as error:
+    except PluginError as error:
         return str(error)
     return ""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab import Lab, daemons
-from lab.runtime import CniError, Runtime, Sandbox
+from lab.runtime import PluginError, Runtime, Sandbox
 from tests.lab.kube import get, kubectl, pod, running_pod, wait_for_nodes
 from tests.lab.pings import ping
 from tests.lab.test_pods import settled, traces
@@ -192,12 +192,12 @@ def test_add_and_del_again(lab: Lab, friend: str) -> None:
     again = Sandbox(
         ids["sluice-sandbox"], ids["sluice-netns"], "default", "friend", ids["sluice-pod-uid"]
     )
-    with pytest.raises(CniError, match=r"CNI_CONTAINERID.*has eth0 already.*DEL comes first"):
+    with pytest.raises(PluginError, match=r"CNI_CONTAINERID.*has eth0 already.*DEL comes first"):
         runtime.add(again)
     # Another sandbox of the same pod, whose interface is there already.
     other = Sandbox("0" * 64, again.netns, again.namespace, again.pod, again.uid)
     before = traces(lab, "node3")
-    with pytest.raises(CniError, match="eth0"):
+    with pytest.raises(PluginError, match="eth0"):
         runtime.add(other)
     for _ in range(2):  # of which nothing is known any more
         runtime.delete(other, None)
