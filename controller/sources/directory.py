@@ -10,7 +10,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import watchfiles
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from controller.problems import FileRef
-from controller.sources.feed import Feed
+from controller.sources.feed import OBJECTS_AT_ONCE, Feed, in_slices
 from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest, ref
 from flows.refs import ObjectRef
 from settings.plain_yaml import documents
@@ -30,6 +30,8 @@ MOST_PROBLEMS = 5
 """So many are told of one file."""
 LARGEST_FILE: Final = 64 << 20
 """Bytes. Read, it takes some ten times as much memory."""
+MAX_STEPS: Final = 1000
+"""Objects that are looked at, without feeding them, before the event loop has its turn."""
 STILL: Final = 10.0
 """Seconds without a write after which a file counts, though somebody could go on writing it."""
 LOOK_AGAIN: Final = 0.1
@@ -51,6 +53,8 @@ class Directory:
         self._feed = feed
         self._files: dict[Path, dict[ObjectRef, Object]] = {}
         self._holders: dict[ObjectRef, dict[Path, Object]] = {}
+        self._held_twice: set[ObjectRef] = set()
+        """Objects that are in more than one file."""
         self._unread: set[Path] = set()
         self._problems: dict[Path, str] = {}
         self._being_written: set[Path] = set()
@@ -74,7 +78,8 @@ class Directory:
         changes = asyncio.ensure_future(anext(watch))
         try:
             await asyncio.sleep(0)
-            await self._read(self._manifests(self._root) | self._files.keys() | self._unread)
+            manifests = await asyncio.to_thread(self._manifests, self._root)
+            await self._read(manifests | self._files.keys() | self._unread)
             log.info("directory read", path=str(self._root), files=len(self._files))
             while True:
                 await asyncio.wait({changes}, timeout=LOOK_AGAIN if self._being_written else None)
@@ -82,7 +87,8 @@ class Directory:
                 if changes.done():
                     changed = {Path(path) for _, path in changes.result()}
                     changes = asyncio.ensure_future(anext(watch))
-                    paths |= self._concerned(changed)
+                    # In a thread: there may be very many files.
+                    paths |= await asyncio.to_thread(self._concerned, changed)
                 await self._read(paths)
         finally:
             changes.cancel()
@@ -108,28 +114,42 @@ class Directory:
         touched: set[ObjectRef] = set()
         for path in sorted(paths):
             touched |= await self._read_file(path)
-        changed, gone = [], []
-        for identity in touched:
-            holders = self._holders.get(identity)
-            if not holders:
-                self._holders.pop(identity, None)
-                gone.append(identity)
-                continue
-            changed.append(holders[min(holders)])
-            paths |= holders.keys()
-        self._feed.update(changed, gone)
-        for path in paths:
-            self._feed.report(FileRef(self._name(path)), self._problem(path))
+        changed: list[Object] = []
+        gone: list[ObjectRef] = []
+        async for identities in in_slices(touched, MAX_STEPS):
+            for identity in identities:
+                holders = self._holders.get(identity)
+                if not holders:
+                    self._holders.pop(identity, None)
+                    gone.append(identity)
+                else:
+                    changed.append(holders[min(holders)])
+                    paths |= holders.keys()
+        await self._tell(changed, gone)
+        async for some in in_slices(paths):
+            for path in some:
+                self._feed.report(FileRef(self._name(path)), self._problem(path))
         self._feed.complete(not self._unread)
 
+    async def _tell(self, changed: list[Object], gone: list[ObjectRef]) -> None:
+        """Feed what changed: at once if it is little, as it belongs together."""
+        if len(changed) + len(gone) <= OBJECTS_AT_ONCE:
+            self._feed.update(changed, gone)
+            return
+        async for identities in in_slices(gone):
+            self._feed.update([], identities)
+        async for objects in in_slices(changed):
+            self._feed.update(objects, [])
+
     async def _read_file(self, path: Path) -> set[ObjectRef]:
-        """Take one file in; the identities of what it holds or held."""
+        """Take one file in; the identities of what it holds or held, where that changed."""
         self._being_written.discard(path)
+        old = self._files.get(path, {})
         try:
             # In a thread: large ones take seconds, and switches want their echoes answered.
-            objects, problem, unread = await asyncio.to_thread(_objects_of, path)
+            objects, problem, unread, touched = await asyncio.to_thread(_changes, path, old)
         except FileNotFoundError:
-            objects, problem, unread = {}, "", False
+            objects, problem, unread, touched = {}, "", False, set(old)
         except (BeingWrittenError, OSError, ValueError) as error:
             # What the file last held stays: half a file must not take pods away.
             self._unread.add(path)
@@ -138,30 +158,37 @@ class Directory:
                 self._being_written.add(path)
             return set()
         self._problems[path] = problem
-        old = self._files.pop(path, {})
         if unread:
             # An object that cannot be read may be one that this file held.
             self._unread.add(path)
-            objects = {**old, **objects}
         else:
             self._unread.discard(path)
+        self._files.pop(path, None)
         if objects:
             self._files[path] = objects
-        for identity in old.keys() - objects.keys():
-            self._holders[identity].pop(path, None)
-        for identity, made in objects.items():
-            self._holders.setdefault(identity, {})[path] = made
-        return {
-            identity
-            for identity in old.keys() | objects.keys()
-            if old.get(identity) != objects.get(identity)
-        }
+        async for identities in in_slices(touched, MAX_STEPS):
+            for identity in identities:
+                self._hold(path, identity, objects.get(identity))
+        return touched
+
+    def _hold(self, path: Path, identity: ObjectRef, content: Object | None) -> None:
+        """A file holds this object, or holds it no more."""
+        holders = self._holders.setdefault(identity, {})
+        if content is None:
+            holders.pop(path, None)
+        else:
+            holders[path] = content
+        if len(holders) > 1:
+            self._held_twice.add(identity)
+        else:
+            self._held_twice.discard(identity)
 
     def _problem(self, path: Path) -> str:
         """What is wrong with a file: what it holds, or that another holds the same."""
         if problem := self._problems.get(path):
             return problem
-        for identity in self._files.get(path, ()):
+        held = self._files.get(path, {})
+        for identity in sorted(self._held_twice & held.keys()):
             if (first := min(self._holders[identity])) != path:
                 return f"{identity} is in {self._name(first)} already"
         return ""
@@ -175,12 +202,20 @@ def _is_manifest(path: Path) -> bool:
     return path.suffix in {".yaml", ".yml", ".json"} and not path.name.startswith(".")
 
 
-def _objects_of(path: Path) -> tuple[dict[ObjectRef, Object], str, bool]:
+def _changes(
+    path: Path, old: Mapping[ObjectRef, Object]
+) -> tuple[dict[ObjectRef, Object], str, bool, set[ObjectRef]]:
+    """What a file holds, what is wrong, whether an object could not be read, and what changed."""
     text = _settled_text(path)
     if not text:
         # Emptied to be written anew, or by a full disk.
         raise ValueError("it is empty; what it held goes when the file is removed")
-    return _objects(text)
+    objects, problem, unread = _objects(text)
+    if unread:
+        objects = {**old, **objects}
+    identities = old.keys() | objects.keys()
+    touched = {each for each in identities if old.get(each) != objects.get(each)}
+    return objects, problem, unread, touched
 
 
 def _settled_text(path: Path) -> str:

@@ -1,11 +1,29 @@
 """What a source tells the controller."""
 
-from collections.abc import Iterable
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
+from typing import Final, Protocol, TypeVar
 
 from controller.problems import Subject
 from controller.sources.objects import Object
 from flows.refs import ObjectRef
+
+OBJECTS_AT_ONCE: Final = 50
+"""Objects that a source feeds before the event loop has its turn."""
+
+T = TypeVar("T")
+
+
+async def in_slices(items: Iterable[T], size: int = OBJECTS_AT_ONCE) -> AsyncIterator[list[T]]:
+    """Up to `size` items at a time; the event loop has its turn before each further slice."""
+    remaining = iter(items)
+    found = list(islice(remaining, size))
+    while found:
+        yield found
+        found = list(islice(remaining, size))
+        if found:
+            await asyncio.sleep(0)
 
 
 class Feed(Protocol):

@@ -17,7 +17,7 @@ from kubernetes.aio import client
 
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.problems import ApiPathRef
-from controller.sources.feed import Feed
+from controller.sources.feed import Feed, in_slices
 from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
 from flows.refs import ObjectRef
 from settings import SettingsError
@@ -28,6 +28,10 @@ T = TypeVar("T", bound=Object)
 S = TypeVar("S")
 
 PAGE = 500
+"""Objects that are asked for at once."""
+LARGE_PAGE = 8 << 20
+"""Bytes. After a page of more than that, half as many objects are asked for: reading one holds up
+everything else, and whoever creates objects decides how large they are."""
 WATCH_SECONDS = 300
 """How long the server is asked to keep a watch open; the exact time is drawn at random above."""
 SHORTEST_WATCH = 1.0
@@ -199,12 +203,17 @@ class Reflector(Generic[T]):
             if page.continue_:
                 query.append(("continue", page.continue_))
             async with await self._get(api, query) as response:
-                found = _read(await response.read(), _List)
-            listed |= self._take(found.items or ())
+                content = await response.read()
+            found = _read(content, _List)
+            if self._page and len(content) > LARGE_PAGE:
+                self._page = max(1, self._page // 2)
+            async for items in in_slices(found.items or ()):
+                listed |= self._take(items)
             page = found.metadata
             if not page.continue_:
                 break
-        self._forget((self._known | self.unreadable) - listed)
+        async for identities in in_slices((self._known | self.unreadable) - listed):
+            self._forget(set(identities))
         self._version = page.resource_version
         self._page = PAGE
         self.listed = True

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from controller.inventory import Inventory
 from controller.problems import Subject
 from controller.sources.directory import Directory, _objects
+from controller.sources.feed import OBJECTS_AT_ONCE
 from controller.sources.objects import Object, ref
 from flows.refs import ObjectRef
 from tests.flows.worlds import CLUSTER
@@ -452,3 +453,71 @@ def test_wrong_types_anywhere_are_problems_and_no_exception(content) -> None:
 def test_no_such_directory(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="nowhere is not a directory"):
         follow(tmp_path / "nowhere", nothing)
+
+
+class Slices(Recorder):
+    """A feed that counts what it gets between two turns of the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+        self._now = 0
+
+    def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
+        objects, refs = list(changed), list(gone)
+        super().update(objects, refs)
+        self._now += len(objects) + len(refs)
+        self.largest = max(self.largest, self._now)
+
+    async def watch_turns(self) -> None:
+        while True:
+            self._now = 0
+            await asyncio.sleep(0)
+
+
+def test_many_objects_are_fed_in_slices(tmp_path: Path) -> None:
+    """Nothing else would be done meanwhile, echoes of switches included."""
+    feed = Slices()
+    many = 1_000
+
+    async def main() -> None:
+        turns = asyncio.create_task(feed.watch_turns())
+        source = asyncio.create_task(Directory(tmp_path, feed).run())
+        try:
+            await feed.until(lambda: len(feed.objects) == many)
+            (tmp_path / "one.json").unlink()
+            await feed.until(lambda: len(feed.objects) == many // 2)
+        finally:
+            source.cancel()
+            turns.cancel()
+            await asyncio.gather(source, turns, return_exceptions=True)
+
+    for file, part in (("one.json", range(many // 2)), ("two.json", range(many // 2, many))):
+        items = [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"p{number}"}}
+            for number in part
+        ]
+        (tmp_path / file).write_text(json.dumps({"kind": "List", "items": items}))
+    asyncio.run(main())
+    assert 0 < feed.largest <= OBJECTS_AT_ONCE
+
+
+def test_object_that_became_unreadable_keeps_its_last_state(tmp_path: Path) -> None:
+    """It may be one that pods need; another object that the file no longer holds is gone."""
+    (tmp_path / "a.yaml").write_text(pod("a") + "---" + pod("b") + "---" + pod("c"))
+
+    async def story(feed: Recorder) -> None:
+        unreadable = pod("a").replace("nodeName: node1", "nodeName: [1]")
+        (tmp_path / "new").write_text(unreadable + "---" + pod("b", uid="other"))
+        (tmp_path / "new").rename(tmp_path / "a.yaml")
+        await feed.until(lambda: "file a.yaml" in feed.problems)
+        # Which object is unreadable cannot always be told, so nothing of this file is removed.
+        assert feed.names == ["a", "b", "c"]
+        assert feed.objects[ObjectRef("Pod", "default", "b")].metadata.uid == "other"
+        assert feed.whole is False
+        (tmp_path / "new").write_text(pod("b"))
+        (tmp_path / "new").rename(tmp_path / "a.yaml")
+        await feed.until(lambda: feed.names == ["b"])
+        assert feed.whole is True
+
+    follow(tmp_path, story)
