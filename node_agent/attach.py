@@ -19,11 +19,12 @@ from flows import names
 from flows.features.classify import attachment_entry
 from node_agent import bridge, nft, pod_link
 from node_agent.cni_call import Attached, CniCall, CniError, Code
+from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, Leases
-from node_agent.local_switch import LocalSwitch, SwitchAwayError
+from node_agent.local_switch import LocalSwitch
 from node_agent.node import FlowWatch, Node
-from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
 from settings import Agent
@@ -128,7 +129,7 @@ class Attachments:
                     continue
                 try:
                     await self._mend_one(key, lease)
-                except (LeaseError, OvsdbError, nft.NftError) as error:
+                except NodeFault as error:
                     log.warning("attachment not mended", port=lease.port, error=str(error))
 
     async def _mend_one(self, key: tuple[str, str], lease: Lease) -> None:
@@ -193,8 +194,8 @@ class Attachments:
             except BaseException as error:
                 log.warning("ADD failed", port=lease.port, error=str(error) or repr(error))
                 await asyncio.shield(self._delete(lease.container_id, lease.ifname))
-                if isinstance(
-                    error, NetlinkError | OvsdbError | nft.NftError | OSError | SwitchAwayError
+                if isinstance(error, NetlinkError | OSError | NodeFault) and not isinstance(
+                    error, CniError
                 ):
                     raise CniError(
                         Code.TRY_AGAIN,
@@ -302,7 +303,7 @@ class Attachments:
         for step in steps:
             try:
                 await step
-            except (NetlinkError, OvsdbError, nft.NftError, OSError) as error:
+            except (NetlinkError, NodeFault, OSError) as error:
                 whole = False
                 log.warning("part of an attachment is left", port=port, error=str(error))
         if whole and lease is not None:
@@ -324,7 +325,7 @@ class Attachments:
         try:
             if lease.host_ports:
                 await self._table.converge()
-        except (nft.NftError, OSError) as error:
+        except (NodeFault, OSError) as error:
             log.warning("host ports are left", port=lease.port, error=str(error))
 
     async def _check(self, call: CniCall) -> None:
@@ -351,7 +352,7 @@ class Attachments:
                 found.append(f"the host's own network hears what {lease.port} receives")
             if lease.host_ports:
                 found += await self._table.missing(lease)
-        except (NetlinkError, nft.NftError, OSError) as error:
+        except (NetlinkError, NodeFault, OSError) as error:
             raise CniError(Code.TRY_AGAIN, f"{lease.port} cannot be checked", str(error)) from error
         cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
         if not await self._watch.wait_for(cookie, 1.0):

@@ -488,7 +488,9 @@ def test_an_endpoint_on_the_host_sees_the_clients_address(world: World) -> None:
     world.set_up(by_port=(external,))
     to = IPv4Address(HOST), 9090
     at = {(None, TCP, 30080): to, (IPv4Address(external), TCP, 80): to}
-    world.want((TCP, 30080), external=((external, TCP, 80),), host_endpoints=at)
+    # That a process has port 80 of the host says nothing about this address.
+    busy = ((TCP, 80),)
+    world.want((TCP, 30080), busy=busy, external=((external, TCP, 80),), host_endpoints=at)
     with world.server(9090, where=world.host), world.server(30080):
         for address, port in ((HOST, 30080), (external, 80)):
             assert world.ask(world.client, address, port) == f"{HOST} 9090 {CLIENT}"
@@ -500,6 +502,7 @@ def test_a_path_mtu_for_an_external_address_reaches_the_switch(world: World) -> 
     """An ICMP error of a router outside about an answer of the Service."""
     external = "198.51.100.7"
     world.ip(world.pods, f"addr add {external}/32 dev gw")
+    world.ip(world.host, f"route add {external} via {OTHER}")
     world.set_up(by_port=(external,))
     world.want(external=((external, UDP, 80),))
     with world.server(80, UDP), inside(world.client, lambda: _socket(UDP, (CLIENT, 5000))) as one:
@@ -537,6 +540,7 @@ def test_a_route_exception_is_not_taken_for_a_route(world: World) -> None:
     world.set_up()
     world.set_up("198.51.100.8")
     assert "198.51.100.8" in world.routes()
+    assert IPv4Network(POD) not in world.on_host(_destinations)
     found = world.on_host(lambda: _protected(("172.30.9.9",)))
     assert found[IPv4Address("172.30.9.9")] == "a Sluice controller"
     assert IPv4Address(POD) not in found
@@ -561,6 +565,11 @@ def _icmp(kind: int, code: int, rest: bytes) -> bytes:
     total = (total & 0xFFFF) + (total >> 16)
     checksum = ~(total + (total >> 16)) & 0xFFFF
     return struct.pack("!BBH", kind, code, checksum) + rest
+
+
+async def _destinations() -> set[IPv4Network]:
+    async with AsyncIPRoute() as netlink:
+        return {routes.destination_of(route) for route in await routes.dump(netlink)}
 
 
 async def _protected(controllers: tuple[str, ...]) -> dict[IPv4Address, str]:

@@ -324,3 +324,40 @@ def test_any_history(  # noqa: C901  a model is one class
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         History, settings=hypothesis_settings(max_examples=30, deadline=None)
     )
+
+
+def test_what_is_answered_is_synced_to_disk(leases: Leases) -> None:
+    """sqlite(3), PRAGMA synchronous: 2 is FULL, without which a power cut takes commits back."""
+    (level,) = leases._database.execute("PRAGMA synchronous").fetchone()
+    assert level == 2
+
+
+class _FailsToCommit:
+    """A database whose disk is full when it matters."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._database.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+def test_after_a_failed_commit_memory_and_file_agree(leases: Leases, file: Path) -> None:
+    kept = take(leases, "kept")
+    real = leases._database
+    leases._database = _FailsToCommit(real)  # type: ignore[assignment]
+    with pytest.raises(LeaseFileError, match="disk is full"):
+        take(leases, "lost")
+    with pytest.raises(LeaseFileError, match="disk is full"):
+        leases.release("kept", "eth0", now=1.0)
+    leases._database = real
+    assert leases.all() == [kept]
+    again = Leases(file, "node1", REST)
+    assert again.all() == [kept]
+    again.close()
+    assert take(leases, "next").address == kept.address + 1, "nothing of the lost one is left"

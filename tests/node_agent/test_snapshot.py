@@ -1,6 +1,7 @@
 """What is kept of a real bridge, and what comes of it."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -189,3 +190,26 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(SnapshotError, match="Is a directory"):
         snapshot.load(path)
+
+
+def test_a_snapshot_is_on_disk_before_it_has_its_name(
+    ovs: Ovs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ovs.install(samples.compiled()[0])
+    path, steps = file(tmp_path), []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def renamed(part: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(part, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    path.touch(mode=0o644)
+    snapshot.save(path, taken(ovs))
+    assert steps == ["sync bridge.part", "rename", f"sync {tmp_path.name}"]
+    assert path.stat().st_mode & 0o777 == 0o600, "it shows the whole node to its reader"
