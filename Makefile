@@ -117,10 +117,12 @@ docs: setup ## write anew what in docs/ and deploy/chart/ is made from the rest
 # uv, because pip cannot write hashes, nor resolve for another Python than its own. What is locked
 # already stays as it is; remove the file first to renew everything.
 COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --no-annotate
+PRUNED = requirements-pruned.txt
 lock: setup ## bring the lock files in line with pyproject.toml and ansible/requirements.in
 	$(PYTHON) -m pip install --quiet uv==0.13.9
-	$(COMPILE) pyproject.toml --group dev -o requirements.lock
-	$(COMPILE) pyproject.toml --constraint requirements.lock -o requirements-runtime.lock
+	$(COMPILE) pyproject.toml --extra lab --group dev --override $(PRUNED) -o requirements.lock
+	for part in agent controller; do $(COMPILE) pyproject.toml --extra $$part --group build --override $(PRUNED) \
+	    --constraint requirements.lock -o requirements-$$part.lock || exit; done
 	$(COMPILE) ansible/requirements.in -o ansible/requirements.lock
 
 clean: ## remove .venv and what tools have left in the tree (running labs and ~/.cache/sluice stay)

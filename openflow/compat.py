@@ -7,15 +7,20 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from os_ken.lib import type_desc
-from os_ken.ofproto import nicira_ext, ofproto_v1_5, ofproto_v1_5_parser, oxm_fields
-from os_ken.ofproto.ofproto_protocol import ProtocolDesc
+from openflow.os_ken_codec import (
+    nicira_ext,
+    ofproto_protocol,
+    ofproto_v1_5,
+    ofproto_v1_5_parser,
+    oxm_fields,
+    type_desc,
+)
 
 ofproto: Final[Any] = ofproto_v1_5
 parser: Final[Any] = ofproto_v1_5_parser
 
 # os-ken's messages want the connection they are for, of which they only use the version.
-DATAPATH: Final[Any] = ProtocolDesc(ofproto_v1_5.OFP_VERSION)
+DATAPATH: Final[Any] = ofproto_protocol.ProtocolDesc(ofproto_v1_5.OFP_VERSION)
 
 GROUP_ADD_OR_MOD: Final = 0x8000
 """Open vSwitch's own command: add a group, or put it in another's place (its openflow-1.5.h)."""

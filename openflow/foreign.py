@@ -9,10 +9,9 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-from os_ken.ofproto import ofproto_common
-
 from openflow.compat import ofproto, parser
 from openflow.messages import InstalledFlow, InstalledGroup, group_parts
+from openflow.os_ken_codec import ofproto_common
 
 _UNREADABLE = "(cannot be read here; ovs-ofctl dump-flows shows it)"
 _UNINTERESTING = frozenset(

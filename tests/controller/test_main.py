@@ -96,7 +96,7 @@ def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
                 start(file), capture_output=True, text=True, timeout=30, check=False
             )
             assert second.returncode == 1
-            assert "address already in use" in second.stderr
+            assert "Address already in use" in second.stderr
             assert "Traceback" not in second.stderr
             (tmp_path / "other").mkdir()
             third = settings(

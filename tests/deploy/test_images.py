@@ -11,6 +11,7 @@ import pytest
 from lab.patience import BUILD_TIMEOUT
 from tests.deploy.conftest import ADDRESS, KUSTOMIZE, Api, build_images, rendered
 from tests.deploy.containers import Container, manifests, unpack
+from tests.deploy.test_dependencies import PRUNED, canonical
 from tests.waiting import wait_until
 
 TITLES = ("sluice-agent:0.1.0", "sluice-controller:0.1.0")
@@ -67,6 +68,17 @@ def test_the_agents_image_has_no_client_of_kubernetes(images: Path, tmp_path: Pa
     assert not (packages / "controller").exists()
     # As a network namespace's path comes from a container runtime.
     assert (tmp_path / "var/run").readlink() == Path("/run")
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_an_image_has_no_package_that_is_pruned(images: Path, title: str, tmp_path: Path) -> None:
+    unpack(images, title, tmp_path)
+    found = {
+        canonical(path.name.partition("-")[0])
+        for path in (tmp_path / "usr/local/lib/python3.11/dist-packages").glob("*.dist-info")
+    }
+    assert found >= {"os-ken", "netaddr", "msgspec"}
+    assert not found & (PRUNED | {"ovsdbapp", "lxml", "paramiko", "greenlet", "setuptools"})
 
 
 def curl(api: Api, path: str) -> tuple[int, Any]:
