@@ -269,6 +269,6 @@ IDENTITY: Final = (
         _NODES,
         "            if last := self._drafts.get(name):\n",
         "            if last := None:\n",
-        ("tests/controller",),
+        _INVENTORY_TESTS,
     ),
 )
