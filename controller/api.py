@@ -33,6 +33,7 @@ from wire.documents import (
     NodeConfig,
     NodeServices,
     Refusal,
+    decode_addresses,
     decode_digest,
     decode_problems,
     encode,
@@ -76,6 +77,7 @@ class Api:
                 web.get(paths.SERVICES, self._services),
                 web.post(paths.DIGEST, self._digest),
                 web.post(paths.PROBLEMS, self._take_problems),
+                web.post(paths.ADDRESSES, self._take_addresses),
             ]
         )
         if self._enrolment and not local:
@@ -221,6 +223,19 @@ class Api:
         if not self._reconciler.inventory.knows_node(name):
             return _error(404, f"Node {name} is unknown")
         take_problems(self._reconciler.inventory, name, given)
+        return web.Response(status=204)
+
+    async def _take_addresses(self, request: web.Request) -> web.Response:
+        """The addresses that an agent found on its host, in place of those it found before."""
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        try:
+            given = decode_addresses(await request.read())
+        except (msgspec.MsgspecError, ValueError) as error:
+            return _error(400, f"not a node's addresses: {error}")
+        if not self._reconciler.inventory.knows_node(name):
+            return _error(404, f"Node {name} is unknown")
+        self._reconciler.report_addresses(name, given.addresses)
         return web.Response(status=204)
 
     def _node_config(self, name: str) -> NodeConfig | None:

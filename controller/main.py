@@ -1,10 +1,12 @@
 """Wiring only: settings -> source -> reconciler -> switches and API."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -19,6 +21,7 @@ from controller.outward import Outward
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
+from flows.family import IPAddress
 from flows.view import Cluster
 from openflow.listener import Bounds
 from settings import Controller, Settings, SettingsError, load, logs
@@ -79,6 +82,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         ),
         [("the host range", network) for network in shared.host_ranges],
         excluded=own.excluded_nodes,
+        protected=_protected(settings),
     )
     reconciler = Reconciler(inventory)
     directory = directory or own.directory
@@ -108,6 +112,24 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         log.info("stopping; the switches keep their flows")
         for task in tasks:
             task.cancel()
+
+
+def _protected(settings: Settings) -> dict[IPAddress, str]:
+    """The addresses of controllers: no Service may take one, since nodes could not report it."""
+    own, agent = settings.controller, settings.agent
+    named = [*(agent.controllers if agent else ())]
+    if own and own.enrolment:
+        named += own.enrolment.addresses
+    if own:
+        named += [each.rpartition(":")[0] for each in (own.openflow, own.api)]
+    found: dict[IPAddress, str] = {}
+    for text in named:
+        # What is a DNS name only the agents resolve; they refuse its addresses by themselves.
+        with contextlib.suppress(ValueError):
+            address = ip_address(text)
+            if not address.is_unspecified:
+                found[address] = "the address of a controller"
+    return found
 
 
 def _identity(

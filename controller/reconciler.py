@@ -99,6 +99,12 @@ class Reconciler:
         self._absorb(touched | self.inventory.settle())
         self._follow_services()
 
+    def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
+        """What a node's agent has found on its host's interfaces."""
+        self.inventory.report_addresses(node, addresses)
+        self._absorb(self.inventory.settle())
+        self._follow_services()
+
     def report(self, subject: Subject, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
         self.problems.set(SOURCE, subject, problem)

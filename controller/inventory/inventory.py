@@ -92,7 +92,7 @@ class Inventory:
         """A port was removed."""
         return self.ports.remove(node, name)
 
-    def report_addresses(self, node: str, addresses: Iterable[IPv4Address]) -> None:
+    def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on the host's interfaces; to be settled."""
         if node in self.nodes.accepted:
             self.services.report_addresses(node, addresses)
