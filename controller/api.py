@@ -113,7 +113,7 @@ class Api:
         return _json(
             {
                 "ready": reconciler.listed.is_set(),
-                "whole": reconciler.desired.whole,
+                "whole": reconciler.desired.source_complete,
                 "nodes": {
                     name: {
                         "address": str(node.address),
@@ -267,7 +267,7 @@ class Api:
         hosts = self._reconciler.inventory.services.hosts
         # The protocol has IPv4 only, as have all Services that are accepted.
         wanted: Any = hosts.wanted(name)
-        whole = self._reconciler.desired.whole
+        whole = self._reconciler.desired.source_complete
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
         shared, own = hosts.revision(name)
         return NodeServices(

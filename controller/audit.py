@@ -6,6 +6,7 @@ a sum differs, that range alone is asked for and compared here.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from flows.compile import Program
 from flows.diff import is_ours
@@ -13,6 +14,9 @@ from flows.features.state import is_seal
 from flows.flow import Group
 from openflow import digest
 from openflow.messages import InstalledFlow
+
+MAX_DIGESTED: Final = 1_000
+"""Flows whose digests are computed at a stretch."""
 
 
 class Digests:
@@ -26,18 +30,34 @@ class Digests:
         """Of each group, by its id."""
         self.groups_total = 0
         self._version = 0
+        """The program's version that all this is of; see `follow`."""
+        self._listed = 0
+        """The version that `_missing` was listed for."""
+        self._missing: list[int] = []
+        """Cookies whose digests are to be computed."""
         self._known: dict[int, Group] = {}
 
-    def follow(self, program: Program) -> None:
-        """Be those of the program as it is now."""
+    def follow(self, program: Program) -> bool:
+        """Come nearer to the program as it is now; whether there is nothing left to do."""
         if self._version == program.version:
-            return
+            return True
         cookies = program.cookies
-        for cookie in self.by_cookie.keys() - cookies.keys():
-            del self.by_cookie[cookie]
-        for cookie in cookies.keys() - self.by_cookie.keys():
-            self.by_cookie[cookie] = digest.of_flow(cookies[cookie][0])
-        self.sums = digest.sums(self.by_cookie.items())
+        if self._listed != program.version:
+            self._listed = program.version
+            for cookie in self.by_cookie.keys() - cookies.keys():
+                self._add(cookie, -self.by_cookie.pop(cookie))
+            self._missing = list(cookies.keys() - self.by_cookie.keys())
+        for _ in range(min(MAX_DIGESTED, len(self._missing))):
+            cookie = self._missing.pop()
+            self.by_cookie[cookie] = found = digest.of_flow(cookies[cookie][0])
+            self._add(cookie, found)
+        if self._missing:
+            return False
+        self._follow_groups(program)
+        self._version = program.version
+        return True
+
+    def _follow_groups(self, program: Program) -> None:
         for number in self._known.keys() - program.groups.keys():
             del self.groups[number], self._known[number]
         for number, group in program.groups.items():
@@ -45,7 +65,10 @@ class Digests:
                 self.groups[number] = digest.of_group(group)
                 self._known[number] = group
         self.groups_total = digest.total(self.groups.values())
-        self._version = program.version
+
+    def _add(self, cookie: int, value: int) -> None:
+        number = cookie % digest.RANGES
+        self.sums[number] = digest.total((self.sums[number], value))
 
 
 @dataclass

@@ -5,10 +5,10 @@ switch that is behind takes the batches it lacks.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from controller.audit import Digests
@@ -19,8 +19,10 @@ from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, ClusterView, Key
 from openflow.batch import Batch, FlowDelete, FlowRemove
 
-LOG_LENGTH = 256
-"""Batches kept for switches that are behind; one further behind is compared whole."""
+LOG_LENGTH: Final = 256
+"""Batches kept for switches that are behind; a switch further behind is compared."""
+LOG_COST: Final = 20_000
+"""Messages and buckets in all of these batches: some 30 MB with what they refer to."""
 
 
 class SharedChange(NamedTuple):
@@ -29,7 +31,9 @@ class SharedChange(NamedTuple):
     version: int
     batch: Batch
     triggers: tuple[float, ...]
-    """When what led to it was done (Unix time)."""
+    """When the changes were made that led to it, in seconds since 1970."""
+    cost: int
+    """Messages and buckets of the batch."""
 
 
 class Desired:
@@ -37,8 +41,8 @@ class Desired:
 
     def __init__(self, view: ClusterView, compiler: Compiler | None = None) -> None:
         """`compiler`: of all features by default."""
-        self.whole = False
-        """Whether all of the source could be read; until then nothing is removed or sealed."""
+        self.source_complete = False
+        """Whether all of the source was read; until then nothing is removed or sealed."""
         self.shared = Program(CLUSTER_SCOPE)
         self._view = view
         self._compiler = COMPILER if compiler is None else compiler
@@ -47,7 +51,8 @@ class Desired:
         """Fragments that some nodes need, each compiled once for all of them."""
         self._holders: dict[Key, AbstractSet[str]] = {}
         """By key of `SOME_SCOPE`, the nodes that needed it when it was last touched."""
-        self._log: deque[SharedChange] = deque(maxlen=LOG_LENGTH)
+        self._log: deque[SharedChange] = deque()
+        self._log_cost = 0
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
 
@@ -64,38 +69,57 @@ class Desired:
             self._holders[key] = now = frozenset(now)
         return {*before, *(now or ())}
 
-    def update_node(self, node: str, keys: Iterable[Key]) -> bool:
-        """Compile these fragments of a node anew; whether anything changed.
+    def update_node(self, node: str, changes: Mapping[Key, Fragment | None]) -> bool:
+        """Take compiled fragments into a node's program; whether anything changed.
 
-        A key of `SOME_SCOPE` is compiled for the first node that needs it, see `touch_some`.
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
-        changes = {key: self._fragment(node, key) for key in sorted(keys)}
         changed = bool(program.update(changes))
         if not program.cookies and node not in self._view.nodes:
             del self._programs[node]
         return changed
 
-    def _fragment(self, node: str, key: Key) -> Fragment | None:
+    def fragment(self, scope: str, key: Key) -> Fragment | None:
+        """What the program of a node, or of `CLUSTER_SCOPE`, holds of this key now.
+
+        A key of `SOME_SCOPE` is compiled for the first node that needs it, see `touch_some`.
+        Raises `flows.pipeline.PipelineError`.
+        """
         if key.scope != SOME_SCOPE:
             return self._compiler.fragment(self._view, key)
-        if node not in self._view.nodes or node not in self._view.needed_by.get(key, ()):
+        if scope not in self._view.nodes or scope not in self._view.needed_by.get(key, ()):
             return None
         if key not in self._some:
             self._some[key] = self._compiler.fragment(self._view, key)
         return self._some[key]
 
-    def update_shared(self, keys: Collection[Key], triggers: Iterable[float] = ()) -> bool:
-        """Compile these shared fragments anew, as one batch; whether anything changed."""
-        delta = self.shared.update(self._compiler.fragments(self._view, sorted(keys)))
+    def update_shared(
+        self, changes: Mapping[Key, Fragment | None], triggers: Iterable[float] = ()
+    ) -> bool:
+        """Take compiled fragments into the shared program, as one batch; whether anything changed.
+
+        Raises `flows.pipeline.PipelineError`, and changes nothing then.
+        """
+        delta = self.shared.update(changes)
         if not delta:
             return False
-        if not self.whole:
+        # It is of an older version now.
+        self._everything = None
+        if not self.source_complete:
             delta = Delta(adds=delta.adds, groups_set=delta.groups_set)
-        batch = batch_of(delta, self.shared.seal, sealed=self.whole)
-        self._log.append(SharedChange(self.shared.version, batch, tuple(triggers)))
+        batch = batch_of(delta, self.shared.seal, sealed=self.source_complete)
+        change = SharedChange(self.shared.version, batch, tuple(triggers), batch.cost)
+        self._log.append(change)
+        self._log_cost += change.cost
+        while self._log and (len(self._log) > LOG_LENGTH or self._log_cost > LOG_COST):
+            self._log_cost -= self._log.popleft().cost
         return True
+
+    def forget_changes(self, version: int) -> None:
+        """Every switch holds this version of the shared program: what led to it is not needed."""
+        while self._log and self._log[0].version <= version:
+            self._log_cost -= self._log.popleft().cost
 
     def changes_since(self, version: int) -> list[SharedChange] | None:
         """The shared program's changes after a version; None where they are not kept any more."""
@@ -104,7 +128,7 @@ class Desired:
 
     def everything_shared(self) -> Batch:
         """All shared flows, encoded once for all switches that hold none."""
-        key = self.shared.version, self.whole
+        key = self.shared.version, self.source_complete
         if self._everything is None or self._everything[0] != key:
             delta = Delta(
                 adds=tuple(self.shared.flows()),
@@ -112,18 +136,20 @@ class Desired:
             )
             # The same message takes any node's own seal away.
             first = [FlowRemove(Program("any node's").seal)]
-            batch = batch_of(delta, self.shared.seal, sealed=self.whole, first=first)
+            batch = batch_of(delta, self.shared.seal, sealed=self.source_complete, first=first)
             self._everything = key, batch
         return self._everything[1]
 
-    def digests(self, node: str) -> tuple[Digests, Digests]:
-        """Of the shared flows and the node's own, brought up to date."""
+    def digests(self, node: str) -> tuple[Digests, Digests] | None:
+        """Of the shared flows and the node's own; None: not computed yet, call again.
+
+        Each call computes a part of them, so that it does not hold the event loop.
+        """
         shared, own = (
             self._digests.setdefault(each, Digests()) for each in (self.shared, self.program(node))
         )
-        shared.follow(self.shared)
-        own.follow(self.program(node))
-        return shared, own
+        done = shared.follow(self.shared) and own.follow(self.program(node))
+        return (shared, own) if done else None
 
     def of(self, node: str) -> dict[int, tuple[Flow, tuple[ObjectRef, ...]]]:
         """Every flow that a node should hold, by cookie, with the objects it exists for."""
@@ -133,7 +159,7 @@ class Desired:
             for program in programs.values()
             for cookie, (flow, fragment) in program.cookies.items()
         }
-        if self.whole:
+        if self.source_complete:
             for owner, program in programs.items():
                 wanted[program.seal.cookie] = program.seal, (owner,)
         return wanted

@@ -1,59 +1,53 @@
 """One connected switch: what it has acknowledged, and how it becomes what it should be.
 
-Start, change, reconnect and repair are this one path: look if what it holds is unknown, send what
-it lacks, and count as held what it acknowledged.
+Start, change, reconnect and repair are this one path: compare if what it holds is unknown, send
+what it lacks, and count as held what it acknowledged. `controller.session_state` has the states.
 
-Both programs have a seal, a flow that says by content that a switch holds all of the program. It
-travels last in the bundle that makes it so. A node's seal also vouches that nothing else of ours
-is left on the switch, so whatever compares a switch takes that one away first.
+Both programs have a seal, a flow that proves by content that a switch holds all of the program. It
+travels last in the bundle that makes it so. A node's seal also proves that nothing stale is left on
+the switch, so whatever compares a switch takes that one away first.
 """
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import count
+from typing import Final
 
 import structlog
 
 from controller import metrics
-from controller.audit import Drift
 from controller.desired import Desired, batch_of
+from controller.drift import Audit
 from controller.problems import Owner, Reporter
+from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
 from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import state
 from flows.flow import Flow, Group, Meter
 from flows.refs import ObjectRef
-from flows.text import flow_text
-from openflow import digest
 from openflow.batch import (
     Batch,
     BucketRemove,
     BucketsInsert,
-    FlowDelete,
     FlowRemove,
     Message,
     message_text,
 )
-from openflow.messages import InstalledFlow
 from openflow.switch import ConnectionLost, Rejected, Switch
-from wire.documents import SwitchDigest, Verdict
 
 log = structlog.get_logger()
 
-LONGEST_APPLY = 60.0
+LONGEST_APPLY: Final = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
-UNTIL_FOLLOWED = 0.05
+SETTLE: Final = 0.05
 """Seconds in which a switch's datapath has followed the flows that it has acknowledged."""
-WHOLE_FROM = 16
-"""From so many differing ranges on, one dump of everything is cheaper than one of each."""
-MOST_NAMED = 20
-"""Flows of each kind that are named in the log when a switch has drifted."""
-PAUSE_BETWEEN_VAIN_REPAIRS = 30.0
-"""Seconds."""
-
+MAX_TO_FORGET: Final = 4_096
+"""Batches of connections to be forgotten that wait for one switch."""
+RETRY_REJECTED: Final = 60.0
+"""Seconds until objects that a switch rejected are tried again: its table may have been full."""
 
 _SERIAL = count(1)
 
@@ -64,91 +58,115 @@ class Session:
     def __init__(self, node: str, switch: Switch, desired: Desired) -> None:
         self.node = node
         self.owner = Owner(Reporter.SWITCH, node, next(_SERIAL))
-        """Of the problems with what this switch refuses: they end with the session."""
+        """Of the problems with what this switch rejects: they end with the session."""
         self.switch = switch
+        self.desired = desired
+        self.state = State.UNKNOWN
         self.dirty = asyncio.Event()
-        """Set when something is to be done; see `wake`."""
-        self.in_sync = False
+        """Set while there is something to do (`session_state.PENDING`)."""
+        self.dirty.set()
         self.was_synced = False
-        """It has held everything at least once, but for what it refused: pods have a network."""
-        self.compare = True
-        """What it holds is unknown: look at it before anything else is sent."""
+        """It has held everything at least once, but for what it rejected: pods have a network."""
         self.shared_version = 0
         """The version of the shared program that it holds."""
         self.left_out: set[int] = set()
-        """Cookies of what the switch refused, and of all that belongs to the same object."""
-        self.foreign = 0
-        """Flows and groups on it that nobody of ours has made, as the last digest says."""
-        self.to_forget: asyncio.Queue[Batch] = asyncio.Queue()
+        """Cookies of what the switch rejected, and of all that belongs to the same object."""
+        self.meters: dict[int, Meter] = {}
+        """Those that it holds."""
+        self.audit = Audit(self)
+        self._to_forget: asyncio.Queue[Batch] = asyncio.Queue(MAX_TO_FORGET)
         """Connections that the switch is to forget when it has the flows, and time."""
-        self._again = False
         self._rounds_begun = 0
         """How often `sync` has looked at what is to be done."""
         self._rounds_ended = 0
         self._round_ended = asyncio.Event()
-        self._desired = desired
         self._cookies: set[int] = set()
-        """Flows of ours that it holds and that are not in the shared program."""
-        self._meters: dict[int, Meter] = {}
+        """Flows of Sluice that it holds and that are not in the shared program."""
         self._groups: dict[int, Group | None] = {}
-        """Groups of ours by their ids, as `_cookies`; None: it holds one, and nobody knows what."""
+        """Groups by their ids, as `_cookies`; None: it holds one, and what that is is unknown."""
         self._seal = 0
         """The cookie of the node's seal on it; 0 for none."""
-        self._suspect: set[int] | None = None
-        """Ranges of cookies in which it holds something else than it acknowledged; with none, but
-        not None, that is its meters or groups."""
-        self._odd_seals: SwitchDigest | None = None
-        """The last digest, where it had other seals than it should have."""
-        self._unmended = Drift(), Delta()
-        """What the last repair was about, unless it was found right since."""
-        self._next_repair = 0.0
-        """Time of the event loop before which none is tried."""
+        self._retry: asyncio.TimerHandle | None = None
 
-    def wake(self, *, compare: bool = False) -> None:
-        """Something is to be done: `sync` comes next."""
-        self.compare |= compare
-        self.in_sync = False
-        self.dirty.set()
+    # What happens to it.
 
-    async def sync(self) -> None:
-        """Make the switch hold what it should, and return when it said so.
+    @property
+    def in_sync(self) -> bool:
+        """Whether the switch holds everything that it should."""
+        return self.state is State.IN_SYNC
 
-        Raises `ConnectionLost`, and `Rejected`: then what it holds has to be looked at.
-        """
-        while True:
-            self._begin_round()
-            try:
-                if self.compare:
-                    await self._compare()
-                elif self._suspect is not None:
-                    await self._repair()
-                await self._catch_up()
-                await self._sync_own()
-            finally:
-                # Also of what is refused: connections are not to be remembered until it is not.
-                self._end_round()
-            if not self.dirty.is_set():
-                break
-        self.in_sync = self._desired.whole and not self.left_out
-        self.was_synced = True
-        metrics.SYNCS.inc()
+    @property
+    def needs_comparison(self) -> bool:
+        """Whether the next round begins with a comparison, which is expensive."""
+        return self.state in {State.UNKNOWN, State.RETRY}
 
-    def leave_as_it_is(self) -> None:
-        """In the place of `sync`, where nobody knows what the switch should hold."""
-        self._begin_round()
+    def changed(self) -> None:
+        """A program changed."""
+        self._take(Event.CHANGED)
+
+    def doubt(self) -> None:
+        """What the switch holds may be something else than is known: compare it."""
+        self._take(Event.DOUBTED)
+
+    def retry(self) -> None:
+        """Try once more what the switch rejected."""
+        self._take(Event.RETRIED)
+
+    def drifted(self) -> None:
+        """An audit found something else than the switch acknowledged."""
+        self._take(Event.DRIFTED)
+
+    def pause(self) -> None:
+        """In the place of `sync`: nobody knows what the switch should hold."""
+        self._take(Event.NODE_LOST)
+        self._rounds_begun += 1
         self._end_round()
 
-    def try_again(self) -> None:
-        """Send once more what was left out."""
-        # Not in the middle of a round, whose batches would seal what lacks something.
-        self._again = True
-        self.wake(compare=True)
+    def end(self) -> None:
+        """The connection is over."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _take(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+        if self.state in PENDING:
+            self.dirty.set()
+        else:
+            self.dirty.clear()
+
+    # How it becomes what it should be.
+
+    async def sync(self) -> None:
+        """Make the switch hold what it should, and return when it acknowledged that.
+
+        Raises `ConnectionLost`, and `Rejected`: then what it holds has to be compared.
+        """
+        while self.state in PENDING:
+            self._begin_round()
+            try:
+                if self.state is State.COMPARING:
+                    await self._compare()
+                    self._take(Event.FOUND)
+                elif self.state is State.REPAIRING:
+                    await self.audit.repair()
+                    self._take(Event.FOUND)
+                await self._catch_up()
+                await self._sync_own()
+            except Rejected:
+                self._take(Event.FAILED)
+                raise
+            finally:
+                # Also if something is rejected: connections must not wait until it is accepted.
+                self._end_round()
+            is_whole = self.desired.source_complete and not self.left_out
+            self._take(Event.SENT if is_whole else Event.SENT_PARTLY)
+            self.was_synced = True
+        metrics.SYNCS.inc()
 
     def _begin_round(self) -> None:
-        self.dirty.clear()
-        if self._again:
-            self._again = False
+        if self.state is State.RETRY:
             self.left_out.clear()
+        self._take(Event.STARTED)
         self._rounds_begun += 1
 
     def _end_round(self) -> None:
@@ -158,9 +176,6 @@ class Session:
 
     async def _compare(self) -> None:
         """Find out what the switch holds, and make its shared flows right."""
-        # Cleared first: what asks for a comparison while this one runs gets another.
-        self.compare = False
-        self._suspect = None
         if await self._is_sealed():
             return
         installed = {
@@ -168,9 +183,9 @@ class Session:
             for flow in await self.switch.dump_flows()
             if not state.is_seal(flow.table, flow.cookie)
         }
-        self._meters = dict(await self.switch.dump_meters())
+        self.meters = dict(await self.switch.dump_meters())
         ids = {group.id for group in await self.switch.dump_groups() if group.id in names.GROUPS}
-        desired = self._desired
+        desired = self.desired
         version = desired.shared.version
         shared = desired.shared.cookies
         held = shared.keys() & installed
@@ -192,7 +207,7 @@ class Session:
                     ),
                 ),
                 desired.shared.seal,
-                sealed=desired.whole and not self.left_out,
+                sealed=desired.source_complete and not self.left_out,
                 first=[FlowRemove(desired.program(self.node).seal)],
             )
         else:
@@ -204,7 +219,7 @@ class Session:
         log.info(
             "compared", node=self.node, installed=len(installed), missing=len(shared) - len(held)
         )
-        await self._apply(batch)
+        await self.apply(batch)
         self.shared_version = version
 
     async def _is_sealed(self) -> bool:
@@ -212,11 +227,11 @@ class Session:
         if self.left_out:
             return False  # then it lacks something, whatever its seals still say
         held = {flow.cookie for flow in await self.switch.dump_flows(state.TABLE)}
-        shared, own = self._desired.shared, self._desired.program(self.node)
+        shared, own = self.desired.shared, self.desired.program(self.node)
         if not held >= {shared.seal.cookie, own.seal.cookie}:
             return False
         self.shared_version = shared.version
-        self._cookies, self._meters = set(own.cookies), dict(own.meters)
+        self._cookies, self.meters = set(own.cookies), dict(own.meters)
         self._groups = dict(own.groups)
         self._seal = own.seal.cookie
         metrics.SEALED.inc()
@@ -225,20 +240,20 @@ class Session:
 
     async def _catch_up(self) -> None:
         """Send the batches of shared changes that the switch has not had."""
-        while self.shared_version != self._desired.shared.version:
-            lacking = self._desired.changes_since(self.shared_version)
+        while self.shared_version != self.desired.shared.version:
+            lacking = self.desired.changes_since(self.shared_version)
             if lacking is None:
                 await self._compare()
                 continue
             for change in lacking:
-                await self._apply(change.batch)
+                await self.apply(change.batch)
                 self.shared_version = change.version
                 for triggered in change.triggers:
                     metrics.PROGRAMMING.observe(max(0.0, time.time() - triggered))
 
     async def _sync_own(self) -> None:
         """Make the node's own flows and meters right."""
-        program = self._desired.program(self.node)
+        program = self.desired.program(self.node)
         wanted = {
             cookie: flow
             for cookie, (flow, _) in program.cookies.items()
@@ -249,21 +264,21 @@ class Session:
             for number, group in program.groups.items()
             if program.companions[number] not in self.left_out
         }
-        delta = diff(self._cookies, self._meters, self._groups, wanted, program.meters, groups)
+        delta = diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
         # What is left over from before may have become a shared one again meanwhile.
-        shared = self._desired.shared
+        shared = self.desired.shared
         delta = replace(
             delta,
             deletes=tuple(c for c in delta.deletes if c not in shared.cookies),
             groups_delete=tuple(n for n in delta.groups_delete if n not in shared.groups),
         )
-        if not self._desired.whole:
+        if not self.desired.source_complete:
             delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
-        sealed = self._desired.whole and not self.left_out
+        sealed = self.desired.source_complete and not self.left_out
         seal = program.seal.cookie if sealed else 0
         if not delta and seal == self._seal:
             return
-        await self._apply(batch_of(delta, program.seal, sealed=sealed, meters=self._meters))
+        await self.apply(batch_of(delta, program.seal, sealed=sealed, meters=self.meters))
         self._seal = seal
         self._cookies = self._cookies - set(delta.deletes) | {f.cookie for f in delta.adds}
         for change in delta.groups_set:
@@ -271,34 +286,43 @@ class Session:
         for number in delta.groups_delete:
             del self._groups[number]
         for meter in delta.meters_set:
-            self._meters[meter.id] = meter
+            self.meters[meter.id] = meter
         for meter_id in delta.meters_delete:
-            self._meters.pop(meter_id, None)
+            self.meters.pop(meter_id, None)
 
-    async def forget_for_ever(self) -> None:
-        """Send what `to_forget` gets. Raises `ConnectionLost`."""
+    # What it has to forget.
+
+    def forget(self, batch: Batch) -> None:
+        """Have the switch forget connections once it holds the flows of now."""
+        try:
+            self._to_forget.put_nowait(batch)
+        except asyncio.QueueFull:
+            log.warning("connections are left: too many wait to be forgotten", node=self.node)
+
+    async def forget_forever(self) -> None:
+        """Send what `forget` was given. Raises `ConnectionLost`."""
         while True:
-            batches = [await self.to_forget.get()]
-            while not self.to_forget.empty():
-                batches.append(self.to_forget.get_nowait())
+            batches = [await self._to_forget.get()]
+            while not self._to_forget.empty():
+                batches.append(self._to_forget.get_nowait())
             await self._caught_up()
             for batch in batches:
                 try:
-                    await self._apply(batch)
+                    await self.apply(batch)
                 except Rejected as refused:
                     log.warning("connections are left", node=self.node, reason=str(refused))
 
     async def _caught_up(self) -> None:
-        """Return when the switch does all that it should have done by now, or has refused it.
+        """Return when the switch does all that it should have done by now, or has rejected it.
 
         A datagram that still met the flows from before would be remembered as they say.
         """
         needed = self._rounds_begun + self.dirty.is_set()
         while self._rounds_ended < needed:
             await self._round_ended.wait()
-        await asyncio.sleep(UNTIL_FOLLOWED)
+        await asyncio.sleep(SETTLE)
 
-    async def _apply(self, batch: Batch) -> None:
+    async def apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
 
         One that answers echoes, but no commit, would otherwise be out of sync for ever.
@@ -309,14 +333,18 @@ class Session:
         except TimeoutError:
             raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
 
-    def leave_out(self, refused: Rejected) -> dict[ObjectRef, str]:
-        """Go on without the objects whose flows were refused; what each is refused for.
+    def leave_out(
+        self, rejected: Rejected, on_retry: Callable[["Session"], None]
+    ) -> dict[ObjectRef, str]:
+        """Go on without the objects whose flows were rejected; why each was.
+
+        They are tried again later, after `on_retry` was called; not if the session has ended.
 
         All flows of such an object are left out: half of them might open what the others close.
         """
         causes: dict[ObjectRef, str] = {}
-        for message, error in refused.refusals:
-            for program in (self._desired.shared, self._desired.program(self.node)):
+        for message, error in rejected.refusals:
+            for program in (self.desired.shared, self.desired.program(self.node)):
                 if (cookie := _cookie_of(message, program)) and (
                     found := program.cookies.get(cookie)
                 ):
@@ -328,122 +356,16 @@ class Session:
                     }
                     why = f"the switch refused {message_text(message)}: {error}"
                     causes |= dict.fromkeys(found[1].owners, why)
+        if causes and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(
+                RETRY_REJECTED, self._try_again, on_retry
+            )
         return causes
 
-    # Audit
-
-    def take_digest(self, given: SwitchDigest) -> Verdict:
-        """Hold the agent's digest of this switch against what the switch acknowledged."""
-        self.foreign = given.foreign
-        if not self.in_sync:
-            return Verdict.SUPERSEDED
-        shared, own = self._desired.shared, self._desired.program(self.node)
-        if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
-            # Told from before the last change, most likely; but that is not told twice.
-            if given == self._odd_seals:
-                self._found_drift("seal", 1)
-                self.wake(compare=True)
-            self._odd_seals = given
-            return Verdict.SUPERSEDED
-        self._odd_seals = None
-        digests = self._desired.digests(self.node)
-        sums = (each.sums for each in digests)
-        expected = [digest.total(pair) for pair in zip(*sums, strict=True)]
-        differing = {
-            number
-            for number, (is_, should) in enumerate(zip(given.sums, expected, strict=False))
-            if is_ != should
-        }
-        wrong_meters = given.meters != digest.of_meters(own.meters.values())
-        wrong_groups = given.groups != digest.total(each.groups_total for each in digests)
-        if not differing and not wrong_meters and not wrong_groups:
-            self._unmended = Drift(), Delta()
-            return Verdict.RIGHT
-        if asyncio.get_running_loop().time() >= self._next_repair:
-            if wrong_meters:
-                self._found_drift("meters", 1)
-            if wrong_groups:
-                self._found_drift("groups", 1)
-            self._suspect = differing
-            self.wake()
-        return Verdict.DRIFT
-
-    async def _repair(self) -> None:
-        """Put right what the switch holds otherwise than it acknowledged, where it is suspect."""
-        suspect, self._suspect = self._suspect or set(), None
-        self._meters = dict(await self.switch.dump_meters())
-        shared, own = self._desired.digests(self.node)
-        known = {**shared.by_cookie, **own.by_cookie}
-        installed: list[InstalledFlow] = []
-        if len(suspect) < WHOLE_FROM:
-            for number in suspect:
-                installed += await self.switch.dump_flows(None, number, digest.RANGES - 1)
-            known = {c: d for c, d in known.items() if c % digest.RANGES in suspect}
-        else:
-            installed += await self.switch.dump_flows()
-        groups = await self._wrong_groups()
-        drift = Drift.of(installed, known)
-        if not drift and not groups.groups_set and not groups.groups_delete:
-            return
-        desired = self._desired.of(self.node)
-        for kind, cookies in drift.by_kind().items():
-            self._found_drift(kind, len(cookies), self._described(cookies, desired))
-        if (drift, groups) == self._unmended:
-            # Somebody works against us, or this Open vSwitch shows a flow or a group in a form that
-            # we do not know. Either is for people to find out; the switch is to have its peace.
-            log.error("drift is not mended by a repair", node=self.node)
-            self._next_repair = asyncio.get_running_loop().time() + PAUSE_BETWEEN_VAIN_REPAIRS
-        self._unmended = drift, groups
-        mended = drift.missing | drift.altered
-        delta = replace(
-            groups,
-            adds=tuple(desired[c][0] for c in mended if c in desired),
-            # A meter that was deleted took the flows with it that use it: they need it again.
-            meters_set=tuple(
-                meter
-                for meter in self._desired.program(self.node).meters.values()
-                if self._meters.get(meter.id) != meter
-            ),
-        )
-        # All that have the cookie, wherever they are; then the right one.
-        first = [FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)]
-        seal = self._desired.program(self.node).seal
-        await self._apply(batch_of(delta, seal, sealed=True, meters=self._meters, first=first))
-        self._meters |= {meter.id: meter for meter in delta.meters_set}
-
-    async def _wrong_groups(self) -> Delta:
-        """What puts right the groups that somebody changed, took away or brought."""
-        wanted = self._desired.shared.groups | self._desired.program(self.node).groups
-        digests = {
-            n: d for each in self._desired.digests(self.node) for n, d in each.groups.items()
-        }
-        held = {
-            group.id: digest.of_group_entry(group)
-            for group in await self.switch.dump_groups()
-            if group.id in names.GROUPS
-        }
-        return Delta(
-            groups_set=tuple(
-                GroupChange(group) for n, group in wanted.items() if held.get(n) != digests[n]
-            ),
-            groups_delete=tuple(sorted(held.keys() - wanted.keys())),
-        )
-
-    def _found_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
-        metrics.DRIFT.labels(kind).inc(count)
-        if count:
-            log.warning("drift", node=self.node, kind=kind, count=count, flows=list(flows))
-
-    @staticmethod
-    def _described(
-        cookies: set[int], desired: dict[int, tuple[Flow, tuple[ObjectRef, ...]]]
-    ) -> Iterable[str]:
-        for cookie in sorted(cookies)[:MOST_NAMED]:
-            if cookie in desired:
-                flow, owners = desired[cookie]
-                yield f"{', '.join(map(str, owners))}: {flow_text(flow)}"
-            else:
-                yield f"cookie={cookie:#x}"
+    def _try_again(self, on_retry: Callable[["Session"], None]) -> None:
+        self._retry = None
+        on_retry(self)
+        self.retry()
 
 
 def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> dict[int, Group]:

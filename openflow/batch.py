@@ -332,6 +332,11 @@ class Batch:
         return cls._of_parts([[*forgets, BARRIER]])
 
     @property
+    def cost(self) -> int:
+        """How many messages and buckets it holds: what it costs in memory, roughly."""
+        return sum(_cost(message) for part in self.parts for message in part.messages)
+
+    @property
     def bundles(self) -> int:
         """How many bundles it takes: if more than one, the switch is in between for a while."""
         return sum(part.in_bundle for part in self.parts)
@@ -425,13 +430,7 @@ def _chunks(messages: Iterable[Message], size: int) -> Iterable[list[Message]]:
     chunk: list[Message] = []
     taken = 0
     for message in messages:
-        match message:
-            case Group(buckets=buckets) | BucketsInsert(buckets=buckets):
-                cost = 1 + len(buckets)
-            case InstalledGroup(raw=raw):
-                cost = 1 + len(raw) // _BYTES_A_BUCKET
-            case _:
-                cost = 1
+        cost = _cost(message)
         if chunk and taken + cost > size:
             yield chunk
             chunk, taken = [], 0
@@ -439,6 +438,15 @@ def _chunks(messages: Iterable[Message], size: int) -> Iterable[list[Message]]:
         taken += cost
     if chunk:
         yield chunk
+
+
+def _cost(message: Message) -> int:
+    match message:
+        case Group(buckets=buckets) | BucketsInsert(buckets=buckets):
+            return 1 + len(buckets)
+        case InstalledGroup(raw=raw):
+            return 1 + len(raw) // _BYTES_A_BUCKET
+    return 1
 
 
 _BYTES_A_BUCKET: Final = 80

@@ -81,6 +81,8 @@ class Switch(asyncio.Protocol):
 
     dpid: int
     """The datapath id."""
+    host: str
+    """The address it came from, alone."""
     peer: str
     """The address it came from, for people."""
     certificate_name: str | None
@@ -97,7 +99,7 @@ class Switch(asyncio.Protocol):
     ) -> None:
         """Must be made on the event loop; `on_closed` is also told the reason."""
         self.dpid = 0
-        self.peer = "?"
+        self.host, self.peer = "", "?"
         self.certificate_name = None
         self.ports = {}
         self._on_ready = on_ready
@@ -216,6 +218,7 @@ class Switch(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+        self.host = str(address[0]) if isinstance(address, tuple) else ""
         self.certificate_name = name_in(transport.get_extra_info("peercert"))
         self._flush()
         self._wake()

@@ -118,7 +118,8 @@ class Ports:
         new = {port.name: port for port in ports if names.is_attachment_port(port.name)}
         bridge = self._bridges.setdefault(node, _Bridge())
         bridge.beyond.clear()
-        concerned: set[str] = set()
+        # All of them: the problems of the last session have ended with it.
+        concerned = set(new)
         for name in bridge.ports.keys() - new.keys():
             concerned |= bridge.drop(name)
         # Where there are too many, each controller takes the same ones.

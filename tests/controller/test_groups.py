@@ -441,7 +441,7 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
             session = world.reconciler.sessions["node1"]
             await world.until(lambda: world.reconciler.desired.shared.groups == shared(world))
             await world.until(lambda: not session.dirty.is_set())
-            world.reconciler._retry(session)
+            session._try_again(world.reconciler.switches._on_retry)
             await world.until(lambda: session.in_sync)
             assert await is_right(world)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from controller import reconciler as module
+from controller import switches as module
 from controller.desired import LOG_LENGTH
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
@@ -25,6 +25,7 @@ from tests.controller.events import node_object, pod_object
 from tests.openflow.peers import Peer, node_name, pod_cidr
 from tests.ovs import Ovs, running
 
+MOST = module.MAX_CONCURRENT_COMPARISONS
 CLUSTER = Cluster(IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/16"), 6081, 100)
 
 
@@ -111,10 +112,10 @@ def test_a_fleet_that_comes_back_at_once_is_compared_a_few_at_a_time(
             for number, peer in zip(numbers, peers, strict=True):
                 assert peer.flows.keys() == ours.desired(number)
             # All that were asked have given their turn back.
-            assert ours.reconciler._turns._value == module.TURNS
+            assert ours.reconciler.switches._comparisons._value == MOST
 
     asyncio.run(story())
-    assert 1 < most <= module.TURNS
+    assert 1 < most <= MOST
 
 
 class Hanging(Peer):
@@ -156,19 +157,19 @@ def test_switches_that_hang_take_nobody_s_turn_for_long(
     monkeypatch.setattr(module, "LONGEST_TURN", 0.05)
 
     async def story() -> None:
-        hanging = [Hanging(number, over) for number in range(1, 2 * module.TURNS)]
+        hanging = [Hanging(number, over) for number in range(1, 2 * MOST)]
         good = [Peer(number, pods=1) for number in range(100, 110)]
         async with fleet(nodes=110, pods=1) as ours:
             await ours.dial(hanging)
-            await ours.until(lambda: sum(bool(peer.held) for peer in hanging) >= module.TURNS)
+            await ours.until(lambda: sum(bool(peer.held) for peer in hanging) >= MOST)
             await ours.dial(good)
             await ours.all_in_sync(range(100, 110))
             await ours.until(lambda: all(peer.held for peer in hanging))
-            assert not any(map(ours.in_sync, range(1, 2 * module.TURNS)))
+            assert not any(map(ours.in_sync, range(1, 2 * MOST)))
             for peer in hanging:
                 peer.go_on()
-            await ours.all_in_sync(range(1, 2 * module.TURNS))
-            assert ours.reconciler._turns._value == module.TURNS
+            await ours.all_in_sync(range(1, 2 * MOST))
+            assert ours.reconciler.switches._comparisons._value == MOST
             for peer in (*hanging, *good):
                 number = next(
                     n for n in range(1, 111) if names.datapath_id(node_name(n)) == peer.dpid

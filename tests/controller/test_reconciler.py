@@ -13,7 +13,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from controller.api import Api
-from controller.reconciler import Session
+from controller.session import Session
 from controller.sources.objects import Object
 from flows import names
 from flows.features import conntrack, services
@@ -347,7 +347,7 @@ def test_a_service_whose_flows_cannot_be_harms_no_other(
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
-            subject = "flows of cluster"
+            subject = "flows of Service default/bad"
             world.reconciler.update(
                 [service("bad"), service("good", clusterIP="10.96.0.2"),
                  endpoint_slice("good-1", "good", ["10.244.1.5"])],
@@ -457,7 +457,7 @@ def test_of_two_that_follow_a_dead_session_one_is_refused(ovs: Ovs) -> None:
     async def taken_over(world: World) -> str | None:
         """What `on_switch` does first; the newcomer then lives."""
         newcomer = Newcomer(world.reconciler.sessions["node1"].switch.dpid)
-        owner = await world.reconciler._owner(newcomer)  # type: ignore[arg-type]
+        owner = await world.reconciler.switches._node_of(newcomer)  # type: ignore[arg-type]
         if owner:
             world.reconciler.sessions[owner] = Session(owner, newcomer, world.reconciler.desired)  # type: ignore[arg-type]
         return owner
@@ -468,7 +468,8 @@ def test_of_two_that_follow_a_dead_session_one_is_refused(ovs: Ovs) -> None:
 class Newcomer:
     """Of a switch, what the choice between sessions asks."""
 
-    certificate_name = None
+    certificate_name: str | None = None
+    host = ""
     peer = "nowhere"
 
     def __init__(self, dpid: int) -> None:

@@ -62,7 +62,8 @@ class World:
             for node in to:
                 by_node.setdefault(node, []).append(key)
         for node, keys in by_node.items():
-            self.desired.update_node(node, keys)
+            changes = {key: self.desired.fragment(node, key) for key in keys}
+            self.desired.update_node(node, changes)
 
 
 events = st.one_of(

@@ -57,7 +57,11 @@ class World:
         """Compiled anew, from nothing."""
         view = self.reconciler.inventory.view
         shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, "node1")
-        seals = {shared.seal.cookie, own.seal.cookie} if self.reconciler.desired.whole else set()
+        seals = (
+            {shared.seal.cookie, own.seal.cookie}
+            if self.reconciler.desired.source_complete
+            else set()
+        )
         return {*shared.cookies, *own.cookies} | seals
 
     def seals(self) -> set[int]:

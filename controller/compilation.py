@@ -1,0 +1,248 @@
+"""When changed objects become flows: in slices, so that switches are served meanwhile.
+
+What concerns one node is compiled at once, because a pod may wait for it. What all nodes share is
+gathered for a moment and published as one batch. Either goes on in further slices if it is more
+than one slice holds. After each slice the programs are consistent: a seal is of what its program
+holds then. A fragment that cannot be compiled stops no other one.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from controller import metrics
+from controller.desired import Desired
+from controller.inventory import Inventory
+from controller.problems import Owner, Reporter, Subject
+from controller.slices import Slice
+from flows.compile import Fragment
+from flows.pipeline import PipelineError
+from flows.refs import CLUSTER, ObjectRef
+from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
+
+SHARED_TICK: Final = 0.005
+"""Seconds after one batch of shared changes in which further ones are gathered into the next."""
+
+
+class Compilation:
+    """Takes the keys that changed, and keeps `Desired` up to date."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        desired: Desired,
+        *,
+        on_node: Callable[[str], None],
+        on_shared: Callable[[], None],
+        on_published: Callable[[], None],
+    ) -> None:
+        """What is called when something is done.
+
+        `on_node`: a node's program has changed. `on_shared`: the shared program has.
+        `on_published`: all that was gathered is part of the shared program.
+        """
+        self._inventory = inventory
+        self._desired = desired
+        self._on_node = on_node
+        self._on_shared = on_shared
+        self._on_published = on_published
+        self._nodes: dict[str, dict[Key, None]] = {}
+        """By node, changed keys of its program; the node that waits for longest comes first."""
+        self._shared: dict[Key, None] = {}
+        """Changed keys of what all nodes share."""
+        self._uncompiled: dict[str, dict[Key, None]] = {}
+        """By scope, keys whose fragments could not be compiled."""
+        self._publishing = False
+        """Whether shared changes are published now, and not gathered any more."""
+        self._progress = False
+        """Whether the shared program has changed since `_publishing` began."""
+        self._open = False
+        """Whether shared changes are published by themselves; see `open`."""
+        self._timer: asyncio.Handle | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._published_at = 0.0
+        self._started = time.time()
+        self._triggers: dict[str, float] = {}
+
+    def open(self) -> None:
+        """The source was read once: publish what there is, and from now on whatever changes."""
+        self._open = True
+        self._begin()
+
+    def touch(self, keys: Iterable[Key]) -> None:
+        """The objects of these keys changed."""
+        for key in keys:
+            if key.scope == CLUSTER_SCOPE:
+                self._shared[key] = None
+            elif key.scope == SOME_SCOPE:
+                for node in self._desired.touch_some(key):
+                    self._nodes.setdefault(node, {})[key] = None
+            else:
+                self._nodes.setdefault(key.scope, {})[key] = None
+        if self._nodes and self._timer is None:
+            self._work()
+        if self._shared and self._open and not self._publishing and self._tick is None:
+            # At once after a quiet while; what follows closely waits.
+            due = self._published_at + SHARED_TICK
+            self._tick = asyncio.get_running_loop().call_at(due, self._begin)
+
+    def _begin(self) -> None:
+        self._tick = None
+        self._publishing = True
+        if self._timer is None:
+            self._work()
+
+    def _work(self) -> None:
+        """Do one slice, and see to the next one."""
+        self._timer = None
+        self._compile_nodes(Slice())
+        if self._publishing:
+            self._publish(Slice())
+        if self._nodes or self._publishing:
+            self._timer = asyncio.get_running_loop().call_soon(self._work)
+
+    # --- the programs of nodes ---
+
+    def _compile_nodes(self, slice_: Slice) -> None:
+        while self._nodes and not slice_.over:
+            node = next(iter(self._nodes))
+            keys = self._nodes.pop(node)
+            self._compile_node(node, keys, slice_)
+            if keys:
+                # The others come first.
+                self._nodes[node] = keys
+
+    def _compile_node(self, node: str, keys: dict[Key, None], slice_: Slice) -> None:
+        keys |= self._uncompiled.pop(node, {})
+        changes, problem = self._compile(node, keys, slice_)
+        changed, refused = self._update(changes, lambda c: self._desired.update_node(node, c))
+        for key in refused:
+            problem[key] = refused[key]
+        owner = Owner(Reporter.COMPILER, node)
+        if problem:
+            self._uncompiled[node] = dict.fromkeys(problem)
+            text = next(iter(problem.values()))
+            self._inventory.problems.replace_owner(owner, {ObjectRef.node(node): text})
+        elif not keys:
+            self._inventory.problems.clear_owner(owner)
+        if changed:
+            self._on_node(node)
+
+    # --- the shared program ---
+
+    def _publish(self, slice_: Slice) -> None:
+        """Publish one batch of what was gathered."""
+        services = self._inventory.services
+        self._triggers |= services.take_triggers()
+        with metrics.SYNC_SECONDS.time():
+            changes, problem = self._compile(CLUSTER_SCOPE, self._shared, slice_)
+            triggers = [
+                at
+                for key in changes
+                if key.kind == "service"
+                # Of what was done before this process began nobody knows how fast it was.
+                and (at := self._triggers.pop(key.name, 0.0)) >= self._started
+            ]
+            changed, refused = self._update(
+                changes, lambda c: self._desired.update_shared(c, triggers)
+            )
+        self._published_at = time.monotonic()
+        uncompiled = self._uncompiled.setdefault(CLUSTER_SCOPE, {})
+        for key in changes:
+            if key not in refused and uncompiled.pop(key, self) is None:
+                self._inventory.problems.clear(COMPILER, _subject(key))
+        for key, text in (problem | refused).items():
+            uncompiled[key] = None
+            self._inventory.problems.set(COMPILER, _subject(key), text)
+        if changed:
+            self._progress = True
+            self._on_shared()
+        if not self._shared:
+            self._end()
+
+    def _end(self) -> None:
+        """All that was gathered is published, but for what could not be compiled."""
+        uncompiled = self._uncompiled.get(CLUSTER_SCOPE)
+        if uncompiled and self._progress:
+            # What stood in its way may be gone.
+            self._progress = False
+            self._shared |= uncompiled
+            return
+        self._publishing = self._progress = False
+        services = self._inventory.services
+        metrics.SYNCED_AT.set_to_current_time()
+        metrics.ENDPOINT_CHANGES.set(services.endpoint_changes)
+        metrics.SERVICE_CHANGES.set(services.service_changes)
+        self._triggers.clear()
+        self._on_published()
+
+    # --- both ---
+
+    def _compile(
+        self, scope: str, keys: dict[Key, None], slice_: Slice
+    ) -> tuple[dict[Key, Fragment | None], dict[Key, str]]:
+        """Compile what of these keys the slice holds, and take it away from them.
+
+        The fragments, and by key why it cannot be compiled.
+        """
+        changes: dict[Key, Fragment | None] = {}
+        problems: dict[Key, str] = {}
+        while keys and not slice_.over:
+            key = next(iter(keys))
+            del keys[key]
+            try:
+                changes[key] = fragment = self._desired.fragment(scope, key)
+            except PipelineError as error:
+                problems[key] = str(error)
+                slice_.spend(1)
+            else:
+                slice_.spend(1 + _cost(fragment))
+        return changes, problems
+
+    @staticmethod
+    def _update(
+        changes: dict[Key, Fragment | None], update: Callable[[dict[Key, Fragment | None]], bool]
+    ) -> tuple[bool, dict[Key, str]]:
+        """Take fragments into a program; whether it changed, and by key why one is not taken."""
+        try:
+            return update(changes), {}
+        except PipelineError:
+            pass
+        # One object's fault must not be another's: each by itself, as long as one more is taken.
+        changed = False
+        refused: dict[Key, str] = {}
+        waiting = dict(changes)
+        while waiting:
+            refused.clear()
+            for key, fragment in waiting.items():
+                try:
+                    changed |= update({key: fragment})
+                except PipelineError as error:
+                    refused[key] = str(error)
+            if len(refused) == len(waiting):
+                break
+            waiting = {key: waiting[key] for key in refused}
+        return changed, refused
+
+
+COMPILER: Final = Owner(Reporter.COMPILER)
+
+
+def _cost(fragment: Fragment | None) -> int:
+    if fragment is None:
+        return 0
+    buckets = sum(len(group.buckets) for group in fragment.groups)
+    return len(fragment.flows) + len(fragment.meters) + buckets
+
+
+def _subject(key: Key) -> Subject:
+    """The object that a key of the shared program stands for."""
+    match key.kind:
+        case "service":
+            return ObjectRef.namespaced("Service", key.name)
+        case "peer":
+            return ObjectRef.node(key.name)
+        case "cluster":
+            return CLUSTER
+    return ObjectRef(key.kind, "", key.name)

@@ -1,0 +1,120 @@
+"""The states of a session, and what leads from one to another, as data.
+
+A session is either at rest, or it has something to do (`PENDING`), or it is doing it (`WORKING`).
+Changes may come at any time, also while it works: the table says what becomes of each.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+class State(Enum):
+    """What is known of a switch, and what is to be done about it."""
+
+    UNKNOWN = "what the switch holds is unknown: it has to be compared"
+    RETRY = "what the switch rejected has to be tried again, after a comparison"
+    COMPARING = "it is being compared"
+    SUSPECT = "an audit found drift: it has to be repaired"
+    REPAIRING = "it is being repaired"
+    BEHIND = "what it holds is known, and older than the programs"
+    UPDATING = "it is being sent what it lacks"
+    IN_SYNC = "it holds both programs, and their seals"
+    INCOMPLETE = "it holds what it can have for now: some is rejected, or not read yet"
+    PAUSED = "its Node is refused or gone: it keeps its flows"
+
+
+class Event(Enum):
+    """What happens to a session."""
+
+    CHANGED = "a program changed"
+    DOUBTED = "what the switch holds may be something else than is known"
+    RETRIED = "what the switch rejected may be accepted now"
+    DRIFTED = "a digest differs"
+    STARTED = "a round begins"
+    FOUND = "the comparison or the repair is done"
+    SENT = "the switch acknowledged everything"
+    SENT_PARTLY = "the same, but for what was rejected, or not read yet"
+    FAILED = "the round ended early, by a rejection or an error"
+    NODE_LOST = "the Node is refused or gone"
+
+
+S, E = State, Event
+
+TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
+    # A round begins with what has to be done first. Whatever it finds, it then sends what lacks.
+    (S.UNKNOWN, E.STARTED): S.COMPARING,
+    (S.RETRY, E.STARTED): S.COMPARING,
+    (S.SUSPECT, E.STARTED): S.REPAIRING,
+    (S.BEHIND, E.STARTED): S.UPDATING,
+    (S.COMPARING, E.FOUND): S.UPDATING,
+    (S.REPAIRING, E.FOUND): S.UPDATING,
+    (S.UPDATING, E.SENT): S.IN_SYNC,
+    (S.UPDATING, E.SENT_PARTLY): S.INCOMPLETE,
+    # A change is sent in the next round, ...
+    (S.IN_SYNC, E.CHANGED): S.BEHIND,
+    (S.INCOMPLETE, E.CHANGED): S.BEHIND,
+    # ... also if it comes while the last one is being sent: it may have missed it.
+    (S.UPDATING, E.CHANGED): S.BEHIND,
+    # Before that, nothing is missed: the programs are read when the comparison is done.
+    (S.COMPARING, E.CHANGED): S.COMPARING,
+    (S.REPAIRING, E.CHANGED): S.REPAIRING,
+    # Nor if the next round reads them anyway.
+    (S.UNKNOWN, E.CHANGED): S.UNKNOWN,
+    (S.RETRY, E.CHANGED): S.RETRY,
+    (S.SUSPECT, E.CHANGED): S.SUSPECT,
+    (S.BEHIND, E.CHANGED): S.BEHIND,
+    # Nobody knows what was missed meanwhile, as a program without its Node is not kept up to date.
+    (S.PAUSED, E.CHANGED): S.UNKNOWN,
+    # A doubt needs a comparison that begins after it; RETRY has one.
+    (S.UNKNOWN, E.DOUBTED): S.UNKNOWN,
+    (S.COMPARING, E.DOUBTED): S.UNKNOWN,
+    (S.SUSPECT, E.DOUBTED): S.UNKNOWN,
+    (S.REPAIRING, E.DOUBTED): S.UNKNOWN,
+    (S.BEHIND, E.DOUBTED): S.UNKNOWN,
+    (S.UPDATING, E.DOUBTED): S.UNKNOWN,
+    (S.IN_SYNC, E.DOUBTED): S.UNKNOWN,
+    (S.INCOMPLETE, E.DOUBTED): S.UNKNOWN,
+    (S.PAUSED, E.DOUBTED): S.UNKNOWN,
+    (S.RETRY, E.DOUBTED): S.RETRY,
+    # Not in the middle of a round: its batches would seal what lacks something.
+    (S.UNKNOWN, E.RETRIED): S.RETRY,
+    (S.RETRY, E.RETRIED): S.RETRY,
+    (S.COMPARING, E.RETRIED): S.RETRY,
+    (S.SUSPECT, E.RETRIED): S.RETRY,
+    (S.REPAIRING, E.RETRIED): S.RETRY,
+    (S.BEHIND, E.RETRIED): S.RETRY,
+    (S.UPDATING, E.RETRIED): S.RETRY,
+    (S.IN_SYNC, E.RETRIED): S.RETRY,
+    (S.INCOMPLETE, E.RETRIED): S.RETRY,
+    (S.PAUSED, E.RETRIED): S.RETRY,
+    # A digest says something only about a switch that acknowledged everything.
+    (S.IN_SYNC, E.DRIFTED): S.SUSPECT,
+    # An event came meanwhile: the round ends, and the next one begins.
+    (S.UNKNOWN, E.FOUND): S.UNKNOWN,
+    (S.RETRY, E.FOUND): S.RETRY,
+    (S.UNKNOWN, E.SENT): S.UNKNOWN,
+    (S.RETRY, E.SENT): S.RETRY,
+    (S.BEHIND, E.SENT): S.BEHIND,
+    (S.UNKNOWN, E.SENT_PARTLY): S.UNKNOWN,
+    (S.RETRY, E.SENT_PARTLY): S.RETRY,
+    (S.BEHIND, E.SENT_PARTLY): S.BEHIND,
+    # What was done of a batch that failed is unknown.
+    (S.COMPARING, E.FAILED): S.UNKNOWN,
+    (S.REPAIRING, E.FAILED): S.UNKNOWN,
+    (S.UPDATING, E.FAILED): S.UNKNOWN,
+    (S.UNKNOWN, E.FAILED): S.UNKNOWN,
+    (S.BEHIND, E.FAILED): S.UNKNOWN,
+    (S.RETRY, E.FAILED): S.RETRY,
+    # In the place of a round: nobody knows what the switch should hold instead.
+    (S.UNKNOWN, E.NODE_LOST): S.PAUSED,
+    (S.RETRY, E.NODE_LOST): S.PAUSED,
+    (S.SUSPECT, E.NODE_LOST): S.PAUSED,
+    (S.BEHIND, E.NODE_LOST): S.PAUSED,
+}
+"""Whatever is not here cannot happen: a `KeyError` would be a fault in this table's user."""
+
+PENDING: Final = frozenset({S.UNKNOWN, S.RETRY, S.SUSPECT, S.BEHIND})
+WORKING: Final = frozenset({S.COMPARING, S.REPAIRING, S.UPDATING})
+EXTERNAL: Final = frozenset({E.CHANGED, E.DOUBTED, E.RETRIED})
+"""Events that may come in any state."""

@@ -1,0 +1,28 @@
+"""How much work is done at a stretch, so that the event loop answers everybody meanwhile."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+MAX_COST: Final = 500
+"""Flows, buckets and meters that one slice compiles; objects that it takes in count ten each."""
+MAX_SECONDS: Final = 0.01
+"""After which a slice ends too. The loop must not be held for more than 50 ms."""
+
+
+class Slice:
+    """One stretch of work. It ends after the step that used it up: one step is never divided."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._end = monotonic() + MAX_SECONDS
+        self._left = MAX_COST
+
+    def spend(self, cost: int) -> None:
+        """A step was done."""
+        self._left -= cost
+
+    @property
+    def over(self) -> bool:
+        """Whether the event loop has to have its turn now."""
+        return self._left <= 0 or self._monotonic() >= self._end

@@ -1,0 +1,292 @@
+"""Who owns which switch, and when it is compared: from its connection to its end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from ipaddress import IPv4Address, ip_address
+from typing import Final
+
+import structlog
+
+from controller import metrics
+from controller.desired import Desired
+from controller.forgetting import Forgetting
+from controller.inventory import BridgePort, Inventory
+from controller.problems import Owner, Reporter, SwitchRef
+from controller.session import Session
+from flows import names
+from flows.view import Key
+from openflow.batch import Batch, message_text
+from openflow.messages import PortReason, PortStatus
+from openflow.switch import ConnectionLost, Rejected, Switch
+
+log = structlog.get_logger()
+
+UNCLAIMED: Final = Owner(Reporter.SWITCH)
+"""Tells of switches that are no known node's."""
+MAX_UNCLAIMED: Final = 1_000
+"""Switches that wait for their Node. Only without certificates can there be many: with one, a
+switch has the datapath id of its own name."""
+MAX_CONCURRENT_COMPARISONS: Final = 16
+"""All at once, when a thousand come back, would hold the event loop for seconds, and all of their
+dumps in memory."""
+LONGEST_TURN: Final = 1.0
+"""Seconds after which the next comparison may begin, though this one is not done: its switch may be
+slow or dead."""
+RETRY_ROUND: Final = 5.0
+"""Seconds until a switch that rejected a message of no known object is compared again."""
+MAX_LOGGED: Final = 20
+"""Messages of one rejection that are logged."""
+PRUNE_TICK: Final = 5.0
+"""Seconds after which it is looked which shared changes every switch holds."""
+PORT_EVENTS_PER_SECOND: Final = 200
+"""Events that one switch may cause; more of them wait, and do not keep other switches waiting."""
+PORT_EVENTS_BURST: Final = 1_000
+"""A node with all of its pods started at once has fewer."""
+
+Absorb = Callable[[set[Key]], None]
+
+
+class Switches:
+    """The sessions of all nodes."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        desired: Desired,
+        forgetting: Callable[[], Forgetting],
+        absorb: Absorb,
+    ) -> None:
+        """`absorb` is called with the keys that a switch's ports changed."""
+        self.sessions: dict[str, Session] = {}
+        """By node."""
+        self.nodes_changed = asyncio.Event()
+        """Set, and replaced, when Nodes or ranges change."""
+        self._inventory = inventory
+        self._desired = desired
+        self._forgetting = forgetting
+        self._absorb = absorb
+        self._unclaimed: dict[int, Switch] = {}
+        """By datapath id, switches that wait for their Node."""
+        self._pruning: asyncio.TimerHandle | None = None
+        self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
+
+    # --- what others ask for ---
+
+    def program_changed(self, node: str) -> None:
+        """A node's own program changed."""
+        if session := self.sessions.get(node):
+            session.changed()
+
+    def shared_changed(self) -> None:
+        """The shared program changed."""
+        for session in self.sessions.values():
+            session.changed()
+        if self._pruning is None:
+            self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
+
+    def _prune(self) -> None:
+        """Let go of what led to a version of the shared program that every switch holds."""
+        self._pruning = None
+        version = self._desired.shared.version
+        oldest = min((each.shared_version for each in self.sessions.values()), default=version)
+        self._desired.forget_changes(oldest)
+        if oldest != version:
+            self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
+
+    def compare_all(self) -> None:
+        """What was not removed so far shows when the switches are compared."""
+        for session in self.sessions.values():
+            session.doubt()
+
+    def forget(self, batch: Batch) -> None:
+        """Have every switch forget connections."""
+        for session in self.sessions.values():
+            session.forget(batch)
+
+    def wake_nodes(self) -> None:
+        """Nodes or ranges changed."""
+        self.nodes_changed.set()
+        self.nodes_changed = asyncio.Event()
+
+    def drop_ports(self, node: str) -> None:
+        """Drop the ports of a node that is neither connected nor known."""
+        if node not in self.sessions and not self._inventory.knows_node(node):
+            self._absorb(self._inventory.set_ports(node, []))
+
+    # --- one switch ---
+
+    async def own(self, switch: Switch) -> None:
+        """Own one connected switch until it goes. The caller closes it on return."""
+        node = await self._node_of(switch)
+        if node is None:
+            return
+        session = Session(node, switch, self._desired)
+        self.sessions[node] = session
+        log.info("switch connected", node=node, peer=switch.peer)
+        metrics.SESSIONS.set(len(self.sessions))
+        try:
+            if (address := _address(switch.host)) is not None:
+                self._absorb(self._inventory.node_connected(node, address))
+            async with self._turn():
+                ports = [BridgePort(p.name, p.ofport, p.mac) for p in switch.ports.values()]
+                self._absorb_ports(node, lambda: self._inventory.set_ports(node, ports))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_ports(session))
+                group.create_task(self._keep_in_sync(session))
+                group.create_task(session.forget_forever())
+        except* ConnectionLost as lost:
+            log.info("switch lost", node=node, reason=str(lost.exceptions[0]))
+        finally:
+            log.info("switch gone", node=node, peer=switch.peer)
+            session.end()
+            self._inventory.problems.clear_owner(session.owner)
+            if self.sessions.get(node) is session:
+                del self.sessions[node]
+                self.drop_ports(node)
+                # They are known again from the next session on.
+                self._inventory.problems.clear_owner(Owner(Reporter.PORTS, node))
+            metrics.SESSIONS.set(len(self.sessions))
+
+    async def _node_of(self, switch: Switch) -> str | None:
+        """Which node this switch is; None: refused. Waits for a Node that is not known yet."""
+        name = switch.certificate_name
+        # At once: a stolen certificate must not hold sessions under invented datapath ids.
+        if name is not None and switch.dpid != names.datapath_id(name):
+            log.error(
+                "a switch with another node's datapath id is refused",
+                node=name,
+                datapath_id=f"{switch.dpid:016x}",
+            )
+            return None
+        if (node := self._inventory.node_of(switch.dpid)) is None:
+            node = await self._wait_for_node(switch)
+        if node is None:
+            return None
+        # A rebooted switch must not be locked out by its own half-open connection, nor may a
+        # second one take over from a living one; nor two at once from a dead one.
+        while (earlier := self.sessions.get(node)) is not None:
+            if await earlier.switch.alive(2.0):
+                log.error("a second session is refused: the first one is alive", node=node)
+                return None
+            if self.sessions.get(node) is earlier:
+                earlier.switch.close("replaced by a new session")
+                del self.sessions[node]
+        return node
+
+    async def _wait_for_node(self, switch: Switch) -> str | None:
+        if (earlier := self._unclaimed.pop(switch.dpid, None)) is not None:
+            earlier.close("replaced by a new session")
+        elif len(self._unclaimed) >= MAX_UNCLAIMED:
+            log.error("a switch is refused: too many wait for their Nodes", peer=switch.peer)
+            return None
+        problems, subject = self._inventory.problems, SwitchRef(switch.dpid, switch.peer)
+        problems.set(UNCLAIMED, subject, "no Node's name gives this datapath id; it waits for one")
+        self._unclaimed[switch.dpid] = switch
+        try:
+            while (node := self._inventory.node_of(switch.dpid)) is None:
+                await self.nodes_changed.wait()
+        finally:
+            if self._unclaimed.get(switch.dpid) is switch:
+                del self._unclaimed[switch.dpid]
+            problems.clear(UNCLAIMED, subject)
+        return node
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """For what is expensive: few at a time, and a slow one keeps nobody waiting for long."""
+        await self._comparisons.acquire()
+        over = asyncio.get_running_loop().create_future()
+        over.add_done_callback(lambda _: self._comparisons.release())
+        timer = asyncio.get_running_loop().call_later(LONGEST_TURN, over.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            over.cancel()
+
+    # --- its ports ---
+
+    async def _follow_ports(self, session: Session) -> None:
+        pace = Pace(PORT_EVENTS_PER_SECOND, PORT_EVENTS_BURST)
+        async for event in session.switch.port_events():
+            if self.sessions.get(session.node) is not session:
+                return
+            await pace.wait()
+            self._absorb_ports(session.node, partial(self._take_port, session.node, event))
+
+    def _take_port(self, node: str, event: PortStatus) -> set[Key]:
+        port = event.port
+        if event.reason is PortReason.DELETE:
+            return self._inventory.remove_port(node, port.name)
+        return self._inventory.set_port(node, BridgePort(port.name, port.ofport, port.mac))
+
+    def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
+        forgetting = self._forgetting()
+        before = forgetting.attached(node)
+        self._absorb(change())
+        forgetting.free(node, before - forgetting.attached(node))
+
+    # --- its flows ---
+
+    async def _keep_in_sync(self, session: Session) -> None:
+        while True:
+            await session.dirty.wait()
+            await self._sync(session)
+
+    async def _sync(self, session: Session) -> None:
+        # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
+        if session.node not in self._inventory.view.nodes:
+            session.pause()
+            return
+        try:
+            async with self._turn() if session.needs_comparison else nullcontext():
+                await session.sync()
+        except Rejected as rejected:
+            self._log_rejection(session.node, rejected)
+            causes = session.leave_out(rejected, self._on_retry)
+            for subject, why in causes.items():
+                self._inventory.problems.set(session.owner, subject, why)
+            if not causes:
+                await asyncio.sleep(RETRY_ROUND)
+
+    def _on_retry(self, session: Session) -> None:
+        self._inventory.problems.clear_owner(session.owner)
+
+    @staticmethod
+    def _log_rejection(node: str, rejected: Rejected) -> None:
+        metrics.REFUSALS.inc(len(rejected.refusals))
+        for message, error in rejected.refusals[:MAX_LOGGED]:
+            log.error(
+                "refused by a switch", node=node, message=message_text(message), error=str(error)
+            )
+        if (more := len(rejected.refusals) - MAX_LOGGED) > 0:
+            log.error("refused by a switch", node=node, message=f"{more} more", error="")
+
+
+class Pace:
+    """How often something may be done: a burst, and after that so many a second."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at = asyncio.get_running_loop().time()
+
+    async def wait(self) -> None:
+        """Return when it may be done once more."""
+        now = asyncio.get_running_loop().time()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second) - 1
+        self._at = now
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._per_second)
+
+
+def _address(host: str) -> IPv4Address | None:
+    """The address that a switch connects from, where it is one of IPv4."""
+    try:
+        found = ip_address(host)
+    except ValueError:
+        return None
+    return found if isinstance(found, IPv4Address) else None
