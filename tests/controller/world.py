@@ -8,6 +8,7 @@ from typing import Any
 
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
+from controller.session_state import State
 from flows import names
 from flows.compile import compile_scope
 from flows.pipeline import Feature
@@ -44,7 +45,7 @@ class World:
             session = self.reconciler.sessions.get("node1")
             if session is None or session.dirty.is_set():
                 return False
-            return session.in_sync or bool(session.left_out)
+            return session.in_sync or (session.state is State.INCOMPLETE and bool(session.left_out))
 
         await asyncio.sleep(0.02)  # longer than the tick in which shared changes are gathered
         await self.until(quiet)
