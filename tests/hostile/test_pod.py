@@ -266,3 +266,35 @@ def test_datapath_flows_without_end(hostile: Hostile) -> None:
         assert datapath_flows(hostile) < 2 * limits.FLOW_LIMIT
     assert during.same_node_rate > 0
     assert attack.after.ping_lost == 0
+
+
+# --- addresses ---
+
+LITE = 136
+"""The protocol number of UDP-Lite, which kernels do not translate."""
+
+
+def test_what_cannot_be_translated_does_not_leave_the_node(hostile: Hostile) -> None:
+    """It would reach the outside with the pod's own address. What comes after it does arrive."""
+    source = hostile.address(ATTACKER)
+    head = header(hostile, ATTACKER)
+    lite = head / IP(src=source, dst=OUTSIDE, proto=LITE) / Raw(bytes(UDP(sport=7, dport=7)) + LOST)
+    last = head / IP(src=source, dst=OUTSIDE) / UDP(sport=7, dport=7) / Raw(LAST)
+    command = [sys.executable, "-c", PACKETS, "listen", _interface(hostile), LAST.hex()]
+    with running(hostile.lab.command("outside", command)) as listener:
+        assert listener.line() == "listening"
+        send(hostile, ATTACKER, lite, last)
+        frames = [bytes.fromhex(line) for line in listener.lines(60)]
+    assert LAST in frames[-1]
+    assert not any(LOST in frame for frame in frames)
+
+
+LOST, LAST = b"sluice-test-lost", b"sluice-test-last-of-all"
+
+
+def _interface(hostile: Hostile) -> str:
+    """The outside's interface to the nodes."""
+    shown = hostile.lab.exec("outside", ["ip", "route", "get", NODE2]).stdout
+    found = re.search(r"dev (\S+)", shown)
+    assert found, shown
+    return found[1]

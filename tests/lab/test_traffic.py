@@ -352,3 +352,42 @@ def test_icmp_echo_is_one_connection(lab: Lab) -> None:
     ping(lab, A1, address(lab, B1))
     entries = lab.exec("node1", ["ovs-appctl", "dpctl/dump-conntrack", "zone=100"]).stdout
     assert f"src={address(lab, A1)},dst={address(lab, B1)}" in entries
+
+
+CLOSING = """
+import socket, sys
+with socket.create_server(("", 7001)) as server:
+    print("ready", flush=True)
+    accepted = [server.accept()[0] for _ in range(2)]
+    print("accepted", flush=True)
+    sys.stdin.readline()
+    for connection in accepted:
+        connection.close()
+    sys.stdin.readline()
+"""
+WAITING = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7001)) as client:
+    print("connected", flush=True)
+    client.settimeout(60)
+    print(client.recv(100), flush=True)
+"""
+
+
+def test_a_pod_that_the_api_has_forgotten_still_ends_its_connections(lab: Lab) -> None:
+    """Force-deleted: its Pod is gone at once, its process and its port are there for a while."""
+    lab.pod_add("default", "ending", "node1")
+    at = address(lab, "default/ending")
+    with (
+        python(lab, "default/ending", CLOSING) as server,
+        python(lab, A1, WAITING, at) as near,
+        python(lab, B1, WAITING, at) as away,
+    ):
+        assert server.line() == "accepted"
+        manifest = lab.layout.cluster / "pods" / "default.ending.yaml"
+        manifest.unlink()
+        # What the controller reads later it has seen later.
+        lab.pod_add("default", "later", "node1")
+        server.say("\n")
+        assert near.line() == "b''"
+        assert away.line() == "b''"
