@@ -105,9 +105,19 @@ def read_slice(given: SliceObject, cluster: Cluster, known: KnownAddresses) -> S
 def _summed_up(protocol: int, places: dict[_Place, Endpoint], cluster: Cluster) -> PortEndpoints:
     endpoints = places.values()
     hinted = [each for each in endpoints if each.zones or each.nodes]
+    pods = cluster.pod_range
+    first, last = int(pods.network_address), int(pods.broadcast_address)
+    # Most are pods with one port: one target, not a thousand to compare.
+    of_pods = {port for at, port in places if first <= at <= last}
+    targets = {Target(pods, protocol, port) for port in of_pods}
+    targets |= {
+        Target.of(each, protocol, pods)
+        for (at, _), each in places.items()
+        if not first <= at <= last
+    }
     return PortEndpoints(
         dict(sorted(places.items())),
-        frozenset(Target.of(each, protocol, cluster.pod_range) for each in endpoints),
+        frozenset(targets),
         frozenset(zone for each in hinted for zone in each.zones),
         any(each.nodes for each in hinted),
         len(endpoints) + sum(len(each.zones) + len(each.nodes) for each in hinted),
