@@ -1,6 +1,5 @@
 """`sluice services`: what each Service is, and where its connections go."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,14 +74,11 @@ def _list(rows: list[dict[str, Any]]) -> None:
     ]
     widths = [max(len(line[column]) for line in table) for column in range(4)]
     widths[0] = min(widths[0], WIDEST_NAME)
-    left = shutil.get_terminal_size().columns - sum(widths) - 2 * len(widths)
     for number, (*cells, ports, remark) in enumerate(table):
+        # Nothing is cut, however narrow the terminal: what is cut cannot be copied or searched.
         head = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        # The ports are what gives way, and never to fewer than a reader can tell apart.
-        most = max(16, left - len(remark) - 2 if remark else left)
-        shown = ports if len(ports) <= most else f"{ports[: most - 1]}…"
         click.echo(
-            click.style(f"{head}  {shown}", bold=number == 0)
+            click.style(f"{head}  {ports}", bold=number == 0)
             + (click.style(f"  {remark}", fg="red" if rows[number - 1]["problems"] else None)
                if remark else "")
         )  # fmt: skip
