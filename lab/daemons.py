@@ -298,3 +298,15 @@ def kill(pids: Iterable[int], timeout: float = 10) -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def kill_all(find: Callable[[], set[int]], timeout: float = 60) -> None:
+    """`kill` what `find` returns until it returns nothing: a process may just start another.
+
+    Raises `LabError` if some are left after `timeout` s.
+    """
+    deadline = time.monotonic() + timeout * PATIENCE
+    while pids := find():
+        if time.monotonic() > deadline:
+            raise LabError(f"new processes are started again and again: {sorted(pids)}")
+        kill(pids)

@@ -16,7 +16,7 @@ from lab import certificates, cluster, machine, network, node
 from lab.bringup import Bringup
 from lab.commands import LabError, complete, inside, lock_file, replace_file
 from lab.control import ControlPlane, daemons
-from lab.daemons import Daemons, kill, processes_in
+from lab.daemons import Daemons, kill, kill_all, processes_in
 from lab.datapath import load_module
 from lab.layout import (
     CONTROL_ADDRESS,
@@ -127,8 +127,7 @@ class Lab:
             if not spec.kubelets:
                 raise LabError(f"lab {self.name} has no kubelets, who would bring the pods back")
             report(it.name, "pulling the plug")
-            while pids := processes_in([it.netns]) | machine.processes(it.cgroup):
-                kill(pids)
+            kill_all(lambda: processes_in([it.netns]) | machine.processes(it.cgroup))
             machine.remove(it)
             network.disconnect(self.layout, it)
             self._bringup(spec, report).start_again(it)
@@ -292,9 +291,7 @@ class Lab:
         """Remove everything that carries the lab's name, found by looking rather than by memory."""
         names = network.namespaces(self.layout.prefix)
         found = bool(names) or self.layout.directory.exists()
-        # More than once, because what is being killed may be just starting something.
-        while pids := processes_in(names) | machine.processes(self.layout.cgroup):
-            kill(pids)
+        kill_all(lambda: processes_in(names) | machine.processes(self.layout.cgroup))
         recorded = {
             pid
             for directory in self.layout.directory.glob("**/log")

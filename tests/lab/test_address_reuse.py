@@ -86,7 +86,7 @@ def takes_pods(lab: Lab, node: str) -> bool:
     return True
 
 
-def test_the_next_owner_meets_no_old_connection(lab: Lab) -> None:
+def test_next_owner_of_an_address_meets_no_old_connection(lab: Lab) -> None:
     """Also when nobody has heard yet that the old one is gone."""
     for pod, node in {A: "node1", LOCAL: "node1", REMOTE: "node2"}.items():
         lab.pod_add(*pod.split("/"), node)
@@ -114,7 +114,7 @@ def test_the_next_owner_meets_no_old_connection(lab: Lab) -> None:
             wait_until(lambda before=before: committed(lab, "node1") == before + 1)
 
 
-def test_every_node_forgets_the_connections_of_a_pod_that_is_gone(lab: Lab) -> None:
+def test_every_node_forgets_the_connections_of_a_deleted_pod(lab: Lab) -> None:
     """In time before somebody else has its address, and nobody else's."""
     lab.pod_add("default", "other", "node2")
     used, other = address(lab, "default/heir"), address(lab, "default/other")

@@ -93,7 +93,7 @@ POD = {
 }
 
 
-def test_what_was_written_outlives_every_daemon(
+def test_objects_survive_every_daemon(
     start: Start,
     processes: Processes,
     kubectl: Kubectl,
@@ -139,13 +139,15 @@ def test_only_root_reads_credentials(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "api" / "pki").stat().st_mode & 0o777 == 0o700
 
 
-def test_ipv6_and_both_families(start: Start, kubectl: Kubectl) -> None:
+def test_api_server_serves_ipv6_and_both_families(start: Start, kubectl: Kubectl) -> None:
     found = start(address="fd99::2", service_range="fd96::/112,10.96.0.0/16")
     assert found.url == "https://[fd99::2]:6443"
     assert "fd96::1" in kubectl(found.kubeconfig, "get", "service", "kubernetes")
 
 
-def test_a_daemon_that_ends_is_named_with_its_log(start: Start, tmp_path: Path) -> None:
+def test_daemon_of_the_control_plane_that_ends_is_named_with_its_log(
+    start: Start, tmp_path: Path
+) -> None:
     with pytest.raises(apiserver.ApiServerError) as raised:
         start(address="10.99.0.3")
     told = str(raised.value)
@@ -154,12 +156,12 @@ def test_a_daemon_that_ends_is_named_with_its_log(start: Start, tmp_path: Path) 
     assert "10.99.0.3" in told
 
 
-def test_too_late(start: Start) -> None:
+def test_api_server_that_is_not_ready_in_time_is_reported(start: Start) -> None:
     with pytest.raises(apiserver.ApiServerError, match=r"not ready after 0\.2 s"):
         start(timeout=0.2)
 
 
-def test_a_range_that_is_none(start: Start, processes: Processes) -> None:
+def test_invalid_service_range_is_refused(start: Start, processes: Processes) -> None:
     with pytest.raises(ValueError, match=r"10\.96\.0\.0/33"):
         start(service_range="10.96.0.0/33")
     assert not any(processes.values()), "nothing was started"

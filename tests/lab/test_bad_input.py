@@ -67,7 +67,7 @@ def manifest(lab: Lab, pod: str) -> Path:
 
 
 @pytest.mark.parametrize("bad", ["half", "empty", "brackets"])
-def test_a_file_that_is_bad_at_the_start(lab: Lab, bad: str) -> None:
+def test_bad_file_at_the_start_is_reported(lab: Lab, bad: str) -> None:
     """Its pod keeps its flows; whatever else there is goes on, and others can be added."""
     file = manifest(lab, "a")
     good = file.read_text()
@@ -94,7 +94,7 @@ def test_a_file_that_is_bad_at_the_start(lab: Lab, bad: str) -> None:
     wait_until(lambda: {name: cookies(lab, name) for name in before} == before)
 
 
-def test_a_file_that_is_being_written(lab: Lab) -> None:
+def test_file_that_is_being_written_is_not_read(lab: Lab) -> None:
     file = manifest(lab, "a")
     good = file.read_text()
     before = cookies(lab, "node1")
@@ -109,7 +109,7 @@ def test_a_file_that_is_being_written(lab: Lab) -> None:
     assert cookies(lab, "node1") == before
 
 
-def test_a_port_with_an_address_of_another_node(lab: Lab) -> None:
+def test_port_with_an_address_of_another_node_is_refused(lab: Lab) -> None:
     source = DirectorySource(lab.layout.cluster)
     uid = source.add_pod("default", "stray", "node1", {})
     port = names.port_name("default", "stray", uid, "eth0", "sandbox")
@@ -162,7 +162,7 @@ def small(lab: Lab, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_pod_made_anew_with_the_same_address_while_the_controller_is_away(lab: Lab) -> None:
+def test_pod_recreated_with_the_same_address_without_the_controller(lab: Lab) -> None:
     """Whatever its predecessor left on the switch: ADD waits for its own flows, and in vain."""
     _add_when_ready(lab, "again")
     first = lab.pod("default", "again")

@@ -37,7 +37,7 @@ def program(path: Path) -> None:
     path.chmod(0o755)
 
 
-def test_what_is_cached_is_not_built_again(binaries: ModuleType, tmp_path: Path) -> None:
+def test_cached_programs_are_not_built_again(binaries: ModuleType, tmp_path: Path) -> None:
     for option, names in binaries.SETS.items():
         target = tmp_path / "kube" / binaries.cache_key(option)
         target.mkdir(parents=True)
@@ -83,7 +83,7 @@ def archive(images: ModuleType, path: Path) -> Path:
     return path / "images.tar"
 
 
-def test_an_archive_is_an_image_layout(images: ModuleType, tmp_path: Path) -> None:
+def test_archive_is_an_image_layout(images: ModuleType, tmp_path: Path) -> None:
     with tarfile.open(archive(images, tmp_path / "a")) as tar:
         files = {info.name: tar.extractfile(info).read() for info in tar}
 

@@ -19,20 +19,20 @@ def plan(*skipped: str, suites: dict[str, str] | None = None) -> ConformancePlan
     return ConformancePlan(suites or {"conformance": r"^\[a\].*\[C\]$", "more": r"^\[a\]"}, groups)
 
 
-def test_a_test_is_in_the_first_suite_that_it_fits() -> None:
+def test_a_test_belongs_to_the_first_suite_that_matches() -> None:
     assert [plan().suite_of(name) for name in KNOWN] == ["conformance", "conformance", "more", None]
 
 
-def test_all_of_the_suites_are_run_but_what_is_skipped() -> None:
+def test_all_suites_run_except_skipped_tests() -> None:
     assert chosen(plan(), KNOWN) == KNOWN[:3]
     assert chosen(plan(KNOWN[1]), KNOWN) == [KNOWN[0], KNOWN[2]]
 
 
-def test_what_is_skipped_can_be_run_alone() -> None:
+def test_skipped_tests_can_run_alone() -> None:
     assert chosen(plan(KNOWN[1]), KNOWN, skipped=True) == [KNOWN[1]]
 
 
-def test_the_focus_is_a_part_of_the_name() -> None:
+def test_focus_matches_a_part_of_the_name() -> None:
     assert chosen(plan(), KNOWN, r"\(of 2\)") == [KNOWN[1]]
 
 
@@ -48,7 +48,9 @@ def test_the_focus_is_a_part_of_the_name() -> None:
         (plan("[a] three"), "three", r"^every test that has 'three' in its name is skipped, see "),
     ],
 )
-def test_what_does_not_fit_is_named(given: ConformancePlan, focus: str, said: str) -> None:
+def test_plan_entry_that_matches_no_test_is_named(
+    given: ConformancePlan, focus: str, said: str
+) -> None:
     with pytest.raises(LabError, match=said):
         chosen(given, KNOWN, focus)
 
@@ -61,13 +63,13 @@ def test_what_does_not_fit_is_named(given: ConformancePlan, focus: str, said: st
         ("suites: {}\nskipped: [{test: [a]}]", r"unknown field `test` - at `\$.skipped\[0\]`$"),
     ],
 )
-def test_a_plan_with_a_mistake_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_plan_with_a_mistake_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(LabError, match=said):
         read_plan(tmp_path / "plan.yaml")
 
 
-def test_what_fails_before_the_tests_is_told_of() -> None:
+def test_failure_before_the_tests_is_reported() -> None:
     failed = {"LeafNodeType": "SynchronizedBeforeSuite", "State": "failed"}
     failed |= {"ContainerHierarchyTexts": None, "LeafNodeText": "", "RunTime": 1}
     failed |= {"Failure": {"Message": "nodes are not ready"}}
@@ -80,7 +82,7 @@ def programs() -> Path:
     return ginkgo.programs()
 
 
-def test_the_plan_is_in_line_with_the_tests_that_there_are(programs: Path) -> None:
+def test_plan_matches_the_tests_of_this_kubernetes(programs: Path) -> None:
     known = ginkgo.known_tests(programs)
     found = read_plan(PLAN)
     tests = chosen(found, known)
@@ -88,7 +90,7 @@ def test_the_plan_is_in_line_with_the_tests_that_there_are(programs: Path) -> No
     assert all(group.reason for group in found.skipped)
 
 
-def test_without_a_lab_that_runs_pods_it_says_so() -> None:
+def test_conformance_needs_a_lab_with_kubelets() -> None:
     done = CliRunner().invoke(conformance.main, ["--name", unique_name()])
     assert done.exit_code == 1
     assert "no lab" in done.output

@@ -16,7 +16,7 @@ def demo(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_everybody_reaches_everybody_and_nothing_is_left(name: str) -> None:
+def test_demo_shows_that_all_pods_reach_each_other_and_cleans_up(name: str) -> None:
     done = demo("--name", name, "--nodes", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     # 4 pods among themselves, 2 nodes to 4 pods, all 6 to the outside.
@@ -25,7 +25,7 @@ def test_everybody_reaches_everybody_and_nothing_is_left(name: str) -> None:
     assert not Lab(name).down(), "it was not taken down"
 
 
-def test_kept_it_can_be_looked_at_and_run_again(name: str) -> None:
+def test_demo_with_keep_leaves_the_lab_up(name: str) -> None:
     for _ in range(2):
         done = demo("--name", name, "--nodes", "1", "--keep")
         assert done.returncode == 0, done.stdout + done.stderr

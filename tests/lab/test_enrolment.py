@@ -65,7 +65,7 @@ def test_secret_and_config_map_hold_the_ca(enrolling: Enrolling) -> None:
     assert Authority.load(secret_pem(secret, "tls.crt"), secret_pem(secret, "tls.key"))
 
 
-def test_what_a_request_asks_for_is_not_heard(enrolling: Enrolling) -> None:
+def test_extensions_of_a_request_are_ignored(enrolling: Enrolling) -> None:
     token = enrolling.node_token("node1")
     status, pem = enrolling.ask(ROUTE, body=csr("system:admin"), token=token)
     assert status == 200, pem
@@ -120,7 +120,7 @@ TOKENS: dict[str, tuple[Callable[[Enrolling], str], int, str]] = {
 
 
 @pytest.mark.parametrize("case", TOKENS)
-def test_a_token_that_proves_nothing(enrolling: Enrolling, case: str) -> None:
+def test_token_of_somebody_else_is_refused(enrolling: Enrolling, case: str) -> None:
     make, code, sentence = TOKENS[case]
     status, body = enrolling.ask(ROUTE, body=csr(), token=make(enrolling))
     assert status == code, body
@@ -128,7 +128,7 @@ def test_a_token_that_proves_nothing(enrolling: Enrolling, case: str) -> None:
     assert sentence in enrolling.controller_said("no certificate")[-1]["reason"]
 
 
-def test_the_token_of_a_deleted_pod_is_worth_nothing(enrolling: Enrolling) -> None:
+def test_token_of_a_deleted_pod_is_refused(enrolling: Enrolling) -> None:
     pod = json.loads(
         enrolling.kubectl("get", "pod", "agent-node1", "-n", "sluice-system", "-o", "json")
     )
@@ -167,7 +167,7 @@ REQUESTS: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_request_that_cannot_be_signed(enrolling: Enrolling, case: str) -> None:
+def test_bad_certificate_request_is_refused(enrolling: Enrolling, case: str) -> None:
     make, code, sentence = REQUESTS[case]
     token = enrolling.node_token("node1")
     assert enrolling.ask(ROUTE, body=make(), token=token) == (
@@ -177,7 +177,7 @@ def test_a_request_that_cannot_be_signed(enrolling: Enrolling, case: str) -> Non
     assert enrolling.controller_said("no certificate")[-1]["reason"] == sentence
 
 
-def test_what_needs_a_certificate_and_what_does_not(enrolling: Enrolling) -> None:
+def test_paths_that_need_a_certificate(enrolling: Enrolling) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert enrolling.ask(path)[0] == 200
     sentence = "a certificate of Node node1 is needed"
@@ -186,7 +186,7 @@ def test_what_needs_a_certificate_and_what_does_not(enrolling: Enrolling) -> Non
     assert enrolling.ask("/v1/status")[0] == 404
 
 
-def test_without_the_api_server_nobody_enrols_and_nobody_is_harmed(enrolling: Enrolling) -> None:
+def test_enrolment_is_refused_without_the_api_server(enrolling: Enrolling) -> None:
     token, lab = enrolling.node_token("node1"), enrolling.lab
     lab.kill_daemon("control", "kube-apiserver")
     try:
@@ -200,7 +200,7 @@ def test_without_the_api_server_nobody_enrols_and_nobody_is_harmed(enrolling: En
     wait_until(lambda: enrolling.ask(ROUTE, body=csr(), token=token)[0] == 200)
 
 
-def test_a_refused_agent_says_why_and_gets_in_once_it_has_its_token(enrolling: Enrolling) -> None:
+def test_refused_agent_reports_why_and_enrols_with_its_token(enrolling: Enrolling) -> None:
     file = enrolling.token_file("node2")
     good = file.read_text()
     file.write_text(enrolling.node_token("node1"))
@@ -269,7 +269,7 @@ def test_renewal_costs_no_packet_and_no_session(short_lived: Enrolling) -> None:
     wait_until(lambda: not short_lived.refusal("node1"))
 
 
-def test_a_new_ca_takes_over_from_the_old_one(enrolling: Enrolling) -> None:
+def test_new_ca_replaces_the_old_one(enrolling: Enrolling) -> None:
     old, new = enrolling.data("configmap")["ca.crt"], Authority.new()
     sessions = [enrolling.sessions(node) for node in ("node1", "node2")]
     theirs = new.certificate_pem.decode()
@@ -312,7 +312,7 @@ def _issued(certificate: x509.Certificate, ca: Authority) -> bool:
         ({"tls.key": Authority.new().key_pem.decode()}, "the key is not the certificate's"),
     ],
 )
-def test_a_ca_of_no_use_is_named_and_the_one_before_goes_on(
+def test_unusable_ca_is_reported_and_the_old_one_stays(
     enrolling: Enrolling, data: dict[str, str], sentence: str
 ) -> None:
     good = {

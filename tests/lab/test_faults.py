@@ -178,7 +178,7 @@ def cut(lab: Lab, end: str) -> Iterator[None]:
         lab.exec("fabric", ["ip", "link", "set", end, "up"])
 
 
-def test_a_flapping_uplink_costs_what_the_link_loses(lab: Lab) -> None:
+def test_flapping_uplink_costs_what_the_link_loses(lab: Lab) -> None:
     """The measure is a ping between the nodes themselves, which meets no flow of ours."""
     a, b = lab.status()["nodes"]["node2"]["address"], address(lab, B)
     with ping(lab, "node1", a) as bare, ping(lab, A, b) as ours, stream(lab, A, B, b) as streaming:
@@ -287,7 +287,7 @@ def test_stepping_the_controllers_clock_costs_nothing(lab: Lab, tmp_path: Path) 
         assert b"switch gone" not in said
 
 
-def test_a_controller_that_starts_a_day_ahead(lab: Lab, tmp_path: Path) -> None:
+def test_controller_whose_clock_is_a_day_ahead_costs_nothing(lab: Lab, tmp_path: Path) -> None:
     flows = {node: cookies(lab, node) for node in NODES}
     with nothing_lost(lab), faked_clock(lab, tmp_path / "step", "+1d"):
         assert days_ahead(lab) == 1

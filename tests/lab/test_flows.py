@@ -29,7 +29,7 @@ def lab(lab: Lab) -> Lab:
     return lab
 
 
-def test_by_table_name_with_object_and_reason(lab: Lab) -> None:
+def test_flows_are_shown_by_table_with_object_and_reason(lab: Lab) -> None:
     done = sluice(lab, "node1")
     assert (done.returncode, done.stderr) == (0, "")
     titles = [line.split(" (")[0] for line in done.stdout.splitlines() if line[:1].isalpha()]
@@ -40,7 +40,7 @@ def test_by_table_name_with_object_and_reason(lab: Lab) -> None:
     assert "foreign" not in done.stdout
 
 
-def test_json_is_the_dump(lab: Lab) -> None:
+def test_json_has_all_flows_of_the_dump(lab: Lab) -> None:
     done = sluice(lab, "node1", "--json")
     rows = json.loads(done.stdout)["flows"]
     dump = lab.exec("node1", ["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"]).stdout
@@ -63,13 +63,13 @@ def test_register_fields_and_ofports_have_names_unless_raw(lab: Lab) -> None:
     assert "reg1=0x10 → output:16\n" in raw
 
 
-def test_one_table(lab: Lab) -> None:
+def test_one_table_is_shown(lab: Lab) -> None:
     rows = json.loads(sluice(lab, "node1", "--table", "Classifier", "--json").stdout)["flows"]
     assert {row["table"] for row in rows} == {"Classifier"}
     assert [row["object"] for row in rows] == ["Pod default/a", "cluster", "cluster", "cluster"]
 
 
-def test_made_and_unmade_by_hand_is_shown_and_then_mended(lab: Lab) -> None:
+def test_changes_by_hand_are_shown_and_repaired(lab: Lab) -> None:
     def by_hand(verb: str, flow: str) -> None:
         lab.exec("node2", ["ovs-ofctl", "-O", "OpenFlow15", verb, "br-int", f"table=100,{flow}"])
 

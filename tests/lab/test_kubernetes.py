@@ -64,7 +64,7 @@ def test_kubectl_shows_addresses_and_nodes(lab: Lab) -> None:
     assert lab.pod("default", "a1").uid in kubectl(lab, "get", "pod", "a1", "-o", "yaml")
 
 
-def test_a_pod_that_comes_and_goes(lab: Lab) -> None:
+def test_pod_is_added_and_deleted(lab: Lab) -> None:
     added = lab.pod_add("elsewhere", "short", "node2")
     ping(lab, "default/a1", str(added.address))
     lab.pod_del("elsewhere", "short")
@@ -81,7 +81,7 @@ def test_a_pod_that_comes_and_goes(lab: Lab) -> None:
     ],
     ids=["none", "another's", "a part of another's"],
 )
-def test_a_node_without_a_range_of_its_own_is_refused(lab: Lab, cidr: str, sentence: str) -> None:
+def test_node_with_an_unusable_range_is_refused(lab: Lab, cidr: str, sentence: str) -> None:
     node = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -105,7 +105,7 @@ def test_a_node_without_a_range_of_its_own_is_refused(lab: Lab, cidr: str, sente
 
 
 @pytest.mark.parametrize("victim", ["kube-apiserver", "etcd"])
-def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
+def test_no_packet_is_lost_without_the_api_server(lab: Lab, victim: str) -> None:
     before = lab.status()["control"]["pids"]
     with ping_while(lab, "default/a1", address(lab, "default/b1")) as pinging:
         lab.kill_daemon("control", victim)
@@ -130,7 +130,7 @@ def test_without_the_api_server_nothing_is_lost(lab: Lab, victim: str) -> None:
     lab.pod_del("default", "late")
 
 
-def test_the_controller_may_read_what_it_needs_and_tell_of_it(lab: Lab) -> None:
+def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> None:
     settings = Path(lab.status()["directory"], "control/sluice.yaml").read_text()
     assert re.findall(r"[\w-]+\.kubeconfig", settings) == ["sluice-controller.kubeconfig"]
     review = {

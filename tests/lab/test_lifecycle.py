@@ -75,7 +75,7 @@ def processes(name):
     return found
 
 
-def test_up_is_up_and_down_leaves_nothing(name):
+def test_up_starts_everything_and_down_leaves_nothing(name):
     before = machine_network()
     assert sluice("lab", "up", "--name", name, "--nodes", "2").returncode == 0
 
@@ -142,7 +142,7 @@ def test_down_finds_what_a_killed_up_has_left(name, moment):
     assert machine_network() == before
 
 
-def test_up_after_a_killed_up(name):
+def test_up_works_after_a_killed_up(name):
     with start_up(name, "switches starting"):
         pass
     assert Lab(name).up(nodes=1)
@@ -201,7 +201,7 @@ def test_up_and_down_at_the_same_time_take_turns(name):
     assert traces(name) == []
 
 
-def test_up_starts_again_what_has_died(lab):
+def test_up_restarts_daemons_that_have_ended(lab):
     before = lab.status()
     victims = [before["controller"]["pid"], *before["nodes"]["node1"]["pids"].values()]
     kill(victims)
@@ -250,13 +250,13 @@ def test_tcp_between_nodes_and_outside(lab):
             assert server.rest() == f"{1 << 22}\n"
 
 
-def test_the_kernel_does_not_hear_what_the_switch_hears(lab):
+def test_kernel_does_not_answer_what_the_switch_answers(lab):
     address = lab.status()["nodes"]["node1"]["address"]
     asked = lab.exec("control", ["arping", "-c", "2", "-w", "3", "-I", "eth0", address])
     assert "Received 2 response(s)" in asked.stdout
 
 
-def test_outside_has_no_way_to_pods(lab):
+def test_outside_has_no_route_to_pods(lab):
     """So that whatever comes back to a pod from there has been masqueraded."""
     route = lab.exec("fabric", ["ip", "route", "get", "10.244.1.2"], check=False)
     assert route.returncode != 0
@@ -343,7 +343,7 @@ def test_a_refused_pod_leaves_nothing(lab, tmp_path):
     )
 
 
-def test_exec_is_the_command_itself(lab):
+def test_exec_runs_the_command_itself(lab):
     def execute(*words, stdin=None):
         return sluice("lab", "exec", "--name", lab.name, *words, stdin=stdin)
 
@@ -380,12 +380,12 @@ def test_an_unknown_lab_gets_one_sentence():
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a.b", "Lab", "a" * 21])
-def test_a_name_that_could_not_be_a_path_is_refused(name):
+def test_name_that_cannot_be_a_path_is_refused(name):
     with pytest.raises(LabError, match="1 to 20 of"):
         Lab(name)
 
 
-def test_without_root_one_clear_sentence(monkeypatch):
+def test_lab_without_root_prints_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for words in (["up"], ["down"], ["status"], ["exec", "outside", "--", "true"]):
         result = CliRunner().invoke(main, ["lab", *words])
@@ -393,7 +393,7 @@ def test_without_root_one_clear_sentence(monkeypatch):
         assert "only root may do that" in result.output
 
 
-def test_with_a_real_api_server(name):
+def test_lab_runs_with_a_real_api_server(name):
     with Lab(name).running(nodes=1, source="kube") as lab:
         pod = lab.pod_add("shop", "web", "node1", {"app": "web"})
         get = lab.kubectl("get", "nodes,pods", "-A", "-o", "json")

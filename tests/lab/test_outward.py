@@ -74,7 +74,7 @@ def killed(lab: Lab, pid: Callable[[], int | None]) -> Iterator[None]:
         lab.up()
 
 
-def test_a_node_that_works_says_so_and_is_left_alone(lab: Lab) -> None:
+def test_working_node_has_its_condition_and_no_more_writes(lab: Lab) -> None:
     for name in ("node1", "node2"):
         wait_until(lambda name=name: condition(lab, name).get("status") == "False")
         assert condition(lab, name)["reason"] == "SluiceReady"
@@ -114,7 +114,7 @@ def a_node_is_refused(lab: Lab) -> None:
         kubectl(lab, "delete", "node", "stray")
 
 
-def test_a_pod_that_cannot_be_added(lab: Lab) -> None:
+def test_failed_add_is_an_event_of_the_pod(lab: Lab) -> None:
     """The node's agent alone knows why, and has no credentials to say so."""
     made = sandbox(lab, "torn")
     fail_to_add(lab, made)
@@ -129,7 +129,7 @@ def test_a_pod_that_cannot_be_added(lab: Lab) -> None:
     assert events(lab, "Pod", "torn") == [("AttachmentFailed", sentence)], "told once"
 
 
-def test_the_api_server_is_away_meanwhile(lab: Lab) -> None:
+def test_reports_arrive_after_the_api_server_was_away(lab: Lab) -> None:
     made = sandbox(lab, "late")
     with killed(lab, lambda: lab.status()["control"]["pids"].get("kube-apiserver")):
         fail_to_add(lab, made)
@@ -140,7 +140,7 @@ def test_the_api_server_is_away_meanwhile(lab: Lab) -> None:
     wait_until(lambda: lab.status()["problems"] == {})
 
 
-def test_a_node_whose_host_overlaps_the_cluster(lab: Lab) -> None:
+def test_node_whose_host_overlaps_the_cluster_is_reported(lab: Lab) -> None:
     """Once it was set up, its pods go on; the agent, which takes no new ones, says why."""
     wait_until(lambda: condition(lab, "node2").get("status") == "False")
     before = condition(lab, "node2")

@@ -59,7 +59,7 @@ def settled(lab: Lab, node: str, wanted: dict[str, object]) -> dict[str, object]
     return found
 
 
-def test_nothing_is_left_when_pods_are_gone(lab: Lab) -> None:
+def test_deleted_pods_leave_nothing(lab: Lab) -> None:
     before = {node: traces(lab, node) for node in ("node1", "node2")}
     assert not before["node1"]["leases"]
     for number in range(3):

@@ -326,7 +326,7 @@ async def told(feed: Feed, before: dict[str, str]) -> None:
     assert "c" not in feed.gone
 
 
-def test_a_dropped_watch_goes_on_from_where_it_was(cluster: RealKubernetes, play: Any) -> None:
+def test_dropped_watch_continues_from_its_version(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         before = feed.pods
         proxy.cut()
@@ -341,7 +341,7 @@ def test_a_dropped_watch_goes_on_from_where_it_was(cluster: RealKubernetes, play
     play(story)
 
 
-def test_watches_dropped_again_and_again(cluster: RealKubernetes, play: Any) -> None:
+def test_repeatedly_dropped_watches_lose_nothing(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         names = [f"p{number}" for number in range(12)]
         for name in names:
@@ -354,7 +354,7 @@ def test_watches_dropped_again_and_again(cluster: RealKubernetes, play: Any) -> 
     play(story)
 
 
-def test_a_stalled_watch_is_found_dead(
+def test_stalled_watch_is_replaced(
     cluster: RealKubernetes, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection stands, and nothing comes: as when a firewall forgets it."""
@@ -373,7 +373,7 @@ def test_a_stalled_watch_is_found_dead(
     play(story)
 
 
-def test_a_slow_way_to_the_server_only_delays(cluster: RealKubernetes, play: Any) -> None:
+def test_slow_path_to_the_server_only_delays(cluster: RealKubernetes, play: Any) -> None:
     async def story(proxy: Proxy, feed: Feed) -> None:
         before, connections = feed.pods, proxy.connections
         proxy.delay = 0.5
@@ -386,7 +386,7 @@ def test_a_slow_way_to_the_server_only_delays(cluster: RealKubernetes, play: Any
 
 
 @pytest.mark.parametrize("killed", [("kube-apiserver",), ("etcd", "kube-apiserver")])
-def test_history_that_is_forgotten_while_away(
+def test_compacted_history_is_listed_again(
     cluster: RealKubernetes, play: Any, killed: tuple[str, ...]
 ) -> None:
     """410: what went meanwhile is found missing in a new list, and told gone."""
@@ -411,7 +411,7 @@ def test_history_that_is_forgotten_while_away(
     play(story)
 
 
-def test_a_first_list_waits_for_the_server(
+def test_first_list_waits_for_the_server(
     cluster: RealKubernetes, play: Any, tmp_path: Path
 ) -> None:
     """Nothing may be removed anywhere until the server has been asked: nothing is complete."""

@@ -132,7 +132,7 @@ def connection(lab: Lab, client: str, server: str) -> Iterator[Callable[[str], s
             yield speaker.ask
 
 
-def test_vswitchd_killed(lab: Lab) -> None:
+def test_connection_survives_a_kill_of_vswitchd(lab: Lab) -> None:
     wait_for_snapshot(lab)
     with pings(lab, B, address(lab, A)) as seen, connection(lab, B, A) as say:
         assert say("before") == "before"
@@ -182,7 +182,7 @@ def test_all_flows_come_back_without_the_controller(lab: Lab, also: str) -> None
     check_that_pods_can_be_added(lab)
 
 
-def test_vswitchd_killed_again_and_again(lab: Lab) -> None:
+def test_vswitchd_recovers_from_repeated_kills(lab: Lab) -> None:
     """Whatever it, or the agent that gets it going, was doing just then."""
     wait_for_snapshot(lab)
     before = flows(lab)
@@ -196,7 +196,7 @@ def test_vswitchd_killed_again_and_again(lab: Lab) -> None:
     check_that_pods_can_be_added(lab)
 
 
-def test_ovsdb_server_killed(lab: Lab) -> None:
+def test_pods_can_be_added_after_a_kill_of_ovsdb_server(lab: Lab) -> None:
     before = flows(lab)
     # What is lost is printed and not judged: in userspace, ovs-vswitchd forwards on for a second or
     # two without its database, and whether its next one is there by then is the machine's affair.
@@ -209,7 +209,7 @@ def test_ovsdb_server_killed(lab: Lab) -> None:
     assert flows(lab) == before
 
 
-def test_a_snapshot_that_cannot_be_read_is_no_reason_to_wait(lab: Lab) -> None:
+def test_unreadable_snapshot_does_not_hold_up_the_switch(lab: Lab) -> None:
     wait_for_snapshot(lab)
     lab.kill_daemon("node1", "agent")
     lab.kill_daemon("node1", "ovs-vswitchd")
@@ -223,7 +223,7 @@ def test_a_snapshot_that_cannot_be_read_is_no_reason_to_wait(lab: Lab) -> None:
     wait_for_snapshot(lab)
 
 
-def test_the_hold_is_put_back_when_others_take_it_away(lab: Lab) -> None:
+def test_hold_is_renewed_when_others_remove_it(lab: Lab) -> None:
     """As `ovs-ctl restart` does when it has put flows back itself."""
     wait_until(lambda: held(lab))
     lab.exec("node1", ["ovs-vsctl", "remove", "open", ".", "other_config", "flow-restore-wait"])

@@ -48,7 +48,7 @@ def lab(lab: Lab) -> Iterator[Lab]:
     ("client", "at", "port"),
     [(A1, "10.96.1.4", 53), ("node2", "10.96.1.4", 53), ("outside", NODE1, 30053)],
 )
-def test_datagrams_leave_an_endpoint_that_goes(lab: Lab, client: str, at: str, port: int) -> None:
+def test_datagrams_leave_a_removed_endpoint(lab: Lab, client: str, at: str, port: int) -> None:
     """Of a client that never pauses, from one port; the server that it leaves would go on."""
     ports = [{**UDP_53, "nodePort": 30053}]
     serve(lab, "talk", "10.96.1.4", A2, ports=ports, type="NodePort")
@@ -116,7 +116,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
 
 
 @pytest.mark.parametrize("client", [A1, "node2"])
-def test_two_questions_at_once_from_one_socket(lab: Lab, client: str) -> None:
+def test_two_queries_at_once_from_one_socket_are_answered(lab: Lab, client: str) -> None:
     """As resolvers ask for A and AAAA: both datagrams of a new connection are on their way at once.
 
     Where two of them could be translated apart, one of the answers would be lost.
@@ -154,7 +154,7 @@ print(json.dumps(counts))
 
 
 @pytest.mark.parametrize("client", [A1, "node2"])
-def test_a_repeated_syn_goes_where_the_first_went(lab: Lab, client: str) -> None:
+def test_repeated_syn_goes_to_the_same_endpoint(lab: Lab, client: str) -> None:
     """Though one endpoint more is there by then, which a new choice would lead some of them to."""
     serve(lab, "deaf", "10.96.1.2", A1, A2)
     wait_until(lambda: served(lab, client, "10.96.1.2", 80))
@@ -175,7 +175,7 @@ def test_a_repeated_syn_goes_where_the_first_went(lab: Lab, client: str) -> None
 
 
 @pytest.mark.parametrize("client", [A1, "node2"])
-def test_datagrams_without_an_answer_go_where_the_first_went(lab: Lab, client: str) -> None:
+def test_unanswered_datagrams_go_to_the_same_endpoint(lab: Lab, client: str) -> None:
     serve(lab, "mute", "10.96.1.3", A1, A2, ports=[UDP_53])
     wait_until(lambda: served(lab, client, "10.96.1.3", 53, "udp"))
     with deaf(lab, "meta l4proto udp"), running(lab, client, SENDERS, "10.96.1.3", "53") as senders:
@@ -194,7 +194,7 @@ def test_datagrams_without_an_answer_go_where_the_first_went(lab: Lab, client: s
     assert {server for server, _ in first} == {A1, A2}
 
 
-def test_an_endpoint_that_comes_and_goes_every_second(lab: Lab) -> None:
+def test_endpoint_that_changes_every_second_costs_no_connection(lab: Lab) -> None:
     """Under 200 connections a second: none of them fails, nor does any that is open as it goes."""
     clients, at = (A1, "node2"), ("10.96.1.5", "80")
     serve(lab, "churn", at[0], A1, A2, B1)
@@ -205,7 +205,7 @@ def test_an_endpoint_that_comes_and_goes_every_second(lab: Lab) -> None:
         assert [said(holder) for holder in holders] == [A2, A2]
         connectors = [start(running(lab, client, CONNECTOR, *at, "2400")) for client in clients]
         changes = itertools.count()
-        while any(connector.poll() is None for connector in connectors):
+        while any(connector.popen.poll() is None for connector in connectors):
             # As a pod that is deleted; and as one that has failed, at once.
             if next(changes) % 2:
                 put_behind(lab, "churn", [A1, B1], leaving=[A2])
@@ -257,7 +257,7 @@ print(json.dumps(counts))
 
 
 @pytest.mark.parametrize("how", ["at once", "another address", "after a while"])
-def test_a_service_made_anew_with_other_ports(lab: Lab, how: str) -> None:
+def test_recreated_service_has_its_new_ports(lab: Lab, how: str) -> None:
     """What is open goes on, though nothing of the old Service is left for anybody else."""
     name, old, clients = "anew", "10.96.1.6", (A1, B1, "node1", "node2")
     new = "10.96.1.7" if how == "another address" else old
@@ -295,7 +295,7 @@ def echo(holders: Iterable[subprocess.Popen[str]], word: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1_000, 3_000])
-def test_very_many_endpoints(lab: Lab, count: int) -> None:
+def test_service_with_very_many_endpoints(lab: Lab, count: int) -> None:
     """Ports of three pods, each an endpoint of its own. Some go and come under connections."""
     name, at, first = f"many-{count}", f"10.96.2.{count // 1_000}", 20_000
     ports = range(first, first + -(-count // 3))
@@ -329,7 +329,7 @@ def test_very_many_endpoints(lab: Lab, count: int) -> None:
             assert sum(after[to] > before.get(to, 0) for to in after) > 200
         echo(holders, "one of many")
         connectors = [start(running(lab, client, CONNECTOR, at, "80", "400")) for client in clients]
-        while any(connector.poll() is None for connector in connectors):
+        while any(connector.popen.poll() is None for connector in connectors):
             lab.delete("EndpointSlice", "default", f"{name}-1")
             wait_until(lambda: everywhere(3 * len(slices)))
             echo(holders, "without")

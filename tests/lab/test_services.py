@@ -38,7 +38,7 @@ def lab(lab: Lab) -> Iterator[Lab]:
         yield lab
 
 
-def test_pod_to_service(lab: Lab) -> None:
+def test_pod_reaches_a_service(lab: Lab) -> None:
     serve(lab, "web", "10.96.0.10", A1, A2, B1)
     wait_until(lambda: "timeout" not in ask(lab, B1, "10.96.0.10", 80, timeout=1))
     for client in (A1, B1):
@@ -50,7 +50,7 @@ def test_pod_to_service(lab: Lab) -> None:
         assert {each.address for each in heard if each.server == client} == {"169.254.1.2"}
 
 
-def test_udp_and_another_port(lab: Lab) -> None:
+def test_service_translates_udp_to_another_port(lab: Lab) -> None:
     ports = [{"name": "UDP", "protocol": "UDP", "port": 53}, {"port": 8081}]
     serve(lab, "dns", "10.96.0.11", A2, ports=ports)
     wait_until(lambda: ask(lab, B1, "10.96.0.11", 53, "udp", timeout=1) != ["timeout"])
@@ -100,7 +100,7 @@ print(server, *struct.unpack_from("!HH", answer, 20))
 )
 
 
-def test_sctp(lab: Lab) -> None:
+def test_sctp_service_is_translated(lab: Lab) -> None:
     """By packets made by hand, as the kernel may have no SCTP.
 
     The ports are one: the userspace datapath knows none of SCTP, and leaves them as they are.
@@ -117,14 +117,14 @@ def test_sctp(lab: Lab) -> None:
 
 @pytest.mark.parametrize("client", [A1, "node1", "node2"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_without_endpoints_it_is_refused_at_once(lab: Lab, client: str, protocol: str) -> None:
+def test_service_without_endpoints_is_refused_at_once(lab: Lab, client: str, protocol: str) -> None:
     ports = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
     serve(lab, "empty", "10.96.0.12", ports=ports)
     wait_until(lambda: "10.96.0.12" in flows(lab, "node2"))
     assert ask(lab, client, "10.96.0.12", 80, protocol, times=3) == ["refused"] * 3
 
 
-def test_a_service_that_gets_its_first_endpoint(lab: Lab) -> None:
+def test_service_answers_from_its_first_endpoint_on(lab: Lab) -> None:
     """A client that goes on from one UDP port reaches it, though it was refused before."""
     ports = [{"name": "UDP", "protocol": "UDP", "port": 80}, {"port": 80}]
     serve(lab, "late", "10.96.0.13", ports=ports)
@@ -136,7 +136,7 @@ def test_a_service_that_gets_its_first_endpoint(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("node", ["node1", "node2"])
-def test_host_to_service(lab: Lab, node: str) -> None:
+def test_host_reaches_a_service(lab: Lab, node: str) -> None:
     serve(lab, "web", "10.96.0.10", A1, A2, B1)
     gateway = {"node1": "10.244.1.1", "node2": "10.244.2.1"}[node]
     heard = answers(lab, node, "10.96.0.10", 80, times=40)
@@ -144,7 +144,7 @@ def test_host_to_service(lab: Lab, node: str) -> None:
     assert {each.address for each in heard} == {gateway}
 
 
-def test_endpoints_on_hosts(lab: Lab) -> None:
+def test_host_network_endpoints_are_reached(lab: Lab) -> None:
     """As the API server's own Service has them: from pods, from that host and from another."""
     lab.apply(endpoints("hosts", [(NODE1, {"nodeName": "node1"})], [{"port": 9000}]))
     lab.apply(service("hosts", "10.96.0.14", [{"port": 443}]))
@@ -157,7 +157,7 @@ def test_endpoints_on_hosts(lab: Lab) -> None:
         assert answers(lab, "node1", "10.96.0.14", 443)[0].address == "169.254.1.2"
 
 
-def test_node_port(lab: Lab) -> None:
+def test_node_port_is_reached(lab: Lab) -> None:
     """From outside by either node, though the endpoint is on one; from pods; from the hosts."""
     ports = [{"port": 80, "nodePort": 30080}]
     serve(lab, "np", "10.96.0.15", B1, ports=ports, type="NodePort")
@@ -173,7 +173,7 @@ def test_node_port(lab: Lab) -> None:
     assert answers(lab, "node1", NODE2, 30080)[0].server == B1
 
 
-def test_node_port_whose_policy_is_local(lab: Lab) -> None:
+def test_node_port_with_policy_local(lab: Lab) -> None:
     ports = [{"port": 80, "nodePort": 30081}]
     serve(
         lab, "npl", "10.96.0.16", B1,
@@ -187,7 +187,7 @@ def test_node_port_whose_policy_is_local(lab: Lab) -> None:
     assert answers(lab, "node1", NODE1, 30081)[0].server == B1
 
 
-def test_external_addresses(lab: Lab) -> None:
+def test_external_addresses_are_served(lab: Lab) -> None:
     serve(
         lab, "ext", "10.96.0.17", A1, B1,
         type="LoadBalancer", externalIPs=["192.0.2.10"],
@@ -206,7 +206,7 @@ def test_external_addresses(lab: Lab) -> None:
     assert ask(lab, "outside", "192.0.2.11", 80, timeout=1) == ["timeout"]
 
 
-def test_a_cluster_ip_of_a_further_range(lab: Lab) -> None:
+def test_cluster_ip_of_a_further_range_is_served(lab: Lab) -> None:
     """From pods and hosts, as any other; what is not served there is refused by the hosts."""
     serve(lab, "far", "10.97.0.10", A1, B1)
     wait_until(lambda: "/" in ask(lab, "node1", "10.97.0.10", 80, timeout=1)[0])
@@ -218,7 +218,7 @@ def test_a_cluster_ip_of_a_further_range(lab: Lab) -> None:
         assert ask(lab, client, "10.97.0.10", 81) == ["refused"]
 
 
-def test_own_addresses_of_nodes(lab: Lab) -> None:
+def test_node_addresses_as_external_addresses(lab: Lab) -> None:
     """Where it is on bare metal: clients know the Service by the address of one of the nodes."""
     ports = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
     serve(lab, "edge", "10.96.0.23", B1, ports=ports, externalIPs=[NODE1])
@@ -288,7 +288,7 @@ def test_internal_policy_local(lab: Lab) -> None:
     assert {a.server for a in answers(lab, "node2", "10.96.0.18", 80, times=20)} == {B1}
 
 
-def test_hosts_are_apart_from_each_other(lab: Lab) -> None:
+def test_affinity_tells_hosts_apart(lab: Lab) -> None:
     """A client from outside and the host itself, from one port, through the node's translation."""
     ports = [{"port": 80, "nodePort": 30082}]
     serve(lab, "apart", "10.96.0.19", B1, ports=ports, type="NodePort")
@@ -399,7 +399,7 @@ def learned(lab: Lab, node: str) -> list[str]:
     return [line for line in flows(lab, node).splitlines() if line.strip().startswith("cookie=0xa")]
 
 
-def test_a_fair_spread_over_ten_endpoints(lab: Lab) -> None:
+def test_ten_endpoints_get_fair_shares(lab: Lab) -> None:
     """10,000 connections; with 9 degrees of freedom chi-square exceeds 27.9 once in 1,000 times.
 
     From five clients: one alone has some 14,000 ports, so that it gets what the hash makes of
@@ -424,7 +424,7 @@ def test_a_fair_spread_over_ten_endpoints(lab: Lab) -> None:
     assert chi_square < 27.9, counts
 
 
-def test_host_ports(lab: Lab) -> None:
+def test_host_port_leads_to_its_pod(lab: Lab) -> None:
     """From outside, other nodes, the node itself and its pods; gone with the pod."""
     to_server = {"containerPort": 8080, "protocol": "tcp"}
     mappings = [

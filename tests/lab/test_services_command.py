@@ -70,7 +70,7 @@ def lab(lab: Lab) -> Lab:
     return lab
 
 
-def test_a_line_for_each(lab: Lab) -> None:
+def test_each_service_has_a_line(lab: Lab) -> None:
     done = sluice(lab)
     assert (done.returncode, done.stderr) == (0, "")
     # The longest name moves its own line alone.
@@ -85,7 +85,7 @@ def test_a_line_for_each(lab: Lab) -> None:
     assert {sluice(lab, columns=columns).stdout for columns in (1, 40, 200)} == {done.stdout}
 
 
-def test_one_with_its_endpoints_and_who_gets_them(lab: Lab) -> None:
+def test_one_service_with_its_endpoints_and_nodes(lab: Lab) -> None:
     done = sluice(lab, "default/web")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == textwrap.dedent("""\
@@ -112,7 +112,7 @@ def test_one_with_its_endpoints_and_who_gets_them(lab: Lab) -> None:
     assert "every node  →" not in alone
 
 
-def test_without_endpoints_and_without_anything_to_do(lab: Lab) -> None:
+def test_service_without_endpoints_says_so(lab: Lab) -> None:
     text = sluice(lab, "default/queue").stdout
     assert text.startswith("Service default/queue  ClusterIP, a client keeps its endpoint for 10")
     assert "    no endpoints\n" in text

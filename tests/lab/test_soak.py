@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.timeout(900)
-def test_a_short_soak(name: str) -> None:
+def test_short_soak_finds_no_fault(name: str) -> None:
     options = ["--name", name, "--nodes", "2", "--minutes", "0.2", "--seed", "7"]
     done = subprocess.run(
         [sys.executable, "-m", "lab.soak", *options],
@@ -29,7 +29,7 @@ def test_a_short_soak(name: str) -> None:
 
 
 @pytest.mark.parametrize("lab", [{"nodes": 1}], indirect=True, ids=["1 node"])
-def test_it_sees_what_hands_have_done(lab: Lab) -> None:
+def test_soak_notices_changes_by_hand(lab: Lab) -> None:
     before = {"node1": traces(lab, "node1")}
     lab.pod_add("default", "a", "node1")
     wait_until(lambda: disagreements(lab, "node1") == [])
@@ -72,7 +72,9 @@ def outage(first: float, last: float) -> Outage:
         (outage(25, 25), ("node3", "node3"), True),
     ],
 )
-def test_what_excuses_a_loss(lost: Outage, nodes: tuple[str, str], excused: bool) -> None:
+def test_loss_is_excused_by_its_cause_only(
+    lost: Outage, nodes: tuple[str, str], excused: bool
+) -> None:
     excuses = [
         Excuse("tampering", frozenset({"node3"}), tunnels_only=False, begin=20, end=28),
         Excuse("a cut link", frozenset({"node1"}), tunnels_only=True, begin=10, end=20),

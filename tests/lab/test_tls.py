@@ -130,13 +130,13 @@ def test_pods_reach_each_other_and_the_session_is_tls(lab: Lab) -> None:
         assert len(sessions(lab, node)) == 1
 
 
-def test_a_lab_that_is_up_keeps_its_tls(lab: Lab) -> None:
+def test_running_lab_keeps_its_tls(lab: Lab) -> None:
     assert not lab.up()
     with pytest.raises(LabError, match="already up with tls True, not False"):
         lab.up(tls=False)
 
 
-def test_keys_are_root_s_alone(lab: Lab) -> None:
+def test_only_root_reads_keys(lab: Lab) -> None:
     keys = list((lab.layout.directory / "tls").glob("*.key"))
     assert sorted(key.name for key in keys) == [
         "ca.key",
@@ -147,7 +147,7 @@ def test_keys_are_root_s_alone(lab: Lab) -> None:
     assert {key.stat().st_mode & 0o777 for key in keys} == {0o600}
 
 
-def test_who_has_no_certificate_of_our_ca_hears_nothing(lab: Lab, foreign: Path) -> None:
+def test_peer_without_our_certificate_gets_no_answer(lab: Lab, foreign: Path) -> None:
     ours = certificates.files(lab.layout, "node1")
     before, seen = sessions(lab, "node1"), len(said(lab))
     assert dial(lab, ours.ca, ours.certificate, ours.key).startswith("06"), "the control is greeted"
@@ -181,7 +181,7 @@ def nobody(lab: Lab, tmp_path: Path) -> Tls:
 
 
 @pytest.mark.parametrize("name", ["node2", ""])
-def test_a_node_is_refused_as_another(lab: Lab, nobody: Tls, name: str) -> None:
+def test_node_is_refused_under_another_name(lab: Lab, nobody: Tls, name: str) -> None:
     """node2's switch, with node2's certificate or a nameless one, says that it is node1's."""
     own = kept(lab.layout.node(2).directory / "state")
     before, seen = sessions(lab, "node1"), len(said(lab))
@@ -215,7 +215,7 @@ def test_a_node_is_refused_as_another(lab: Lab, nobody: Tls, name: str) -> None:
     lab.pod_add("default", f"after-{name or 'nobody'}", "node1")
 
 
-def test_an_agent_learns_of_its_own_node_only(lab: Lab, nobody: Tls) -> None:
+def test_agent_learns_of_its_own_node_only(lab: Lab, nobody: Tls) -> None:
     node1, node2 = (certificates.files(lab.layout, node) for node in ("node1", "node2"))
     status, body = ask(lab, "/v1/nodes/node1/config", node1)
     assert (status, json.loads(body)["podCidr"]) == (200, "10.244.1.0/24")
@@ -246,7 +246,7 @@ with socket.create_server(("", 7777)) as server:
 
 
 @pytest.mark.parametrize(("shown", "heard"), [("controller", "06"), ("node2", "cut")])
-def test_no_node_can_pass_for_the_controller(lab: Lab, shown: str, heard: str) -> None:
+def test_node_cannot_act_as_the_controller(lab: Lab, shown: str, heard: str) -> None:
     """Open vSwitch checks no name of whom it dials, only what the certificate is for."""
     theirs, ours = (certificates.files(lab.layout, name) for name in (shown, "node1"))
     serve = [sys.executable, "-c", SERVER, str(theirs.certificate), str(theirs.key)]
@@ -305,7 +305,7 @@ def node2(lab: Lab, tmp_path: Path) -> Iterator[Node2]:
     wait_until(lambda: node2.refusal() == "")
 
 
-def test_a_wrong_ca_on_a_node_is_named_and_once_put_right_is_enough(
+def test_wrong_ca_is_reported_and_a_right_one_is_taken(
     lab: Lab, node2: Node2, foreign: Path, tmp_path: Path
 ) -> None:
     ca = tmp_path / "ca.pem"
@@ -336,7 +336,7 @@ def test_a_wrong_ca_on_a_node_is_named_and_once_put_right_is_enough(
     assert "Traceback" not in node2.log()
 
 
-def test_an_agent_with_another_s_certificate_is_told_so(lab: Lab, node2: Node2) -> None:
+def test_agent_with_another_nodes_certificate_is_refused(lab: Lab, node2: Node2) -> None:
     theirs = certificates.files(lab.layout, "node1")
     node2.stop()
     node2.start(key=theirs.key, certificate=theirs.certificate)
@@ -345,7 +345,7 @@ def test_an_agent_with_another_s_certificate_is_told_so(lab: Lab, node2: Node2) 
     assert "Traceback" not in node2.log()
 
 
-def test_an_agent_without_its_files_waits_for_them(lab: Lab, node2: Node2, tmp_path: Path) -> None:
+def test_agent_waits_for_its_tls_files(lab: Lab, node2: Node2, tmp_path: Path) -> None:
     key = tmp_path / "late.key"
     node2.stop()
     node2.start(key=key)
@@ -363,7 +363,7 @@ def hang_up(lab: Lab, node: str) -> None:
         lab.exec(node, ["ovs-vsctl", "set", "Controller", row, f'target="ssl:{address}"'])
 
 
-def test_all_files_are_replaced_while_traffic_flows(lab: Lab, tmp_path: Path) -> None:
+def test_replacing_all_tls_files_costs_no_packet(lab: Lab, tmp_path: Path) -> None:
     """By those of another CA: who still showed or trusted an old one would be refused."""
     certificates.authority(tmp_path)
     certificates.sign(tmp_path, "controller", "serverAuth", f"IP:{CONTROL_ADDRESS}")
@@ -394,7 +394,7 @@ def test_all_files_are_replaced_while_traffic_flows(lab: Lab, tmp_path: Path) ->
     lab.pod_add("default", "e", "node1")
 
 
-def test_an_expired_certificate_is_named_on_both_sides(
+def test_expired_certificate_is_reported_on_both_sides(
     lab: Lab, node2: Node2, tmp_path: Path
 ) -> None:
     files = certificates.files(lab.layout, "node2")
@@ -420,7 +420,7 @@ def test_an_expired_certificate_is_named_on_both_sides(
     assert "the peer's certificate: certificate has expired" in failed_handshakes(lab, seen)
 
 
-def test_files_that_cannot_be_used_are_named(lab: Lab, foreign: Path, tmp_path: Path) -> None:
+def test_unusable_tls_files_are_named(lab: Lab, foreign: Path, tmp_path: Path) -> None:
     good = certificates.files(lab.layout, "node1")
     empty = tmp_path / "empty.pem"
     empty.write_text("")

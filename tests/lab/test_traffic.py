@@ -287,7 +287,7 @@ def test_spoofed_arp_is_dropped(lab: Lab) -> None:
         assert not any(f.haslayer(ARP) for f in seen), f"{what}: ARP was carried to a pod"
 
 
-def test_the_node_does_not_hear_what_its_switch_hears(lab: Lab) -> None:
+def test_nodes_stack_does_not_receive_what_its_switch_receives(lab: Lab) -> None:
     """OVS opens the veth by a raw socket; the kernel would take the same frame in as well."""
     pod = lab.pod(*A1.split("/"))
 
@@ -341,7 +341,7 @@ def refused(lab: Lab, port: int) -> int:
     )
 
 
-def test_unknown_addresses_of_the_pod_range_go_nowhere(lab: Lab) -> None:
+def test_unknown_addresses_of_the_pod_range_are_dropped(lab: Lab) -> None:
     for nobody in ("10.244.1.99", "10.244.2.99", "10.244.77.1"):
         done = lab.exec(A1, ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", nobody], check=False)
         assert "100% packet loss" in done.stdout

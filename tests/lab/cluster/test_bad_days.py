@@ -64,7 +64,7 @@ def complaints(lab: Lab, name: str) -> str:
     return " ".join(event["message"] for event in get(lab, "events", chosen)["items"])
 
 
-def test_a_full_disk_under_the_lease_file(lab: Lab, friend: str) -> None:
+def test_full_disk_under_the_lease_file_is_reported(lab: Lab, friend: str) -> None:
     with on_a_disk_of(lab, "1m") as state:
         wait_until(lambda: not refusal(lab))
         before = traces(lab, NODE)
@@ -86,7 +86,7 @@ def test_a_full_disk_under_the_lease_file(lab: Lab, friend: str) -> None:
     assert settled(lab, NODE, before) == before
 
 
-def test_without_open_vswitch_a_node_says_so_and_takes_no_pods(lab: Lab, friend: str) -> None:
+def test_node_without_open_vswitch_is_not_ready(lab: Lab, friend: str) -> None:
     """As where the agent starts first, and nobody has installed Open vSwitch.
 
     The node of a lab is off the network then, so kubelet cannot hand on what it is told.
@@ -145,7 +145,7 @@ def deaf_controller(lab: Lab) -> Iterator[None]:
         lab.exec("control", ["nft", "delete", "table", "inet", "deaf"])
 
 
-def test_a_pod_starts_as_soon_as_its_controller_hears_of_it(lab: Lab, friend: str) -> None:
+def test_pod_starts_once_its_controller_knows_it(lab: Lab, friend: str) -> None:
     """The API server answers everybody but the controller."""
     find = ["ovs-vsctl", "--bare", "--columns=name", "find", "interface"]
     find.append("external_ids:sluice-pod=default/unheard")

@@ -115,7 +115,9 @@ def kill_and_start(lab: Lab, victims: tuple[str, ...]) -> None:
      IN_ORDER + CONTROL],
     ids=lambda victims: victims[0] if len(victims) == 1 else "everything",
 )  # fmt: skip
-def test_killed_under_traffic(lab: Lab, victims: tuple[str, ...], costs: list[Cost]) -> None:
+def test_kill_under_traffic_costs_what_is_documented(
+    lab: Lab, victims: tuple[str, ...], costs: list[Cost]
+) -> None:
     found = pods(lab, "web")
     (a, _), (_, beside) = on_node(found, "node1")
     (c, across), *_ = on_node(found, "node3")

@@ -61,7 +61,7 @@ def several(lab: Lab, name: str, count: int, **spec: Any) -> Any:
     return {"apiVersion": "v1", "kind": "List", "items": made}
 
 
-def test_pods_deleted_while_their_add_runs(lab: Lab) -> None:
+def test_pods_deleted_during_their_add_leave_nothing(lab: Lab) -> None:
     with nothing_left(lab):
         for turn in range(5):
             name = f"brief{turn}"
@@ -76,7 +76,7 @@ def test_pods_deleted_while_their_add_runs(lab: Lab) -> None:
             wait_until(lambda t=turn: not get(lab, "pods", "-l", f"app=brief{t}")["items"], 120)
 
 
-def test_containerd_killed_in_the_middle_of_adds(lab: Lab, friend: str) -> None:
+def test_pods_start_after_containerd_was_killed_during_adds(lab: Lab, friend: str) -> None:
     with nothing_left(lab):
         kubectl(lab, "create", "-f", "-", manifest=several(lab, "hard", 12))
         wait_until(lambda: any(interface(lab, "node1", f"hard-{n}") for n in range(12)))
@@ -111,7 +111,7 @@ def test_a_job_of_many_short_pods_leaves_nothing(lab: Lab) -> None:
     kubectl(lab, "delete", "job", "short", "--cascade=foreground")
 
 
-def test_a_static_pod(lab: Lab, friend: str) -> None:
+def test_static_pod_gets_its_network(lab: Lab, friend: str) -> None:
     """Its sandbox carries the hash of its manifest; the API knows it by its mirror's uid."""
     node = lab.layout.node(2)
     file = node.static_pods / "static.json"
@@ -152,7 +152,7 @@ def test_a_pod_in_the_host_s_network_is_no_attachment(lab: Lab) -> None:
         assert traces(lab, "node2") == before
 
 
-def test_a_sandbox_made_anew(lab: Lab, friend: str) -> None:
+def test_recreated_sandbox_keeps_its_pod_reachable(lab: Lab, friend: str) -> None:
     """As kubelet makes it when the process that holds a sandbox has died."""
     with nothing_left(lab), running_pod(lab, "anew", "node1") as first:
         old = interface(lab, "node1", "anew")
@@ -185,7 +185,7 @@ def sandbox_process(lab: Lab, where: str) -> int:
     raise AssertionError(f"no sandbox of {where}")
 
 
-def test_add_and_del_again(lab: Lab, friend: str) -> None:
+def test_repeated_add_is_refused_and_repeated_del_succeeds(lab: Lab, friend: str) -> None:
     """A runtime that has lost an answer asks once more."""
     ids = interface(lab, "node3", "friend")
     runtime = Runtime(lab.layout.node(3))

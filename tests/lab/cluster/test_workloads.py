@@ -94,7 +94,7 @@ def test_a_rolling_update_replaces_every_pod(lab: Lab) -> None:
         assert fetch(lab, "node1", f"http://{address}:8080/hostname") == name
 
 
-def test_a_pod_that_is_deleted_leaves_nothing(lab: Lab) -> None:
+def test_deleted_pod_leaves_nothing(lab: Lab) -> None:
     deploy(lab, "short", 3)
     found = pods(lab, "short")
     assert all(ports(lab, f"default/{name}") for name in found)
@@ -141,7 +141,7 @@ def answers(lab: Lab, where: str, address: str, name: str) -> bool:
     return lab.exec(where, command, check=False).stdout == name
 
 
-def test_nothing_is_left_when_it_is_taken_down() -> None:
+def test_cluster_that_is_taken_down_leaves_nothing() -> None:
     name = unique_name()
     lab = Lab(name)
     with lab.running(nodes=1, kubelets=True):
