@@ -60,10 +60,10 @@ PACKETS: Final = (
     Fault(
         "a pod's address comes in by the host",
         _CLASSIFY,
-        '        Feature.CLASSIFY, "GatewayGuard", Priority.FENCE,\n'
+        '        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,\n'
         '        {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},\n'
         "        [],\n",
-        '        Feature.CLASSIFY, "GatewayGuard", Priority.FENCE,\n'
+        '        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,\n'
         '        {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},\n'
         '        [LAYOUT.goto("UnSnat")],\n',
         _TRACES,

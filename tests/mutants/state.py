@@ -195,8 +195,8 @@ STATE: Final = (
     Fault(
         "an object in a file that became unreadable is removed",
         _DIRECTORY,
-        "            objects = {**old, **objects}\n",
-        "            pass\n",
+        "        objects = {**old, **objects}\n",
+        "        pass\n",
         ("tests/controller/test_directory.py",),
     ),
     Fault(
