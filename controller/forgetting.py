@@ -19,6 +19,11 @@ FREED_TICK: Final = 5.0
 MAX_FORGETS: Final = 8
 """Of one batch, so that no flow has to wait for many of them: for each the switch looks at all the
 connections that it knows."""
+FLUSHES_OF_STALE: Final = 15
+"""Each leaves at most half: enough for 30,000 UDP connections to one endpoint."""
+FLUSHES_OF_FREED: Final = 4
+"""Fewer, for there are many: what is left passes policy at the address's own node, whose agent has
+seen to it that none is left there."""
 
 
 class Forgetting:
@@ -51,7 +56,7 @@ class Forgetting:
         stale, self._stale = list(self._stale), {}
         forgets = [each.forget(zone) for each in stale for zone in (ZONE, SNAT_ZONE)]
         for at in range(0, len(forgets), MAX_FORGETS):
-            self._send(Batch.of_forgets(forgets[at : at + MAX_FORGETS]))
+            self._send(Batch.of_forgets(forgets[at : at + MAX_FORGETS], FLUSHES_OF_STALE))
 
     def _forget_freed(self) -> None:
         freed, self._freed = self._freed, {}
@@ -60,4 +65,4 @@ class Forgetting:
         # agent had them forgotten before it handed the address out.
         addresses = [address for address, node in freed.items() if address not in attached[node]]
         for at in range(0, len(addresses), MAX_FORGETS):
-            self._send(Batch.forgetting(ZONE, addresses[at : at + MAX_FORGETS]))
+            self._send(Batch.forgetting(ZONE, addresses[at : at + MAX_FORGETS], FLUSHES_OF_FREED))

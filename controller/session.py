@@ -308,7 +308,8 @@ class Session:
             await self._caught_up()
             for batch in batches:
                 try:
-                    await self.apply(batch)
+                    for _ in range(batch.times):
+                        await self.apply(batch)
                 except Rejected as refused:
                     log.warning("connections are left", node=self.node, reason=str(refused))
 

@@ -262,6 +262,8 @@ class Batch:
     """
 
     parts: tuple[Part, ...]
+    times: int = 1
+    """How often it is to be applied, one acknowledgement after another."""
 
     @classmethod
     def of(
@@ -313,23 +315,24 @@ class Batch:
         return cls(tuple(Part(xid, tuple(each)) for xid, each in zip(firsts, listed, strict=False)))
 
     @classmethod
-    def forgetting(cls, zone: int, addresses: Iterable[IPAddress]) -> Self:
+    def forgetting(cls, zone: int, addresses: Iterable[IPAddress], times: int = 1) -> Self:
         """Make a batch that has a switch forget every connection of these few addresses.
 
         For each the switch looks at all the connections it knows, and does nothing else meanwhile.
         Those an address has opened have it as source of their original direction; those opened to
         it, translated or not, as source of the reply.
         """
-        return cls.of_forgets(of_addresses(zone, addresses))
+        return cls.of_forgets(of_addresses(zone, addresses), times)
 
     @classmethod
-    def of_forgets(cls, forgets: Iterable[Forget]) -> Self:
+    def of_forgets(cls, forgets: Iterable[Forget], times: int = 1) -> Self:
         """Make a batch that has a switch forget connections; what `forgetting` says holds here too.
 
         Meant for what has no connection of its own to notice that its other end is gone: UDP to an
-        endpoint that went, or to a Service that had none.
+        endpoint that went, or to a Service that had none. In the userspace datapath one flush
+        leaves up to half of what it is to forget (docs/decisions.md): `times` says how often.
         """
-        return cls._of_parts([[*forgets, BARRIER]])
+        return replace(cls._of_parts([[*forgets, BARRIER]]), times=times)
 
     @property
     def cost(self) -> int:

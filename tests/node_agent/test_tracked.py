@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from controller.forgetting import FLUSHES_OF_STALE
 from flows.pipeline import ZONE
 from node_agent import appctl, limits, tracked
 from node_agent.connection_limits import ConnectionLimits, most_of
@@ -72,6 +73,20 @@ def test_one_flush_leaves_connections_where_the_table_shrinks_meanwhile(tracking
     assert 0 < asyncio.run(flushed_once(0)) <= MANY / 2
     # The others keep the table from shrinking: so that is the cause.
     assert asyncio.run(flushed_once(2 * MANY)) == 0
+
+
+def test_what_the_controller_flushes_is_flushed_often_enough(tracking: Ovs) -> None:
+    """It cannot ask a switch what is left, but each flush leaves at most half."""
+
+    async def flushed() -> None:
+        await opened(tracking, CLIENT, OLD, MANY)
+        batch = Batch.of_forgets(all_of([OLD]), FLUSHES_OF_STALE)
+        async with connect(tracking.mgmt) as switch:
+            for _ in range(batch.times):
+                await switch.apply(batch)
+        assert await counts(tracking) == Counter()
+
+    asyncio.run(flushed())
 
 
 def test_all_are_forgotten_and_nobody_elses(tracking: Ovs) -> None:
