@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
-from pyroute2 import NetlinkError
+from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
-from node_agent import bridge, install, nft, pod_link, services, snapshot, tls_files
+from node_agent import bridge, install, nft, pod_link, routes, services, snapshot, tls_files
 from node_agent.faults import NodeFault
 from node_agent.leases import Lease, LeaseError, Leases
-from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
+from node_agent.ovsdb import Ovsdb, Transaction
 from node_agent.sysctl import Sysctls
 from settings import Agent
 
@@ -56,9 +56,13 @@ async def uninstall(agent: Agent, *, force: bool) -> None:
             for link in (*internal, *(lease.port for lease in attached)):
                 await pod_link.remove(link)
             await nft.remove()
+            async with AsyncIPRoute() as netlink:
+                await routes.remove_rules(netlink)
             Sysctls.of(agent).forward_as_before()
             _remove_state(agent)
-        except (OSError, NetlinkError, OvsdbError, nft.NftError) as error:
+        except UninstallError:
+            raise
+        except (OSError, NetlinkError, NodeFault) as error:
             raise UninstallError(f"Node {agent.node}: {error}") from error
     log.info("Sluice is gone from this node", node=agent.node)
 

@@ -5,13 +5,15 @@ import json
 import shutil
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.patience import PROGRAM_TIMEOUT
-from tests.node_agent.conftest import ROOT, ScratchNode, controlled, needs_root
+from tests.node_agent.conftest import NODE, ROOT, ScratchNode, controlled, needs_root, until
+from wire.documents import NodeServices
 
 pytestmark = needs_root
 
@@ -46,6 +48,7 @@ def found(node: ScratchNode) -> dict[str, Any]:
         "rows": node.vsctl("--columns=name", "list", "Interface"),
         "links": sorted(link["ifname"] for link in json.loads(node.run("ip", "-j", "link"))),
         "routes": node.run("ip", "-4", "route", "show", "table", "all"),
+        "rules": node.run("ip", "-4", "rule"),
         "neighbours": node.run("ip", "neigh", "show", "nud", "permanent"),
         "nftables": node.run("nft", "list", "ruleset"),
         "forwarding": node.run("sysctl", "net.ipv4.ip_forward"),
@@ -63,7 +66,12 @@ def test_node_is_left_as_it_was_found(node: ScratchNode, forwarding: str) -> Non
         node.run("sysctl", "-w", f"net.ipv4.ip_forward={forwarding}")
         node.vsctl("set", "Open_vSwitch", ".", "external_ids:somebody=else")
         before = found(node)
-        async with controlled(node):
+        async with controlled(node) as controller:
+            external = (IPv4Address("198.51.100.7"),)
+            controller.services = NodeServices(
+                NODE, (), external, (), "2", external_ports=((external, ((6, 80),), "default/web"),)
+            )
+            await until(lambda: "fwmark" in node.run("ip", "rule"), node.log)
             assert (await node.add("a", node.netns()))[0] == 0
             done = uninstall(node)
             assert done.returncode == 1
