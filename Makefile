@@ -1,26 +1,26 @@
-# Everything that one does with a clone of Sluice. `make` alone lists it.
+# All commands for a clone of Sluice. `make` alone lists them.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cluster cluster-down conformance image soak test unit mutants ansible-test cluster-test kernel-test \
     kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
-# Written when scripts/setup has gone through; older than what it depends on: once more.
+# Written when scripts/setup has succeeded; where it is older than what it depends on, setup runs again.
 READY := .venv/.ready
 TESTS_READY := .venv/.ready-tests
 CLUSTER_READY := .venv/.ready-cluster
-# Seconds after which `make test` is ended, whatever it does: several times what it takes.
+# `make test` ends after so many seconds: several times what it needs.
 TEST_LIMIT ?= 7200
-# What `make cluster` calls its lab.
+# The name of the lab of `make cluster`.
 CLUSTER := cluster
 
-# The scripts that are Python, whose names do not say so.
+# The scripts written in Python, which have no suffix.
 SCRIPTS = $(shell grep -ls '^\#!.*python' scripts/*)
 
-# KEEP=0 and KUBE=0 are what one would think.
+# KEEP=0 and KUBE=0 mean no.
 KEEP_FLAG = $(if $(filter-out 0,$(KEEP)),--keep)
 
-help: ## list what there is (this)
+help: ## list all commands (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install what Sluice needs: Debian packages, and Python ones in .venv (2 min)
@@ -29,7 +29,7 @@ $(READY): pyproject.toml requirements.lock scripts/setup
 	@scripts/setup
 	@touch $@
 
-demo: need-root setup ## three nodes, six pods, who reaches whom. KEEP=1: leave it up. KUBE=1: on a real API server
+demo: need-root setup ## show that six pods on three nodes reach each other. KEEP=1: leave the lab up. KUBE=1: with a real API server
 ifneq ($(filter-out 0,$(KUBE)),)
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec $(PYTHON) -m lab.demo --source kube $(KEEP_FLAG)
@@ -37,62 +37,62 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-cluster: need-root setup $(CLUSTER_READY) ## a whole Kubernetes: nodes with kubelet and containerd (builds it first, 8 min, once). NODES=3. SLUICE=0: without Sluice
+cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with kubelet and containerd (builds it once, 8 min). NODES=3. SLUICE=0: without Sluice
 	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(NODES),--nodes $(NODES)) \
 	    $(if $(filter 0,$(SLUICE)),--no-sluice)
 	@echo "to look around:  .venv/bin/sluice lab exec --name $(CLUSTER) control -- kubectl get pods -A -o wide"
 	@echo "to take it down: make cluster-down"
 
-cluster-down: need-root setup ## take that down; nothing is left of it
+cluster-down: need-root setup ## remove that cluster completely
 	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
 
-conformance: cluster ## Kubernetes' own tests of its network, against that (builds them first, 2 min, once). PROCS=2. FOCUS=REGEX: only such. SKIPPED=1: what is skipped
+conformance: cluster ## run Kubernetes' own network tests against that cluster (builds them once, 2 min). PROCS=2. FOCUS=REGEX: only these. SKIPPED=1: the skipped ones
 	@exec $(PYTHON) -m lab.conformance --name $(CLUSTER) $(if $(FOCUS),--focus '$(FOCUS)') \
 	    $(if $(PROCS),--procs $(PROCS)) $(if $(filter-out 0,$(SKIPPED)),--skipped)
 
-image: setup ## the container images of controller and agent, as build/sluice-images.tar (1 min, then seconds)
+image: setup ## build the container images of controller and agent: build/sluice-images.tar (1 min, then seconds)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)
 
-soak: need-root setup ## a cluster treated roughly under traffic: MINUTES=2. SEED=N: as before. KUBE=1: on a real API server
+soak: need-root setup ## cause random faults in a cluster under traffic: MINUTES=2. SEED=N: repeat a run. KUBE=1: with a real API server
 	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out 0,$(KUBE)),--source kube) $(KEEP_FLAG)
 
-test: need-root setup $(TESTS_READY) ## every test (first builds a Kubernetes, 8 min, once). PYTEST_ARGS="-k NAME"
-	@scripts/kube-images >/dev/null # and with them the programs, which no test is to wait for
+test: need-root setup $(TESTS_READY) ## run all tests (builds a Kubernetes once, 8 min). PYTEST_ARGS="-k NAME"
+	@scripts/kube-images >/dev/null # also builds the programs, so that no test waits for them
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
-	    exec timeout --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	    exec timeout --foreground --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
-unit: setup ## the tests without root, switch, lab or API server, in less than a minute. PYTEST_ARGS="-k NAME"
+unit: setup ## run the tests that need no root, switch, lab or API server (less than 1 min). PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -q -n 2 -m unit $(PYTEST_ARGS)
 
-mutants: need-root setup ## plant faults in a copy of the code, one at a time: do the tests notice? (MUTANTS="--only NAME")
+mutants: need-root setup ## plant faults in a copy of the code and report those that no test notices. MUTANTS="--only NAME"
 	@exec $(PYTHON) -m tests.mutants $(MUTANTS)
 
-ansible-test: need-root setup $(TESTS_READY) ## the playbooks on machines of their own (some minutes; makes them first, 2 min, once)
+ansible-test: need-root setup $(TESTS_READY) ## run the playbooks on machines of their own (some minutes; makes the machines once, 2 min)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
 
-cluster-test: need-root setup $(TESTS_READY) ## a real Kubernetes on bad days: full disks, pods deleted in their ADD, kills (5 min)
+cluster-test: need-root setup $(TESTS_READY) ## test faults of a real Kubernetes: full disks, pods deleted during their ADD, kills (5 min)
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -m "cluster or not cluster" tests/lab/cluster $(PYTEST_ARGS)
 
-hostile: need-root setup $(TESTS_READY) ## attack a lab, and print what it costs the victims: build/hostile.json (PYTEST_ARGS="-k NAME")
+hostile: need-root setup $(TESTS_READY) ## attack a lab and print what it costs the victims; also build/hostile.json. PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -m "hostile or not hostile" tests/hostile $(PYTEST_ARGS)
 
-kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print what it cost (3 min)
+kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic and print what it costs (3 min)
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -q -s -m cluster tests/lab/cluster/test_kills.py
 
-bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the bridge plugin and others (25 min; builds a Kubernetes, once). BENCH_ARGS="--only NAME"
+bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the bridge plugin and others (25 min; builds a Kubernetes once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-kernel-test: need-root setup ## the lab's packets on the kernel's datapath, in qemu (10 min; makes the machine first, 5 min, once). PYTEST_ARGS="tests/lab/test_x.py"
+kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in qemu (10 min; makes the machine once, 5 min). PYTEST_ARGS="tests/lab/test_x.py"
 	@scripts/setup --kernel
 	@exec scripts/kernel-test $(PYTEST_ARGS)
 
-# Apart from the rest: nobody who only looks needs these packages.
+# Separate from setup: the demo does not need these packages.
 $(TESTS_READY): scripts/setup
 	@scripts/setup --tests
 	@mkdir -p $(@D) && touch $@
@@ -101,7 +101,7 @@ $(CLUSTER_READY): scripts/setup
 	@scripts/setup --cluster
 	@mkdir -p $(@D) && touch $@
 
-lint: setup ## ruff, mypy, the import rules, ansible-lint, and whether docs/ is up to date
+lint: setup ## check the code with ruff, mypy, import-linter and ansible-lint, and that docs/ is up to date
 	.venv/bin/ruff check . $(SCRIPTS)
 	.venv/bin/ruff format --check . $(SCRIPTS)
 	.venv/bin/mypy
@@ -110,7 +110,7 @@ lint: setup ## ruff, mypy, the import rules, ansible-lint, and whether docs/ is 
 	$(PYTHON) scripts/make-chart --check
 	PATH="$$(scripts/ansible):$$PATH" && cd ansible && ansible-lint --offline -q
 
-docs: setup ## write anew what in docs/ and deploy/chart/ is made from the rest
+docs: setup ## generate the parts of docs/ and deploy/chart/ that are made from code
 	$(PYTHON) scripts/make-docs
 	$(PYTHON) scripts/make-chart
 
@@ -125,7 +125,7 @@ lock: setup ## bring the lock files in line with pyproject.toml and ansible/requ
 	    --constraint requirements.lock -o requirements-$$part.lock || exit; done
 	$(COMPILE) ansible/requirements.in -o ansible/requirements.lock
 
-clean: ## remove .venv and what tools have left in the tree (running labs and ~/.cache/sluice stay)
+clean: ## remove .venv and the files that tools left in the tree (running labs and ~/.cache/sluice stay)
 	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
