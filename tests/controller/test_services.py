@@ -8,7 +8,7 @@ import pytest
 from controller.host_services import HealthCheck, NodePort, OwnAddress
 from controller.inventory import Inventory
 from controller.sources.objects import Object
-from controller.stale_udp import StaleEndpoint, StaleFrontend
+from controller.stale_udp import StaleEndpoint, StaleFrontend, StalePair
 from flows import names
 from flows.compile import COMPILER
 from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, ServicePort, StandIn
@@ -739,3 +739,46 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
         if isinstance(kept, dict | set) and name != "_node_addresses":
             assert not kept, name
     assert not len(made.services._groups)
+
+
+def test_udp_to_an_address_of_a_node_is_forgotten_by_both_names() -> None:
+    """The node's own stack has translated the address before the switch sees the packet."""
+    ports = [{"port": 53, "protocol": "UDP"}]
+    fields = {"externalIPs": ["172.30.1.1"], "ports": ports}
+    made = inventory(service("s", **fields), endpoint_slice("s-1", "s", ["10.244.1.5"], ports))
+    made.services.stale_udp.take()
+    put(made, service("s", ports=ports))
+    assert made.services.stale_udp.take() == [
+        StaleFrontend(IPv4Address("172.30.1.1"), 53, served=True),
+        StaleFrontend(names.STAND_INS[0], 53, served=True),
+    ]
+    put(made, service("s", **fields))
+    assert made.services.stale_udp.take() == [
+        StaleFrontend(IPv4Address("172.30.1.1"), 53, served=False),
+        StaleFrontend(names.STAND_INS[0], 53, served=False),
+    ]
+
+
+def test_udp_of_another_service_with_the_same_endpoints_is_kept() -> None:
+    udp = [{"port": 53, "protocol": "UDP"}]
+    both = ["10.244.1.5", "10.244.1.6"]
+    made = inventory(
+        *(service(name, clusterIP=f"10.96.0.{n}", ports=udp) for n, name in enumerate("st", 1)),
+        *(endpoint_slice(f"{name}-1", name, both, udp) for name in "st"),
+    )
+    made.services.stale_udp.take()
+    first, second = (IPv4Address(f"10.96.0.{n}") for n in (1, 2))
+    left = IPv4Address("10.244.1.6")
+    # One of them loses an endpoint that the other has.
+    put(made, endpoint_slice("s-1", "s", both[:1], udp))
+    assert made.services.stale_udp.take() == [StalePair(first, 53, left, 53)]
+    # It goes.
+    drop(made, "Service", "s")
+    assert made.services.stale_udp.take() == [StaleFrontend(first, 53, served=True)]
+    # The other one is the last that has them.
+    put(made, endpoint_slice("t-1", "t", both[:1], udp))
+    assert made.services.stale_udp.take() == [StaleEndpoint(left, 53)]
+    drop(made, "Service", "t")
+    assert made.services.stale_udp.take() == [StaleEndpoint(IPv4Address(both[0]), 53)]
+    assert not made.services.stale_udp._uses
+    assert second not in made.services._named

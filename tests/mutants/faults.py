@@ -5,6 +5,7 @@ from typing import Final
 from tests.mutants.fault import Fault
 from tests.mutants.identity import IDENTITY
 from tests.mutants.packets import PACKETS
+from tests.mutants.services import SERVICES
 from tests.mutants.state import STATE
 
-FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *STATE)
+FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *SERVICES, *STATE)

@@ -1,0 +1,33 @@
+"""What the audit expects of a switch follows the programs."""
+
+from controller.audit import Digests
+from flows.compile import COMPILER, Program
+from flows.features.state import companion
+from flows.view import CLUSTER_SCOPE
+from tests.controller.service_objects import endpoint_slice, service
+from tests.controller.test_services import inventory, put
+
+
+def test_digests_and_companions_follow_a_changed_group() -> None:
+    """Its id stays, and none of its flows but the companion changes."""
+    made = inventory(service("s"), endpoint_slice("s-1", "s", ["10.244.1.5"]))
+    program, digests = COMPILER.program(made.view, CLUSTER_SCOPE), Digests()
+    before = dict(program.groups)
+    while not digests.follow(program):
+        pass
+    touched = put(made, endpoint_slice("s-1", "s", ["10.244.1.6"]))
+    shared = [key for key in touched if key.scope == CLUSTER_SCOPE]
+    program.update(COMPILER.fragments(made.view, shared))
+    while not digests.follow(program):
+        pass
+    anew, fresh = COMPILER.program(made.view, CLUSTER_SCOPE), Digests()
+    while not fresh.follow(anew):
+        pass
+    assert program.groups.keys() == before.keys()
+    assert program.groups != before
+    assert (digests.sums, digests.groups_total) == (fresh.sums, fresh.groups_total)
+    assert program.companions == anew.companions == companions(program)
+
+
+def companions(program: Program) -> dict[int, int]:
+    return {number: companion(group).cookie for number, group in program.groups.items()}
