@@ -75,7 +75,7 @@ class Inventory:
         """Judge what depends on several objects, once after any number of changes."""
         return self.nodes.settle() | self.services.settle()
 
-    def node_connected(self, node: str, address: IPv4Address) -> set[Key]:
+    def node_connected(self, node: str, address: IPAddress) -> set[Key]:
         """A node's switch opened a session from this address, which counts until the next one."""
         self.nodes.connected(node, address)
         return self.settle()

@@ -44,6 +44,8 @@ class Nodes:
         """Every Node of the source by its name, accepted or refused."""
         self.addresses: Final[dict[IPAddress, NodeAddress]] = {}
         """All addresses of accepted Nodes."""
+        self.sessions: Final[dict[str, IPAddress]] = {}
+        """By Node, the address that its switch connected from last."""
         self.followers: Final[list[Follower]] = []
         self._cluster = cluster
         self._reserved = (("the Service range", cluster.service_range), *reserved)
@@ -53,7 +55,6 @@ class Nodes:
         """Nodes that could take part; the last draft that could, where it cannot be used now."""
         self._refusals: dict[str, str] = {}
         """Why a Node cannot be used as it is now."""
-        self._sessions: dict[str, IPAddress] = {}
         self._ranges = RangeClaims()
         self._claims = AddressClaims()
         self._dirty: set[str] = set()
@@ -90,7 +91,7 @@ class Nodes:
             del self._names_by_dpid[names.datapath_id(name)]
             self._drafts.pop(name, None)
             self._refusals.pop(name, None)
-            self._sessions.pop(name, None)
+            self.sessions.pop(name, None)
             self._dirty.add(name)
         return set()
 
@@ -99,8 +100,8 @@ class Nodes:
 
         A session that ends must not change who is believed.
         """
-        if name in self.objects and self._sessions.get(name) != address:
-            self._sessions[name] = address
+        if name in self.objects and self.sessions.get(name) != address:
+            self.sessions[name] = address
             self._dirty.add(name)
 
     def _draft(self, new: NodeObject) -> None:
@@ -130,11 +131,11 @@ class Nodes:
         for name in changed:
             draft = self._drafts.get(name)
             if draft and self._ranges.holds(name):
-                self._claims.put(draft, self._sessions.get(name))
+                self._claims.put(draft, self.sessions.get(name))
             else:
                 self._claims.remove(name)
         changed |= self._claims.settle()
-        for name in changed:
+        for name in sorted(changed):
             self._note(ObjectRef.node(name), self._problem(name))
         return self._accept({name: self._node(name) for name in changed})
 

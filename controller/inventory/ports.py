@@ -125,7 +125,8 @@ class Ports:
         # Where there are too many, each controller takes the same ones.
         for port in sorted(new.values(), key=lambda port: (port.ofport, port.name)):
             concerned |= self._add(bridge, port)
-        return self._judge(node, concerned)
+        # All of them: problems end with a session, and begin with the next one.
+        return self._judge(node, concerned | bridge.ports.keys())
 
     def put(self, node: str, port: BridgePort) -> set[Key]:
         """A port was added or changed."""

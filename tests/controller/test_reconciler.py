@@ -67,6 +67,38 @@ def test_a_pod_comes_and_goes(ovs: Ovs) -> None:
     run(story)
 
 
+def test_flows_of_a_pod_end_with_its_port(ovs: Ovs) -> None:
+    """A pod that was deleted by force still closes its connections."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
+            await world.in_sync()
+            before = world.cookies()
+            name = world.plug("a", "u1", 16)
+            await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+            await world.in_sync()
+            attached = world.cookies()
+            world.reconciler.update([], [ObjectRef("Pod", "default", "a")])
+            await world.in_sync()
+            assert world.cookies() == attached != before
+            ovs.vsctl("del-port", "br0", name)
+            await world.until(lambda: not world.reconciler.inventory.view.attachments)
+            await world.in_sync()
+            assert world.cookies() == before
+
+    run(story)
+
+
+def test_inventory_knows_where_a_switch_connects_from(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            assert world.reconciler.inventory.nodes.sessions == {"node1": IPv4Address("127.0.0.1")}
+
+    run(story)
+
+
 def test_a_restart_that_changed_nothing_sends_nothing(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
