@@ -21,7 +21,7 @@ from controller.inventory import Inventory
 from controller.problems import SOURCE, Owner, Problems, Reporter, Subject
 from controller.session import Session
 from controller.slices import Slice
-from controller.sources.objects import NodeObject, Object
+from controller.sources.objects import Object
 from controller.switches import Switches
 from flows.family import IPAddress
 from flows.refs import ObjectRef
@@ -121,9 +121,7 @@ class Reconciler:
             else:
                 self._touched |= self.inventory.set_object(item)
             slice_.spend(OBJECT_COST)
-        # Nodes are judged together: once is enough for a list of them.
-        if not self._intake or not isinstance(self._intake[0], NodeObject):
-            self._settle()
+        self._settle()
         if self._intake:
             self._taking = asyncio.get_running_loop().call_soon(self._take_slice)
 

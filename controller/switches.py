@@ -289,4 +289,5 @@ def _address(host: str) -> IPv4Address | None:
         found = ip_address(host)
     except ValueError:
         return None
-    return found if isinstance(found, IPv4Address) else None
+    # A socket for both families shows an IPv4 address as `::ffff:192.0.2.1`.
+    return found if isinstance(found, IPv4Address) else found.ipv4_mapped

@@ -1,7 +1,6 @@
 """The inventory: objects and ports in, view and problems out."""
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Address
 from typing import Final
 
 from controller.inventory.kind import Kind
