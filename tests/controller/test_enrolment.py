@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,13 +15,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from controller import enrolment, tls
 from controller.authority import Authority
 from controller.enrolment import Enrolment
 from settings import Authority as Settings
+from settings.tls import Identity
 
 CLAIM = "authentication.kubernetes.io/node-name"
 GOOD: Mapping[str, Any] = {
@@ -32,11 +35,17 @@ GOOD: Mapping[str, Any] = {
 }
 
 
-def csr() -> bytes:
+def csr_with_key() -> tuple[bytes, x509.CertificateSigningRequest]:
+    """A new key in PEM, and a request for it."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "anything")])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
     key = ec.generate_private_key(ec.SECP256R1())
-    return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    return pem, builder.sign(key, SHA256())
+
+
+def csr() -> bytes:
+    return csr_with_key()[1].public_bytes(Encoding.PEM)
 
 
 class Reports:
@@ -144,11 +153,13 @@ def test_nothing_is_signed_before_the_ca_was_read(monkeypatch: pytest.MonkeyPatc
     assert asked(monkeypatch, GOOD, made=made)[0] == 503
 
 
-def shake_hands(server: ssl.SSLContext) -> None:
-    """TLS between the server and a client without a certificate. Raises `ssl.SSLError`."""
+def shake_hands(server: ssl.SSLContext, certificate: Path | None = None) -> object:
+    """What the server knows of a client, which may show a certificate. Raises `ssl.SSLError`."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_mode = ssl.CERT_NONE
+    if certificate:
+        client.load_cert_chain(certificate)
     wires = [ssl.MemoryBIO(), ssl.MemoryBIO()]
     ends = [
         client.wrap_bio(wires[0], wires[1]),
@@ -161,10 +172,26 @@ def shake_hands(server: ssl.SSLContext) -> None:
                 end.do_handshake()
                 done.add(number)
     assert done == {0, 1}
+    return (ends[1].getpeercert() or {}).get("subject")
 
 
 def test_switch_without_a_certificate_is_refused_and_agent_is_not() -> None:
     identity = enrolling().identity
     with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
         shake_hands(tls.for_switches(identity))
-    shake_hands(tls.for_agents(identity))
+    assert shake_hands(tls.for_agents(identity)) is None
+
+
+@pytest.mark.parametrize("context", [tls.for_switches, tls.for_agents])
+def test_certificate_of_our_ca_names_the_client_and_others_are_refused(
+    tmp_path: Path, context: Callable[[Callable[[], Identity]], ssl.SSLContext]
+) -> None:
+    made, ours = enrolling(), Authority.new()
+    made._renew(ours, ours.certificate_pem)
+    server = context(made.identity)
+    for authority, file in ((ours, tmp_path / "ours"), (Authority.new(), tmp_path / "other")):
+        key, request = csr_with_key()
+        file.write_bytes(key + authority.for_node("node1", request, timedelta(days=1)))
+    assert shake_hands(server, tmp_path / "ours") == ((("commonName", "node1"),),)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake_hands(server, tmp_path / "other")
