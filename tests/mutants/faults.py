@@ -7,5 +7,6 @@ from tests.mutants.identity import IDENTITY
 from tests.mutants.packets import PACKETS
 from tests.mutants.services import SERVICES
 from tests.mutants.state import STATE
+from tests.mutants.switches import SWITCHES
 
-FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *SERVICES, *STATE)
+FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *SERVICES, *STATE, *SWITCHES)

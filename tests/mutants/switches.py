@@ -1,0 +1,163 @@
+"""Planted faults in what the controller knows of a switch, and does to it."""
+
+from typing import Final
+
+from tests.mutants.fault import Fault
+
+_SESSION = "controller/session.py"
+_STATE = "controller/session_state.py"
+_SWITCHES = "controller/switches.py"
+_DESIRED = "controller/desired.py"
+_DRIFT = "controller/drift.py"
+_RECONCILER_TESTS = ("tests/controller/test_reconciler.py",)
+_AUDIT_TESTS = ("tests/controller/test_audit.py",)
+
+SWITCHES: Final = (
+    Fault(
+        "a switch with another node's certificate is accepted",
+        _SWITCHES,
+        "if name is not None and switch.dpid != names.datapath_id(name):",
+        "if False:",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "any number of switches may wait for their Nodes",
+        _SWITCHES,
+        "elif len(self._unclaimed) >= MAX_UNCLAIMED:",
+        "elif False:",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "a second session takes over from one that is alive",
+        _SWITCHES,
+        "if await earlier.switch.alive(2.0):",
+        "if False:",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "a switch that never acknowledges a batch is never cut off",
+        _SESSION,
+        "            async with asyncio.timeout(LONGEST_APPLY):\n",
+        "            async with asyncio.timeout(None):\n",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "flows that a switch refused are forgotten when old seals are still there",
+        _SESSION,
+        "        if self.left_out:\n            return False",
+        "        if False:\n            return False",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "a switch that lacks refused flows is sealed",
+        _SESSION,
+        "        sealed = self.desired.source_complete and not self.left_out\n",
+        "        sealed = self.desired.source_complete\n",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "one seal is enough",
+        _SESSION,
+        "if not held >= {shared.seal.cookie, own.seal.cookie}:",
+        "if not held & {shared.seal.cookie, own.seal.cookie}:",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "a node's flows are deleted before the whole source was read",
+        _SESSION,
+        "            delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())\n",
+        "            pass\n",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "shared flows are deleted before the whole source was read",
+        _DESIRED,
+        "            delta = Delta(adds=delta.adds, groups_set=delta.groups_set)\n",
+        "            pass\n",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "shared flows that belong to nobody any more stay after a comparison",
+        _SESSION,
+        "{cookie for cookie in installed - held if is_ours(cookie)}",
+        "{cookie for cookie in installed - held if False}",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "flows of others are removed",
+        _SESSION,
+        "{cookie for cookie in installed - held if is_ours(cookie)}",
+        "installed - held",
+        (*_RECONCILER_TESTS, *_AUDIT_TESTS),
+    ),
+    Fault(
+        "a change that comes while one is sent is missed",
+        _STATE,
+        "    (S.UPDATING, E.CHANGED): S.BEHIND,\n",
+        "    (S.UPDATING, E.CHANGED): S.UPDATING,\n",
+        ("tests/controller",),
+    ),
+    Fault(
+        "a batch that failed counts as sent",
+        _STATE,
+        "    (S.UPDATING, E.FAILED): S.UNKNOWN,\n",
+        "    (S.UPDATING, E.FAILED): S.BEHIND,\n",
+        ("tests/controller",),
+    ),
+    Fault(
+        "a comparison that is asked for during another one is lost",
+        _STATE,
+        "    (S.COMPARING, E.DOUBTED): S.UNKNOWN,\n",
+        "    (S.COMPARING, E.DOUBTED): S.COMPARING,\n",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "a digest with too few sums passes",
+        _DRIFT,
+        "enumerate(zip(given.sums, expected, strict=True))",
+        "enumerate(zip(given.sums[:0], expected, strict=False))",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "changed meters are not noticed",
+        _DRIFT,
+        "wrong_meters = given.meters != digest.of_meters(own.meters.values())",
+        "wrong_meters = False",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "changed groups are not noticed",
+        _DRIFT,
+        "wrong_groups = given.groups != digest.total(each.groups_total for each in digests)",
+        "wrong_groups = False",
+        ("tests/controller/test_audit.py", "tests/controller/test_groups.py"),
+    ),
+    Fault(
+        "seals of an older program pass for ever",
+        _DRIFT,
+        "                session.doubt()\n",
+        "                pass\n",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "stale flows stay after a repair",
+        _DRIFT,
+        "FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)",
+        "FlowDelete(cookie) for cookie in drift.altered",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "connections of an address with a new owner are cut",
+        "controller/forgetting.py",
+        "if address not in attached[node]]",
+        "]",
+        _RECONCILER_TESTS,
+    ),
+    Fault(
+        "connections of a freed address are not forgotten",
+        "controller/forgetting.py",
+        "            asyncio.get_running_loop().call_later(FREED_TICK, self._forget_freed)\n",
+        "            pass\n",
+        _RECONCILER_TESTS,
+    ),
+)
