@@ -9,7 +9,10 @@ _STATE = "controller/session_state.py"
 _SWITCHES = "controller/switches.py"
 _DESIRED = "controller/desired.py"
 _DRIFT = "controller/drift.py"
-_RECONCILER_TESTS = ("tests/controller/test_reconciler.py",)
+_RECONCILER_TESTS = (
+    "tests/controller/test_switch_sessions.py",
+    "tests/controller/test_reconciler.py",
+)
 _AUDIT_TESTS = ("tests/controller/test_audit.py",)
 
 SWITCHES: Final = (
@@ -95,14 +98,14 @@ SWITCHES: Final = (
         _STATE,
         "    (S.UPDATING, E.CHANGED): S.BEHIND,\n",
         "    (S.UPDATING, E.CHANGED): S.UPDATING,\n",
-        ("tests/controller",),
+        ("tests/controller/test_reconciler.py",),
     ),
     Fault(
         "a batch that failed counts as sent",
         _STATE,
         "    (S.UPDATING, E.FAILED): S.UNKNOWN,\n",
         "    (S.UPDATING, E.FAILED): S.BEHIND,\n",
-        ("tests/controller",),
+        ("tests/controller/test_reconciler.py",),
     ),
     Fault(
         "a comparison that is asked for during another one is lost",
