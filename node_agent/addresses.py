@@ -27,7 +27,7 @@ _TIMEOUT: Final = 15.0
 log = structlog.get_logger()
 
 
-async def tell_for_ever(agent: Agent, current: Callable[[], NodeAddresses | None]) -> None:
+async def report_loop(agent: Agent, current: Callable[[], NodeAddresses | None]) -> None:
     """Tell the controller whenever something has changed; `current` is None before it is known."""
     told: NodeAddresses | None = None
     told_at = float("-inf")

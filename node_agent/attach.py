@@ -1,7 +1,7 @@
-"""The CNI operations: plugs pods in and out.
+"""The CNI operations: attaches and detaches pods.
 
-The lease comes first and goes last, on disk: whatever is left of an operation that was cut off,
-the lease still names it, and `sweep` frees it once the interface is gone.
+The lease is the first thing made and the last thing removed, on disk. If an operation is cut off,
+the lease still names what is left, and `sweep` frees it once the interface is gone.
 """
 
 import asyncio
@@ -65,17 +65,17 @@ class Attachments:
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
-        # Detached, but a part is left: not to be mended.
-        self._leaving: set[tuple[str, str]] = set()
+        # Detached, but a part is left: not to be repaired.
+        self._detached: set[tuple[str, str]] = set()
 
     async def answer(self, call: CniCall) -> bytes:
-        """Do it, and return what belongs on stdout. Raises `CniError`."""
+        """Execute a call; what belongs on stdout. Raises `CniError`."""
         match call.command:
             case "STATUS":
                 self._node.status()
                 return b""
             case "GC":
-                await self._collect(call)
+                await self._collect_garbage(call)
                 return b""
         async with self._lock(call.container_id):
             match call.command:
@@ -89,15 +89,14 @@ class Attachments:
         return b""
 
     async def sweep(self) -> None:
-        """Mend what lives, and free what nobody stands behind.
+        """Repair the attachments of running pods, and free those of pods that are gone.
 
-        An attachment lives while its host interface is there, which the kernel removes together
-        with the pod's network namespace. Before one is freed, two looks, at least `ORPHAN_AGE`
-        apart, must agree.
+        A pod is gone when its host interface is: the kernel removes it with the pod's network
+        namespace. An attachment is freed when two looks, at least `ORPHAN_AGE` apart, agree.
         """
         if not self._ovsdb.connected:
             return
-        await self._mend()
+        await self._repair()
         now = time.monotonic()
         self._suspects = {
             key: self._suspects.get(key, now)
@@ -114,59 +113,57 @@ class Attachments:
                 log.warning("freeing an orphan", container=container_id, ifname=ifname)
                 await self._delete(container_id, ifname)
 
-    async def _mend(self) -> None:
-        """Of lease and port, make the one that a living attachment lacks from the other.
+    async def _repair(self) -> None:
+        """Restore a missing lease from the port, or a missing port from the lease.
 
-        The bridge may have been deleted, or OVSDB or the lease file be lost, under running pods.
+        Somebody may have deleted the bridge, OVSDB or the lease file while pods run.
         """
-        for key, lease in self._torn().items():
+        for key, lease in self._incomplete().items():
             lock = self._lock(lease.container_id)
             if lock.locked():
                 continue
             async with lock:
-                # It may have gone while another one was mended.
-                if key not in self._torn():
+                # It may have gone while another one was repaired.
+                if key not in self._incomplete():
                     continue
                 try:
-                    await self._mend_one(key, lease)
+                    await self._repair_one(key, lease)
                 except NodeFault as error:
-                    log.warning("attachment not mended", port=lease.port, error=str(error))
+                    log.warning("attachment not repaired", port=lease.port, error=str(error))
 
-    async def _mend_one(self, key: tuple[str, str], lease: Lease) -> None:
+    async def _repair_one(self, key: tuple[str, str], lease: Lease) -> None:
         if self._leases.get(*key) is None:
             await asyncio.to_thread(self._leases.adopt, lease)
             log.warning("port without a lease adopted", port=lease.port)
         elif self._ovsdb.row("Bridge", names.INTEGRATION_BRIDGE) is not None:
             if self._agent.datapath == "netdev":
-                await nft.deafen_again([lease.port])
+                await nft.restore_host_ingress_drops([lease.port])
             await self._ovsdb.transact(bridge.attach(lease))
             log.warning("port attached again", port=lease.port, ofport=lease.ofport)
 
-    def _torn(self) -> dict[tuple[str, str], Lease]:
-        """The living attachments that have no lease, or no port."""
+    def _incomplete(self) -> dict[tuple[str, str], Lease]:
+        """The attachments of running pods that have no lease, or no port."""
         leased = {lease.port for lease in self._leases.all()}
         plugged = {attachment.port for attachment in bridge.attachments(self._ovsdb)}
         return {
-            key: lease
-            for key, lease in self._living().items()
-            if lease.port not in leased & plugged
+            key: lease for key, lease in self._alive().items() if lease.port not in leased & plugged
         }
 
     def _known(self) -> dict[tuple[str, str], Lease]:
-        """Every attachment; where lease and port differ, the lease's word counts."""
+        """Every attachment. Where lease and port differ, the lease decides."""
         everything = (*bridge.attachments(self._ovsdb), *self._leases.all())
         return {(lease.container_id, lease.ifname): lease for lease in everything}
 
-    def _living(self) -> dict[tuple[str, str], Lease]:
+    def _alive(self) -> dict[tuple[str, str], Lease]:
         links = {name for _, name in socket.if_nameindex()}
         return {
             key: lease
             for key, lease in self._known().items()
-            if lease.port in links and key not in self._leaving
+            if lease.port in links and key not in self._detached
         }
 
     def _orphans(self) -> set[tuple[str, str]]:
-        return self._known().keys() - self._living().keys()
+        return self._known().keys() - self._alive().keys()
 
     async def _add(self, call: CniCall) -> Attached:
         ready = self._node.ready()
@@ -174,7 +171,7 @@ class Attachments:
         with pod_link.open_netns(call.netns) as namespace:
             _refuse_reserved(call, ready.config)
             lease = await self._lease(call)
-            self._leaving.discard((lease.container_id, lease.ifname))
+            self._detached.discard((lease.container_id, lease.ifname))
             try:
                 await self._switch.forget_connections(lease.address)
                 async with pod_link.inside(namespace) as pod:
@@ -187,7 +184,7 @@ class Attachments:
                         # The userspace datapath forwards checksums as it finds them.
                         checksum_offload=self._agent.datapath == "system",
                     )  # fmt: skip
-                    await self._plug_in(lease, pod)
+                    await self._attach(lease, pod)
                 await self._wait_for_flows(call, lease)
                 if lease.host_ports:
                     await self._table.converge()
@@ -227,7 +224,7 @@ class Attachments:
         except LeaseError as error:
             raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
 
-    async def _plug_in(self, lease: Lease, pod: pod_link.Inside) -> None:
+    async def _attach(self, lease: Lease, pod: pod_link.Inside) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._ovsdb.transact(bridge.attach(lease)))
@@ -236,9 +233,9 @@ class Attachments:
             raise errors.exceptions[0] from None
 
     async def _connect(self, lease: Lease, pod: pod_link.Inside) -> None:
-        # First the kernel stops listening, then frames can arrive.
+        # Before frames can arrive, the host's own stack must not receive them.
         if self._agent.datapath == "netdev":
-            await nft.deafen(lease.port)
+            await nft.drop_host_ingress(lease.port)
         await pod_link.connect(pod, ifname=lease.ifname, address=lease.address)
 
     async def _wait_for_flows(self, call: CniCall, lease: Lease) -> None:
@@ -283,45 +280,45 @@ class Attachments:
         if lease is not None:
             ports.add(lease.port)
         key = (container_id, ifname)
-        self._leaving.add(key)
-        whole = [await self._remove(port, lease) for port in ports]
-        if all(whole):
-            self._leaving.discard(key)
+        self._detached.add(key)
+        complete = [await self._remove(port, lease) for port in ports]
+        if all(complete):
+            self._detached.discard(key)
 
     async def _remove(self, port: str, lease: Lease | None) -> bool:
-        """Take everything of an attachment away; False where a part is left, and the lease.
+        """Remove every part of an attachment, then its lease.
 
-        That is left to `sweep`.
+        False where a part is left: the lease stays, and `sweep` tries again.
         """
         steps = [
             self._ovsdb.transact(bridge.detach([port]), within=5.0),
             pod_link.remove(port),
         ]
         if self._agent.datapath == "netdev":
-            steps.append(nft.forget(port))
-        whole = True
+            steps.append(nft.allow_host_ingress(port))
+        complete = True
         for step in steps:
             try:
                 await step
             except (NetlinkError, NodeFault, OSError) as error:
-                whole = False
+                complete = False
                 log.warning("part of an attachment is left", port=port, error=str(error))
-        if whole and lease is not None:
+        if complete and lease is not None:
             try:
                 await asyncio.to_thread(
                     self._leases.release, lease.container_id, lease.ifname, now=self._clock()
                 )
             except LeaseError as error:
-                whole = False
+                complete = False
                 log.warning("a lease is left", port=port, error=str(error))
             else:
-                await self._give_up(lease)
-        if whole:
+                await self._remove_host_ports(lease)
+        if complete:
             log.info("detached", port=port, address=str(lease.address) if lease else None)
-        return whole
+        return complete
 
-    async def _give_up(self, lease: Lease) -> None:
-        """Take its host ports away. Where that fails, they go when the node is next repaired."""
+    async def _remove_host_ports(self, lease: Lease) -> None:
+        """Remove its host ports. If that fails, the next repair of the node removes them."""
         try:
             if lease.host_ports:
                 await self._table.converge()
@@ -348,8 +345,11 @@ class Attachments:
                     address=lease.address,
                     mtu=_mtu(previous, lease),
                 )  # fmt: skip
-            if self._agent.datapath == "netdev" and lease.port not in await nft.deaf():
-                found.append(f"the host's own network hears what {lease.port} receives")
+            if (
+                self._agent.datapath == "netdev"
+                and lease.port not in await nft.host_ingress_drops()
+            ):
+                found.append(f"the host's own stack receives what arrives at {lease.port}")
             if lease.host_ports:
                 found += await self._table.missing(lease)
         except (NetlinkError, NodeFault, OSError) as error:
@@ -360,14 +360,14 @@ class Attachments:
         if found:
             raise CniError(Code.DIFFERS, f"{lease.port} is not as it was made", "; ".join(found))
 
-    async def _collect(self, call: CniCall) -> None:
+    async def _collect_garbage(self, call: CniCall) -> None:
         valid = call.valid_attachments()
         known = {(lease.container_id, lease.ifname) for lease in self._leases.all()}
         known |= {(a.container_id, a.ifname) for a in bridge.attachments(self._ovsdb)}
         for container_id, ifname in sorted(known - valid):
             lock = self._lock(container_id)
             if lock.locked():
-                continue  # being added right now: younger than the list
+                continue  # being added: the runtime's list is older
             async with lock:
                 log.info("collecting", container=container_id, ifname=ifname)
                 await self._delete(container_id, ifname)
@@ -388,13 +388,13 @@ def _refuse_reserved(call: CniCall, config: NodeConfig) -> None:
 
 
 def _mtu(previous: dict[str, Any], lease: Lease) -> int | None:
-    """What ADD answered; before version 1.1.0 it did not say."""
+    """The MTU in the answer of ADD; before version 1.1.0 there was none."""
     try:
         return next(
             int(entry["mtu"]) for entry in previous["interfaces"] if entry["name"] == lease.port
         )
     except (KeyError, TypeError, ValueError, StopIteration):
-        return None  # what prevResult lacks beside it, `_result_differences` names
+        return None  # `_result_differences` reports what prevResult lacks
 
 
 def _result_differences(previous: dict[str, Any], lease: Lease) -> list[str]:

@@ -82,7 +82,7 @@ async def look(switch: Switch) -> Dump:
     )
 
 
-async def audit_for_ever(agent: Agent, bridge: Path) -> None:
+async def audit_loop(agent: Agent, bridge: Path) -> None:
     """Look at the bridge (its management socket) again and again; tell the controller what is new.
 
     What the controller has found right, or cannot be told, is not told again before it differs.

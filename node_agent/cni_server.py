@@ -1,4 +1,4 @@
-"""The unix socket that the shim speaks to: root only, one call for each connection."""
+"""The unix socket that the shim connects to: for root only, one call per connection."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ _REQUEST_TIMEOUT: Final = 10.0
 _MAX_CONCURRENT_CALLS: Final = 128
 """Each has some ten file descriptors and a veth pair under way. STATUS does not wait for them."""
 _BACKLOG: Final = 4096
-"""Calls that may wait to be accepted: the shim is refused at once where there are more."""
+"""Connections that may wait for accept(2); beyond them the shim is refused at once."""
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class SocketInUseError(NodeFault):
 async def serve(path: Path, attachments: Attachments) -> AsyncIterator[None]:
     """Answer CNI calls at `path`. Raises `SocketInUseError` and `OSError`.
 
-    A call that is not finished at the end is cut off and undone; the runtime tries again.
+    At the end, calls in progress are cancelled and undone; the runtime tries again.
     """
     calls: set[asyncio.Task[None]] = set()
     turns = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)

@@ -1,14 +1,14 @@
-"""The switch of this node, by its management socket: got going again after a restart.
+"""The switch of this node, through its management socket; restores its flows after a restart.
 
-ovs-vswitchd comes up with empty tables. As long as OVSDB holds `flow-restore-wait`, it then waits:
-the kernel's datapath goes on with the flows it has, no controller is dialled, and only local users
-are heard. So it is held there all the time, and taken away for the moment in which a running
-switch reads it, which each reads no more once it was away.
+ovs-vswitchd starts with empty tables. While OVSDB has the key `flow-restore-wait`, it waits: the
+kernel's datapath goes on with its flows, the switch connects to no controller, and only local
+clients can change it. So the key is always set, and is removed only for the moment in which a
+running switch reads it; a switch that has once read its absence ignores it from then on.
 
-    new connection ── first table empty? ── put the snapshot back ── let go ── hold again
+    new connection ── first table empty? ── restore the snapshot ── release ── hold again
 
-A switch whose agent is away when it starts waits for the agent: nothing but the agent's start may
-depend on it.
+A switch that starts while the agent is down waits for the agent. So nothing that the agent needs
+to start may depend on the switch.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ def opened_by(addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
 
 
 class LocalSwitch:
-    """One connection to br-int, made anew whenever it is lost."""
+    """One connection to br-int, renewed whenever it is lost."""
 
     def __init__(self, agent: Agent, ovsdb: Ovsdb) -> None:
         self._run = agent.ovs_run
@@ -98,16 +98,16 @@ class LocalSwitch:
         """Set while there is a switch."""
 
     async def run(self) -> NoReturn:
-        """Watch over the switch for ever."""
+        """Connect to the switch again and again, for ever."""
         problem = ""
         while True:
             try:
                 async with connect(self._socket) as switch:
                     problem = ""
-                    await self._get_going(switch)
+                    await self._start_forwarding(switch)
                     self._switch = switch
                     self._going.set()
-                    await self._look_after(switch)
+                    await self._keep_hold(switch)
             except (OSError, ConnectionLost, RequestRefused, OvsdbError) as error:
                 if str(error) != problem:
                     problem = str(error)
@@ -118,7 +118,7 @@ class LocalSwitch:
             await asyncio.sleep(_PAUSE)
 
     async def forget_connections(self, address: IPv4Address) -> None:
-        """Nobody who has this address from now on meets its earlier owner's connections here.
+        """Make this switch forget the connections of an address's previous owner.
 
         Returns when a dump shows that none is left. Waits for a switch that is just starting.
         Raises `SwitchAwayError`.
@@ -141,7 +141,7 @@ class LocalSwitch:
     ) -> None:
         try:
             async with asyncio.timeout(self._patience):
-                switch = await self._got_going()
+                switch = await self._forwarding_switch()
             known = partial(counts, self._run, self._datapath)
             await forget_all(switch, addresses, known, forgets)
         except TimeoutError:
@@ -149,29 +149,29 @@ class LocalSwitch:
         except (ConnectionLost, Rejected, AppctlError) as error:
             raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
 
-    async def _got_going(self) -> Switch:
+    async def _forwarding_switch(self) -> Switch:
         while self._switch is None:
             await self._going.wait()
         return self._switch
 
-    async def _get_going(self, switch: Switch) -> None:
-        """Whatever state it is in: make a new process forward as the last one did."""
+    async def _start_forwarding(self, switch: Switch) -> None:
+        """Make a new process of the switch forward as the last one did."""
         if not any(is_ours(flow.cookie) for flow in await switch.dump_flows(FIRST_TABLE)):
-            await self._put_back(switch)
-        await self._let_go(switch)
+            await self._restore(switch)
+        await self._release(switch)
 
-    async def _put_back(self, switch: Switch) -> None:
+    async def _restore(self, switch: Switch) -> None:
         try:
             found = await asyncio.to_thread(snapshot.load, self._snapshot)
             if found is not None:
-                await found.put_back(switch)
-                log.warning("flows put back into an empty bridge", flows=len(found.flows))
+                await found.restore(switch)
+                log.warning("flows restored into an empty bridge", flows=len(found.flows))
         except (SnapshotError, Rejected) as error:
-            # Not a reason to wait for ever: the controller is only dialled after the wait.
-            log.error("flows not put back", reason=str(error))  # noqa: TRY400
+            # No reason to wait for ever: the switch connects to its controller only after the wait.
+            log.error("flows not restored", reason=str(error))  # noqa: TRY400
 
-    async def _let_go(self, switch: Switch) -> None:
-        """Let the switch forward, and have its next process wait again."""
+    async def _release(self, switch: Switch) -> None:
+        """Let the switch forward, and make its next process wait again."""
         goal = 0
 
         def release(transaction: Transaction) -> None:
@@ -184,22 +184,19 @@ class LocalSwitch:
         )
         gone = asyncio.create_task(switch.wait_closed())
         try:
-            # A process that ends right now may have a successor soon, and that one has to wait.
+            # If this process ends now, the next one has to wait.
             await asyncio.wait((taken, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
             taken.cancel()
             gone.cancel()
         await self._ovsdb.transact(bridge.hold)
 
-    async def _look_after(self, switch: Switch) -> None:
-        """Keep the hold up until the connection ends: others use the same key, `ovs-ctl` for one.
-
-        When `ovs-ctl restart` has put flows back by itself, it takes the key away.
-        """
+    async def _keep_hold(self, switch: Switch) -> None:
+        """Renew the hold until the connection ends: `ovs-ctl restart` removes the same key."""
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL):
                     raise ConnectionLost(await switch.wait_closed())
             except TimeoutError:
                 if not bridge.is_held(self._ovsdb):
-                    await self._let_go(switch)
+                    await self._release(switch)

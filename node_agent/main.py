@@ -13,7 +13,7 @@ from flows import names
 from flows.pipeline import LAYOUT
 from node_agent import addresses, cni_server, descriptors, install, tls_files
 from node_agent.attach import Attachments
-from node_agent.audit import audit_for_ever
+from node_agent.audit import audit_loop
 from node_agent.connection_limits import ConnectionLimits
 from node_agent.enrolment import stay_enrolled
 from node_agent.faults import NodeFault
@@ -22,7 +22,7 @@ from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import Node
 from node_agent.ovsdb import Ovsdb
-from node_agent.problems import PodProblems, tell_for_ever
+from node_agent.problems import PodProblems, report_loop
 from node_agent.services import Services
 from node_agent.sysctl import Sysctls
 from node_agent.uninstall import UninstallError, uninstall
@@ -126,10 +126,10 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(ConnectionLimits(agent, switch).run()),
                     tasks.create_task(node.run()),
                     tasks.create_task(services.run()),
-                    tasks.create_task(_sweep_for_ever(attachments)),
-                    tasks.create_task(addresses.tell_for_ever(agent, node.addresses)),
-                    tasks.create_task(audit_for_ever(agent, mgmt)),
-                    tasks.create_task(tell_for_ever(agent, node.problem, pods, services.problems)),
+                    tasks.create_task(_sweep_loop(attachments)),
+                    tasks.create_task(addresses.report_loop(agent, node.addresses)),
+                    tasks.create_task(audit_loop(agent, mgmt)),
+                    tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
                 ]
                 if agent.tls is not None:
                     running.append(tasks.create_task(tls_files.follow(agent, agent.tls)))
@@ -151,7 +151,7 @@ def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException
             yield error
 
 
-async def _sweep_for_ever(attachments: Attachments) -> None:
+async def _sweep_loop(attachments: Attachments) -> None:
     problem = ""
     while True:
         await asyncio.sleep(SWEEP_INTERVAL)

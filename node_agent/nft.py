@@ -20,7 +20,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg, nftsocke
 from node_agent.faults import NodeFault
 
 TABLE: Final = "sluice"
-"""Of each family: the names of others' tables are not ours to touch."""
+"""The name of our table in each family. Tables of other names are somebody else's."""
 
 
 class NftError(NodeFault):
@@ -28,36 +28,36 @@ class NftError(NodeFault):
 
 
 async def apply(text: str) -> None:
-    """Give one transaction to the kernel. Raises `NftError` with what nft says."""
+    """Apply one transaction. Raises `NftError` with the text of nft."""
     await _nft("-f", "-", stdin=text)
 
 
 async def remove() -> None:
-    """Take away all that is ours, whether or not it is there. Raises `NftError`."""
+    """Delete our tables, whether or not they exist. Raises `NftError`."""
     for family in ("ip", "netdev"):
         await apply(f"table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n")
 
 
-async def deafen_again(devices: Iterable[str]) -> None:
-    """`deafen` those of these existing interfaces that are not. Raises `NftError`.
+async def restore_host_ingress_drops(devices: Iterable[str]) -> None:
+    """Drop ingress again on those of these existing interfaces where it is not. Raises `NftError`.
 
-    Somebody flushed the ruleset: a restart of the nftables service does.
+    Somebody flushed the ruleset, as a restart of nftables.service does.
     """
-    for device in sorted(set(devices) - await deaf()):
-        await forget(device)
-        await deafen(device)
-        # Kernels from 6.16 on take chains of devices that are not there: of one that was removed
-        # meanwhile, together with its chain, another would be left for ever.
+    for device in sorted(set(devices) - await host_ingress_drops()):
+        await allow_host_ingress(device)
+        await drop_host_ingress(device)
+        # Kernels from 6.16 on accept chains of interfaces that do not exist. If this one was
+        # removed meanwhile, together with its chain, the new chain would stay for ever.
         if device not in {name for _, name in socket.if_nameindex()}:
-            await forget(device)
+            await allow_host_ingress(device)
 
 
-async def deaf() -> set[str]:
-    """The interfaces that are deafened. Raises `NftError`."""
-    return set(_DEAF.findall(await listed("netdev")))
+async def host_ingress_drops() -> set[str]:
+    """The interfaces whose ingress the host drops. Raises `NftError`."""
+    return set(_DROPPING_CHAIN.findall(await listed("netdev")))
 
 
-_DEAF: Final = re.compile(
+_DROPPING_CHAIN: Final = re.compile(
     r'chain (\S+) \{\s+type filter hook ingress device "\1" priority \S+; policy drop;\s+\}'
 )
 
@@ -89,12 +89,13 @@ async def _nft(*arguments: str, stdin: str = "") -> str:
     return output.decode(errors="replace")
 
 
-async def deafen(device: str) -> None:
-    """The kernel does not hear what this interface receives; Open vSwitch does.
+async def drop_host_ingress(device: str) -> None:
+    """Drop in the host's own stack what this interface receives; Open vSwitch still gets it.
 
-    In the userspace datapath a packet socket feeds the switch, and the kernel's own stack gets
-    every frame as well: without this a pod speaks to the node past every flow. One chain for
-    each device, because kernels before 6.4 add none to an existing chain. Raises `NftError`.
+    In the userspace datapath the switch reads frames from a packet socket, and the host's stack
+    gets each frame as well: without this, a pod would reach the node past every flow. One chain
+    per interface, because kernels before 6.4 add no interface to an existing chain. Raises
+    `NftError`.
     """
     hook = [
         ("NFTA_HOOK_HOOKNUM", _INGRESS), ("NFTA_HOOK_PRIORITY", 0), ("NFTA_HOOK_DEV", device)
@@ -106,10 +107,10 @@ async def deafen(device: str) -> None:
     _transaction(_table(), (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, chain))
 
 
-async def forget(device: str) -> None:
-    """Undo `deafen`, whether or not it was done. Raises `NftError`.
+async def allow_host_ingress(device: str) -> None:
+    """Undo `drop_host_ingress`, whether or not it was called. Raises `NftError`.
 
-    Newer kernels keep the chain of a device that is gone.
+    Newer kernels keep the chain of an interface that is gone.
     """
     chain = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", device)]
     _transaction(
@@ -119,9 +120,9 @@ async def forget(device: str) -> None:
     )
 
 
-# These two come with every pod, so they are spoken straight to the kernel, in pyroute2's messages.
-# `nft` takes 3 ms to start, and up to 20 to end after a deletion, because the kernel lets nobody
-# close a socket before it has freed what was deleted over it: hence our own, which is never closed.
+# These two are needed for every pod, so they go straight to the kernel, as pyroute2's messages.
+# `nft` takes 3 ms to start, and up to 20 to end after a deletion: the kernel does not let a socket
+# be closed before it has freed what was deleted through it. So ours is never closed.
 
 _Change: TypeAlias = tuple[Any, int, list[tuple[str, Any]]]
 """Class, type and attributes of a message."""
@@ -148,7 +149,7 @@ def _socket() -> socket.socket:
 
 
 def _transaction(*changes: _Change) -> None:
-    """All of these or none. The kernel has done it when it takes the message."""
+    """Apply all changes or none. They are in force when the kernel acknowledges."""
     batch = _bounds(_BATCH_BEGIN)
     for kind, number, attributes in changes:
         message = kind()
@@ -183,7 +184,7 @@ def _encoded(message: Any, number: int, flags: int) -> bytes:
 
 
 def _errors(data: bytes) -> Iterator[int]:
-    """One for each answer, 0 for success."""
+    """The error number in each answer; 0 is success."""
     at = 0
     while at < len(data):
         answer = nlmsgerr(data, offset=at)

@@ -15,6 +15,7 @@ from flows.features import classify
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import Refused, Unreachable, configurations
+from node_agent.faults import NodeFault
 from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
@@ -153,7 +154,7 @@ class Node:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_controller())
             tasks.create_task(self._follow_ovsdb())
-            tasks.create_task(self._converge_for_ever())
+            tasks.create_task(self._converge_loop())
             tasks.create_task(self._announce())
             tasks.create_task(self._kernel.run())
 
@@ -212,7 +213,7 @@ class Node:
                 self._session_last_seen = self._monotonic()
                 log.info("ready for pods", conf=str(self._agent.cni_conf / install.CONF_NAME))
 
-    async def _converge_for_ever(self) -> None:
+    async def _converge_loop(self) -> None:
         while True:
             self._news.clear()
             pause = REPAIR_INTERVAL
@@ -237,10 +238,10 @@ class Node:
             self._kernel.use((config.pod_range, config.service_range), gateway)
             if self._agent.datapath == "netdev":
                 links = {name for _, name in socket.if_nameindex()}
-                await nft.deafen_again(links & {lease.port for lease in self._leases.all()})
-        except (
-            host.HostError, LeaseError, OvsdbError, nft.NftError, NetlinkError, OSError
-        ) as error:  # fmt: skip
+                await nft.restore_host_ingress_drops(
+                    links & {lease.port for lease in self._leases.all()}
+                )
+        except (NodeFault, NetlinkError, OSError) as error:
             problem = str(error)
             if self._problem != problem:
                 log.warning("this node cannot be set up", reason=problem)

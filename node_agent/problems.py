@@ -58,7 +58,7 @@ class PodProblems:
         return {name: sentence for name, (_, sentence) in self._failed.items()}
 
 
-async def tell_for_ever(
+async def report_loop(
     agent: Agent,
     node: Callable[[], str],
     pods: PodProblems,

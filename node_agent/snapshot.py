@@ -1,4 +1,4 @@
-"""The last state of the bridge that was found right, on disk, for an ovs-vswitchd that lost it.
+"""The last verified state of the bridge, on disk, for an ovs-vswitchd that has lost its flows.
 
 The file is OpenFlow as a switch speaks it: the replies that describe its meters, its groups and its
 flows, byte for byte but for the flows' counters. `ovs-ofctl ofp-parse FILE` prints it.
@@ -32,7 +32,7 @@ from openflow.switch import Switch
 from settings import Agent
 
 FIRST_TABLE: Final = min(table.number for table in TABLES)
-"""What lets packets in. Put back last: while nothing of ours is in it, the rest may be partial."""
+"""The table that packets enter. Restored last: while it is empty, the rest may be incomplete."""
 
 _MULTIPART: Final = struct.Struct("!HHxxxx")
 _METER: Final = struct.Struct("!HHIHHIIxxxx")
@@ -47,7 +47,7 @@ class SnapshotError(NodeFault):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the controller has put on the bridge; nothing that somebody else did, or learned."""
+    """What the controller has installed on the bridge, without foreign and learned flows."""
 
     flows: tuple[InstalledFlow, ...]
     """Without counters, in one order whatever order the switch tells them in."""
@@ -76,10 +76,10 @@ class Snapshot:
 
     @property
     def lets_packets_in(self) -> bool:
-        """False for an empty bridge, and for one that is being filled: never worth keeping."""
+        """False for an empty bridge, and for one that is being filled: never saved."""
         return any(flow.table == FIRST_TABLE for flow in self.flows)
 
-    async def put_back(self, switch: Switch) -> None:
+    async def restore(self, switch: Switch) -> None:
         """Add everything to a switch. Raises `Rejected` and `ConnectionLost`."""
         known = await switch.dump_meters()
         seals = [flow for flow in self.flows if is_seal(flow.table, flow.cookie)]

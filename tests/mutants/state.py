@@ -12,6 +12,7 @@ _UNINSTALL = "node_agent/uninstall.py"
 _DIRECTORY = "controller/sources/directory.py"
 _LEASE_TESTS = ("tests/node_agent/test_leases.py",)
 _SNAPSHOT_TESTS = ("tests/node_agent/test_snapshot.py",)
+_ATTACH_TESTS = ("tests/node_agent/test_attach.py",)
 _AGENT_TESTS = ("tests/node_agent/test_agent.py",)
 
 STATE: Final = (
@@ -116,17 +117,17 @@ STATE: Final = (
     Fault(
         "a lease is released though a part of its attachment is left",
         _ATTACH,
-        "        if whole and lease is not None:\n",
+        "        if complete and lease is not None:\n",
         "        if lease is not None:\n",
-        _AGENT_TESTS,
+        _ATTACH_TESTS,
     ),
     Fault(
         "GC deletes a pod whose ADD is running",
         _ATTACH,
         "            if lock.locked():\n"
-        "                continue  # being added right now: younger than the list\n",
+        "                continue  # being added: the runtime's list is older\n",
         "",
-        _AGENT_TESTS,
+        _ATTACH_TESTS,
     ),
     Fault(
         "an address meets its previous owner's connections",

@@ -81,7 +81,7 @@ def test_a_lease_stays_while_a_part_of_its_attachment_is_left(
             raise nft.NftError("busy")
 
     monkeypatch.setattr(pod_link, "remove", link)
-    monkeypatch.setattr(nft, "forget", chain)
+    monkeypatch.setattr(nft, "allow_host_ingress", chain)
     made = attachments(leases, ovsdb)
     assert asyncio.run(made.answer(call("DEL"))) == b"", "DEL never fails"
     assert [lease.port for lease in leases.all()] == [PORT]
@@ -109,7 +109,9 @@ def test_uninstall_leaves_the_tls_files_of_others(tmp_path: Path, ours: bool) ->
     agent = Agent(controllers=("192.0.2.1",), plain_tcp=True, node="node1", state=tmp_path)
     key = str(tmp_path / "tls" / "key.pem") if ours else "/etc/openvswitch/key.pem"
     row = SimpleNamespace(private_key=key)
-    root: Any = SimpleNamespace(bridges=[], external_ids={}, other_config={}, next_cfg=1, ssl=[row])
+    root: Any = SimpleNamespace(
+        datapaths={}, bridges=[], external_ids={}, other_config={}, next_cfg=1, ssl=[row]
+    )
     transaction: Any = SimpleNamespace(rows=lambda _: iter([root]), row=lambda *_: None)
     bridge.remove(transaction, agent)
     assert root.ssl == ([] if ours else [row])
@@ -134,11 +136,11 @@ def test_the_next_process_of_the_switch_is_made_to_wait_again(
 
     monkeypatch.setattr(local_switch, "_LOOK_INTERVAL", 0.001)
     monkeypatch.setattr(bridge, "is_held", lambda _: held.pop(0) if held else True)
-    monkeypatch.setattr(switch, "_let_go", let_go)
+    monkeypatch.setattr(switch, "_release", let_go)
     one: Any = SimpleNamespace(wait_closed=never)
 
     async def main() -> None:
-        looking = asyncio.create_task(switch._look_after(one))
+        looking = asyncio.create_task(switch._keep_hold(one))
         async with asyncio.timeout(20):
             await renewed.wait()
         looking.cancel()

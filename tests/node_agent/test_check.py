@@ -67,7 +67,7 @@ DAMAGES = {
     ),
     "nftables chain": (
         "host: nft delete chain netdev sluice {port}",
-        "the host's own network hears what {port} receives",
+        "the host's own stack receives what arrives at {port}",
     ),
 }
 

@@ -16,24 +16,24 @@ from node_agent import nft
 def ip(*words):
     subprocess.run(["ip", *words], check=True)
 
-async def deaf():
-    return set(nft._DEAF.findall(await nft.listed("netdev")))
+async def host_ingress_drops():
+    return set(nft._DROPPING_CHAIN.findall(await nft.listed("netdev")))
 
 async def main():
     ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
-    assert await deaf() == set()
-    await nft.forget("v0")
-    await nft.deafen("v0")
-    await nft.deafen("v0")
-    await nft.deafen("v1")
-    assert await deaf() == {"v0", "v1"}
+    assert await host_ingress_drops() == set()
+    await nft.allow_host_ingress("v0")
+    await nft.drop_host_ingress("v0")
+    await nft.drop_host_ingress("v0")
+    await nft.drop_host_ingress("v1")
+    assert await host_ingress_drops() == {"v0", "v1"}
     ip("link", "del", "v0")
-    await nft.forget("v0")
-    await nft.forget("v1")
-    assert await deaf() == set()
+    await nft.allow_host_ingress("v0")
+    await nft.allow_host_ingress("v1")
+    assert await host_ingress_drops() == set()
     subprocess.run(["nft", "list", "table", "netdev", "sluice"], check=True)
     try:
-        await nft.deafen("longer-than-any-interface")
+        await nft.drop_host_ingress("longer-than-any-interface")
     except nft.NftError as error:
         print(error, flush=True)
 
@@ -61,10 +61,10 @@ from node_agent import nft
 
 subprocess.run(["ip", "link", "add", "stays", "type", "veth"], check=True)
 try:
-    asyncio.run(nft.deafen_again(["gone", "stays"]))
+    asyncio.run(nft.restore_host_ingress_drops(["gone", "stays"]))
 except nft.NftError:
     pass  # older kernels refuse it
-asyncio.run(nft.deafen_again(["stays"]))
+asyncio.run(nft.restore_host_ingress_drops(["stays"]))
 subprocess.run(["nft", "list", "table", "netdev", "sluice"], check=True)
 """
 

@@ -48,10 +48,10 @@ def empty(ovs: Ovs) -> None:
     asyncio.run(delete())
 
 
-def put_back(ovs: Ovs, kept: Snapshot) -> dict[int, Meter]:
+def restore(ovs: Ovs, kept: Snapshot) -> dict[int, Meter]:
     async def put() -> dict[int, Meter]:
         async with connect(ovs.mgmt) as switch:
-            await kept.put_back(switch)
+            await kept.restore(switch)
             return await switch.dump_meters()
 
     return asyncio.run(put())
@@ -82,7 +82,7 @@ def test_what_was_saved_comes_back_and_nothing_else(ovs: Ovs, tmp_path: Path) ->
     for left, left_groups in (([], []), (meters, groups[:2])):
         empty(ovs)
         ovs.install([], left, left_groups)
-        assert put_back(ovs, loaded) == {meter.id: meter for meter in meters}
+        assert restore(ovs, loaded) == {meter.id: meter for meter in meters}
         assert ovs.dump() == ours
         assert sorted(ovs.ofctl("dump-groups", str(ovs.mgmt)).splitlines()[1:]) == our_groups
         assert taken(ovs) == before, "byte for byte"
@@ -115,9 +115,9 @@ def test_the_seals_come_after_all_they_vouch_for(ovs: Ovs) -> None:
     assert len(before.flows) == 2002
     empty(ovs)
     with pytest.raises(Rejected, match="table 0"):
-        put_back(ovs, replace(before, meters=()))
+        restore(ovs, replace(before, meters=()))
     assert not any("table=State" in flow for flow in ovs.dump())
-    put_back(ovs, before)
+    restore(ovs, before)
     assert taken(ovs) == before
 
 
@@ -195,7 +195,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_snapshot_is_on_disk_before_it_has_its_name(
     ovs: Ovs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ovs.install(samples.compiled()[0])
+    ovs.install(*samples.compiled())
     path, steps = file(tmp_path), []
     fsync, rename = os.fsync, Path.rename
 
