@@ -80,7 +80,8 @@ def takes_pods(layout: NodeLayout) -> bool:
 
 def in_sync(lab: Lab) -> bool:
     status = lab.ask("/v1/status")
-    return bool(status) and all(status["nodes"][name]["inSync"] for name in ("node1", "node2"))
+    nodes = status["nodes"] if status else {}
+    return len(nodes) == 2 and all(each["inSync"] for each in nodes.values())
 
 
 def audited(lab: Lab, pod: LabPod) -> bool:
