@@ -28,7 +28,7 @@ PORT = 6443
 ETCD_CLIENTS = "http://127.0.0.1:2379"
 ETCD_PEERS = "http://127.0.0.1:2380"
 
-# What the controller may do. The lab gives it no more than a cluster would.
+# The controller's permissions: those that a cluster gives it.
 CONTROLLER_ROLE = """\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -114,7 +114,7 @@ def start(
 
     apiserver = _apiserver_command(binaries, directory, address, service_range)
     if pod_range is None:
-        # It refuses pods whose service account does not exist, and nobody here makes `default`.
+        # It refuses pods without a service account, and here nothing creates `default`.
         apiserver.append("--disable-admission-plugins=ServiceAccount")
     commands = {"etcd": _etcd_command(binaries, directory), "kube-apiserver": apiserver}
     pids = {name: _find(argv) or spawn(name, argv) for name, argv in commands.items()}
@@ -125,7 +125,7 @@ def start(
     ]
     _wait_until_ready(kubectl, pids, logs or directory, timeout)
     if pod_range is not None:
-        # Afterwards: the controller manager gives up where it is not let in after 10 s.
+        # Last: the controller manager ends if it is not authorised after 10 s.
         manager = _controller_manager_command(binaries, directory, pod_range, service_range)
         commands = {
             "kube-controller-manager": manager,
@@ -169,7 +169,7 @@ def _apiserver_command(
         f"--client-ca-file={pki / 'ca.crt'}",
         f"--token-auth-file={pki / 'tokens.csv'}",
         "--authorization-mode=Node,RBAC",
-        # A kubelet has a say in its own Node and its own pods alone, also in whose tokens it gets.
+        # A kubelet may change only its own Node and pods, and gets tokens for those only.
         "--enable-admission-plugins=NodeRestriction",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={pki / 'service-account.pub'}",
@@ -217,7 +217,7 @@ def _find(argv: Sequence[str]) -> int | None:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_text().split("\0")[:-1]
-        except (OSError, UnicodeDecodeError):  # it has ended, or it is none of ours
+        except (OSError, UnicodeDecodeError):  # it has ended, or is another program
             continue
         if words and [Path(words[0]).name, *words[1:]] == wanted:
             return int(process.name)

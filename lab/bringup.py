@@ -1,4 +1,4 @@
-"""Starting a lab: whatever of it does not run, the control plane and all nodes at the same time."""
+"""Starting a lab: all parts that do not run, the control plane and the nodes at the same time."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -46,7 +46,7 @@ class Bringup:
                 self._cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        # A switch that dials again after an outage may take its time.
+        # A switch connects again some seconds after an outage.
         if self.spec.sluice and not daemons(self.layout).wait(self.plane.in_sync, timeout=30):
             raise LabError(f"not every switch holds its flows after 30 s: {self.plane.status()}")
 
@@ -96,7 +96,7 @@ class Bringup:
     def start_daemon(self, it: NodeLayout, daemon: str) -> None:
         """Start one daemon of a node, as its init system would."""
         cluster = self._cluster
-        # What else has ended is not this one's fault.
+        # Another daemon that has ended must not fail this start.
         node.daemons(it).forget_ended()
         match daemon:
             case "ovsdb-server":

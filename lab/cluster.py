@@ -111,7 +111,7 @@ def inside_pod(nodes: Sequence[NodeLayout], pod: str, argv: Sequence[str]) -> li
         vsctl = ["ovs-vsctl", f"--db=unix:{it.ovsdb}", "--timeout=10", *find]
         try:
             found = json.loads(run([*vsctl, f"external_ids:sluice-pod={pod}"]))["data"]
-        except LabError:  # its ovsdb-server does not run
+        except LabError:  # ovsdb-server of that node does not run
             continue
         for ((_, pairs),) in found:
             netns = dict(pairs)["sluice-netns"]

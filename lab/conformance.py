@@ -1,4 +1,4 @@
-"""Kubernetes' own tests of its network, run against a lab that is a whole Kubernetes.
+"""Run Kubernetes' own network tests against a lab that is a whole Kubernetes.
 
 `python -m lab.conformance`, or `make conformance`. Which they are, and which not and why, is in
 conformance.yaml beside this file.

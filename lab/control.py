@@ -149,7 +149,7 @@ class ControlPlane:
     def in_sync(self) -> bool:
         """Whether every node that takes part is connected, with all its flows."""
         status = self.status()
-        # Before it has read the cluster it knows of no node at all.
+        # Before the controller has read the cluster, it knows no nodes.
         return (
             status is not None
             and status["ready"]

@@ -1,4 +1,4 @@
-"""Which of Open vSwitch's datapaths the nodes of a lab forward with."""
+"""The Open vSwitch datapath of a lab's nodes."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _MODULES = Path("/sys/module")
 
 
 def default_datapath() -> Datapath:
-    """What $SLUICE_DATAPATH says, else the one that needs no kernel module. Raises `LabError`."""
+    """The value of $SLUICE_DATAPATH, or the one that needs no kernel module. Raises `LabError`."""
     named = os.environ.get(VARIABLE) or "netdev"
     try:
         datapath: Datapath = msgspec.convert(named, Datapath)
@@ -27,8 +27,8 @@ def default_datapath() -> Datapath:
 
 
 def load_module(datapath: Datapath) -> None:
-    """See to it that the machine's kernel has the datapath. Raises `LabError`."""
-    # As `ovs-ctl start` does it; ovs-vswitchd itself loads nothing but the tunnels' modules.
+    """Load the kernel module of the datapath, if it needs one. Raises `LabError`."""
+    # As `ovs-ctl start` does: ovs-vswitchd itself loads only the tunnels' modules.
     if datapath == "netdev" or (_MODULES / "openvswitch").exists():
         return
     modprobe = shutil.which("modprobe")

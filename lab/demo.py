@@ -60,7 +60,7 @@ def main(
                 keep = False
                 raise
             finally:
-                # What was up before stays up: somebody may have things in it.
+                # A lab that was up before stays up: somebody may use it.
                 keep = keep or found
                 if not keep:
                     console.print("Taking it down again.")
@@ -116,8 +116,8 @@ def ping_all(console: Console, lab: Lab, nodes: Sequence[str], pods: Sequence[La
 
 def ping(lab: Lab, where: str, address: str) -> float | None:
     """The mean round-trip time of three pings in milliseconds; None if one of them was lost."""
-    # With -w, ping goes on until it has as many answers; its own summary counts as lost what was
-    # still on its way then.
+    # With -w, ping continues until it has this many answers. Its summary counts requests as lost
+    # whose answers are still on their way.
     command = ["ping", "-n", "-c3", "-i0.2", "-w10", address]
     done = lab.exec(where, command, check=False)
     times = dict(re.findall(r"icmp_seq=(\d+) ttl=\d+ time=([\d.]+)", done.stdout))
@@ -128,7 +128,7 @@ def ping(lab: Lab, where: str, address: str) -> float | None:
 
 def run(console: Console, command: Sequence[str]) -> None:
     """Show a command's output as it is. Raises `LabError` if it fails."""
-    # What we have printed has to be out before it prints.
+    # Our own output comes before the command's.
     console.file.flush()
     try:
         failed = subprocess.run(command, timeout=PROGRAM_TIMEOUT, check=False).returncode

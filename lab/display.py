@@ -1,4 +1,4 @@
-"""How the lab shows itself in a terminal: what goes on, what there is, who reaches whom."""
+"""The lab's output in a terminal: progress, status, and which pods reach which."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
     where = "an API server" if status["source"] == "kube" else "manifests in a directory"
     console.print(f"Lab [bold]{status['name']}[/]: {status['tunnel']}, its cluster from {where}")
     if not status["ready"]:
-        console.print("[yellow]It is not whole: on its way up, or something of it has died.[/]")
+        console.print("[yellow]It is not complete: it is being started, or a daemon has ended.[/]")
     _print(
         console,
         ("PART", "PROCESS", "PID", "ADDRESS", "NAMESPACE"),

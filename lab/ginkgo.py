@@ -86,7 +86,7 @@ def run(
         f"--focus=(?:{'|'.join(map(_escaped, tests))})$",
         *(str(programs / "e2e.test"), "--"),
         *("--provider=skeleton", f"--report-dir={reports}", "--disable-log-dump"),
-        # Only the first of its processes counts for itself.
+        # Only the first of its processes counts the nodes itself.
         f"--num-nodes={len(lab.status()['nodes'])}",
     ]
     with _environment() as environment, log.open("w") as output:
@@ -96,7 +96,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that it is ended by us alone, and whole
+            start_new_session=True,  # so that one signal ends it and its children
         )
         process = Process(popen)
         try:
@@ -140,7 +140,7 @@ def _follow(lines: Iterable[str], keep: Callable[[str], object], ended: Ended) -
     for line in lines:
         keep(line)
         if found:
-            # What of the test has failed, and its labels, are not of its name.
+            # The failed part and the labels do not belong to the name.
             name = re.sub(r" \[(It|(Before|After)Each)\] ", " ", line.strip())
             name = re.sub(r" \[[^\[\]]*\]$", "", name)
             ended(name, (found[1] or "passed").lower(), float(found[2]))

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin, made into the one exception that everything else is undone by."""
+"""Ctrl-C and similar signals become one exception, on which everything is undone."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def one_interrupt() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `KeyboardInterrupt`, and ignore the rest.
 
-    So what is being taken down is taken down whole, however impatiently the keys are pressed.
+    So taking a lab down is complete, also if Ctrl-C is pressed again.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

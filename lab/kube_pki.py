@@ -30,7 +30,7 @@ class User(NamedTuple):
 
 
 USERS = {
-    # system:masters may do everything, whatever RBAC says.
+    # system:masters may do everything, without RBAC.
     "admin": User("admin", "system:masters"),
     "sluice-controller": User("sluice-controller"),
     # RBAC knows these two from the start.
@@ -58,7 +58,7 @@ def make(pki: Path, address: str, service_range: str) -> Path:
     part = pki.with_name("pki.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir(mode=0o700, parents=True)
-    # Without it openssl takes the machine's own, whose extensions are a CA's.
+    # Without it openssl takes the machine's configuration, which adds the extensions of a CA.
     (part / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
 
     extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
@@ -66,7 +66,7 @@ def make(pki: Path, address: str, service_range: str) -> Path:
     names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
     addresses = [address, "127.0.0.1", *_first_addresses(service_range)]
     _certificate(part, "serving", "/CN=kube-apiserver", _usage("serverAuth", names, addresses))
-    # Kubelets ask the API server what a caller may do: whoever is in this group, everything.
+    # Kubelets ask the API server what a caller may do. This group may do everything.
     as_client = "/O=system:masters/CN=kube-apiserver-kubelet-client"
     _certificate(part, "kubelet-client", as_client, _usage("clientAuth"))
     _openssl(part, f"genpkey -algorithm {_EC} -out service-account.key")

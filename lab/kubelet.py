@@ -1,4 +1,4 @@
-"""What runs a node's pods where the lab is a whole Kubernetes: containerd and kubelet.
+"""containerd and kubelet, which run a node's pods in a lab that is a whole Kubernetes.
 
 Both run among the node's own mounts (`lab.machine`), so their configuration names the usual paths.
 """
@@ -42,7 +42,7 @@ def start_containerd(node: NodeLayout, ours: Daemons, binaries: Path, pause: str
     """
     configuration = node.directory / "containerd.toml"
     configuration.write_text(_containerd_configuration(pause))
-    # It looks for its shim beside itself by way of PATH.
+    # containerd finds its shim by PATH.
     environment = {"PATH": f"{binaries}:{os.environ.get('PATH', os.defpath)}"}
     argv = [str(binaries / "containerd"), "--config", str(configuration)]
     ours.start("containerd", machine.enter(node, argv), environment)
@@ -89,7 +89,7 @@ def start_kubelet(node: NodeLayout, ours: Daemons, binaries: Path, pki: Path, ur
         f"--kubeconfig={kubeconfig}",
         f"--hostname-override={node.name}",
         f"--node-ip={node.address}",
-        # So that hints have something to tell apart.
+        # Topology hints need zones.
         f"--node-labels=topology.kubernetes.io/zone=zone-{_zone(node)}",
     ]
     ours.start("kubelet", machine.enter(node, argv))
@@ -109,13 +109,13 @@ address = "{CONTAINERD}"
 sandbox = "{pause}"
 
 [plugins."io.containerd.cri.v1.runtime"]
-# Not every machine lets it be lowered.
+# Not every machine allows to lower it.
 restrict_oom_score_adj = true
 
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["/opt/cni/bin"]
 conf_dir = "/etc/cni/net.d"
-# Else it wants the plugin `loopback`, which comes with other networks.
+# Otherwise it needs the plugin `loopback`, which other networks install.
 use_internal_loopback = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
@@ -145,11 +145,11 @@ def _kubelet_configuration(node: NodeLayout, ca: Path, certificate: str, key: st
         "clusterDomain": "cluster.local",
         "clusterDNS": [str(CLUSTER_DNS)],
         "resolvConf": "/etc/resolv.conf",
-        # The disk is everybody's: kubelet is not to evict pods because others have filled it.
+        # Other programs share the disk: kubelet must not evict pods because they filled it.
         "evictionHard": {"nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        # Or pods that come at the same time wait for one another.
+        # Otherwise pods that start at the same time wait for one another.
         "registryPullQPS": 0,
         "eventRecordQPS": 50,
         "kubeAPIQPS": 200,

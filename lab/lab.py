@@ -1,4 +1,4 @@
-"""A whole lab: up, down, pods, commands, and what there is."""
+"""A whole lab: start, stop, pods, commands and status."""
 
 import contextlib
 import fcntl
@@ -71,7 +71,7 @@ class Lab:
 
             spec = with_programs(new_spec(wanted), report)
             load_module(spec.datapath)
-            self._remove_all()  # of an `up` that was killed
+            self._remove_all()  # what an `up` that was killed left
             try:
                 self.layout.directory.mkdir()
                 self._write_spec(spec)
@@ -118,14 +118,14 @@ class Lab:
         self._bringup(self._spec()).start_control()
 
     def reboot(self, node_name: str, report: Report = quiet) -> None:
-        """Kill all that runs on a node, take its namespaces away, and start it again.
+        """Kill all processes of a node, remove its namespaces, and start it again.
 
-        What a machine has on its disk stays. Only where nodes have kubelets to bring pods back.
+        Its disk stays. Only in a lab with kubelets, which start the pods again.
         """
         with self._lock(exclusive=True, report=report):
             spec, it = self._spec(), self._node(node_name)
             if not spec.kubelets:
-                raise LabError(f"lab {self.name} has no kubelets, who would bring the pods back")
+                raise LabError(f"lab {self.name} has no kubelets, so its pods would not come back")
             report(it.name, "pulling the plug")
             kill_all(lambda: processes_in([it.netns]) | machine.processes(it.cgroup))
             machine.remove(it)
@@ -249,7 +249,7 @@ class Lab:
         nodes = {n.name: _describe(n, spec) for n in self.layout.nodes(spec.nodes)}
         node_pids = [pid for node in nodes.values() for pid in node["pids"].values()]
         asked = self._control(spec).status()
-        if spec.kubelets:  # which the controller-manager has handed out
+        if spec.kubelets:  # assigned by the controller-manager
             for name, node in nodes.items():
                 node["pod_cidr"] = (
                     (asked["nodes"].get(name) or {}).get("podCIDR") if asked else None
@@ -288,7 +288,7 @@ class Lab:
     # Within
 
     def _remove_all(self) -> bool:
-        """Remove everything that carries the lab's name, found by looking rather than by memory."""
+        """Remove everything that has the lab's name. It is searched for, not remembered."""
         names = network.namespaces(self.layout.prefix)
         found = bool(names) or self.layout.directory.exists()
         kill_all(lambda: processes_in(names) | machine.processes(self.layout.cgroup))
@@ -318,7 +318,7 @@ class Lab:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = path.open("a")
-            except FileNotFoundError:  # the last lab's end has just removed the folder
+            except FileNotFoundError:  # the end of another lab has just removed the folder
                 continue
             with lock:
                 try:
@@ -326,7 +326,7 @@ class Lab:
                 except BlockingIOError:
                     report("lab", f"waiting for another command on lab {self.name}")
                     lock_file(lock, kind)
-                # Whoever held it before may have removed it: then it keeps nobody else out.
+                # Whoever held it before may have removed it: then this lock excludes nobody.
                 if not _is_same_file(lock.fileno(), path):
                     continue
                 try:

@@ -1,4 +1,4 @@
-"""What a lab is called and where it is: names, addresses and paths follow from its name."""
+"""A lab's names, addresses and paths; all follow from its name."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ DISKS = Path("/var/lib/sluice-lab")
 NAMESPACES = Path("/run/netns")
 """Where `ip netns` keeps its names."""
 
-# Every lab uses the same addresses: none of them exists outside its namespaces.
+# Every lab uses the same addresses: they exist only inside its namespaces.
 UNDERLAY = IPv4Network("172.30.0.0/16")
 FABRIC_ADDRESS = IPv4Address("172.30.0.1")
 CONTROL_ADDRESS = IPv4Address("172.30.0.2")
@@ -23,7 +23,7 @@ CLUSTER_DNS = SERVICE_RANGE[10]
 """What kubelets tell their pods to ask."""
 STATIC_PODS = "/etc/kubernetes/manifests"
 """Where a node's kubelet looks for pods that no API server has told it of."""
-# The world outside the cluster, in a range kept for documentation (RFC 5737).
+# Outside the cluster, in a range that is reserved for documentation (RFC 5737).
 WORLD = IPv4Network("203.0.113.0/24")
 FABRIC_WORLD_ADDRESS = IPv4Address("203.0.113.1")
 OUTSIDE_ADDRESS = IPv4Address("203.0.113.10")
@@ -62,7 +62,7 @@ class NodeLayout:
 
     @property
     def mgmt(self) -> Path:
-        """The OpenFlow socket of br-int for local users."""
+        """The OpenFlow socket of br-int for programs on this node."""
         return self.ovs_run / "br-int.mgmt"
 
     @property
@@ -75,7 +75,7 @@ class NodeLayout:
 
     @property
     def cni_socket(self) -> Path:
-        # In a directory of its own, which the agent keeps closed to all but root.
+        # In a directory of its own, which the agent opens to root only.
         return self.directory / "agent" / "cni.sock"
 
     @property
@@ -84,7 +84,7 @@ class NodeLayout:
 
     @property
     def cni_bin(self) -> Path:
-        # Not in /run, from where Debian lets nothing be executed.
+        # Not in /run, which Debian mounts noexec.
         return self.disk / "cni" / "bin"
 
     @property
@@ -94,7 +94,7 @@ class NodeLayout:
 
     @property
     def state(self) -> Path:
-        """What the agent keeps over a reboot."""
+        """What the agent keeps across a reboot."""
         return self.directory / "state"
 
     @property
@@ -172,7 +172,7 @@ class LabLayout:
 
     @property
     def prefix(self) -> str:
-        """What the names of all the lab's namespaces begin with, and of no other lab's."""
+        """The prefix of the names of all namespaces of this lab, and of no other lab."""
         return f"sluice.{self.name}."
 
     def netns(self, role: str) -> str:

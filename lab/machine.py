@@ -1,4 +1,4 @@
-"""What makes a network namespace a machine of its own for kubelet, containerd and their pods.
+"""What turns a network namespace into a machine for kubelet, containerd and their pods.
 
 Each node gets a mount and a UTS namespace beside its network namespace, and cgroups below one of
 its own. So the usual paths (`/run/containerd`, `/var/lib/kubelet`, `/etc/cni/net.d`, ...) are
@@ -30,13 +30,13 @@ def create(node: NodeLayout) -> None:
     node.namespaces.mkdir(parents=True, exist_ok=True)
     for path in node.private_paths.values():
         path.mkdir(parents=True, exist_ok=True)
-    # A mount namespace can only be bound where no mount is handed on to other namespaces.
+    # A mount namespace can be bound only where mounts are not propagated.
     if not os.path.ismount(node.namespaces):
         run(["mount", "--bind", str(node.namespaces), str(node.namespaces)])
     run(["mount", "--make-private", str(node.namespaces)])
     for kind in ("mnt", "uts"):
         (node.namespaces / kind).touch()
-    # Slave: what is unmounted on the machine must not live on in here.
+    # Slave: what is unmounted on the machine must not stay mounted here.
     unshare = ["unshare", f"--mount={node.namespaces / 'mnt'}", f"--uts={node.namespaces / 'uts'}"]
     run([*unshare, "--propagation=slave", "sh", "-euc", _script(node)])
 
@@ -65,7 +65,7 @@ def processes(cgroup: str) -> set[int]:
 
 
 def remove(node: NodeLayout) -> None:
-    """Let go of the node's namespaces, as a reboot would; its processes have ended before.
+    """Remove the node's namespaces, as a reboot does; its processes have ended before.
 
     What a machine keeps on its disk stays.
     """
@@ -96,7 +96,7 @@ def _script(node: NodeLayout) -> str:
     run, root = shlex.quote(str(node.disk / "run")), shlex.quote(str(node.directory / "root"))
     lines = [
         f"hostname {node.name}",
-        # As after a boot. Of the machine's own only the labs' directory is in it.
+        # As after a boot. From the machine it has only the labs' directory.
         f"mkdir -p {run}",
         f"mount -n -t tmpfs -o mode=755 run {run}",
         f"mkdir {run}/netns {run}/{LABS.name} {run}/disk",
@@ -104,21 +104,21 @@ def _script(node: NodeLayout) -> str:
         f"mount -n --bind {shlex.quote(str(node.disk))} {run}/disk",
         f"mount -n --move {run} /run",
     ]
-    # Overlays, so that directories can be made to mount upon which the machine does not have.
+    # Overlays, so that mount points can be made that the machine does not have.
     for top in ("etc", "opt", "var"):
         layers = f"lowerdir=/{top},upperdir={root}/{top},workdir={root}/{top}.work"
         lines += [
             f"mkdir -p {root}/{top} {root}/{top}.work",
             f"mount -n -t overlay -o {layers} {top} /{top}",
         ]
-    # What is on disk, at its own path too, and not by way of the overlay.
+    # The disk at its own path, too, and not through the overlay.
     lines.append(f"mount -n --bind /run/disk {shlex.quote(str(node.disk))}")
     for path, kept in node.private_paths.items():
         lines += [f"mkdir -p {path}", f"mount -n --bind {shlex.quote(str(kept))} {path}"]
     lines += [
-        # As systemd has it on a machine: containers may ask for what is mounted later.
+        # As under systemd: containers may ask for mounts that are made later.
         "mount -n --make-rshared /",
-        # The machine's name servers are not to be reached from here.
+        # The machine's name servers cannot be reached from here.
         "rm -f /etc/resolv.conf",
         "touch /etc/resolv.conf",
     ]
@@ -129,7 +129,7 @@ def _create_cgroups(name: str) -> None:
     """As kubelet wants its root to be: in every hierarchy, with every controller."""
     for hierarchy in _hierarchies():
         (hierarchy / name).mkdir(parents=True, exist_ok=True)
-        # From the top down: what a cgroup does not have, none below it can be given.
+        # From the top down: a cgroup can have only the controllers of its parent.
         for part in reversed(Path(name).parents[:-1]):
             _inherit(hierarchy / part)
         _inherit(hierarchy / name)
@@ -139,7 +139,7 @@ def _inherit(cgroup: Path) -> None:
     """Give a new cgroup its parent's CPUs and memory nodes (version 1) or controllers (2)."""
     for kind in ("cpus", "mems"):
         own = cgroup / f"cpuset.{kind}"
-        # Empty in a new one, and so nothing could run there.
+        # Empty in a new cgroup, in which nothing could run.
         if own.exists() and not _is_v2() and not own.read_text().strip():
             own.write_text((cgroup.parent / own.name).read_text())
     if _is_v2():

@@ -2,7 +2,7 @@
 
     outside ── fabric (a bridge, and the router to the outside) ── node1, node2, ..., control
 
-Links are made inside the namespaces they end in: the machine's own network never sees one.
+Links are made inside the namespaces that they connect: the machine's own network has none of them.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ BRIDGE = "underlay"
 UPLINK = "uplink"
 """A node's end of its wire to the fabric."""
 
-# rp_filter is inherited from the machine, whatever that has.
+# rp_filter is inherited from the machine, so it is set here.
 _SYSCTLS = (
     "net.ipv6.conf.all.disable_ipv6=1",
     "net.ipv6.conf.default.disable_ipv6=1",
@@ -41,9 +41,9 @@ _SYSCTLS = (
 def create_namespace(name: str) -> None:
     """Make a namespace with its loopback up and no IPv6, unless it is there. Raises `LabError`."""
     if not is_namespace(NAMESPACES / name):
-        (NAMESPACES / name).unlink(missing_ok=True)  # of an `ip netns add` that was killed
+        (NAMESPACES / name).unlink(missing_ok=True)  # left by an `ip netns add` that was killed
         run(["ip", "netns", "add", name])
-    # -e: a kernel without IPv6 has nothing to switch off.
+    # -e: a kernel without IPv6 does not have these.
     run(["sysctl", "-qew", *_SYSCTLS], netns=name)
     run(["ip", "link", "set", "lo", "up"], netns=name)
 
@@ -116,15 +116,15 @@ def connect(layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath) 
             configure(fabric, _bridged(node.name, UPLINK, node.netns, node.address))
             if datapath == "system":
                 continue
-            # Open vSwitch reads raw frames off a wire on which the kernel would leave checksums
-            # to a network card that is not there.
+            # Open vSwitch reads raw frames. With offload, their checksums would be left to a
+            # network card that does not exist.
             run(["ethtool", "-K", node.name, "tx", "off"], netns=fabric)
             run(["ethtool", "-K", UPLINK, "tx", "off"], netns=node.netns)
 
 
 def disconnect(layout: LabLayout, node: NodeLayout) -> None:
     """Take a node's wire and its namespace away."""
-    # First the wire: a namespace takes its time to end, and until then its wire is there.
+    # First the link: it exists until its namespace has ended, which takes a while.
     if node.name in links(layout.netns("fabric")):
         configure(layout.netns("fabric"), [f"link del {node.name}"])
     delete_namespace(node.netns)
@@ -135,7 +135,7 @@ def node_mac(node: NodeLayout) -> str:
     return _mac(node.address)
 
 
-# All MACs are set by hand: where udev runs, it would change those that the kernel invents.
+# All MACs are set explicitly: udev changes random ones.
 
 
 def _mac(address: IPv4Address, *, kind: int = 0) -> str:

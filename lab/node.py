@@ -53,7 +53,7 @@ def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
     switch = ["ovs-vswitchd", f"unix:{node.ovsdb}", "--pidfile", "--no-chdir"]
     if datapath == "netdev":
         switch += ["--disable-system"]
-    # Among the node's own mounts: it reads the certificate that the agent has put there.
+    # In the node's own mounts: it reads the certificate that the agent puts there.
     return daemons(node).start(
         "ovs-vswitchd",
         machine.enter(node, switch),
@@ -64,7 +64,7 @@ def start_vswitchd(node: NodeLayout, datapath: Datapath) -> int:
 
 
 def _vsctl(node: NodeLayout) -> list[str]:
-    # --retry: its socket is there a moment before somebody listens at it.
+    # --retry: the socket exists a moment before ovsdb-server listens at it.
     timeout = f"--timeout={20 * PATIENCE:.0f}"
     return ["ovs-vsctl", f"--db=unix:{node.ovsdb}", "--retry", timeout]
 
@@ -86,7 +86,7 @@ def start_switch(node: NodeLayout, all_nodes: Sequence[NodeLayout], datapath: Da
 
 def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     """With the node's address on a bridge, behind the uplink."""
-    # The kernel must not hear what Open vSwitch hears: it would answer a second time.
+    # The kernel must not receive what Open vSwitch receives: it would answer, too.
     nft = (
         "add table netdev sluice-lab\n"
         "add chain netdev sluice-lab uplink "
@@ -97,7 +97,7 @@ def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     start_database(node)
     switch_pid = start_vswitchd(node, "netdev")
 
-    # Returns when ovs-vswitchd has done it.
+    # Returns when ovs-vswitchd has applied it.
     bridge = ["--may-exist", "add-br", PHYSICAL_BRIDGE, "--", "set", "bridge", PHYSICAL_BRIDGE]
     bridge += ["datapath_type=netdev", "fail_mode=standalone"]
     bridge += [f'other_config:hwaddr="{node_mac(node)}"']
@@ -107,12 +107,12 @@ def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     except LabError:
         daemons(node).check()
         raise
-    # Where the database had all of it, there was nothing to wait for.
+    # If the database had all of it already, ovs-vsctl did not wait.
     if not daemons(node).wait(lambda: PHYSICAL_BRIDGE in links(node.netns), timeout=20):
         raise LabError(f"{node.name}: no {PHYSICAL_BRIDGE}\n{daemons(node).tail('ovs-vswitchd')}")
     _set_up_address(node, PHYSICAL_BRIDGE)
-    # A kernel keeps a packet while it asks for its next hop's MAC; the userspace datapath drops
-    # it, and each tunnel would begin with a loss that has nothing to do with Sluice.
+    # A kernel keeps a packet while it resolves the next hop. The userspace datapath drops it, so
+    # each tunnel would begin with a loss that Sluice does not cause.
     appctl = ["ovs-appctl", f"--target={node.ovs_run}/ovs-vswitchd.{switch_pid}.ctl"]
     run([*appctl, "tnl/neigh/aging", "3600"])
     for peer in all_nodes:
@@ -155,17 +155,17 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
         tls=tls,
         plain_tcp=tls is None,
         add_timeout=20 * PATIENCE,
-        # What is changed by hand is to be mended while one looks. Where pods are real, so is this.
+        # Short, so that changes by hand are repaired while one watches. With kubelets it is longer.
         audit_interval=10 if machine.is_there(node) else 2,
     )
     write_settings(node.settings, Settings(agent=agent))
     command = python("node_agent", "--config", str(node.settings))
-    # Where containerd runs, for the paths of sandboxes that it names.
+    # In the mounts of containerd, whose sandboxes have paths there.
     daemons(node).start("agent", machine.enter(node, command), listens_at=lambda _: node.cni_socket)
 
 
 def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bool]) -> None:
-    """Wait as a container runtime does: for the CNI configuration, and for STATUS to agree."""
+    """Wait as a container runtime does: for the CNI configuration, and until STATUS succeeds."""
     ours = daemons(node)
     runtime = Runtime(node)
     problem = f"there is no CNI configuration in {node.cni_conf}"

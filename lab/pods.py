@@ -19,7 +19,7 @@ _SUBDOMAIN = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(\.{_LABEL.pattern})*"
 
 
 class LabPod(msgspec.Struct, frozen=True):
-    """What the lab keeps of a pod, as a runtime keeps its sandboxes."""
+    """The lab's record of a pod, as a runtime has of its sandboxes."""
 
     namespace: str
     name: str
@@ -64,7 +64,7 @@ class LabPod(msgspec.Struct, frozen=True):
             "node": self.node,
             "address": self.address,
             "mac": self.mac,
-            "pid": None,  # its namespace is kept by its name, not by a process
+            "pid": None,  # its namespace exists without a process
             "port": self.port,
             "container_id": self.container_id,
             "uid": self.uid,
@@ -94,7 +94,9 @@ class LabPods:
     ) -> LabPod:
         """Make a pod, or nothing."""
         if not _LABEL.fullmatch(namespace) or not _SUBDOMAIN.fullmatch(name):
-            raise LabError(f"{namespace}/{name} is no NAMESPACE/NAME: a-z, 0-9 and - are allowed")
+            raise LabError(
+                f"{namespace}/{name} is not a NAMESPACE/NAME: only a-z, 0-9 and - are allowed"
+            )
         netns = self.layout.pod_netns(namespace, name)
         pod = LabPod(
             namespace, name, node.name, netns, new_container_id(),
@@ -111,7 +113,7 @@ class LabPods:
                 raise LabError(f"CNI ADD of {pod.key} gave no address")  # noqa: TRY301
             self.source.set_pod_running(namespace, name, pod.address, str(node.address))
         except BaseException:
-            # A runtime calls DEL after an ADD that failed, and goes on whatever comes of it.
+            # A runtime calls DEL after a failed ADD, and ignores its errors.
             with contextlib.suppress(LabError):
                 self._unplug(pod)
             self._remove(pod)
@@ -134,7 +136,7 @@ class LabPods:
         """By namespace and name."""
         found = []
         for record in self.layout.pods.glob("[!.]*.json"):
-            with contextlib.suppress(FileNotFoundError):  # deleted in this moment
+            with contextlib.suppress(FileNotFoundError):  # it has just been deleted
                 found.append(msgspec.json.decode(record.read_bytes(), type=LabPod))
         return sorted(found, key=lambda pod: (pod.namespace, pod.name))
 

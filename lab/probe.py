@@ -1,8 +1,8 @@
-"""What runs inside a pod to tell whether its packets and bytes arrive; see `lab.traffic`.
+"""A program in a pod that finds out whether its packets and bytes arrive; see `lab.traffic`.
 
-By its path and with the standard library alone, so that many start at once. Each verb says
-`ready` on a line when traffic flows, goes on until its stdin ends, and then says how it went,
-as JSON. Times are those of CLOCK_MONOTONIC, which all processes of a machine share.
+It is run by its path and uses the standard library alone, so that many start fast. Each verb
+prints `ready` when traffic flows, continues until its stdin ends, and then prints its result as
+JSON. Times are those of CLOCK_MONOTONIC, which all processes of a machine share.
 
     python probe.py ping ADDRESS INTERVAL
     python probe.py send ADDRESS PORT
@@ -33,7 +33,7 @@ _HEADER = struct.Struct("!BBHHHQ")  # type, code, checksum, identifier, sequence
 
 
 def ping(address: str, interval: float) -> dict[str, object]:
-    """Echo requests at a fixed pace, whatever becomes of the answers."""
+    """Send echo requests at a fixed pace, with or without answers."""
     identifier = os.getpid() & 0xFFFF
     sent = array("d")
     answered = bytearray()

@@ -1,4 +1,4 @@
-"""The container runtime's part of the Container Network Interface, as containerd plays it.
+"""The runtime's side of the Container Network Interface, as in containerd.
 
 The plugin is found and called by the specification alone (CNI 1.1.0): configuration on stdin,
 parameters in the environment, the result on stdout. It runs in the node's namespaces.
@@ -18,7 +18,7 @@ from lab.patience import PATIENCE
 
 IFNAME = "eth0"
 TIMEOUT = 60 * PATIENCE
-"""Seconds. kubelet gives a runtime 4 minutes for a whole sandbox; a lab's user is less patient."""
+"""Seconds. kubelet gives a runtime 4 minutes for a whole sandbox; here less is enough."""
 
 
 class PluginError(LabError):
@@ -70,11 +70,11 @@ class Runtime:
 
     def configuration(self) -> dict[str, Any]:
         """What the plugin is given on stdin: its part of the node's configuration."""
-        # The first in the order of names, as runtimes have it.
+        # The first by name, as runtimes do.
         for path in sorted(self.node.cni_conf.glob("*.conflist")):
             network = json.loads(path.read_text())
             plugin: dict[str, Any] = network["plugins"][0]
-            # As runtimes do that know of 1.1.0: the last of a list, where there is one.
+            # As runtimes that support 1.1.0: the last of the list, if there is one.
             version = network.get("cniVersions", [network["cniVersion"]])[-1]
             return plugin | {"name": network["name"], "cniVersion": version}
         raise LabError(f"{self.node.name}: no CNI configuration in {self.node.cni_conf}")
@@ -136,7 +136,7 @@ class Runtime:
             said = (done.stdout + done.stderr).strip() or "nothing"
             raise LabError(
                 f"CNI {command} on {self.node.name}: exit code {done.returncode}, "
-                f"and an answer that is none of the specification's: {said}"
+                f"and an answer that is not of the specification: {said}"
             )
         if done.returncode:
             raise PluginError(command, self.node.name, answer)

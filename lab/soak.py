@@ -1,9 +1,10 @@
-"""A long and rough day of a cluster: `python -m lab.soak`, or `make soak MINUTES=N`.
+"""Random faults in a cluster under traffic: `python -m lab.soak`, or `make soak MINUTES=N`.
 
-Pods come and go at random; daemons are killed, links cut, and flows changed by hand; all under
-traffic between pods that stay. What happens next depends on the seed alone. Each time, and at the
-end by an independent way, what the controller wants (compiled), what the switches hold (installed)
-and who reaches whom must agree; and when all pods are gone, nothing may be left of them.
+Pods are added and deleted at random, daemons are killed, links are cut, and flows are changed by
+hand, while traffic runs between pods that stay. The sequence depends on the seed alone. After each
+step, and at the end by an independent check, the flows that the controller compiled, those that the
+switches hold, and the pods that reach each other must agree. When all pods are deleted, nothing may
+be left of them.
 """
 
 import re
@@ -39,7 +40,7 @@ MOST_PODS = 15
 INTERVAL = 0.02
 """Seconds between two packets of each ping."""
 PATIENCE = 180.0
-"""Seconds until what is wrong must have been put right: the audit's interval, and far more."""
+"""Seconds after which a fault must be repaired: far more than the audit's interval."""
 SLACK = 1.0
 """Seconds by which an excuse covers more than its cause: packets were on their way, and Open
 vSwitch has yet to hear of a link."""
@@ -120,7 +121,7 @@ class Soak:
         self._change_pods({}, gone)
 
     def kill_daemons(self) -> None:
-        """SIGKILL, some time without them, start again; nothing may be lost.
+        """SIGKILL some, wait, and start them again; no packet may be lost.
 
         Sometimes pods come and go while they die: it is tried again and again, as kubelet does.
         """
@@ -139,7 +140,7 @@ class Soak:
             changing = pool.submit(self._change_pods, new, gone)
             kill(daemons[victim] for victim in victims)
             time.sleep(pause)
-            # Not by `up`: it waits until no pod is being added, and they wait for what it starts.
+            # Not by `up`: it waits until no ADD runs, and ADDs wait for these daemons.
             for victim in victims:
                 if victim.startswith("agent of "):
                     self.lab.start_daemon(victim.removeprefix("agent of "), "agent")
@@ -182,7 +183,7 @@ class Soak:
         self.say(f"{what} of {node} (table {table})")
         with self._excuse("tampering", {node}, tunnels_only=False):
             self.lab.exec(node, [*OFCTL, *command])
-            # Here the audit is waited for.
+            # Here it waits for the audit.
             self._wait_right()
 
     def _change_pods(self, new: dict[str, str], gone: Sequence[str]) -> None:
@@ -199,7 +200,7 @@ class Soak:
 
     def _add(self, name: str, node: str) -> None:
         if any((pod.namespace, pod.name) == (NAMESPACE, name) for pod in self.lab.pods()):
-            # Of a try that could not be undone, because the API server was away.
+            # Left by an attempt that could not be undone without the API server.
             self._delete(name)
         self.lab.pod_add(NAMESPACE, name, node)
 
@@ -239,7 +240,7 @@ class Soak:
                 raise LabError("it is not put right:\n" + "\n".join(found[:20]))
             time.sleep(0.1)
         for where, to in self._pairs(staying=True):
-            # Until one is answered: by then the datapath has taken the flows over.
+            # Until one is answered: then the datapath has the flows.
             self.lab.exec(where, ["ping", "-n", "-q", "-c1", "-i0.2", f"-w{PATIENCE:.0f}", to],
                           timeout=2 * PATIENCE)  # fmt: skip
 

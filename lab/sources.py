@@ -1,4 +1,4 @@
-"""Where the lab's cluster is written down: a directory of manifests, or a real API server.
+"""Where the objects of the lab's cluster are: a directory of manifests, or a real API server.
 
 Both hold the same Kubernetes objects. The lab plays all who write them in a cluster: whoever
 makes a Pod, the scheduler, and kubelet.
@@ -90,7 +90,7 @@ class DirectorySource:
 
     def _write(self, path: Path, manifest: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The unfinished file is kept beside the tree, so that whoever watches it never sees one.
+        # The unfinished file is beside the tree, so that a watcher of the tree never sees it.
         part = self.directory.with_name(f"{self.directory.name}.{path.name}.part")
         part.write_text(yaml.safe_dump(dict(manifest), sort_keys=False))
         part.rename(path)
@@ -106,14 +106,14 @@ class KubernetesSource:
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line of a kubectl call."""
-        # Its cache would otherwise go into the user's home.
+        # Otherwise its cache is in the user's home.
         cache = self.kubeconfig.with_name("kubectl-cache")
         options = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(cache)]
         return inside(self.netns, [str(self.kubectl), *options, *arguments])
 
     def add_node(self, node: NodeLayout) -> None:
         self._run_unless_there(["create", "--validate=false", "-f", "-"], _node(node))
-        # By type, as kubelet does: the controller's condition is not to be replaced.
+        # By type, as kubelet does: the controller's condition must stay.
         self._patch_status(["node", node.name], _node_status(node), "strategic")
 
     def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:
@@ -192,7 +192,7 @@ def _pod(namespace: str, name: str, node: str, labels: Mapping[str, str]) -> dic
         "metadata": {"namespace": namespace, "name": name, "labels": dict(labels)},
         "spec": {
             "nodeName": node,
-            # Nobody runs it: the lab's pods are network namespaces.
+            # It never runs: the lab's pods are network namespaces.
             "containers": [{"name": "main", "image": IMAGE}],
         },
     }

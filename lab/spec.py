@@ -1,4 +1,4 @@
-"""What a lab is asked to be, and who is told how it comes about."""
+"""The options of a lab, and the interface that reports its progress."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ SourceKind = Literal["dir", "kube"]
 
 
 class Report(Protocol):
-    """Is told what a part of the lab (`node1`, `control`, ...) does now, and when it is done."""
+    """Called with what a part of the lab (`node1`, `control`, ...) does, and when it is done."""
 
     def __call__(self, part: str, doing: str, *, done: bool = False) -> None: ...
 
@@ -26,7 +26,7 @@ def quiet(part: str, doing: str, *, done: bool = False) -> None:
 
 
 class Options(TypedDict, total=False):
-    """What may be asked for; each None as if left out. Their meaning is that of `Spec`."""
+    """The options of `Spec`; None means that an option is not given."""
 
     nodes: int | None
     tunnel: Tunnel | None
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """A whole lab, as kept in lab.json."""
+    """A whole lab, as stored in lab.json."""
 
     nodes: int = 3
     tunnel: Tunnel = "geneve"
@@ -56,7 +56,7 @@ class Spec(msgspec.Struct, frozen=True):
     images: Path | None = None
     """The images that each node is given, where there are kubelets."""
     ready: bool = False
-    """Whether it has been up as a whole."""
+    """Whether `up` has succeeded once."""
 
 
 def new_spec(wanted: Mapping[str, Any]) -> Spec:

@@ -1,4 +1,4 @@
-"""Traffic under which things are done to a lab, and what was lost of it.
+"""Traffic while something is done to a lab, and what was lost of it.
 
 with ping(lab, "default/a", address) as pinging:
     ...                     # kill something
@@ -21,7 +21,7 @@ from lab.processes import Process, running
 
 PROBE = Path(__file__).with_name("probe.py")
 LONGEST_END = 300.0
-"""Seconds that a stream may take to deliver what it has sent: TCP waits long after an outage."""
+"""Seconds that a stream may take to deliver what was sent: after an outage TCP waits long."""
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -69,12 +69,12 @@ class Probe:
             raise LabError(f"{self.what}: nothing gets through")
 
     def stop(self) -> dict[str, Any]:
-        """End it, and return what it says. Raises `LabError`."""
+        """End it, and return its result. Raises `LabError`."""
         try:
             self.process.close_input()
             said: dict[str, Any] = json.loads(self.process.rest(LONGEST_END).splitlines()[-1])
         except (TimeoutError, ValueError, IndexError):
-            raise LabError(f"{self.what}: it did not say how it went") from None
+            raise LabError(f"{self.what}: it printed no result") from None
         return said
 
 

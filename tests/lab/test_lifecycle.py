@@ -359,7 +359,7 @@ def test_exec_runs_the_command_itself(lab):
     ("words", "sentence"),
     [
         ("pod add default/x --node node9", "has no node 'node9', only node1 to node2"),
-        ("pod add default/X! --node node1", "default/X! is no NAMESPACE/NAME"),
+        ("pod add default/X! --node node1", "default/X! is not a NAMESPACE/NAME"),
         ("pod del default/x", "has no pod default/x"),
         ("exec default/x true", "has no pod default/x"),
         ("exec somewhere true", "has no 'somewhere'"),
