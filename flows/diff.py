@@ -1,4 +1,4 @@
-"""installed vs desired -> what to send."""
+"""Installed and desired flows in, what to send out."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from flows.pipeline import Feature
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """A group is to be what `new` is. `old` is what the switch holds; None: that is not known."""
+    """A group must become `new`. `old` is what the switch holds; None: unknown."""
 
     new: Group
     old: Group | None = None
 
     def buckets(self) -> tuple[tuple[int, ...], tuple[Bucket, ...]] | None:
-        """The ids of buckets to remove, and those to insert after that; None: send all of it.
+        """The ids of buckets to remove, then the buckets to insert; None: send the whole group.
 
-        A bucket that changed is both. All of it is sent too where that is less, and where the
-        datapath chooses: of what is inserted Open vSwitch makes all of the slots of `dp_hash` anew,
-        so that it alone is chosen from then on, and after a removal it has none (seen with 3.1).
+        A bucket that changed is removed and inserted. The whole group is sent if that is less, and
+        for groups of `dp_hash`: after an insertion, Open vSwitch gives all hash slots to the
+        inserted buckets, and after a removal the group has no slots at all (seen with 3.1).
         """
         new, old = self.new, self.old
         if new != old and new.method == "dp_hash":
@@ -38,8 +38,8 @@ class GroupChange:
 class Delta:
     """What brings a switch from one state to another.
 
-    Order on the switch: meters, then `groups_set`, then `adds`, then `deletes` (by cookie, so that
-    a flow which took another's place stays), then groups and meters that are gone.
+    Order on the switch: meters, `groups_set`, `adds`, `deletes`, then groups and meters to delete.
+    Deletes are by cookie, so a flow that replaced another one stays.
     """
 
     adds: tuple[Flow, ...] = ()
@@ -60,16 +60,16 @@ class Delta:
         )
 
 
-OURS = frozenset(int(feature) for feature in Feature if feature != Feature.LEARNED)
+COMPILED_FEATURES = frozenset(int(each) for each in Feature if each != Feature.LEARNED)
 
 
 def is_ours(cookie: int) -> bool:
-    """Whether a flow with this cookie was put there by a feature that compiles flows."""
-    return cookie >> 56 in OURS
+    """Whether a flow with this cookie was compiled by Sluice."""
+    return cookie >> 56 in COMPILED_FEATURES
 
 
 def is_learned(cookie: int) -> bool:
-    """Whether a flow with this cookie was made by the switch itself, as a flow of ours told it."""
+    """Whether the switch made a flow with this cookie by itself (`learn`)."""
     return cookie >> 56 == Feature.LEARNED
 
 
@@ -83,9 +83,8 @@ def diff(
 ) -> Delta:
     """Set difference of cookies, which name flows by content.
 
-    Flows that are not ours (made by hand, or learned) are left alone, and meters and groups whose
-    ids are not ours. An installed group of which nobody knows what it holds is None, and sent
-    whole.
+    Foreign and learned flows are left alone, and so are meters and groups with ids outside of
+    Sluice's ranges. `installed_groups` has None for a group with unknown content: it is sent whole.
     """
     return Delta(
         adds=tuple(flow for cookie, flow in desired.items() if cookie not in installed),

@@ -1,7 +1,7 @@
-"""What controller and node agent must both know without asking each other.
+"""Names, MACs and numbers that controller and node agent must both know.
 
-Names, MACs and numbers here are contracts between processes that may be of different
-versions: they change only together with `docs/decisions.md`.
+They are contracts between processes of different versions: change them only together with
+`docs/decisions.md`.
 """
 
 import base64
@@ -19,17 +19,17 @@ FIRST_ATTACHMENT_OFPORT = 16
 # OVS hands out and accepts port numbers below OFPP_MAX of OpenFlow 1.0 only.
 LAST_ATTACHMENT_OFPORT = 0xFEFF
 
-# The switch is everybody's router: every pod's and every host's next hop is this address and MAC.
+# The switch is the router: the next hop of every pod and every host has this address and MAC.
 ROUTER_ADDRESS = IPv4Address("169.254.1.1")
 ROUTER_MAC = "0a:58:a9:fe:01:01"
-# The host's own end, sluice-gw: one MAC on all nodes, again so that flows are shared.
+# The MAC of sluice-gw, the same on all nodes, so that flows are shared.
 GATEWAY_MAC = "0a:58:a9:fe:01:02"
 
-# Whose connections come back to where they came from have this source there (hairpin).
+# Hairpin: the source of connections that leave by the port they came in by.
 HAIRPIN_ADDRESS = IPv4Address("169.254.1.2")
 # What the host translates its own addresses to for a connection to a NodePort.
 NODE_PORT_ADDRESS = IPv4Address("169.254.1.3")
-# And for one to a Service that names an address of the host itself: the nth of these for the nth.
+# The same, for a Service that names an address of the host: the nth address for the nth one.
 STAND_INS = IPv4Network("169.254.1.16/28")
 
 # The switch's own meters. Those of attachments have numbers from `FIRST_ATTACHMENT_OFPORT` on.
@@ -38,10 +38,10 @@ POD_REFUSAL_METER = 2
 # What is added to an attachment's ofport for the number of each of its meters. The kernel's
 # datapath takes numbers below 200,000 (DP_METER_NUM_MAX of net/openvswitch/meter.h).
 _CONNECTION_METERS, _FRAGMENT_METERS, _REFUSAL_METERS = 0, 0x1_0000, 0x2_0000
-# Ids of our groups; others are somebody else's.
+# Group ids of Sluice; groups with other ids are foreign.
 GROUPS = range(0x1000_0000, 0x2000_0000)
 
-# Of the bridge's own port, which nothing uses; a random one would be changed by udev.
+# The MAC of the bridge's own port, which nothing uses. udev would change a random one.
 BRIDGE_MAC = "0a:58:a9:fe:01:03"
 
 RESERVED_TCP_PORTS = {22: "SSH", 10250: "the kubelet"}

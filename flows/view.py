@@ -1,7 +1,7 @@
-"""What the features may see of the cluster: frozen values, already checked.
+"""What features may see of the cluster: frozen values that are already checked.
 
-Whatever is refused (a Node whose podCIDR overlaps another's, a port that no pod stands behind)
-never gets here; `controller.inventory` sees to that and says why.
+What is refused (a Node whose podCIDR overlaps another's, an OVS port without a pod) is not in the
+view. `controller.inventory` refuses it and says why.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ SOME_SCOPE = "*"
 
 
 class Key(NamedTuple):
-    """Names one object of the view: what a fragment is made of, and what a change touches.
+    """Names one fragment: the object that causes it, and where its flows go.
 
     `scope` is where the fragment's flows go: `CLUSTER_SCOPE`, `SOME_SCOPE` or a node's name. `kind`
     is the name of a `flows.kinds.Kind`.
@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What holds for the cluster as a whole."""
+    """Settings of the cluster as a whole."""
 
     pod_range: IPNetwork
     service_range: IPNetwork
@@ -49,20 +49,20 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that takes part: its tunnel address and the range of its pods."""
+    """An accepted Node: its tunnel address and the range of its pods."""
 
     name: str
     uid: str
     address: IPAddress
     pod_cidr: IPNetwork
     further_addresses: tuple[IPAddress, ...] = ()
-    """Others of its addresses, which pods must not send tunnel packets to either."""
+    """Its other addresses. Pods must not send tunnel packets to these either."""
     zone: str = ""
-    """Its label `topology.kubernetes.io/zone`; empty where it has none."""
+    """Its label `topology.kubernetes.io/zone`; empty if it has none."""
 
     @property
     def gateway(self) -> IPAddress:
-        """The address of the node's own stack among its pods."""
+        """The address of the node's own network stack in the podCIDR."""
         return names.gateway_address(self.pod_cidr)
 
     @property
@@ -73,13 +73,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A sandbox's interface on a node's bridge, as PORT_STATUS told of it."""
+    """A sandbox's interface on a node's bridge, as PORT_STATUS reported it."""
 
     port: str
     ofport: int
     address: IPAddress
     pod: str
-    """`NAMESPACE/NAME`; empty for a container that no pod stands behind."""
+    """`NAMESPACE/NAME`; empty for a container without a pod."""
 
     @property
     def mac(self) -> str:
@@ -93,7 +93,7 @@ class Attachment:
 
     @property
     def ref(self) -> ObjectRef:
-        """Its Pod; the container where no pod stands behind it."""
+        """Its Pod, or the container if it has no Pod."""
         if self.pod:
             return ObjectRef.namespaced("Pod", self.pod)
         return ObjectRef("container", "", self.port)
@@ -105,13 +105,13 @@ class Endpoint(NamedTuple):
     address: IPAddress
     port: int
     ready: bool = True
-    """False: it is terminating and still serves, and counts only where no other is ready."""
+    """False: it is terminating and still serves. It is used only if no other endpoint is ready."""
     node: str = ""
-    """The name of the Node it is on; empty where nobody says."""
+    """The name of its Node; empty if it is unknown."""
     zones: tuple[str, ...] = ()
-    """The zones whose clients it is meant for (hints); empty: no hint."""
+    """Hints: the zones whose clients should use it; empty: no hint."""
     nodes: tuple[str, ...] = ()
-    """The nodes whose clients it is meant for (hints); empty: no hint."""
+    """Hints: the nodes whose clients should use it; empty: no hint."""
 
 
 class StandIn(NamedTuple):
@@ -124,15 +124,15 @@ class StandIn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """An address and port under which clients know a Service port."""
+    """An address and port under which clients reach a Service port."""
 
     address: IPAddress | None
     """None: each node's own (a NodePort)."""
     port: int
     external: bool
-    """Whether `externalTrafficPolicy` holds, and not the internal one."""
+    """Whether `externalTrafficPolicy` applies; if not, the internal one does."""
     sources: tuple[IPNetwork, ...] | None = None
-    """Whom it serves (`loadBalancerSourceRanges`); None: everybody."""
+    """The clients that it serves (`loadBalancerSourceRanges`); None: all."""
     node: str = ""
     """The Node object that names this address as the node's own; empty: none."""
     stand_ins: tuple[StandIn, ...] = ()
@@ -141,7 +141,7 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """One port of a Service with everything that is behind it.
+    """One port of a Service, with its frontends, endpoints and groups.
 
     `groups` gives the ids of its groups: "cluster" always; "local", a node's own endpoints, where a
     policy is Local; "node", those that hints mean for a node, where hints name nodes; "zone NAME"
@@ -155,17 +155,17 @@ class ServicePort:
     """IANA's number: 6, 17 or 132."""
     frontends: tuple[Frontend, ...]
     endpoints: tuple[Endpoint, ...]
-    """Sorted; those only that may ever get a connection."""
+    """Sorted; only those that can get connections."""
     groups: Mapping[str, int]
     internal_local: bool = False
     external_local: bool = False
     affinity: int | None = None
-    """Seconds since its last connection for which a client keeps its endpoint; None: not at all."""
+    """Session affinity: how many seconds after its last connection a client keeps its endpoint."""
     family: Family = IPV4
-    """Of all its addresses."""
+    """The family of all its addresses."""
 
     def nodes_with_a_choice(self) -> set[str]:
-        """The nodes that choose otherwise than all others do, or besides by a stand-in."""
+        """The nodes that have flows of their own for it, besides those that all nodes have."""
         found = {each.node for frontend in self.frontends for each in frontend.stand_ins}
         if "local" in self.groups:
             found |= {endpoint.node for endpoint in self.endpoints if endpoint.node}
@@ -175,10 +175,10 @@ class ServicePort:
 
 
 class Target(NamedTuple):
-    """Where the endpoints of Services are: a port, of any pod or of one other address."""
+    """A place where Services have endpoints: a port of all pods, or of one other address."""
 
     network: IPNetwork
-    """The pod range, or the one address away from it."""
+    """The pod range; for an endpoint outside of it, its address."""
     protocol: int
     port: int
 
@@ -194,13 +194,13 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service that somebody can connect to."""
+    """A Service that clients can connect to."""
 
     namespace: str
     name: str
     ports: tuple[ServicePort, ...]
     shared_addresses: frozenset[IPAddress] = frozenset()
-    """Of its frontends' addresses, those that other Services have or want ports of."""
+    """Addresses of its frontends of which other Services also claim ports."""
 
     @property
     def ref(self) -> ObjectRef:
@@ -222,7 +222,7 @@ class ClusterView:
     services: Mapping[str, Service] = field(default_factory=dict)
     """By `NAMESPACE/NAME`."""
     local_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
-    """By node, the Services of which it has a choice of its own (see `nodes_with_a_choice`)."""
+    """By node, the Services for which it has flows of its own (`nodes_with_a_choice`)."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """Of all endpoints, by their text."""
     target_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""Seals: what a switch should hold, in a flow that travels in the bundle that makes it so.
+"""Seals and companion flows: they carry digests of what a switch should hold.
 
-A switch that has a scope's seal holds that scope's flows and meters, whoever put them there and
-whenever: state is known by content. So a controller that starts, or takes over, reads two flows of
-a switch instead of all. Whoever changes a switch without its seal (a hand, another program) is
-found by the audit instead.
+A seal travels in the bundle that completes a program. A switch that has the seal holds the
+program's flows and meters, no matter who sent them and when: state is known by content. So a
+controller that starts, or takes over, reads two flows of a switch instead of all. The audit finds
+changes that somebody made without the seal.
 """
 
 from flows.flow import Flow, Group, Note
@@ -14,9 +14,9 @@ TABLE = LAYOUT.tables["State"].number
 
 
 def seal(scope: str, count: int, total: int) -> Flow:
-    """The seal of a scope of which `count` is how many flows it has.
+    """The seal of a program with `count` flows.
 
-    `total` (64 bits) is the sum of their cookies, and of the digests of its meters.
+    `total` (64 bits) is the sum of their cookies and of the digests of the program's meters.
     """
     return LAYOUT.flow(
         Feature.STATE, "State", Priority.SHARED if scope == CLUSTER_SCOPE else Priority.LOCAL,
@@ -28,7 +28,7 @@ def seal(scope: str, count: int, total: int) -> Flow:
 
 
 def companion(group: Group) -> Flow:
-    """The flow that says of a group what it holds: groups have no cookie of their own."""
+    """The flow that carries the digest of a group, because groups have no cookie."""
     return LAYOUT.flow(
         Feature.STATE, "Groups", Priority.SHARED,
         {"Service": group.id},
@@ -38,5 +38,5 @@ def companion(group: Group) -> Flow:
 
 
 def is_seal(table: int, cookie: int) -> bool:
-    """Whether a flow of this table with this cookie is some scope's seal."""
+    """Whether a flow of this table with this cookie is a seal, of whatever scope."""
     return table == TABLE and cookie >> 56 == Feature.STATE
