@@ -22,7 +22,7 @@ MAX_CLAIMANTS: Final = 8
 """Ports that may claim one address or ofport. A sandbox that replaces another one makes two. If
 more ports claim it, none of them is accepted."""
 
-MAX_PORTS: Final = 2048
+MAX_PORTS: Final = 1024
 """Ports of one node that are judged. A kubelet runs 110 pods if nobody tells it otherwise."""
 MAX_REFUSED: Final = 256
 """Ports beyond these whose names are remembered, so that the problem ends when they are removed."""

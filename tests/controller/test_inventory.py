@@ -602,7 +602,7 @@ def test_ports_of_a_node_are_bounded(inventory: Inventory) -> None:
     assert len(inventory.problems) <= module.MAX_PORTS + 1
     first = ports[module.MAX_PORTS]
     problem = inventory.problems.texts()["ports of node1"]
-    assert problem.startswith(f"a node may have 2048 ports; refused: {first.name}, ")
+    assert problem.startswith(f"a node may have 1024 ports; refused: {first.name}, ")
     assert problem.endswith(f" and {module.MAX_REFUSED - module.MAX_NAMED} more")
     # Another node does not notice, and theirs are accepted again when there are fewer.
     inventory.set_object(pod_object("b", "node2", uid="u2"))
