@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from controller.inventory.kind import Kind
+from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
 from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
@@ -44,7 +44,7 @@ class Inventory:
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = Services(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
-        self._kinds: Final[dict[str, Kind]] = {
+        self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
             "Pod": self.pods,
             "Service": ServiceKind(self.services),

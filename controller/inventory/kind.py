@@ -16,7 +16,7 @@ Note = Callable[[Subject, str], None]
 """Called with a subject and what is wrong with it; empty: nothing any more."""
 
 
-class Kind(Protocol):
+class ObjectKind(Protocol):
     """All objects of one kind. `put` and `remove` return the keys of the view that they changed."""
 
     def get(self, namespace: str, name: str) -> Object | None:

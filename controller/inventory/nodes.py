@@ -63,11 +63,11 @@ class Nodes:
     # --- objects and sessions in ---
 
     def get(self, namespace: str, name: str) -> NodeObject | None:
-        """As `Kind.get`."""
+        """As `ObjectKind.get`."""
         return None if namespace else self.objects.get(name)
 
     def put(self, new: NodeObject) -> set[Key]:
-        """As `Kind.put`."""
+        """As `ObjectKind.put`."""
         name = new.metadata.name
         old = self.objects.get(name)
         self.objects[name] = new
@@ -86,7 +86,7 @@ class Nodes:
         return set()
 
     def remove(self, namespace: str, name: str) -> set[Key]:
-        """As `Kind.remove`."""
+        """As `ObjectKind.remove`."""
         if not namespace and self.objects.pop(name, None) is not None:
             del self._names_by_dpid[names.datapath_id(name)]
             self._drafts.pop(name, None)

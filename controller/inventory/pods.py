@@ -17,7 +17,7 @@ Identity = tuple[str, str]
 """Namespace and name of a Pod."""
 
 
-class Claim(NamedTuple):
+class PrefixClaim(NamedTuple):
     """A Pod whose ports have a certain prefix."""
 
     pod: Identity
@@ -37,7 +37,7 @@ class Pods:
         self._nodes = nodes
         self._note = note
         self._objects: dict[Identity, PodObject] = {}
-        self._claims: dict[str, dict[str, tuple[Claim, ...]]] = {}
+        self._claims: dict[str, dict[str, tuple[PrefixClaim, ...]]] = {}
         """By node and prefix (`names.pod_port_prefix`)."""
         self._mirrored: dict[str, set[str]] = {}
         """By node, the prefixes that a mirror pod claims."""
@@ -45,7 +45,7 @@ class Pods:
         nodes.followers.append(self._follow_nodes)
 
     def get(self, namespace: str, name: str) -> PodObject | None:
-        """As `Kind.get`."""
+        """As `ObjectKind.get`."""
         return self._objects.get((namespace, name))
 
     def owner(self, node: str, port: str) -> PodObject | None:
@@ -55,7 +55,7 @@ class Pods:
         return min(valid, key=_age, default=None)
 
     def put(self, new: PodObject) -> set[Key]:
-        """As `Kind.put`."""
+        """As `ObjectKind.put`."""
         identity = _identity(new)
         old = self._objects.get(identity)
         if old == new:
@@ -65,14 +65,14 @@ class Pods:
         self._objects[identity] = new
         for prefix, mirror in _prefixes(new):
             claims = self._claims.setdefault(new.spec.node_name, {})
-            claims[prefix] = (*claims.get(prefix, ()), Claim(identity, mirror))
+            claims[prefix] = (*claims.get(prefix, ()), PrefixClaim(identity, mirror))
             if mirror:
                 self._mirrored.setdefault(new.spec.node_name, set()).add(prefix)
         self._note_conflicts(new)
         return self._tell(old, new)
 
     def remove(self, namespace: str, name: str) -> set[Key]:
-        """As `Kind.remove`."""
+        """As `ObjectKind.remove`."""
         old = self._objects.get((namespace, name))
         if old is None:
             return set()
@@ -99,7 +99,7 @@ class Pods:
             self._note(_subject(identity), "")
         self._note_conflicts(pod)
 
-    def _is_valid(self, node: str, claim: Claim) -> bool:
+    def _is_valid(self, node: str, claim: PrefixClaim) -> bool:
         """Whether a claim counts: a mirror pod has to belong to the Node that there is now."""
         if not claim.mirror:
             return True

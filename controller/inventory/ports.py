@@ -31,7 +31,7 @@ MAX_NAMED: Final = 5
 
 K = TypeVar("K")
 
-Claim = IPv4Address | int
+PortClaim = IPv4Address | int
 """An address or an ofport."""
 
 
@@ -49,7 +49,7 @@ class BridgePort:
         return names.address_of(self.mac)
 
     @property
-    def claims(self) -> tuple[Claim, ...]:
+    def claims(self) -> tuple[PortClaim, ...]:
         """What no other port of the node may have."""
         address = self.address
         return (self.ofport,) if address is None else (self.ofport, address)
@@ -61,7 +61,7 @@ class _Bridge:
 
     ports: dict[str, BridgePort] = field(default_factory=dict)
     by_prefix: dict[str, set[str]] = field(default_factory=dict)
-    claimants: dict[Claim, set[str]] = field(default_factory=dict)
+    claimants: dict[PortClaim, set[str]] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     """By port, the Pod (`NAMESPACE/NAME`) that it has, or had until that was removed."""
     beyond: dict[str, None] = field(default_factory=dict)

@@ -12,16 +12,16 @@ class ServiceKind:
         self._services = services
 
     def get(self, namespace: str, name: str) -> ServiceObject | None:
-        """As `Kind.get`; only Services that Sluice serves."""
+        """As `ObjectKind.get`; only Services that Sluice serves."""
         return self._services.service(f"{namespace}/{name}")
 
     def put(self, new: ServiceObject) -> set[Key]:
-        """As `Kind.put`."""
+        """As `ObjectKind.put`."""
         self._services.set_service(new)
         return set()  # see `Inventory.settle`
 
     def remove(self, namespace: str, name: str) -> set[Key]:
-        """As `Kind.remove`."""
+        """As `ObjectKind.remove`."""
         self._services.remove_service(f"{namespace}/{name}")
         return set()  # see `Inventory.settle`
 
@@ -33,15 +33,15 @@ class SliceKind:
         self._services = services
 
     def get(self, namespace: str, name: str) -> SliceObject | None:
-        """As `Kind.get`; only slices of a Service."""
+        """As `ObjectKind.get`; only slices of a Service."""
         return self._services.endpoint_slice(f"{namespace}/{name}")
 
     def put(self, new: SliceObject) -> set[Key]:
-        """As `Kind.put`."""
+        """As `ObjectKind.put`."""
         self._services.set_slice(new)
         return set()  # see `Inventory.settle`
 
     def remove(self, namespace: str, name: str) -> set[Key]:
-        """As `Kind.remove`."""
+        """As `ObjectKind.remove`."""
         self._services.remove_slice(f"{namespace}/{name}")
         return set()  # see `Inventory.settle`

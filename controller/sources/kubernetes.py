@@ -47,7 +47,7 @@ LONGEST_LINE = 64 << 20
 """Bytes of one event of a watch. etcd takes no object of more than some 1.5 MB."""
 
 
-class _Status(msgspec.Struct):
+class _WatchError(msgspec.Struct):
     code: int = 0
     message: str = ""
 
@@ -233,7 +233,7 @@ class Reflector(Generic[T]):
             async for line in _lines(response):
                 event = _read(line, _Event)
                 if event.type == "ERROR":
-                    status = _read(event.object, _Status)
+                    status = _read(event.object, _WatchError)
                     raise ApiError(status.code, status.message)
                 version = _read(event.object, _Bookmark).metadata
                 if event.type == "DELETED":
