@@ -140,9 +140,9 @@ class Compilation:
             triggers = [
                 at
                 for key in changes
-                if key.kind == "service"
+                if (name := _service(key))
                 # Of what was done before this process began nobody knows how fast it was.
-                and (at := self._triggers.pop(key.name, 0.0)) >= self._started
+                and (at := self._triggers.pop(name, 0.0)) >= self._started
             ]
             changed, refused = self._update(
                 changes, lambda c: self._desired.update_shared(c, triggers)
@@ -236,11 +236,16 @@ def _cost(fragment: Fragment | None) -> int:
     return len(fragment.flows) + len(fragment.meters) + buckets
 
 
+def _service(key: Key) -> str:
+    """The Service, `NAMESPACE/NAME`, that a key is about; empty: none."""
+    return key.name.partition(" ")[0] if key.kind in {"service", "service-port"} else ""
+
+
 def _subject(key: Key) -> Subject:
     """The object that a key of the shared program stands for."""
+    if service := _service(key):
+        return ObjectRef.namespaced("Service", service)
     match key.kind:
-        case "service":
-            return ObjectRef.namespaced("Service", key.name)
         case "peer":
             return ObjectRef.node(key.name)
         case "cluster":

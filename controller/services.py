@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from controller.group_ids import GroupIds, GroupKey
 from controller.host_services import Hosts
 from controller.known_addresses import KnownAddresses, NodeAddress
+from controller.service_changes import changed_keys, group_variants, node_choices
 from controller.service_claims import Claims
 from controller.service_costs import (
     MAX_COST,
@@ -41,11 +42,9 @@ from controller.slice_drafts import (
 )
 from controller.sources.objects import ServiceObject, SliceObject
 from controller.stale_udp import StaleUdp
-from flows import topology
 from flows.family import IPAddress
-from flows.kinds import port_key
 from flows.refs import ObjectRef
-from flows.view import CLUSTER_SCOPE, Cluster, Endpoint, Frontend, Key, Service, ServicePort, Target
+from flows.view import Cluster, Frontend, Key, Service, ServicePort, Target
 from wire.documents import MAX_EXTERNAL_PORTS
 
 MAX_PROBLEMS: Final = 5
@@ -314,7 +313,7 @@ class Services:
             else:
                 self.view[name] = new
             if new is not old:
-                touched |= _changed(name, old, new)
+                touched |= changed_keys(name, old, new)
                 touched |= self._follow_choices(name, old, new)
                 touched |= self.targets.change(name, targets)
                 self.stale_udp.follow(old, new)
@@ -397,7 +396,7 @@ class Services:
         after = {
             GroupKey(name, port.name, port.protocol, variant)
             for port, found in parts
-            for variant in _variants(port, found)
+            for variant in group_variants(port, found)
         }
         moved: set[GroupKey] = set()
         for key in before - after:
@@ -414,7 +413,7 @@ class Services:
                 port,
                 groups={
                     variant: self._groups[GroupKey(name, port.name, port.protocol, variant)]
-                    for variant in _variants(port, found)
+                    for variant in group_variants(port, found)
                 },
             )
             for port, found in parts
@@ -439,8 +438,8 @@ class Services:
 
     def _follow_choices(self, name: str, old: Service | None, new: Service | None) -> set[Key]:
         """Keep `local` true; the keys of nodes whose own choice may be another now."""
-        before = _choices(old)
-        after = _choices(new)
+        before = node_choices(old)
+        after = node_choices(new)
         for node in before.keys() - after.keys():
             _remove(self.local, node, name)
         for node in after.keys() - before.keys():
@@ -452,81 +451,12 @@ class Services:
         }
 
 
-# --- Services, put together ---
-
-
-def _changed(name: str, old: Service | None, new: Service | None) -> set[Key]:
-    """The shared keys of a Service that changed: those of its ports, and its own."""
-    before = {port_key(port): port for port in (old.ports if old else ())}
-    after = {port_key(port): port for port in (new.ports if new else ())}
-    touched = {
-        Key(CLUSTER_SCOPE, "service-port", f"{name} {key}")
-        for key in before.keys() | after.keys()
-        if before.get(key) != after.get(key)
-    }
-    if _without_endpoints(old) != _without_endpoints(new):
-        touched.add(Key(CLUSTER_SCOPE, "service", name))
-    return touched
-
-
-def _without_endpoints(service: Service | None) -> object:
-    """What of a Service is not about its endpoints."""
-    return service and (service.shared_addresses, [_front(port) for port in service.ports])
-
-
-def _front(port: ServicePort) -> tuple[object, ...]:
-    groups = port.groups["cluster"], port.groups.get("local")
-    policies = port.internal_local, port.external_local, port.affinity is None
-    return port.name, port.protocol, port.frontends, groups, policies
-
-
 def _seconds(text: str) -> float | None:
     """Since 1970."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
-
-
-def _variants(port: ServicePort, found: PortEndpoints) -> list[str]:
-    """See `flows.view.ServicePort`."""
-    variants = ["cluster"]
-    if port.internal_local or port.external_local:
-        variants.append("local")
-    if found.has_node_hints:
-        variants.append("node")
-    variants += [f"zone {zone}" for zone in sorted(found.zones)]
-    parts = range(topology.parts(port))
-    return variants + [f"part {part} of {variant}" for variant in variants for part in parts]
-
-
-def _choices(service: Service | None) -> dict[str, list[object]]:
-    """By node that chooses otherwise than the others: all that its choice can depend on."""
-    found: dict[str, list[object]] = {}
-    for port in service.ports if service else ():
-        nodes = port.nodes_with_a_choice()
-        if not nodes:
-            continue
-        # Whether hints hold is a matter of all endpoints that are ready.
-        hinted = [bool(e.nodes) for e in port.endpoints if e.ready] if "node" in port.groups else []
-        shared = (
-            port.name,
-            port.protocol,
-            port.frontends,
-            port.groups,
-            port.internal_local,
-            port.external_local,
-            port.affinity,
-            bool(hinted) and all(hinted),
-        )
-        own: dict[str, list[Endpoint]] = {node: [] for node in nodes}
-        for endpoint in port.endpoints:
-            for node in {endpoint.node, *endpoint.nodes}:
-                if node in own:
-                    own[node].append(endpoint)
-        for node, endpoints in own.items():
-            found.setdefault(node, []).append((shared, endpoints))
-    return found
 
 
 def _sentence(problems: Iterable[str]) -> str:
