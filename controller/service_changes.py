@@ -1,4 +1,4 @@
-"""What a change of a Service concerns: keys of the view, groups, nodes with choices of their own."""
+"""What a change of a Service concerns: keys of the view, groups, nodes with own choices."""
 
 from controller.slice_drafts import PortEndpoints
 from flows import topology

@@ -4,8 +4,8 @@ from controller.audit import Digests
 from flows.compile import COMPILER, Program
 from flows.features.state import companion
 from flows.view import CLUSTER_SCOPE
+from tests.controller.service_inventory import inventory, put
 from tests.controller.service_objects import endpoint_slice, service
-from tests.controller.test_services import inventory, put
 
 
 def test_digests_and_companions_follow_a_changed_group() -> None:

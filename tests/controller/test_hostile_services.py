@@ -17,8 +17,8 @@ from flows import names
 from flows.compile import COMPILER, Program
 from flows.flow import ToGroup
 from flows.view import CLUSTER_SCOPE
+from tests.controller.service_inventory import drop, frontends, inventory, put
 from tests.controller.service_objects import endpoint_slice, service
-from tests.controller.test_services import drop, frontends, inventory, put
 
 ODD = st.sampled_from(
     [None, "", "x", "None", "a/b", "\x00", "10.96.0.1", "10.244.1.5", "::ffff:10.0.0.1",

@@ -12,8 +12,8 @@ from controller.known_addresses import KnownAddresses
 from flows import names
 from flows.view import Frontend, StandIn
 from tests.controller.events import node_object
+from tests.controller.service_inventory import drop, frontends, inventory, only_port, put
 from tests.controller.service_objects import endpoint, endpoint_slice, service
-from tests.controller.test_services import drop, frontends, inventory, only_port, put
 from tests.flows.worlds import CLUSTER
 
 EXTERNAL = IPv4Address("198.51.100.1")

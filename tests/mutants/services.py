@@ -12,7 +12,7 @@ _CLAIMS = "controller/service_claims.py"
 _COSTS = "controller/service_costs.py"
 _ADDRESS_TESTS = ("tests/controller/test_known_addresses.py",)
 _HOSTILE_TESTS = ("tests/controller/test_hostile_services.py",)
-_SERVICE_TESTS = ("tests/controller/test_services.py",)
+_SERVICE_TESTS = ("tests/controller/test_service_effects.py",)
 
 SERVICES: Final = (
     Fault(
