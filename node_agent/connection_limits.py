@@ -62,7 +62,7 @@ class ConnectionLimits:
                 address=str(address), opened=opened[address], capacity=capacity,
             )  # fmt: skip
         if chosen:
-            await self._switch.forget_opened(chosen)
+            await self._switch.forget_opened({address: opened[address] for address in chosen})
         return chosen
 
     def _capacity(self) -> int:

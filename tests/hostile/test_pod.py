@@ -257,6 +257,42 @@ def test_new_connections_without_end(hostile: Hostile) -> None:
 
 
 @pytest.mark.hostile
+def test_established_connections_without_end(hostile: Hostile) -> None:
+    """Two pods that help each other open TCP connections and keep them."""
+    lab = hostile.lab
+    lab.pod_add("default", "accomplice", "node1")
+    accomplice = hostile.address("default/accomplice")
+    kernels = (ATTACKER, "default/accomplice")
+    addresses = {pod: hostile.address(pod) for pod in kernels}
+    seen = [0]
+    try:
+        with hostile.attack("pod", "two pods: 3,000 TCP connections a second, and none ends") as it:
+            for pod in kernels:
+                # Their kernels would end what they have not opened.
+                lab.exec(pod, ["ip", "address", "flush", "dev", "eth0"])
+            it.run("default/accomplice", FRAMES.read_text(), "answer", "300")
+            it.run(
+                ATTACKER, FRAMES.read_text(), "handshakes", "300", addresses[ATTACKER],
+                accomplice, "3000",
+            )  # fmt: skip
+
+            def cut() -> bool:
+                seen.append(connections(hostile))
+                return seen[-1] < max(seen) / 2
+
+            wait_until(lambda: connections(hostile) > limits.MOST_CONNECTIONS / 4, 200)
+            during = it.measure()
+            wait_until(cut, 200)
+    finally:
+        for pod in kernels:
+            lab.exec(pod, ["ip", "address", "add", f"{addresses[pod]}/32", "dev", "eth0"])
+    assert max(seen) <= limits.MOST_CONNECTIONS * 3 / 4
+    assert during.same_node_rate > 0
+    assert during.add is not None
+    assert it.after.ping_lost == 0
+
+
+@pytest.mark.hostile
 def test_datapath_flows_without_end(hostile: Hostile) -> None:
     """What no flow can prevent: ARP that the switch must answer, each to another MAC."""
     with hostile.attack("pod", "20,000 ARP requests a second, each to another MAC") as attack:

@@ -13,7 +13,7 @@ from controller.forgetting import FLUSHES_OF_STALE
 from flows.pipeline import ZONE
 from node_agent import appctl, limits, tracked
 from node_agent.connection_limits import ConnectionLimits, most_of
-from node_agent.local_switch import MOST_FLUSHES, SwitchAwayError, all_of, forget_all, opened_by
+from node_agent.local_switch import MOST_ROUNDS, SwitchAwayError, forget_all
 from openflow.batch import Batch
 from openflow.watch import connect
 from tests.ovs import Ovs
@@ -67,7 +67,7 @@ def test_one_flush_leaves_connections_where_the_table_shrinks_meanwhile(tracking
         async with connect(tracking.mgmt) as switch:
             await switch.apply(Batch.forgetting(ZONE, [OLD]))
             left = (await counts(tracking))[OLD]
-            await forget_all(switch, [OLD, OTHER], partial(counts, tracking), all_of)
+            await forget_all(switch, [OLD, OTHER], partial(counts, tracking))
         return left
 
     assert 0 < asyncio.run(flushed_once(0)) <= MANY / 2
@@ -80,7 +80,7 @@ def test_what_the_controller_flushes_is_flushed_often_enough(tracking: Ovs) -> N
 
     async def flushed() -> None:
         await opened(tracking, CLIENT, OLD, MANY)
-        batch = Batch.of_forgets(all_of([OLD]), FLUSHES_OF_STALE)
+        batch = Batch.forgetting(ZONE, [OLD], FLUSHES_OF_STALE)
         async with connect(tracking.mgmt) as switch:
             for _ in range(batch.times):
                 await switch.apply(batch)
@@ -95,7 +95,7 @@ def test_all_are_forgotten_and_nobody_elses(tracking: Ovs) -> None:
         await opened(tracking, OLD, OTHER, 5)
         await opened(tracking, THIRD, OTHER, 7)
         async with connect(tracking.mgmt) as switch:
-            await forget_all(switch, [OLD], partial(counts, tracking), all_of)
+            await forget_all(switch, [OLD], partial(counts, tracking))
         assert await counts(tracking) == Counter({THIRD: 7, OTHER: 7})
 
     asyncio.run(both())
@@ -111,9 +111,9 @@ def test_a_connection_that_stays_is_an_error(tracking: Ovs) -> None:
             return Counter({OLD: 3})
 
         async with connect(tracking.mgmt) as switch:
-            with pytest.raises(SwitchAwayError, match=r"10\.0\.0\.1 has 3 connections left"):
-                await forget_all(switch, [OLD], counts, all_of)
-        assert asked == MOST_FLUSHES
+            with pytest.raises(SwitchAwayError, match=r"10\.0\.0\.1 still has 3 connections"):
+                await forget_all(switch, [OLD], counts)
+        assert asked == MOST_ROUNDS
 
     asyncio.run(never_gone())
 
@@ -129,7 +129,7 @@ class Local:
 
     async def forget_opened(self, addresses: list[IPv4Address]) -> None:
         async with connect(self._ovs.mgmt) as switch:
-            await forget_all(switch, addresses, self.opened, opened_by)
+            await forget_all(switch, addresses, self.opened)
 
 
 def test_who_has_opened_most_loses_it_where_the_table_is_half_full(
