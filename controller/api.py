@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from controller import flow_report, metrics, service_report
 from controller.agents import take_problems
 from controller.enrolment import Enrolment
+from controller.rates import Rates
 from controller.reconciler import Reconciler
 from flows.labels import Labels
 from flows.pipeline import LAYOUT
@@ -38,11 +39,16 @@ from wire.documents import (
     decode_problems,
     encode,
 )
+from wire.sentences import readable
 
 log = structlog.get_logger()
 
 LONGEST_DUMP = 10.0
 """Seconds that a switch may take to tell its flows to somebody who looks."""
+REPORTS_BURST = 50
+"""Reports (digests, problems, addresses) of one node that are taken as they come."""
+REPORTS_PER_SECOND = 5.0
+"""After these. An agent has one each few seconds."""
 MOST_WAITING = 8
 """Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
 
@@ -57,6 +63,7 @@ class Api:
         self._cluster = cluster
         self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()
+        self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._instance = secrets.token_hex(4)
         """Before revisions that only this process counts."""
         view = reconciler.inventory.view
@@ -201,40 +208,46 @@ class Api:
 
     async def _digest(self, request: web.Request) -> web.Response:
         """What an agent found on its own switch; whether that is right."""
-        name = request.match_info["node"]
-        _only_own_node(request, name)
+        name = self._reporter(request)
         try:
             given = decode_digest(await request.read())
         except msgspec.MsgspecError as error:
             return _error(400, f"not a digest: {error}")
         try:
+            # Each call computes a part of what it is compared with.
+            while not self._reconciler.prepare_digest(name):  # noqa: ASYNC110
+                await asyncio.sleep(0)
             return _json(self._reconciler.take_digest(name, given))
         except KeyError:
             return _error(503, f"the switch of Node {name} is not connected")
 
-    async def _take_problems(self, request: web.Request) -> web.Response:
-        """What an agent cannot do at the moment, in place of what it said before."""
+    def _reporter(self, request: web.Request) -> str:
+        """The node that reports, before its report is read. Raises `web.HTTPException`."""
         name = request.match_info["node"]
         _only_own_node(request, name)
+        if not self._reconciler.inventory.knows_node(name):
+            raise _refused(web.HTTPNotFound, f"Node {name} is unknown")
+        if not self._reports.allows(name):
+            raise _refused(web.HTTPTooManyRequests, f"Node {name}: too many reports")
+        return name
+
+    async def _take_problems(self, request: web.Request) -> web.Response:
+        """What an agent cannot do at the moment, in place of what it said before."""
+        name = self._reporter(request)
         try:
             given = decode_problems(await request.read())
         except msgspec.MsgspecError as error:
             return _error(400, f"not a node's problems: {error}")
-        if not self._reconciler.inventory.knows_node(name):
-            return _error(404, f"Node {name} is unknown")
         take_problems(self._reconciler.inventory, name, given)
         return web.Response(status=204)
 
     async def _take_addresses(self, request: web.Request) -> web.Response:
         """The addresses that an agent found on its host, in place of those it found before."""
-        name = request.match_info["node"]
-        _only_own_node(request, name)
+        name = self._reporter(request)
         try:
             given = decode_addresses(await request.read())
         except (msgspec.MsgspecError, ValueError) as error:
             return _error(400, f"not a node's addresses: {error}")
-        if not self._reconciler.inventory.knows_node(name):
-            return _error(404, f"Node {name} is unknown")
         self._reconciler.report_addresses(name, given.addresses)
         return web.Response(status=204)
 
@@ -342,12 +355,22 @@ def _only_own_node(request: web.Request, node: str) -> None:
     name = name_in(request.get_extra_info("peercert"))
     if name == node:
         return
-    log.warning("asked for a node that is not the certificate's", node=node, certificate=name)
+    log.warning(
+        "asked for a node that is not the certificate's",
+        node=readable(node),
+        certificate=name,
+        # Not by what was asked for: that may be another name each time.
+        limit_by=name or str(request.remote),
+    )
     if name is None:
         sentence = f"a certificate of Node {node} is needed"
     else:
         sentence = f"the certificate is {name or 'nobody'}'s, not Node {node}'s"
-    raise web.HTTPForbidden(body=encode(Refusal(sentence)), content_type="application/json")
+    raise _refused(web.HTTPForbidden, sentence)
+
+
+def _refused(kind: type[web.HTTPError], sentence: str) -> web.HTTPError:
+    return kind(text=encode(Refusal(sentence)).decode(), content_type="application/json")
 
 
 def _json(content: object) -> web.Response:

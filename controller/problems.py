@@ -6,7 +6,6 @@ when it ends, all of its problems end with it.
 """
 
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,11 +14,10 @@ from typing import Final, NamedTuple, TypeAlias
 import structlog
 
 from flows.refs import ObjectRef
+from wire.sentences import readable
 
 log = structlog.get_logger()
 
-MAX_TEXT: Final = 1_000
-"""Characters of one sentence."""
 MAX_OF_CLUSTER: Final = 10_000
 """Problems kept of an owner that speaks for the whole cluster."""
 MAX_OF_NODE: Final = 1_000
@@ -284,32 +282,6 @@ class Problems:
             del self._more[owner]
             if not self._by_owner.get(owner):
                 self._by_owner.pop(owner, None)
-
-
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def readable(text: str) -> str:
-    r"""A sentence as logs, Events and terminals may show it, in one line of bounded length.
-
-    Line breaks become blanks; characters that control a terminal, change the direction of text or
-    cannot be encoded are written as `\u202e`.
-    """
-    if text.isascii() and text.isprintable() and len(text) <= MAX_TEXT:
-        return text
-    cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return "".join(
-        " " if c in "\n\r\t" else _escaped(c) if unicodedata.category(c) in _HIDDEN else c
-        for c in cut
-    )
-
-
-def _escaped(character: str) -> str:
-    return (
-        character.encode("ascii", "backslashreplace").decode()
-        if character > "\x7f"
-        else (f"\\x{ord(character):02x}")
-    )
 
 
 def _limit_by(problem: Problem) -> str:

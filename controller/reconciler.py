@@ -189,6 +189,13 @@ class Reconciler:
         """Own one connected switch until it goes. Closing it is the caller's, on return."""
         await self.switches.own(switch)
 
+    def prepare_digest(self, node: str) -> bool:
+        """Compute a part of what a digest is compared with; whether that was the last one.
+
+        Raises `KeyError` if the switch is not connected.
+        """
+        return not self.sessions[node].in_sync or self.desired.digests(node) is not None
+
     def take_digest(self, node: str, given: SwitchDigest) -> Verdict:
         """Compare an agent's digest of its switch with what the switch acknowledged.
 

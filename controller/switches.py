@@ -14,6 +14,7 @@ from controller.desired import Desired
 from controller.forgetting import Forgetting
 from controller.inventory import BridgePort, Inventory
 from controller.problems import Owner, Reporter, SwitchRef
+from controller.rates import Rate
 from controller.session import Session
 from flows import names
 from flows.view import Key
@@ -209,11 +210,11 @@ class Switches:
     # --- its ports ---
 
     async def _follow_ports(self, session: Session) -> None:
-        pace = Pace(PORT_EVENTS_PER_SECOND, PORT_EVENTS_BURST)
+        rate = Rate(PORT_EVENTS_PER_SECOND, PORT_EVENTS_BURST)
         async for event in session.switch.port_events():
             if self.sessions.get(session.node) is not session:
                 return
-            await pace.wait()
+            await rate.wait()
             self._absorb_ports(session.node, partial(self._take_port, session.node, event))
 
     def _take_port(self, node: str, event: PortStatus) -> set[Key]:
@@ -263,24 +264,6 @@ class Switches:
             )
         if (more := len(rejected.refusals) - MAX_LOGGED) > 0:
             log.error("refused by a switch", node=node, message=f"{more} more", error="")
-
-
-class Pace:
-    """How often something may be done: a burst, and after that so many a second."""
-
-    def __init__(self, per_second: float, burst: int) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._tokens = float(burst)
-        self._at = asyncio.get_running_loop().time()
-
-    async def wait(self) -> None:
-        """Return when it may be done once more."""
-        now = asyncio.get_running_loop().time()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second) - 1
-        self._at = now
-        if self._tokens < 0:
-            await asyncio.sleep(-self._tokens / self._per_second)
 
 
 def _address(host: str) -> IPv4Address | None:

@@ -13,7 +13,8 @@ from node_agent.cni_call import CniError, Pod
 from node_agent.controllers import ControllerError, Controllers
 from settings import Agent
 from wire import paths
-from wire.documents import MAX_PODS, MAX_SENTENCE, NodeProblems, encode
+from wire.documents import MAX_PODS, NodeProblems, encode
+from wire.sentences import readable
 
 LOOK: Final = 2.0
 """Seconds between two looks at whether there is something new."""
@@ -75,8 +76,8 @@ async def report_loop(
         while True:
             # At random, so that a thousand agents do not come at one moment.
             await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
-            unserved = {name: _printable(sentence) for name, sentence in services().items()}
-            before, seen = seen, NodeProblems(_printable(node()), pods.current(), unserved)
+            unserved = {name: readable(sentence) for name, sentence in services().items()}
+            before, seen = seen, NodeProblems(readable(node()), pods.current(), unserved)
             if seen != before:
                 continue  # It may be over at the next look.
             lasts = seen != NodeProblems() and time.monotonic() - told_at >= REPEAT
@@ -98,9 +99,4 @@ async def report_loop(
 
 
 def _one_sentence(error: CniError) -> str:
-    return _printable(f"{error.message}: {error.details}" if error.details else error.message)
-
-
-def _printable(text: str) -> str:
-    """What the controller takes; a program's output, for one, has lines."""
-    return "".join(c if c >= " " and c != "\x7f" else " " for c in text)[:MAX_SENTENCE]
+    return readable(f"{error.message}: {error.details}" if error.details else error.message)

@@ -11,14 +11,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from wire.sentences import HIDDEN, MAX_SENTENCE
+
 MAX_PODS = 256
 """Pods in one `NodeProblems`; the agent chooses the latest ones."""
 MAX_SERVICES = 256
 """Services in one `NodeProblems`."""
 MAX_ADDRESSES = 64
 """Addresses in one `NodeAddresses`."""
-MAX_SENTENCE = 1000
-"""Characters of a problem's text."""
+RANGES = 256
+"""Ranges of cookies that a digest has a sum for."""
+MAX_SEALS = 256
+"""Seals in one digest; a switch has two."""
 MAX_EXTERNAL_PORTS = 65_536
 """Pairs of an external address and a port that all Services together have."""
 
@@ -90,9 +94,9 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     the switch learned by our own `learn` actions are left out.
     """
 
-    seals: list[int]
+    seals: Annotated[list[int], Meta(max_length=MAX_SEALS)]
     """The cookies of all seals."""
-    sums: list[int]
+    sums: Annotated[list[int], Meta(min_length=RANGES, max_length=RANGES)]
     """Sums of all other flows of Sluice, one for each range of cookies."""
     meters: int
     groups: int
@@ -111,7 +115,7 @@ class Verdict(Enum):
     """The switch differs from what it should hold; the controller repairs it."""
 
 
-Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE, pattern=rf"\A[^{HIDDEN}]*\Z")]
 
 
 class NodeProblems(msgspec.Struct, frozen=True, omit_defaults=True):

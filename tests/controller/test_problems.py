@@ -7,7 +7,6 @@ from structlog.testing import capture_logs
 
 from controller import problems as module
 from controller.problems import (
-    MAX_TEXT,
     ApiPathRef,
     FileRef,
     Owner,
@@ -16,9 +15,9 @@ from controller.problems import (
     Reporter,
     Subject,
     SwitchRef,
-    readable,
 )
 from flows.refs import CLUSTER, ObjectRef
+from wire.sentences import MAX_SENTENCE, readable
 
 INVENTORY = Owner(Reporter.INVENTORY)
 AGENT = Owner(Reporter.AGENT, "n1")
@@ -171,7 +170,7 @@ def test_title_names_subject_and_place(owner: Owner, subject: Subject, title: st
         ("a\u2028b\u2029\x85c", r"a\u2028b\u2029\x85c"),
         ("\ud800", r"\ud800"),
         ("\U000e0001", r"\U000e0001"),
-        ("x" * (MAX_TEXT + 1), "x" * (MAX_TEXT - 1) + "…"),
+        ("x" * (MAX_SENTENCE + 1), "x" * (MAX_SENTENCE - 1) + "…"),
     ],
 )
 def test_control_and_formatting_characters_are_shown_as_escapes(text: str, shown: str) -> None:

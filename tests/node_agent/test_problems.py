@@ -59,7 +59,7 @@ def test_the_latest_are_kept_in_a_form_that_the_controller_takes() -> None:
     assert "default/p0" in current
     (sentence,) = set(current.values())
     assert len(sentence) == 1000
-    assert "two lines x" in sentence
+    assert r"two lines\x1bx" in sentence
 
 
 @needs_root

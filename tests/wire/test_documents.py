@@ -1,11 +1,15 @@
 """The protocol in bytes: controllers and agents of different versions read the same documents."""
 
+import re
+import sys
+import unicodedata
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import msgspec
 import pytest
 
+from openflow.digest import RANGES
 from wire import documents
 from wire.documents import (
     NodeConfig,
@@ -16,6 +20,7 @@ from wire.documents import (
     Verdict,
     encode,
 )
+from wire.sentences import HIDDEN, MAX_SENTENCE, readable
 
 CONFIG = NodeConfig(
     node="n1",
@@ -62,9 +67,11 @@ PINNED: list[tuple[Any, Any, bytes]] = [
         b'"hostEndpoints":[[null,6,80,"172.30.1.2",8080,"default/web"]]}',
     ),
     (
-        SwitchDigest(seals=[2**64 - 1], sums=[0, 1], meters=2, groups=3, foreign=4),
+        SwitchDigest(seals=[2**64 - 1], sums=[0, 1] * 128, meters=2, groups=3, foreign=4),
         documents.decode_digest,
-        b'{"seals":[18446744073709551615],"sums":[0,1],"meters":2,"groups":3,"foreign":4}',
+        b'{"seals":[18446744073709551615],"sums":['
+        + b",".join([b"0,1"] * 128)
+        + b'],"meters":2,"groups":3,"foreign":4}',
     ),
     (
         NodeProblems("a", {"default/p": "b"}, {"default/web": "c"}),
@@ -124,3 +131,47 @@ def test_unreadable_documents_raise_one_error(data: bytes) -> None:
     ):
         with pytest.raises(msgspec.MsgspecError):
             decode(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 257])
+def test_digest_has_a_sum_for_every_range(count: int) -> None:
+    """A shorter one would pass for a switch whose other ranges nobody has looked at."""
+    given = SwitchDigest(seals=[1], sums=[0] * count, meters=2, groups=3, foreign=4)
+    with pytest.raises(msgspec.ValidationError):
+        documents.decode_digest(encode(given))
+    assert RANGES == documents.RANGES
+
+
+@pytest.mark.parametrize(
+    "text", ["\u202e", "\u2028", "\u2029", "\x85", "\x9b", "\x1b[2J", "a\n", "\xad"]
+)
+def test_sentence_with_a_hidden_character_is_refused(text: str) -> None:
+    for given in (
+        NodeProblems(text),
+        NodeProblems(pods={"default/a": f"a{text}b"}),
+        NodeProblems(services={"default/web": text}),
+    ):
+        with pytest.raises(msgspec.ValidationError):
+            documents.decode_problems(encode(given))
+        made = NodeProblems(
+            readable(given.node),
+            {k: readable(v) for k, v in given.pods.items()},
+            {k: readable(v) for k, v in given.services.items()},
+        )
+        assert documents.decode_problems(encode(made)) == made
+
+
+def test_hidden_characters_are_those_of_unicode() -> None:
+    hidden = re.compile(f"[{HIDDEN}]")
+    for number in range(sys.maxunicode + 1):
+        category = unicodedata.category(chr(number))
+        if category != "Cn":
+            expected = category in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+            assert bool(hidden.fullmatch(chr(number))) == expected, hex(number)
+
+
+def test_sentence_made_of_any_text_is_bounded() -> None:
+    for text in ("\u202e" * 5000, "x" * 5000, "\n" * MAX_SENTENCE, "€" * (MAX_SENTENCE + 1)):
+        made = NodeProblems(readable(text))
+        assert documents.decode_problems(encode(made)) == made
+    assert readable("x" * MAX_SENTENCE) == "x" * MAX_SENTENCE

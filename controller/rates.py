@@ -1,0 +1,57 @@
+"""How often something may happen: a burst, and after that so many times a second."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+MAX_NAMES: Final = 10_000
+"""Names of which `Rates` keeps account."""
+
+
+class Rate:
+    """One of them. To be made and used on the event loop."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at = asyncio.get_running_loop().time()
+
+    def allows(self) -> bool:
+        """Whether it may happen once more, now."""
+        self._refill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Return when it may happen once more."""
+        self._refill()
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._per_second)
+
+    def _refill(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+
+
+class Rates:
+    """One by name; of those that were not asked for the longest, nothing is remembered."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._rates: OrderedDict[str, Rate] = OrderedDict()
+
+    def allows(self, name: str) -> bool:
+        """As `Rate.allows`."""
+        rate = self._rates.get(name)
+        if rate is None:
+            rate = self._rates[name] = Rate(self._per_second, self._burst)
+            if len(self._rates) > MAX_NAMES:
+                self._rates.popitem(last=False)
+        self._rates.move_to_end(name)
+        return rate.allows()
