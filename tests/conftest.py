@@ -1,4 +1,4 @@
-"""What several test folders use."""
+"""Fixtures and settings for all test folders."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.ovs import Ovs, running
 
 pytest_plugins = ("tests.watchdog", "tests.labs", "tests.hostile.table", "tests.unit")
 
-# How long an example takes depends on what else the machine does; a failure must be seen again.
+# The time of an example depends on the machine's load; a failure must be reproducible.
 settings.register_profile(
     "sluice", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -17,7 +17,7 @@ settings.load_profile("sluice")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-goldens", action="store_true", help="write the golden files anew")
+    parser.addoption("--update-goldens", action="store_true", help="write the golden files again")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def namespace(name: str, *addresses: str) -> Iterator[None]:
-    """One with these addresses (with prefix length; "nodad" may follow) on a link that is up."""
+    """A namespace with these addresses (and prefix lengths; "nodad" may follow) on a link."""
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=PROGRAM_TIMEOUT)
     try:
         for command in (
@@ -35,7 +35,7 @@ def namespace(name: str, *addresses: str) -> Iterator[None]:
 
 
 def inside(name: str, function: Callable[[], T]) -> T:
-    """What a function comes to in a network namespace, in a thread of its own."""
+    """The result of a function that a thread of its own runs in a network namespace."""
     outcome: list[Future[T]] = []
 
     def call() -> None:
@@ -44,7 +44,7 @@ def inside(name: str, function: Callable[[], T]) -> T:
         try:
             netns.setns(f"/run/netns/{name}")
             done.set_result(function())
-        except BaseException as error:  # noqa: BLE001  it is raised on, where it is waited for
+        except BaseException as error:  # noqa: BLE001  raised again by the caller's thread
             done.set_exception(error)
 
     thread = threading.Thread(target=call)

@@ -1,4 +1,4 @@
-"""A real ovs-vswitchd with a dummy datapath: everything but packets, and no namespace needed."""
+"""A real ovs-vswitchd with a dummy datapath: everything except packets, and without a namespace."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ class Ovs:
         return self.run("ovs-ofctl", "-O", "OpenFlow15", *arguments)
 
     def port_up(self, name: str, ofport: int) -> Port:
-        """A new dummy port; it chooses its MAC itself."""
+        """Add a dummy port, which chooses its MAC itself."""
         self.vsctl(
             "add-port", "br0", name, "--", "set", "Interface", name, "type=dummy",
             f"ofport_request={ofport}",
@@ -98,12 +98,12 @@ class Ovs:
         wait_until(self.listens)
 
     def listens(self) -> bool:
-        """Whether the bridge takes connections: its socket is there a moment before it does."""
+        """Whether the bridge accepts connections: its socket exists a moment earlier."""
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.mgmt)) == 0
 
     def dial(self, target: str) -> None:
-        """Have the bridge connect to a controller, as nodes do."""
+        """Make the bridge connect to a controller, as nodes do."""
         self.vsctl(
             "--id=@c", "create", "Controller", f'target="{target}"', "type=service",
             "connection_mode=out-of-band", "max_backoff=1000", "inactivity_probe=60000", "--",
@@ -116,13 +116,13 @@ class Ovs:
         self.mgmt.unlink(missing_ok=True)
 
     def freeze_switch(self) -> None:
-        """The switch hangs: its connections stay open, and nothing answers."""
+        """Stop the process: its connections stay open, and nothing answers."""
         self.processes[-1].send_signal(signal.SIGSTOP)
 
     def install(
         self, flows: Iterable[Flow], meters: Iterable[Meter] = (), groups: Iterable[Group] = ()
     ) -> None:
-        """By our own channel, as the controller does."""
+        """Send flows by our own channel, as the controller does."""
         changes = map(GroupChange, groups)
 
         async def send() -> None:
@@ -132,7 +132,7 @@ class Ovs:
         asyncio.run(send())
 
     def trace(self, packet: str, *ct_states: str) -> str:
-        """`ofproto/trace`; each of `ct_states` is what one pass through conntrack finds."""
+        """`ofproto/trace`; each of `ct_states` is the state that one lookup in conntrack finds."""
         states = [word for state in ct_states for word in ("--ct-next", state)]
         return self.appctl("ofproto/trace", "br0", packet, *states)
 
@@ -151,7 +151,7 @@ class Ovs:
 
 @contextmanager
 def running(directory: Path) -> Iterator[Ovs]:
-    """Started on entering, stopped on leaving, whatever happens in between."""
+    """A switch for as long as the context lasts."""
     switch = Ovs(directory)
     try:
         switch.start()

@@ -1,4 +1,4 @@
-"""Run inside a pod's namespace: sends crafted frames, or waits for what arrives.
+"""Send crafted frames in a pod's namespace, or print the frames that arrive.
 
 `packets.py send IFACE COUNT HEX ...` puts whole frames on the wire, each as often; `packets.py
 listen IFACE HEX` prints the frames that arrive, in hex, until one holds these bytes.
@@ -10,7 +10,7 @@ import sys
 import time
 
 PATIENCE = 60.0
-"""Seconds without the last frame after which something is wrong."""
+"""Seconds after which the last frame must have arrived."""
 APART = 0.05 * float(os.environ.get("SLUICE_PATIENCE") or 1)
 """Seconds between unlike frames. In the kernel's datapath the first packets of two flows wait for
 ovs-vswitchd side by side, and the later one may come through first."""

@@ -14,21 +14,21 @@ from lab.processes import Process, running
 
 
 def address(lab: Lab, pod: str) -> str:
-    """Of a pod's NAMESPACE/NAME."""
+    """The address of a pod, by NAMESPACE/NAME."""
     found = lab.pod(*pod.split("/")).address
     assert found
     return found
 
 
 def lost(output: str) -> set[int]:
-    """Requests without an answer, though a later one has one. Fails where there is no answer."""
+    """The requests without an answer, before the last answered one. Fails if none is answered."""
     answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", output)}
     assert answered, output
     return set(range(1, max(answered) + 1)) - answered
 
 
 def ping(lab: Lab, where: str, to: str, *options: str) -> str:
-    """Three requests, all of which must be answered, in whatever time."""
+    """Three requests, which must all be answered, without a limit for each."""
     # With -w, ping goes on until it has as many answers.
     command = ["ping", "-n", "-c", "3", "-i", "0.05", "-w", "60", *options, to]
     output = lab.exec(where, command, timeout=90).stdout
@@ -48,5 +48,5 @@ def ping_while(lab: Lab, where: str, to: str) -> Iterator[Process]:
 
 
 def ended(pinging: Process) -> str:
-    """End `ping_while`; what it printed."""
+    """End `ping_while`; its output."""
     return pinging.end(signal.SIGINT)
