@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from unittest.mock import patch
 
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from controller.inventory import Inventory
 from controller.inventory.node_drafts import NodeRefusedError, draft_of
 from controller.sources.objects import NodeObject
+from flows import names
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import GroupChange, diff
 from flows.flow import Group
@@ -272,3 +274,27 @@ def changed(change: GroupChange) -> Group:
     assert len(kept) == len(change.old.buckets) - len(removed)
     ordered = tuple(sorted((*kept, *inserted), key=lambda bucket: bucket.id))
     return replace(change.old, buckets=ordered)
+
+
+def test_history_leaves_no_trace_where_pods_collide() -> None:
+    """Digests of so few bits that pods of one uid have the same ports."""
+    digest = names.pod_port_prefix
+
+    def short(_: str, __: str, uid: str, ifname: str = "eth0") -> str:
+        return digest("", "", uid, ifname)
+
+    @given(st.lists(events, max_size=40))
+    @settings(max_examples=300, deadline=None)
+    def leaves_no_trace(history: list[Event]) -> None:
+        old, new, facts = Inventory(CLUSTER), Inventory(CLUSTER), Facts()
+        for event in history:
+            event(old)
+            event(facts)  # type: ignore[arg-type]
+        for event in facts.replay():
+            event(new)
+        assert old.view.attachments == new.view.attachments
+        assert old.problems.texts() == new.problems.texts()
+
+    # Also while histories are drawn: they hold names of ports.
+    with patch.object(names, "pod_port_prefix", short):
+        leaves_no_trace()
