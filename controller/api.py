@@ -27,7 +27,8 @@ from controller.rates import Rates
 from controller.reconciler import Reconciler
 from flows.labels import Labels
 from flows.pipeline import LAYOUT
-from openflow.switch import ConnectionLost, RequestRefused, name_in
+from openflow.errors import SwitchError
+from openflow.switch import name_in
 from settings import Cluster
 from wire import paths
 from wire.documents import (
@@ -334,7 +335,7 @@ class Api:
                 installed, groups = await self._reconciler.installed(name)
         except KeyError:
             return _error(503, f"the switch of Node {name} is not connected")
-        except (TimeoutError, ConnectionLost, RequestRefused) as error:
+        except (TimeoutError, SwitchError) as error:
             return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
         desired, view = self._reconciler.desired, self._reconciler.inventory.view
         labels = Labels.of(view, name) if "names" in request.query else None

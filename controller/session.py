@@ -36,7 +36,8 @@ from openflow.batch import (
     Message,
     message_text,
 )
-from openflow.switch import ConnectionLost, Rejected, Switch
+from openflow.errors import ConnectionLost
+from openflow.switch import Rejected, Switch
 
 log = structlog.get_logger()
 

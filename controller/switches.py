@@ -19,8 +19,9 @@ from controller.session import Session
 from flows import names
 from flows.view import Key
 from openflow.batch import Batch, message_text
+from openflow.errors import ConnectionLost
 from openflow.messages import PortReason, PortStatus
-from openflow.switch import ConnectionLost, Rejected, Switch
+from openflow.switch import Rejected, Switch
 
 log = structlog.get_logger()
 

@@ -22,8 +22,9 @@ from node_agent import affinity, snapshot
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
+from openflow.errors import SwitchError
 from openflow.messages import InstalledFlow, InstalledGroup
-from openflow.switch import ConnectionLost, RequestRefused, Switch
+from openflow.switch import Switch
 from openflow.watch import connect
 from settings import Agent
 from wire import paths
@@ -103,7 +104,7 @@ async def audit_loop(agent: Agent, bridge: Path) -> None:
                     continue
                 found_right = None
                 verdict = await _tell(controllers, agent.node, dump.digest)
-            except (OSError, ConnectionLost, RequestRefused, ControllerError) as error:
+            except (OSError, SwitchError, ControllerError) as error:
                 log.debug("no audit", reason=str(error) or repr(error))
                 continue
             if verdict is Verdict.RIGHT:

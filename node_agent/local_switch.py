@@ -31,7 +31,8 @@ from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
 from openflow.batch import Batch, Forget
 from openflow.codec import CtTuple
-from openflow.switch import ConnectionLost, Rejected, RequestRefused, Switch
+from openflow.errors import ConnectionLost, SwitchError
+from openflow.switch import Rejected, Switch
 from openflow.watch import connect
 from settings import Agent
 
@@ -106,7 +107,7 @@ class LocalSwitch:
                     self._switch = switch
                     self._going.set()
                     await self._keep_hold(switch)
-            except (OSError, ConnectionLost, RequestRefused, OvsdbError) as error:
+            except (OSError, SwitchError, OvsdbError) as error:
                 if str(error) != problem:
                     problem = str(error)
                     log.info("no connection to the switch", reason=problem)
@@ -147,7 +148,7 @@ class LocalSwitch:
             yield switch
         except TimeoutError:
             raise SwitchAwayError(f"ovs-vswitchd does not answer at {self._socket}") from None
-        except (ConnectionLost, Rejected, AppctlError) as error:
+        except (SwitchError, AppctlError) as error:
             raise SwitchAwayError(f"ovs-vswitchd at {self._socket}: {error}") from error
 
     async def _forwarding_switch(self) -> Switch:

@@ -54,6 +54,7 @@ from openflow.compat import (
     push,
     serialized,
 )
+from openflow.errors import SwitchError
 
 BUNDLE_ID: Final = 1
 """Bundle ids are per connection, and a connection has one bundle at a time."""
@@ -76,7 +77,7 @@ _OXM: Final = {
 """Names of ovs-fields(7) that os-ken calls differently; all others are the same."""
 
 
-class CodecError(ValueError):
+class CodecError(SwitchError, ValueError):
     """A flow or group cannot be written as OpenFlow; the text names it and the field."""
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from flows.flow import Meter
 from openflow.compat import GROUP_ADD_OR_MOD, ofproto
+from openflow.errors import SwitchError
 
 VERSION: Final = 6
 """OpenFlow 1.5 on the wire."""
@@ -20,7 +21,7 @@ HEADER: Final = struct.Struct("!BBHI")
 """version, type, length with this header, xid (7.1.1)."""
 
 
-class ProtocolError(Exception):
+class ProtocolError(SwitchError):
     """The peer broke the protocol; the connection is not to be used any more."""
 
 
@@ -134,7 +135,7 @@ class FlowUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class SwitchError:
+class ErrorMessage:
     """OFPT_ERROR: its numbers, and what the switch quotes of the refused message."""
 
     type: int
@@ -188,10 +189,10 @@ def echo_reply(xid: int, payload: memoryview) -> bytes:
     return HEADER.pack(VERSION, Type.ECHO_REPLY, HEADER.size + len(payload), xid) + payload
 
 
-def error(body: memoryview) -> SwitchError:
+def error(body: memoryview) -> ErrorMessage:
     """OFPT_ERROR. Of what it quotes, only as much is kept as a switch has to quote (7.5.4)."""
     kind, code = struct.unpack_from("!HH", body)
-    return SwitchError(kind, code, bytes(body[4:68]))
+    return ErrorMessage(kind, code, bytes(body[4:68]))
 
 
 _PORT: Final = struct.Struct("!IHxx6sxx16s8x")

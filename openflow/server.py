@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import TypeAlias
 from weakref import WeakSet
 
+from openflow.connection import Timeouts
 from openflow.listener import Bounds, Listener, bound_socket, listen
-from openflow.session import Timeouts
 from openflow.switch import Switch
 
 _log = logging.getLogger(__name__)

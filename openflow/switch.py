@@ -1,4 +1,4 @@
-"""A connected switch, as its owner sees it: one `Session` on one asyncio transport."""
+"""A connected switch, as its owner sees it: one `Connection` on one asyncio transport."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,19 @@ from typing import Any, Final
 from flows.flow import Meter
 from openflow.batch import Batch, Control, Message, Part, message_text
 from openflow.codec import CodecError
+from openflow.connection import (
+    Closed,
+    Connection,
+    Event,
+    Ready,
+    Refused,
+    Reply,
+    Timeouts,
+    Unhandled,
+)
+from openflow.errors import ConnectionLost, SwitchError
 from openflow.messages import (
+    ErrorMessage,
     FlowUpdate,
     InstalledFlow,
     InstalledGroup,
@@ -20,17 +32,6 @@ from openflow.messages import (
     PortReason,
     PortStatus,
     Role,
-    SwitchError,
-)
-from openflow.session import (
-    Closed,
-    Event,
-    Ready,
-    Refused,
-    Reply,
-    Session,
-    Timeouts,
-    Unhandled,
 )
 
 _log = logging.getLogger(__name__)
@@ -49,18 +50,14 @@ LONGEST_ANSWER: Final = 60.0
 """Seconds that a switch may take to answer a request; it may be a dump of all that it holds."""
 
 
-class ConnectionLost(Exception):  # noqa: N818 - it is no error of anybody here
-    """The connection ended. Whatever was under way may have happened or not."""
-
-
-class Rejected(Exception):  # noqa: N818
+class Rejected(SwitchError):  # noqa: N818
     """The switch refused messages of a batch.
 
     `refusals` are (message, error). Of the bundle they stand in nothing was done, and nothing of
     the batch after it was sent; what stands before it was done.
     """
 
-    def __init__(self, refusals: list[tuple[Message, SwitchError]]) -> None:
+    def __init__(self, refusals: list[tuple[Message, ErrorMessage]]) -> None:
         self.refusals = refusals
         shown = [f"{message_text(message)}: {error}" for message, error in refusals[:5]]
         if len(refusals) > len(shown):
@@ -68,10 +65,10 @@ class Rejected(Exception):  # noqa: N818
         super().__init__("refused: " + "; ".join(shown))
 
 
-class RequestRefused(Exception):  # noqa: N818
+class RequestRefused(SwitchError):  # noqa: N818
     """The switch refused a request that is not part of a batch; `error` says why."""
 
-    def __init__(self, error: SwitchError) -> None:
+    def __init__(self, error: ErrorMessage) -> None:
         self.error = error
         super().__init__(str(error))
 
@@ -106,13 +103,13 @@ class Switch(asyncio.Protocol):
         self._on_closed = on_closed
         self._on_flow_update = on_flow_update
         self._loop = asyncio.get_running_loop()
-        self._session = Session(self._loop.time(), timeouts)
+        self._connection = Connection(self._loop.time(), timeouts)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[str] = self._loop.create_future()
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._part: Part | None = None
-        self._refusals: dict[int, SwitchError] = {}
+        self._refusals: dict[int, ErrorMessage] = {}
         self._applying = asyncio.Lock()
         self._port_events: deque[PortStatus] = deque()
         self._news = asyncio.Event()
@@ -128,18 +125,18 @@ class Switch(asyncio.Protocol):
         Raises `ConnectionLost`, `RequestRefused`.
         """
         found: list[InstalledFlow] = await self._request(
-            self._session.request_flows(table, cookie, cookie_mask)
+            self._connection.request_flows(table, cookie, cookie_mask)
         )
         return found
 
     async def dump_groups(self) -> list[InstalledGroup]:
         """All groups. Raises `ConnectionLost`, `RequestRefused`."""
-        found: list[InstalledGroup] = await self._request(self._session.request_groups())
+        found: list[InstalledGroup] = await self._request(self._connection.request_groups())
         return found
 
     async def dump_meters(self) -> dict[int, Meter]:
         """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
-        found: dict[int, Meter] = await self._request(self._session.request_meters())
+        found: dict[int, Meter] = await self._request(self._connection.request_meters())
         return found
 
     async def apply(self, batch: Batch) -> None:
@@ -158,7 +155,7 @@ class Switch(asyncio.Protocol):
         """Whether the switch answers an echo within so many seconds."""
         try:
             async with asyncio.timeout(timeout):
-                await self._request(self._session.request_echo())
+                await self._request(self._connection.request_echo())
         except (TimeoutError, ConnectionLost):
             return False
         return True
@@ -170,7 +167,7 @@ class Switch(asyncio.Protocol):
         `ConnectionLost`.
         """
         granted: tuple[Role, int] = await self._request(
-            self._session.request_role(role, generation)
+            self._connection.request_role(role, generation)
         )
         return granted
 
@@ -184,7 +181,7 @@ class Switch(asyncio.Protocol):
                 yield self._port_events.popleft()
                 # One switch that tells a lot must not keep the others waiting.
                 await asyncio.sleep(0)
-            if self._session.closed:
+            if self._connection.closed:
                 return
             self._news.clear()
             await self._news.wait()
@@ -195,11 +192,11 @@ class Switch(asyncio.Protocol):
         Returns when all that are there now have been reported. Raises `ConnectionLost`,
         `RequestRefused`.
         """
-        await self._request(self._session.monitor_flows(table))
+        await self._request(self._connection.monitor_flows(table))
 
     def close(self, reason: str) -> None:
         """Cut the connection. Whatever is under way ends with `ConnectionLost`."""
-        self._dispatch(self._session.close(reason))
+        self._dispatch(self._connection.close(reason))
 
     async def wait_closed(self) -> str:
         """Why the connection is over, once it is."""
@@ -210,7 +207,7 @@ class Switch(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's own contract
-        if self._session.closed:
+        if self._connection.closed:
             transport.abort()
             return
         self._transport = transport
@@ -225,15 +222,15 @@ class Switch(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the switch."""
-        self._dispatch(self._session.receive(data, self._loop.time()))
+        self._dispatch(self._connection.receive(data, self._loop.time()))
         # An answered probe brings the next deadline nearer; anything else only moves it away,
         # which the timer finds out when it fires.
-        if self._timer is not None and self._session.deadline() < self._timer.when():
+        if self._timer is not None and self._connection.deadline() < self._timer.when():
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone."""
-        self._dispatch(self._session.close(f"connection lost: {exc or 'closed by the peer'}"))
+        self._dispatch(self._connection.close(f"connection lost: {exc or 'closed by the peer'}"))
 
     # How it works.
 
@@ -282,19 +279,19 @@ class Switch(asyncio.Protocol):
             raise ConnectionLost(self._closed.result()) from None
         finally:
             self._replies.pop(xid, None)
-        if isinstance(value, SwitchError):
+        if isinstance(value, ErrorMessage):
             raise RequestRefused(value)
         return value
 
     def _expect(self, xid: int) -> asyncio.Future[Any]:
-        if self._session.closed:
+        if self._connection.closed:
             raise ConnectionLost(self._closed.result())
         reply = self._loop.create_future()
         self._replies[xid] = reply
         return reply
 
     def _flush(self) -> None:
-        data = self._session.data_to_send()
+        data = self._connection.data_to_send()
         if data:
             self._write(data)
 
@@ -308,11 +305,11 @@ class Switch(asyncio.Protocol):
     def _wake(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._session.closed:
-            self._timer = self._loop.call_at(self._session.deadline(), self._tick)
+        if not self._connection.closed:
+            self._timer = self._loop.call_at(self._connection.deadline(), self._tick)
 
     def _tick(self) -> None:
-        self._dispatch(self._session.tick(self._loop.time()))
+        self._dispatch(self._connection.tick(self._loop.time()))
         self._wake()
 
     def _dispatch(self, events: list[Event]) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from openflow.connection import Timeouts
+from openflow.errors import ConnectionLost, SwitchError
 from openflow.messages import FlowUpdate, InstalledFlow
-from openflow.session import Timeouts
-from openflow.switch import ConnectionLost, RequestRefused, Switch
+from openflow.switch import Switch
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class FlowWatch:
                     self._connected = True
                     pause = _FIRST_PAUSE
                     problem = await switch.wait_closed()
-            except (OSError, ConnectionLost, RequestRefused) as error:
+            except (OSError, SwitchError) as error:
                 problem = str(error)
             finally:
                 self._connected = False

@@ -17,8 +17,9 @@ from controller.session import Session
 from flows import names
 from flows.flow import Flow
 from openflow.batch import Batch, FlowDelete, FlowRemove
-from openflow.messages import InstalledFlow, SwitchError
-from openflow.switch import ConnectionLost, Rejected
+from openflow.errors import ConnectionLost
+from openflow.messages import ErrorMessage, InstalledFlow
+from openflow.switch import Rejected
 from tests.controller.events import node_object
 from tests.controller.world import CLUSTER, NODE
 
@@ -47,7 +48,7 @@ class Switch:
             await asyncio.Event().wait()
         for part in batch.parts:
             refusals = [
-                (message, SwitchError(5, 1, b""))
+                (message, ErrorMessage(5, 1, b""))
                 for message in part.messages
                 if isinstance(message, Flow) and message.cookie in self.refused
             ]

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 
+from openflow.connection import Timeouts
 from openflow.server import serve
-from openflow.session import Timeouts
 from openflow.switch import Switch
 from tests.ovs import Ovs
 

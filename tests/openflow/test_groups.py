@@ -12,8 +12,9 @@ from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Learn, Output, SetFiel
 from openflow import batch, codec, digest
 from openflow.batch import Batch, BucketRemove, BucketsInsert, FlowDelete, GroupDelete
 from openflow.codec import CodecError
+from openflow.errors import ConnectionLost
 from openflow.messages import InstalledGroup
-from openflow.switch import ConnectionLost, Rejected, Switch
+from openflow.switch import Rejected, Switch
 from openflow.watch import connect
 from tests.openflow import samples
 from tests.ovs import Ovs

@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from flows.diff import GroupChange
 from openflow import digest, foreign
 from openflow.batch import Batch
+from openflow.connection import Closed, Connection, PortStatus, Reply, State
+from openflow.errors import ConnectionLost
 from openflow.messages import HEADER, InstalledFlow, InstalledGroup
 from openflow.server import serve
-from openflow.session import Closed, PortStatus, Reply, Session, State
-from openflow.switch import ConnectionLost, Switch
+from openflow.switch import Switch
 from openflow.watch import connect
 from tests.openflow import samples
 from tests.openflow.conftest import eventually
+from tests.openflow.test_connection import FEATURES, HANDSHAKE, PORT, hello, message, multipart
 from tests.openflow.test_server import stranger
-from tests.openflow.test_session import FEATURES, HANDSHAKE, PORT, hello, message, multipart
 from tests.ovs import running
 
 
@@ -37,11 +38,11 @@ class Recording:
     answers: bytes
 
 
-def ask(session: Session) -> None:
-    session.request_flows()
-    session.request_meters()
-    session.request_groups()
-    session.monitor_flows(60)
+def ask(connection: Connection) -> None:
+    connection.request_flows()
+    connection.request_meters()
+    connection.request_groups()
+    connection.monitor_flows(60)
 
 
 # The largest would be most of what is changed at random.
@@ -86,11 +87,11 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 
 def test_a_recording_unchanged_is_what_the_switch_meant(recording: Recording) -> None:
-    session = Session(0.0)
-    (ready,) = session.receive(recording.handshake, 0.0)
+    connection = Connection(0.0)
+    (ready,) = connection.receive(recording.handshake, 0.0)
     assert {10, 11, 12} <= ready.ports.keys()
-    ask(session)
-    replies = [e for e in session.receive(recording.answers, 0.0) if isinstance(e, Reply)]
+    ask(connection)
+    replies = [e for e in connection.receive(recording.answers, 0.0) if isinstance(e, Reply)]
     flows, meters, groups, monitored = (reply.value for reply in replies)
     assert len(flows) > 30
     assert len(meters) == len(samples.compiled()[1])
@@ -116,35 +117,37 @@ def changed(data: bytes, changes: list[tuple[int, int, bytes]], keep: bool) -> b
     return bytes(made)
 
 
-def hears(session: Session, data: bytes, pieces: int) -> list[object]:
+def hears(connection: Connection, data: bytes, pieces: int) -> list[object]:
     """Give it the bytes in pieces; what it makes of them."""
     events: list[object] = []
     size = max(1, len(data) // pieces)
     for start in range(0, len(data), size):
-        found = session.receive(data[start : start + size], 0.0)
+        found = connection.receive(data[start : start + size], 0.0)
         events += found
-        assert session.closed == any(isinstance(event, Closed) for event in events)
-    assert len(session._received) < 1 << 16
-    if session.closed:
-        assert not session._received
-        assert not session._multiparts
+        assert connection.closed == any(isinstance(event, Closed) for event in events)
+    assert len(connection._received) < 1 << 16
+    if connection.closed:
+        assert not connection._received
+        assert not connection._multiparts
     return events
 
 
 @given(_CHANGES, st.booleans(), st.integers(1, 9))
 def test_a_mutated_handshake(recording: Recording, changes, keep, pieces) -> None:
-    session = Session(0.0)
-    events = hears(session, changed(recording.handshake, changes, keep), pieces)
-    assert session.state in State
-    assert all(isinstance(event, Closed) for event in events) or session.state is not State.OPENING
+    connection = Connection(0.0)
+    events = hears(connection, changed(recording.handshake, changes, keep), pieces)
+    assert connection.state in State
+    assert (
+        all(isinstance(event, Closed) for event in events) or connection.state is not State.OPENING
+    )
 
 
 @given(_CHANGES, st.booleans(), st.integers(1, 9))
 def test_mutated_dumps(recording: Recording, changes, keep, pieces) -> None:
-    session = Session(0.0)
-    session.receive(recording.handshake, 0.0)
-    ask(session)
-    for event in hears(session, changed(recording.answers, changes, keep), pieces):
+    connection = Connection(0.0)
+    connection.receive(recording.handshake, 0.0)
+    ask(connection)
+    for event in hears(connection, changed(recording.answers, changes, keep), pieces):
         if isinstance(event, Reply) and isinstance(event.value, list):
             # A person looks at what nobody here made; os-ken reads it.
             for entry in event.value:
@@ -157,10 +160,10 @@ def test_mutated_dumps(recording: Recording, changes, keep, pieces) -> None:
 
 def test_a_length_that_leads_nowhere_does_not_hold_up_who_looks(recording: Recording) -> None:
     """os-ken would take such an action again and again, until memory ends."""
-    session = Session(0.0)
-    session.receive(recording.handshake, 0.0)
-    ask(session)
-    flows = session.receive(recording.answers, 0.0)[0].value  # type: ignore[union-attr]
+    connection = Connection(0.0)
+    connection.receive(recording.handshake, 0.0)
+    ask(connection)
+    flows = connection.receive(recording.answers, 0.0)[0].value  # type: ignore[union-attr]
     readable, broken = 0, 0
     for flow in flows:
         readable += "cannot be read" not in foreign.described(flow)[1]
@@ -192,36 +195,36 @@ _MESSAGE = (
 @pytest.mark.parametrize("state", STAGES)
 @given(st.lists(_MESSAGE, max_size=8), st.integers(1, 4))
 def test_anything_in_any_state(state: State, said, pieces) -> None:
-    session = Session(0.0)
-    session.receive(STAGES[state], 0.0)
-    assert session.state is state
+    connection = Connection(0.0)
+    connection.receive(STAGES[state], 0.0)
+    assert connection.state is state
     if state is State.READY:
-        ask(session)
-    hears(session, b"".join(said), pieces)
+        ask(connection)
+    hears(connection, b"".join(said), pieces)
     for now in (1.0, 1e3, 1e6):
-        session.tick(now)
-    assert session.closed
+        connection.tick(now)
+    assert connection.closed
 
 
 def test_a_list_of_ports_without_end() -> None:
-    session = Session(0.0)
-    session.receive(hello(6) + FEATURES, 0.0)
+    connection = Connection(0.0)
+    connection.receive(hello(6) + FEATURES, 0.0)
     part = multipart(13, PORT * 900, 4, more=True)
     events: list[object] = []
     while not events:
-        events += session.receive(part, 0.0)
+        events += connection.receive(part, 0.0)
     assert events == [Closed("protocol error: a reply of more than 16 MiB")]
 
 
 def test_echoes_are_cheap_and_right() -> None:
     """A flood of them costs no more than what it brings in."""
-    session = Session(0.0)
-    session.receive(HANDSHAKE, 0.0)
-    session.data_to_send()
+    connection = Connection(0.0)
+    connection.receive(HANDSHAKE, 0.0)
+    connection.data_to_send()
     flood = b"".join(message(2, b"x" * (n % 9), xid=n) for n in range(1000))
-    assert session.receive(flood, 0.0) == []
+    assert connection.receive(flood, 0.0) == []
     answer = b"".join(message(3, b"x" * (n % 9), xid=n) for n in range(1000))
-    assert session.data_to_send() == answer
+    assert connection.data_to_send() == answer
 
 
 def port_status(number: int, reason: int = 0) -> bytes:
@@ -254,7 +257,7 @@ def test_a_switch_with_ever_more_ports_is_cut(monkeypatch: pytest.MonkeyPatch) -
             for data in statuses(range(100, 4000)):
                 writer.write(data)
                 await writer.drain()
-                if switches[0]._session.closed:
+                if switches[0]._connection.closed:
                     break
                 await eventually(lambda: not switches[0]._port_events)
             async with asyncio.timeout(20):
@@ -285,9 +288,9 @@ def test_who_tells_a_lot_does_not_keep_others_waiting() -> None:
             stranger(server.port, HANDSHAKE),
         ):
             await eventually(lambda: switches)
-            session = Session(0.0)
-            session.receive(HANDSHAKE, 0.0)
-            told = session.receive(b"".join(statuses(range(100, 1100))), 0.0)
+            connection = Connection(0.0)
+            connection.receive(HANDSHAKE, 0.0)
+            told = connection.receive(b"".join(statuses(range(100, 1100))), 0.0)
             assert all(isinstance(event, PortStatus) for event in told)
             task = asyncio.create_task(others())
             switches[0]._dispatch(told)

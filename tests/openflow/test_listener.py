@@ -18,13 +18,13 @@ from openflow.listener import Bounds, bound_socket, listen
 from openflow.server import serve
 from openflow.switch import Switch
 from tests.openflow.conftest import eventually
+from tests.openflow.test_connection import HANDSHAKE
 from tests.openflow.test_server import pki, server_context
-from tests.openflow.test_session import HANDSHAKE
 
 __all__ = ["pki"]
 
 COUNT = 40
-COSTLY = ("SSLProtocol", "SSLObject", "Switch", "Session", "RequestHandler", "HttpRequestParser")
+COSTLY = ("SSLProtocol", "SSLObject", "Switch", "Connection", "RequestHandler", "HttpRequestParser")
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from openflow.batch import Batch
+from openflow.connection import Timeouts
+from openflow.errors import ConnectionLost
 from openflow.server import serve
-from openflow.session import Timeouts
-from openflow.switch import MAX_PORTS, ConnectionLost, Switch
+from openflow.switch import MAX_PORTS, Switch
 from tests.openflow import samples
 from tests.openflow.conftest import connected, eventually
-from tests.openflow.test_session import FEATURES, HANDSHAKE, PORT, hello, message, multipart
+from tests.openflow.test_connection import FEATURES, HANDSHAKE, PORT, hello, message, multipart
 from tests.ovs import Ovs
 
 # OVS 3.1 sometimes looks at what follows HELLO only half a second later.
@@ -161,7 +162,7 @@ def test_a_task_that_fails_cuts_its_switch_and_no_other(caplog):
             await eventually(lambda: not good.empty())
             async with stranger(server.port, HANDSHAKE) as (reader, _):
                 await over(reader)
-            assert not good.get_nowait()._session.closed
+            assert not good.get_nowait()._connection.closed
 
     with logged(caplog, "its task failed"):
         asyncio.run(main())

@@ -10,9 +10,10 @@ from flows.flow import ApplyMeter, Flow, Meter, Output, match
 from flows.text import flow_text
 from openflow.batch import BATCH_XID, Batch, FlowDelete, MeterMod
 from openflow.codec import CodecError, MeterCommand
+from openflow.connection import Timeouts
+from openflow.errors import ConnectionLost
 from openflow.messages import PortReason, PortStatus, Role, without_counters
-from openflow.session import Timeouts
-from openflow.switch import ConnectionLost, Rejected, RequestRefused, name_in
+from openflow.switch import Rejected, RequestRefused, name_in
 from tests.openflow import samples
 from tests.openflow.conftest import connected
 from tests.ovs import Ovs
@@ -316,11 +317,11 @@ def test_an_idle_connection_is_kept_by_echoes(ovs: Ovs):
         async with connected(ovs, timeouts) as switch:
             enough = asyncio.Event()
             echoes = iter([enough.clear, enough.clear, enough.set])
-            request = switch._session.request_echo
-            switch._session.request_echo = lambda: next(echoes)() or request()
+            request = switch._connection.request_echo
+            switch._connection.request_echo = lambda: next(echoes)() or request()
             async with asyncio.timeout(5):
                 await enough.wait()
-            assert not switch._session.closed
+            assert not switch._connection.closed
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ import pytest
 
 from flows.flow import Goto, SetField, match
 from openflow.batch import Batch
-from openflow.switch import ConnectionLost
+from openflow.errors import ConnectionLost
 from openflow.watch import FlowWatch, connect, read_flows
 from tests.openflow import samples
 from tests.openflow.conftest import eventually

@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openflow.compat import ofproto
-from openflow.messages import Port, PortReason, PortStatus
-from openflow.session import (
+from openflow.connection import (
     Closed,
+    Connection,
     Ready,
     Refused,
     Reply,
-    Session,
     State,
     Timeouts,
     Unhandled,
 )
+from openflow.messages import Port, PortReason, PortStatus
 
 DPID = 0xAA
 PORT = struct.pack("!IHxx6sxx16sII", 3, 72, b"\x0a\x58\0\0\0\x03", b"pod", 0, 0) + struct.pack(
@@ -45,9 +45,9 @@ HANDSHAKE = hello(4, 5, 6) + FEATURES + multipart(13, PORT, xid=4)
 READY = Ready(DPID, {3: Port(3, "pod", "0a:58:00:00:00:03")})
 
 
-def sent(session: Session) -> list[tuple[int, int]]:
-    """(type, xid) of what the session wants to send."""
-    data = session.data_to_send()
+def sent(connection: Connection) -> list[tuple[int, int]]:
+    """(type, xid) of what the connection wants to send."""
+    data = connection.data_to_send()
     found = []
     while data:
         _, kind, length, xid = struct.unpack_from("!BBHI", data)
@@ -57,46 +57,46 @@ def sent(session: Session) -> list[tuple[int, int]]:
 
 
 def test_the_handshake_step_by_step():
-    session = Session(0.0, TIMEOUTS)
-    assert sent(session) == [(0, 1)]
-    assert session.receive(hello(4, 5, 6), 0.0) == []
-    assert (session.state, sent(session)) == (State.IDENTIFYING, [(5, 2)])
-    assert session.receive(FEATURES, 0.0) == []
-    assert session.state is State.LISTING
-    config = session.data_to_send()
+    connection = Connection(0.0, TIMEOUTS)
+    assert sent(connection) == [(0, 1)]
+    assert connection.receive(hello(4, 5, 6), 0.0) == []
+    assert (connection.state, sent(connection)) == (State.IDENTIFYING, [(5, 2)])
+    assert connection.receive(FEATURES, 0.0) == []
+    assert connection.state is State.LISTING
+    config = connection.data_to_send()
     # SET_CONFIG with a miss_send_len that is not 0, then the request for the ports.
     assert config[:12] == message(9, struct.pack("!HH", 0, 0xFFFF), xid=3)
     assert config[12:20] == message(18, bytes(16), xid=4)[:8]
-    assert session.receive(multipart(13, PORT, xid=4), 0.0) == [READY]
+    assert connection.receive(multipart(13, PORT, xid=4), 0.0) == [READY]
 
 
 @given(st.lists(st.integers(1, len(HANDSHAKE))))
 def test_it_does_not_matter_how_the_bytes_are_cut(cuts):
-    session = Session(0.0)
+    connection = Connection(0.0)
     events = []
     edges = sorted({0, *cuts, len(HANDSHAKE)})
     for start, end in pairwise(edges):
-        events += session.receive(HANDSHAKE[start:end], 0.0)
+        events += connection.receive(HANDSHAKE[start:end], 0.0)
     assert events == [READY]
 
 
 @pytest.mark.parametrize("offer", [hello(1, 4), message(0, version=4), hello(7)])
 def test_a_peer_without_1_5_is_told_and_left(offer):
-    session = Session(0.0)
-    session.data_to_send()
-    (closed,) = session.receive(offer, 0.0)
+    connection = Connection(0.0)
+    connection.data_to_send()
+    (closed,) = connection.receive(offer, 0.0)
     assert isinstance(closed, Closed)
     assert "not 1.5" in closed.reason
     assert "OpenFlow15" in closed.reason
-    answer = session.data_to_send()
+    answer = connection.data_to_send()
     assert answer[1] == ofproto.OFPT_ERROR
     assert struct.unpack_from("!HH", answer, 8) == (0, 0)  # HELLO_FAILED, INCOMPATIBLE
 
 
 def test_a_higher_version_without_a_bitmap_comes_down_to_ours():
-    session = Session(0.0)
-    assert session.receive(message(0, version=7), 0.0) == []
-    assert session.state is State.IDENTIFYING
+    connection = Connection(0.0)
+    assert connection.receive(message(0, version=7), 0.0) == []
+    assert connection.state is State.IDENTIFYING
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_a_higher_version_without_a_bitmap_comes_down_to_ours():
     ],
 )
 def test_nonsense_ends_the_connection(data, complaint):
-    session = Session(0.0)
-    (closed,) = session.receive(data, 0.0)
+    connection = Connection(0.0)
+    (closed,) = connection.receive(data, 0.0)
     assert isinstance(closed, Closed)
     assert complaint in closed.reason
-    assert session.receive(HANDSHAKE, 1.0) == []
-    assert session.close("again") == []
-    assert session.deadline() == float("inf")
+    assert connection.receive(HANDSHAKE, 1.0) == []
+    assert connection.close("again") == []
+    assert connection.deadline() == float("inf")
 
 
 _BODIES = st.binary(max_size=120)
@@ -138,76 +138,76 @@ _BODIES = st.binary(max_size=120)
     )
 )
 def test_whatever_a_peer_says_gives_events_and_no_exception(pieces):
-    session = Session(0.0)
-    session.receive(HANDSHAKE, 0.0)
-    session.request_flows()
-    session.request_meters()
+    connection = Connection(0.0)
+    connection.receive(HANDSHAKE, 0.0)
+    connection.request_flows()
+    connection.request_meters()
     for piece in pieces:
-        for event in session.receive(piece, 0.0):
-            assert not isinstance(event, Closed) or session.closed
+        for event in connection.receive(piece, 0.0):
+            assert not isinstance(event, Closed) or connection.closed
 
 
 def test_the_handshake_has_a_deadline():
-    session = Session(100.0, TIMEOUTS)
-    session.receive(hello(6), 105.0)
-    assert session.deadline() == 110.0
-    assert session.tick(109.9) == []
-    (closed,) = session.tick(110.0)
+    connection = Connection(100.0, TIMEOUTS)
+    connection.receive(hello(6), 105.0)
+    assert connection.deadline() == 110.0
+    assert connection.tick(109.9) == []
+    (closed,) = connection.tick(110.0)
     assert closed == Closed("handshake not done in time: waiting for the datapath id")
 
 
-def ready_session() -> Session:
-    session = Session(0.0, TIMEOUTS)
-    assert session.receive(HANDSHAKE, 0.0) == [READY]
-    session.data_to_send()
-    return session
+def ready_session() -> Connection:
+    connection = Connection(0.0, TIMEOUTS)
+    assert connection.receive(HANDSHAKE, 0.0) == [READY]
+    connection.data_to_send()
+    return connection
 
 
 def test_echoes_are_answered_with_their_payload():
-    session = ready_session()
-    assert session.receive(message(2, b"payload", xid=99), 1.0) == []
-    assert session.data_to_send() == message(3, b"payload", xid=99)
+    connection = ready_session()
+    assert connection.receive(message(2, b"payload", xid=99), 1.0) == []
+    assert connection.data_to_send() == message(3, b"payload", xid=99)
 
 
 def test_a_silent_peer_is_asked_and_then_cut():
-    session = ready_session()
-    assert session.deadline() == 15.0
-    assert session.tick(14.9) == []
-    assert sent(session) == []
-    assert session.tick(15.0) == []
-    ((kind, xid),) = sent(session)
+    connection = ready_session()
+    assert connection.deadline() == 15.0
+    assert connection.tick(14.9) == []
+    assert sent(connection) == []
+    assert connection.tick(15.0) == []
+    ((kind, xid),) = sent(connection)
     assert kind == 2
-    assert session.deadline() == 45.0
-    assert session.receive(message(3, xid=xid), 40.0) == [Reply(xid, None)]
-    assert session.deadline() == 55.0
-    session.tick(55.0)
-    assert session.tick(84.9) == []
-    (closed,) = session.tick(85.0)
+    assert connection.deadline() == 45.0
+    assert connection.receive(message(3, xid=xid), 40.0) == [Reply(xid, None)]
+    assert connection.deadline() == 55.0
+    connection.tick(55.0)
+    assert connection.tick(84.9) == []
+    (closed,) = connection.tick(85.0)
     assert closed == Closed("silent for 45 s")
 
 
 def test_our_own_pause_is_not_held_against_the_peer():
-    session = ready_session()
-    assert session.tick(1000.0) == []
-    assert session.deadline() == 1030.0
+    connection = ready_session()
+    assert connection.tick(1000.0) == []
+    assert connection.deadline() == 1030.0
 
 
 def test_half_a_message_is_no_sign_of_life():
-    session = ready_session()
-    session.receive(message(3)[:4], 14.0)
-    assert session.deadline() == 15.0
+    connection = ready_session()
+    connection.receive(message(3)[:4], 14.0)
+    assert connection.deadline() == 15.0
 
 
 def test_port_status():
-    session = ready_session()
+    connection = ready_session()
     body = struct.pack("!B7x", 1) + PORT
     expected = PortStatus(PortReason.DELETE, Port(3, "pod", "0a:58:00:00:00:03"))
-    assert session.receive(message(12, body), 1.0) == [expected]
+    assert connection.receive(message(12, body), 1.0) == [expected]
 
 
 def test_errors_and_unknown_messages_are_events():
-    session = ready_session()
-    events = session.receive(
+    connection = ready_session()
+    events = connection.receive(
         message(1, struct.pack("!HH", 5, 1), xid=7) + message(35, b"?", xid=8), 1.0
     )
     refused, unhandled = events
@@ -218,40 +218,40 @@ def test_errors_and_unknown_messages_are_events():
 
 
 def test_a_dump_in_parts_is_one_reply():
-    session = ready_session()
-    xid = session.request_meters()
+    connection = ready_session()
+    xid = connection.request_meters()
 
     def meter(number: int) -> bytes:
         return struct.pack("!HHIHHII4x", 24, 6, number, 1, 16, 100, 200)
 
-    assert session.receive(multipart(10, meter(1), xid, more=True), 1.0) == []
-    (reply,) = session.receive(multipart(10, meter(2), xid), 1.0)
+    assert connection.receive(multipart(10, meter(1), xid, more=True), 1.0) == []
+    (reply,) = connection.receive(multipart(10, meter(2), xid), 1.0)
     assert reply.xid == xid
     assert [(m.id, m.rate, m.burst) for m in reply.value.values()] == [(1, 100, 200), (2, 100, 200)]
     # It is over: another part belongs to nothing.
-    assert session.receive(multipart(10, meter(3), xid), 1.0) == [Unhandled(19, xid)]
+    assert connection.receive(multipart(10, meter(3), xid), 1.0) == [Unhandled(19, xid)]
 
 
 def test_a_dump_without_end_is_cut(monkeypatch):
-    monkeypatch.setattr("openflow.session.MAX_REPLY", 1 << 20)
-    session = ready_session()
-    xid = session.request_meters()
+    monkeypatch.setattr("openflow.connection.MAX_REPLY", 1 << 20)
+    connection = ready_session()
+    xid = connection.request_meters()
     part = multipart(10, struct.pack("!HHI", 8, 0, 1) * 1000, xid, more=True)
     events = []
     for _ in range(20):
-        events += session.receive(part, 1.0)
+        events += connection.receive(part, 1.0)
     assert events == [Closed("protocol error: a reply of more than 1 MiB")]
 
 
 def test_a_refused_dump_is_forgotten():
-    session = ready_session()
-    xid = session.request_meters()
-    session.receive(message(1, struct.pack("!HH", 1, 5), xid), 1.0)
-    assert session._multiparts == {}
+    connection = ready_session()
+    xid = connection.request_meters()
+    connection.receive(message(1, struct.pack("!HH", 1, 5), xid), 1.0)
+    assert connection._multiparts == {}
 
 
 def test_numbers_of_requests_stay_below_those_of_batches():
-    session = ready_session()
-    session._xids = iter([0x4000_0000, 0x4000_0001])
-    assert session.request_echo() == 0
-    assert session.request_echo() == 1
+    connection = ready_session()
+    connection._xids = iter([0x4000_0000, 0x4000_0001])
+    assert connection.request_echo() == 0
+    assert connection.request_echo() == 1

@@ -16,13 +16,13 @@ from openflow.batch import BATCH_XID
 from openflow.compat import DATAPATH, ofproto, parser, serialized
 from openflow.messages import (
     VERSION,
+    ErrorMessage,
     FlowUpdate,
     Multipart,
     Port,
     PortStatus,
     ProtocolError,
     Role,
-    SwitchError,
     Type,
 )
 from openflow.templates import numbered
@@ -89,7 +89,7 @@ class Refused:
     """The switch refused the message with this xid."""
 
     xid: int
-    error: SwitchError
+    error: ErrorMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class _Multipart:
     size: int = 0
 
 
-class Session:
+class Connection:
     """The state of one connection."""
 
     def __init__(self, now: float, timeouts: Timeouts | None = None) -> None:
@@ -396,14 +396,14 @@ _PARTS: Final[Mapping[Multipart, Any]] = {
 }
 
 _HANDLERS: Final[Mapping[int, Any]] = {
-    Type.HELLO: Session._hello,  # noqa: SLF001 - the class's own table
-    Type.ERROR: Session._error,  # noqa: SLF001
-    Type.ECHO_REQUEST: Session._echo_request,  # noqa: SLF001
-    Type.ECHO_REPLY: Session._plain_reply,  # noqa: SLF001
-    Type.FEATURES_REPLY: Session._features,  # noqa: SLF001
-    Type.PORT_STATUS: Session._port_status,  # noqa: SLF001
-    Type.MULTIPART_REPLY: Session._multipart,  # noqa: SLF001
-    Type.BARRIER_REPLY: Session._plain_reply,  # noqa: SLF001
-    Type.ROLE_REPLY: Session._role,  # noqa: SLF001
-    Type.BUNDLE_CONTROL: Session._plain_reply,  # noqa: SLF001
+    Type.HELLO: Connection._hello,  # noqa: SLF001 - the class's own table
+    Type.ERROR: Connection._error,  # noqa: SLF001
+    Type.ECHO_REQUEST: Connection._echo_request,  # noqa: SLF001
+    Type.ECHO_REPLY: Connection._plain_reply,  # noqa: SLF001
+    Type.FEATURES_REPLY: Connection._features,  # noqa: SLF001
+    Type.PORT_STATUS: Connection._port_status,  # noqa: SLF001
+    Type.MULTIPART_REPLY: Connection._multipart,  # noqa: SLF001
+    Type.BARRIER_REPLY: Connection._plain_reply,  # noqa: SLF001
+    Type.ROLE_REPLY: Connection._role,  # noqa: SLF001
+    Type.BUNDLE_CONTROL: Connection._plain_reply,  # noqa: SLF001
 }
