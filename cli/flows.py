@@ -1,4 +1,4 @@
-"""`sluice flows`: what a node's switch holds, and what each flow is there for."""
+"""`sluice flows`: what a node's switch holds, and why."""
 
 import itertools
 from pathlib import Path

@@ -1,8 +1,13 @@
-"""What a node's switch holds beside what it should, each flow and group with what it stands for.
+"""The flows and groups of a node's switch, compared with the desired ones.
 
-`state` is "installed"; "altered" for a desired one that somebody has changed; "missing" for a
-desired one that the switch does not hold; "stale" for one of ours no longer desired; "learned" for
-a flow that the switch has made as one of ours told it; "foreign" for what nobody here put there.
+`state` is one of
+
+    installed   desired, and the switch holds it
+    altered     desired, but somebody changed it on the switch
+    missing     desired, but the switch does not hold it
+    stale       of Sluice, but no longer desired
+    learned     made by the switch itself (`learn`)
+    foreign     not managed by Sluice
 """
 
 from collections.abc import Iterable, Mapping
@@ -76,7 +81,7 @@ def groups(
     flow_rows: Iterable[Mapping[str, Any]],
     labels: Labels | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each group, by id. Why it is there is what the flow that uses it is there for."""
+    """A row for each group, by id. Its reason is that of the flow that uses it."""
     reasons = {number: row["reason"] for row in flow_rows for number in row["groups"]}
     for number, reason in list(reasons.items()):
         parts = desired[number][0].buckets if number in desired else ()
@@ -114,7 +119,7 @@ def groups(
 def _row(
     entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels | None
 ) -> dict[str, Any]:
-    """A flow that the switch holds, with the desired flow of its cookie and what that is for."""
+    """A flow that the switch holds. `known` is the desired flow with its cookie, and its owners."""
     row: dict[str, Any] = {
         "table": table_name(entry.table),
         "tableNumber": entry.table,
@@ -174,12 +179,12 @@ def _buckets(group: Group, labels: Labels | None) -> list[dict[str, Any]]:
 
 
 def _group_behind(bucket: Bucket) -> int | None:
-    """The group that chooses on, where endpoints are more than one group holds."""
+    """The group that a bucket leads to, for choices that one group cannot hold."""
     return next((each.group for each in bucket.actions if isinstance(each, ToGroup)), None)
 
 
 def _endpoint(bucket: Bucket) -> str:
-    """`ADDRESS:PORT` that it sends to; empty for none that is known here."""
+    """The `ADDRESS:PORT` that it sends to; empty if it has none."""
     address, port = LAYOUT.registers["EndpointAddress"], LAYOUT.registers["EndpointPort"]
     loaded: dict[str, int] = {}
     action: Action

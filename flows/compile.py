@@ -131,7 +131,7 @@ class Compiler:
 
 
 class Program:
-    """What one scope should hold, by cookie, and what each flow stands for.
+    """All flows, meters and groups of one scope. Each flow has the fragment that wants it.
 
     `version` counts the updates that changed something, from 0.
     """

@@ -3,10 +3,10 @@
 Field names are those of ovs-fields(7) as `ovs-ofctl` prints them, so a flow here reads like the
 one on the switch. All values are plain integers.
 
-Everything that a switch holds has a canonical form: bytes that are made of numbers only, so that
-two versions of Sluice give the same flow the same cookie, whatever they call it. A form is made of
-field numbers (`flows.fields`) and of codes of actions, which are fixed for ever; numbers are
-big-endian, and what varies in length has its length in front. docs/decisions.md, *Contracts*, has
+Everything that a switch holds has a canonical form: bytes made of numbers, so that two versions of
+Sluice give the same flow the same cookie, even if they use different names. Field numbers
+(`flows.fields`) and codes of actions are fixed for ever. Numbers are big-endian, and a part of
+variable length begins with its length. docs/decisions.md, *Contracts*, has
 it in full; tests/flows/test_canonical.py has examples that must not change.
 """
 
@@ -390,7 +390,7 @@ class Group:
 
     @cached_property
     def digest(self) -> int:
-        """64 bits of everything the switch holds of it, in whatever order it holds the buckets.
+        """64 bits of everything the switch holds of it, in any order of the buckets.
 
         Raises `FormError`.
         """

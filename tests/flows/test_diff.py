@@ -38,12 +38,12 @@ def with_buckets(*buckets: Bucket) -> Group:
         (replace(GROUP, id=ID + 1), None),
     ],
 )
-def test_of_a_group_only_the_buckets_that_differ(new: Group, edits: object) -> None:
+def test_only_changed_buckets_of_a_group_are_sent(new: Group, edits: object) -> None:
     assert GroupChange(new, GROUP).buckets() == edits
     assert GroupChange(new).buckets() is None
 
 
-def test_of_a_group_that_the_datapath_chooses_from_all_is_sent() -> None:
+def test_a_dp_hash_group_is_sent_whole() -> None:
     """Open vSwitch would choose among the inserted alone (test_every_endpoint_is_chosen)."""
     slotted = replace(GROUP, method="dp_hash")
     more = replace(slotted, buckets=(*GROUP.buckets, bucket(5)))
@@ -65,7 +65,7 @@ OTHER = with_buckets(*GROUP.buckets, bucket(5))
         ({}, (GroupChange(GROUP),)),
     ],
 )
-def test_a_group_is_sent_if_it_is_not_known_to_be_as_it_should(
+def test_a_group_with_unknown_content_is_sent_whole(
     installed: dict[int, Group | None], change: tuple[GroupChange, ...]
 ) -> None:
     delta = diff((), {}, installed, {}, {}, {ID: GROUP})
@@ -73,7 +73,7 @@ def test_a_group_is_sent_if_it_is_not_known_to_be_as_it_should(
     assert bool(delta) == bool(change)
 
 
-def test_groups_of_ours_go_and_others_stay() -> None:
+def test_stale_groups_are_deleted_and_foreign_ones_stay() -> None:
     ours = (names.GROUPS[0], ID, names.GROUPS[-1])
     others = (1, names.GROUPS[0] - 1, names.GROUPS[-1] + 1)
     installed = dict.fromkeys((*ours, *others)) | {ID: GROUP}
@@ -81,7 +81,7 @@ def test_groups_of_ours_go_and_others_stay() -> None:
     assert delta == Delta(groups_delete=(ours[0], ours[2]))
 
 
-def test_what_a_switch_learned_is_neither_ours_nor_foreign() -> None:
+def test_a_learned_flow_is_neither_stale_nor_foreign() -> None:
     assert is_learned(10 << 56 | 5)
     assert not is_ours(10 << 56 | 5)
     assert not is_learned(7 << 56 | 5)

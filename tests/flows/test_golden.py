@@ -55,14 +55,14 @@ def check(name: str, text: str, update: bool) -> None:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_feature(feature: str, update_goldens: bool) -> None:
+def test_flows_of_a_feature_equal_its_golden(feature: str, update_goldens: bool) -> None:
     flows = [flow for flow in whole_node("node1") if flow.feature == FEATURES[feature]]
     assert flows
     view = worlds.view(PODS, served=worlds.services())
     check(feature, golden(flows, Labels.of(view, "node1")), update_goldens)
 
 
-def test_whole_cluster(update_goldens: bool) -> None:
+def test_flows_of_a_cluster_equal_their_golden(update_goldens: bool) -> None:
     view = worlds.view(PODS)
     titles = {CLUSTER_SCOPE: "every node"} | {name: name for name in view.nodes}
     texts = []
@@ -75,7 +75,9 @@ def test_whole_cluster(update_goldens: bool) -> None:
 
 
 @pytest.mark.parametrize("made", worlds.services(), ids=lambda made: made.name)
-def test_service(made: Service, update_goldens: bool) -> None:
+def test_flows_and_groups_of_a_service_equal_their_golden(
+    made: Service, update_goldens: bool
+) -> None:
     """All that a Service brings: on every node, then what nodes have besides."""
     view = worlds.view(PODS, served=[made])
     texts = []
@@ -95,7 +97,7 @@ def test_every_table_has_a_counted_miss() -> None:
     assert misses == set(LAYOUT.by_number)
 
 
-def test_shared_and_own_flows_never_meet() -> None:
+def test_shared_and_own_flows_have_different_matches() -> None:
     for name in ("node1", "node2", "node3"):
         flows = whole_node(name)
         assert len({flow.key for flow in flows}) == len(flows)
@@ -105,7 +107,7 @@ def test_every_flow_belongs_to_a_known_feature() -> None:
     assert {flow.feature for flow in whole_node("node1")} == set(FEATURES.values())
 
 
-def test_cookie_is_content() -> None:
+def test_equal_flows_have_equal_cookies() -> None:
     view = worlds.view({1: ["default/a"]})
     key = min(COMPILER.keys(view, "node1"))
     first, again = fragment(view, key), fragment(view, key)
@@ -121,13 +123,13 @@ def test_attachment_entry_names_one_sandbox() -> None:
     assert one.cookie != two.cookie
 
 
-def test_features_are_all_golden() -> None:
+def test_every_feature_has_a_golden() -> None:
     modules = (classify, arp, conntrack, services, direct, forwarding, misses, output, state)
     found = {module.__name__.rpartition(".")[2] for module in modules}
     assert found - {"misses"} | {"miss"} == set(FEATURES)
 
 
-def test_no_commit_translates_nothing() -> None:
+def test_every_commit_with_nat_translates_something() -> None:
     """It ends Open vSwitch 3.1 after some thousand connections: docs/decisions.md."""
     view = worlds.view(PODS, served=worlds.services())
     programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, "node1")]

@@ -28,22 +28,22 @@ def register(name: str, bits: tuple[int, int], writer: str, reader: str) -> Regi
     return Register(name, "reg0", bits, writers=(writer,), readers=(reader,), doc="")
 
 
-def test_backward_goto() -> None:
+def test_goto_to_an_earlier_table_is_refused() -> None:
     with pytest.raises(PipelineError, match="B goes backward to A"):
         Layout.of([table(1, "A"), table(2, "B", next=("A",))], [])
 
 
-def test_backward_miss() -> None:
+def test_miss_to_an_earlier_table_is_refused() -> None:
     with pytest.raises(PipelineError, match="goes backward"):
         Layout.of([table(1, "A"), table(2, "B", miss="A")], [])
 
 
-def test_undeclared_next_table() -> None:
+def test_undeclared_next_table_is_refused() -> None:
     with pytest.raises(PipelineError, match="C, which is no table"):
         Layout.of([table(1, "A", next=("C",))], [])
 
 
-def test_number_used_twice() -> None:
+def test_table_number_used_twice_is_refused() -> None:
     with pytest.raises(PipelineError, match="table number 1 is used twice"):
         Layout.of([table(1, "A"), table(1, "B")], [])
 
@@ -58,39 +58,39 @@ def layout_with(*registers: Register) -> Layout:
     return Layout.of(tables, registers)
 
 
-def test_overlapping_live_registers() -> None:
+def test_live_register_fields_that_share_bits_are_refused() -> None:
     with pytest.raises(PipelineError, match="share live bits of reg0"):
         layout_with(register("One", (0, 3), "A", "C"), register("Two", (3, 7), "B", "D"))
 
 
-def test_registers_that_live_one_after_the_other() -> None:
+def test_register_fields_that_are_not_live_together_may_share_bits() -> None:
     layout_with(register("One", (0, 3), "A", "B"), register("Two", (3, 7), "C", "D"))
 
 
-def test_registers_of_other_bits() -> None:
+def test_register_fields_with_different_bits_are_accepted() -> None:
     layout_with(register("One", (0, 3), "A", "D"), register("Two", (4, 7), "B", "C"))
 
 
-def test_undeclared_writer_table() -> None:
+def test_undeclared_writer_table_is_refused() -> None:
     one = register("One", (0, 3), "A", "B")
     tables = [table(1, "A"), Table(2, "B", "", writers=(F,), match=("One",))]
     with pytest.raises(PipelineError, match="A does not have One in its writes"):
         Layout.of(tables, [one])
 
 
-def test_undeclared_reader_table() -> None:
+def test_undeclared_reader_table_is_refused() -> None:
     one = register("One", (0, 3), "A", "B")
     tables = [table(1, "A", writes=("One",)), table(2, "B")]
     with pytest.raises(PipelineError, match="B does not have One in its match"):
         Layout.of(tables, [one])
 
 
-def test_flow_by_an_undeclared_feature() -> None:
+def test_flow_of_an_undeclared_feature_is_refused() -> None:
     with pytest.raises(PipelineError, match="ARP is no declared writer of Classifier"):
         LAYOUT.flow(Feature.ARP, "Classifier", Priority.LOCAL, {}, [], "")
 
 
-def test_flow_with_an_undeclared_match() -> None:
+def test_flow_with_an_undeclared_match_is_refused() -> None:
     with pytest.raises(PipelineError, match="does not declare a match on tp_dst"):
         LAYOUT.flow(F, "Classifier", Priority.LOCAL, {"tp_dst": 80}, [], "")
 
@@ -107,22 +107,22 @@ def test_flow_with_an_undeclared_match() -> None:
         (Ct(1, exec=(SetField("ct_mark", 1),)), "writes ct_mark"),
     ],
 )
-def test_flow_with_an_undeclared_action(action: object, message: str) -> None:
+def test_flow_with_an_undeclared_action_is_refused(action: object, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         LAYOUT.flow(F, "Classifier", Priority.LOCAL, {}, [action], "")  # type: ignore[list-item]
 
 
-def test_match_with_bits_outside_its_mask() -> None:
+def test_match_with_bits_outside_its_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="outside its mask"):
         match({"nw_dst": (0x0A000001, 0xFF000000)})
 
 
-def test_match_on_an_unknown_field() -> None:
+def test_match_on_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown match field 'dl_vlan_colour'"):
         match({"dl_vlan_colour": 1})
 
 
-def test_value_that_does_not_fit_its_register_field() -> None:
+def test_value_too_large_for_its_register_field_is_refused() -> None:
     with pytest.raises(PipelineError, match="does not fit Source"):
         LAYOUT.load("Source", 16)
 
@@ -163,6 +163,6 @@ def test_marks_and_labels_do_not_overlap() -> None:
             taken |= bits.mask
 
 
-def test_table_names_print_unquoted() -> None:
+def test_table_names_need_no_quotes() -> None:
     """ovs-ofctl quotes names with anything but letters and digits, and cuts at 32 bytes."""
     assert all(t.name.isalnum() and len(t.name) <= 32 for t in TABLES)

@@ -9,7 +9,7 @@ import flows
 IMPURE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "socket", "subprocess", "time"}
 
 
-def test_only_the_pure_part_of_the_standard_library() -> None:
+def test_flows_imports_only_pure_modules() -> None:
     for path in Path(flows.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = []

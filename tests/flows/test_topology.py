@@ -41,7 +41,9 @@ def having(*endpoints: Endpoint) -> ServicePort:
          [zoned(A, "x"), meant_for(B, "node1")]),
     ],
 )  # fmt: skip
-def test_everywhere(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]) -> None:
+def test_everywhere_is_ready_endpoints_or_those_that_still_serve(
+    what: str, endpoints: list[Endpoint], chosen: list[Endpoint]
+) -> None:
     assert topology.everywhere(having(*endpoints)) == tuple(sorted(chosen)), what
 
 
@@ -58,7 +60,9 @@ def test_everywhere(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]
          [meant_for(zoned(A, "x"), "node2")]),
     ],
 )  # fmt: skip
-def test_local(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]) -> None:
+def test_local_is_endpoints_of_the_node(
+    what: str, endpoints: list[Endpoint], chosen: list[Endpoint]
+) -> None:
     assert topology.local(having(*endpoints), "node1") == tuple(chosen), what
 
 
@@ -80,7 +84,9 @@ def test_local(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]) -> 
         ("none", [], {}),
     ],
 )  # fmt: skip
-def test_zones(what: str, endpoints: list[Endpoint], chosen: dict[str, list[Endpoint]]) -> None:
+def test_zones_have_hinted_endpoints(
+    what: str, endpoints: list[Endpoint], chosen: dict[str, list[Endpoint]]
+) -> None:
     """A zone that is not among them chooses among all: see `everywhere`."""
     found = topology.zones(having(*endpoints))
     assert found == {zone: tuple(sorted(of)) for zone, of in chosen.items()}, what
@@ -101,5 +107,7 @@ def test_zones(what: str, endpoints: list[Endpoint], chosen: dict[str, list[Endp
         ("where none is ready, hints do not count", [leaving(meant_for(A, "node1"))], []),
     ],
 )  # fmt: skip
-def test_hinted(what: str, endpoints: list[Endpoint], chosen: list[Endpoint]) -> None:
+def test_node_hints_choose_endpoints(
+    what: str, endpoints: list[Endpoint], chosen: list[Endpoint]
+) -> None:
     assert topology.hinted(having(*endpoints), "node1") == tuple(chosen), what
