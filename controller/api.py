@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from controller import flow_report, metrics, service_report
 from controller.agents import take_problems
 from controller.enrolment import Enrolment
+from controller.pod_mtus import PodMtus
 from controller.rates import Rates
 from controller.reconciler import Reconciler
 from flows.labels import Labels
@@ -61,6 +62,7 @@ class Api:
         self, reconciler: Reconciler, cluster: Cluster, enrolment: Enrolment | None = None
     ) -> None:
         self._reconciler = reconciler
+        self._pod_mtus = PodMtus(reconciler.problems)
         self._cluster = cluster
         self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()
@@ -250,6 +252,7 @@ class Api:
         except (msgspec.MsgspecError, ValueError) as error:
             return _error(400, f"not a node's addresses: {error}")
         self._reconciler.report_addresses(name, given.addresses)
+        self._pod_mtus.report(name, given.pod_mtu)
         return web.Response(status=204)
 
     def _node_config(self, name: str) -> NodeConfig | None:

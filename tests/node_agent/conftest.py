@@ -32,6 +32,7 @@ from pyroute2 import netns
 
 from flows import names
 from flows.features.classify import attachment_entry, gateway_entry
+from lab.patience import PATIENCE
 from tests.waiting import wait_until
 from wire.documents import (
     NodeAddresses,
@@ -472,10 +473,10 @@ async def controlled(node: ScratchNode, **changes: Any) -> AsyncIterator[Control
 async def until(
     condition: Callable[[], bool | Awaitable[bool]],
     explain: Callable[[], str] = lambda: "",
-    seconds: float = 20,
+    seconds: float = 60,
 ) -> None:
     """Wait for something that has no event to wait for."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while True:
         happened = condition()
         if not isinstance(happened, bool):

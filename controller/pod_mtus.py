@@ -1,0 +1,50 @@
+"""Which MTU pods get on each node: where they differ, large packets are lost without a word.
+
+The tunnel of a node with large frames sends packets that another node's network cannot carry, and
+nothing answers with an ICMP error. So a node that differs from most others is reported.
+"""
+
+from collections import Counter
+from typing import Final
+
+from controller.problems import Owner, Problems, Reporter
+from flows.refs import ObjectRef
+
+OWNER: Final = Owner(Reporter.AGENT)
+_LIFETIME: Final = 300.0
+"""Seconds without a report after which a node's problem ends. Agents report every minute."""
+
+
+class PodMtus:
+    """Reports of agents in, problems out."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+        self._of_node: dict[str, int] = {}
+        self._nodes_with: Counter[int] = Counter()
+
+    def report(self, node: str, mtu: int) -> None:
+        """What a node's agent gives its pods; 0: it does not know."""
+        before = self._of_node.pop(node, 0)
+        if before:
+            self._nodes_with[before] -= 1
+            if not self._nodes_with[before]:
+                del self._nodes_with[before]
+        if mtu:
+            self._of_node[node] = mtu
+            self._nodes_with[mtu] += 1
+        self._problems.set(
+            OWNER, ObjectRef("Node", "", node), self._problem(mtu), lifetime=_LIFETIME
+        )
+
+    def _problem(self, mtu: int) -> str:
+        if not mtu:
+            return ""
+        # Of two that are as common, the smaller one is right: every node can carry it.
+        usual = min(self._nodes_with, key=lambda each: (-self._nodes_with[each], each))
+        if mtu == usual:
+            return ""
+        return (
+            f"pods of this node get an MTU of {mtu}, those of most nodes {usual}: large packets "
+            f"between them may be lost; set cluster.mtu to {min(mtu, usual)}"
+        )
