@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 from hypothesis import given, reject, settings
@@ -21,9 +22,12 @@ from tests.controller.events import (
     Facts,
     Incremental,
     events,
+    node_object,
     node_objects,
     pod_objects,
     ports,
+    remove_pod,
+    remove_port,
     service_events,
     services,
     set_object,
@@ -283,10 +287,19 @@ def test_history_leaves_no_trace_where_pods_collide() -> None:
     def short(_: str, __: str, uid: str, ifname: str = "eth0") -> str:
         return digest("", "", uid, ifname)
 
-    @given(st.lists(events, max_size=40))
+    few = st.one_of(
+        pod_objects.map(set_object),
+        ports.map(partial(set_port, "node1")),
+        st.sampled_from(("a", "b", "c")).map(remove_pod),
+        ports.map(partial(remove_port, "node1")),
+    )
+    node = set_object(node_object("node1", "10.244.1.0/24", "172.30.1.1"))
+
+    @given(st.lists(few, min_size=5, max_size=30))
     @settings(max_examples=300, deadline=None)
     def leaves_no_trace(history: list[Event]) -> None:
         old, new, facts = Inventory(CLUSTER), Inventory(CLUSTER), Facts()
+        history.insert(0, node)
         for event in history:
             event(old)
             event(facts)  # type: ignore[arg-type]
