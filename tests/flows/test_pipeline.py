@@ -2,6 +2,7 @@
 
 import pytest
 
+from flows import names
 from flows.flow import Ct, Goto, SetField, match
 from flows.pipeline import (
     CT_LABEL,
@@ -166,3 +167,16 @@ def test_marks_and_labels_do_not_overlap() -> None:
 def test_table_names_need_no_quotes() -> None:
     """ovs-ofctl quotes names with anything but letters and digits, and cuts at 32 bytes."""
     assert all(t.name.isalnum() and len(t.name) <= 32 for t in TABLES)
+
+
+def test_every_meter_of_every_attachment_is_ours_and_has_a_number_of_its_own() -> None:
+    kinds = (names.connection_meter, names.fragment_meter, names.refusal_meter)
+    ofports = range(names.FIRST_ATTACHMENT_OFPORT, names.LAST_ATTACHMENT_OFPORT + 1)
+    numbers = [kind(ofport) for kind in kinds for ofport in ofports]
+    numbers += [names.REFUSAL_METER, names.POD_REFUSAL_METER]
+    assert len(set(numbers)) == len(numbers)
+    assert all(map(names.is_our_meter, numbers))
+    # What the kernel's datapath takes (DP_METER_NUM_MAX).
+    assert max(numbers) < 200_000
+    others = (0, 3, 0xFFFF, names.fragment_meter(3), names.refusal_meter(0xFFFF), 0x3_0010)
+    assert not any(map(names.is_our_meter, others))

@@ -213,6 +213,17 @@ def _fragments(hostile: Hostile) -> int:
     return int(found[1])
 
 
+def test_unanswered_connections_are_forgotten_soon(hostile: Hostile) -> None:
+    """The timeouts of our zone are in force."""
+    target = hostile.address(SERVER)
+    packet = IP(src=hostile.address(ATTACKER), dst=target) / UDP(sport=7_011, dport=7_012)
+    send(hostile, ATTACKER, header(hostile, ATTACKER) / packet)
+    shown = switch(hostile, "ovs-appctl", "dpctl/dump-conntrack", "-s", "zone=100")
+    found = re.search(r"sport=7011,dport=7012\).*timeout=(\d+)", shown)
+    assert found, shown
+    assert int(found[1]) <= limits.TIMEOUTS["udp_first"]
+
+
 @pytest.mark.hostile
 @pytest.mark.parametrize("kind", ["source-macs", "destination-macs"])
 def test_invented_macs_do_not_fill_the_datapath(hostile: Hostile, kind: str) -> None:
