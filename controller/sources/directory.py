@@ -1,7 +1,7 @@
-"""The embedded default: Kubernetes objects as YAML files in a directory, watched.
+"""A directory of manifests as the source: Kubernetes objects in YAML files, watched.
 
-One or more objects a file (documents, or a `List`). A file that cannot be read, or that somebody is
-writing, keeps what it last held; it is best written elsewhere and renamed into place.
+A file holds one or more objects (documents, or a `List`). A file that cannot be read, or that
+somebody is writing, keeps its last content. Write a file elsewhere and rename it into place.
 """
 
 import asyncio
@@ -26,19 +26,18 @@ from settings.plain_yaml import documents
 
 log = structlog.get_logger()
 
-MOST_PROBLEMS = 5
-"""So many are told of one file."""
-LARGEST_FILE: Final = 64 << 20
-"""Bytes. Read, it takes some ten times as much memory."""
+MAX_PROBLEMS = 5
+"""Problems of one file that are named."""
+MAX_FILE_SIZE: Final = 64 << 20
+"""Bytes. Reading a file takes about ten times as much memory."""
 MAX_STEPS: Final = 1000
 """Objects that are looked at, without feeding them, before the event loop has its turn."""
-STILL: Final = 10.0
-"""Seconds without a write after which a file counts, though somebody could go on writing it."""
-LOOK_AGAIN: Final = 0.1
-"""Seconds between two looks at a file that is being written. Nobody tells us of its end."""
-
-WATCH_AGAIN: Final = 0.5
-"""Seconds until a watch that has ended is begun anew."""
+WRITING_TIMEOUT: Final = 10.0
+"""Seconds without a write after which a file is read, though somebody has it open for writing."""
+WRITING_POLL: Final = 0.1
+"""Seconds between two tries to read a file that is being written. No event tells when it ends."""
+WATCH_RESTART_DELAY: Final = 0.5
+"""Seconds until a watch that ended starts again."""
 
 
 class BeingWrittenError(Exception):
@@ -46,7 +45,7 @@ class BeingWrittenError(Exception):
 
 
 class Directory:
-    """Reads `root` whole, then follows it."""
+    """Reads all files below `root`, then follows their changes."""
 
     def __init__(self, root: Path, feed: Feed) -> None:
         self._root = root.resolve()
@@ -55,7 +54,7 @@ class Directory:
         self._holders: dict[ObjectRef, dict[Path, Object]] = {}
         self._held_twice: set[ObjectRef] = set()
         """Objects that are in more than one file."""
-        self._unread: set[Path] = set()
+        self._unreadable: set[Path] = set()
         self._problems: dict[Path, str] = {}
         self._being_written: set[Path] = set()
 
@@ -67,10 +66,10 @@ class Directory:
             try:
                 await self._follow()
             except* WatchfilesRustInternalError as errors:
-                # It ends, for one, over a file whose name is not UTF-8. What came meanwhile shows
-                # when all is read again.
-                log.warning("watching anew", path=str(self._root), error=str(errors.exceptions))
-            await asyncio.sleep(WATCH_AGAIN)
+                # A file whose name is not UTF-8 ends the watch. All files are read again, so no
+                # change is missed.
+                log.warning("watch restarted", path=str(self._root), error=str(errors.exceptions))
+            await asyncio.sleep(WATCH_RESTART_DELAY)
 
     async def _follow(self) -> None:
         watch = watchfiles.awatch(self._root, debounce=10, step=2, rust_timeout=500)
@@ -79,16 +78,16 @@ class Directory:
         try:
             await asyncio.sleep(0)
             manifests = await asyncio.to_thread(self._manifests, self._root)
-            await self._read(manifests | self._files.keys() | self._unread)
+            await self._read(manifests | self._files.keys() | self._unreadable)
             log.info("directory read", path=str(self._root), files=len(self._files))
             while True:
-                await asyncio.wait({changes}, timeout=LOOK_AGAIN if self._being_written else None)
+                await asyncio.wait({changes}, timeout=WRITING_POLL if self._being_written else None)
                 paths = set(self._being_written)
                 if changes.done():
                     changed = {Path(path) for _, path in changes.result()}
                     changes = asyncio.ensure_future(anext(watch))
                     # In a thread: there may be very many files.
-                    paths |= await asyncio.to_thread(self._concerned, changed)
+                    paths |= await asyncio.to_thread(self._affected_files, changed)
                 await self._read(paths)
         finally:
             changes.cancel()
@@ -96,12 +95,12 @@ class Directory:
     def _manifests(self, directory: Path) -> set[Path]:
         return {path for path in directory.rglob("*") if _is_manifest(path) and path.is_file()}
 
-    def _concerned(self, changed: set[Path]) -> set[Path]:
-        """The files that changes of these are about; all below what is, or was, a folder.
+    def _affected_files(self, changed: set[Path]) -> set[Path]:
+        """The files that these changes affect: also all files below a changed folder.
 
-        Looked for once: thousands of files are often written together.
+        One pass for all changes, because thousands of files are often written together.
         """
-        known = self._files.keys() | self._unread
+        known = self._files.keys() | self._unreadable
         files = {file for file in known if not changed.isdisjoint(file.parents)}
         for path in changed:
             if path.is_dir():
@@ -129,10 +128,10 @@ class Directory:
         async for some in in_slices(paths):
             for path in some:
                 self._feed.report(FileRef(self._name(path)), self._problem(path))
-        self._feed.complete(not self._unread)
+        self._feed.complete(not self._unreadable)
 
     async def _tell(self, changed: list[Object], gone: list[ObjectRef]) -> None:
-        """Feed what changed: at once if it is little, as it belongs together."""
+        """Feed what changed. A few changes are fed together, because they may belong together."""
         if len(changed) + len(gone) <= OBJECTS_AT_ONCE:
             self._feed.update(changed, gone)
             return
@@ -142,27 +141,27 @@ class Directory:
             self._feed.update(objects, [])
 
     async def _read_file(self, path: Path) -> set[ObjectRef]:
-        """Take one file in; the identities of what it holds or held, where that changed."""
+        """Read one file; the objects that it added, changed or no longer holds."""
         self._being_written.discard(path)
         old = self._files.get(path, {})
         try:
-            # In a thread: large ones take seconds, and switches want their echoes answered.
-            objects, problem, unread, touched = await asyncio.to_thread(_changes, path, old)
+            # In a thread: a large file takes seconds, and switches need answers meanwhile.
+            objects, problem, unreadable, touched = await asyncio.to_thread(_changes, path, old)
         except FileNotFoundError:
-            objects, problem, unread, touched = {}, "", False, set(old)
+            objects, problem, unreadable, touched = {}, "", False, set(old)
         except (BeingWrittenError, OSError, ValueError) as error:
-            # What the file last held stays: half a file must not take pods away.
-            self._unread.add(path)
+            # The last content stays: half a file must not remove pods.
+            self._unreadable.add(path)
             self._problems[path] = f"cannot be read: {error}"
             if isinstance(error, BeingWrittenError):
                 self._being_written.add(path)
             return set()
         self._problems[path] = problem
-        if unread:
-            # An object that cannot be read may be one that this file held.
-            self._unread.add(path)
+        if unreadable:
+            # The unreadable object may be one that this file held before.
+            self._unreadable.add(path)
         else:
-            self._unread.discard(path)
+            self._unreadable.discard(path)
         self._files.pop(path, None)
         if objects:
             self._files[path] = objects
@@ -172,7 +171,7 @@ class Directory:
         return touched
 
     def _hold(self, path: Path, identity: ObjectRef, content: Object | None) -> None:
-        """A file holds this object, or holds it no more."""
+        """Note that a file holds this object, or no longer holds it."""
         holders = self._holders.setdefault(identity, {})
         if content is None:
             holders.pop(path, None)
@@ -184,7 +183,7 @@ class Directory:
             self._held_twice.discard(identity)
 
     def _problem(self, path: Path) -> str:
-        """What is wrong with a file: what it holds, or that another holds the same."""
+        """What is wrong with a file: its content, or an object that another file holds too."""
         if problem := self._problems.get(path):
             return problem
         held = self._files.get(path, {})
@@ -205,74 +204,76 @@ def _is_manifest(path: Path) -> bool:
 def _changes(
     path: Path, old: Mapping[ObjectRef, Object]
 ) -> tuple[dict[ObjectRef, Object], str, bool, set[ObjectRef]]:
-    """What a file holds, what is wrong, whether an object could not be read, and what changed."""
-    text = _settled_text(path)
+    """A file's objects, its problem, whether an object is unreadable, and which objects changed."""
+    text = _text_unless_written(path)
     if not text:
-        # Emptied to be written anew, or by a full disk.
-        raise ValueError("it is empty; what it held goes when the file is removed")
-    objects, problem, unread = _objects(text)
-    if unread:
+        # Somebody is about to write it, or the disk is full.
+        raise ValueError("it is empty; its objects stay until the file is removed")
+    objects, problem, unreadable = _objects(text)
+    if unreadable:
         objects = {**old, **objects}
     identities = old.keys() | objects.keys()
     touched = {each for each in identities if old.get(each) != objects.get(each)}
-    return objects, problem, unread, touched
+    return objects, problem, unreadable, touched
 
 
-def _settled_text(path: Path) -> str:
-    """What a file holds, while nobody writes it.
+def _text_unless_written(path: Path) -> str:
+    """The text of a file that nobody is writing.
 
     Raises `BeingWrittenError`, `OSError` and `ValueError`.
     """
     if not path.name.isprintable():
-        # To open it would be an event over which the watch ends.
+        # Opening it would be an event that ends the watch.
         raise ValueError("its name is not UTF-8")
-    # Not blocking: without a writer a FIFO would hang us.
-    with open(path, "rb", opener=_open_now) as file:
+    # Opening a FIFO without a writer would block.
+    with open(path, "rb", opener=_open_nonblocking) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is not a file")
-        if found.st_size > LARGEST_FILE:
-            raise ValueError(f"it has {found.st_size >> 20} MiB, and {LARGEST_FILE >> 20} is most")
+        if found.st_size > MAX_FILE_SIZE:
+            raise ValueError(
+                f"it has {found.st_size >> 20} MiB, and {MAX_FILE_SIZE >> 20} is the most"
+            )
         try:
-            # fcntl(2): who wants to write it meanwhile waits until we close it. The kernel asks us
-            # to, by a signal that would end us if it were not one of those that nobody minds.
+            # fcntl(2): somebody who opens the file for writing waits until we close it. The kernel
+            # tells us by a signal; SIGURG is one that a process ignores by default.
             fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
-            # Some file systems, NFS for one, say so of every file.
-            if abs(time.time() - found.st_mtime) < STILL:
+            # Some file systems, for example NFS, refuse a lease on every file.
+            if abs(time.time() - found.st_mtime) < WRITING_TIMEOUT:
                 raise BeingWrittenError("somebody is writing it") from None
         except OSError:
-            pass  # Not ours, or a file system without leases.
-        return file.read(LARGEST_FILE + 1).decode()
+            pass  # Another user's file, or a file system without leases.
+        return file.read(MAX_FILE_SIZE + 1).decode()
 
 
-def _open_now(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _objects(text: str) -> tuple[dict[ObjectRef, Object], str, bool]:
-    """The objects that can be read, what is wrong, and whether one of ours is unread."""
+    """The objects that can be read, what is wrong, and whether an object is unreadable."""
     objects: dict[ObjectRef, Object] = {}
-    unread: list[str] = []
-    harmless: list[str] = []
+    unreadable: list[str] = []
+    ignored: list[str] = []
     for content in _contents(text):
         try:
             made = from_manifest(content)
         except UnknownKindError as error:
-            harmless.append(str(error))
+            ignored.append(str(error))
             continue
         except ObjectError as error:
-            unread.append(str(error))
+            unreadable.append(str(error))
             continue
         identity = ref(made)
         if identity in objects:
-            harmless.append(f"{identity} is there twice")
+            ignored.append(f"{identity} is there twice")
         objects[identity] = made
-    problems = unread + harmless
-    more = len(problems) - MOST_PROBLEMS
-    shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-    return objects, "; ".join(shown), bool(unread)
+    problems = unreadable + ignored
+    more = len(problems) - MAX_PROBLEMS
+    shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+    return objects, "; ".join(shown), bool(unreadable)
 
 
 def _contents(text: str) -> Iterator[Any]:

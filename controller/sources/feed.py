@@ -36,4 +36,7 @@ class Feed(Protocol):
         """Say what is wrong with a subject of the source; empty: nothing any more."""
 
     def complete(self, whole: bool) -> None:
-        """Whether everything that the source holds was read; until then nothing is removed."""
+        """All of the source was read; `whole`: nothing of it is unreadable.
+
+        Before the first whole reading, nothing is removed from a switch.
+        """

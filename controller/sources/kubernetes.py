@@ -33,11 +33,11 @@ LARGE_PAGE = 8 << 20
 """Bytes. After a page of more than that, half as many objects are asked for: reading one holds up
 everything else, and whoever creates objects decides how large they are."""
 WATCH_SECONDS = 300
-"""How long the server is asked to keep a watch open; the exact time is drawn at random above."""
+"""Seconds that the server is asked to keep a watch open; up to twice that, at random."""
 SHORTEST_WATCH = 1.0
-"""A watch that ends sooner, in seconds, is a failure even if nothing is wrong with its end."""
+"""Seconds. A watch that ends sooner is a failure, even if it ends without an error."""
 SILENCE_SECONDS = 90
-"""Bookmarks come about once a minute; a watch more silent than this is dead."""
+"""Bookmarks come about once a minute; a watch that is silent for longer is dead."""
 CONNECT_SECONDS = 10
 """For name, TCP and TLS together."""
 FIRST_BACKOFF = 0.4
@@ -76,7 +76,7 @@ class _Name(msgspec.Struct):
 
 
 class _Named(msgspec.Struct):
-    """Who an object is, where no more of it can be read."""
+    """The name of an object of which nothing else can be read."""
 
     metadata: _Name
 
@@ -87,7 +87,7 @@ class _Event(msgspec.Struct):
 
 
 class UnreadableError(Exception):
-    """What the API server said is not what it should be."""
+    """An answer of the API server cannot be read."""
 
 
 class ApiServer:
@@ -147,8 +147,8 @@ class Reflector(Generic[T]):
     async def run(self) -> None:
         """Follow the server; after every failure again, with a new connection and a backoff.
 
-        What is not caught here is a fault of ours. Credentials are read anew each time: tokens
-        and certificates are replaced on disk while we run.
+        An exception that is not caught here is a programming error. Credentials are read again each
+        time, because tokens and certificates are replaced on disk.
         """
         while True:
             wait = 0.0
@@ -195,7 +195,7 @@ class Reflector(Generic[T]):
                 raise ConnectionError("the watch ends as soon as it begins")
 
     async def _list(self, api: client.ApiClient) -> None:
-        """Page through everything; what was known and is not there any more is gone."""
+        """Read all pages; a known object that is not listed was removed."""
         listed: set[tuple[str, str]] = set()
         page = _ListMeta("")
         while True:
@@ -245,9 +245,9 @@ class Reflector(Generic[T]):
                 self._failures = 0
 
     def _take(self, items: Iterable[msgspec.Raw]) -> set[tuple[str, str]]:
-        """Feed what can be read; the identities of all.
+        """Feed what can be read; the identities of all objects.
 
-        An object that cannot be read keeps what it last was, and costs no other object anything.
+        An unreadable object keeps its last state and does not affect other objects.
         """
         readable: list[T] = []
         taken: set[tuple[str, str]] = set()
@@ -275,7 +275,7 @@ class Reflector(Generic[T]):
             self._note(identity, "")
 
     def _note(self, identity: tuple[str, str], problem: str) -> None:
-        """Keep account of what cannot be read."""
+        """Note whether an object can be read."""
         if not problem and identity not in self.unreadable:
             return
         self._feed.report(ObjectRef(self._kind.kind, *identity), problem)

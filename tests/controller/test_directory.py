@@ -114,7 +114,7 @@ async def nothing(_: Recorder) -> None:
     """Only what is there at the start."""
 
 
-def test_reads_everything_below(tmp_path: Path) -> None:
+def test_all_files_below_are_read(tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes" / "one.yaml").write_text(NODE)
     (tmp_path / "two.yml").write_text(pod("a") + "---" + pod("b"))
@@ -126,7 +126,7 @@ def test_reads_everything_below(tmp_path: Path) -> None:
     assert not feed.problems
 
 
-def test_a_list_as_kubectl_prints_it(tmp_path: Path) -> None:
+def test_list_of_kubectl_is_read(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(
         "apiVersion: v1\nkind: List\nitems:\n"
         "- {apiVersion: v1, kind: Pod, metadata: {name: x, uid: u}, spec: {nodeName: node1}}\n"
@@ -135,7 +135,7 @@ def test_a_list_as_kubectl_prints_it(tmp_path: Path) -> None:
     assert list(feed.objects) == [("Pod", "default", "x")]
 
 
-def test_follows_changes(tmp_path: Path) -> None:
+def test_changes_are_followed(tmp_path: Path) -> None:
     async def story(feed: Recorder) -> None:
         (tmp_path / "a.yaml").write_text(pod("a"))
         await feed.until(lambda: feed.names == ["a"])
@@ -155,7 +155,7 @@ def test_follows_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rubbish", ["{", "a: [1\nb: 2", "\t- x", "\x00\x01"])
-def test_malformed_yaml_loses_nothing(tmp_path: Path, rubbish: str) -> None:
+def test_malformed_yaml_removes_nothing(tmp_path: Path, rubbish: str) -> None:
     (tmp_path / "a.yaml").write_text(pod("a"))
 
     async def story(feed: Recorder) -> None:
@@ -170,7 +170,7 @@ def test_malformed_yaml_loses_nothing(tmp_path: Path, rubbish: str) -> None:
     follow(tmp_path, story)
 
 
-def test_a_file_that_is_bad_at_the_start_is_not_whole(tmp_path: Path) -> None:
+def test_source_is_incomplete_while_a_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("{")
     (tmp_path / "b.yaml").write_text(pod("b"))
 
@@ -229,7 +229,7 @@ def test_a_file_that_is_bad_at_the_start_is_not_whole(tmp_path: Path) -> None:
         ("- 1", "not an object but a list"),
     ],
 )
-def test_an_object_that_cannot_be_read(tmp_path: Path, document: str, problem: str) -> None:
+def test_unreadable_object_is_named(tmp_path: Path, document: str, problem: str) -> None:
     """The error names object and field; the others of the same file count."""
     (tmp_path / "x.yaml").write_text(pod("a") + "---\n" + document + "\n---" + pod("b"))
     feed = follow(tmp_path, nothing)
@@ -259,7 +259,7 @@ ports: null
 """
 
 
-def test_services_and_what_is_behind_them(tmp_path: Path) -> None:
+def test_services_and_their_slices_are_read(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SERVICE)
     inventory = Inventory(CLUSTER)
 
@@ -277,7 +277,7 @@ def test_services_and_what_is_behind_them(tmp_path: Path) -> None:
     follow(tmp_path, story)
 
 
-def test_what_is_unread_is_said_before_what_is_unknown(tmp_path: Path) -> None:
+def test_unreadable_objects_are_named_before_unknown_kinds(tmp_path: Path) -> None:
     """As `kubectl get -A -o yaml` has it: many kinds, and one bad Node among them."""
     unknown = "---\nkind: Gadget\nmetadata: {name: s}\n" * 7
     bad = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: 7\n"
@@ -290,7 +290,7 @@ def test_what_is_unread_is_said_before_what_is_unknown(tmp_path: Path) -> None:
     assert feed.whole is False
 
 
-def test_one_object_in_two_files(tmp_path: Path) -> None:
+def test_object_in_two_files_is_reported(tmp_path: Path) -> None:
     (tmp_path / "1.yaml").write_text(pod("a", uid="first"))
     (tmp_path / "2.yaml").write_text(pod("a", uid="second"))
 
@@ -304,7 +304,7 @@ def test_one_object_in_two_files(tmp_path: Path) -> None:
     follow(tmp_path, story)
 
 
-def test_half_a_file_is_not_read(tmp_path: Path) -> None:
+def test_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     """Half of it is good YAML, and lacks a pod."""
     file = tmp_path / "all.yaml"
     file.write_text(pod("a") + "---" + pod("b"))
@@ -333,7 +333,7 @@ def test_half_a_file_is_not_read(tmp_path: Path) -> None:
 WRITTEN = "cannot be read: somebody is writing it"
 
 
-def test_a_file_that_is_written_at_the_start(tmp_path: Path) -> None:
+def test_file_that_is_written_at_the_start_is_read_later(tmp_path: Path) -> None:
     async def story(feed: Recorder) -> None:
         assert (feed.whole, feed.names) == (False, ["b"])
         writer.write("---" + pod("c"))
@@ -348,10 +348,10 @@ def test_a_file_that_is_written_at_the_start(tmp_path: Path) -> None:
         follow(tmp_path, story)
 
 
-def test_a_file_that_somebody_only_holds_open_counts(
+def test_file_that_is_only_held_open_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.sources.directory.STILL", 0.3)
+    monkeypatch.setattr("controller.sources.directory.WRITING_TIMEOUT", 0.3)
     file = tmp_path / "a.yaml"
     file.write_text(pod("a"))
 
@@ -364,7 +364,7 @@ def test_a_file_that_somebody_only_holds_open_counts(
     follow(tmp_path, story)
 
 
-def test_a_file_that_is_emptied_keeps_what_it_held(tmp_path: Path) -> None:
+def test_emptied_file_keeps_its_objects(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(pod("a"))
 
     async def story(feed: Recorder) -> None:
@@ -377,10 +377,8 @@ def test_a_file_that_is_emptied_keeps_what_it_held(tmp_path: Path) -> None:
     follow(tmp_path, story)
 
 
-def test_what_is_no_file_is_named_and_does_not_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("controller.sources.directory.LARGEST_FILE", 1 << 20)
+def test_special_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.sources.directory.MAX_FILE_SIZE", 1 << 20)
 
     async def story(feed: Recorder) -> None:
         os.mkfifo(tmp_path / "fifo.yaml")
@@ -391,7 +389,7 @@ def test_what_is_no_file_is_named_and_does_not_hang(
         for name, problem in (
             ("fifo.yaml", "cannot be read: it is not a file"),
             ("zero.yaml", "cannot be read: it is not a file"),
-            ("big.yaml", "cannot be read: it has 2 MiB, and 1 is most"),
+            ("big.yaml", "cannot be read: it has 2 MiB, and 1 is the most"),
             ("latin1.yaml", "cannot be read: 'utf-8' codec can't decode"),
             ("\\xff.yaml", "cannot be read: its name is not UTF-8"),
         ):
@@ -403,7 +401,7 @@ def test_what_is_no_file_is_named_and_does_not_hang(
     follow(tmp_path, story)
 
 
-def test_a_name_that_ends_the_watch_ends_nothing_else(tmp_path: Path) -> None:
+def test_source_survives_the_end_of_a_watch(tmp_path: Path) -> None:
     nameless = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml"))
 
     async def story(feed: Recorder) -> None:

@@ -1,4 +1,4 @@
-"""What is refused, and in which words."""
+"""What the inventory refuses, and with which sentence."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -67,12 +67,12 @@ def inventory_with(*nodes: tuple[str, str, str, str]) -> Inventory:
         ("10.244.1.0/24", "10.96.0.1", "status.addresses: InternalIP 10.96.0.1 is inside the Serv"),
     ],
 )
-def test_a_node_that_is_refused(cidr: str, address: str, problem: str) -> None:
+def test_bad_node_is_refused_with_its_field(cidr: str, address: str, problem: str) -> None:
     good = ("good", "10.244.5.0/24", "172.30.1.5", "")
     inventory = inventory_with(good, ("bad", cidr, address, ""))
     assert set(inventory.view.nodes) == {"good"}
     assert inventory.problems.texts()["Node bad"].startswith(problem)
-    # Mended, it takes part, and the complaint is gone.
+    # Once it is repaired it takes part, and the problem ends.
     inventory.set_object(node_object("bad", *GOOD))
     inventory.settle()
     assert set(inventory.view.nodes) == {"good", "bad"}
@@ -100,7 +100,7 @@ def test_a_node_that_is_refused(cidr: str, address: str, problem: str) -> None:
         ),
     ],
 )
-def test_of_two_nodes_in_conflict_the_older_stays(second: tuple[str, str], problem: str) -> None:
+def test_older_of_two_nodes_in_conflict_stays(second: tuple[str, str], problem: str) -> None:
     one, two = ("one", *GOOD, "2026-01-01"), ("two", *second, "2026-01-02")
     for order in ((one, two), (two, one)):
         inventory = inventory_with(*order)
@@ -282,7 +282,7 @@ def accepted(inventory: Inventory, node: str) -> dict[str, str]:
     return {str(a.address): a.pod for a in inventory.view.attachments.get(node, {}).values()}
 
 
-def test_a_port_is_its_pods(inventory: Inventory) -> None:
+def test_port_belongs_to_its_pod(inventory: Inventory) -> None:
     new = port("a", "u1", "s1", "10.244.1.5", 16)
     assert inventory.set_port("node1", new) == {Key("node1", "attachment", new.name)}
     assert accepted(inventory, "node1") == {"10.244.1.5": "default/a"}
@@ -299,7 +299,7 @@ def test_a_port_is_its_pods(inventory: Inventory) -> None:
         ("node1", ("a", "u1", "10.244.1.255"), "address 10.244.1.255 is not a pod's"),
     ],
 )
-def test_a_port_that_is_refused(
+def test_bad_port_is_refused(
     inventory: Inventory, node: str, given: tuple[str, str, str], problem: str
 ) -> None:
     pod, uid, address = given
@@ -312,14 +312,16 @@ def test_a_port_that_is_refused(
 
 
 @pytest.mark.parametrize("ofport", [0, 1, 2, 15, 0xFF00, 0xFFFFFFFE])
-def test_an_ofport_that_is_no_attachments(inventory: Inventory, ofport: int) -> None:
+def test_ofport_outside_the_range_of_attachments_is_refused(
+    inventory: Inventory, ofport: int
+) -> None:
     new = port("a", "u1", "s", "10.244.1.5", ofport)
     assert not inventory.set_port("node1", new)
     problem = inventory.problems.texts()[f"port {new.name} of node1"]
     assert problem == f"ofport {ofport} is outside the range of attachments"
 
 
-def test_two_ports_with_one_ofport(inventory: Inventory) -> None:
+def test_two_ports_with_one_ofport_are_refused(inventory: Inventory) -> None:
     """No switch does this; a stolen one may."""
     inventory.set_object(pod_object("b", "node1", uid="u2"))
     one, two = (
@@ -338,7 +340,7 @@ def test_two_ports_with_one_ofport(inventory: Inventory) -> None:
     assert not inventory.problems
 
 
-def test_ofports_go_round(inventory: Inventory) -> None:
+def test_newest_port_is_found_after_ofports_start_again(inventory: Inventory) -> None:
     old = port("a", "u1", "s1", "10.244.1.5", names.LAST_ATTACHMENT_OFPORT)
     new = port("a", "u1", "s2", "10.244.1.5", names.FIRST_ATTACHMENT_OFPORT)
     for each in (old, new):
@@ -366,7 +368,7 @@ def test_further_addresses_of_nodes_are_guarded_once() -> None:
         assert text.count(f"nw_dst={address},tp_dst=6081 actions=drop") == 1
 
 
-def test_nothing_is_kept_of_what_is_gone(inventory: Inventory) -> None:
+def test_removed_nodes_leave_no_trace(inventory: Inventory) -> None:
     """Nodes come and go for years."""
     for number in range(3, 9):
         name = f"node{number}"
@@ -383,7 +385,7 @@ def test_nothing_is_kept_of_what_is_gone(inventory: Inventory) -> None:
         assert not isinstance(kept, dict) or not any("node3" in str(key) for key in kept)
 
 
-def test_a_mac_without_an_address(inventory: Inventory) -> None:
+def test_mac_without_an_address_is_refused(inventory: Inventory) -> None:
     good = port("a", "u1", "s", "10.244.1.5", 16)
     inventory.set_port("node1", BridgePort(good.name, 16, "02:00:00:00:00:01"))
     assert "holds no address" in inventory.problems.texts()[f"port {good.name} of node1"]
@@ -400,7 +402,7 @@ def test_the_newer_of_two_sandboxes_has_the_address(inventory: Inventory) -> Non
         inventory.remove_port("node1", old.name)
 
 
-def test_a_host_network_pod_has_no_port(inventory: Inventory) -> None:
+def test_port_of_a_host_network_pod_is_refused(inventory: Inventory) -> None:
     inventory.set_object(pod_object("h", "node1", uid="u2", host_network=True))
     inventory.set_port("node1", port("h", "u2", "s", "10.244.1.6", 16))
     assert not accepted(inventory, "node1")
@@ -623,18 +625,18 @@ def test_controllers_take_the_same_ports_of_too_many(inventory: Inventory) -> No
     assert inventory.problems.texts() == other.problems.texts()
 
 
-def test_a_container_without_a_pod(inventory: Inventory) -> None:
+def test_container_without_a_pod_is_attached(inventory: Inventory) -> None:
     name = names.container_port_name("c0ffee", "eth0")
     inventory.set_port("node1", BridgePort(name, 16, names.mac_of(IPv4Address("10.244.1.8"))))
     assert accepted(inventory, "node1") == {"10.244.1.8": ""}
 
 
-def test_other_ports_are_none_of_our_business(inventory: Inventory) -> None:
+def test_ports_with_other_names_are_ignored(inventory: Inventory) -> None:
     inventory.set_port("node1", BridgePort("eth7", 9, "0a:58:0a:f4:01:09"))
     assert not inventory.problems
 
 
-def test_a_pod_bound_elsewhere_loses_its_port(inventory: Inventory) -> None:
+def test_pod_bound_to_another_node_loses_its_port(inventory: Inventory) -> None:
     inventory.set_port("node1", port("a", "u1", "s", "10.244.1.5", 16))
     inventory.set_object(pod_object("a", "node2", uid="u1"))
     assert not accepted(inventory, "node1")

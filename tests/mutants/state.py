@@ -204,14 +204,14 @@ STATE: Final = (
         "the objects of a file that is being written are removed",
         _DIRECTORY,
         "                self._being_written.add(path)\n            return set()\n",
-        "                self._being_written.add(path)\n            objects, problem, unread = "
-        '{}, "", False\n',
+        "                self._being_written.add(path)\n            objects, problem, unreadable, "
+        'touched = {}, "", False, set(old)\n',
         ("tests/controller/test_directory.py",),
     ),
     Fault(
         "a source with an unreadable file counts as read completely",
         _DIRECTORY,
-        "self._feed.complete(not self._unread)",
+        "self._feed.complete(not self._unreadable)",
         "self._feed.complete(True)",
         ("tests/controller/test_directory.py",),
     ),
