@@ -55,6 +55,11 @@ MOST_WAITING = 8
 """Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
 
 
+ADDRESS_REPORTS_PER_SECOND = 1.0
+ADDRESS_REPORTS_BURST = 3
+"""Of one node."""
+
+
 class Api:
     """Routes and answers; see `application`."""
 
@@ -67,6 +72,7 @@ class Api:
         self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
+        self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
         self._instance = secrets.token_hex(4)
         """Before revisions that only this process counts."""
         view = reconciler.inventory.view
@@ -251,6 +257,9 @@ class Api:
             given = decode_addresses(await request.read())
         except (msgspec.MsgspecError, ValueError) as error:
             return _error(400, f"not a node's addresses: {error}")
+        # Each change makes Services be read anew. An agent looks once a second.
+        if not self._address_reports.allows(name):
+            return _error(429, f"Node {name}: too many reports of addresses")
         self._reconciler.report_addresses(name, given.addresses)
         self._pod_mtus.report(name, given.pod_mtu)
         return web.Response(status=204)

@@ -1,20 +1,26 @@
 """Whose addresses Services may take ports of, and what hosts are told of them."""
 
+import asyncio
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
 
+from controller.api import Api
 from controller.host_services import ExternalPorts, HostEndpoint, OwnAddress
 from controller.inventory import Inventory
 from controller.known_addresses import KnownAddresses
+from controller.reconciler import Reconciler
 from flows import names
 from flows.view import Frontend, StandIn
 from tests.controller.events import node_object
 from tests.controller.service_inventory import drop, frontends, inventory, only_port, put
 from tests.controller.service_objects import endpoint, endpoint_slice, service
+from tests.controller.world import SETTINGS
 from tests.flows.worlds import CLUSTER
+from wire.documents import MAX_ADDRESSES, NodeAddresses, encode
 
 EXTERNAL = IPv4Address("198.51.100.1")
 LAST = names.STAND_INS[-1]
@@ -206,3 +212,38 @@ def test_whether_an_endpoint_is_the_host_follows_its_node() -> None:
     assert made.services.hosts.wanted("node3").host_endpoints == ()
     put(made, node_object("node3", "10.244.3.0/24", "172.30.1.3"))
     assert len(made.services.hosts.wanted("node3").host_endpoints) == 1
+
+
+# --- over HTTP ---
+
+
+def test_agent_reports_its_host_s_addresses_by_http() -> None:
+    async def story() -> None:
+        reconciler = Reconciler(inventory(service("s", externalIPs=["198.51.100.1"])))
+        runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+
+                async def report(node: str, body: bytes) -> int:
+                    async with session.post(f"/v1/nodes/{node}/addresses", data=body) as response:
+                        return response.status
+
+                whole = encode(NodeAddresses((EXTERNAL,)))
+                assert await report("node9", whole) == 404
+                assert await report("node1", b"{") == 400
+                assert await report("node1", b'{"addresses":["x"]}') == 400
+                many = tuple(EXTERNAL + n for n in range(MAX_ADDRESSES + 1))
+                assert await report("node1", encode(NodeAddresses(many))) == 400
+                assert await report("node1", whole) == 204
+                assert only_port(reconciler.inventory).frontends[1].stand_ins
+                # A stolen node does not keep the controller busy with it.
+                statuses = [await report("node1", whole) for _ in range(10)]
+                assert 429 in statuses
+                assert await report("node2", whole) == 204
+                assert len(only_port(reconciler.inventory).frontends[1].stand_ins) == 2
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(story())
