@@ -75,7 +75,7 @@ class Services:
         """
         self.view: dict[str, Service] = {}
         self.local: dict[str, set[str]] = {}
-        """By node, believed or not: see `ClusterView.local_services`."""
+        """By node, accepted or not: see `ClusterView.local_services`."""
         self.targets = Targets()
         self.ignored: dict[str, str] = {}
         """Services of which nothing is served, and why."""
@@ -116,7 +116,7 @@ class Services:
 
     @property
     def names(self) -> AbstractSet[str]:
-        """`NAMESPACE/NAME` of every Service that is not ignored, believed or refused."""
+        """`NAMESPACE/NAME` of every Service that is not ignored, accepted or refused."""
         return self._objects.keys()
 
     def endpoint_slice(self, name: str) -> SliceObject | None:
@@ -203,7 +203,7 @@ class Services:
         """Put together anew what changed; the keys that it touched."""
         before = {name: self.view.get(name) for name in self._new_triggers}
         names, self._unsettled = self._unsettled, set()
-        touched = self._make(names)
+        touched = self._rebuild(names)
         for name, triggered in self._new_triggers.items():
             if self.view.get(name) is not before[name]:
                 self._triggers[name] = min(self._triggers.get(name, triggered), triggered)
@@ -291,19 +291,19 @@ class Services:
             waiting += {each for address in changed for each in self._named.get(address, ())}
             self._unsettled |= {name} | self._claims.change(new, old)
 
-    def _make(self, names: AbstractSet[str]) -> set[Key]:
+    def _rebuild(self, names: AbstractSet[str]) -> set[Key]:
         """Put these Services together anew, and those that change with them."""
         touched: set[Key] = set()
         waiting = set(names)
         while waiting:
             name = waiting.pop()
             old = self.view.get(name)
-            parts, targets, problems = self._parts(name)
+            parts, targets, problems = self._ports_of(name)
             waiting |= self._charge(name, parts) - {name}
             if refusal := self.costs.refusal(name) or self.external_costs.refusal(name):
                 parts, targets = [], frozenset()
                 problems = [refusal]
-            moved = self._share_out_ids(name, old, parts)
+            moved = self._assign_ids(name, old, parts)
             waiting |= {key.service for key in moved} - {name}
             new = self._put_together(name, parts)
             if new == old:
@@ -322,7 +322,7 @@ class Services:
             self._note_slices(name)
         return touched
 
-    def _parts(
+    def _ports_of(
         self, name: str
     ) -> tuple[list[tuple[ServicePort, PortEndpoints]], frozenset[Target], list[str]]:
         """A Service's ports without their groups, where its endpoints are, and its problems."""
@@ -385,7 +385,7 @@ class Services:
         check = draft.health_check if draft else None
         return check.frontend.port if check and self._claims.holder(check.claim) == name else None
 
-    def _share_out_ids(
+    def _assign_ids(
         self, name: str, old: Service | None, parts: Iterable[tuple[ServicePort, PortEndpoints]]
     ) -> set[GroupKey]:
         before = {

@@ -13,8 +13,8 @@ from flows.view import Endpoint, ServicePort
 
 Endpoints = tuple[Endpoint, ...]
 
-MOST_PARTS: Final = 256
-"""Of a choice: 128,000 endpoints. What is beyond gets no connections."""
+MAX_PARTS: Final = 256
+"""Groups that one choice is divided into: 128,000 endpoints. Further ones get no connections."""
 
 
 def everywhere(port: ServicePort) -> Endpoints:
@@ -41,11 +41,11 @@ def parts(port: ServicePort) -> int:
     """Into how many groups each choice of this port is divided; 0: one holds all.
 
     A power of two, so that one endpoint more rarely changes it; a part has some 250 endpoints, and
-    none comes near to what a group can hold, up to `MOST_PARTS`.
+    none comes near to what a group can hold, up to `MAX_PARTS`.
     """
     if len(port.endpoints) <= MOST_BUCKETS:
         return 0
-    return min(MOST_PARTS, 1 << (2 * len(port.endpoints) // MOST_BUCKETS - 1).bit_length())
+    return min(MAX_PARTS, 1 << (2 * len(port.endpoints) // MOST_BUCKETS - 1).bit_length())
 
 
 def chosen(port: ServicePort, node: str, zone: str, *, is_local: bool) -> Endpoints:

@@ -37,7 +37,7 @@ from flows.view import Cluster, Endpoint, ServicePort
 
 WEIGHT: Final = 256
 """Of an endpoint in its group."""
-MOST_SLOTTED: Final = 32
+MAX_DP_HASH_ENDPOINTS: Final = 32
 """Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
 the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
 MAX_IDLE: Final = 0xFFFF
@@ -167,7 +167,7 @@ def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group
 
 def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
     # What learns has to pass ovs-vswitchd: a choice of the datapath's own would not be remembered.
-    if port.affinity is not None or len(buckets) > MOST_SLOTTED:
+    if port.affinity is not None or len(buckets) > MAX_DP_HASH_ENDPOINTS:
         return _hashed(port, number, buckets)
     if len(buckets) > 1:
         _split_one(buckets)

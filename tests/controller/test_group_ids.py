@@ -20,7 +20,7 @@ def by_name(keys: set[GroupKey]) -> dict[GroupKey, int]:
     found: dict[GroupKey, int] = {}
     for key in sorted(keys):
         number = 0
-        while (wanted := ids._wish(key, number)) in found.values():
+        while (wanted := ids._candidate(key, number)) in found.values():
             number += 1
         found[key] = wanted
     return found
@@ -40,7 +40,7 @@ def test_any_history_gives_the_same_ids(history: list[GroupKey]) -> None:
         assert moved == {each for each in both if before[each] != after[each]}
     for key in list(there):
         ids.give_back(key)
-    assert not any(vars(ids)[kept] for kept in ("_ids", "_holders", "_refused", "_waiting"))
+    assert not any(vars(ids)[kept] for kept in ("_ids", "_holders", "_rejected", "_waiting"))
 
 
 def test_ids_are_contracts() -> None:

@@ -12,7 +12,7 @@ from controller.sources.objects import ServiceObject, SliceObject
 from flows import names
 from flows.compile import compile_scope
 from flows.features import endpoints
-from flows.features.endpoints import MOST_SLOTTED
+from flows.features.endpoints import MAX_DP_HASH_ENDPOINTS
 from flows.flow import MOST_BUCKETS, Action, Flow, Group, Output
 from flows.pipeline import Feature
 from flows.refs import ObjectRef
@@ -145,13 +145,22 @@ def test_every_endpoint_is_chosen_whatever_was_there_before(ovs: Ovs) -> None:
 
     async def story() -> None:
         async with controller(ovs) as world:
-            for count in (1, 2, 3, 2, 11, MOST_SLOTTED, MOST_SLOTTED + 1, MOST_SLOTTED):
+            for count in (
+                1,
+                2,
+                3,
+                2,
+                11,
+                MAX_DP_HASH_ENDPOINTS,
+                MAX_DP_HASH_ENDPOINTS + 1,
+                MAX_DP_HASH_ENDPOINTS,
+            ):
                 world.reconciler.update(web(*range(10, 10 + count)), [])
                 await world.in_sync()
                 assert await is_right(world)
                 found = await asyncio.to_thread(chosen, world)
                 assert found.keys() == {f"10.244.2.{number}" for number in range(10, 10 + count)}
-                if count <= MOST_SLOTTED:
+                if count <= MAX_DP_HASH_ENDPOINTS:
                     assert max(found.values()) - min(found.values()) <= 1
 
     run(story)

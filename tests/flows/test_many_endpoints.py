@@ -56,7 +56,7 @@ def test_all_are_in_groups_that_a_switch_can_hold(count: int, groups: int) -> No
 
 
 def test_of_more_than_that_some_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "MOST_PARTS", 4)
+    monkeypatch.setattr(topology, "MAX_PARTS", 4)
     limit = 4 * MOST_BUCKETS
     made = groups_of(limit + 1)
     assert sum(len(group.buckets) for group in made[:-1]) == limit
