@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controller import session as session_module
+from controller import switches
 from controller.desired import Desired
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
@@ -239,6 +240,28 @@ def test_second_session_is_refused_while_the_first_one_is_alive() -> None:
             while made.sessions.get("node1") is None or made.sessions["node1"].switch is first:
                 await asyncio.sleep(0.01)
             assert first.closed == "replaced by a new session"
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(main())
+
+
+def test_switches_that_wait_for_their_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switches, "MAX_UNCLAIMED", 2)
+
+    async def main() -> None:
+        made = cluster()
+        waiting = [Switch(dpid) for dpid in (1, 2)]
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(made.on_switch(each)) for each in waiting]  # type: ignore[arg-type]
+            while len(made.problems.texts()) < 2:
+                await asyncio.sleep(0.01)
+            await made.on_switch(Switch(3))  # type: ignore[arg-type]
+            assert len(made.problems.texts()) == 2
+            # The same switch again takes the place of its earlier connection.
+            tasks.append(group.create_task(made.on_switch(Switch(2))))  # type: ignore[arg-type]
+            while not waiting[1].closed:
+                await asyncio.sleep(0.01)
             for task in tasks:
                 task.cancel()
 
