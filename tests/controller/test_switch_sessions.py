@@ -4,7 +4,7 @@ The switch is simulated at the edge: it keeps what batches put there.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -41,12 +41,18 @@ class Switch:
         self.refused: set[int] = set()
         """Cookies of flows that it refuses."""
         self.acknowledges = True
+        self.meanwhile: dict[int, Callable[[], Awaitable[None]]] = {}
+        """What happens before the batch with this number, from 1, is acknowledged."""
+        self.batches = 0
         self.is_alive = True
         self.closed = ""
 
     async def apply(self, batch: Batch) -> None:
         if not self.acknowledges:
             await asyncio.Event().wait()
+        self.batches += 1
+        if meanwhile := self.meanwhile.get(self.batches):
+            await meanwhile()
         for part in batch.parts:
             refusals = [
                 (message, ErrorMessage(5, 1, b""))
@@ -104,8 +110,15 @@ def cluster(*nodes: Any, complete: bool = True) -> Reconciler:
 
 async def settled(made: Reconciler) -> Desired:
     """All programs are compiled."""
+    compilation = made.compilation
     async with asyncio.timeout(30):
-        while made.compilation._nodes or made.compilation._publishing or made.compilation._tick:
+        while (
+            compilation._nodes
+            or compilation._shared
+            or compilation._publishing
+            or compilation._timer
+            or compilation._tick
+        ):
             await asyncio.sleep(0.01)
     return made.desired
 
@@ -192,22 +205,46 @@ def test_refused_flow_is_left_out_and_old_seals_do_not_hide_it(scope: str) -> No
     asyncio.run(main())
 
 
-def test_rejection_leaves_out_the_object_and_goes_on_with_the_rest() -> None:
+@pytest.mark.parametrize("scope", ["shared", "own"])
+def test_rejection_leaves_out_the_object_and_goes_on_with_the_rest(scope: str) -> None:
     async def main() -> None:
         switch = Switch()
         desired = await settled(cluster(NODE2))
-        cookie = max(desired.shared.cookies)
+        program = desired.shared if scope == "shared" else desired.program("node1")
+        cookie = max(program.cookies)
         switch.refused = {cookie}
         session = Session("node1", switch, desired)  # type: ignore[arg-type]
         with pytest.raises(Rejected) as caught:
             await session.sync()
+        assert session.needs_comparison, "what was done of the batch is unknown"
         causes = session.leave_out(caught.value, lambda _: None)
-        assert list(causes) == list(desired.shared.cookies[cookie][1].owners)
+        assert list(causes) == list(program.cookies[cookie][1].owners)
         await session.sync()
         session.end()
         assert switch.cookies >= wanted(desired) - session.left_out
         assert not seals(desired) <= switch.cookies
         assert not session.in_sync
+
+    asyncio.run(main())
+
+
+def test_change_that_comes_while_a_batch_is_sent_is_sent_next() -> None:
+    async def main() -> None:
+        made, switch = cluster(NODE2), Switch()
+        desired = await settled(made)
+        session = Session("node1", switch, desired)  # type: ignore[arg-type]
+
+        async def change() -> None:
+            made.update([NODE3], [])
+            await settled(made)
+            session.changed()
+
+        # The first batch has what all nodes share, the second what is node1's own.
+        switch.meanwhile[2] = change
+        async with asyncio.timeout(30):
+            await session.sync()
+        assert session.in_sync
+        assert switch.cookies == wanted(desired) | seals(desired) | {FOREIGN.cookie}
 
     asyncio.run(main())
 
