@@ -22,8 +22,7 @@ from controller.authority import Authority, AuthorityError
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask
 from controller.sources.feed import Feed
 from flows.refs import ObjectRef
-from settings import Authority as Settings
-from settings import SettingsError
+from settings import ControllerEnrolment, SettingsError
 from settings.tls import Identity
 from wire.documents import Refusal, encode
 from wire.paths import MAX_CERTIFICATE_REQUEST
@@ -81,7 +80,10 @@ class Enrolment:
     """`identity` is the controller's own, `sign` a route for agents; `run` keeps both going."""
 
     def __init__(
-        self, settings: Settings, connect: Callable[[], Awaitable[client.ApiClient]], feed: Feed
+        self,
+        settings: ControllerEnrolment,
+        connect: Callable[[], Awaitable[client.ApiClient]],
+        feed: Feed,
     ) -> None:
         """Raises `SettingsError` where nothing says at which address agents dial."""
         self._settings = settings

@@ -1,4 +1,4 @@
-"""Enrolment: how a node gets its certificate, and keeps having one.
+"""AgentEnrolment: how a node gets its certificate, and keeps having one.
 
 The key is made here and never leaves the node.
 """
@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from node_agent.controllers import ControllerError, Controllers, Credentials
 from node_agent.faults import NodeFault
 from node_agent.tls_files import kept, put
-from settings import Agent, Enrolment, SettingsError, Tls
+from settings import Agent, AgentEnrolment, SettingsError, Tls
 from settings.tls import Identity, client_context, nobodys_context
 from wire import paths
 from wire.documents import decode_refusal
@@ -40,7 +40,9 @@ class _NotEnrolledError(NodeFault):
     """Why there is no new certificate."""
 
 
-async def stay_enrolled(agent: Agent, enrolment: Enrolment, report: Callable[[str], None]) -> None:
+async def stay_enrolled(
+    agent: Agent, enrolment: AgentEnrolment, report: Callable[[str], None]
+) -> None:
     """Have a certificate of this node, and a new one in time; for ever.
 
     `report` is told why there is no new one, and the empty text once there is. What is in force
@@ -90,7 +92,7 @@ def _due(node: str, files: Tls, ca: Path, share: float) -> str | None:
     return "the CA has been replaced" if replaced else None
 
 
-async def _enrol(agent: Agent, enrolment: Enrolment) -> datetime:
+async def _enrol(agent: Agent, enrolment: AgentEnrolment) -> datetime:
     """Ask for a certificate and put it in place; until when it is good.
 
     Raises `ControllerError`, `SettingsError`, `_NotEnrolledError`, `OSError`.

@@ -28,7 +28,7 @@ from openflow.messages import (
 from openflow.templates import FlowEncoder, GroupEncoder, Template, numbered
 
 BATCH_XID: Final = 0x4000_0000
-"""xids from here on are a batch's; below are the session's own requests."""
+"""xids from here on belong to batches; lower ones to the connection's own requests."""
 
 BUNDLE_SIZE: Final = 2_000
 """Messages of one bundle, and buckets of groups, which are as long as flows are. What is
@@ -48,7 +48,7 @@ class FlowDelete:
 
 @dataclass(frozen=True, slots=True)
 class FlowRemove:
-    """Deletes whatever flow has this one's table, priority and match."""
+    """Deletes the flow with this table, priority and match."""
 
     flow: Flow
 
@@ -59,7 +59,7 @@ class FlowRemove:
 
 @dataclass(frozen=True, slots=True)
 class InstalledRemove:
-    """Deletes this very flow of a dump, and no other that may have come in its place."""
+    """Deletes this flow of a dump, but not another one that has replaced it meanwhile."""
 
     flow: InstalledFlow
 
@@ -95,7 +95,7 @@ class BucketsInsert:
 
 @dataclass(frozen=True, slots=True)
 class BucketRemove:
-    """Takes a bucket away from a group."""
+    """Removes a bucket from a group."""
 
     group: int
     bucket: int
@@ -107,7 +107,7 @@ class BucketRemove:
 
 @dataclass(frozen=True, slots=True)
 class GroupDelete:
-    """Deletes a group, and with it whatever flows still use it."""
+    """Deletes a group; the switch deletes the flows that still use it."""
 
     group: int
 
@@ -167,7 +167,7 @@ def of_addresses(zone: int, addresses: Iterable[IPAddress]) -> Iterable[Forget]:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What holds a batch together: opens, closes, commits a bundle, or asks for a barrier."""
+    """Opens, closes or commits a bundle, or asks for a barrier."""
 
     name: str
 
@@ -241,18 +241,18 @@ class Part:
 
     @property
     def commit(self) -> bytes:
-        """Makes a closed bundle happen; has `last_xid`."""
+        """Commits a closed bundle; has `last_xid`."""
         return numbered(_CONTROLS[COMMIT], self.last_xid)
 
     @property
     def discard(self) -> bytes:
-        """Forgets a closed bundle; has `last_xid` too, as it comes in the commit's place."""
+        """Discards a closed bundle; has `last_xid` too: it is sent instead of the commit."""
         return numbered(_DISCARD, self.last_xid)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Messages in the order that keeps a switch sound at every moment.
+    """Messages in an order in which the switch is correct at every moment.
 
     Meters come first, because flows name them and no bundle can hold them; then groups, which
     flows name too; then flows; at last the groups and the meters that are gone. All adds come
@@ -263,7 +263,7 @@ class Batch:
 
     parts: tuple[Part, ...]
     times: int = 1
-    """How often it is to be applied, one acknowledgement after another."""
+    """How often to apply it, each time after the acknowledgement of the time before."""
 
     @classmethod
     def of(
@@ -336,12 +336,12 @@ class Batch:
 
     @property
     def cost(self) -> int:
-        """How many messages and buckets it holds: what it costs in memory, roughly."""
+        """Messages and buckets in it: roughly what it costs in memory."""
         return sum(_cost(message) for part in self.parts for message in part.messages)
 
     @property
     def bundles(self) -> int:
-        """How many bundles it takes: if more than one, the switch is in between for a while."""
+        """Number of bundles. With more than one, the switch holds a mixture for a while."""
         return sum(part.in_bundle for part in self.parts)
 
     def __bool__(self) -> bool:

@@ -29,13 +29,13 @@ from openflow.templates import numbered
 
 
 class State(Enum):
-    """Where a connection stands."""
+    """The state of a connection."""
 
     OPENING = "waiting for the peer's HELLO"
     IDENTIFYING = "waiting for the datapath id"
     LISTING = "waiting for the list of ports"
     READY = "in use"
-    CLOSED = "not usable any more"
+    CLOSED = "closed"
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Type], State]] = {
@@ -47,8 +47,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Type], State]] = {
     # The last part of PORT_DESC.
     (State.LISTING, Type.MULTIPART_REPLY): State.READY,
 }
-"""What brings a connection forward. Every state may also go to CLOSED: by an error, a timeout or
-the connection's end; there is no way back from there."""
+"""Which message leads from one state to the next. Every state also leads to CLOSED, by an error, a
+timeout or the end of the connection. CLOSED is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Timeouts:
     idle: float = 15.0
     """Silence after which we ask for an echo."""
     answer: float = 30.0
-    """Silence after that until the connection is cut. Longer than any pause of our own."""
+    """Silence after that until the connection is cut. Longer than any pause of the controller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """A message that nobody here asked for."""
+    """A message that was not asked for."""
 
     type: int
     xid: int
@@ -102,7 +102,7 @@ class Unhandled:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The connection is over, by whoever's will; always the last event."""
+    """The connection has ended, for any reason; always the last event."""
 
     reason: str
 
@@ -110,9 +110,10 @@ class Closed:
 Event: TypeAlias = Ready | PortStatus | Reply | Refused | FlowUpdate | Unhandled | Closed
 
 MAX_REPLY: Final = 256 << 20
-"""Bytes in memory of one multipart reply: some 600,000 flows. More is not a dump but an attack."""
+"""Bytes in memory of all unfinished multipart replies of one connection: about 600,000 flows. More
+is an attack."""
 MAX_PORTS_REPLY: Final = 16 << 20
-"""The same of the list of ports, which comes from whoever has got as far as HELLO: 65,536 ports."""
+"""Bytes in memory of the list of ports, which every peer may send after its HELLO: 65,536 ports."""
 _ENTRY_COST: Final = 150
 """Bytes in memory of one entry of a reply, beside those on the wire."""
 
@@ -173,7 +174,7 @@ class Connection:
         )
 
     def request_echo(self) -> int:
-        """Ask for a sign of life."""
+        """Ask for an echo, to see whether the switch still answers."""
         return self._send(parser.OFPEchoRequest(DATAPATH, b""))
 
     def monitor_flows(self, table: int) -> int:
@@ -209,7 +210,7 @@ class Connection:
         return self.state is State.CLOSED
 
     def data_to_send(self) -> bytes:
-        """What is to be written now; given once."""
+        """The bytes to write now; each is returned once."""
         data = b"".join(self._to_send)
         self._to_send.clear()
         return data
@@ -259,7 +260,7 @@ class Connection:
         return []
 
     def close(self, reason: str) -> list[Event]:
-        """The connection is over: its owner, its peer or the network wants it so."""
+        """End the connection, whether its owner, its peer or the network wants it."""
         if self.state is State.CLOSED:
             return []
         self.state = State.CLOSED
@@ -281,7 +282,7 @@ class Connection:
             yield from handle(self, version, xid, body)
 
     def _advance(self, kind: Type) -> bool:
-        """Whether this message brings the connection to its next state, where it then is."""
+        """Go to the next state if this message leads there; whether it does."""
         next_state = TRANSITIONS.get((self.state, kind))
         if next_state is None:
             return False
@@ -363,9 +364,11 @@ class Connection:
         before = len(reply.found)
         reply.found += _PARTS[reply.type](body)
         reply.size += len(body) + _ENTRY_COST * (len(reply.found) - before)
-        most = MAX_PORTS_REPLY if reply.type is Multipart.PORT_DESC else MAX_REPLY
-        if reply.size > most:
-            raise ProtocolError(f"a reply of more than {most >> 20} MiB")
+        if reply.type is Multipart.PORT_DESC and reply.size > MAX_PORTS_REPLY:
+            raise ProtocolError(f"a list of ports of more than {MAX_PORTS_REPLY >> 20} MiB")
+        # Whoever does not end one reply may begin others.
+        if sum(each.size for each in self._multiparts.values()) > MAX_REPLY:
+            raise ProtocolError(f"replies of more than {MAX_REPLY >> 20} MiB")
         if more:
             return
         del self._multiparts[xid]

@@ -1,4 +1,4 @@
-"""What a switch holds of a flow, in 64 bits: for the audit, which finds what was changed by hand.
+"""A hash of a flow as the switch holds it, in 64 bits: for the audit, which finds changes by hand.
 
 A cookie does not find it: `ovs-ofctl mod-flows` keeps the cookie. So both sides hash everything
 that decides what the flow does. Open vSwitch dumps instructions byte for byte as they were sent,

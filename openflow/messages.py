@@ -1,4 +1,4 @@
-"""What a switch says, read from its bytes with nothing but `struct` (OpenFlow 1.5.1, chapter 7).
+"""Messages of a switch, read with `struct` alone (OpenFlow 1.5.1, chapter 7).
 
 Dumps are walked by their fixed headers and otherwise kept as bytes: os-ken cannot parse a dump
 that holds a `move`, and takes 450 ms where this takes 10.
@@ -22,7 +22,7 @@ HEADER: Final = struct.Struct("!BBHI")
 
 
 class ProtocolError(SwitchError):
-    """The peer broke the protocol; the connection is not to be used any more."""
+    """The peer broke the protocol; the connection must not be used any more."""
 
 
 class Type(IntEnum):
@@ -241,11 +241,11 @@ def flows(body: memoryview) -> Iterator[InstalledFlow]:
 
 
 _STATS_WITHOUT: Final = b"\0\0\0\4\0\0\0\0"
-"""A struct ofp_stats that tells nothing."""
+"""A struct ofp_stats without any field."""
 
 
 def without_counters(flow: InstalledFlow) -> InstalledFlow:
-    """The same flow as if no packet had ever met it: what is equal is then equal byte by byte."""
+    """The same flow as if no packet had ever matched it, so that equal flows have equal bytes."""
     head, instructions = _around_counters(flow)
     length = len(head) + len(_STATS_WITHOUT) + len(instructions)
     raw = struct.pack("!H", length) + head[2:] + _STATS_WITHOUT + instructions

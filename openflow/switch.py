@@ -37,7 +37,7 @@ from openflow.messages import (
 _log = logging.getLogger(__name__)
 
 MAX_UNREAD: Final = 32 << 20
-"""Bytes that may wait for a peer that does not read. A batch's part is a hundredth of it."""
+"""Bytes that may wait for a peer that does not read. A part of a batch has a hundredth of that."""
 
 SEND_BUFFER: Final = 1 << 20
 """Bytes that the kernel may hold for a switch: more than a part, so that the switch has work while
@@ -47,7 +47,7 @@ MAX_PORTS: Final = 65_536
 """More than a bridge has. Also the port events that may wait for their reader."""
 
 LONGEST_ANSWER: Final = 60.0
-"""Seconds that a switch may take to answer a request; it may be a dump of all that it holds."""
+"""Seconds that a switch may take to answer a request, for example to dump all its flows."""
 
 
 class Rejected(SwitchError):  # noqa: N818
@@ -195,7 +195,7 @@ class Switch(asyncio.Protocol):
         await self._request(self._connection.monitor_flows(table))
 
     def close(self, reason: str) -> None:
-        """Cut the connection. Whatever is under way ends with `ConnectionLost`."""
+        """Cut the connection. Everything in progress ends with `ConnectionLost`."""
         self._dispatch(self._connection.close(reason))
 
     async def wait_closed(self) -> str:
@@ -262,7 +262,7 @@ class Switch(asyncio.Protocol):
             raise Rejected(named or refusals)
 
     async def _exchange(self, data: bytes, xid: int) -> None:
-        """Write, and wait for the answer to this xid, be it a refusal."""
+        """Write, and wait for the answer to this xid, which may be a refusal."""
         reply = self._expect(xid)
         self._write(data)
         await reply
@@ -371,9 +371,9 @@ class Switch(asyncio.Protocol):
 
 
 def name_in(certificate: Any) -> str | None:
-    """The subject's CN, else the first DNS name, of what `SSLSocket.getpeercert` gives.
+    """The name in a certificate, of `SSLSocket.getpeercert`: the CN, or the first DNS name.
 
-    None without a certificate; empty for one that has neither, which is nobody's.
+    None without a certificate; empty if the certificate has neither.
     """
     if not certificate:
         return None

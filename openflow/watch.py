@@ -1,4 +1,4 @@
-"""The local bridge, seen through its management socket `BRIDGE.mgmt`."""
+"""The local bridge, through its management socket `BRIDGE.mgmt`."""
 
 import asyncio
 import logging
@@ -57,10 +57,10 @@ async def read_flows(path: Path) -> list[InstalledFlow]:
 
 
 class FlowWatch:
-    """Knows by cookie which flows one table of a bridge holds, as soon as the switch knows.
+    """Follows which flows one table of a bridge holds, by cookie.
 
-    Keeps one connection to the bridge's management socket, and makes it anew when it is lost; what
-    the table holds is unknown in between, and told again by the switch after.
+    Keeps one connection to the bridge's management socket, and connects again when it is lost.
+    Meanwhile the contents of the table are unknown; afterwards the switch reports them again.
     """
 
     def __init__(self, path: Path, table: int) -> None:

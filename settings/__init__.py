@@ -1,7 +1,7 @@
-"""The one configuration file, its schema and its checks: controller and node agent read the same.
+"""The configuration file, its schema and its checks. Controller and node agent read the same file.
 
-A file that names an unknown key, a wrong type or ranges that overlap is refused as a whole, with
-one sentence that names the field (`SettingsError`).
+A file with an unknown key, a wrong type or overlapping ranges is refused as a whole, with one
+sentence that names the field (`SettingsError`).
 """
 
 import os
@@ -17,7 +17,7 @@ from msgspec import Meta
 from settings import plain_yaml
 from settings.plain_yaml import shown
 
-HostPort: TypeAlias = Annotated[
+SocketAddress: TypeAlias = Annotated[
     str,
     Meta(
         pattern=r"^([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\]):"
@@ -27,7 +27,7 @@ HostPort: TypeAlias = Annotated[
 """`HOST:PORT`."""
 Host: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,252}[a-zA-Z0-9])?$")]
 """An IPv4 address or a DNS name."""
-Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+PortNumber: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class SettingsError(ValueError):
@@ -42,26 +42,26 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: Path
 
 
-class Authority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The controller as the nodes' CA: it signs the certificate of whoever proves to be a node.
+class ControllerEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The controller as CA of the nodes: it signs certificates for agents that prove their node.
 
-    Key and certificate of the CA are in the Secret `sluice-ca` (`tls.key`, `tls.crt`), for all to
-    read the certificate is in the ConfigMap `sluice-ca` (`ca.crt`). Both exist beforehand; what is
-    empty the controller fills.
+    Key and certificate of the CA are in the Secret `sluice-ca` (`tls.key`, `tls.crt`); the
+    certificate is also in the ConfigMap `sluice-ca` (`ca.crt`), which everybody may read. Both
+    objects must exist; the controller fills them where they are empty.
     """
 
     namespace: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = (
         "sluice-system"
     )
     addresses: tuple[Host, ...] = ()
-    """Of this controller, as `agent.controllers` has them; none: the environment's HOST_IP."""
+    """Addresses of this controller, as in `agent.controllers`. Empty: $HOST_IP."""
     lifetime: Annotated[float, Meta(ge=5, le=366 * 86_400)] = 86_400.0
-    """Seconds for which a certificate is good, the controller's own as well; two thirds of it
-    over, it is renewed."""
+    """Seconds for which a certificate is valid, also the controller's own. It is renewed after two
+    thirds of that time."""
 
 
-class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an agent proves to the controller which node it is, to get its certificate signed."""
+class AgentEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an agent proves to the controller which node it runs on, to get a certificate."""
 
     token: Path
     """A ServiceAccount token of the agent's own Pod, projected, with the audience `sluice`."""
@@ -70,7 +70,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What all nodes share. The ranges must not overlap each other, nor any host's addresses."""
+    """What all nodes share. The ranges must not overlap each other or the addresses of any host."""
 
     pod_range: IPv4Network
     service_range: IPv4Network
@@ -79,11 +79,11 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
     tunnel_id: Annotated[int, Meta(ge=1, lt=1 << 24)] = 1
     """The VNI (24 bits)."""
     mtu: Annotated[int, Meta(ge=576, le=65535)] | None = None
-    """Of pods, in bytes, at most; a node whose uplink carries less has less. None: what it carries.
+    """The largest MTU of pods, in bytes; less where the uplink has less. None: the uplink's.
 
-    To be set where uplinks differ: a pod's full packet must fit every other node's."""
+    Set it where uplinks differ: a full packet of a pod must fit the uplink of every other node."""
     new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 4_000
-    """What one pod may open, on average and as a burst."""
+    """Connections that one pod may open, on average and in a burst."""
 
     @property
     def tunnel_port(self) -> int:
@@ -92,7 +92,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
 
 class Kubernetes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """Where the API server is: a kubeconfig, or nothing for the pod's own ServiceAccount."""
+    """Where the API server is: a kubeconfig, or none for the ServiceAccount of the Pod."""
 
     kubeconfig: Path | None = None
 
@@ -105,23 +105,23 @@ EXCLUDED_NODES: Final = ("kubernetes.io/os=windows", "type=virtual-kubelet", "sl
 
 
 class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """The controller's own addresses, `HOST:PORT`, and where it learns the cluster from."""
+    """Addresses of the controller, `HOST:PORT`, and the source of the cluster's objects."""
 
-    openflow: HostPort = "0.0.0.0:6653"
-    api: HostPort = "0.0.0.0:6654"
+    openflow: SocketAddress = "0.0.0.0:6653"
+    api: SocketAddress = "0.0.0.0:6654"
     api_socket: Path | None = None
     """A unix socket for local users of the same API, for example the command line."""
     directory: Path | None = None
     """Read manifests from this directory; overrides `kubernetes`. Same as `--cluster DIR`."""
     kubernetes: Kubernetes = Kubernetes()
     tls: Tls | None = None
-    enrolment: Authority | None = None
+    enrolment: ControllerEnrolment | None = None
     plain_tcp: bool = False
     excluded_nodes: tuple[LabelMatch, ...] = EXCLUDED_NODES
     """Labels of Nodes on which Sluice does not run: they get no flows and no condition."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` where it is not said how nodes are told from others."""
+        """Raise `ValueError` unless exactly one way of authentication is given."""
         _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
 
 
@@ -129,10 +129,10 @@ _NODE_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 
 
 def _this_node() -> str:
-    """The name that a kubelet gives its Node where nobody says another, or $NODE_NAME."""
+    """$NODE_NAME, or the name that a kubelet gives its Node by default."""
     name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
     if not re.match(_NODE_NAME, name):
-        raise ValueError(f"agent.node: {shown(name)} cannot be a Node's name; set $NODE_NAME")
+        raise ValueError(f"agent.node: {shown(name)} is not a valid Node name; set $NODE_NAME")
     return name
 
 
@@ -143,39 +143,39 @@ class Agent(
 
     node: Annotated[str, Meta(pattern=_NODE_NAME)] = msgspec.field(default_factory=_this_node)
     controllers: Annotated[tuple[Host, ...], Meta(min_length=1)]
-    """Open vSwitch dials each of them; the agent asks the first that answers."""
-    openflow_port: Port = 6653
-    api_port: Port = 6654
+    """Open vSwitch connects to each of them; the agent asks the first that answers."""
+    openflow_port: PortNumber = 6653
+    api_port: PortNumber = 6654
     datapath: Literal["system", "netdev"] = "system"
     state: Path = Path("/var/lib/sluice")
-    """Survives a reboot: leases."""
+    """Directory for leases and other state; must survive a reboot."""
     socket: Path = Path("/run/sluice/cni.sock")
     ovsdb: Path = Path("/run/openvswitch/db.sock")
     ovs_run: Path = Path("/run/openvswitch")
     cni_conf: Path = Path("/etc/cni/net.d")
     cni_bin: Path = Path("/opt/cni/bin")
     sysctl: Path = Path("/proc/sys")
-    """Where sysctls can be written; in a container /proc/sys cannot."""
+    """Where sysctls can be written; in a container /proc/sys is read-only."""
     tls: Tls | None = None
-    enrolment: Enrolment | None = None
+    enrolment: AgentEnrolment | None = None
     plain_tcp: bool = False
     add_timeout: Annotated[float, Meta(gt=0, le=200)] = 20.0
     """Seconds that ADD waits for the switch to hold the pod's flows."""
     status_grace: Annotated[float, Meta(ge=0)] = 60.0
     """Seconds without a controller session after which STATUS reports it."""
     audit_interval: Annotated[float, Meta(gt=0)] = 10.0
-    """Seconds between two looks at what the switch holds, about."""
+    """Seconds between two audits of the switch, about."""
     healthz_port: Annotated[int, Meta(ge=0, lt=1 << 16)] = 10256
     """Where load balancers ask whether this node takes connections, as they ask kube-proxy; 0: at
     no port."""
     quarantine: Annotated[float, Meta(ge=0)] = 30.0
-    """Seconds that a released address rests before it is handed out again."""
+    """Seconds before a released address is leased again."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where fields contradict each other."""
         _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
         if len(set(self.controllers)) < len(self.controllers):
-            raise ValueError("`controllers` names one twice")
+            raise ValueError("`controllers` has an entry twice")
 
     @property
     def api_urls(self) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ class Agent(
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. A process insists on the sections it needs."""
+    """The whole file. A process refuses a file without the sections that it needs."""
 
     cluster: Cluster | None = None
     controller: Controller | None = None

@@ -105,6 +105,6 @@ def configure(level: str) -> None:
             ],
         )
     )
-    # Other people's libraries only where something is wrong; `openflow` is ours.
+    # Libraries log warnings and errors only; `openflow` is a part of Sluice.
     logging.basicConfig(handlers=[lines], level=logging.WARNING, force=True)
     logging.getLogger("openflow").setLevel(number)

@@ -1,7 +1,7 @@
-"""Mutual TLS out of PEM: of the files that the settings name, or of what enrolment has made.
+"""Mutual TLS contexts, from the PEM files that the settings name or from enrolment.
 
-A context is made anew once its PEM has been replaced, so that a new connection is by what is there
-now; connections that are there already go on.
+A context is replaced when its PEM is replaced: new connections use the new one, and existing
+connections continue.
 """
 
 import os
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who we are and whose certificates we believe, all PEM, and what complaints call them."""
+    """Our key and certificate, the CAs that we trust (PEM), and their names in error messages."""
 
     key: bytes
     certificate: bytes
@@ -53,10 +53,10 @@ def read(tls: Tls, section: str) -> Identity:
 def server_context(
     identity: Identity, clients: ssl.VerifyMode = ssl.CERT_REQUIRED
 ) -> ssl.SSLContext:
-    """For whoever listens: a peer with a certificate of another CA is not spoken to.
+    """For a server: a peer with a certificate of another CA is refused.
 
-    `clients` says whether one without any is. Raises `SettingsError`, which names what is of no
-    use.
+    `clients` decides about a peer without a certificate. Raises `SettingsError`, which names the
+    file that cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = clients
@@ -66,7 +66,7 @@ def server_context(
 
 
 def client_context(identity: Identity) -> ssl.SSLContext:
-    """For whoever dials: the other side's certificate must be of our CA and for its address.
+    """For a client: the server's certificate must be of our CA and for its address.
 
     Raises `SettingsError` as `server_context` does.
     """
@@ -76,28 +76,28 @@ def client_context(identity: Identity) -> ssl.SSLContext:
 
 
 def nobodys_context(ca: bytes, ca_name: str) -> ssl.SSLContext:
-    """As `client_context`, without a certificate of one's own."""
+    """As `client_context`, without a certificate of our own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _trust(context, ca, ca_name)
     return context
 
 
 class Replaceable:
-    """A context that follows what it is made of."""
+    """A context that follows changes of its PEM."""
 
     def __init__(
         self, identity: Callable[[], Identity], make: Callable[[Identity], ssl.SSLContext]
     ) -> None:
-        """`identity` is asked each time that the context is; both may raise `SettingsError`."""
+        """`identity` is called at each use of the context. Both may raise `SettingsError`."""
         self._identity = identity
         self._make = make
         self._made: tuple[Identity, ssl.SSLContext] | None = None
         self._problem = ""
 
     def context(self) -> ssl.SSLContext:
-        """The same as before where nothing has been replaced, or not by anything of use.
+        """The current context. The one before stays if the new files cannot be used.
 
-        Raises `SettingsError` where there has been none of use yet.
+        Raises `SettingsError` if there has been no usable one yet.
         """
         try:
             identity = self._identity()
@@ -107,7 +107,9 @@ class Replaceable:
             if self._made is None:
                 raise
             if self._problem != str(error):
-                log.warning("carrying on with the TLS files as they were", reason=str(error))
+                log.warning(
+                    "new TLS files cannot be used; the previous ones stay in use", reason=str(error)
+                )
             self._problem = str(error)
         else:
             self._problem = ""
@@ -129,9 +131,9 @@ class _Listening(ssl.SSLContext):
 
 
 def listening_context(replaceable: Replaceable) -> ssl.SSLContext:
-    """What asyncio is given once and uses for every connection: as it is then.
+    """For asyncio, which keeps one context for ever: each connection gets the current one.
 
-    Raises `SettingsError` where there is none to begin with.
+    Raises `SettingsError` if there is no usable context at the start.
     """
     replaceable.context()
     listening = _Listening(ssl.PROTOCOL_TLS_SERVER)
@@ -161,7 +163,7 @@ def _show(context: ssl.SSLContext, identity: Identity) -> None:
 
 @contextmanager
 def _file(content: bytes) -> Iterator[str]:
-    """A path for `ssl`, which reads keys from files only; nothing is written anywhere."""
+    """A path for `ssl`, which reads keys only from files; nothing is written to disk."""
     descriptor = os.memfd_create("pem")
     try:
         os.write(descriptor, content)

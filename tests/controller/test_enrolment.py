@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from controller import enrolment, tls
 from controller.authority import Authority
 from controller.enrolment import Enrolment
-from settings import Authority as Settings
+from settings import ControllerEnrolment
 from settings.tls import Identity
 
 CLAIM = "authentication.kubernetes.io/node-name"
@@ -67,7 +67,7 @@ async def connect() -> Api:
 
 
 def enrolling() -> Enrolment:
-    made = Enrolment(Settings(addresses=("172.30.0.2",)), connect, Reports())  # type: ignore[arg-type]
+    made = Enrolment(ControllerEnrolment(addresses=("172.30.0.2",)), connect, Reports())  # type: ignore[arg-type]
     made._authority = Authority.new()
     return made
 

@@ -240,7 +240,20 @@ def test_a_dump_without_end_is_cut(monkeypatch):
     events = []
     for _ in range(20):
         events += connection.receive(part, 1.0)
-    assert events == [Closed("protocol error: a reply of more than 1 MiB")]
+    assert events == [Closed("protocol error: replies of more than 1 MiB")]
+
+
+def test_all_unfinished_dumps_of_a_connection_have_one_bound(monkeypatch):
+    monkeypatch.setattr("openflow.connection.MAX_REPLY", 1 << 20)
+    connection = ready_session()
+    events = []
+    for _ in range(3):
+        xid = connection.request_meters()
+        part = multipart(10, struct.pack("!HHI", 8, 0, 1) * 1000, xid, more=True)
+        # Each by itself stays below it.
+        for _ in range(3):
+            events += connection.receive(part, 1.0)
+    assert events == [Closed("protocol error: replies of more than 1 MiB")]
 
 
 def test_a_refused_dump_is_forgotten():

@@ -213,7 +213,7 @@ def test_a_list_of_ports_without_end() -> None:
     events: list[object] = []
     while not events:
         events += connection.receive(part, 0.0)
-    assert events == [Closed("protocol error: a reply of more than 16 MiB")]
+    assert events == [Closed("protocol error: a list of ports of more than 16 MiB")]
 
 
 def test_echoes_are_cheap_and_right() -> None:
