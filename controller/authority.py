@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controller.faults import ControllerFault
+
 CONTROLLER: Final = "controller"
 """The name of the controller's own certificate, in which its addresses stand besides."""
 _CA_LIFE: Final = timedelta(days=3650)
@@ -29,7 +31,7 @@ _CLOCKS: Final = 24
 """A certificate is good from this part of its lifetime before it was made: clocks differ."""
 
 
-class AuthorityError(ValueError):
+class AuthorityError(ControllerFault, ValueError):
     """A certificate, key or request cannot be used; the text says which and why."""
 
 

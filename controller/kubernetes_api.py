@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from kubernetes.aio import client, config
 
+from controller.faults import ControllerFault
 from settings import SettingsError
 
 LONGEST_WAIT = 30.0
@@ -28,7 +29,7 @@ UNREACHABLE = (aiohttp.ClientError, OSError, config.ConfigException)
 """What `ask` raises where nobody answers; `TimeoutError` is an `OSError`."""
 
 
-class ApiError(Exception):
+class ApiError(ControllerFault):
     """The API server refused; `code` is the HTTP status, `wait` the seconds it asked us to wait."""
 
     def __init__(

@@ -6,6 +6,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network, 
 from itertools import islice
 from typing import Final
 
+from controller.faults import ControllerFault
 from controller.sources.objects import NodeObject
 from flows.family import IPNetwork
 from flows.view import Cluster
@@ -29,7 +30,7 @@ Age = tuple[str, str, str]
 """Orders Nodes, the oldest first."""
 
 
-class NodeRefusedError(ValueError):
+class NodeRefusedError(ControllerFault):
     """A Node cannot take part; the text names the field."""
 
 

@@ -186,7 +186,8 @@ class Ports:
         bridge = self._bridges[node]
         accepted = self.attachments.setdefault(node, {})
         touched = set()
-        for name in concerned:
+        # In the same order in each controller: of many problems, the first ones are kept.
+        for name in sorted(concerned):
             verdict = self._verdict(node, bridge, name)
             attachment = verdict if isinstance(verdict, Attachment) else None
             self._note(PortRef(node, name), "" if isinstance(verdict, Attachment) else verdict)

@@ -18,6 +18,7 @@ import structlog
 import watchfiles
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
+from controller.faults import ControllerFault
 from controller.problems import FileRef
 from controller.sources.feed import OBJECTS_AT_ONCE, Feed, in_slices
 from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest, ref
@@ -40,7 +41,7 @@ WATCH_RESTART_DELAY: Final = 0.5
 """Seconds until a watch that ended starts again."""
 
 
-class BeingWrittenError(Exception):
+class BeingWrittenError(ControllerFault):
     """Somebody has the file open for writing."""
 
 

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 from kubernetes.aio import client
 
+from controller.faults import ControllerFault
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.problems import ApiPathRef
 from controller.sources.feed import Feed, in_slices
@@ -86,7 +87,7 @@ class _Event(msgspec.Struct):
     object: msgspec.Raw
 
 
-class UnreadableError(Exception):
+class UnreadableError(ControllerFault):
     """An answer of the API server cannot be read."""
 
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from controller.faults import ControllerFault
 from flows.refs import ObjectRef
 from settings.plain_yaml import shown
 
 
-class ObjectError(ValueError):
+class ObjectError(ControllerFault):
     """An object cannot be read; the text names the object and the field."""
 
 
