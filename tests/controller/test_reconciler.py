@@ -8,14 +8,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
-from controller.api import Api
-from controller.session import Session
 from controller.sources.objects import Object
-from flows import names
 from flows.features import conntrack, services
 from flows.flow import Meter
 from flows.kinds import Entry
@@ -26,10 +21,9 @@ from openflow.batch import Batch, BucketRemove, Forget, Part
 from openflow.switch import Switch
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
-from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
+from tests.controller.world import PEER, controller, run
 from tests.flows.worlds import compiler_with
 from tests.ovs import Ovs
-from wire.documents import decode_config
 
 GONE = IPv4Address("10.244.1.77")
 
@@ -209,120 +203,6 @@ def replace_cidr(cidr: str) -> Any:
     return node_object("node1", cidr, "172.30.1.1", uid="n1-anew")
 
 
-def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
-    async def story() -> None:
-        async with controller(ovs) as world:
-            await world.in_sync()
-            port = world.port
-        ovs.vsctl(
-            "set", "Bridge", "br0", f"other_config:datapath-id={names.datapath_id('node9'):016x}"
-        )
-        async with controller(ovs, port=port) as world:
-            problems = world.reconciler.problems
-            await world.until(lambda: problems)
-            ((subject, problem),) = problems.texts().items()
-            assert subject.startswith(f"switch {names.datapath_id('node9'):016x} at 127.0.0.1:")
-            assert problem == "no Node's name gives this datapath id; it waits for one"
-            # Gone and come again, it is one stranger still.
-            next(iter(world.switches)).close("for a test")
-            await world.until(lambda: problems and problems.texts().keys() != {subject})
-            assert len(problems) == 1
-            assert not world.reconciler.sessions
-            ninth = node_object("node9", "10.244.9.0/24", "172.30.1.9")
-            world.reconciler.update([ninth], [])
-            await world.until(lambda: "node9" in world.reconciler.sessions)
-            assert not problems
-
-    run(story)
-
-
-def test_api(ovs: Ovs) -> None:
-    async def story() -> None:
-        async with controller(ovs) as world:
-            await world.in_sync()
-            api = Api(world.reconciler, SETTINGS).application(local=True)
-            async with TestClient(TestServer(api)) as client:
-                await check_health(client)
-                await check_config(client, world)
-                await check_flows(client, world)
-
-    run(story)
-
-
-async def get(client: Any, path: str) -> tuple[int, Any]:
-    response: aiohttp.ClientResponse = await client.get(path)
-    is_json = response.content_type == "application/json"
-    return response.status, await (response.json() if is_json else response.text())
-
-
-async def check_health(client: Any) -> None:
-    assert await get(client, "/healthz") == (200, "ok\n")
-    assert await get(client, "/readyz") == (200, "ok\n")
-    status, metrics = await get(client, "/metrics")
-    assert status == 200
-    assert "sluice_nodes 2.0" in metrics
-    status, state = await get(client, "/v1/status")
-    assert state["nodes"]["node1"]["inSync"] is True
-    assert state["nodes"]["node2"]["connected"] is False
-    assert state["problems"] == {}
-
-
-async def check_config(client: Any, world: World) -> None:
-    response = await client.get("/v1/nodes/node1/config")
-    config = decode_config(await response.read())
-    assert str(config.pod_cidr) == "10.244.1.0/24"
-    assert str(config.address) == "172.30.1.1"
-    assert config.tunnel_port == 6081
-    path = f"/v1/nodes/node1/config?after={config.revision}"
-    assert (await get(client, path))[0] == 304
-    waiting = asyncio.create_task(get(client, path + "&wait=30"))
-    await asyncio.sleep(0.05)
-    world.reconciler.update([replace_cidr("10.244.8.0/24")], [])
-    status, changed = await waiting
-    assert (status, changed["podCidr"]) == (200, "10.244.8.0/24")
-    world.reconciler.update([NODE], [])
-    assert await get(client, "/v1/nodes/nobody/config") == (
-        404,
-        {"error": "Node nobody is unknown"},
-    )
-    world.reconciler.update([node_object("bad", "10.244.1.0/24", "172.30.1.7", "2026")], [])
-    status, refused = await get(client, "/v1/nodes/bad/config")
-    sentence = "Node bad: spec.podCIDR 10.244.1.0/24 overlaps 10.244.1.0/24 of Node node1"
-    assert (status, refused) == (409, {"error": sentence})
-    assert (await get(client, "/v1/nodes/node1/config?wait=x"))[0] == 400
-
-
-async def check_flows(client: Any, world: World) -> None:
-    await world.in_sync()
-    mgmt = str(world.ovs.mgmt)
-    world.ovs.ofctl("add-flow", mgmt, "table=100,priority=9,tcp,tp_dst=80,actions=output:7")
-    world.ovs.ofctl("del-flows", mgmt, "table=140,reg1=1")
-    _, answer = await get(client, "/v1/nodes/node1/flows")
-    rows = answer["flows"]
-    assert {row["state"] for row in rows} == {"installed", "missing", "foreign"}
-    (missing,) = [row for row in rows if row["state"] == "missing"]
-    assert missing["match"] == "reg1=0x1"
-    assert missing["table"] == "Output"
-    assert missing["reason"] == "out by the tunnel"
-    (foreign,) = [row for row in rows if row["state"] == "foreign"]
-    assert (foreign["table"], foreign["priority"]) == ("Forwarding", 9)
-    assert foreign["match"] == "dl_type=0x800,nw_proto=6,tp_dst=0x50"
-    assert foreign["actions"] == "output:7"
-    (peer,) = [
-        row for row in rows if row["table"] == "Forwarding" and row["object"] == "Node node2"
-    ]
-    assert peer["match"] == "ip,nw_dst=10.244.2.0/24"
-    assert peer["feature"] == "forwarding"
-    _, some = await get(client, "/v1/nodes/node1/flows?table=Arp")
-    assert {row["table"] for row in some["flows"]} == {"Arp"}
-    status, error = await get(client, "/v1/nodes/node1/flows?table=Nothing")
-    assert status == 404
-    assert "there is no table Nothing" in error["error"]
-    assert (await get(client, "/v1/nodes/nobody/flows"))[0] == 404
-    status, error = await get(client, "/v1/nodes/node2/flows")
-    assert (status, error["error"]) == (503, "the switch of Node node2 is not connected")
-
-
 def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pod b's flow names a meter that is not there. All of b is left out, and a goes on."""
 
@@ -472,67 +352,5 @@ def test_a_comparison_asked_for_while_one_runs_is_not_forgotten(ovs: Ovs) -> Non
             go_on.set()
             await world.in_sync()
             assert world.cookies() == world.desired()
-
-    run(story)
-
-
-def test_of_two_that_follow_a_dead_session_one_is_refused(ovs: Ovs) -> None:
-    async def story() -> None:
-        async with controller(ovs) as world:
-            await world.in_sync()
-            ovs.freeze_switch()
-            first = world.reconciler.sessions["node1"]
-            owners = await asyncio.gather(*(taken_over(world) for _ in range(2)))
-            assert world.reconciler.sessions["node1"] is not first
-            del world.reconciler.sessions["node1"]
-            assert sorted(owners, key=str) == [None, "node1"]
-
-    async def taken_over(world: World) -> str | None:
-        """What `on_switch` does first; the newcomer then lives."""
-        newcomer = Newcomer(world.reconciler.sessions["node1"].switch.dpid)
-        owner = await world.reconciler.switches._node_of(newcomer)  # type: ignore[arg-type]
-        if owner:
-            world.reconciler.sessions[owner] = Session(owner, newcomer, world.reconciler.desired)  # type: ignore[arg-type]
-        return owner
-
-    run(story)
-
-
-class Newcomer:
-    """Of a switch, what the choice between sessions asks."""
-
-    certificate_name: str | None = None
-    host = ""
-    peer = "nowhere"
-
-    def __init__(self, dpid: int) -> None:
-        self.dpid = dpid
-
-    async def alive(self, _: float) -> bool:
-        return True
-
-
-def test_second_session(ovs: Ovs, tmp_path_factory: Any) -> None:
-    """Of two switches with one datapath id the first, alive, keeps its session."""
-
-    async def story() -> None:
-        async with controller(ovs) as world:
-            await world.in_sync()
-            first = world.reconciler.sessions["node1"]
-            second = Ovs(tmp_path_factory.mktemp("second"))
-            try:
-                second.start()
-                second.vsctl(
-                    "set", "Bridge", "br0",
-                    f"other_config:datapath-id={names.datapath_id('node1'):016x}",
-                )  # fmt: skip
-                second.dial(f"tcp:127.0.0.1:{world.port}")
-                await asyncio.sleep(0.5)
-                assert world.reconciler.sessions["node1"] is first
-                # The first one hangs: it is half open now, and the second takes over.
-                ovs.freeze_switch()
-                await world.until(lambda: world.reconciler.sessions.get("node1") is not first)
-            finally:
-                second.stop()
 
     run(story)
