@@ -121,7 +121,7 @@ def fragment_meter(ofport: int) -> int:
 
 
 def refusal_meter(ofport: int) -> int:
-    """The meter of what is refused to an attachment."""
+    """The meter of an attachment's refusals and ARP answers, which cost more than a packet."""
     return _REFUSAL_METERS + ofport
 
 

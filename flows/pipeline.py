@@ -275,7 +275,7 @@ TABLES: Final = (
         writers=(Feature.CLASSIFY,),
         match=("in_port", "dl_src", "dl_type", "nw_src", "nw_proto",
                "arp_sha", "arp_spa", "icmpv6_type"),
-        next=("Arp", "RouterGuard"),
+        next=("RouterGuard",),
         miss_doc="a pod that pretends to be somebody else, or speaks another protocol",
     ),
     Table(
@@ -296,11 +296,19 @@ TABLES: Final = (
     ),
     Table(
         16, "RouterGuard",
-        "What a pod sends is for the router's MAC: nothing is switched, and nothing is broadcast.",
+        "What a pod sends is for the router's MAC: nothing is switched, and only ARP is broadcast.",
+        writers=(Feature.CLASSIFY,),
+        match=("dl_dst", "dl_type"),
+        next=("BroadcastGuard", "Arp", "UnSnat"),
+        miss="UnSnat", miss_doc="no bit of the destination MAC is wrong",
+    ),
+    Table(
+        18, "BroadcastGuard",
+        "ARP to a group of receivers is to all of them.",
         writers=(Feature.CLASSIFY,),
         match=("dl_dst",),
-        next=("UnSnat",),
-        miss="UnSnat", miss_doc="no bit of the destination MAC is wrong",
+        next=("Arp",),
+        miss="Arp", miss_doc="no bit of the destination MAC is wrong",
     ),
     Table(
         20, "Arp",

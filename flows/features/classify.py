@@ -10,12 +10,14 @@ from typing import Final
 from flows import names
 from flows.family import Family, family_of
 from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV6
-from flows.flow import Flow, MatchValue, ip, mac, net
+from flows.flow import ApplyMeter, Flow, MatchValue, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
 
 _MAC_BITS: Final = 48
+_GROUP_BIT: Final = 1 << 40
+_BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
@@ -45,13 +47,29 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         [LAYOUT.goto("Arp")],
         "the host asks for its next hop",
     )  # fmt: skip
-    for value in _wrong_bits(names.ROUTER_MAC, _MAC_BITS):
-        yield LAYOUT.flow(
-            Feature.CLASSIFY, "RouterGuard", Priority.GUARD,
-            {"dl_dst": value},
-            [],
-            "a bit of the destination MAC that is not the router's",
-        )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "RouterGuard", Priority.DEFAULT,
+        {"dl_type": ARP},
+        [LAYOUT.goto("Arp")],
+        "ARP to the router alone",
+    )  # fmt: skip
+    yield LAYOUT.flow(
+        Feature.CLASSIFY, "RouterGuard", Priority.LOCAL,
+        {"dl_type": ARP, "dl_dst": (_GROUP_BIT, _GROUP_BIT)},
+        [LAYOUT.goto("BroadcastGuard")],
+        "ARP to more than one",
+    )  # fmt: skip
+    for table, right, whose in (
+        ("RouterGuard", names.ROUTER_MAC, "the router's"),
+        ("BroadcastGuard", _BROADCAST, "the broadcast address's"),
+    ):
+        for value in _wrong_bits(right, _MAC_BITS):
+            yield LAYOUT.flow(
+                Feature.CLASSIFY, table, Priority.OVERRIDE,
+                {"dl_dst": value},
+                [],
+                f"a bit of the destination MAC that is not {whose}",
+            )  # fmt: skip
     for family in cluster.families:
         yield from _through_gateway(family, cluster)
 
@@ -165,7 +183,7 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
             "arp_sha": mac(attachment.mac),
             "arp_spa": ip(attachment.address),
         },
-        [LAYOUT.goto("Arp")],
+        [ApplyMeter(names.refusal_meter(attachment.ofport)), LAYOUT.goto("RouterGuard")],
         "the pod's own MAC and address in ARP",
     )  # fmt: skip
 

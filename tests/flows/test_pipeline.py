@@ -132,7 +132,7 @@ def test_numbers_are_fixed_for_ever() -> None:
     """Installed flows of an earlier version must mean the same. Add; never change."""
     assert {t.name: t.number for t in TABLES} == {
         "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14,
-        "RouterGuard": 16, "Arp": 20,
+        "RouterGuard": 16, "BroadcastGuard": 18, "Arp": 20,
         "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32,
         "IcmpError": 34, "NewConnection": 40,
         "NodeAddress": 50, "ServiceAddress": 55, "ServiceSource": 57, "ServiceChoice": 60,

@@ -1,5 +1,6 @@
 """Packets through the compiled flows, in the real switch's own `ofproto/trace`."""
 
+import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from random import Random
@@ -107,7 +108,7 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
         ),
         (
             "ARP for a pod",
-            f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={A.address},"
+            f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,arp_spa={A.address},"
             f"arp_sha={A.mac},arp_tpa={B.address}",
             "Arp",
         ),
@@ -141,7 +142,7 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
 def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str) -> None:
     trace = switch.trace(packet, NEW, NEW)
     assert path(trace)[-1] == last, what
-    assert "Datapath actions: drop" in trace, what
+    assert re.search(r"actions: (drop|meter\(\d+\))$", trace.rstrip()), what
 
 
 @pytest.mark.parametrize(
@@ -200,11 +201,23 @@ def test_the_switch_answers_arp(switch: Ovs) -> None:
         f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,"
         f"arp_spa={A.address},arp_sha={A.mac},arp_tpa={names.ROUTER_ADDRESS}"
     )
-    assert path(trace) == ["Classifier", "SpoofGuard", "Arp"]
+    assert path(trace) == ["Classifier", "SpoofGuard", "RouterGuard", "BroadcastGuard", "Arp"]
+    assert tracing.meters(trace) == [names.refusal_meter(A.ofport)]
     final = trace.rpartition("Final flow: ")[2].partition("\n")[0]
     assert f"arp_spa={names.ROUTER_ADDRESS},arp_tpa={A.address},arp_op=2" in final
     assert f"arp_sha={names.ROUTER_MAC},arp_tha={A.mac}" in final
     assert "IN_PORT" in trace
+
+
+def test_the_switch_answers_arp_that_is_sent_to_the_router_alone(switch: Ovs) -> None:
+    """As kernels do to see whether a neighbour is still there."""
+    request = (
+        f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={A.address},arp_sha={A.mac},"
+        f"arp_tpa={names.ROUTER_ADDRESS}"
+    )
+    assert "IN_PORT" in switch.trace(f"{request},dl_dst={names.ROUTER_MAC}")
+    for other, last in ((B.mac, "RouterGuard"), ("01:00:5e:00:00:01", "BroadcastGuard")):
+        assert path(switch.trace(f"{request},dl_dst={other}"))[-1] == last
 
 
 def test_the_meter_stands_before_new_connections(switch: Ovs) -> None:
@@ -305,7 +318,13 @@ def megaflows_of(switch: Ovs, packets: list[str]) -> int:
 
 @pytest.mark.parametrize(
     ("field", "protocol", "most"),
-    [("dl_src", "udp", 48), ("dl_dst", "udp", 48), ("nw_src", "udp", 64), ("arp_sha", "arp", 48)],
+    [
+        ("dl_src", "udp", 48),
+        ("dl_dst", "udp", 48),
+        ("nw_src", "udp", 64),
+        ("arp_sha", "arp", 48),
+        ("dl_dst", "arp", 96),
+    ],
 )
 def test_invented_addresses_do_not_fill_the_datapath_with_flows(
     switch: Ovs, field: str, protocol: str, most: int
@@ -314,13 +333,15 @@ def test_invented_addresses_do_not_fill_the_datapath_with_flows(
     packets = []
     for _ in range(300):
         number = random.getrandbits(32)
-        mac = (random.getrandbits(48) & ~(1 << 40)).to_bytes(6, "big").hex(":")
+        mac = random.getrandbits(48).to_bytes(6, "big").hex(":")
         value = str(IPv4Address(number)) if field == "nw_src" else mac
         if protocol == "arp":
-            packets.append(
-                f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,"
-                f"arp_spa={A.address},arp_sha={value},arp_tpa={names.ROUTER_ADDRESS}"
-            )
+            request = {
+                "dl_src": A.mac, "dl_dst": "ff:ff:ff:ff:ff:ff", "arp_spa": A.address,
+                "arp_sha": A.mac, "arp_tpa": names.ROUTER_ADDRESS, field: value,
+            }  # fmt: skip
+            fields = ",".join(f"{name}={of_field}" for name, of_field in request.items())
+            packets.append(f"arp,in_port={A.ofport},arp_op=1,{fields}")
         else:
             packets.append(tracing.from_pod(A, protocol, nw_dst=B.address, **{field: value}))
     assert megaflows_of(switch, packets) <= most

@@ -117,10 +117,16 @@ def destination_macs(mac: bytes, source: bytes, target: bytes, made: Random) -> 
 
 
 def arp_macs(mac: bytes, source: bytes, target: bytes, made: Random) -> bytes:
-    """ARP requests, each to another destination MAC: the answers cannot be told by a bit."""
+    """ARP requests, each to another destination MAC."""
     del target
     request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + source + bytes(6)
     return b"\x02" + made.randbytes(5) + mac + ARP + request + bytes([169, 254, 1, 1])
+
+
+def ethertypes(mac: bytes, source: bytes, target: bytes, made: Random) -> bytes:
+    """Each of another protocol, which Open vSwitch always matches exactly."""
+    del source, target
+    return ROUTER + mac + struct.pack("!H", made.randrange(0x0900, 0xFFFF)) + bytes(46)
 
 
 def first_fragments(mac: bytes, source: bytes, target: bytes, made: Random) -> bytes:
@@ -142,6 +148,7 @@ KINDS: dict[str, Callable[[bytes, bytes, bytes, Random], bytes]] = {
     "source-macs": source_macs,
     "destination-macs": destination_macs,
     "arp-macs": arp_macs,
+    "ethertypes": ethertypes,
     "first-fragments": first_fragments,
     "connections": connections,
 }

@@ -225,7 +225,7 @@ def test_unanswered_connections_are_forgotten_soon(hostile: Hostile) -> None:
 
 
 @pytest.mark.hostile
-@pytest.mark.parametrize("kind", ["source-macs", "destination-macs"])
+@pytest.mark.parametrize("kind", ["source-macs", "destination-macs", "arp-macs"])
 def test_invented_macs_do_not_fill_the_datapath(hostile: Hostile, kind: str) -> None:
     with hostile.attack("pod", f"20,000 frames a second, each with other {kind}") as attack:
         sender = flood(attack, kind, hostile.address(SERVER), 3, 20_000)
@@ -305,9 +305,9 @@ def test_established_connections_without_end(hostile: Hostile) -> None:
 
 @pytest.mark.hostile
 def test_datapath_flows_without_end(hostile: Hostile) -> None:
-    """What no flow can prevent: ARP that the switch must answer, each to another MAC."""
-    with hostile.attack("pod", "20,000 ARP requests a second, each to another MAC") as attack:
-        flood(attack, "arp-macs", hostile.address(FAR), 120, 20_000)
+    """What no flow can prevent."""
+    with hostile.attack("pod", "20,000 frames a second, each of another ethertype") as attack:
+        flood(attack, "ethertypes", hostile.address(FAR), 120, 20_000)
         during = attack.measure()
         attack.measure()
         assert datapath_flows(hostile) < 2 * limits.FLOW_LIMIT
