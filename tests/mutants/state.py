@@ -13,7 +13,7 @@ _DIRECTORY = "controller/sources/directory.py"
 _LEASE_TESTS = ("tests/node_agent/test_leases.py",)
 _SNAPSHOT_TESTS = ("tests/node_agent/test_snapshot.py",)
 _ATTACH_TESTS = ("tests/node_agent/test_attach.py",)
-_AGENT_TESTS = ("tests/node_agent/test_agent.py",)
+_AGENT_TESTS = ("tests/node_agent/test_attach.py", "tests/node_agent/test_agent.py")
 
 STATE: Final = (
     Fault(
@@ -134,7 +134,7 @@ STATE: Final = (
         _ATTACH,
         "                await self._switch.forget_connections(lease.address)\n",
         "",
-        ("tests/node_agent",),
+        _AGENT_TESTS,
     ),
     Fault(
         "ADD answers before the switch has its flows",
@@ -155,7 +155,7 @@ STATE: Final = (
         _ATTACH,
         "            _refuse_reserved(call, ready.config)\n",
         "",
-        ("tests/node_agent",),
+        _AGENT_TESTS,
     ),
     Fault(
         "GC without a list releases everything",
@@ -170,14 +170,14 @@ STATE: Final = (
         _BRIDGE,
         "any(row.private_key == str(tls_files.kept(agent.state).key) for row in root.ssl)",
         "bool(root.ssl)",
-        ("tests/node_agent/test_uninstall.py",),
+        ("tests/node_agent/test_attach.py", "tests/node_agent/test_uninstall.py"),
     ),
     Fault(
         "uninstall cuts pods off without being forced",
         _UNINSTALL,
         "        if attached and not force:\n",
         "        if False:\n",
-        ("tests/node_agent/test_uninstall.py",),
+        ("tests/node_agent/test_attach.py", "tests/node_agent/test_uninstall.py"),
     ),
     Fault(
         "the last primary controller of somebody else is removed",
@@ -191,7 +191,7 @@ STATE: Final = (
         _BRIDGE,
         "    if owner:\n        raise OvsdbError(",
         "    if False:\n        raise OvsdbError(",
-        ("tests/node_agent",),
+        _AGENT_TESTS,
     ),
     Fault(
         "an object in a file that became unreadable is removed",
@@ -214,5 +214,12 @@ STATE: Final = (
         "self._feed.complete(not self._unreadable)",
         "self._feed.complete(True)",
         ("tests/controller/test_directory.py",),
+    ),
+    Fault(
+        "the hold on flow-restore-wait is not renewed",
+        "node_agent/local_switch.py",
+        "                if not bridge.is_held(self._ovsdb):\n",
+        "                if False:\n",
+        ("tests/node_agent/test_attach.py",),
     ),
 )

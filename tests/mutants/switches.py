@@ -98,14 +98,14 @@ SWITCHES: Final = (
         _STATE,
         "    (S.UPDATING, E.CHANGED): S.BEHIND,\n",
         "    (S.UPDATING, E.CHANGED): S.UPDATING,\n",
-        ("tests/controller/test_reconciler.py",),
+        _RECONCILER_TESTS,
     ),
     Fault(
         "a batch that failed counts as sent",
         _STATE,
         "    (S.UPDATING, E.FAILED): S.UNKNOWN,\n",
         "    (S.UPDATING, E.FAILED): S.BEHIND,\n",
-        ("tests/controller/test_reconciler.py",),
+        _RECONCILER_TESTS,
     ),
     Fault(
         "a comparison that is asked for during another one is lost",
@@ -162,5 +162,12 @@ SWITCHES: Final = (
         "            asyncio.get_running_loop().call_later(FREED_TICK, self._forget_freed)\n",
         "            pass\n",
         _RECONCILER_TESTS,
+    ),
+    Fault(
+        "the digest of a changed group stays old",
+        "controller/audit.py",
+        "            if self._known.get(number) is not group:\n",
+        "            if number not in self._known:\n",
+        ("tests/controller/test_digests.py",),
     ),
 )
