@@ -163,11 +163,4 @@ SWITCHES: Final = (
         "            pass\n",
         _RECONCILER_TESTS,
     ),
-    Fault(
-        "the digest of a changed group stays old",
-        "controller/audit.py",
-        "            if self._known.get(number) is not group:\n",
-        "            if number not in self._known:\n",
-        ("tests/controller/test_digests.py",),
-    ),
 )
