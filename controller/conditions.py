@@ -85,11 +85,15 @@ class Conditions:
         if now - self._since[name] < GRACE:
             return None
         problems = self._reconciler.problems
+        # A Node that takes part may have a problem as well, but that one is not why it waits.
+        takes_part = name in self._reconciler.inventory.view.nodes
         for owner, reason in (
             (INVENTORY, "NodeRefused"),
             (Owner(Reporter.AGENT, name), "NodeNotSetUp"),
             (Owner(Reporter.COMPILER, name), "FlowsNotCompiled"),
         ):
+            if owner is INVENTORY and takes_part:
+                continue
             if sentence := problems.text(owner, ObjectRef.node(name)):
                 return NodeCondition("NetworkUnavailable", "True", reason, sentence)
         if session is None:

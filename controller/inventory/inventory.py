@@ -9,7 +9,7 @@ from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
-from controller.problems import INVENTORY, Owner, PortRef, Problems, Reporter, Subject
+from controller.problems import INVENTORY, BridgeRef, Owner, PortRef, Problems, Reporter, Subject
 from controller.services import Services
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
 from flows.family import IPAddress
@@ -135,6 +135,8 @@ class Inventory:
         return found.metadata if found else None
 
     def _note(self, subject: Subject, problem: str) -> None:
-        # The ports of a node are its switch's claims: they are bounded by node.
-        owner = Owner(Reporter.PORTS, subject.node) if isinstance(subject, PortRef) else INVENTORY
+        # What a node's switch reports is bounded by node, and ends with its session.
+        owner = INVENTORY
+        if isinstance(subject, PortRef | BridgeRef):
+            owner = Owner(Reporter.PORTS, subject.node)
         self.problems.set(owner, subject, problem)

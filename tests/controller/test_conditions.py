@@ -215,3 +215,12 @@ def test_node_without_sluice_gets_no_condition(labels: dict[str, str]) -> None:
     assert not conditions.due(101)
     assert conditions.due(201)
     assert set(reconciler.inventory.view.nodes) == {"node1"}
+
+
+def test_problem_of_a_node_that_takes_part_is_not_why_it_waits() -> None:
+    story = Story()
+    story.due(0)
+    status = replace(story.node.status, addresses=[])
+    story.reconciler.update([replace(story.node, status=status)], [])
+    assert story.reconciler.problems.texts()["Node node1"].startswith("status.addresses holds no")
+    assert is_(story.due(100)) == ("True", "NotConnected")
