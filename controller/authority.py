@@ -32,7 +32,7 @@ _CLOCKS: Final = 24
 
 
 class AuthorityError(ControllerFault, ValueError):
-    """A certificate, key or request cannot be used; the text says which and why."""
+    """A certificate, key or request cannot be used; the text says which one, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Authority:
 
     @classmethod
     def new(cls) -> Self:
-        """One that nobody has seen before, for ten years."""
+        """A new CA, valid for ten years."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = _name("sluice CA")
         now = datetime.now(UTC)
@@ -61,7 +61,7 @@ class Authority:
 
     @classmethod
     def load(cls, certificate: bytes, key: bytes) -> Self:
-        """Of PEM. Raises `AuthorityError` unless the two are a CA's and can sign now."""
+        """From PEM. Raises `AuthorityError` unless the two belong to a CA and can sign now."""
         try:
             ours = x509.load_pem_x509_certificate(certificate)
             secret = load_pem_private_key(key, None)
@@ -83,18 +83,18 @@ class Authority:
 
     @property
     def certificate_pem(self) -> bytes:
-        """Of the CA itself."""
+        """The CA's own certificate."""
         return self.certificate.public_bytes(Encoding.PEM)
 
     @property
     def key_pem(self) -> bytes:
-        """Of the CA itself, not encrypted."""
+        """The CA's own key, not encrypted."""
         return _key_pem(self.key)
 
     def for_node(
         self, node: str, request: x509.CertificateSigningRequest, life: timedelta
     ) -> bytes:
-        """PEM for the request's key and nothing else of it: what else it asks for is not heard."""
+        """A certificate in PEM for the request's key. Everything else in the request is ignored."""
         names: list[x509.GeneralName] = [x509.DNSName(node)]
         key = request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101  `read_request` has looked
@@ -117,7 +117,7 @@ class Authority:
         use: x509.ObjectIdentifier,
         life: timedelta,
     ) -> bytes:
-        # Open vSwitch looks at nothing else of whom it has dialled than what a certificate is for.
+        # Of the server's certificate Open vSwitch checks only CA and purpose, not the name.
         now = datetime.now(UTC)
         signed = (
             x509.CertificateBuilder()
@@ -141,7 +141,7 @@ class Authority:
 
 
 def read_request(pem: bytes) -> x509.CertificateSigningRequest:
-    """A PKCS #10 request whose sender has the key. Raises `AuthorityError`."""
+    """A PKCS #10 request, signed with its own key. Raises `AuthorityError`."""
     try:
         request = x509.load_pem_x509_csr(pem)
         key = request.public_key()
@@ -159,7 +159,7 @@ def read_request(pem: bytes) -> x509.CertificateSigningRequest:
 
 
 def with_certificate(bundle: str, ours: Authority) -> str:
-    """A bundle (PEM) that has the CA's certificate in it. Raises `AuthorityError`."""
+    """The bundle (PEM), with the CA added if it is missing. Raises `AuthorityError`."""
     try:
         there = x509.load_pem_x509_certificates(bundle.encode()) if bundle.strip() else []
     except ValueError as error:
@@ -171,7 +171,7 @@ def with_certificate(bundle: str, ours: Authority) -> str:
 
 
 def expiry(pem: bytes) -> datetime:
-    """Until when a certificate is good."""
+    """When a certificate expires."""
     return x509.load_pem_x509_certificate(pem).not_valid_after_utc
 
 

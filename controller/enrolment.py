@@ -1,7 +1,8 @@
-"""Enrolment: the controller is the nodes' CA, and signs for whoever proves to be a node's agent.
+"""Enrolment: the controller is the CA of the nodes and signs certificates for their agents.
 
-The proof is a ServiceAccount token of the agent's Pod, which the API server reviews: it tells the
-Pod's node (KEP-4193), and the token's audience is ours alone, so that nobody else can use it.
+An agent proves its node with a ServiceAccount token of its Pod. The API server reviews the token:
+its claims name the node of the Pod (KEP-4193). The token's audience is Sluice alone, so that it is
+worth nothing to others, and tokens for others are worth nothing here.
 """
 
 import asyncio
@@ -28,26 +29,26 @@ from wire.documents import Refusal, encode
 from wire.paths import MAX_CERTIFICATE_REQUEST
 
 NAME: Final = "sluice-ca"
-"""Of the Secret and of the ConfigMap."""
+"""Name of the Secret and of the ConfigMap."""
 AUDIENCE: Final = "sluice"
 SERVICE_ACCOUNT: Final = "sluice-agent"
 _NODE_CLAIM: Final = "authentication.kubernetes.io/node-name"
 MOST_AT_ONCE: Final = 16
-"""Requests that are looked into at one time; each asks the API server."""
+"""Requests that are handled at the same time; each asks the API server."""
 LONGEST_REVIEW: Final = 10.0
-"""Seconds that the API server may take for an answer."""
+"""Seconds until an answer of the API server."""
 _LOOK_AGAIN: Final = (2.0, 30.0)
-"""Seconds between two looks at Secret and ConfigMap: without a CA yet, and with one."""
+"""Seconds between two reads of Secret and ConfigMap: before there is a CA, and after."""
 
 log = structlog.get_logger()
 
 _FAULTS: Final = (*UNREACHABLE, ApiError, ValueError, RecursionError)
-"""What may come out of a question to the API server."""
+"""Errors of a request to the API server."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=LONGEST_REVIEW)
 
 
 class _Held(msgspec.Struct, frozen=True):
-    """What a Secret or a ConfigMap holds; the rest of it stays as it is."""
+    """The data of a Secret or a ConfigMap; all other fields are written back unchanged."""
 
     data: dict[str, str] | None = None
 
@@ -77,7 +78,7 @@ class _Refusal(Exception):  # noqa: N818  no error of ours
 
 
 class Enrolment:
-    """`identity` is the controller's own, `sign` a route for agents; `run` keeps both going."""
+    """`identity` is the controller's own, `sign` is a route for agents; `run` maintains both."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Enrolment:
         connect: Callable[[], Awaitable[client.ApiClient]],
         feed: Feed,
     ) -> None:
-        """Raises `SettingsError` where nothing says at which address agents dial."""
+        """Raises `SettingsError` if the addresses of the controller are unknown."""
         self._settings = settings
         self._connect = connect
         self._feed = feed
@@ -97,23 +98,23 @@ class Enrolment:
         self._life = timedelta(seconds=settings.lifetime)
         self._authority: Authority | None = None
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
-        # Until the CA has been read, nobody trusts us, nor we anybody; but probes are answered.
+        # Until the CA has been read, nobody trusts us and we trust nobody; but probes are answered.
         nobody = Authority.new()
         self._own: Identity
         self._renewal: datetime
         self._renew(nobody, nobody.certificate_pem)
 
     def identity(self) -> Identity:
-        """The controller's key and certificate, and the CAs of which it believes nodes."""
+        """The controller's key and certificate, and the CAs whose certificates it accepts."""
         return self._own
 
     @property
     def problem(self) -> str:
-        """Why nobody can enrol; empty where they can."""
+        """Why no node can enrol; empty if nodes can."""
         return "" if self._authority else "the CA has not been read from the API server yet"
 
     async def run(self) -> None:
-        """Read the CA, or make it; follow its replacement; renew our own certificate. For ever."""
+        """Read the CA or create it, follow its replacement, renew our own certificate; for ever."""
         subject = ObjectRef("Secret", self._settings.namespace, NAME)
         while True:
             try:
@@ -128,7 +129,7 @@ class Enrolment:
                     self._authority = found
                     self._renew(found, bundle.encode())
                     log.info("enrolling nodes", ca=found.certificate.subject.rfc4514_string())
-            # Also while the API server is away: nobody could come back to us.
+            # Also while the API server is unreachable: otherwise no node could connect again.
             if self._authority and datetime.now(UTC) >= self._renewal:
                 self._renew(self._authority, self._own.ca)
             due = (self._renewal - datetime.now(UTC)).total_seconds()
@@ -145,7 +146,7 @@ class Enrolment:
         self._renewal = until - (until - datetime.now(UTC)) / 3
 
     async def _secret(self, api: client.ApiClient) -> Authority:
-        """The CA of the Secret; into an empty one we put ours."""
+        """The CA of the Secret; an empty Secret gets a new one."""
         path = f"/api/v1/namespaces/{self._settings.namespace}/secrets/{NAME}"
         secret = await _answer(api, "GET", path)
         held = msgspec.json.decode(secret, type=_Held).data or {}
@@ -158,14 +159,14 @@ class Enrolment:
         made = Authority.new()
         held["tls.crt"] = b64encode(made.certificate_pem).decode()
         held["tls.key"] = b64encode(made.key_pem).decode()
-        # With the version that was read: if somebody else was faster this is a 409, and at the
-        # next look theirs is there.
+        # With the resourceVersion that was read: if another controller was faster, this is a 409,
+        # and the next read finds its CA.
         await _answer(api, "PUT", path, msgspec.json.decode(secret) | {"data": held})
         log.info("made a CA for the nodes", secret=f"{self._settings.namespace}/{NAME}")
         return made
 
     async def _publish(self, api: client.ApiClient, ours: Authority) -> str:
-        """The ConfigMap's bundle; ours is added to it where it is not there."""
+        """The bundle of the ConfigMap; our CA is added if it is missing."""
         path = f"/api/v1/namespaces/{self._settings.namespace}/configmaps/{NAME}"
         shown = await _answer(api, "GET", path)
         held = msgspec.json.decode(shown, type=_Held).data or {}
@@ -179,7 +180,7 @@ class Enrolment:
         return bundle
 
     async def sign(self, request: web.Request) -> web.Response:
-        """`POST /v1/nodes/NODE/certificate`: a request in PEM, a token as bearer; PEM back."""
+        """Answer a request of `wire.paths.CERTIFICATE`."""
         node = request.match_info["node"]
         try:
             certificate = await self._signed(node, request)
@@ -209,7 +210,7 @@ class Enrolment:
         return self._authority.for_node(node, asked, self._life)
 
     async def _check(self, node: str, token: str) -> None:
-        """Whether this is the token of the agent of this node. Raises `_Refusal`."""
+        """Raise `_Refusal` unless this is the token of this node's agent."""
         review = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -223,7 +224,7 @@ class Enrolment:
         except _FAULTS as error:
             sentence = _sentence(error)
             raise _Refusal(503, f"the API server cannot review the token: {sentence}") from error
-        # Of a token for other audiences the API server says that it is none.
+        # The API server does not authenticate a token for other audiences.
         if not status.authenticated or AUDIENCE not in status.audiences:
             why = status.error or "it is for another audience"
             raise _Refusal(401, f"the token is not for {AUDIENCE!r} or not good: {why}")

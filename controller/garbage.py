@@ -1,22 +1,23 @@
-"""Python's garbage collector, told what kind of process this is.
+"""Settings of Python's garbage collector.
 
-What the controller knows of a cluster is millions of small values without cycles, which their
-counts of references free. By its defaults the collector walks through all of them each time that
-there is a quarter more, which took more than half of the time in which 1,000 Services became flows,
-and stalls the event loop the longer the larger the cluster is.
+The controller holds millions of small values without cycles, which reference counts free. With its
+defaults the collector walks through all of them each time their number has grown by a quarter. That
+took more than half of the time of compiling 1,000 Services, and stalls the event loop the longer
+the larger the cluster is. What connections leave behind must therefore have no cycles either:
+`openflow.listener`.
 """
 
 import gc
 
 _ALLOCATIONS = 50_000
-"""New objects are looked through when there are so many more than went. Python's default: 700."""
+"""Allocations minus deallocations before new objects are examined. Python's default: 700."""
 
 
 def collect_rarely() -> None:
-    """Look for cycles among new objects now and then; among all objects hardly ever."""
+    """Examine new objects now and then, and all objects very rarely."""
     gc.set_threshold(_ALLOCATIONS, 20, 100)
 
 
 def spare_what_is_there() -> None:
-    """Never look again at what is there now and is to stay. Counts of references still free it."""
+    """Never examine the objects that exist now again. Reference counts still free them."""
     gc.freeze()
