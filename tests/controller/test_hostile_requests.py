@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from controller.api import MOST_WAITING, Api
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
-from tests.controller.test_reconciler import NODE, PEER, SETTINGS, replace_cidr
+from tests.controller.test_api import replace_cidr
+from tests.controller.world import NODE, PEER, SETTINGS
 from tests.flows.worlds import CLUSTER
 from wire.paths import MAX_WAIT
 
