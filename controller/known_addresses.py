@@ -70,7 +70,7 @@ class KnownAddresses:
         self._own_count = Counter(each.node for each in new.values())
         for node in self._reported.keys() - self._own_count.keys():
             changed |= self.report(node, ())
-        nodes = {each.node for at in changed if (each := old.get(at) or new.get(at))}
+        nodes = {each.node for at in changed for each in (old.get(at), new.get(at)) if each}
         nodes |= {node for address in changed for node in self._nodes_with.get(address, ())}
         return changed.union(*(self._assign(node) for node in nodes))
 

@@ -3,46 +3,47 @@
 from bisect import insort
 from collections import Counter
 
-from controller.service_drafts import Claim, Draft
-from flows.family import IPAddress
+from controller.service_drafts import ClaimKey, Draft
 
 
 class Claims:
-    """Drafts in; who has what, and whose share changed, out."""
+    """Drafts in; who has what, and whose share changed, out. Addresses are numbers."""
 
     def __init__(self) -> None:
-        self._claims: dict[Claim, list[tuple[str, str]]] = {}
+        self._claims: dict[ClaimKey, list[tuple[str, str]]] = {}
         """Ages of the Services that want it, the oldest, who has it, first."""
-        self._claimants: dict[IPAddress, Counter[str]] = {}
+        self._claimants: dict[int, Counter[str]] = {}
         """By address, which Services want how many of its ports."""
 
     def __bool__(self) -> bool:
         return bool(self._claims or self._claimants)
 
-    def holder(self, claim: Claim) -> str:
+    def holder(self, key: ClaimKey) -> str:
         """The Service, `NAMESPACE/NAME`, that has it. Raises `KeyError` where none wants it."""
-        return self._claims[claim][0][1]
+        return self._claims[key][0][1]
 
-    def is_shared(self, address: IPAddress) -> bool:
+    def is_shared(self, address: int) -> bool:
         """Whether more than one Service wants ports of this address."""
         return len(self._claimants.get(address, ())) > 1
 
     def change(self, new: Draft, old: Draft) -> set[str]:
         """A Service wants other things now; the Services whose share changes by it."""
-        before = {(old.age, offer.claim) for offer in old.offers()}
-        after = {(new.age, offer.claim) for offer in new.offers()}
-        changed = before ^ after
-        holders = {claim: self._claims.get(claim, [])[:1] for _, claim in changed}
-        shared = {c.address: self.is_shared(c.address) for _, c in changed if c.address}
-        for was, claim in before - after:
-            self._remove(was, claim)
-        for now, claim in after - before:
-            insort(self._claims.setdefault(claim, []), now)
-            if claim.address:
-                self._claimants.setdefault(claim.address, Counter())[now[1]] += 1
+        before = {offer.key for offer in old.offers()}
+        after = {offer.key for offer in new.offers()}
+        left, added = before - after, after - before
+        if new.age != old.age:
+            left, added = before, after
+        holders = {key: self._claims.get(key, [])[:1] for key in left | added}
+        shared = {key[0]: self.is_shared(key[0]) for key in holders if key[0] >= 0}
+        for key in left:
+            self._remove(old.age, key)
+        for key in added:
+            insort(self._claims.setdefault(key, []), new.age)
+            if key[0] >= 0:
+                self._claimants.setdefault(key[0], Counter())[new.age[1]] += 1
         concerned: set[str] = set()
-        for claim, holder in holders.items():
-            claimants = self._claims.get(claim, [])
+        for key, holder in holders.items():
+            claimants = self._claims.get(key, [])
             if claimants[:1] != holder:
                 concerned |= {name for _, name in claimants}
         for address, was_shared in shared.items():
@@ -50,15 +51,15 @@ class Claims:
                 concerned |= self._claimants.get(address, Counter()).keys()
         return concerned
 
-    def _remove(self, age: tuple[str, str], claim: Claim) -> None:
-        self._claims[claim].remove(age)
-        if not self._claims[claim]:
-            del self._claims[claim]
-        if claim.address is None:
+    def _remove(self, age: tuple[str, str], key: ClaimKey) -> None:
+        self._claims[key].remove(age)
+        if not self._claims[key]:
+            del self._claims[key]
+        if key[0] < 0:
             return
-        claimants = self._claimants[claim.address]
+        claimants = self._claimants[key[0]]
         claimants[age[1]] -= 1
         if not claimants[age[1]]:
             del claimants[age[1]]
         if not claimants:
-            del self._claimants[claim.address]
+            del self._claimants[key[0]]

@@ -6,7 +6,7 @@ of 66 KB can name a million pairs of an address and a port.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from typing import Final, NamedTuple
 
@@ -24,6 +24,8 @@ DEFAULT_AFFINITY: Final = 10_800
 MAX_AFFINITY: Final = 86_400
 """Seconds (core/v1 ClientIPConfig)."""
 MAX_PORTS: Final = 1_024
+"""Of one Service."""
+MAX_EXTERNAL_ADDRESSES: Final = 1_024
 """Of one Service."""
 MAX_EXTERNAL_PORTS: Final = 4_096
 """Pairs of an external address and a port, of one Service."""
@@ -46,12 +48,22 @@ class Claim(NamedTuple):
         return f"port {self.port}/{PROTOCOL_NAMES[self.protocol]}{where}"
 
 
+ClaimKey = tuple[int, int, int]
+"""Address (-1: every node's own), protocol and port."""
+
+
 class Offer(NamedTuple):
     """A frontend that a Service gets unless an older Service has it."""
 
     frontend: Frontend
     protocol: int
     field: str
+
+    @property
+    def key(self) -> ClaimKey:
+        """The claim as a number: there may be thousands, and addresses are slow to compare."""
+        address = self.frontend.address
+        return -1 if address is None else int(address), self.protocol, self.frontend.port
 
     @property
     def claim(self) -> Claim:
@@ -239,7 +251,7 @@ def _affordable(
 ) -> Sequence[_AddressField]:
     """As many external addresses as the limits of one Service leave room for."""
     ports = max(1, min(ports, MAX_PORTS))
-    most = MAX_EXTERNAL_PORTS // ports
+    most = min(MAX_EXTERNAL_ADDRESSES, MAX_EXTERNAL_PORTS // ports)
     ranges = max((len(sources) for _, _, sources in texts if sources), default=0)
     with_ranges = f"{ports} ports" + (f" and {ranges} source ranges" if ranges else "")
     if ranges:
@@ -290,7 +302,7 @@ def _read_ports(
 ) -> tuple[DraftPort, ...]:
     ports: list[DraftPort] = []
     seen: set[tuple[str, int]] = set()
-    taken: dict[Claim, int] = {}
+    taken: dict[ClaimKey, int] = {}
     given_ports = given.spec.ports or []
     if len(given_ports) > MAX_PORTS:
         problems.append(
@@ -322,7 +334,7 @@ def _read_ports(
             offers.append(Offer(frontend, protocol, f"{field}.nodePort"))
         good: list[Offer] = []
         for offer in offers:
-            if (other := taken.setdefault(offer.claim, number)) == number:
+            if (other := taken.setdefault(offer.key, number)) == number:
                 good.append(offer)
             else:
                 problems.append(f"{field}: {offer.claim} is spec.ports[{other}]'s already")
@@ -344,7 +356,10 @@ def _external_offers(
             node = frontend.stand_ins[0].node
             problems.append(f"{field}: {claim} is reserved for {holder} of Node {node}")
         else:
-            yield Offer(replace(frontend, port=port), protocol, field)
+            found = Frontend(
+                frontend.address, port, True, frontend.sources, frontend.node, frontend.stand_ins
+            )
+            yield Offer(found, protocol, field)
 
 
 def _read_node_port(
@@ -383,7 +398,7 @@ def _read_health_check(
         problems.append(f"{field} is missing" if port == 0 else f"{field}: {port} is no port")
         return None
     check = Offer(Frontend(None, port, True), TCP, field)
-    if any(offer.claim == check.claim for each in ports for offer in each.offers):
+    if any(offer.key == check.key for each in ports for offer in each.offers):
         problems.append(f"{field}: {check.claim} is a nodePort of its own already")
         return None
     return check

@@ -335,7 +335,7 @@ class Services:
         for port in draft.ports:
             frontends: list[Frontend] = []
             for offer in port.offers:
-                if (holder := self._claims.holder(offer.claim)) == name:
+                if (holder := self._claims.holder(offer.key)) == name:
                     frontends.append(offer.frontend)
                 else:
                     problems.append(f"{offer.field}: {offer.claim} is Service {holder}'s already")
@@ -363,7 +363,7 @@ class Services:
             )
             parts.append((made, found))
         check = draft.health_check
-        if check and (holder := self._claims.holder(check.claim)) != name:
+        if check and (holder := self._claims.holder(check.key)) != name:
             problems.append(f"{check.field}: {check.claim} is Service {holder}'s already")
         targets = frozenset().union(*(found.targets for _, found in parts))
         return parts, targets, problems
@@ -383,7 +383,7 @@ class Services:
         """The port of every node that it has for that."""
         draft = self._drafts.get(name)
         check = draft.health_check if draft else None
-        return check.frontend.port if check and self._claims.holder(check.claim) == name else None
+        return check.frontend.port if check and self._claims.holder(check.key) == name else None
 
     def _assign_ids(
         self, name: str, old: Service | None, parts: Iterable[tuple[ServicePort, PortEndpoints]]
@@ -421,8 +421,10 @@ class Services:
         if not ports:
             return None
         namespace, _, rest = name.partition("/")
-        addresses = {f.address for port in ports for f in port.frontends if f.address}
-        shared = frozenset(each for each in addresses if self._claims.is_shared(each))
+        addresses = {int(f.address): f.address for p in ports for f in p.frontends if f.address}
+        shared = frozenset(
+            address for number, address in addresses.items() if self._claims.is_shared(number)
+        )
         return Service(namespace, rest, ports, shared)
 
     def _note_slices(self, service: str) -> None:
