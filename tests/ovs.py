@@ -47,7 +47,7 @@ class Ovs:
 
     def vsctl(self, *arguments: str) -> str:
         db = f"--db=unix:{self.directory}/db.sock"
-        return self.run("ovs-vsctl", db, "--retry", "--timeout=20", *arguments)
+        return self.run("ovs-vsctl", db, "--retry", "--timeout=60", *arguments)
 
     def ofctl(self, *arguments: str) -> str:
         return self.run("ovs-ofctl", "-O", "OpenFlow15", *arguments)

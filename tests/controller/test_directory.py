@@ -84,7 +84,7 @@ class Recorder:
         return sorted(name for _, _, name in self.objects)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self._news.clear()
                 await self._news.wait()

@@ -36,7 +36,7 @@ class World:
         """All that have shaken hands."""
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 

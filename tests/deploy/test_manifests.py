@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.patience import PROGRAM_TIMEOUT
+from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
 from settings import load
 from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, rendered
 
@@ -123,7 +123,7 @@ def helm() -> str:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=PROGRAM_TIMEOUT,
+        timeout=BUILD_TIMEOUT,
     )
     return built.stdout.splitlines()[-1]
 

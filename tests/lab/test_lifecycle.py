@@ -105,7 +105,7 @@ def test_up_starts_everything_and_down_leaves_nothing(name):
     assert sluice("lab", "pod", "add", *pod).returncode == 0
     ours = subprocess.Popen(Lab(name).command("default/a", ["sleep", "1000"]))
     assert sluice("lab", "down", "--name", name).returncode == 0
-    assert ours.wait(timeout=5) == -signal.SIGKILL
+    assert ours.wait(timeout=60) == -signal.SIGKILL
     assert traces(name) == []
     assert machine_network() == before
     assert sluice("lab", "down", "--name", name).returncode == 0

@@ -16,7 +16,7 @@ from lab import Lab
 from lab.commands import inside
 from lab.layout import NAMESPACES
 from lab.network import create_namespace, delete_namespace
-from lab.patience import PROGRAM_TIMEOUT
+from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
 from tests.lab.test_pods import settled, traces
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def cnitool() -> str:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=PROGRAM_TIMEOUT,
+        timeout=BUILD_TIMEOUT,
     )
     return built.stdout.splitlines()[-1]
 

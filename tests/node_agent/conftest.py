@@ -345,7 +345,7 @@ class ScratchNode:
 
     def vsctl(self, *arguments: str) -> str:
         return run(
-            "ovs-vsctl", f"--db=unix:{self.home}/db.sock", "--retry", "--timeout=20", *arguments
+            "ovs-vsctl", f"--db=unix:{self.home}/db.sock", "--retry", "--timeout=60", *arguments
         ).strip()
 
     def flows(self) -> str:

@@ -141,7 +141,7 @@ def test_the_next_process_of_the_switch_is_made_to_wait_again(
 
     async def main() -> None:
         looking = asyncio.create_task(switch._keep_hold(one))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await renewed.wait()
         looking.cancel()
 

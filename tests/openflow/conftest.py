@@ -25,12 +25,12 @@ async def connected(
     async with serve("127.0.0.1", 0, on_switch, ssl, timeouts) as server:
         port = server.port
         ovs.dial(f"{'ssl' if ssl else 'tcp'}:127.0.0.1:{port}")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             switch = await found.get()
         yield switch
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """For what this process's event loop has yet to do; nothing here waits for a fixed time."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -260,7 +260,7 @@ def test_a_switch_with_ever_more_ports_is_cut(monkeypatch: pytest.MonkeyPatch) -
                 if switches[0]._connection.closed:
                     break
                 await eventually(lambda: not switches[0]._port_events)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await switches[0].wait_closed() == "it has too many ports"
 
     asyncio.run(main())
@@ -324,7 +324,7 @@ def test_a_request_that_is_never_answered_ends_the_connection(
         async with (
             serve("127.0.0.1", 0, on_switch) as server,
             stranger(server.port, HANDSHAKE) as (reader, writer),
-            asyncio.timeout(20),
+            asyncio.timeout(60),
         ):
             with suppress(ConnectionError):
                 while await reader.read(1 << 16):

@@ -189,7 +189,7 @@ def many(port: int, count: int, context: ssl.SSLContext | None = None, source: s
 
 
 async def expect_ended(connections: list[socket.socket], expected: list[bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await ended(connections) != expected:
             await asyncio.sleep(0.01)
 
