@@ -1,4 +1,4 @@
-"""Who of the host's processes holds which port: what is theirs is not taken for a Service."""
+"""Which process of the host holds which port: a Service does not take it."""
 
 import socket
 from collections.abc import Collection, Iterator
@@ -60,7 +60,7 @@ def _takes_ipv4_from_others(entry: Any) -> bool:
 
 
 def _holders(inodes: Collection[int]) -> Iterator[tuple[int, str]]:
-    """By inode, the process that has the socket open, as far as we may see it."""
+    """By inode: the process that has the socket open, if we may see it."""
     links = {f"socket:[{inode}]": inode for inode in inodes}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -70,4 +70,4 @@ def _holders(inodes: Collection[int]) -> Iterator[tuple[int, str]]:
                     name = (process / "comm").read_text().strip()
                     yield inode, f"process {process.name} ({name})"
         except OSError:
-            continue  # gone, or not ours to look at
+            continue  # it has ended, or we may not look

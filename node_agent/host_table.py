@@ -111,7 +111,7 @@ class ServicePorts:
 
 
 class HostTable:
-    """Makes the table what configuration, Services and leases want it to be."""
+    """Keeps the table as configuration, Services and leases require."""
 
     def __init__(self, leases: Leases, sysctls: Sysctls) -> None:
         self._leases = leases
@@ -128,7 +128,7 @@ class HostTable:
         return self._served
 
     def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
-        """Say what the node's ranges are; from here on there is a table to `converge`."""
+        """Set the node's ranges; before that, `converge` does nothing."""
         self._ranges = pod_cidr, pod_range
 
     def want(self, ports: ServicePorts, busy: AbstractSet[NodePort]) -> None:
@@ -140,7 +140,7 @@ class HostTable:
         self._wanted, self._busy = ports, busy
 
     async def converge(self) -> None:
-        """Make the table so, by one transaction; what is so already is left alone.
+        """Make the table as required, in one transaction; what is already right is left alone.
 
         Raises `NftError`, and `OSError` where a sysctl cannot be set.
         """
@@ -184,7 +184,9 @@ class HostTable:
         try:
             count = await asyncio.to_thread(conntrack.forget_udp, ports)
         except OSError as error:
-            log.warning("old UDP connections go on as they did", ports=ports, reason=str(error))
+            log.warning(
+                "UDP connections keep their old translation", ports=ports, reason=str(error)
+            )
         else:
             log.debug("UDP connections forgotten", ports=len(ports), connections=count)
 

@@ -1,8 +1,7 @@
 """`python -m node_agent.probe [--ready] SOCKET`: whether an agent answers, as a kubelet asks.
 
-The same question as a container runtime's: the CNI verb STATUS. With `--ready` the answer has to
-be that the node takes pods. Nothing is imported that the shim does not, for this runs every few
-seconds.
+It asks as a container runtime does, with the CNI verb STATUS. With `--ready` the answer must be
+that the node takes pods. It imports no more than the shim, because it runs every few seconds.
 """
 
 import sys

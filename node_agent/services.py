@@ -1,6 +1,6 @@
 """What this node's host does for Services: routes, translations and health checks.
 
-The controller says which; a copy on disk says it after a reboot, with the controller away.
+The controller says which. A copy on disk is used after a reboot while the controller is away.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from wire.documents import (
     encode,
 )
 
-LOOK: Final = 10.0
-"""Seconds between two looks at which ports the host's processes hold."""
+PORT_CHECK_INTERVAL: Final = 10.0
+"""Seconds between two checks of which ports the host's processes hold."""
 _RETRY: Final = 2.0
 
 log = structlog.get_logger()
 
 
 def file_of(agent: Agent) -> Path:
-    """Where the copy is."""
+    """The path of the copy."""
     return agent.state / "services.json"
 
 
@@ -57,7 +57,7 @@ class Services:
         self._wanted = _remembered(agent)
         self._config: NodeConfig | None = None
         self._done: object = None
-        """What `_look` has made so, and need not again."""
+        """What `_apply` has applied last."""
         self._problem = ""
         self._protected = Protected(agent.controllers)
         self._left_out: dict[IPv4Address, str] = {}
@@ -65,9 +65,9 @@ class Services:
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._unanswered: dict[str, str] = {}
-        """By Service, why its health checks are not answered."""
+        """By Service: why its health checks are not answered."""
         self._busy: dict[NodePort, str] = {}
-        """Ports of Services at this host on which a process is, and its name."""
+        """Ports of Services on this host that a process holds, and its name."""
 
     def _is_healthy(self) -> bool:
         """Whether connections to Services are served here, as far as this host knows."""
@@ -84,7 +84,7 @@ class Services:
             who = self._busy.get(at)
             if who is not None:
                 found.setdefault(service, []).append(
-                    f"{what} is the Service's already, and {who} listens on it for nothing"
+                    f"{what} is the Service's already, so {who} gets nothing on it"
                     if is_served
                     else f"{what} is not served: {who} listens on it"
                 )
@@ -129,16 +129,16 @@ class Services:
         """
         async with self._lock:
             self._config, self._done = config, None
-            await self._look()
+            await self._apply()
 
     async def run(self) -> NoReturn:
-        """Follow the controller, and look at the host's ports from time to time; for ever."""
+        """Follow the controller, and check the host's ports at intervals; for ever."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_controller())
                 while True:
                     self._news.clear()
-                    pause = LOOK if await self._converge() else _RETRY
+                    pause = PORT_CHECK_INTERVAL if await self._converge() else _RETRY
                     try:
                         async with asyncio.timeout(pause):
                             await self._news.wait()
@@ -150,8 +150,8 @@ class Services:
     async def _follow_controller(self) -> None:
         async for answer in services(self._agent):
             if isinstance(answer, Refused | Unreachable):
-                continue  # What was said last stays in force; `Node` tells of it.
-            wanted = answer if answer.source_complete else _both(self._wanted, answer)
+                continue  # The last document stays in force; `Node` reports the reason.
+            wanted = answer if answer.source_complete else _merged(self._wanted, answer)
             if wanted == self._wanted:
                 continue
             self._wanted = wanted
@@ -161,7 +161,7 @@ class Services:
                     install.replace, file_of(self._agent), encode(wanted), 0o600
                 )
             except OSError as error:
-                log.warning("no copy kept of what Services need", reason=str(error))
+                log.warning("the copy of what Services need is not saved", reason=str(error))
 
     async def _converge(self) -> bool:
         if self._wanted is not None:
@@ -169,7 +169,7 @@ class Services:
         self._no_healthz = await self._checks.serve_healthz()
         try:
             async with self._lock:
-                await self._look()
+                await self._apply()
         except (NodeFault, NetlinkError, OSError) as error:
             if str(error) != self._problem:
                 log.warning("Services are not fully served", reason=str(error))
@@ -178,7 +178,7 @@ class Services:
         self._problem = ""
         return True
 
-    async def _look(self) -> None:
+    async def _apply(self) -> None:
         """Apply what has changed since the last time."""
         config, wanted = self._config, self._wanted
         if config is None:
@@ -252,13 +252,13 @@ def _remembered(agent: Agent) -> NodeServices | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        log.warning("the copy of what Services need is not read", reason=str(error))
+        log.warning("the copy of what Services need cannot be read", reason=str(error))
         return None
     return found if found.node == agent.node else None
 
 
-def _both(old: NodeServices | None, new: NodeServices) -> NodeServices:
-    """Nothing is taken away."""
+def _merged(old: NodeServices | None, new: NodeServices) -> NodeServices:
+    """The union: the new document is not complete, so nothing is removed."""
     if old is None:
         return new
     # Of each key the newer one.

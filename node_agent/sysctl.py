@@ -1,4 +1,4 @@
-"""What the kernel is told by /proc/sys/net, for the network namespace that the agent runs in."""
+"""Sysctls below /proc/sys/net, of the network namespace that the agent runs in."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""Sluice is taken off a node: all that an agent has made here goes, and nothing else.
+"""Removes Sluice from a node: everything that an agent has made here, and nothing else.
 
-Each step does what is left to do, so that whoever was interrupted, or told of an obstacle, runs it
-again.
+Each step does what is left to do, so an interrupted run can be repeated.
 """
 
 import asyncio

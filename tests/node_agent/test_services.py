@@ -10,7 +10,7 @@ from typing import Any
 
 from node_agent import host_ports
 from node_agent.cni_call import Code
-from node_agent.services import _both
+from node_agent.services import _merged
 from tests.namespaces import inside
 from wire.documents import NodeProblems, NodeServices, decode_services, encode
 
@@ -215,7 +215,7 @@ def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode)
             # Who comes later gets nothing; and that is told too.
             with closing(listening(scratch, 30080)):
                 await until(
-                    lambda: "for nothing" in controller.problems.services.get("default/web", ""),
+                    lambda: "gets nothing on it" in controller.problems.services.get("default/web", ""),
                     lambda: f"{controller.problems}\n{scratch.log()}",
                     30,
                 )
@@ -368,8 +368,8 @@ def test_a_document_that_is_not_whole_adds_only() -> None:
         "2", (TCP, 2, "a/c"), health_checks=((7, "a/a", 0), (8, "a/b", 1)), source_complete=False,
         own_addresses=((*second, EXTERNAL, "a/b"),),
     )  # fmt: skip
-    assert _both(None, new) == new
-    both = _both(old, new)
+    assert _merged(None, new) == new
+    both = _merged(old, new)
     assert both.node_ports == ((TCP, 1, "a/a"), (TCP, 2, "a/c"))
     assert both.external_addresses == (EXTERNAL,)
     assert both.health_checks == ((7, "a/a", 0), (8, "a/b", 1))
