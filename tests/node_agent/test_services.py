@@ -215,7 +215,7 @@ def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode)
             # Who comes later gets nothing; and that is told too.
             with closing(listening(scratch, 30080)):
                 await until(
-                    lambda: "gets nothing on it" in controller.problems.services.get("default/web", ""),
+                    lambda: "gets nothing" in controller.problems.services.get("default/web", ""),
                     lambda: f"{controller.problems}\n{scratch.log()}",
                     30,
                 )
