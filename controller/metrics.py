@@ -11,7 +11,9 @@ DRIFT = Counter(
     "Flows, groups, seals and meters that were changed by somebody else, as audits found",
     ["kind"],
 )
-FOREIGN = Gauge("sluice_foreign_flows", "Flows and groups on the switches that nobody here made")
+FOREIGN = Gauge(
+    "sluice_foreign_flows", "Flows and groups on the switches that Sluice does not manage"
+)
 REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch refused")
 PROBLEMS = Gauge("sluice_problems", "Objects, files and ports that are refused at the moment")
 EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["outcome"])

@@ -175,8 +175,12 @@ def decode_digest(data: bytes) -> SwitchDigest:
 
 
 def decode_verdict(data: bytes) -> Verdict:
-    """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=Verdict)
+    """From JSON. Raises `msgspec.MsgspecError`.
+
+    A later version may say "superseded", once no agent is left that knows only "moved on".
+    """
+    given = msgspec.json.decode(data, type=Literal["right", "moved on", "superseded", "drift"])
+    return Verdict.SUPERSEDED if given == "superseded" else Verdict(given)
 
 
 def decode_problems(data: bytes) -> NodeProblems:

@@ -115,6 +115,12 @@ def test_verdicts_have_fixed_bytes(verdict: Verdict, data: bytes) -> None:
     assert documents.decode_verdict(data) is verdict
 
 
+def test_verdict_of_a_later_version_is_read() -> None:
+    assert documents.decode_verdict(b'"superseded"') is Verdict.SUPERSEDED
+    with pytest.raises(msgspec.ValidationError):
+        documents.decode_verdict(b'"unknown"')
+
+
 def test_refusals_have_fixed_bytes() -> None:
     assert encode(Refusal("why")) == b'{"error":"why"}'
     assert documents.decode_refusal(b'{"error":"why","more":1}') == "why"
