@@ -63,7 +63,7 @@ test: need-root setup $(TESTS_READY) ## run all tests (builds a Kubernetes once,
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
-	    exec timeout --foreground --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	    exec timeout --foreground --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 unit: setup ## run the tests that need no root, switch, lab or API server (less than 1 min). PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -q -n 2 -m unit $(PYTEST_ARGS)

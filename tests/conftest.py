@@ -7,7 +7,13 @@ from hypothesis import HealthCheck, settings
 
 from tests.ovs import Ovs, running
 
-pytest_plugins = ("tests.watchdog", "tests.labs", "tests.hostile.table", "tests.unit")
+pytest_plugins = (
+    "tests.watchdog",
+    "tests.labs",
+    "tests.hostile.table",
+    "tests.unit",
+    "tests.order",
+)
 
 # The time of an example depends on the machine's load; a failure must be reproducible.
 settings.register_profile(

@@ -10,7 +10,6 @@ from bench import (
     fleet,
     flow_push,
     kube_proxy,
-    kubelets,
     pod_ready,
     pods,
     service_size,
@@ -76,14 +75,6 @@ def test_what_a_service_costs_is_counted():
     # A bucket more or less, of 80 bytes; but all of them where the datapath chooses among them.
     assert 0 < max(many.samples) < 1000
     assert 1000 < max(few.samples) < 2000
-
-
-def test_kubelets_start_pods_on_both_networks():
-    figures = kubelets.measure(rounds=1, single=1, pods=3)
-    assert names(figures) == {"pod_start_vs_ptp"}
-    samples = {figure.name: len(figure.samples) for figure in figures}
-    assert samples["kubelet_add_ms"] == samples["kubelet_add_ms.ptp"] == 1
-    assert samples["kubelet_add_at_once_ms"] == samples["kubelet_add_at_once_ms.ptp"] == 3
 
 
 def test_what_is_written_is_what_the_table_shows(tmp_path: Path):
