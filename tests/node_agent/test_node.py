@@ -386,7 +386,8 @@ def test_controllers_of_others_are_left_alone(scratch: ScratchNode) -> None:
 
     async def main() -> None:
         await scratch.start_controller()
-        scratch.start_agent()
+        # Open vSwitch tells OVSDB of the session every 5 s only.
+        scratch.start_agent(statusGrace=60.0)
         await scratch.until_ready()
         scratch.stop_agent()
         scratch.vsctl("clear", "bridge", "br-int", "controller")
