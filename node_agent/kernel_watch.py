@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network
 from typing import Final
 
+import structlog
+
 from node_agent import nft, routes
 
 _NETLINK_NETFILTER: Final = 12
@@ -34,8 +36,13 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _DATAGRAMS_AT_ONCE: Final = 256
+_RETRY: Final = 60.0
+"""Seconds after which a watch that failed is started again."""
 _PAUSE: Final = 0.5
 """Seconds between two looks at what has come: a flush is many messages."""
+
+
+log = structlog.get_logger()
 
 
 class KernelWatch:
@@ -51,10 +58,20 @@ class KernelWatch:
         self._ranges, self._gateway = tuple(ranges), gateway
 
     async def run(self) -> None:
-        """Watch for ever. Raises `OSError` where the kernel does not let us."""
+        """Watch for ever. Where the kernel refuses, the regular repair has to do."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(socket.NETLINK_ROUTE, _ROUTE_GROUPS, self.is_of_ours))
-            tasks.create_task(self._follow(_NETLINK_NETFILTER, _NFT_GROUPS, _is_our_table))
+            tasks.create_task(self._retry(socket.NETLINK_ROUTE, _ROUTE_GROUPS, self.is_of_ours))
+            tasks.create_task(self._retry(_NETLINK_NETFILTER, _NFT_GROUPS, _is_our_table))
+
+    async def _retry(
+        self, protocol: int, groups: Iterable[int], matters: Callable[[int, bytes], bool]
+    ) -> None:
+        while True:
+            try:
+                await self._follow(protocol, groups, matters)
+            except OSError as error:
+                log.warning("changes in the kernel are not watched", reason=error.strerror)
+            await asyncio.sleep(_RETRY)
 
     async def _follow(
         self, protocol: int, groups: Iterable[int], matters: Callable[[int, bytes], bool]
