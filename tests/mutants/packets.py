@@ -99,7 +99,7 @@ PACKETS: Final = (
         "        family = family_of(address)\n"
         "        to_node",
         "    for address in (node.address,):\n        family = family_of(address)\n        to_node",
-        (*_TRACES, "tests/flows/test_golden.py"),
+        ("tests/flows/test_guards.py",),
     ),
     Fault(
         "a pod's ICMP error about others' connections goes on",
