@@ -154,13 +154,13 @@ SWITCHES: Final = (
         "controller/forgetting.py",
         "if address not in attached[node]]",
         "]",
-        _RECONCILER_TESTS,
+        ("tests/controller/test_forgetting.py",),
     ),
     Fault(
         "connections of a freed address are not forgotten",
         "controller/forgetting.py",
         "            asyncio.get_running_loop().call_later(FREED_TICK, self._forget_freed)\n",
         "            pass\n",
-        _RECONCILER_TESTS,
+        ("tests/controller/test_forgetting.py",),
     ),
 )
