@@ -17,7 +17,7 @@ from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, ClusterView, Key
-from openflow.batch import Batch, FlowDelete, FlowRemove
+from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 
 LOG_LENGTH: Final = 256
 """Batches kept for switches that are behind; a switch further behind is compared."""
@@ -135,7 +135,7 @@ class Desired:
                 groups_set=tuple(map(GroupChange, self.shared.groups.values())),
             )
             # The same message takes any node's own seal away.
-            first = [FlowRemove(Program("any node's").seal)]
+            first = [DeleteStrict(Program("any node's").seal)]
             batch = batch_of(delta, self.shared.seal, sealed=self.source_complete, first=first)
             self._everything = key, batch
         return self._everything[1]
@@ -175,7 +175,7 @@ def batch_of(
     *,
     sealed: bool,
     meters: Mapping[int, Meter] | None = None,
-    first: Iterable[FlowDelete | FlowRemove] = (),
+    first: Iterable[DeleteByCookie | DeleteStrict] = (),
 ) -> Batch:
     """Encode a delta for a switch that has these meters.
 
@@ -199,4 +199,4 @@ def batch_of(
         batch = make(first=first)
         if batch.bundles < 2:
             return batch
-    return make(first=[*first, FlowRemove(seal)])
+    return make(first=[*first, DeleteStrict(seal)])

@@ -17,7 +17,7 @@ from flows.flow import Flow
 from flows.refs import ObjectRef
 from flows.text import flow_text
 from openflow import digest
-from openflow.batch import FlowDelete
+from openflow.batch import DeleteByCookie
 from openflow.messages import InstalledFlow
 from wire.documents import SwitchDigest, Verdict
 
@@ -129,7 +129,7 @@ class Audit:
             ),
         )
         # All that have the cookie, wherever they are; then the right one.
-        first = [FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)]
+        first = [DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)]
         batch = batch_of(delta, program.seal, sealed=True, meters=session.meters, first=first)
         await session.apply(batch)
         session.meters |= {meter.id: meter for meter in delta.meters_set}

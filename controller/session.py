@@ -32,7 +32,7 @@ from openflow.batch import (
     Batch,
     BucketRemove,
     BucketsInsert,
-    FlowRemove,
+    DeleteStrict,
     Message,
     message_text,
 )
@@ -209,7 +209,7 @@ class Session:
                 ),
                 desired.shared.seal,
                 sealed=desired.source_complete and not self.left_out,
-                first=[FlowRemove(desired.program(self.node).seal)],
+                first=[DeleteStrict(desired.program(self.node).seal)],
             )
         else:
             batch = desired.everything_shared()

@@ -42,30 +42,30 @@ INTERVAL = 0.02
 PATIENCE = 180.0
 """Seconds after which a fault must be repaired: far more than the audit's interval."""
 SLACK = 1.0
-"""Seconds by which an excuse covers more than its cause: packets were on their way, and Open
-vSwitch has yet to hear of a link."""
+"""Seconds before and after a fault in which loss is expected too: packets are on their way, and
+Open vSwitch learns late that a link changed."""
 
 
 @dataclass(frozen=True)
-class Excuse:
+class ExpectedLoss:
     """Packets between these nodes may be lost in this time."""
 
     why: str
     nodes: frozenset[str]
     tunnels_only: bool
-    """Whether packets that stay within a node have no excuse."""
+    """Whether only packets between nodes may be lost, not those within one node."""
     begin: float
     end: float
 
 
-def is_excused(outage: Outage, nodes: Sequence[str], excuses: Sequence[Excuse]) -> bool:
-    """Whether every lost packet was sent while something took packets between `nodes` away."""
+def is_expected(outage: Outage, nodes: Sequence[str], expected: Sequence[ExpectedLoss]) -> bool:
+    """Whether every packet lost between `nodes` was sent while a fault explains its loss."""
     across = len(set(nodes)) > 1
     at = outage.first
-    for excuse in sorted(excuses, key=lambda excuse: excuse.begin):
-        concerned = excuse.nodes & set(nodes) and (across or not excuse.tunnels_only)
-        if concerned and excuse.begin - SLACK <= at:
-            at = max(at, excuse.end + SLACK)
+    for loss in sorted(expected, key=lambda loss: loss.begin):
+        concerned = loss.nodes & set(nodes) and (across or not loss.tunnels_only)
+        if concerned and loss.begin - SLACK <= at:
+            at = max(at, loss.end + SLACK)
     return at > outage.last
 
 
@@ -90,23 +90,24 @@ class Soak:
     """Those that come and go: name -> node."""
     made: int = 0
     done: Counter[str] = field(default_factory=Counter)
-    excuses: list[Excuse] = field(default_factory=list)
+    expected: list[ExpectedLoss] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     # What happens
 
-    def one_thing(self) -> None:
-        """Something at random. All that is random about it is drawn before it begins."""
-        things: list[tuple[Callable[[], None], int]] = [
+    def run_random_fault(self) -> None:
+        """Cause one fault or change at random. All random choices are made before it begins."""
+        faults: list[tuple[Callable[[], None], int]] = [
             (self.add_pods, 5 if len(self.pods) < MOST_PODS else 0),
             (self.delete_pods, 4 if self.pods else 0),
             (self.kill_daemons, 4),
             (self.tamper, 4),
             (self.cut_link, 2),
         ]
-        thing = self.random.choices([t for t, _ in things], [weight for _, weight in things])[0]
-        self.done[thing.__name__.replace("_", " ")] += 1
-        thing()
+        functions, weights = zip(*faults, strict=True)
+        fault = self.random.choices(functions, weights)[0]
+        self.done[fault.__name__.replace("_", " ")] += 1
+        fault()
 
     def add_pods(self) -> None:
         count = self.random.randint(1, min(4, MOST_PODS - len(self.pods)))
@@ -153,7 +154,7 @@ class Soak:
         end = self.random.choice([*self.nodes, "control"])
         pause = self.random.uniform(0.1, 2)
         self.say(f"cut the link of {end} for {pause:.1f} s")
-        with self._excuse("a cut link", {end}, tunnels_only=True):
+        with self._expect_loss("a cut link", {end}, tunnels_only=True):
             self.lab.exec("fabric", ["ip", "link", "set", end, "down"])
             time.sleep(pause)
             self.lab.exec("fabric", ["ip", "link", "set", end, "up"])
@@ -181,14 +182,14 @@ class Soak:
             ]
         )
         self.say(f"{what} of {node} (table {table})")
-        with self._excuse("tampering", {node}, tunnels_only=False):
+        with self._expect_loss("tampering", {node}, tunnels_only=False):
             self.lab.exec(node, [*OFCTL, *command])
             # Here it waits for the audit.
             self._wait_right()
 
     def _change_pods(self, new: dict[str, str], gone: Sequence[str]) -> None:
         nodes = {*new.values(), *(self.pods[name] for name in gone)}
-        with self._excuse("pods come or go", nodes, tunnels_only=True):
+        with self._expect_loss("pods come or go", nodes, tunnels_only=True):
             with ThreadPoolExecutor(8) as pool:
                 added = [pool.submit(self._persist, self._add, *pod) for pod in new.items()]
                 deleted = [pool.submit(self._persist, self._delete, name) for name in gone]
@@ -226,18 +227,18 @@ class Soak:
         }
 
     @contextmanager
-    def _excuse(self, why: str, nodes: set[str], *, tunnels_only: bool) -> Iterator[None]:
+    def _expect_loss(self, why: str, nodes: set[str], *, tunnels_only: bool) -> Iterator[None]:
         begin = time.monotonic()
         yield
         end = time.monotonic()
-        self.excuses.append(Excuse(why, frozenset(nodes), tunnels_only, begin, end))
+        self.expected.append(ExpectedLoss(why, frozenset(nodes), tunnels_only, begin, end))
 
     def _wait_right(self) -> None:
         """Until controller and switches agree, and the pods that stay reach each other again."""
         deadline = time.monotonic() + PATIENCE
         while found := self.disagreements():
             if time.monotonic() > deadline:
-                raise LabError("it is not put right:\n" + "\n".join(found[:20]))
+                raise LabError(f"not repaired within {PATIENCE:g} s:\n" + "\n".join(found[:20]))
             time.sleep(0.1)
         for where, to in self._pairs(staying=True):
             # Until one is answered: then the datapath has the flows.
@@ -278,16 +279,16 @@ class Soak:
                 yield one.key, str(other.address)
 
     def judge(self, watched: Watched) -> str:
-        """End a ping, note what it lost without an excuse, and say how it went."""
+        """End a ping, note loss that no fault explains, and say how it went."""
         pinged = watched.ping.stop()
-        unexcused = [o for o in pinged.outages if not is_excused(o, watched.nodes, self.excuses)]
-        for outage in unexcused:
+        unexpected = [o for o in pinged.outages if not is_expected(o, watched.nodes, self.expected)]
+        for outage in unexpected:
             self.wrong.append(
                 f"{watched.title}: {outage.lost} packets lost without a reason, sent from "
                 f"{outage.first:.2f} to {outage.last:.2f}"
             )
         return f"{watched.title}: {pinged.sent} packets, {pinged.lost} lost, " + (
-            "not all excused" if unexcused else "all of them excused" if pinged.lost else "none"
+            "not all expected" if unexpected else "all expected" if pinged.lost else "none"
         )
 
 
@@ -368,10 +369,10 @@ def main(
     name: str,
     keep: bool,
 ) -> None:
-    """Do rough things to a cluster, and see whether it comes out right."""
+    """Cause random faults in a cluster under traffic, and check that it recovers."""
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
     seed = randbits(32) if seed is None else seed
-    console.print(f"The seed is {seed}: --seed {seed} (SEED={seed}) has the same happen again.")
+    console.print(f"The seed is {seed}: --seed {seed} (SEED={seed}) repeats this run.")
     try:
         with one_interrupt():
             lab = Lab(name)
@@ -379,7 +380,7 @@ def main(
                 found = not lab.up(nodes=nodes, source=source, report=steps)
             if found:
                 raise click.ClickException(f"lab {name} is up already; choose another --name")
-            wrong = ["it did not come to its end"]
+            wrong = ["the run did not finish"]
             try:
                 wrong = run(console, lab, nodes, minutes * 60, seed)
             except LabError as error:
@@ -419,7 +420,7 @@ def run(console: Console, lab: Lab, nodes: int, seconds: float, seed: int) -> li
         before = {node: traces(lab, node) for node in names}
         with traffic(lab, soak) as (watched, streaming):
             while time.monotonic() - began < seconds:
-                soak.one_thing()
+                soak.run_random_fault()
             say("the traffic ends")
             with ThreadPoolExecutor(len(watched)) as pool:
                 for told in pool.map(soak.judge, watched):

@@ -23,7 +23,7 @@ from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, Leases
 from node_agent.local_switch import LocalSwitch
-from node_agent.node import FlowWatch, Node
+from node_agent.node import ClassifierWatch, LocalNode
 from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
@@ -42,11 +42,11 @@ class Attachments:
     def __init__(
         self,
         agent: Agent,
-        node: Node,
+        node: LocalNode,
         ovsdb: Ovsdb,
         netlink: AsyncIPRoute,
         leases: Leases,
-        watch: FlowWatch,
+        watch: ClassifierWatch,
         switch: LocalSwitch,
         table: HostTable,
         problems: PodProblems,
@@ -264,8 +264,8 @@ class Attachments:
         raise CniError(
             Code.TRY_AGAIN,
             f"the switch got no flows for port {lease.port} within {self._agent.add_timeout:g} s",
-            f"the controller has a session, but does not let {what} in: does it know it, with "
-            f"uid and spec.nodeName {self._agent.node}?"
+            f"the controller has a session, but has not accepted {what}; does the Pod exist with "
+            f"this uid and spec.nodeName {self._agent.node}?"
             if up
             else f"Open vSwitch reports no controller session: {why}",
         )

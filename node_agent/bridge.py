@@ -27,7 +27,7 @@ INACTIVITY_PROBE: Final = 60_000
 """Milliseconds. A controller that recompiles must not lose all its switches at once."""
 _WAIT: Final = "flow-restore-wait"
 _CONFIG: Final = "sluice-config"
-_MARK: Final = {"sluice": "controller"}
+_OUR_CONTROLLER_IDS: Final = {"sluice": "controller"}
 """In the external_ids of our Controller rows: which are ours when the targets change."""
 _NOTHING_YET: Final = "nothing reported yet"
 
@@ -121,7 +121,7 @@ def _refuse_foreign(root: Row, bridge: Row | None) -> None:
 
 
 def remove(transaction: Transaction, agent: Agent) -> int:
-    """Leave nothing of ours in OVSDB; what `taken_in` is to be asked for.
+    """Leave nothing of ours in OVSDB; what `applied` is to be asked for.
 
     A switch that waits for its flows goes on.
     """
@@ -135,7 +135,7 @@ def remove(transaction: Transaction, agent: Agent) -> int:
         root.delkey("external_ids", _CONFIG)
     if any(row.private_key == str(tls_files.kept(agent.state).key) for row in root.ssl):
         root.ssl = []
-    return release(transaction)
+    return clear_restore_wait(transaction)
 
 
 def attach(lease: Lease) -> Callable[[Transaction], None]:
@@ -291,8 +291,8 @@ def _other_config(agent: Agent) -> dict[str, str]:
     return {"datapath-id": f"{names.datapath_id(agent.node):016x}", "hwaddr": names.BRIDGE_MAC}
 
 
-def release(transaction: Transaction) -> int:
-    """Let a switch that waits for its flows go on; what `taken_in` is to be asked for."""
+def clear_restore_wait(transaction: Transaction) -> int:
+    """Let a switch that waits for its flows go on; what `applied` is to be asked for."""
     root = _root(transaction)
     if _WAIT in root.other_config:
         root.delkey("other_config", _WAIT)
@@ -301,20 +301,20 @@ def release(transaction: Transaction) -> int:
     return goal
 
 
-def hold(transaction: Transaction) -> None:
+def set_restore_wait(transaction: Transaction) -> None:
     """Have the next process of the switch wait for its flows; a running one takes no notice."""
     root = _root(transaction)
     if root.other_config.get(_WAIT) != "true":
         root.setkey("other_config", _WAIT, "true")
 
 
-def is_held(ovsdb: Ovsdb) -> bool:
-    """Whether `hold` is in force."""
+def has_restore_wait(ovsdb: Ovsdb) -> bool:
+    """Whether `set_restore_wait` is in force."""
     return any(root.other_config.get(_WAIT) == "true" for root in ovsdb.rows("Open_vSwitch"))
 
 
-def taken_in(ovsdb: Ovsdb, goal: int) -> bool:
-    """Whether ovs-vswitchd has taken in all that OVSDB held after that `release`."""
+def applied(ovsdb: Ovsdb, goal: int) -> bool:
+    """Whether ovs-vswitchd has taken in all that OVSDB held after that `clear_restore_wait`."""
     return any(root.cur_cfg >= goal for root in ovsdb.rows("Open_vSwitch"))
 
 
@@ -374,7 +374,7 @@ def _controller_columns(agent: Agent) -> dict[str, object]:
         "inactivity_probe": [INACTIVITY_PROBE],
         # Milliseconds; apart from node to node, so that not all knock at one moment.
         "max_backoff": [2000 + names.datapath_id(agent.node) % 2000],
-        "external_ids": _MARK,
+        "external_ids": _OUR_CONTROLLER_IDS,
     }
 
 
@@ -397,7 +397,7 @@ def _update_controllers(transaction: Transaction, bridge: Row, agent: Agent) -> 
 
 
 def _is_marked(controller: Row) -> bool:
-    return bool(_MARK.items() <= controller.external_ids.items())
+    return bool(_OUR_CONTROLLER_IDS.items() <= controller.external_ids.items())
 
 
 def _ssl(transaction: Transaction, root: Row, tls: Tls) -> None:

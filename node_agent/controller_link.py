@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class NodeRefused:
     """The controller knows no such Node, or cannot use it; the sentence is the controller's."""
 
     why: str
@@ -38,26 +38,26 @@ class Unreachable:
     why: str
 
 
-def configurations(agent: Agent) -> AsyncIterator[NodeConfig | Refused | Unreachable]:
+def configurations(agent: Agent) -> AsyncIterator[NodeConfig | NodeRefused | Unreachable]:
     """Every configuration that a controller has for this node, as it changes; never ends."""
     return _follow(agent, paths.CONFIG, decode_config)
 
 
-def services(agent: Agent) -> AsyncIterator[NodeServices | Refused | Unreachable]:
+def services(agent: Agent) -> AsyncIterator[NodeServices | NodeRefused | Unreachable]:
     """All that this node's host is to do for Services, as it changes; never ends."""
     return _follow(agent, paths.SERVICES, decode_services)
 
 
 async def _follow(
     agent: Agent, path: str, read: Callable[[bytes], _Document]
-) -> AsyncIterator[_Document | Refused | Unreachable]:
+) -> AsyncIterator[_Document | NodeRefused | Unreachable]:
     """One document of this node's, as it changes.
 
     Where no controller can be reached they are tried again, further and further apart and at
     random, so that a thousand agents do not come back at one moment.
     """
     delay, down = _BACKOFF[0], ""
-    latest: _Document | Refused | None = None
+    latest: _Document | NodeRefused | None = None
     async with Controllers(agent) as controllers:
         while True:
             try:
@@ -77,7 +77,7 @@ async def _follow(
                 latest = answer
                 yield answer
             delay, down = _BACKOFF[0], ""
-            if isinstance(answer, Refused):
+            if isinstance(answer, NodeRefused):
                 # Nothing to wait for on the other side: ask again before long.
                 await asyncio.sleep(random.uniform(1, 2))  # noqa: S311
 
@@ -87,11 +87,11 @@ async def _ask(
     node: str,
     path: str,
     read: Callable[[bytes], _Document],
-    latest: _Document | Refused | None,
-) -> _Document | Refused | None:
+    latest: _Document | NodeRefused | None,
+) -> _Document | NodeRefused | None:
     """One request; None where nothing has changed. Raises `ControllerError`."""
     parameters = {}
-    if latest is not None and not isinstance(latest, Refused):
+    if latest is not None and not isinstance(latest, NodeRefused):
         parameters = {paths.AFTER: latest.revision, paths.WAIT: str(_WAIT)}
 
     def document(body: bytes) -> _Document:
@@ -103,13 +103,13 @@ async def _ask(
             raise ValueError(f"the controller answered for Node {found.node}")
         return found
 
-    def refusal(body: bytes) -> Refused:
+    def refusal(body: bytes) -> NodeRefused:
         try:
-            return Refused(decode_refusal(body))
+            return NodeRefused(decode_refusal(body))
         except msgspec.MsgspecError as error:
             raise ValueError("the controller refuses without a reason") from error
 
-    answer: _Document | Refused | None = await controllers.ask(
+    answer: _Document | NodeRefused | None = await controllers.ask(
         "GET",
         paths.path_for(path, node),
         answers={

@@ -106,7 +106,7 @@ class LocalSwitch:
                     await self._start_forwarding(switch)
                     self._switch = switch
                     self._going.set()
-                    await self._keep_hold(switch)
+                    await self._keep_restore_wait(switch)
             except (OSError, SwitchError, OvsdbError) as error:
                 if str(error) != problem:
                     problem = str(error)
@@ -176,13 +176,13 @@ class LocalSwitch:
         """Let the switch forward, and make its next process wait again."""
         goal = 0
 
-        def release(transaction: Transaction) -> None:
+        def clear(transaction: Transaction) -> None:
             nonlocal goal
-            goal = bridge.release(transaction)
+            goal = bridge.clear_restore_wait(transaction)
 
-        await self._ovsdb.transact(release)
+        await self._ovsdb.transact(clear)
         taken = asyncio.create_task(
-            self._ovsdb.wait_until(lambda: bridge.taken_in(self._ovsdb, goal), None)
+            self._ovsdb.wait_until(lambda: bridge.applied(self._ovsdb, goal), None)
         )
         gone = asyncio.create_task(switch.wait_closed())
         try:
@@ -191,14 +191,14 @@ class LocalSwitch:
         finally:
             taken.cancel()
             gone.cancel()
-        await self._ovsdb.transact(bridge.hold)
+        await self._ovsdb.transact(bridge.set_restore_wait)
 
-    async def _keep_hold(self, switch: Switch) -> None:
+    async def _keep_restore_wait(self, switch: Switch) -> None:
         """Renew the hold until the connection ends: `ovs-ctl restart` removes the same key."""
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL):
                     raise ConnectionLost(await switch.wait_closed())
             except TimeoutError:
-                if not bridge.is_held(self._ovsdb):
+                if not bridge.has_restore_wait(self._ovsdb):
                     await self._release(switch)

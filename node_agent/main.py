@@ -20,10 +20,10 @@ from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
-from node_agent.node import Node
+from node_agent.node import LocalNode
 from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems, report_loop
-from node_agent.services import Services
+from node_agent.services import LocalServices
 from node_agent.sysctl import Sysctls
 from node_agent.uninstall import UninstallError, uninstall
 from openflow.watch import FlowWatch
@@ -112,8 +112,8 @@ async def _run(agent: Agent) -> None:
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             table = HostTable(leases, Sysctls.of(agent))
-            services = Services(agent, netlink, table)
-            node = Node(agent, ovsdb, netlink, leases, watch, services)
+            services = LocalServices(agent, netlink, table)
+            node = LocalNode(agent, ovsdb, netlink, leases, watch, services)
             pods = PodProblems()
             attachments = Attachments(
                 agent, node, ovsdb, netlink, leases, watch, switch, table, pods

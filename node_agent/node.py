@@ -14,12 +14,12 @@ from flows import names
 from flows.features import classify
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
-from node_agent.controller_link import Refused, Unreachable, configurations
+from node_agent.controller_link import NodeRefused, Unreachable, configurations
 from node_agent.faults import NodeFault
 from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
-from node_agent.services import Services
+from node_agent.services import LocalServices
 from node_agent.sysctl import Sysctls
 from settings import Agent
 from wire.documents import MAX_ADDRESSES, NodeAddresses, NodeConfig
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class NodeReady:
     """What an ADD needs of the node."""
 
     config: NodeConfig
@@ -43,7 +43,7 @@ class Ready:
     """Of pod interfaces, in bytes."""
 
 
-class FlowWatch(Protocol):
+class ClassifierWatch(Protocol):
     """What is asked of `openflow.watch.FlowWatch`, of the table Classifier."""
 
     @property
@@ -54,7 +54,7 @@ class FlowWatch(Protocol):
         """Whether a flow with this cookie is in the table, within `timeout` seconds."""
 
 
-class Node:
+class LocalNode:
     """Converges the host; `ready` and `status` answer from memory."""
 
     def __init__(
@@ -63,8 +63,8 @@ class Node:
         ovsdb: Ovsdb,
         netlink: AsyncIPRoute,
         leases: Leases,
-        watch: FlowWatch,
-        services: Services,
+        watch: ClassifierWatch,
+        services: LocalServices,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,7 +79,7 @@ class Node:
         self._refused: str | None = None
         self._unreachable: str | None = None
         self._unenrolled = ""
-        self._ready: Ready | None = None
+        self._ready: NodeReady | None = None
         self._problem = ""
         """Why the node could not be set up as it is wanted, the last time."""
         self._addresses: NodeAddresses | None = None
@@ -91,7 +91,7 @@ class Node:
         self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
         self._session_last_seen = monotonic()
 
-    def ready(self) -> Ready:
+    def ready(self) -> NodeReady:
         """What an ADD needs. Raises `CniError` with the reason while there is no answer."""
         if self._refused is not None or self._ready is None:
             raise CniError(Code.TRY_AGAIN, "this node takes no pods now", self._why_not())
@@ -173,7 +173,7 @@ class Node:
             self._unreachable = answer.why if isinstance(answer, Unreachable) else None
             if isinstance(answer, Unreachable):
                 pass  # What was said last stays in force.
-            elif isinstance(answer, Refused):
+            elif isinstance(answer, NodeRefused):
                 # What works stays as it is: a refusal takes nothing away from running pods.
                 self._refused = answer.why
                 log.warning("the controller refuses this node", reason=answer.why)
@@ -252,7 +252,7 @@ class Node:
             ):
                 self._ready = None
             return False
-        ready = Ready(config, mtu)
+        ready = NodeReady(config, mtu)
         if self._ready != ready:
             log.info("node set up", podCIDR=str(config.pod_cidr), mtu=mtu)
         self._ready, self._problem = ready, ""

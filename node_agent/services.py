@@ -16,7 +16,7 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows.features.protocols import LAYER_4_NAMES
 from node_agent import host_ports, install, routes
-from node_agent.controller_link import Refused, Unreachable, services
+from node_agent.controller_link import NodeRefused, Unreachable, services
 from node_agent.faults import NodeFault
 from node_agent.health_checks import HealthChecks
 from node_agent.host import find_gateway
@@ -45,7 +45,7 @@ def file_of(agent: Agent) -> Path:
     return agent.state / "services.json"
 
 
-class Services:
+class LocalServices:
     """Converges the host when the document changes, and with the node (`Node`)."""
 
     def __init__(self, agent: Agent, netlink: AsyncIPRoute, table: HostTable) -> None:
@@ -149,7 +149,7 @@ class Services:
 
     async def _follow_controller(self) -> None:
         async for answer in services(self._agent):
-            if isinstance(answer, Refused | Unreachable):
+            if isinstance(answer, NodeRefused | Unreachable):
                 continue  # The last document stays in force; `Node` reports the reason.
             wanted = answer if answer.source_complete else _merged(self._wanted, answer)
             if wanted == self._wanted:

@@ -123,7 +123,7 @@ async def _remove_bridge(agent: Agent, ovsdb: Ovsdb) -> None:
         goal = bridge.remove(transaction, agent)
 
     await ovsdb.transact(change)
-    if not await ovsdb.wait_until(lambda: bridge.taken_in(ovsdb, goal), _PATIENCE):
+    if not await ovsdb.wait_until(lambda: bridge.applied(ovsdb, goal), _PATIENCE):
         raise UninstallError(
             f"Node {agent.node}: bridge {names.INTEGRATION_BRIDGE} is out of the database, but "
             "ovs-vswitchd does not take that in: is it running? The rest waits for it"

@@ -36,7 +36,7 @@ unacknowledged at a time: some 400 KB, 10 ms of the switch."""
 
 
 @dataclass(frozen=True, slots=True)
-class FlowDelete:
+class DeleteByCookie:
     """Deletes the flows with this cookie, in all tables."""
 
     cookie: int
@@ -47,7 +47,7 @@ class FlowDelete:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowRemove:
+class DeleteStrict:
     """Deletes the flow with this table, priority and match."""
 
     flow: Flow
@@ -179,8 +179,8 @@ class Control:
 Message: TypeAlias = (
     Flow
     | InstalledFlow
-    | FlowDelete
-    | FlowRemove
+    | DeleteByCookie
+    | DeleteStrict
     | InstalledRemove
     | Group
     | InstalledGroup
@@ -276,7 +276,7 @@ class Batch:
         *,
         groups_set: Iterable[GroupChange | InstalledGroup] = (),
         groups_delete: Iterable[int] = (),
-        first: Iterable[FlowDelete | FlowRemove | InstalledRemove] = (),
+        first: Iterable[DeleteByCookie | DeleteStrict | InstalledRemove] = (),
         last: Iterable[Flow | InstalledFlow] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
@@ -294,7 +294,7 @@ class Batch:
             flows += _of_group(group)
         by_table: list[Flow | InstalledFlow] = sorted(adds, key=lambda flow: -flow.table)
         flows += by_table
-        flows += map(FlowDelete, deletes)
+        flows += map(DeleteByCookie, deletes)
         flows += map(GroupDelete, groups_delete)
         flows += last
         gone: list[Message] = [
@@ -405,9 +405,9 @@ def _encoded(message: Message, xid: int) -> bytes:  # noqa: C901, PLR0911, PLR09
             return _FLOWS.add(message, xid)
         case InstalledFlow():
             return numbered(flow_mod_add(message), xid)
-        case FlowDelete(cookie):
+        case DeleteByCookie(cookie):
             return _DELETE.fill([cookie], xid)
-        case FlowRemove(flow):
+        case DeleteStrict(flow):
             return numbered(codec.flow_remove(flow), xid)
         case InstalledRemove(flow):
             return numbered(flow_mod_remove(flow), xid)

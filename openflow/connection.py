@@ -28,7 +28,7 @@ from openflow.messages import (
 from openflow.templates import numbered
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """The state of a connection."""
 
     OPENING = "waiting for the peer's HELLO"
@@ -38,14 +38,14 @@ class State(Enum):
     CLOSED = "closed"
 
 
-TRANSITIONS: Final[Mapping[tuple[State, Type], State]] = {
+TRANSITIONS: Final[Mapping[tuple[ConnectionState, Type], ConnectionState]] = {
     # Both sides sent HELLO at once; the peer's tells whether we share version 1.5.
-    (State.OPENING, Type.HELLO): State.IDENTIFYING,
+    (ConnectionState.OPENING, Type.HELLO): ConnectionState.IDENTIFYING,
     # We know who it is. Only now it may talk unasked (SET_CONFIG), so no port is missed between
     # the list, which we ask for behind it, and what changes after.
-    (State.IDENTIFYING, Type.FEATURES_REPLY): State.LISTING,
+    (ConnectionState.IDENTIFYING, Type.FEATURES_REPLY): ConnectionState.LISTING,
     # The last part of PORT_DESC.
-    (State.LISTING, Type.MULTIPART_REPLY): State.READY,
+    (ConnectionState.LISTING, Type.MULTIPART_REPLY): ConnectionState.READY,
 }
 """Which message leads from one state to the next. Every state also leads to CLOSED, by an error, a
 timeout or the end of the connection. CLOSED is final."""
@@ -64,7 +64,7 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class HandshakeDone:
     """The handshake is done."""
 
     datapath_id: int
@@ -85,7 +85,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RequestRejected:
     """The switch refused the message with this xid."""
 
     xid: int
@@ -107,7 +107,9 @@ class Closed:
     reason: str
 
 
-Event: TypeAlias = Ready | PortStatus | Reply | Refused | FlowUpdate | Unhandled | Closed
+Event: TypeAlias = (
+    HandshakeDone | PortStatus | Reply | RequestRejected | FlowUpdate | Unhandled | Closed
+)
 
 MAX_REPLY: Final = 256 << 20
 """Bytes in memory of all unfinished multipart replies of one connection: about 600,000 flows. More
@@ -131,7 +133,7 @@ class Connection:
     """The state of one connection."""
 
     def __init__(self, now: float, timeouts: Timeouts | None = None) -> None:
-        self.state = State.OPENING
+        self.state = ConnectionState.OPENING
         self._timeouts = timeouts or Timeouts()
         self._received = bytearray()
         self._to_send: list[bytes] = []
@@ -145,7 +147,7 @@ class Connection:
         bitmap = parser.OFPHelloElemVersionBitmap(versions=[VERSION])
         self._send(parser.OFPHello(DATAPATH, [bitmap]))
 
-    # What the owner asks for. Each gives the xid that its `Reply` or `Refused` will have.
+    # What the owner asks for. Each gives the xid that its `Reply` or `RequestRejected` will have.
 
     def request_flows(self, table: int | None = None, cookie: int = 0, cookie_mask: int = 0) -> int:
         """Ask for the flows of one table or all, those whose cookie agrees under the mask."""
@@ -207,7 +209,7 @@ class Connection:
     @property
     def closed(self) -> bool:
         """Whether the connection is over."""
-        return self.state is State.CLOSED
+        return self.state is ConnectionState.CLOSED
 
     def data_to_send(self) -> bytes:
         """The bytes to write now; each is returned once."""
@@ -238,9 +240,9 @@ class Connection:
 
     def deadline(self) -> float:
         """When `tick` wants to be called, at the latest."""
-        if self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             return float("inf")
-        if self.state is not State.READY:
+        if self.state is not ConnectionState.READY:
             return self._started + self._timeouts.handshake
         silence = self._timeouts.idle + (self._timeouts.answer if self._probed else 0)
         return self._heard + silence
@@ -249,7 +251,7 @@ class Connection:
         """Time has passed: ask for an echo, or give up."""
         if now < self.deadline():
             return []
-        if self.state is not State.READY:
+        if self.state is not ConnectionState.READY:
             return self.close(f"handshake not done in time: {self.state.value}")
         if self._probed:
             return self.close(f"silent for {now - self._heard:.0f} s")
@@ -261,9 +263,9 @@ class Connection:
 
     def close(self, reason: str) -> list[Event]:
         """End the connection, whether its owner, its peer or the network wants it."""
-        if self.state is State.CLOSED:
+        if self.state is ConnectionState.CLOSED:
             return []
-        self.state = State.CLOSED
+        self.state = ConnectionState.CLOSED
         self._received.clear()
         self._multiparts.clear()
         return [Closed(reason)]
@@ -271,7 +273,7 @@ class Connection:
     # One method per kind of message.
 
     def _message(self, version: int, kind: int, xid: int, body: memoryview) -> Iterator[Event]:
-        if self.state is State.OPENING and kind not in (Type.HELLO, Type.ERROR):
+        if self.state is ConnectionState.OPENING and kind not in (Type.HELLO, Type.ERROR):
             raise ProtocolError(f"message type {kind} before HELLO")
         if version != VERSION and kind not in (Type.HELLO, Type.ERROR):
             raise ProtocolError(f"wire version {version} after version {VERSION} was settled")
@@ -335,16 +337,16 @@ class Connection:
     def _port_status(self, _version: int, _xid: int, body: memoryview) -> Iterator[Event]:
         status = messages.port_status(body)
         # Before the list of ports is here, what the switch reports is in that list.
-        if self.state is State.READY:
+        if self.state is ConnectionState.READY:
             yield status
 
     def _error(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
         error = messages.error(body)
-        if self.state is not State.READY:
+        if self.state is not ConnectionState.READY:
             yield from self.close(f"refused by the peer during the handshake: {error}")
         else:
             self._multiparts.pop(xid, None)
-            yield Refused(xid, error)
+            yield RequestRejected(xid, error)
 
     def _multipart(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
         kind, flags = struct.unpack_from("!HH", body)
@@ -374,7 +376,7 @@ class Connection:
         del self._multiparts[xid]
         if reply.type is Multipart.PORT_DESC:
             if self._advance(Type.MULTIPART_REPLY):
-                yield Ready(self._datapath_id, {port.ofport: port for port in reply.found})
+                yield HandshakeDone(self._datapath_id, {port.ofport: port for port in reply.found})
         elif reply.type is Multipart.METER_DESC:
             yield Reply(xid, {meter.id: meter for meter in reply.found})
         else:

@@ -40,9 +40,9 @@ _ACCEPTS_PER_TURN: Final = 16
 """Connections that are accepted before others get their turn on the event loop."""
 _PAUSE: Final = 0.5
 """Seconds without `accept` when no more connections are possible."""
-_FEW: Final = 5
+_MOST_AT_ONCE: Final = 5
 """Connections that a node opens at one moment."""
-_TURN: Final = 1.0
+_LEAST_AGE: Final = 1.0
 """Seconds that strangers of an address with so few connections have at least, however many others
 there are: nodes that all reconnect at once do not push each other out."""
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -176,7 +176,7 @@ class Listener:
             greediest = max(by_address, key=by_address.__getitem__)
             oldest = _oldest(self._strangers, greediest)
             age = self._loop.time() - self._since[oldest]
-            if by_address[greediest] > _FEW or age >= _TURN:
+            if by_address[greediest] > _MOST_AT_ONCE or age >= _LEAST_AGE:
                 self._end(oldest)
                 return self._has_room()
         _log.warning("%s: no more connections are accepted for now", self.address)
@@ -221,7 +221,7 @@ class Listener:
         try:
             with _without_cycle():
                 await self._loop.connect_accepted_socket(
-                    lambda: _Entrance(admit),
+                    lambda: _HandshakeProtocol(admit),
                     connection,
                     ssl=self._context,
                     ssl_handshake_timeout=timeout,
@@ -241,7 +241,7 @@ class Listener:
             self._bound_known(name)
 
 
-class _Entrance(asyncio.Protocol):
+class _HandshakeProtocol(asyncio.Protocol):
     """The protocol until the TLS handshake is done: only then the real one is made."""
 
     def __init__(self, admit: Callable[[asyncio.BaseTransport], asyncio.BaseProtocol]) -> None:

@@ -16,9 +16,9 @@ from openflow.connection import (
     Closed,
     Connection,
     Event,
-    Ready,
-    Refused,
+    HandshakeDone,
     Reply,
+    RequestRejected,
     Timeouts,
     Unhandled,
 )
@@ -319,7 +319,7 @@ class Switch(asyncio.Protocol):
 
     def _take(self, event: Event) -> None:
         match event:
-            case Ready(datapath_id, ports):
+            case HandshakeDone(datapath_id, ports):
                 self.dpid, self.ports = datapath_id, ports
                 self._wake()
                 self._on_ready(self)
@@ -327,7 +327,7 @@ class Switch(asyncio.Protocol):
                 self._port_status(event)
             case Reply(xid, value):
                 self._answer(xid, value)
-            case Refused(xid, error):
+            case RequestRejected(xid, error):
                 if self._part is not None and self._part.first_xid <= xid <= self._part.last_xid:
                     self._refusals[xid] = error
                 self._answer(xid, error)

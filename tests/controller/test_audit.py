@@ -13,7 +13,7 @@ from flows.flow import Flow
 from flows.pipeline import Feature
 from flows.view import CLUSTER_SCOPE
 from node_agent.audit import look
-from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, FlowRemove
+from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, DeleteStrict
 from openflow.watch import connect
 from tests.controller.events import node_object, pod_object
 from tests.controller.world import World, controller, run
@@ -91,16 +91,16 @@ def test_a_seal_travels_last_and_never_lies_in_between() -> None:
     one, *rest = batch_of(Delta(adds=tuple(many(9)), deletes=(7,)), seal, sealed=True).parts
     assert not rest
     assert one.messages[-3:] == (seal, CLOSE, COMMIT)
-    assert not any(isinstance(message, FlowRemove) for message in one.messages)
+    assert not any(isinstance(message, DeleteStrict) for message in one.messages)
 
     parts = batch_of(Delta(adds=tuple(many(BUNDLE_SIZE))), seal, sealed=True).parts
     assert len(parts) == 2
-    assert parts[0].messages[:2] == (OPEN, FlowRemove(seal))
+    assert parts[0].messages[:2] == (OPEN, DeleteStrict(seal))
     assert seal not in parts[0].messages
     assert parts[1].messages[-3:] == (seal, CLOSE, COMMIT)
 
     (unsealed,) = batch_of(Delta(adds=tuple(many(1))), seal, sealed=False).parts
-    assert unsealed.messages[1] == FlowRemove(seal)
+    assert unsealed.messages[1] == DeleteStrict(seal)
     assert seal not in unsealed.messages
 
 
@@ -123,7 +123,7 @@ def test_a_node_s_seal_is_taken_away_before_a_comparison_changes_anything(ovs: O
             session.doubt()
             await world.in_sync()
             own = world.reconciler.desired.program("node1").seal
-            assert FlowRemove(own) in sent[0].parts[0].messages
+            assert DeleteStrict(own) in sent[0].parts[0].messages
             assert own in sent[-1].parts[-1].messages
             assert world.cookies() == world.desired()
 

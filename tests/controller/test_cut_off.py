@@ -19,7 +19,7 @@ from flows.features import state
 from flows.flow import Flow, Meter
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
-from openflow.batch import Batch, FlowDelete, FlowRemove
+from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.messages import InstalledFlow, SwitchError
 from openflow.switch import ConnectionLost, Rejected
 from tests.controller.service_objects import endpoint_slice, service
@@ -76,9 +76,9 @@ class PlayedSwitch:
         for message in messages:
             if isinstance(message, Flow):
                 self._flows[message.key] = message
-            elif isinstance(message, FlowRemove):
+            elif isinstance(message, DeleteStrict):
                 self._flows.pop(message.flow.key, None)
-            elif isinstance(message, FlowDelete):
+            elif isinstance(message, DeleteByCookie):
                 self.lose(message.cookie)
 
 
@@ -173,7 +173,7 @@ def test_nothing_shared_is_deleted_before_the_whole_source_was_read() -> None:
         assert held <= switch.held.keys()
         assert not switch.seals
         deleted = [m for b in switch.batches for p in b.parts for m in p.messages]
-        assert not any(isinstance(message, FlowDelete) for message in deleted)
+        assert not any(isinstance(message, DeleteByCookie) for message in deleted)
         reconciler.complete(True)
         ours.doubt()
         await ours.sync()

@@ -17,7 +17,7 @@ from controller.reconciler import Reconciler
 from controller.session import Session
 from flows import names
 from flows.flow import Flow
-from openflow.batch import Batch, FlowDelete, FlowRemove
+from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.errors import ConnectionLost
 from openflow.messages import ErrorMessage, InstalledFlow
 from openflow.switch import Rejected
@@ -71,9 +71,9 @@ class Switch:
                 self.flows[key] = InstalledFlow(
                     message.cookie, message.table, message.priority, 0, 0, b""
                 )
-            case FlowDelete(cookie=cookie):
+            case DeleteByCookie(cookie=cookie):
                 self.flows = {k: f for k, f in self.flows.items() if f.cookie != cookie}
-            case FlowRemove(flow=flow):
+            case DeleteStrict(flow=flow):
                 self.flows.pop((flow.table, flow.priority, flow.match), None)
 
     async def dump_flows(self, table: int | None = None, *_: object) -> list[InstalledFlow]:

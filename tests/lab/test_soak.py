@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lab import Lab
-from lab.soak import Excuse, disagreements, is_excused, left_over
+from lab.soak import ExpectedLoss, disagreements, is_expected, left_over
 from lab.traces import traces
 from lab.traffic import Outage
 from tests.waiting import wait_until
@@ -59,7 +59,7 @@ def outage(first: float, last: float) -> Outage:
 
 
 @pytest.mark.parametrize(
-    ("lost", "nodes", "excused"),
+    ("lost", "nodes", "is_allowed"),
     [
         (outage(15, 15), ("node1", "node2"), True),
         (outage(9.5, 20.5), ("node2", "node1"), True),
@@ -72,11 +72,11 @@ def outage(first: float, last: float) -> Outage:
         (outage(25, 25), ("node3", "node3"), True),
     ],
 )
-def test_loss_is_excused_by_its_cause_only(
-    lost: Outage, nodes: tuple[str, str], excused: bool
+def test_loss_is_expected_by_its_cause_only(
+    lost: Outage, nodes: tuple[str, str], is_allowed: bool
 ) -> None:
-    excuses = [
-        Excuse("tampering", frozenset({"node3"}), tunnels_only=False, begin=20, end=28),
-        Excuse("a cut link", frozenset({"node1"}), tunnels_only=True, begin=10, end=20),
+    expected = [
+        ExpectedLoss("tampering", frozenset({"node3"}), tunnels_only=False, begin=20, end=28),
+        ExpectedLoss("a cut link", frozenset({"node1"}), tunnels_only=True, begin=10, end=20),
     ]
-    assert is_excused(lost, nodes, excuses) == excused
+    assert is_expected(lost, nodes, expected) == is_allowed

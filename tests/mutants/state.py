@@ -218,7 +218,7 @@ STATE: Final = (
     Fault(
         "the hold on flow-restore-wait is not renewed",
         "node_agent/local_switch.py",
-        "                if not bridge.is_held(self._ovsdb):\n",
+        "                if not bridge.has_restore_wait(self._ovsdb):\n",
         "                if False:\n",
         ("tests/node_agent/test_attach.py",),
     ),

@@ -145,8 +145,8 @@ SWITCHES: Final = (
     Fault(
         "stale flows stay after a repair",
         _DRIFT,
-        "FlowDelete(cookie) for cookie in (*drift.altered, *drift.stale)",
-        "FlowDelete(cookie) for cookie in drift.altered",
+        "DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)",
+        "DeleteByCookie(cookie) for cookie in drift.altered",
         _AUDIT_TESTS,
     ),
     Fault(

@@ -135,12 +135,12 @@ def test_the_next_process_of_the_switch_is_made_to_wait_again(
         return ""
 
     monkeypatch.setattr(local_switch, "_LOOK_INTERVAL", 0.001)
-    monkeypatch.setattr(bridge, "is_held", lambda _: held.pop(0) if held else True)
+    monkeypatch.setattr(bridge, "has_restore_wait", lambda _: held.pop(0) if held else True)
     monkeypatch.setattr(switch, "_release", let_go)
     one: Any = SimpleNamespace(wait_closed=never)
 
     async def main() -> None:
-        looking = asyncio.create_task(switch._keep_hold(one))
+        looking = asyncio.create_task(switch._keep_restore_wait(one))
         async with asyncio.timeout(60):
             await renewed.wait()
         looking.cancel()

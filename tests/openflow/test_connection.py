@@ -11,10 +11,10 @@ from openflow.compat import ofproto
 from openflow.connection import (
     Closed,
     Connection,
-    Ready,
-    Refused,
+    ConnectionState,
+    HandshakeDone,
     Reply,
-    State,
+    RequestRejected,
     Timeouts,
     Unhandled,
 )
@@ -42,7 +42,7 @@ def hello(*versions: int) -> bytes:
 
 FEATURES = message(6, struct.pack("!QIBBxxII", DPID, 0, 254, 0, 0x24F, 0))
 HANDSHAKE = hello(4, 5, 6) + FEATURES + multipart(13, PORT, xid=4)
-READY = Ready(DPID, {3: Port(3, "pod", "0a:58:00:00:00:03")})
+READY = HandshakeDone(DPID, {3: Port(3, "pod", "0a:58:00:00:00:03")})
 
 
 def sent(connection: Connection) -> list[tuple[int, int]]:
@@ -60,9 +60,9 @@ def test_the_handshake_step_by_step():
     connection = Connection(0.0, TIMEOUTS)
     assert sent(connection) == [(0, 1)]
     assert connection.receive(hello(4, 5, 6), 0.0) == []
-    assert (connection.state, sent(connection)) == (State.IDENTIFYING, [(5, 2)])
+    assert (connection.state, sent(connection)) == (ConnectionState.IDENTIFYING, [(5, 2)])
     assert connection.receive(FEATURES, 0.0) == []
-    assert connection.state is State.LISTING
+    assert connection.state is ConnectionState.LISTING
     config = connection.data_to_send()
     # SET_CONFIG with a miss_send_len that is not 0, then the request for the ports.
     assert config[:12] == message(9, struct.pack("!HH", 0, 0xFFFF), xid=3)
@@ -96,7 +96,7 @@ def test_a_peer_without_1_5_is_told_and_left(offer):
 def test_a_higher_version_without_a_bitmap_comes_down_to_ours():
     connection = Connection(0.0)
     assert connection.receive(message(0, version=7), 0.0) == []
-    assert connection.state is State.IDENTIFYING
+    assert connection.state is ConnectionState.IDENTIFYING
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_errors_and_unknown_messages_are_events():
         message(1, struct.pack("!HH", 5, 1), xid=7) + message(35, b"?", xid=8), 1.0
     )
     refused, unhandled = events
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RequestRejected)
     assert refused.xid == 7
     assert str(refused.error) == "OFPET_FLOW_MOD_FAILED(5), OFPFMFC_TABLE_FULL(1)"
     assert unhandled == Unhandled(35, 8)

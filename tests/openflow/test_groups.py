@@ -10,7 +10,7 @@ from flows import names
 from flows.diff import Delta, GroupChange
 from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Learn, Output, SetField, ToGroup, match
 from openflow import batch, codec, digest
-from openflow.batch import Batch, BucketRemove, BucketsInsert, FlowDelete, GroupDelete
+from openflow.batch import Batch, BucketRemove, BucketsInsert, DeleteByCookie, GroupDelete
 from openflow.codec import CodecError
 from openflow.errors import ConnectionLost
 from openflow.messages import InstalledGroup
@@ -175,14 +175,14 @@ def test_what_is_sent_of_a_change_and_in_which_order():
     made = Batch.of(
         [USES], [gone.cookie],
         groups_set=[GroupChange(after, GROUP)], groups_delete=[ID + 1],
-        first=[FlowDelete(1)], last=[gone],
+        first=[DeleteByCookie(1)], last=[gone],
     )  # fmt: skip
     assert sent(made) == [
-        FlowDelete(1),
+        DeleteByCookie(1),
         BucketRemove(ID, 1),
         BucketsInsert(ID, (samples.translating(11),)),
         USES,
-        FlowDelete(gone.cookie),
+        DeleteByCookie(gone.cookie),
         GroupDelete(ID + 1),
         gone,
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flows.diff import GroupChange
 from openflow import digest, foreign
 from openflow.batch import Batch
-from openflow.connection import Closed, Connection, PortStatus, Reply, State
+from openflow.connection import Closed, Connection, ConnectionState, PortStatus, Reply
 from openflow.errors import ConnectionLost
 from openflow.messages import HEADER, InstalledFlow, InstalledGroup
 from openflow.server import serve
@@ -136,9 +136,10 @@ def hears(connection: Connection, data: bytes, pieces: int) -> list[object]:
 def test_a_mutated_handshake(recording: Recording, changes, keep, pieces) -> None:
     connection = Connection(0.0)
     events = hears(connection, changed(recording.handshake, changes, keep), pieces)
-    assert connection.state in State
+    assert connection.state in ConnectionState
     assert (
-        all(isinstance(event, Closed) for event in events) or connection.state is not State.OPENING
+        all(isinstance(event, Closed) for event in events)
+        or connection.state is not ConnectionState.OPENING
     )
 
 
@@ -175,10 +176,10 @@ def test_a_length_that_leads_nowhere_does_not_hold_up_who_looks(recording: Recor
 
 
 STAGES = {
-    State.OPENING: b"",
-    State.IDENTIFYING: hello(6),
-    State.LISTING: hello(6) + FEATURES,
-    State.READY: HANDSHAKE,
+    ConnectionState.OPENING: b"",
+    ConnectionState.IDENTIFYING: hello(6),
+    ConnectionState.LISTING: hello(6) + FEATURES,
+    ConnectionState.READY: HANDSHAKE,
 }
 
 _BODY = st.binary(max_size=80)
@@ -194,11 +195,11 @@ _MESSAGE = (
 
 @pytest.mark.parametrize("state", STAGES)
 @given(st.lists(_MESSAGE, max_size=8), st.integers(1, 4))
-def test_anything_in_any_state(state: State, said, pieces) -> None:
+def test_anything_in_any_state(state: ConnectionState, said, pieces) -> None:
     connection = Connection(0.0)
     connection.receive(STAGES[state], 0.0)
     assert connection.state is state
-    if state is State.READY:
+    if state is ConnectionState.READY:
         ask(connection)
     hears(connection, b"".join(said), pieces)
     for now in (1.0, 1e3, 1e6):

@@ -220,8 +220,8 @@ def test_one_certificate_has_a_bound_of_its_own(pki: Path) -> None:
 def test_at_the_bound_of_strangers_the_oldest_of_the_greediest_address_ends(
     pki: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_TURN", 1000.0)
-    monkeypatch.setattr(listener, "_FEW", 2)
+    monkeypatch.setattr(listener, "_LEAST_AGE", 1000.0)
+    monkeypatch.setattr(listener, "_MOST_AT_ONCE", 2)
 
     async def main() -> None:
         async with bounded(pki, Bounds(strangers=4)) as server:
@@ -238,7 +238,7 @@ def test_at_the_bound_of_strangers_the_oldest_of_the_greediest_address_ends(
 def test_strangers_that_came_just_now_are_not_pushed_out(
     pki: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_TURN", 1000.0)
+    monkeypatch.setattr(listener, "_LEAST_AGE", 1000.0)
     monkeypatch.setattr(listener, "_PAUSE", 0.01)
 
     async def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from flows.flow import ApplyMeter, Flow, Meter, Output, match
 from flows.text import flow_text
-from openflow.batch import BATCH_XID, Batch, FlowDelete, MeterMod
+from openflow.batch import BATCH_XID, Batch, DeleteByCookie, MeterMod
 from openflow.codec import CodecError, MeterCommand
 from openflow.connection import Timeouts
 from openflow.errors import ConnectionLost
@@ -209,7 +209,7 @@ def test_a_batch_is_the_same_bytes_for_every_switch_and_knows_its_messages():
     messages = [batch.message(i) for i in range(sum(len(p.messages) for p in batch.parts))]
     assert messages[0] == MeterMod(MeterCommand.ADD, meter)
     # The entry to the pipeline is opened last; what is gone goes after what comes.
-    assert messages[3:6] == [flows[1], flows[0], FlowDelete(7)]
+    assert messages[3:6] == [flows[1], flows[0], DeleteByCookie(7)]
     assert messages[-2] == MeterMod(MeterCommand.DELETE, Meter(6, 0, 0))
     assert batch.parts[0].data is batch.parts[0].data
     assert batch.parts[0].first_xid == BATCH_XID
