@@ -22,9 +22,9 @@ from lab.daemons import Daemons, kill
 from lab.layout import API_PORT, OPENFLOW_PORT
 from lab.network import configure
 from lab.programs import python, write_settings
-from settings import Cluster, Controller, Settings
+from settings import ClusterSettings, Controller, Settings
 
-CLUSTER = Cluster(
+CLUSTER = ClusterSettings(
     pod_range=IPv4Network("10.0.0.0/8"),
     service_range=IPv4Network("172.16.0.0/16"),
     host_ranges=(IPv4Network("172.20.0.0/14"),),

@@ -253,7 +253,7 @@ async def _controller(lab: Lab) -> AsyncIterator[Reconciler]:
     nodes = lab.layout.nodes(NODES)
     known = [Node(each.name, each.name, each.address, each.pod_cidr) for each in nodes]
     reconciler.update([from_manifest(node_manifest(each)) for each in known], [])
-    reconciler.complete(True)
+    reconciler.source_complete(True)
     async with AsyncExitStack() as stack:
         netns.pushns(lab.layout.netns("control"))
         try:

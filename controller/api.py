@@ -21,7 +21,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import flow_report, metrics, service_report
-from controller.agents import take_problems
+from controller.agent_problems import take_problems
 from controller.enrolment import Enrolment
 from controller.pod_mtus import PodMtus
 from controller.rates import Rates
@@ -30,7 +30,7 @@ from flows.labels import Labels
 from flows.pipeline import LAYOUT
 from openflow.errors import SwitchError
 from openflow.switch import name_in
-from settings import Cluster
+from settings import ClusterSettings
 from wire import paths
 from wire.documents import (
     NodeConfig,
@@ -64,7 +64,7 @@ class Api:
     """Routes and answers; see `application`."""
 
     def __init__(
-        self, reconciler: Reconciler, cluster: Cluster, enrolment: Enrolment | None = None
+        self, reconciler: Reconciler, cluster: ClusterSettings, enrolment: Enrolment | None = None
     ) -> None:
         self._reconciler = reconciler
         self._pod_mtus = PodMtus(reconciler.problems)

@@ -14,8 +14,8 @@ from typing import Final
 from controller import metrics
 from controller.desired import Desired
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter, Subject
-from controller.slices import Slice
+from controller.problems import Reporter, ReporterKind, Subject
+from controller.work_budget import WorkBudget
 from flows.compile import Fragment
 from flows.pipeline import PipelineError
 from flows.refs import CLUSTER, ObjectRef
@@ -96,47 +96,47 @@ class Compilation:
     def _work(self) -> None:
         """Do one slice, and see to the next one."""
         self._timer = None
-        self._compile_nodes(Slice())
+        self._compile_nodes(WorkBudget())
         if self._publishing:
-            self._publish(Slice())
+            self._publish(WorkBudget())
         if self._nodes or self._publishing:
             self._timer = asyncio.get_running_loop().call_soon(self._work)
 
     # --- the programs of nodes ---
 
-    def _compile_nodes(self, slice_: Slice) -> None:
-        while self._nodes and not slice_.over:
+    def _compile_nodes(self, budget: WorkBudget) -> None:
+        while self._nodes and not budget.over:
             node = next(iter(self._nodes))
             keys = self._nodes.pop(node)
-            self._compile_node(node, keys, slice_)
+            self._compile_node(node, keys, budget)
             if keys:
                 # The others come first.
                 self._nodes[node] = keys
 
-    def _compile_node(self, node: str, keys: dict[Key, None], slice_: Slice) -> None:
+    def _compile_node(self, node: str, keys: dict[Key, None], budget: WorkBudget) -> None:
         keys |= self._uncompiled.pop(node, {})
-        changes, problem = self._compile(node, keys, slice_)
+        changes, problem = self._compile(node, keys, budget)
         changed, refused = self._update(changes, lambda c: self._desired.update_node(node, c))
         for key in refused:
             problem[key] = refused[key]
-        owner = Owner(Reporter.COMPILER, node)
+        reporter = Reporter(ReporterKind.COMPILER, node)
         if problem:
             self._uncompiled[node] = dict.fromkeys(problem)
             text = next(iter(problem.values()))
-            self._inventory.problems.replace_owner(owner, {ObjectRef.node(node): text})
+            self._inventory.problems.replace_all(reporter, {ObjectRef.node(node): text})
         elif not keys:
-            self._inventory.problems.clear_owner(owner)
+            self._inventory.problems.clear_reporter(reporter)
         if changed:
             self._on_node(node)
 
     # --- the shared program ---
 
-    def _publish(self, slice_: Slice) -> None:
+    def _publish(self, budget: WorkBudget) -> None:
         """Publish one batch of what was gathered."""
         services = self._inventory.services
         self._triggers |= services.take_triggers()
         with metrics.SYNC_SECONDS.time():
-            changes, problem = self._compile(CLUSTER_SCOPE, self._shared, slice_)
+            changes, problem = self._compile(CLUSTER_SCOPE, self._shared, budget)
             triggers = [
                 at
                 for key in changes
@@ -180,7 +180,7 @@ class Compilation:
     # --- both ---
 
     def _compile(
-        self, scope: str, keys: dict[Key, None], slice_: Slice
+        self, scope: str, keys: dict[Key, None], budget: WorkBudget
     ) -> tuple[dict[Key, Fragment | None], dict[Key, str]]:
         """Compile what of these keys the slice holds, and take it away from them.
 
@@ -188,16 +188,16 @@ class Compilation:
         """
         changes: dict[Key, Fragment | None] = {}
         problems: dict[Key, str] = {}
-        while keys and not slice_.over:
+        while keys and not budget.over:
             key = next(iter(keys))
             del keys[key]
             try:
                 changes[key] = fragment = self._desired.fragment(scope, key)
             except PipelineError as error:
                 problems[key] = str(error)
-                slice_.spend(1)
+                budget.spend(1)
             else:
-                slice_.spend(1 + _cost(fragment))
+                budget.spend(1 + _cost(fragment))
         return changes, problems
 
     @staticmethod
@@ -226,7 +226,7 @@ class Compilation:
         return changed, refused
 
 
-COMPILER: Final = Owner(Reporter.COMPILER)
+COMPILER: Final = Reporter(ReporterKind.COMPILER)
 
 
 def _cost(fragment: Fragment | None) -> int:

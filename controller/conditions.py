@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from controller.kubernetes_api import STRATEGIC, Write
-from controller.problems import INVENTORY, Owner, Reporter
+from controller.problems import INVENTORY, Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from controller.sources.objects import NodeCondition, NodeObject
 from flows.refs import ObjectRef
@@ -87,14 +87,14 @@ class Conditions:
         problems = self._reconciler.problems
         # A Node that takes part may have a problem as well, but that one is not why it waits.
         takes_part = name in self._reconciler.inventory.view.nodes
-        for owner, reason in (
+        for reporter, reason in (
             (INVENTORY, "NodeRefused"),
-            (Owner(Reporter.AGENT, name), "NodeNotSetUp"),
-            (Owner(Reporter.COMPILER, name), "FlowsNotCompiled"),
+            (Reporter(ReporterKind.AGENT, name), "NodeNotSetUp"),
+            (Reporter(ReporterKind.COMPILER, name), "FlowsNotCompiled"),
         ):
-            if owner is INVENTORY and takes_part:
+            if reporter is INVENTORY and takes_part:
                 continue
-            if sentence := problems.text(owner, ObjectRef.node(name)):
+            if sentence := problems.text(reporter, ObjectRef.node(name)):
                 return NodeCondition("NetworkUnavailable", "True", reason, sentence)
         if session is None:
             reason, sentence = "NotConnected", "the node's switch has not connected to Sluice yet"

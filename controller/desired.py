@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from controller.audit import Digests
+from controller.drift import Digests
 from flows.compile import COMPILER, Compiler, Fragment, Program
 from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter

@@ -1,168 +1,105 @@
-"""Drift of one switch: judged by its agent's digests, and repaired where they differ."""
+"""Drift: what a switch holds that it should not, and the other way round, found by digests.
 
-import asyncio
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+Each node's agent dumps its own switch and sends sums by range of cookies (`openflow.digest`). Where
+a sum differs, that range alone is asked for and compared here.
+"""
 
-import structlog
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-from controller import metrics
-from controller.audit import Drift
-from controller.desired import batch_of
-from controller.session_state import State
-from flows import names
-from flows.diff import Delta, GroupChange
-from flows.flow import Flow
-from flows.refs import ObjectRef
-from flows.text import flow_text
+from flows.compile import Program
+from flows.diff import is_ours
+from flows.features.state import is_seal
+from flows.flow import Group
 from openflow import digest
-from openflow.batch import DeleteByCookie
 from openflow.messages import InstalledFlow
-from wire.documents import SwitchDigest, Verdict
 
-if TYPE_CHECKING:
-    from controller.session import Session
-
-log = structlog.get_logger()
-
-FULL_DUMP_FROM: Final = 16
-"""From so many differing ranges on, one dump of everything is cheaper than one of each."""
-MAX_NAMED: Final = 20
-"""Flows of each kind that the log names."""
-REPAIR_BACKOFF: Final = 30.0
-"""Seconds after a repair that did not fix drift."""
+MAX_DIGESTED: Final = 1_000
+"""Flows whose digests are computed at a stretch."""
 
 
-class Audit:
-    """What a session knows of its switch by its agent's digests."""
+class Digests:
+    """The digests of a program's flows and groups. Each is computed once."""
 
-    def __init__(self, session: "Session") -> None:
-        self.foreign = 0
-        """Flows and groups on the switch that are not managed by Sluice, by the last digest."""
-        self._session = session
-        self._suspect: set[int] = set()
-        """Ranges of cookies that differ. None, and yet drift: meters or groups differ."""
-        self._odd_seals: SwitchDigest | None = None
-        """The last digest, if its seals were not those of the programs."""
-        self._repaired = Drift(), Delta()
-        """What the last repair was about; empty after a digest that was right."""
-        self._next_repair = 0.0
-        """Time of the event loop before which none is tried."""
+    def __init__(self) -> None:
+        self.by_cookie: dict[int, int] = {}
+        self.sums = digest.sums(())
+        """By range of cookies."""
+        self.groups: dict[int, int] = {}
+        """Of each group, by its id."""
+        self.groups_total = 0
+        self._version = 0
+        """The program's version that all this is of; see `follow`."""
+        self._listed = 0
+        """The version that `_missing` was listed for."""
+        self._missing: list[int] = []
+        """Cookies whose digests are to be computed."""
+        self._known: dict[int, Group] = {}
 
-    def judge(self, given: SwitchDigest) -> Verdict:
-        """Compare a digest with what the switch acknowledged."""
-        session = self._session
-        self.foreign = given.foreign
-        digests = session.desired.digests(session.node)
-        if session.state is not State.IN_SYNC or digests is None:
-            return Verdict.SUPERSEDED
-        shared, own = session.desired.shared, session.desired.program(session.node)
-        if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
-            # Most likely it is from before the last change. But that is not sent twice.
-            if given == self._odd_seals:
-                self._count_drift("seal", 1)
-                session.doubt()
-            self._odd_seals = given
-            return Verdict.SUPERSEDED
-        self._odd_seals = None
-        expected = [
-            digest.total(pair) for pair in zip(*(each.sums for each in digests), strict=True)
-        ]
-        differing = {
-            number
-            for number, (is_, should) in enumerate(zip(given.sums, expected, strict=True))
-            if is_ != should
-        }
-        wrong_meters = given.meters != digest.of_meters(own.meters.values())
-        wrong_groups = given.groups != digest.total(each.groups_total for each in digests)
-        if not differing and not wrong_meters and not wrong_groups:
-            self._repaired = Drift(), Delta()
-            return Verdict.RIGHT
-        if asyncio.get_running_loop().time() >= self._next_repair:
-            if wrong_meters:
-                self._count_drift("meters", 1)
-            if wrong_groups:
-                self._count_drift("groups", 1)
-            self._suspect = differing
-            session.drifted()
-        return Verdict.DRIFT
+    def follow(self, program: Program) -> bool:
+        """Come nearer to the program as it is now; whether there is nothing left to do."""
+        if self._version == program.version:
+            return True
+        cookies = program.cookies
+        if self._listed != program.version:
+            self._listed = program.version
+            for cookie in self.by_cookie.keys() - cookies.keys():
+                self._add(cookie, -self.by_cookie.pop(cookie))
+            self._missing = list(cookies.keys() - self.by_cookie.keys())
+        for _ in range(min(MAX_DIGESTED, len(self._missing))):
+            cookie = self._missing.pop()
+            self.by_cookie[cookie] = found = digest.of_flow(cookies[cookie][0])
+            self._add(cookie, found)
+        if self._missing:
+            return False
+        self._follow_groups(program)
+        self._version = program.version
+        return True
 
-    async def repair(self) -> None:
-        """Make the suspect ranges, meters and groups what the switch acknowledged."""
-        session = self._session
-        suspect = self._suspect
-        session.meters = dict(await session.switch.dump_meters())
-        # Each call computes a part of them.
-        while (digests := session.desired.digests(session.node)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        shared, own = digests
-        known = {**shared.by_cookie, **own.by_cookie}
-        wanted_digests = {**shared.groups, **own.groups}
-        installed: list[InstalledFlow] = []
-        if len(suspect) < FULL_DUMP_FROM:
-            for number in suspect:
-                installed += await session.switch.dump_flows(None, number, digest.RANGES - 1)
-            known = {c: d for c, d in known.items() if c % digest.RANGES in suspect}
-        else:
-            installed += await session.switch.dump_flows()
-        groups = await self._wrong_groups(wanted_digests)
-        drift = Drift.of(installed, known)
-        if not drift and not groups.groups_set and not groups.groups_delete:
-            return
-        desired = session.desired.of(session.node)
-        for kind, cookies in drift.by_kind().items():
-            self._count_drift(kind, len(cookies), _described(cookies, desired))
-        if (drift, groups) == self._repaired:
-            # Somebody works against us, or this Open vSwitch shows a flow or a group in a form that
-            # we do not know. Either is for people to find out; the switch is left in peace.
-            log.error("repair did not fix drift", node=session.node)
-            self._next_repair = asyncio.get_running_loop().time() + REPAIR_BACKOFF
-        self._repaired = drift, groups
-        program = session.desired.program(session.node)
-        delta = replace(
-            groups,
-            adds=tuple(desired[c][0] for c in drift.missing | drift.altered if c in desired),
-            # A meter that was deleted took the flows with it that use it: they need it again.
-            meters_set=tuple(
-                meter for meter in program.meters.values() if session.meters.get(meter.id) != meter
-            ),
-        )
-        # All that have the cookie, wherever they are; then the right one.
-        first = [DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)]
-        batch = batch_of(delta, program.seal, sealed=True, meters=session.meters, first=first)
-        await session.apply(batch)
-        session.meters |= {meter.id: meter for meter in delta.meters_set}
+    def _follow_groups(self, program: Program) -> None:
+        for number in self._known.keys() - program.groups.keys():
+            del self.groups[number], self._known[number]
+        for number, group in program.groups.items():
+            if self._known.get(number) is not group:
+                self.groups[number] = digest.of_group(group)
+                self._known[number] = group
+        self.groups_total = digest.total(self.groups.values())
 
-    async def _wrong_groups(self, digests: dict[int, int]) -> Delta:
-        """What puts right the groups that somebody changed, deleted or added."""
-        session = self._session
-        wanted = session.desired.shared.groups | session.desired.program(session.node).groups
-        held = {
-            group.id: digest.of_group_entry(group)
-            for group in await session.switch.dump_groups()
-            if group.id in names.GROUPS
-        }
-        return Delta(
-            groups_set=tuple(
-                GroupChange(group) for n, group in wanted.items() if held.get(n) != digests.get(n)
-            ),
-            groups_delete=tuple(sorted(held.keys() - wanted.keys())),
-        )
-
-    def _count_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
-        metrics.DRIFT.labels(kind).inc(count)
-        if count:
-            node = self._session.node
-            log.warning("drift", node=node, kind=kind, count=count, flows=list(flows))
+    def _add(self, cookie: int, value: int) -> None:
+        number = cookie % digest.RANGES
+        self.sums[number] = digest.total((self.sums[number], value))
 
 
-def _described(
-    cookies: set[int], desired: dict[int, tuple[Flow, tuple[ObjectRef, ...]]]
-) -> Iterable[str]:
-    for cookie in sorted(cookies)[:MAX_NAMED]:
-        if cookie in desired:
-            flow, owners = desired[cookie]
-            yield f"{', '.join(map(str, owners))}: {flow_text(flow)}"
-        else:
-            yield f"cookie={cookie:#x}"
+@dataclass
+class Drift:
+    """Cookies by what is wrong with their flows."""
+
+    missing: set[int] = field(default_factory=set)
+    altered: set[int] = field(default_factory=set)
+    """Held, but with other actions, or by a flow that is not the one; or held twice."""
+    stale: set[int] = field(default_factory=set)
+    """Of ours by their first byte, but desired by nobody."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.altered or self.stale)
+
+    def by_kind(self) -> dict[str, set[int]]:
+        """For logs and metrics."""
+        return {"missing": self.missing, "altered": self.altered, "stale": self.stale}
+
+    @classmethod
+    def of(cls, installed: Iterable[InstalledFlow], desired: Mapping[int, int]) -> "Drift":
+        """Compare; both sides of the same ranges, `desired` as cookie -> digest."""
+        missing = set(desired)
+        altered, stale = set(), set()
+        for entry in installed:
+            if not is_ours(entry.cookie) or is_seal(entry.table, entry.cookie):
+                continue
+            if entry.cookie not in desired:
+                stale.add(entry.cookie)
+            elif digest.of_entry(entry.raw) != desired[entry.cookie]:
+                altered.add(entry.cookie)
+            else:
+                missing.discard(entry.cookie)
+        return cls(missing - altered, altered, stale)

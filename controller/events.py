@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 
 from controller.inventory import Inventory
 from controller.kubernetes_api import MERGE, Write
-from controller.problems import PortRef, Problem, Reporter
+from controller.problems import PortRef, Problem, ReporterKind
 from controller.sources.objects import API_VERSIONS, Metadata
 from flows.refs import ObjectRef
 
 SETTLE: Final = 5.0
 """Seconds that a problem must last: a port is often there a moment before its Pod."""
-CALM: Final = 30.0
+RESOLVED_AFTER: Final = 30.0
 """Seconds without a problem after which it is over; shorter gaps are none."""
 PERIOD: Final = 300.0
 """Seconds in which the same sentence is told of the same object once, however often it comes and
@@ -65,7 +65,7 @@ def notices_of(inventory: Inventory, problems: Iterable[Problem]) -> Iterator[No
         elif isinstance(subject, ObjectRef):
             kind, metadata = subject.kind, inventory.metadata(*subject)
             if reason == "FlowsRefused" and kind != "Pod":
-                prefix = f"on the switch of {problem.owner.node}, "
+                prefix = f"on the switch of {problem.reporter.node}, "
         if metadata is not None:
             regarding = Regarding(kind, metadata.namespace, metadata.name, metadata.uid)
             yield Notice(regarding, reason, prefix + problem.text)
@@ -74,16 +74,16 @@ def notices_of(inventory: Inventory, problems: Iterable[Problem]) -> Iterator[No
 def _reason(problem: Problem) -> str:
     """A word for programs; empty: no Event is written."""
     kind = problem.subject.kind if isinstance(problem.subject, ObjectRef) else ""
-    match problem.owner.reporter:
-        case Reporter.SOURCE | Reporter.INVENTORY:
+    match problem.reporter.kind:
+        case ReporterKind.SOURCE | ReporterKind.INVENTORY:
             return _REFUSED.get(kind, "")
-        case Reporter.PORTS:
+        case ReporterKind.PORTS:
             return "PortRefused"
-        case Reporter.COMPILER:
+        case ReporterKind.COMPILER:
             return "FlowsNotCompiled"
-        case Reporter.SWITCH:
+        case ReporterKind.SWITCH:
             return "FlowsRefused"
-        case Reporter.AGENT:
+        case ReporterKind.AGENT:
             return {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"}.get(kind, "")
 
 
@@ -105,7 +105,7 @@ class _Told:
 
 @dataclass(slots=True)
 class _Spell:
-    """A time in which a notice was there, with gaps shorter than `CALM`."""
+    """A time in which a notice was there, with gaps shorter than `RESOLVED_AFTER`."""
 
     first: float
     last: float
@@ -157,7 +157,7 @@ class Account:
     def __init__(self) -> None:
         self._spells: dict[Notice, _Spell] = {}
         self._told: dict[Notice, _Told] = {}
-        self._uneasy: dict[Regarding, float] = {}
+        self._objects_with_problem: dict[Regarding, float] = {}
         """Objects of which a Warning was told and not its end; when each last had a notice."""
         self.untold = 0
         """Problems of the last look of which nobody has been told yet."""
@@ -176,9 +176,9 @@ class Account:
                 spell.last = now
             elif len(self._spells) < MOST:
                 self._spells[notice] = _Spell(now, now)
-            if notice.regarding in self._uneasy:
-                self._uneasy[notice.regarding] = now
-        self._spells = {p: s for p, s in self._spells.items() if now - s.last < CALM}
+            if notice.regarding in self._objects_with_problem:
+                self._objects_with_problem[notice.regarding] = now
+        self._spells = {p: s for p, s in self._spells.items() if now - s.last < RESOLVED_AFTER}
         self._told = {
             notice: told
             for notice, told in self._told.items()
@@ -198,13 +198,17 @@ class Account:
         return Telling(notice, told.event, told.times + 1, datetime.now(UTC))
 
     def _ended(self, inventory: Inventory, now: float) -> list[Telling]:
-        calm = [object_ for object_, last in self._uneasy.items() if now - last >= CALM]
+        resolved = [
+            object_
+            for object_, last in self._objects_with_problem.items()
+            if now - last >= RESOLVED_AFTER
+        ]
         due = []
-        for regarding in calm:
+        for regarding in resolved:
             kind, namespace, name, uid = regarding
             known = inventory.metadata(kind, namespace, name)
             if known is None or known.uid != uid:
-                del self._uneasy[regarding]
+                del self._objects_with_problem[regarding]
                 continue
             sentence = f"the network of this {kind} is in order again"
             due.append(_telling(Notice(regarding, IN_ORDER, sentence)))
@@ -214,10 +218,10 @@ class Account:
         """It was written, or the API server will have none of it."""
         notice = telling.notice
         if notice.reason == IN_ORDER:
-            self._uneasy.pop(notice.regarding, None)
+            self._objects_with_problem.pop(notice.regarding, None)
             return
         self._told[notice] = _Told(now, telling.event, telling.times)
-        self._uneasy[notice.regarding] = now
+        self._objects_with_problem[notice.regarding] = now
 
     def lost(self, telling: Telling) -> None:
         """The Event that was to be told again is not there any more: tell it anew."""

@@ -91,11 +91,11 @@ class GroupIds:
 
     def _forget_rejected(self, key: GroupKey, start: int) -> None:
         """Forget its rejected candidates from this position on."""
-        refused = self._rejected.pop(key, [])
+        rejected = self._rejected.pop(key, [])
         if start:
-            self._rejected[key] = refused[:start]
+            self._rejected[key] = rejected[:start]
         # A sequence may hold an id twice.
-        for number in {*refused[start:]} - {*refused[:start]}:
+        for number in {*rejected[start:]} - {*rejected[:start]}:
             self._waiting[number].discard(key)
             if not self._waiting[number]:
                 del self._waiting[number]

@@ -16,7 +16,7 @@ _Port = tuple[int, int]
 """Protocol (IANA's number) and port."""
 
 
-class NodePort(NamedTuple):
+class HostNodePort(NamedTuple):
     """A port that is served at each node's own addresses."""
 
     protocol: int
@@ -24,7 +24,7 @@ class NodePort(NamedTuple):
     service: str
 
 
-class ExternalPorts(NamedTuple):
+class HostExternalPorts(NamedTuple):
     """The ports that a Service has at each of these addresses, which are no node's own."""
 
     addresses: tuple[IPAddress, ...]
@@ -67,12 +67,12 @@ class HealthCheck(NamedTuple):
 class HostServices:
     """What a node's host must do for Services; each sorted."""
 
-    node_ports: tuple[NodePort, ...]
+    node_ports: tuple[HostNodePort, ...]
     addresses: tuple[IPAddress, ...]
     """Of Services, outside the Service range, and no node's own."""
     health_checks: tuple[HealthCheck, ...]
     own_addresses: tuple[OwnAddress, ...] = ()
-    external_ports: tuple[ExternalPorts, ...] = ()
+    external_ports: tuple[HostExternalPorts, ...] = ()
     """What of `addresses` Services take; an address that is not here is taken as a whole."""
     host_endpoints: tuple[HostEndpoint, ...] = ()
     protected: tuple[IPAddress, ...] = ()
@@ -93,9 +93,9 @@ class _NodePart:
 class _Part:
     """What one Service means for every node, and by node."""
 
-    node_ports: tuple[NodePort, ...] = ()
+    node_ports: tuple[HostNodePort, ...] = ()
     addresses: frozenset[IPAddress] = frozenset()
-    external_ports: tuple[ExternalPorts, ...] = ()
+    external_ports: tuple[HostExternalPorts, ...] = ()
     health_check: int | None = None
     nodes: Mapping[str, _NodePart] = field(default_factory=dict)
 
@@ -210,7 +210,7 @@ class Hosts:
         ]
         return _Part(
             tuple(
-                NodePort(port.protocol, frontend.port, name)
+                HostNodePort(port.protocol, frontend.port, name)
                 for port in ports
                 for frontend in port.frontends
                 if frontend.address is None
@@ -271,7 +271,7 @@ def _own_addresses(name: str, port: ServicePort) -> Iterable[tuple[str, OwnAddre
 
 def _external_ports(
     name: str, outside: Iterable[tuple[ServicePort, Frontend]]
-) -> Iterable[ExternalPorts]:
+) -> Iterable[HostExternalPorts]:
     """Addresses that have the same ports together, so that both add up and do not multiply."""
     ports: dict[IPAddress, list[_Port]] = {}
     for port, frontend in outside:
@@ -281,7 +281,7 @@ def _external_ports(
     for address, has in ports.items():
         addresses.setdefault(tuple(sorted(has)), []).append(address)
     for has_ports, having in sorted(addresses.items()):
-        yield ExternalPorts(tuple(sorted(having)), has_ports, name)
+        yield HostExternalPorts(tuple(sorted(having)), has_ports, name)
 
 
 def _translated_by_host(name: str, port: ServicePort, endpoint: Endpoint) -> Iterable[HostEndpoint]:

@@ -36,8 +36,8 @@ class KnownAddresses:
         """By node, what its agent found on the host's interfaces."""
         self._nodes_with: dict[IPAddress, set[str]] = {}
         """By reported address."""
-        self._named: set[IPAddress] = set()
-        """Addresses that Services name."""
+        self._service_addresses: set[IPAddress] = set()
+        """Addresses that at least one Service uses."""
         self._stand_ins: dict[str, dict[IPAddress, IPAddress]] = {}
         """By node, then by address: what the host translates it to."""
         self._own_count: Counter[str] = Counter()
@@ -93,22 +93,30 @@ class KnownAddresses:
             self._nodes_with.setdefault(address, set()).add(node)
         return self._assign(node)
 
-    def name(self, address: IPAddress, *, named: bool) -> set[IPAddress]:
-        """A first Service names this address, or (not `named`) the last one has stopped."""
-        (self._named.add if named else self._named.discard)(address)
+    def service_address_added(self, address: IPAddress) -> set[IPAddress]:
+        """The first Service that uses this address was added."""
+        self._service_addresses.add(address)
+        return self._assign_all(address)
+
+    def service_address_removed(self, address: IPAddress) -> set[IPAddress]:
+        """The last Service that used this address was removed."""
+        self._service_addresses.discard(address)
+        return self._assign_all(address)
+
+    def _assign_all(self, address: IPAddress) -> set[IPAddress]:
         nodes = self._nodes_with.get(address, ())
         return set().union(*(self._assign(node) for node in nodes))
 
     def _assign(self, node: str) -> set[IPAddress]:
-        """Give the node's reported addresses that Services name their stand-ins.
+        """Give a stand-in to each address that the node reports and a Service uses.
 
-        The node's own addresses have the first ones; these get the last ones, in their order, so
-        that all controllers assign the same.
+        The node's own addresses use the first stand-ins; these get the last ones, in the order of
+        the addresses, so that every controller assigns the same ones.
         """
         found = sorted(
             each
             for each in self._reported.get(node, ())
-            if each in self._named and each not in self.of_nodes
+            if each in self._service_addresses and each not in self.of_nodes
         )
         free = range(names.STAND_INS.num_addresses - 1, self._own_count[node] - 1, -1)
         new: dict[IPAddress, IPAddress] = {

@@ -17,10 +17,10 @@ from controller.api import Api
 from controller.enrolment import Enrolment
 from controller.inventory import Inventory
 from controller.kubernetes_api import connect
-from controller.outward import Outward
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
+from controller.status_writer import StatusWriter
 from flows.family import IPAddress
 from flows.view import Cluster
 from openflow.listener import Bounds
@@ -104,8 +104,10 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             group.create_task(_serve_switches(reconciler, own, identity, bounds)),
         ]
         if not directory:
-            # A directory has nobody who could be told.
-            tasks.append(group.create_task(Outward(reconciler, own.kubernetes.kubeconfig).run()))
+            # With a directory there is no API server to write to.
+            tasks.append(
+                group.create_task(StatusWriter(reconciler, own.kubernetes.kubeconfig).run())
+            )
         if enrolment:
             tasks.append(group.create_task(enrolment.run()))
         await stopped.wait()

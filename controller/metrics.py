@@ -14,7 +14,7 @@ DRIFT = Counter(
 FOREIGN = Gauge(
     "sluice_foreign_flows", "Flows and groups on the switches that Sluice does not manage"
 )
-REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch refused")
+REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch rejected")
 PROBLEMS = Gauge("sluice_problems", "Objects, files and ports that are refused at the moment")
 EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["outcome"])
 EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems of Pods and Nodes not told as Events yet")

@@ -7,10 +7,10 @@ nothing answers with an ICMP error. So a node that differs from most others is r
 from collections import Counter
 from typing import Final
 
-from controller.problems import Owner, Problems, Reporter
+from controller.problems import Problems, Reporter, ReporterKind
 from flows.refs import ObjectRef
 
-OWNER: Final = Owner(Reporter.AGENT)
+REPORTER: Final = Reporter(ReporterKind.AGENT)
 _LIFETIME: Final = 300.0
 """Seconds without a report after which a node's problem ends. Agents report every minute."""
 
@@ -34,7 +34,7 @@ class PodMtus:
             self._of_node[node] = mtu
             self._nodes_with[mtu] += 1
         self._problems.set(
-            OWNER, ObjectRef("Node", "", node), self._problem(mtu), lifetime=_LIFETIME
+            REPORTER, ObjectRef("Node", "", node), self._problem(mtu), lifetime=_LIFETIME
         )
 
     def _problem(self, mtu: int) -> str:

@@ -1,8 +1,8 @@
 """What is wrong: one registry for sources, inventory, compilation, switches and agents.
 
-A problem is one sentence about one subject, told by one owner. Subjects and owners are typed, so
-nobody has to read a sentence to learn what it is about. An owner sets and clears its own problems;
-when it ends, all of its problems end with it.
+A problem is one sentence about one subject, from one reporter. Subjects and reporters are typed, so
+no code has to parse a sentence to learn what it is about. A reporter sets and clears its own
+problems; when the reporter ends, all of its problems end.
 """
 
 import time
@@ -19,11 +19,11 @@ from wire.sentences import readable
 log = structlog.get_logger()
 
 MAX_OF_CLUSTER: Final = 10_000
-"""Problems kept of an owner that speaks for the whole cluster."""
+"""Problems kept of a reporter that speaks for the whole cluster."""
 MAX_OF_NODE: Final = 1_000
-"""Problems kept of an owner that speaks for one node. One node must not fill the registry."""
+"""Problems kept of a reporter that speaks for one node. One node must not fill the registry."""
 MAX_COUNTED: Final = 100_000
-"""Further subjects of one owner that are counted without their text."""
+"""Further subjects of one reporter that are counted without their text."""
 
 
 class PortRef(NamedTuple):
@@ -78,8 +78,8 @@ class ApiPathRef(NamedTuple):
         return f"API server {self.path}"
 
 
-class Reporter(Enum):
-    """What kind of part tells of a problem."""
+class ReporterKind(Enum):
+    """Which part of Sluice reports a problem."""
 
     SOURCE = "the source"
     """An object, a file or a collection cannot be read."""
@@ -95,10 +95,10 @@ class Reporter(Enum):
     """A node's agent cannot do something."""
 
 
-class Owner(NamedTuple):
-    """Who tells of a problem, and ends it."""
+class Reporter(NamedTuple):
+    """Who reports a problem, and clears it."""
 
-    reporter: Reporter
+    kind: ReporterKind
     node: str = ""
     """For whose node it speaks; empty: for the whole cluster."""
     session: int = 0
@@ -106,14 +106,14 @@ class Owner(NamedTuple):
 
     def __str__(self) -> str:
         """`the agent of n1`, `the source`."""
-        return f"{self.reporter.value} of {self.node}" if self.node else self.reporter.value
+        return f"{self.kind.value} of {self.node}" if self.node else self.kind.value
 
 
-SOURCE: Final = Owner(Reporter.SOURCE)
-INVENTORY: Final = Owner(Reporter.INVENTORY)
+SOURCE: Final = Reporter(ReporterKind.SOURCE)
+INVENTORY: Final = Reporter(ReporterKind.INVENTORY)
 
-Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Owner
-"""An `Owner` is the subject of one problem alone: that it has more of them than are kept."""
+Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Reporter
+"""A `Reporter` is the subject of one problem only: that it has more problems than are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,34 +121,34 @@ class Problem:
     """What is wrong with a subject."""
 
     subject: Subject
-    owner: Owner
+    reporter: Reporter
     text: str
     since: float
-    """When it was first told, in seconds since 1970."""
+    """When it was first reported, in seconds since 1970."""
     expires: float | None = None
-    """When it ends unless it is told again, by the registry's clock."""
+    """When it ends unless it is reported again, by the registry's monotonic clock."""
 
     @property
     def title(self) -> str:
         """The subject, and on which node where that says more, for people."""
-        subject, (reporter, node, _) = self.subject, self.owner
+        subject, (reporter_kind, node, _) = self.subject, self.reporter
         text = str(subject)
         match subject:
-            case Owner():
+            case Reporter():
                 text = f"further problems of {subject}"
             case ObjectRef(kind, _, name):
                 is_node = kind == "Node"
-                if reporter is Reporter.AGENT:
+                if reporter_kind is ReporterKind.AGENT:
                     text = f"agent of {name}" if is_node else f"{subject} on {node}"
-                elif reporter is Reporter.SWITCH:
+                elif reporter_kind is ReporterKind.SWITCH:
                     text = f"{subject} on the switch of {node}"
-                elif reporter is Reporter.COMPILER:
+                elif reporter_kind is ReporterKind.COMPILER:
                     text = f"flows of {name if is_node else subject}"
         return readable(text)
 
 
 class Problems:
-    """Every problem of the moment, by owner and subject."""
+    """Every problem of the moment, by reporter and subject."""
 
     def __init__(
         self,
@@ -158,26 +158,26 @@ class Problems:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._by_owner: dict[Owner, dict[Subject, Problem]] = {}
-        self._by_subject: dict[Subject, dict[Owner, Problem]] = {}
-        self._more: dict[Owner, set[Subject]] = {}
-        """Subjects that were told of when their owner had as many problems as are kept."""
+        self._by_reporter: dict[Reporter, dict[Subject, Problem]] = {}
+        self._by_subject: dict[Subject, dict[Reporter, Problem]] = {}
+        self._more: dict[Reporter, set[Subject]] = {}
+        """Subjects of the problems that came after their reporter had reached its bound."""
 
     def set(
-        self, owner: Owner, subject: Subject, text: str, *, lifetime: float | None = None
+        self, reporter: Reporter, subject: Subject, text: str, *, lifetime: float | None = None
     ) -> None:
-        """Tell what is wrong with a subject; an empty text clears it.
+        """Report what is wrong with a subject; an empty text clears it.
 
-        `lifetime` is in seconds: the problem ends then, unless it is told again. An owner that has
-        as many problems as are kept is told to have one more; that one's text is lost.
+        `lifetime` is in seconds: the problem ends then, unless it is reported again. Of a reporter
+        that has reached its bound, a further problem is only counted; its text is lost.
         """
         if not text:
-            self.clear(owner, subject)
+            self.clear(reporter, subject)
             return
-        own = self._by_owner.setdefault(owner, {})
+        own = self._by_reporter.setdefault(reporter, {})
         known = own.get(subject)
-        if known is None and len(own) >= (MAX_OF_NODE if owner.node else MAX_OF_CLUSTER):
-            more = self._more.setdefault(owner, set())
+        if known is None and len(own) >= (MAX_OF_NODE if reporter.node else MAX_OF_CLUSTER):
+            more = self._more.setdefault(reporter, set())
             if len(more) < MAX_COUNTED:
                 more.add(subject)
             return
@@ -186,71 +186,71 @@ class Problems:
         if known is not None and known.text == text:
             told = replace(known, expires=expires)
         else:
-            told = Problem(subject, owner, text, self._clock(), expires)
+            told = Problem(subject, reporter, text, self._clock(), expires)
             # A port is often there a moment before its Pod.
-            tell = log.info if owner.reporter is Reporter.PORTS else log.warning
+            tell = log.info if reporter.kind is ReporterKind.PORTS else log.warning
             tell("problem", subject=told.title, problem=text, limit_by=_limit_by(told))
         own[subject] = told
-        self._by_subject.setdefault(subject, {})[owner] = told
-        self._discard_more(owner, subject)
+        self._by_subject.setdefault(subject, {})[reporter] = told
+        self._discard_more(reporter, subject)
 
-    def clear(self, owner: Owner, subject: Subject) -> None:
-        """Nothing is wrong with the subject any more, as this owner says."""
-        own = self._by_owner.get(owner, {})
+    def clear(self, reporter: Reporter, subject: Subject) -> None:
+        """Nothing is wrong with the subject any more, as this reporter says."""
+        own = self._by_reporter.get(reporter, {})
         if own.pop(subject, None) is not None:
-            self._drop_from_subject(subject, owner)
-            if not own and owner not in self._more:
-                del self._by_owner[owner]
-        self._discard_more(owner, subject)
+            self._drop_from_subject(subject, reporter)
+            if not own and reporter not in self._more:
+                del self._by_reporter[reporter]
+        self._discard_more(reporter, subject)
 
-    def clear_owner(self, owner: Owner) -> None:
-        """All problems of an owner end."""
-        for subject in self._by_owner.pop(owner, {}):
-            self._drop_from_subject(subject, owner)
-        self._more.pop(owner, None)
+    def clear_reporter(self, reporter: Reporter) -> None:
+        """All problems of a reporter end."""
+        for subject in self._by_reporter.pop(reporter, {}):
+            self._drop_from_subject(subject, reporter)
+        self._more.pop(reporter, None)
 
     def clear_subject(self, subject: Subject) -> None:
-        """All problems with a subject end, whoever told of them: the subject is gone."""
-        for owner in list(self._by_subject.get(subject, ())):
-            self.clear(owner, subject)
+        """All problems with a subject end, whoever reported them: the subject is gone."""
+        for reporter in list(self._by_subject.get(subject, ())):
+            self.clear(reporter, subject)
 
-    def replace_owner(
-        self, owner: Owner, told: Mapping[Subject, str], *, lifetime: float | None = None
+    def replace_all(
+        self, reporter: Reporter, told: Mapping[Subject, str], *, lifetime: float | None = None
     ) -> None:
-        """The owner tells all of its problems anew: what is not among them ends."""
-        for subject in self._by_owner.get(owner, {}).keys() - told.keys():
-            self.clear(owner, subject)
-        self._more.pop(owner, None)
+        """Replace all problems of a reporter: those that are not in `told` end."""
+        for subject in self._by_reporter.get(reporter, {}).keys() - told.keys():
+            self.clear(reporter, subject)
+        self._more.pop(reporter, None)
         for subject, text in told.items():
-            self.set(owner, subject, text, lifetime=lifetime)
+            self.set(reporter, subject, text, lifetime=lifetime)
 
     def of_subject(self, subject: Subject) -> list[Problem]:
         """All problems with a subject, the oldest first."""
         found = [p for p in self._by_subject.get(subject, {}).values() if not self._expired(p)]
         return sorted(found, key=lambda problem: problem.since)
 
-    def of_owner(self, owner: Owner) -> list[Problem]:
-        """All kept problems of an owner, as they came."""
-        return [p for p in self._by_owner.get(owner, {}).values() if not self._expired(p)]
+    def of_reporter(self, reporter: Reporter) -> list[Problem]:
+        """All kept problems of a reporter, in the order in which they came."""
+        return [p for p in self._by_reporter.get(reporter, {}).values() if not self._expired(p)]
 
-    def text(self, owner: Owner, subject: Subject) -> str:
-        """What an owner says is wrong with a subject; empty: nothing."""
-        known = self._by_owner.get(owner, {}).get(subject)
+    def text(self, reporter: Reporter, subject: Subject) -> str:
+        """What a reporter says is wrong with a subject; empty: nothing."""
+        known = self._by_reporter.get(reporter, {}).get(subject)
         return "" if known is None or self._expired(known) else known.text
 
     def __iter__(self) -> Iterator[Problem]:
-        """Every problem of now, and for each owner with more than are kept how many those are."""
+        """Every current problem, and for each reporter past its bound the number of the others."""
         self._end_expired()
-        for owner, own in list(self._by_owner.items()):
+        for reporter, own in list(self._by_reporter.items()):
             yield from own.values()
-            if more := self._more.get(owner):
+            if more := self._more.get(reporter):
                 count = f"{len(more)}" if len(more) < MAX_COUNTED else f"at least {MAX_COUNTED}"
-                yield Problem(owner, owner, f"{count} more are not shown", self._clock())
+                yield Problem(reporter, reporter, f"{count} more are not shown", self._clock())
 
     def __len__(self) -> int:
-        """How many there are now, also of those that are counted alone."""
+        """How many there are now, with those that are only counted."""
         self._end_expired()
-        return sum(map(len, (*self._by_owner.values(), *self._more.values())))
+        return sum(map(len, (*self._by_reporter.values(), *self._more.values())))
 
     def texts(self) -> dict[str, str]:
         """Title -> sentence, for people."""
@@ -260,35 +260,35 @@ class Problems:
         return problem.expires is not None and self._monotonic() > problem.expires
 
     def _end_expired(self) -> None:
-        for owner, own in list(self._by_owner.items()):
+        for reporter, own in list(self._by_reporter.items()):
             for subject, problem in list(own.items()):
                 if problem.expires is None:
                     continue
                 if self._expired(problem):
-                    self.clear(owner, subject)
+                    self.clear(reporter, subject)
 
-    def _drop_from_subject(self, subject: Subject, owner: Owner) -> None:
-        owners = self._by_subject[subject]
-        del owners[owner]
-        if not owners:
+    def _drop_from_subject(self, subject: Subject, reporter: Reporter) -> None:
+        reporters = self._by_subject[subject]
+        del reporters[reporter]
+        if not reporters:
             del self._by_subject[subject]
 
-    def _discard_more(self, owner: Owner, subject: Subject) -> None:
-        more = self._more.get(owner)
+    def _discard_more(self, reporter: Reporter, subject: Subject) -> None:
+        more = self._more.get(reporter)
         if more is None:
             return
         more.discard(subject)
         if not more:
-            del self._more[owner]
-            if not self._by_owner.get(owner):
-                self._by_owner.pop(owner, None)
+            del self._more[reporter]
+            if not self._by_reporter.get(reporter):
+                self._by_reporter.pop(reporter, None)
 
 
 def _limit_by(problem: Problem) -> str:
     """Whose log lines are limited together: a node's, or a namespace's."""
     match problem.subject:
-        case _ if problem.owner.node:
-            return problem.owner.node
+        case _ if problem.reporter.node:
+            return problem.reporter.node
         case PortRef(node) | BridgeRef(node):
             return node
         case ObjectRef(_, namespace):

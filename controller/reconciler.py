@@ -2,7 +2,7 @@
 
 Start, change and repair are one path: `controller.inventory` says what an event touched,
 `controller.compilation` compiles that anew, `controller.session` makes the switch so. The other
-parts: `controller.switches` (who owns which switch), `controller.forgetting` (what connection
+parts: `controller.switches` (who owns which switch), `controller.conntrack_flush` (what connection
 tracking must forget), `controller.problems`.
 """
 
@@ -15,14 +15,14 @@ import structlog
 
 from controller import metrics
 from controller.compilation import Compilation
+from controller.conntrack_flush import ConntrackFlush
 from controller.desired import Desired
-from controller.forgetting import Forgetting
 from controller.inventory import Inventory
-from controller.problems import SOURCE, Owner, Problems, Reporter, Subject
+from controller.problems import SOURCE, Problems, Reporter, ReporterKind, Subject
 from controller.session import Session
-from controller.slices import Slice
 from controller.sources.objects import Object
 from controller.switches import Switches
+from controller.work_budget import WorkBudget
 from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
@@ -33,7 +33,7 @@ from wire.documents import SwitchDigest, Verdict
 log = structlog.get_logger()
 
 OBJECT_COST = 10
-"""Of one object that is taken in, as `slices.MAX_COST` counts."""
+"""Of one object that is taken in, as `work_budget.MAX_COST` counts."""
 
 
 class Reconciler:
@@ -46,8 +46,10 @@ class Reconciler:
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()
         """Set, and replaced, when what hosts do for Services changes: wakes agents that wait."""
-        self.switches = Switches(inventory, self.desired, lambda: self.forgetting, self._absorb)
-        self.forgetting = Forgetting(inventory.view, self.switches.forget)
+        self.switches = Switches(
+            inventory, self.desired, lambda: self.conntrack_flush, self._absorb
+        )
+        self.conntrack_flush = ConntrackFlush(inventory.view, self.switches.forget)
         self.compilation = Compilation(
             inventory,
             self.desired,
@@ -98,7 +100,7 @@ class Reconciler:
         self._intake.append(partial(self.problems.set, SOURCE, subject, problem))
         self._take_in()
 
-    def complete(self, whole: bool) -> None:
+    def source_complete(self, whole: bool) -> None:
         """The source was read; `whole`: with nothing left out. Once so, it stays so."""
         self._intake.append(partial(self._complete, whole))
         self._take_in()
@@ -109,8 +111,8 @@ class Reconciler:
 
     def _take_slice(self) -> None:
         self._taking = None
-        slice_ = Slice()
-        while self._intake and not slice_.over:
+        budget = WorkBudget()
+        while self._intake and not budget.over:
             item = self._intake.popleft()
             if isinstance(item, ObjectRef):
                 self._remove(item)
@@ -120,7 +122,7 @@ class Reconciler:
                 item()
             else:
                 self._touched |= self.inventory.set_object(item)
-            slice_.spend(OBJECT_COST)
+            budget.spend(OBJECT_COST)
         self._settle()
         if self._intake:
             self._taking = asyncio.get_running_loop().call_soon(self._take_slice)
@@ -129,7 +131,7 @@ class Reconciler:
         self._touched |= self.inventory.remove_object(*gone)
         self.problems.clear_subject(gone)
         if gone.kind == "Node":
-            self.problems.clear_owner(Owner(Reporter.AGENT, gone.name))
+            self.problems.clear_reporter(Reporter(ReporterKind.AGENT, gone.name))
             self._settle()
             self.switches.drop_ports(gone.name)
 
@@ -153,7 +155,7 @@ class Reconciler:
 
     def _published(self) -> None:
         """All shared changes so far are part of the shared program."""
-        self.forgetting.published()
+        self.conntrack_flush.published()
         if not self.listed.is_set():
             self.listed.set()
             complete = self.desired.source_complete
@@ -177,7 +179,7 @@ class Reconciler:
         stale = services.stale_udp.take()
         # What the first list holds was so before, as far as anybody knows.
         if self.listed.is_set():
-            self.forgetting.add_stale(stale)
+            self.conntrack_flush.add_stale(stale)
 
     def _wake_hosts(self) -> None:
         self.services_changed.set()

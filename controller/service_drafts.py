@@ -318,7 +318,7 @@ def _read_ports(
             )
             continue
         if port.port not in PORTS:
-            problems.append(f"{field}.port: {port.port} is no port")
+            problems.append(f"{field}.port: {port.port} is not a valid port (1-65535)")
             continue
         if (port.name, protocol) in seen:
             problems.append(f"{field}.name: {shown(port.name)} is another port's already")
@@ -378,7 +378,7 @@ def _read_node_port(
             problems.append(f"{field}.nodePort is missing: nobody has assigned one")
         return 0
     if port.node_port not in PORTS:
-        problems.append(f"{field}.nodePort: {port.node_port} is no port")
+        problems.append(f"{field}.nodePort: {port.node_port} is not a valid port (1-65535)")
         return 0
     protocol = PROTOCOLS[port.protocol]
     if holder := names.reserved_for(protocol, port.node_port, cluster.tunnel_port):
@@ -395,7 +395,9 @@ def _read_health_check(
         return None
     field, port = "spec.healthCheckNodePort", given.spec.health_check_node_port
     if port not in PORTS:
-        problems.append(f"{field} is missing" if port == 0 else f"{field}: {port} is no port")
+        problems.append(
+            f"{field} is missing" if port == 0 else f"{field}: {port} is not a valid port (1-65535)"
+        )
         return None
     check = Offer(Frontend(None, port, True), TCP, field)
     if any(offer.key == check.key for each in ports for offer in each.offers):

@@ -54,7 +54,7 @@ API_SERVERS: Final = "default/kubernetes"
 _K = TypeVar("_K")
 
 
-class Services:
+class ServiceInventory:
     """Services and slices in; the Services of the view, and problems, out.
 
     Each method that takes something in returns the keys it touched. Services are put together by
@@ -283,10 +283,10 @@ class Services:
             for address in old.addresses - new.addresses:
                 _remove(self._named, address, name)
                 if address not in self._named:
-                    changed |= self.addresses.name(address, named=False)
+                    changed |= self.addresses.service_address_removed(address)
             for address in new.addresses - old.addresses:
                 if address not in self._named:
-                    changed |= self.addresses.name(address, named=True)
+                    changed |= self.addresses.service_address_added(address)
                 self._named.setdefault(address, set()).add(name)
             waiting += {each for address in changed for each in self._named.get(address, ())}
             self._unsettled |= {name} | self._claims.change(new, old)

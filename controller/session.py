@@ -18,9 +18,9 @@ from typing import Final
 import structlog
 
 from controller import metrics
+from controller.audit import Audit
 from controller.desired import Desired, batch_of
-from controller.drift import Audit
-from controller.problems import Owner, Reporter
+from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
 from flows.compile import Program
@@ -58,7 +58,7 @@ class Session:
 
     def __init__(self, node: str, switch: Switch, desired: Desired) -> None:
         self.node = node
-        self.owner = Owner(Reporter.SWITCH, node, next(_SERIAL))
+        self.reporter = Reporter(ReporterKind.SWITCH, node, next(_SERIAL))
         """Of the problems with what this switch rejects: they end with the session."""
         self.switch = switch
         self.desired = desired
@@ -105,9 +105,9 @@ class Session:
         """A program changed."""
         self._take(Event.CHANGED)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """What the switch holds may be something else than is known: compare it."""
-        self._take(Event.DOUBTED)
+        self._take(Event.INVALIDATED)
 
     def retry(self) -> None:
         """Try once more what the switch rejected."""
@@ -298,7 +298,7 @@ class Session:
         try:
             self._to_forget.put_nowait(batch)
         except asyncio.QueueFull:
-            log.warning("connections are left: too many wait to be forgotten", node=self.node)
+            log.warning("conntrack flush skipped: queue full", node=self.node)
 
     async def forget_forever(self) -> None:
         """Send what `forget` was given. Raises `ConnectionLost`."""
@@ -311,8 +311,8 @@ class Session:
                 try:
                     for _ in range(batch.times):
                         await self.apply(batch)
-                except Rejected as refused:
-                    log.warning("connections are left", node=self.node, reason=str(refused))
+                except Rejected as rejected:
+                    log.warning("conntrack flush rejected", node=self.node, reason=str(rejected))
 
     async def _caught_up(self) -> None:
         """Return when the switch does all that it should have done by now, or has rejected it.
@@ -345,7 +345,7 @@ class Session:
         All flows of such an object are left out: half of them might open what the others close.
         """
         causes: dict[ObjectRef, str] = {}
-        for message, error in rejected.refusals:
+        for message, error in rejected.rejections:
             for program in (self.desired.shared, self.desired.program(self.node)):
                 if (cookie := _cookie_of(message, program)) and (
                     found := program.cookies.get(cookie)
@@ -356,7 +356,7 @@ class Session:
                         for of_it, (_, fragment) in program.cookies.items()
                         if fragment.owners == owners
                     }
-                    why = f"the switch refused {message_text(message)}: {error}"
+                    why = f"the switch rejected {message_text(message)}: {error}"
                     causes |= dict.fromkeys(found[1].owners, why)
         if causes and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(
@@ -380,7 +380,7 @@ def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> d
 
 
 def _cookie_of(message: Message, program: Program) -> int:
-    """The cookie of a flow that belongs to the object which a refused message is about, or 0."""
+    """The cookie of a flow that belongs to the object that a rejected message is about, or 0."""
     match message:
         case Flow():
             return message.cookie

@@ -28,7 +28,7 @@ class Event(Enum):
     """What happens to a session."""
 
     CHANGED = "a program changed"
-    DOUBTED = "what the switch holds may be something else than is known"
+    INVALIDATED = "what the switch holds may be something else than is known"
     RETRIED = "what the switch rejected may be accepted now"
     DRIFTED = "a digest differs"
     STARTED = "a round begins"
@@ -67,16 +67,16 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     # Nobody knows what was missed meanwhile, as a program without its Node is not kept up to date.
     (S.PAUSED, E.CHANGED): S.UNKNOWN,
     # A doubt needs a comparison that begins after it; RETRY has one.
-    (S.UNKNOWN, E.DOUBTED): S.UNKNOWN,
-    (S.COMPARING, E.DOUBTED): S.UNKNOWN,
-    (S.SUSPECT, E.DOUBTED): S.UNKNOWN,
-    (S.REPAIRING, E.DOUBTED): S.UNKNOWN,
-    (S.BEHIND, E.DOUBTED): S.UNKNOWN,
-    (S.UPDATING, E.DOUBTED): S.UNKNOWN,
-    (S.IN_SYNC, E.DOUBTED): S.UNKNOWN,
-    (S.INCOMPLETE, E.DOUBTED): S.UNKNOWN,
-    (S.PAUSED, E.DOUBTED): S.UNKNOWN,
-    (S.RETRY, E.DOUBTED): S.RETRY,
+    (S.UNKNOWN, E.INVALIDATED): S.UNKNOWN,
+    (S.COMPARING, E.INVALIDATED): S.UNKNOWN,
+    (S.SUSPECT, E.INVALIDATED): S.UNKNOWN,
+    (S.REPAIRING, E.INVALIDATED): S.UNKNOWN,
+    (S.BEHIND, E.INVALIDATED): S.UNKNOWN,
+    (S.UPDATING, E.INVALIDATED): S.UNKNOWN,
+    (S.IN_SYNC, E.INVALIDATED): S.UNKNOWN,
+    (S.INCOMPLETE, E.INVALIDATED): S.UNKNOWN,
+    (S.PAUSED, E.INVALIDATED): S.UNKNOWN,
+    (S.RETRY, E.INVALIDATED): S.RETRY,
     # Not in the middle of a round: its batches would seal what lacks something.
     (S.UNKNOWN, E.RETRIED): S.RETRY,
     (S.RETRY, E.RETRIED): S.RETRY,
@@ -116,5 +116,5 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
 
 PENDING: Final = frozenset({S.UNKNOWN, S.RETRY, S.SUSPECT, S.BEHIND})
 WORKING: Final = frozenset({S.COMPARING, S.REPAIRING, S.UPDATING})
-EXTERNAL: Final = frozenset({E.CHANGED, E.DOUBTED, E.RETRIED})
+EXTERNAL: Final = frozenset({E.CHANGED, E.INVALIDATED, E.RETRIED})
 """Events that may come in any state."""

@@ -168,7 +168,7 @@ def _read_ports(given: SliceObject, problems: FieldProblems) -> list[tuple[str, 
         elif port.port is None:
             problems.append(f"ports[{number}].port is missing")
         elif port.port not in PORTS:
-            problems.append(f"ports[{number}].port: {port.port} is no port")
+            problems.append(f"ports[{number}].port: {port.port} is not a valid port (1-65535)")
         else:
             good.append((intern(port.name or ""), protocol, port.port))
     return good

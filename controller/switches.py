@@ -10,10 +10,10 @@ from typing import Final
 import structlog
 
 from controller import metrics
+from controller.conntrack_flush import ConntrackFlush
 from controller.desired import Desired
-from controller.forgetting import Forgetting
 from controller.inventory import BridgePort, Inventory
-from controller.problems import Owner, Reporter, SwitchRef
+from controller.problems import Reporter, ReporterKind, SwitchRef
 from controller.rates import Rate
 from controller.session import Session
 from flows import names
@@ -25,7 +25,7 @@ from openflow.switch import Rejected, Switch
 
 log = structlog.get_logger()
 
-UNCLAIMED: Final = Owner(Reporter.SWITCH)
+UNCLAIMED: Final = Reporter(ReporterKind.SWITCH)
 """Tells of switches that are no known node's."""
 MAX_UNCLAIMED: Final = 1_000
 """Switches that wait for their Node. Only without certificates can there be many: with one, a
@@ -57,7 +57,7 @@ class Switches:
         self,
         inventory: Inventory,
         desired: Desired,
-        forgetting: Callable[[], Forgetting],
+        conntrack_flush: Callable[[], ConntrackFlush],
         absorb: Absorb,
     ) -> None:
         """`absorb` is called with the keys that a switch's ports changed."""
@@ -67,7 +67,7 @@ class Switches:
         """Set, and replaced, when Nodes or ranges change."""
         self._inventory = inventory
         self._desired = desired
-        self._forgetting = forgetting
+        self._conntrack_flush = conntrack_flush
         self._absorb = absorb
         self._unclaimed: dict[int, Switch] = {}
         """By datapath id, switches that wait for their Node."""
@@ -100,7 +100,7 @@ class Switches:
     def compare_all(self) -> None:
         """What was not removed so far shows when the switches are compared."""
         for session in self.sessions.values():
-            session.doubt()
+            session.invalidate()
 
     def forget(self, batch: Batch) -> None:
         """Have every switch forget connections."""
@@ -143,12 +143,12 @@ class Switches:
         finally:
             log.info("switch gone", node=node, peer=switch.peer)
             session.end()
-            self._inventory.problems.clear_owner(session.owner)
+            self._inventory.problems.clear_reporter(session.reporter)
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self.drop_ports(node)
                 # They are known again from the next session on.
-                self._inventory.problems.clear_owner(Owner(Reporter.PORTS, node))
+                self._inventory.problems.clear_reporter(Reporter(ReporterKind.PORTS, node))
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _node_of(self, switch: Switch) -> str | None:
@@ -225,10 +225,10 @@ class Switches:
         return self._inventory.set_port(node, BridgePort(port.name, port.ofport, port.mac))
 
     def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
-        forgetting = self._forgetting()
-        before = forgetting.attached(node)
+        conntrack_flush = self._conntrack_flush()
+        before = conntrack_flush.attached(node)
         self._absorb(change())
-        forgetting.free(node, before - forgetting.attached(node))
+        conntrack_flush.free(node, before - conntrack_flush.attached(node))
 
     # --- its flows ---
 
@@ -249,22 +249,22 @@ class Switches:
             self._log_rejection(session.node, rejected)
             causes = session.leave_out(rejected, self._on_retry)
             for subject, why in causes.items():
-                self._inventory.problems.set(session.owner, subject, why)
+                self._inventory.problems.set(session.reporter, subject, why)
             if not causes:
                 await asyncio.sleep(RETRY_ROUND)
 
     def _on_retry(self, session: Session) -> None:
-        self._inventory.problems.clear_owner(session.owner)
+        self._inventory.problems.clear_reporter(session.reporter)
 
     @staticmethod
     def _log_rejection(node: str, rejected: Rejected) -> None:
-        metrics.REFUSALS.inc(len(rejected.refusals))
-        for message, error in rejected.refusals[:MAX_LOGGED]:
+        metrics.REFUSALS.inc(len(rejected.rejections))
+        for message, error in rejected.rejections[:MAX_LOGGED]:
             log.error(
-                "refused by a switch", node=node, message=message_text(message), error=str(error)
+                "rejected by a switch", node=node, message=message_text(message), error=str(error)
             )
-        if (more := len(rejected.refusals) - MAX_LOGGED) > 0:
-            log.error("refused by a switch", node=node, message=f"{more} more", error="")
+        if (more := len(rejected.rejections) - MAX_LOGGED) > 0:
+            log.error("rejected by a switch", node=node, message=f"{more} more", error="")
 
 
 def _address(host: str) -> IPv4Address | None:

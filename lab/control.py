@@ -27,7 +27,7 @@ from lab.layout import (
 from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
 from lab.sources import ClusterSource, DirectorySource, KubernetesSource
-from settings import Cluster, Controller, Kubernetes, Settings, Tls
+from settings import ClusterSettings, Controller, Kubernetes, Settings, Tls
 
 Tunnel = Literal["geneve", "vxlan"]
 
@@ -105,7 +105,7 @@ class ControlPlane:
 
         report("starting the controller")
         ours = daemons(self.layout)
-        cluster = Cluster(
+        cluster = ClusterSettings(
             pod_range=POD_RANGE,
             service_range=SERVICE_RANGE,
             host_ranges=(UNDERLAY,),

@@ -55,7 +55,7 @@ class Dump:
 
 
 async def look(switch: Switch) -> Dump:
-    """Dump a switch. Raises `ConnectionLost`, `RequestRefused`."""
+    """Dump a switch. Raises `ConnectionLost`, `RequestRejected`."""
     flows = [
         flow
         for cookie, mask in _NOT_LEARNED

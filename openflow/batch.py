@@ -202,7 +202,7 @@ def message_text(message: Message) -> str:
 class Part:
     """Messages that a switch acknowledges together: a bundle, or meters and their barrier.
 
-    A bundle is closed first and committed only if nothing in it was refused: OVS checks a message
+    A bundle is closed first and committed only if nothing in it was rejected: OVS checks a message
     when it is added, refuses that one alone, and would commit the rest, ATOMIC or not (seen with
     3.1). Its messages end with `CLOSE` and `COMMIT`.
     """

@@ -85,8 +85,8 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRejected:
-    """The switch refused the message with this xid."""
+class ErrorReply:
+    """The switch rejected the message with this xid."""
 
     xid: int
     error: ErrorMessage
@@ -107,9 +107,7 @@ class Closed:
     reason: str
 
 
-Event: TypeAlias = (
-    HandshakeDone | PortStatus | Reply | RequestRejected | FlowUpdate | Unhandled | Closed
-)
+Event: TypeAlias = HandshakeDone | PortStatus | Reply | ErrorReply | FlowUpdate | Unhandled | Closed
 
 MAX_REPLY: Final = 256 << 20
 """Bytes in memory of all unfinished multipart replies of one connection: about 600,000 flows. More
@@ -147,7 +145,7 @@ class Connection:
         bitmap = parser.OFPHelloElemVersionBitmap(versions=[VERSION])
         self._send(parser.OFPHello(DATAPATH, [bitmap]))
 
-    # What the owner asks for. Each gives the xid that its `Reply` or `RequestRejected` will have.
+    # What the owner asks for. Each gives the xid that its `Reply` or `ErrorReply` will have.
 
     def request_flows(self, table: int | None = None, cookie: int = 0, cookie_mask: int = 0) -> int:
         """Ask for the flows of one table or all, those whose cookie agrees under the mask."""
@@ -346,7 +344,7 @@ class Connection:
             yield from self.close(f"refused by the peer during the handshake: {error}")
         else:
             self._multiparts.pop(xid, None)
-            yield RequestRejected(xid, error)
+            yield ErrorReply(xid, error)
 
     def _multipart(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
         kind, flags = struct.unpack_from("!HH", body)

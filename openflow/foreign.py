@@ -1,4 +1,4 @@
-"""Flows that nobody here made, in words: for people who look, never for decisions.
+"""Foreign flows as text: for people to read, never for decisions.
 
 os-ken reads one entry at a time, so that one it cannot read (it stumbles over `move`) is shown as
 such and spoils no other. What is not even well formed it is not shown: over an action that claims

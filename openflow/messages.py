@@ -136,7 +136,7 @@ class FlowUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ErrorMessage:
-    """OFPT_ERROR: its numbers, and what the switch quotes of the refused message."""
+    """OFPT_ERROR: its numbers, and what the switch quotes of the rejected message."""
 
     type: int
     code: int

@@ -15,10 +15,10 @@ from openflow.codec import CodecError
 from openflow.connection import (
     Closed,
     Connection,
+    ErrorReply,
     Event,
     HandshakeDone,
     Reply,
-    RequestRejected,
     Timeouts,
     Unhandled,
 )
@@ -51,22 +51,22 @@ LONGEST_ANSWER: Final = 60.0
 
 
 class Rejected(SwitchError):  # noqa: N818
-    """The switch refused messages of a batch.
+    """The switch rejected messages of a batch.
 
-    `refusals` are (message, error). Of the bundle they stand in nothing was done, and nothing of
-    the batch after it was sent; what stands before it was done.
+    `rejections` are (message, error). Nothing of their bundle was done, and nothing that follows it
+    in the batch was sent. What precedes it was done.
     """
 
-    def __init__(self, refusals: list[tuple[Message, ErrorMessage]]) -> None:
-        self.refusals = refusals
-        shown = [f"{message_text(message)}: {error}" for message, error in refusals[:5]]
-        if len(refusals) > len(shown):
-            shown.append(f"and {len(refusals) - len(shown)} more")
-        super().__init__("refused: " + "; ".join(shown))
+    def __init__(self, rejections: list[tuple[Message, ErrorMessage]]) -> None:
+        self.rejections = rejections
+        shown = [f"{message_text(message)}: {error}" for message, error in rejections[:5]]
+        if len(rejections) > len(shown):
+            shown.append(f"and {len(rejections) - len(shown)} more")
+        super().__init__("rejected: " + "; ".join(shown))
 
 
-class RequestRefused(SwitchError):  # noqa: N818
-    """The switch refused a request that is not part of a batch; `error` says why."""
+class RequestRejected(SwitchError):  # noqa: N818
+    """The switch rejected a request that is not part of a batch; `error` says why."""
 
     def __init__(self, error: ErrorMessage) -> None:
         self.error = error
@@ -109,7 +109,7 @@ class Switch(asyncio.Protocol):
         self._closed: asyncio.Future[str] = self._loop.create_future()
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._part: Part | None = None
-        self._refusals: dict[int, ErrorMessage] = {}
+        self._rejections: dict[int, ErrorMessage] = {}
         self._applying = asyncio.Lock()
         self._port_events: deque[PortStatus] = deque()
         self._news = asyncio.Event()
@@ -122,7 +122,7 @@ class Switch(asyncio.Protocol):
     ) -> list[InstalledFlow]:
         """The flows of one table or all, those whose cookie agrees under the mask.
 
-        Raises `ConnectionLost`, `RequestRefused`.
+        Raises `ConnectionLost`, `RequestRejected`.
         """
         found: list[InstalledFlow] = await self._request(
             self._connection.request_flows(table, cookie, cookie_mask)
@@ -130,12 +130,12 @@ class Switch(asyncio.Protocol):
         return found
 
     async def dump_groups(self) -> list[InstalledGroup]:
-        """All groups. Raises `ConnectionLost`, `RequestRefused`."""
+        """All groups. Raises `ConnectionLost`, `RequestRejected`."""
         found: list[InstalledGroup] = await self._request(self._connection.request_groups())
         return found
 
     async def dump_meters(self) -> dict[int, Meter]:
-        """All meters by id. Raises `ConnectionLost`, `RequestRefused`."""
+        """All meters by id. Raises `ConnectionLost`, `RequestRejected`."""
         found: dict[int, Meter] = await self._request(self._connection.request_meters())
         return found
 
@@ -163,7 +163,7 @@ class Switch(asyncio.Protocol):
     async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
         """Take a role; the answer is the role and generation in force.
 
-        Raises `RequestRefused` for a generation that is older than one the switch has seen, and
+        Raises `RequestRejected` for a generation that is older than one the switch has seen, and
         `ConnectionLost`.
         """
         granted: tuple[Role, int] = await self._request(
@@ -190,7 +190,7 @@ class Switch(asyncio.Protocol):
         """Have a table's flows reported to `on_flow_update`, now and as they come and go.
 
         Returns when all that are there now have been reported. Raises `ConnectionLost`,
-        `RequestRefused`.
+        `RequestRejected`.
         """
         await self._request(self._connection.monitor_flows(table))
 
@@ -236,7 +236,7 @@ class Switch(asyncio.Protocol):
 
     async def _apply(self, part: Part, following: Part | None) -> None:
         data = part.data
-        self._part, self._refusals = part, {}
+        self._part, self._rejections = part, {}
         try:
             reply = self._expect(part.checked_xid)
             self._write(data)
@@ -246,20 +246,22 @@ class Switch(asyncio.Protocol):
                     _ = following.data
             await reply
             if part.in_bundle:
-                await self._exchange(part.discard if self._refusals else part.commit, part.last_xid)
+                await self._exchange(
+                    part.discard if self._rejections else part.commit, part.last_xid
+                )
         except asyncio.CancelledError:
             self.close("a batch was cancelled half-way")
             raise
         finally:
             self._part = None
-        if self._refusals:
-            refusals = [
+        if self._rejections:
+            rejections = [
                 (part.messages[xid - part.first_xid], error)
-                for xid, error in self._refusals.items()
+                for xid, error in self._rejections.items()
             ]
             # That the commit failed is news only where no message is named for it.
-            named = [each for each in refusals if not isinstance(each[0], Control)]
-            raise Rejected(named or refusals)
+            named = [each for each in rejections if not isinstance(each[0], Control)]
+            raise Rejected(named or rejections)
 
     async def _exchange(self, data: bytes, xid: int) -> None:
         """Write, and wait for the answer to this xid, which may be a refusal."""
@@ -280,7 +282,7 @@ class Switch(asyncio.Protocol):
         finally:
             self._replies.pop(xid, None)
         if isinstance(value, ErrorMessage):
-            raise RequestRefused(value)
+            raise RequestRejected(value)
         return value
 
     def _expect(self, xid: int) -> asyncio.Future[Any]:
@@ -327,9 +329,9 @@ class Switch(asyncio.Protocol):
                 self._port_status(event)
             case Reply(xid, value):
                 self._answer(xid, value)
-            case RequestRejected(xid, error):
+            case ErrorReply(xid, error):
                 if self._part is not None and self._part.first_xid <= xid <= self._part.last_xid:
-                    self._refusals[xid] = error
+                    self._rejections[xid] = error
                 self._answer(xid, error)
             case FlowUpdate() if self._on_flow_update is not None:
                 self._on_flow_update(event)

@@ -51,7 +51,7 @@ async def connect(
 
 
 async def read_flows(path: Path) -> list[InstalledFlow]:
-    """All flows of a bridge, read once. Raises `OSError`, `ConnectionLost`, `RequestRefused`."""
+    """All flows of a bridge, read once. Raises `OSError`, `ConnectionLost`, `RequestRejected`."""
     async with connect(path) as switch:
         return await switch.dump_flows()
 

@@ -69,7 +69,7 @@ class AgentEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The CA of the controller, PEM."""
 
 
-class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What all nodes share. The ranges must not overlap each other or the addresses of any host."""
 
     pod_range: IPv4Network
@@ -187,7 +187,7 @@ class Agent(
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. A process refuses a file without the sections that it needs."""
 
-    cluster: Cluster | None = None
+    cluster: ClusterSettings | None = None
     controller: Controller | None = None
     agent: Agent | None = None
     log_level: Literal["debug", "info", "warning", "error"] = msgspec.field(
@@ -214,7 +214,7 @@ def load(path: Path) -> Settings:
     return settings
 
 
-def check_ranges(cluster: Cluster, where: str) -> None:
+def check_ranges(cluster: ClusterSettings, where: str) -> None:
     """Raise `SettingsError` where two of the cluster's ranges overlap."""
     ours = [
         ("cluster.podRange", cluster.pod_range),

@@ -9,8 +9,16 @@ from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
-from controller.problems import INVENTORY, BridgeRef, Owner, PortRef, Problems, Reporter, Subject
-from controller.services import Services
+from controller.problems import (
+    INVENTORY,
+    BridgeRef,
+    PortRef,
+    Problems,
+    Reporter,
+    ReporterKind,
+    Subject,
+)
+from controller.services import ServiceInventory
 from controller.sources.objects import Metadata, NodeObject, Object, PodObject
 from flows.family import IPAddress
 from flows.view import Cluster, ClusterView, Key
@@ -42,7 +50,7 @@ class Inventory:
         self.nodes: Final = Nodes(cluster, reserved, excluded, self._note)
         self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
-        self.services: Final = Services(cluster, self._note, protected=protected)
+        self.services: Final = ServiceInventory(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
         self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
@@ -136,7 +144,7 @@ class Inventory:
 
     def _note(self, subject: Subject, problem: str) -> None:
         # What a node's switch reports is bounded by node, and ends with its session.
-        owner = INVENTORY
+        reporter = INVENTORY
         if isinstance(subject, PortRef | BridgeRef):
-            owner = Owner(Reporter.PORTS, subject.node)
-        self.problems.set(owner, subject, problem)
+            reporter = Reporter(ReporterKind.PORTS, subject.node)
+        self.problems.set(reporter, subject, problem)

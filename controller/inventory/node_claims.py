@@ -78,7 +78,7 @@ class RangeClaims:
         return name in self._holders
 
     def put(self, name: str, age: Age, cidr: IPNetwork) -> None:
-        """A Node claims a range; `settle` follows."""
+        """A Node claims a range; `resolve_conflicts` follows."""
         if self._claims.get(name) == (age, cidr):
             return
         self.remove(name)
@@ -87,7 +87,7 @@ class RangeClaims:
         self._dirty.add(name)
 
     def remove(self, name: str) -> None:
-        """A Node claims nothing; `settle` follows."""
+        """A Node claims nothing; `resolve_conflicts` follows."""
         self._dirty.discard(name)
         claim = self._claims.pop(name, None)
         if claim is None:
@@ -100,8 +100,11 @@ class RangeClaims:
             self._held.remove(cidr, name)
             self._dirty.update(self._all.overlapping(cidr))
 
-    def settle(self) -> set[str]:
-        """Decide what is open; the Nodes whose holding or conflict may have changed."""
+    def resolve_conflicts(self) -> set[str]:
+        """Decide the claims that changed.
+
+        Returns the Nodes whose range or conflict may have changed.
+        """
         changed: set[str] = set()
         queue = [(self._claims[name][0], name) for name in self._dirty]
         self._dirty.clear()
@@ -143,7 +146,7 @@ AddressRank = tuple[int, Age]
 
 
 class AddressClaims:
-    """Addresses: each Node gets one as the end of its tunnels, and its further ones.
+    """Addresses: each Node gets one as its tunnel address, and its further ones.
 
     A kubelet writes the addresses of its own Node, so a stolen node may claim those of others.
     Where several Nodes claim one address, the one whose switch connects from it gets it. A Node
@@ -152,12 +155,12 @@ class AddressClaims:
     """
 
     def __init__(self) -> None:
-        self.ends: dict[str, IPAddress] = {}
-        """By Node, the address that it gets as the end of its tunnels."""
+        self.tunnel_addresses: dict[str, IPAddress] = {}
+        """By Node, its tunnel address."""
         self.holders: dict[IPAddress, str] = {}
         """The Node that each of these belongs to."""
         self._drafts: dict[str, NodeDraft] = {}
-        self._sessions: dict[str, IPAddress] = {}
+        self._session_addresses: dict[str, IPAddress] = {}
         self._candidates: dict[IPAddress, set[str]] = {}
         self._named: dict[IPAddress, list[tuple[AddressRank, str]]] = {}
         """By address of any type, the Nodes that name it, sorted."""
@@ -168,12 +171,12 @@ class AddressClaims:
     def put(self, draft: NodeDraft, session: IPAddress | None) -> None:
         """A Node claims its addresses. `session` is where its switch last connected from."""
         name = draft.name
-        if self._drafts.get(name) == draft and self._sessions.get(name) == session:
+        if self._drafts.get(name) == draft and self._session_addresses.get(name) == session:
             return
         self.remove(name)
         self._drafts[name] = draft
         if session is not None:
-            self._sessions[name] = session
+            self._session_addresses[name] = session
         for address in draft.candidates:
             self._candidates.setdefault(address, set()).add(name)
         for address in draft.addresses:
@@ -197,14 +200,19 @@ class AddressClaims:
             if not named:
                 del self._named[address]
         self._dirty.update(draft.candidates, draft.addresses)
-        if (end := self.ends.pop(name, None)) is not None:
-            del self.holders[end]
+        if (current := self.tunnel_addresses.pop(name, None)) is not None:
+            del self.holders[current]
         del self._drafts[name]
-        self._sessions.pop(name, None)
+        self._session_addresses.pop(name, None)
 
     def rank(self, name: str, address: IPAddress) -> AddressRank:
-        """How well founded a claim is; without a session nothing speaks for or against it."""
-        draft, session = self._drafts[name], self._sessions.get(name)
+        """How strong a claim is, the strongest first.
+
+        0: the switch connects from this address. 1: there is no session, so nothing confirms or
+        contradicts the claim. 2: the switch connects from another address. 3: the claim is from an
+        outdated draft.
+        """
+        draft, session = self._drafts[name], self._session_addresses.get(name)
         if session == address:
             return 0, draft.age
         if draft.outdated:
@@ -225,18 +233,20 @@ class AddressClaims:
     def lost(self, name: str) -> list[tuple[IPAddress, str]]:
         """The addresses that a Node prefers to the one it has, each with the Node that has it."""
         found: list[tuple[IPAddress, str]] = []
-        draft, end = self._drafts.get(name), self.ends.get(name)
+        draft, current = self._drafts.get(name), self.tunnel_addresses.get(name)
         for address in draft.candidates if draft else ():
-            if address == end:
+            if address == current:
                 break
             found.append((address, self.holders[address]))
         return found
 
-    def settle(self) -> set[str]:
-        """Decide what is open; the Nodes for which something may have changed."""
+    def resolve_conflicts(self) -> set[str]:
+        """Decide the claims that changed. Returns the Nodes whose addresses may have changed."""
         dirty, self._dirty = self._dirty, set()
         concerned = self._connected(dirty)
-        before = [self.ends.pop(name) for name in concerned if name in self.ends]
+        before = [
+            self.tunnel_addresses.pop(name) for name in concerned if name in self.tunnel_addresses
+        ]
         for end in before:
             self.holders.pop(end, None)
         waiting = {name: iter(self._drafts[name].candidates) for name in concerned}
@@ -256,7 +266,7 @@ class AddressClaims:
         addresses = {each for name in concerned for each in self._drafts[name].candidates}
         for each in addresses:
             if (holder := self.holders.get(each)) is not None:
-                self.ends[holder] = each
+                self.tunnel_addresses[holder] = each
         first = {self._named[each][0][1] for each in dirty | addresses if each in self._named}
         displaced, self._displaced = self._displaced & self._drafts.keys(), set()
         return concerned | first | displaced

@@ -44,7 +44,7 @@ class Nodes:
         """Every Node of the source by its name, accepted or refused."""
         self.addresses: Final[dict[IPAddress, NodeAddress]] = {}
         """All addresses of accepted Nodes."""
-        self.sessions: Final[dict[str, IPAddress]] = {}
+        self.session_addresses: Final[dict[str, IPAddress]] = {}
         """By Node, the address that its switch connected from last."""
         self.followers: Final[list[Follower]] = []
         self._cluster = cluster
@@ -91,7 +91,7 @@ class Nodes:
             del self._names_by_dpid[names.datapath_id(name)]
             self._drafts.pop(name, None)
             self._refusals.pop(name, None)
-            self.sessions.pop(name, None)
+            self.session_addresses.pop(name, None)
             self._dirty.add(name)
         return set()
 
@@ -100,8 +100,8 @@ class Nodes:
 
         A session that ends must not change who is believed.
         """
-        if name in self.objects and self.sessions.get(name) != address:
-            self.sessions[name] = address
+        if name in self.objects and self.session_addresses.get(name) != address:
+            self.session_addresses[name] = address
             self._dirty.add(name)
 
     def _draft(self, new: NodeObject) -> None:
@@ -127,28 +127,28 @@ class Nodes:
                 self._ranges.put(name, draft.age, draft.pod_cidr)
             else:
                 self._ranges.remove(name)
-        changed = dirty | self._ranges.settle()
+        changed = dirty | self._ranges.resolve_conflicts()
         for name in changed:
             draft = self._drafts.get(name)
             if draft and self._ranges.holds(name):
-                self._claims.put(draft, self.sessions.get(name))
+                self._claims.put(draft, self.session_addresses.get(name))
             else:
                 self._claims.remove(name)
-        changed |= self._claims.settle()
+        changed |= self._claims.resolve_conflicts()
         for name in sorted(changed):
             self._note(ObjectRef.node(name), self._problem(name))
         return self._accept({name: self._node(name) for name in changed})
 
     def _node(self, name: str) -> Node | None:
-        draft, end = self._drafts.get(name), self._claims.ends.get(name)
-        if draft is None or end is None:
+        draft, address = self._drafts.get(name), self._claims.tunnel_addresses.get(name)
+        if draft is None or address is None:
             return None
         further = self._claims.further(name)
-        return Node(name, draft.uid, end, draft.pod_cidr, further, draft.zone)
+        return Node(name, draft.uid, address, draft.pod_cidr, further, draft.zone)
 
     def _problem(self, name: str) -> str:
         """What is wrong with a Node, whether it takes part or not; empty: nothing."""
-        draft, end = self._drafts.get(name), self._claims.ends.get(name)
+        draft, address = self._drafts.get(name), self._claims.tunnel_addresses.get(name)
         if draft is None:
             return self._refusals.get(name, "")
         if conflict := self._ranges.conflicts.get(name):
@@ -156,11 +156,11 @@ class Nodes:
         problems = [self._refusals[name]] if draft.outdated else []
         problems += [draft.problem] if draft.problem else []
         problems += [
-            f"status.addresses: InternalIP {address} is Node {holder}'s already"
-            for address, holder in self._claims.lost(name)
+            f"status.addresses: InternalIP {lost} is Node {holder}'s already"
+            for lost, holder in self._claims.lost(name)
         ]
-        if problems and end is not None:
-            problems.append(f"it takes part with address {end} and podCIDR {draft.pod_cidr}")
+        if problems and address is not None:
+            problems.append(f"it takes part with address {address} and podCIDR {draft.pod_cidr}")
         return "; ".join(problems)
 
     def _accept(self, new: Mapping[str, Node | None]) -> set[Key]:

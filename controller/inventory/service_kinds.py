@@ -1,6 +1,6 @@
 """The kinds Service and EndpointSlice. `controller.services` judges both together."""
 
-from controller.services import Services
+from controller.services import ServiceInventory
 from controller.sources.objects import ServiceObject, SliceObject
 from flows.view import Key
 
@@ -8,7 +8,7 @@ from flows.view import Key
 class ServiceKind:
     """The kind Service."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: ServiceInventory) -> None:
         self._services = services
 
     def get(self, namespace: str, name: str) -> ServiceObject | None:
@@ -29,7 +29,7 @@ class ServiceKind:
 class SliceKind:
     """The kind EndpointSlice."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: ServiceInventory) -> None:
         self._services = services
 
     def get(self, namespace: str, name: str) -> SliceObject | None:

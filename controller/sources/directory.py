@@ -129,7 +129,7 @@ class Directory:
         async for some in in_slices(paths):
             for path in some:
                 self._feed.report(FileRef(self._name(path)), self._problem(path))
-        self._feed.complete(not self._unreadable)
+        self._feed.source_complete(not self._unreadable)
 
     async def _tell(self, changed: list[Object], gone: list[ObjectRef]) -> None:
         """Feed what changed. A few changes are fed together, because they may belong together."""

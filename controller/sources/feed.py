@@ -35,7 +35,7 @@ class Feed(Protocol):
     def report(self, subject: Subject, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
 
-    def complete(self, whole: bool) -> None:
+    def source_complete(self, whole: bool) -> None:
         """All of the source was read; `whole`: nothing of it is unreadable.
 
         Before the first whole reading, nothing is removed from a switch.

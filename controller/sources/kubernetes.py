@@ -117,7 +117,9 @@ class ApiServer:
 
     def _on_progress(self) -> None:
         if all(reflector.listed for reflector in self._reflectors):
-            self._feed.complete(not any(reflector.unreadable for reflector in self._reflectors))
+            self._feed.source_complete(
+                not any(reflector.unreadable for reflector in self._reflectors)
+            )
 
 
 class Reflector(Generic[T]):

@@ -120,7 +120,7 @@ def test_a_node_s_seal_is_taken_away_before_a_comparison_changes_anything(ovs: O
 
             session.switch.apply = recorded  # type: ignore[method-assign]
             ovs.ofctl("del-flows", str(ovs.mgmt), "table=250")
-            session.doubt()
+            session.invalidate()
             await world.in_sync()
             own = world.reconciler.desired.program("node1").seal
             assert DeleteStrict(own) in sent[0].parts[0].messages

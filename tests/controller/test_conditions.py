@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from controller.agents import take_problems
+from controller.agent_problems import take_problems
 from controller.conditions import AGAIN, GRACE, READY, Conditions
 from controller.inventory import Inventory
 from controller.kubernetes_api import STRATEGIC

@@ -11,7 +11,7 @@ import pytest
 from controller import session as module
 from controller.desired import Desired
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter
+from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from controller.session import Session
 from controller.session_state import State
@@ -90,7 +90,7 @@ class Held:
 async def world(*, complete: bool = True) -> Reconciler:
     reconciler = Reconciler(Inventory(CLUSTER))
     reconciler.update([NODE, PEER, *WEB], [])
-    reconciler.complete(complete)
+    reconciler.source_complete(complete)
     await reconciler.listed.wait()
     return reconciler
 
@@ -136,7 +136,7 @@ def test_what_a_switch_rejected_is_missing_though_its_old_seals_are_there() -> N
         switch.lose(bad)
         switch.rejects = lambda flow: flow.cookie == bad
         ours.left_out = of_service(reconciler.desired)
-        ours.doubt()
+        ours.invalidate()
         assert ours.needs_comparison
         await ours.sync()
         # Seals alone would say that nothing is missing.
@@ -174,8 +174,8 @@ def test_nothing_shared_is_deleted_before_the_whole_source_was_read() -> None:
         assert not switch.seals
         deleted = [m for b in switch.batches for p in b.parts for m in p.messages]
         assert not any(isinstance(message, DeleteByCookie) for message in deleted)
-        reconciler.complete(True)
-        ours.doubt()
+        reconciler.source_complete(True)
+        ours.invalidate()
         await ours.sync()
         assert not held & switch.held.keys()
         assert ours.state is State.IN_SYNC
@@ -201,22 +201,22 @@ def test_timer_of_an_ended_session_does_not_touch_the_next_one(
         retried: list[Session] = []
         for each in (old, new):
             for subject, why in each.leave_out(rejected, retried.append).items():
-                problems.set(each.owner, subject, why)
+                problems.set(each.reporter, subject, why)
         assert len(problems.of_subject(SERVICE)) == 2
         old.end()
-        problems.clear_owner(old.owner)
-        assert [p.owner for p in problems.of_subject(SERVICE)] == [new.owner]
+        problems.clear_reporter(old.reporter)
+        assert [p.reporter for p in problems.of_subject(SERVICE)] == [new.reporter]
         async with asyncio.timeout(60):
             while not retried:
                 await asyncio.sleep(0.001)
         assert retried == [new]
         assert (old.state, new.state) == (State.UNKNOWN, State.RETRY)
         assert problems.texts() == {
-            "Service default/web on the switch of node1": problems.text(new.owner, SERVICE)
+            "Service default/web on the switch of node1": problems.text(new.reporter, SERVICE)
         }
         new.end()
-        assert new.owner.reporter is Reporter.SWITCH
-        assert new.owner != Owner(Reporter.SWITCH, "node1", old.owner.session)
+        assert new.reporter.kind is ReporterKind.SWITCH
+        assert new.reporter != Reporter(ReporterKind.SWITCH, "node1", old.reporter.session)
 
     asyncio.run(story())
 

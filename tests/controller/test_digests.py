@@ -1,6 +1,6 @@
 """What the audit expects of a switch follows the programs."""
 
-from controller.audit import Digests
+from controller.drift import Digests
 from flows.compile import COMPILER, Program
 from flows.features.state import companion
 from flows.view import CLUSTER_SCOPE

@@ -72,7 +72,7 @@ class Recorder:
             self.problems.pop(str(subject), None)
         self._news.set()
 
-    def complete(self, whole: bool) -> None:
+    def source_complete(self, whole: bool) -> None:
         self.whole = whole
         self._news.set()
 

@@ -6,11 +6,11 @@ from ipaddress import IPv4Address
 import pytest
 
 from controller.events import (
-    CALM,
     IN_ORDER,
     MOST,
     PERIOD,
     REPEAT,
+    RESOLVED_AFTER,
     SETTLE,
     Account,
     Notice,
@@ -23,9 +23,9 @@ from controller.kubernetes_api import MERGE
 from controller.problems import (
     ApiPathRef,
     FileRef,
-    Owner,
     PortRef,
     Reporter,
+    ReporterKind,
     Subject,
     SwitchRef,
 )
@@ -84,7 +84,7 @@ def test_a_problem_and_its_end_are_told_once() -> None:
     assert story.after(SETTLE, A) == []
     (told,) = story.after(60, A)
     assert (told.notice, told.times) == (A, 1)
-    assert story.after(CALM - 2) == []
+    assert story.after(RESOLVED_AFTER - 2) == []
     (ended,) = story.after(10)
     assert (ended.notice.reason, ended.notice.sentence) == (IN_ORDER, FINE)
     assert story.after(3 * REPEAT) == []
@@ -92,7 +92,7 @@ def test_a_problem_and_its_end_are_told_once() -> None:
 
 def test_what_passes_is_not_told() -> None:
     story = Story()
-    assert story.after(SETTLE, A) + story.after(3 * CALM) == []
+    assert story.after(SETTLE, A) + story.after(3 * RESOLVED_AFTER) == []
 
 
 def test_what_comes_and_goes_is_told_once_a_period() -> None:
@@ -101,11 +101,11 @@ def test_what_comes_and_goes_is_told_once_a_period() -> None:
     while story.now < PERIOD:
         told += story.after(6, A) + story.after(6)
     assert sentences(told) == [A.sentence], "gaps are no ends"
-    story.after(2 * CALM)
+    story.after(2 * RESOLVED_AFTER)
 
     story, told = Story(), []
     while story.now < 3 * PERIOD:
-        told += story.after(CALM, A) + story.after(2 * CALM)
+        told += story.after(RESOLVED_AFTER, A) + story.after(2 * RESOLVED_AFTER)
     warnings = [each for each in told if each.notice == A]
     assert len(warnings) == 3
     assert len({each.event for each in warnings}) <= 3
@@ -116,9 +116,9 @@ def test_what_comes_and_goes_is_told_once_a_period() -> None:
 def test_what_comes_back_and_stays_is_told_again_after_a_period() -> None:
     story = Story()
     (first,) = story.after(10, A)
-    (ended,) = story.after(2 * CALM)
+    (ended,) = story.after(2 * RESOLVED_AFTER)
     assert ended.notice.reason == IN_ORDER
-    assert story.after(PERIOD - 2 * CALM - 10, A) == []
+    assert story.after(PERIOD - 2 * RESOLVED_AFTER - 10, A) == []
     (again,) = story.after(20, A)
     assert (again.event, again.times) == (first.event, 2)
 
@@ -137,8 +137,11 @@ def test_what_lasts_is_told_again_before_it_is_forgotten() -> None:
 
 def test_another_sentence_is_told_and_is_no_end() -> None:
     story = Story()
-    assert sentences(story.after(10, A) + story.after(2 * CALM, B)) == [A.sentence, B.sentence]
-    assert sentences(story.after(2 * CALM)) == [FINE]
+    assert sentences(story.after(10, A) + story.after(2 * RESOLVED_AFTER, B)) == [
+        A.sentence,
+        B.sentence,
+    ]
+    assert sentences(story.after(2 * RESOLVED_AFTER)) == [FINE]
 
 
 def test_an_event_that_is_gone_is_told_anew() -> None:
@@ -160,8 +163,8 @@ def test_the_end_is_told_of_the_same_object_only() -> None:
         story.inventory.remove_object("Pod", "default", "a")
         if replace:
             story.inventory.set_object(pod_object("a", "node1", uid="another"))
-        assert story.after(3 * CALM) == []
-        assert not story.account._uneasy
+        assert story.after(3 * RESOLVED_AFTER) == []
+        assert not story.account._objects_with_problem
 
 
 def test_what_could_not_be_told_is_told_later() -> None:
@@ -187,12 +190,16 @@ def test_many_problems_are_bounded() -> None:
         story.account.told(telling, SETTLE)
     # The others' turn comes when these are over, and nothing is kept of those for ever.
     rest = many[MOST:]
-    for now in (SETTLE + CALM, SETTLE + CALM + 2, 2 * SETTLE + CALM + 2):
+    for now in (
+        SETTLE + RESOLVED_AFTER,
+        SETTLE + RESOLVED_AFTER + 2,
+        2 * SETTLE + RESOLVED_AFTER + 2,
+    ):
         due = list(story.account.look(rest, story.inventory, now))
     assert {each.notice for each in due} == set(rest)
-    for now in (PERIOD * 2, PERIOD * 2 + CALM):
+    for now in (PERIOD * 2, PERIOD * 2 + RESOLVED_AFTER):
         story.account.look([], story.inventory, now)
-    assert story.account._spells == story.account._told == story.account._uneasy == {}
+    assert story.account._spells == story.account._told == story.account._objects_with_problem == {}
 
 
 def test_an_event_as_the_api_takes_it() -> None:
@@ -215,7 +222,7 @@ def test_an_event_as_the_api_takes_it() -> None:
     slice_ = Notice(Regarding("EndpointSlice", "default", "s-1", "uid-s-1"), "EndpointsRefused", "")
     (told,) = story.after(10, slice_)
     assert told.write("here").body["regarding"]["apiVersion"] == "discovery.k8s.io/v1"
-    (ended,) = story.after(2 * CALM, long)
+    (ended,) = story.after(2 * RESOLVED_AFTER, long)
     assert ended.notice.sentence == "the network of this EndpointSlice is in order again"
 
 
@@ -225,9 +232,9 @@ PORT = names.port_name("default", "a", "u", "eth0", "sandbox")
 NODE1 = ObjectRef.node("node1")
 POD_A = ObjectRef("Pod", "default", "a")
 SERVICE = ObjectRef("Service", "default", "s")
-SWITCH = Owner(Reporter.SWITCH, "node2", 7)
-INVENTORY = Owner(Reporter.INVENTORY)
-SOURCE = Owner(Reporter.SOURCE)
+SWITCH = Reporter(ReporterKind.SWITCH, "node2", 7)
+INVENTORY = Reporter(ReporterKind.INVENTORY)
+SOURCE = Reporter(ReporterKind.SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -235,20 +242,20 @@ SOURCE = Owner(Reporter.SOURCE)
     [
         (INVENTORY, NODE1, "node1", "NodeRefused", "why"),
         (SOURCE, POD_A, "a", "PodRefused", "why"),
-        (Owner(Reporter.AGENT, "node1"), POD_A, "a", "AttachmentFailed", "why"),
+        (Reporter(ReporterKind.AGENT, "node1"), POD_A, "a", "AttachmentFailed", "why"),
         (SWITCH, POD_A, "a", "FlowsRefused", "why"),
         (SWITCH, NODE1, "node1", "FlowsRefused", "on the switch of node2, why"),
         (INVENTORY, SERVICE, "s", "ServiceRefused", "why"),
         (INVENTORY, ObjectRef("EndpointSlice", "default", "s-1"), "s-1", "EndpointsRefused", "why"),
         (SWITCH, SERVICE, "s", "FlowsRefused", "on the switch of node2, why"),
-        (Owner(Reporter.AGENT, "node1"), NODE1, "node1", "NodeNotSetUp", "why"),
-        (Owner(Reporter.COMPILER, "node1"), NODE1, "node1", "FlowsNotCompiled", "why"),
-        (Owner(Reporter.PORTS, "node1"), PortRef("node1", PORT), "a", "PortRefused",
+        (Reporter(ReporterKind.AGENT, "node1"), NODE1, "node1", "NodeNotSetUp", "why"),
+        (Reporter(ReporterKind.COMPILER, "node1"), NODE1, "node1", "FlowsNotCompiled", "why"),
+        (Reporter(ReporterKind.PORTS, "node1"), PortRef("node1", PORT), "a", "PortRefused",
          f"port {PORT}: why"),
     ],
 )  # fmt: skip
 def test_event_names_the_object_of_its_problem(
-    owner: Owner, subject: Subject, name: str, reason: str, sentence: str
+    owner: Reporter, subject: Subject, name: str, reason: str, sentence: str
 ) -> None:
     made = inventory()
     made.problems.set(owner, subject, "why")
@@ -266,18 +273,18 @@ def test_event_names_the_object_of_its_problem(
         (INVENTORY, ObjectRef.node("node9")),
         (INVENTORY, ObjectRef("Service", "default", "t")),
         (INVENTORY, ObjectRef("EndpointSlice", "default", "t-1")),
-        (Owner(Reporter.AGENT, "node1"), ObjectRef("Pod", "default", "b")),
-        (Owner(Reporter.AGENT, "node1"), SERVICE),
-        (Owner(Reporter.PORTS, "node1"), PortRef("node1", "pabcdefghijklmn")),
-        (Owner(Reporter.COMPILER), CLUSTER_REF),
-        (Owner(Reporter.SWITCH), SwitchRef(1, "1.2.3.4:5")),
+        (Reporter(ReporterKind.AGENT, "node1"), ObjectRef("Pod", "default", "b")),
+        (Reporter(ReporterKind.AGENT, "node1"), SERVICE),
+        (Reporter(ReporterKind.PORTS, "node1"), PortRef("node1", "pabcdefghijklmn")),
+        (Reporter(ReporterKind.COMPILER), CLUSTER_REF),
+        (Reporter(ReporterKind.SWITCH), SwitchRef(1, "1.2.3.4:5")),
         (SOURCE, FileRef("pods/a.yaml")),
         (SOURCE, ApiPathRef("/api/v1/pods")),
         (SOURCE, ObjectRef("Secret", "kube-system", "sluice-ca")),
     ],
 )
 def test_problem_without_an_object_of_the_source_has_no_event(
-    owner: Owner, subject: Subject
+    owner: Reporter, subject: Subject
 ) -> None:
     made = inventory()
     made.problems.set(owner, subject, "why")

@@ -93,7 +93,7 @@ def test_groups_by_what_is_wrong_with_them(ovs: Ovs) -> None:
             assert (bucket["id"], bucket["weight"]) == (5, 7)
             assert "nat(dst=192.0.2.9:99)" in bucket["actions"]
 
-            # With a table, the groups that its flows lead to, and those that nobody here made.
+            # With a table: the groups that its flows use, and the foreign ones.
             others = (await asked(world, "?table=Forwarding"))["groups"]
             assert [group["id"] for group in others] == [7]
             shown = by_object(await asked(world, "?table=EndpointChoice"))

@@ -367,7 +367,7 @@ def test_until_all_is_read_no_group_is_removed(ovs: Ovs) -> None:
             assert there[number] == digest.of_group(wanted(world)[number])
             assert len(there) == len(groups)
             reconciler.update([], [("Service", "default", "web")])
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             await world.in_sync()
             assert shown(ovs) == []
             assert await is_right(world)
@@ -394,7 +394,7 @@ def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.Monkey
             # What is not whole yet would be compared: so all of it at once.
             reconciler = world.reconciler
             reconciler.update([*web(*range(10, 50)), *local(5)], [])
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             await world.until(lambda: reconciler.sessions.get("node1"))
             await world.in_sync()
             assert not any(sent)
@@ -413,7 +413,7 @@ def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.Monkey
     run(story)
 
 
-def test_a_group_that_a_switch_refuses_harms_no_other(
+def test_group_that_a_switch_rejects_harms_no_other_object(
     ovs: Ovs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its Service is left out, and the others go on."""
@@ -428,15 +428,15 @@ def test_a_group_that_a_switch_refuses_harms_no_other(
                 world.reconciler.update([*web(10, 11), *local(5)], [])
                 subject = "Service default/web on the switch of node1"
                 await world.until(lambda: subject in world.reconciler.problems.texts())
-                assert "the switch refused group" in world.reconciler.problems.texts()[subject]
+                assert "the switch rejected group" in world.reconciler.problems.texts()[subject]
                 await world.in_sync()
                 # It is not sent again for now.
                 await asyncio.sleep(0.2)
                 assert REGISTRY.get_sample_value("sluice_switch_refusals_total") == refusals + 1
-                refused, right = group_of(world, "web"), group_of(world, "here", "local")
+                rejected, right = group_of(world, "web"), group_of(world, "here", "local")
             async with connect(ovs.mgmt) as switch:
                 ids = {group.id for group in await switch.dump_groups()}
-            assert refused not in ids
+            assert rejected not in ids
             assert right in ids
             of_web = {
                 cookie

@@ -30,7 +30,7 @@ class Served:
     async def _start(self) -> None:
         self.reconciler = Reconciler(Inventory(CLUSTER))
         self.reconciler.update([NODE, PEER], [])
-        self.reconciler.complete(True)
+        self.reconciler.source_complete(True)
         self.api = Api(self.reconciler, SETTINGS)
         self.runner = web.AppRunner(
             self.api.application(local=True),

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from controller.api import Api
-from controller.host_services import ExternalPorts, HostEndpoint, OwnAddress
+from controller.host_services import HostEndpoint, HostExternalPorts, OwnAddress
 from controller.inventory import Inventory
 from controller.known_addresses import KnownAddresses
 from controller.reconciler import Reconciler
@@ -107,8 +107,8 @@ def test_hosts_are_told_ports_of_external_addresses() -> None:
     both = EXTERNAL, EXTERNAL + 1
     assert found.addresses == (IPv4Address("10.97.0.1"), *both)
     assert found.external_ports == (
-        ExternalPorts(both, ((6, 80), (17, 53)), "default/s"),
-        ExternalPorts((EXTERNAL,), ((6, 81),), "default/t"),
+        HostExternalPorts(both, ((6, 80), (17, 53)), "default/s"),
+        HostExternalPorts((EXTERNAL,), ((6, 81),), "default/t"),
     )
 
 
@@ -154,14 +154,14 @@ def test_stand_ins_are_for_addresses_that_services_name() -> None:
     many = [IPv4Address("192.0.2.0") + n for n in range(64)]
     known.report("node1", many)
     assert known.stand_ins(many[5]) == ()
-    assert known.name(many[5], named=True) == {many[5]}
+    assert known.service_address_added(many[5]) == {many[5]}
     assert known.stand_ins(many[5]) == (StandIn("node1", LAST),)
     # Which has which depends on what is there, not on the order it came in.
-    assert known.name(many[4], named=True) == {many[4], many[5]}
+    assert known.service_address_added(many[4]) == {many[4], many[5]}
     assert known.stand_ins(many[4]) == (StandIn("node1", LAST),)
     assert known.stand_ins(many[5]) == (StandIn("node1", LAST - 1),)
     for address in many:
-        known.name(address, named=True)
+        known.service_address_added(address)
     given = [known.stand_ins(address) for address in many]
     assert sum(map(bool, given)) == names.STAND_INS.num_addresses
     known.report("node1", ())

@@ -73,7 +73,7 @@ async def fleet(nodes: int, pods: int) -> AsyncIterator[Fleet]:
         for pod in range(pods)
     ]
     reconciler.update([*map(node, numbers), *bound], [])
-    reconciler.complete(True)
+    reconciler.source_complete(True)
     async with serve("127.0.0.1", 0, reconciler.on_switch) as server:
         yield Fleet(reconciler, server.port)
 

@@ -1,6 +1,6 @@
 """Nodes whose pods get another MTU than most."""
 
-from controller.pod_mtus import OWNER, PodMtus
+from controller.pod_mtus import REPORTER, PodMtus
 from controller.problems import Problems
 from flows.refs import ObjectRef
 
@@ -10,14 +10,14 @@ def test_a_node_whose_mtu_differs_from_most_is_reported() -> None:
     mtus = PodMtus(problems)
 
     def told() -> set[str]:
-        return {str(problem.subject) for problem in problems.of_owner(OWNER)}
+        return {str(problem.subject) for problem in problems.of_reporter(REPORTER)}
 
     mtus.report("n1", 8950)
     assert told() == set()
     mtus.report("n2", 1450)
     mtus.report("n1", 8950)
     assert told() == {"Node n1"}, "of two, the smaller is right"
-    text = problems.text(OWNER, ObjectRef("Node", "", "n1"))
+    text = problems.text(REPORTER, ObjectRef("Node", "", "n1"))
     assert text.startswith("pods of this node get an MTU of 8950, those of most nodes 1450")
     assert text.endswith("set cluster.mtu to 1450")
     # What one node claims is its own problem, not that of all others.

@@ -9,20 +9,20 @@ from controller import problems as module
 from controller.problems import (
     ApiPathRef,
     FileRef,
-    Owner,
     PortRef,
     Problems,
     Reporter,
+    ReporterKind,
     Subject,
     SwitchRef,
 )
 from flows.refs import CLUSTER, ObjectRef
 from wire.sentences import MAX_SENTENCE, readable
 
-INVENTORY = Owner(Reporter.INVENTORY)
-AGENT = Owner(Reporter.AGENT, "n1")
-OLD = Owner(Reporter.SWITCH, "n1", 1)
-NEW = Owner(Reporter.SWITCH, "n1", 2)
+INVENTORY = Reporter(ReporterKind.INVENTORY)
+AGENT = Reporter(ReporterKind.AGENT, "n1")
+OLD = Reporter(ReporterKind.SWITCH, "n1", 1)
+NEW = Reporter(ReporterKind.SWITCH, "n1", 2)
 WEB = ObjectRef("Service", "default", "web")
 POD = ObjectRef("Pod", "default", "a")
 N1 = ObjectRef.node("n1")
@@ -47,7 +47,7 @@ def test_owner_ends_only_its_own_problems() -> None:
     problems.set(OLD, WEB, "the table is full")
     problems.set(NEW, WEB, "the group is too big")
     problems.set(INVENTORY, WEB, "no address")
-    problems.clear_owner(OLD)
+    problems.clear_reporter(OLD)
     assert {p.text for p in problems.of_subject(WEB)} == {"the group is too big", "no address"}
     problems.clear(NEW, WEB)
     assert problems.text(INVENTORY, WEB) == "no address"
@@ -56,17 +56,17 @@ def test_owner_ends_only_its_own_problems() -> None:
 
 def test_problems_with_a_subject_that_is_gone_end_whoever_told_of_them() -> None:
     problems = Problems()
-    for owner in (OLD, INVENTORY, AGENT):
-        problems.set(owner, WEB, "x")
-        problems.set(owner, POD, "y")
+    for reporter in (OLD, INVENTORY, AGENT):
+        problems.set(reporter, WEB, "x")
+        problems.set(reporter, POD, "y")
     problems.clear_subject(WEB)
     assert {p.subject for p in problems} == {POD}
 
 
 def test_report_of_an_owner_replaces_all_that_it_told_before() -> None:
     problems = Problems()
-    problems.replace_owner(AGENT, {N1: "one", POD: "two"})
-    problems.replace_owner(AGENT, {POD: "three"})
+    problems.replace_all(AGENT, {N1: "one", POD: "two"})
+    problems.replace_all(AGENT, {POD: "three"})
     assert problems.texts() == {"Pod default/a on n1": "three"}
 
 
@@ -80,9 +80,9 @@ def test_problem_with_a_lifetime_ends_unless_it_is_told_again() -> None:
     assert problems.text(AGENT, POD) == "x"
     now = 18.1
     assert problems.text(AGENT, POD) == ""
-    assert problems.of_subject(POD) == problems.of_owner(AGENT) == []
+    assert problems.of_subject(POD) == problems.of_reporter(AGENT) == []
     assert len(problems) == 0
-    assert not problems._by_owner
+    assert not problems._by_reporter
     assert not problems._by_subject
 
 
@@ -91,7 +91,7 @@ def test_owner_fills_its_own_share_and_says_how_many_more_there_are(
 ) -> None:
     monkeypatch.setattr(module, "MAX_OF_NODE", 3)
     monkeypatch.setattr(module, "MAX_COUNTED", 4)
-    ports = Owner(Reporter.PORTS, "n1")
+    ports = Reporter(ReporterKind.PORTS, "n1")
     problems = Problems()
     problems.set(INVENTORY, WEB, "no address")
     for number in range(5):
@@ -116,7 +116,7 @@ def test_owner_fills_its_own_share_and_says_how_many_more_there_are(
     for number in range(20):
         problems.clear(ports, PortRef("n1", f"p{number}"))
     assert problems.texts() == {"Service default/web": "no address"}
-    assert ports not in problems._by_owner
+    assert ports not in problems._by_reporter
 
 
 def test_nothing_of_an_ended_owner_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,36 +125,36 @@ def test_nothing_of_an_ended_owner_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     for number in range(100):
         problems.set(OLD, ObjectRef("Pod", "default", f"{number}"), "x" * 5000)
     assert len(problems) == 100
-    problems.clear_owner(OLD)
-    assert not problems._by_owner
+    problems.clear_reporter(OLD)
+    assert not problems._by_reporter
     assert not problems._by_subject
     assert not problems._more
 
 
 @pytest.mark.parametrize(
-    ("owner", "subject", "title"),
+    ("reporter", "subject", "title"),
     [
         (INVENTORY, N1, "Node n1"),
         (INVENTORY, WEB, "Service default/web"),
         (AGENT, N1, "agent of n1"),
         (AGENT, POD, "Pod default/a on n1"),
         (NEW, WEB, "Service default/web on the switch of n1"),
-        (Owner(Reporter.COMPILER, "n1"), N1, "flows of n1"),
-        (Owner(Reporter.COMPILER), WEB, "flows of Service default/web"),
-        (Owner(Reporter.COMPILER), CLUSTER, "flows of cluster"),
-        (Owner(Reporter.PORTS, "n1"), PortRef("n1", "pabc"), "port pabc of n1"),
+        (Reporter(ReporterKind.COMPILER, "n1"), N1, "flows of n1"),
+        (Reporter(ReporterKind.COMPILER), WEB, "flows of Service default/web"),
+        (Reporter(ReporterKind.COMPILER), CLUSTER, "flows of cluster"),
+        (Reporter(ReporterKind.PORTS, "n1"), PortRef("n1", "pabc"), "port pabc of n1"),
         (
-            Owner(Reporter.SWITCH),
+            Reporter(ReporterKind.SWITCH),
             SwitchRef(0xAB, "192.0.2.1:4"),
             "switch 00000000000000ab at 192.0.2.1:4",
         ),
-        (Owner(Reporter.SOURCE), FileRef("a\u202eb.yaml"), r"file a\u202eb.yaml"),
-        (Owner(Reporter.SOURCE), ApiPathRef("/api/v1/pods"), "API server /api/v1/pods"),
+        (Reporter(ReporterKind.SOURCE), FileRef("a\u202eb.yaml"), r"file a\u202eb.yaml"),
+        (Reporter(ReporterKind.SOURCE), ApiPathRef("/api/v1/pods"), "API server /api/v1/pods"),
     ],
 )
-def test_title_names_subject_and_place(owner: Owner, subject: Subject, title: str) -> None:
+def test_title_names_subject_and_place(reporter: Reporter, subject: Subject, title: str) -> None:
     problems = Problems()
-    problems.set(owner, subject, "why")
+    problems.set(reporter, subject, "why")
     assert problems.texts() == {title: "why"}
 
 
@@ -188,7 +188,7 @@ def test_problem_is_logged_when_it_is_new_or_another() -> None:
     with capture_logs() as lines:
         for text in ("one", "one", "two", "two", "", "two"):
             problems.set(INVENTORY, WEB, text)
-        problems.set(Owner(Reporter.PORTS, "n1"), PortRef("n1", "p"), "early")
+        problems.set(Reporter(ReporterKind.PORTS, "n1"), PortRef("n1", "p"), "early")
     assert [(line["log_level"], line["problem"], line["limit_by"]) for line in lines] == [
         ("warning", "one", "default"),
         ("warning", "two", "default"),

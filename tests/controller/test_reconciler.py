@@ -154,7 +154,7 @@ def test_until_all_is_read_nothing_is_removed(ovs: Ovs) -> None:
             reconciler.update([third], [])
             await world.until(lambda: world.cookies() >= world.desired())
             assert world.cookies() > before
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             await world.in_sync()
             assert world.cookies() == world.desired()
             assert not world.cookies() >= before
@@ -176,7 +176,7 @@ def test_a_peer_that_comes_back_while_its_flows_are_left_over(ovs: Ovs) -> None:
             reconciler.update([], [("Node", "", "node2")])
             await asyncio.sleep(0.02)
             reconciler.sessions["node1"].shared_version = None
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             reconciler.update([PEER], [])
             await world.in_sync()
             assert world.cookies() == world.desired()
@@ -203,7 +203,9 @@ def replace_cidr(cidr: str) -> Any:
     return node_object("node1", cidr, "172.30.1.1", uid="n1-anew")
 
 
-def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flow_that_a_switch_rejects_harms_no_other_object(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pod b's flow names a meter that is not there. All of b is left out, and a goes on."""
 
     def wrong_meter(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
@@ -227,7 +229,7 @@ def test_what_a_switch_refuses_harms_no_other(ovs: Ovs, monkeypatch: pytest.Monk
             world.plug("a", "u1", 16, "10.244.1.5")
             subject = "Pod default/b on the switch of node1"
             await world.until(lambda: subject in world.reconciler.problems.texts())
-            assert "the switch refused flow" in world.reconciler.problems.texts()[subject]
+            assert "the switch rejected flow" in world.reconciler.problems.texts()[subject]
             await world.until(
                 lambda: len(world.reconciler.inventory.view.attachments.get("node1", {})) == 2
             )
@@ -313,7 +315,7 @@ def test_connections_are_forgotten_when_the_flows_are_there(
             world.reconciler.update([service("s", ports=ports), behind("s", *many, str(GONE))], [])
             await world.in_sync()
             monkeypatch.setattr(Switch, "_apply", slowly)
-            monkeypatch.setattr("controller.forgetting.FLUSHES_OF_STALE", 3)
+            monkeypatch.setattr("controller.conntrack_flush.FLUSHES_OF_STALE", 3)
             world.reconciler.update([service("other", clusterIP="10.96.0.2")], [])
             await asyncio.sleep(0.1)
             world.reconciler.update([behind("s", *many)], [])
@@ -348,7 +350,7 @@ def test_a_comparison_asked_for_while_one_runs_is_not_forgotten(ovs: Ovs) -> Non
             session.switch.apply = slow  # type: ignore[method-assign]
             reconciler.update([node_object("node4", "10.244.4.0/24", "172.30.1.4")], [])
             await sending.wait()
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             go_on.set()
             await world.in_sync()
             assert world.cookies() == world.desired()

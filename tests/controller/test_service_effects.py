@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from controller.host_services import HealthCheck, NodePort
+from controller.host_services import HealthCheck, HostNodePort
 from controller.stale_udp import StaleEndpoint, StaleFrontend, StalePair
 from flows import names
 from flows.compile import COMPILER
@@ -86,7 +86,10 @@ def test_what_a_host_must_know() -> None:
     second = services.hosts.revision("node1")
     assert first != second
     found = services.hosts.wanted("node1")
-    assert found.node_ports == (NodePort(6, 30081, "default/s"), NodePort(17, 30053, "default/s"))
+    assert found.node_ports == (
+        HostNodePort(6, 30081, "default/s"),
+        HostNodePort(17, 30053, "default/s"),
+    )
     assert [str(address) for address in found.addresses] == ["198.51.100.1", "198.51.100.2"]
     assert found.health_checks == (HealthCheck(30099, "default/s", 0),)
     assert services.hosts.wanted("node2") is found

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from controller.agents import take_problems
+from controller.agent_problems import take_problems
 from controller.api import Api
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter
+from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from controller.service_report import detailed, listed
 from controller.sources.objects import Object
@@ -235,7 +235,7 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
         endpoint_slice("nobodys", "gone", ["127.0.0.1"]),
     )
     web, web2 = (ObjectRef("Service", "default", name) for name in ("web", "web2"))
-    agent, switch = Owner(Reporter.AGENT, "node1"), Owner(Reporter.SWITCH, "node2", 1)
+    agent, switch = Reporter(ReporterKind.AGENT, "node1"), Reporter(ReporterKind.SWITCH, "node2", 1)
     made.problems.set(agent, web, "the host's ports")
     made.problems.set(agent, web2, "not this one's")
     made.problems.set(switch, web, "the table is full")
@@ -306,7 +306,7 @@ def test_answers() -> None:
             sentence = {"error": "the controller has not read the cluster yet"}
             assert await get("/v1/services") == (503, sentence)
             assert await get("/v1/services/default/web") == (503, sentence)
-            reconciler.complete(True)
+            reconciler.source_complete(True)
             take_problems(
                 reconciler.inventory, "node1", NodeProblems(services={"default/web": "taken"})
             )

@@ -135,7 +135,7 @@ REFUSED = [
     ({"clusterIP": ""}, [], "spec.clusterIP is missing: nobody has assigned one"),
     ({"clusterIP": "ten"}, [], "spec.clusterIP: 'ten' is not an IP address"),
     ({"clusterIP": "fd00::1"}, [], "spec.ipFamilies holds only IPv6"),
-    ({"ports": [{"port": 0}]}, [], "spec.ports[0].port: 0 is no port"),
+    ({"ports": [{"port": 0}]}, [], "spec.ports[0].port: 0 is not a valid port (1-65535)"),
     ({"ports": [{"port": 9, "protocol": "X"}]}, [], "spec.ports[0].protocol: 'X' is none of TCP"),
     *(
         ({"externalIPs": [address]}, ["10.96.0.1:80/6"], f"spec.externalIPs[0]: {problem}")
@@ -166,7 +166,7 @@ REFUSED = [
     (
         {"type": "NodePort", "ports": [{"port": 80, "nodePort": 70_000}]},
         ["10.96.0.1:80/6"],
-        "spec.ports[0].nodePort: 70000 is no port",
+        "spec.ports[0].nodePort: 70000 is not a valid port (1-65535)",
     ),
     (
         {"type": "NodePort", "ports": [{"port": 80, "nodePort": 6081, "protocol": "UDP"}]},
@@ -316,8 +316,8 @@ def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) 
     ("port", "problem"),
     [
         ({}, "ports[0].port is missing"),
-        ({"port": 0}, "ports[0].port: 0 is no port"),
-        ({"port": 65_536}, "ports[0].port: 65536 is no port"),
+        ({"port": 0}, "ports[0].port: 0 is not a valid port (1-65535)"),
+        ({"port": 65_536}, "ports[0].port: 65536 is not a valid port (1-65535)"),
         ({"port": 1, "protocol": "x"}, "ports[0].protocol: 'x' is none of TCP, UDP, SCTP"),
     ],
 )

@@ -11,7 +11,7 @@ from controller import problems as problems_module
 from controller import switches as module
 from controller.api import Api
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter
+from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from flows import names
 from openflow.messages import Port, PortReason, PortStatus
@@ -56,7 +56,7 @@ class FakeSwitch:
 def world() -> Reconciler:
     reconciler = Reconciler(Inventory(CLUSTER))
     reconciler.update([NODE, PEER], [])
-    reconciler.complete(True)
+    reconciler.source_complete(True)
     return reconciler
 
 
@@ -162,10 +162,10 @@ def test_flood_of_port_events_is_paced_and_leaves_nothing_behind(
         await settle(1_000)
         # In 1,000 turns: the burst, and what the rate allows in the time that they took.
         assert 100 <= stolen.taken < 1_000
-        of_ports = Owner(Reporter.PORTS, "node1")
-        assert len(reconciler.problems.of_owner(of_ports)) == 50
+        of_ports = Reporter(ReporterKind.PORTS, "node1")
+        assert len(reconciler.problems.of_reporter(of_ports)) == 50
         await end(tasks[0])
-        assert not reconciler.problems.of_owner(of_ports)
+        assert not reconciler.problems.of_reporter(of_ports)
         await end(*tasks)
 
     asyncio.run(story())

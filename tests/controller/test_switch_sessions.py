@@ -1,4 +1,4 @@
-"""What the controller does to a switch that is slow, refuses, lies about its name, or comes twice.
+"""What the controller does to a switch that is slow, rejects flows, lies, or comes twice.
 
 The switch is simulated at the edge: it keeps what batches put there.
 """
@@ -38,8 +38,8 @@ class Switch:
         self.host, self.peer = "172.30.1.1", "172.30.1.1:40000"
         self.ports: dict[int, Any] = {}
         self.flows: dict[tuple[int, int, Any], InstalledFlow] = {(0, 7, None): FOREIGN}
-        self.refused: set[int] = set()
-        """Cookies of flows that it refuses."""
+        self.rejected: set[int] = set()
+        """Cookies of flows that it rejects."""
         self.acknowledges = True
         self.meanwhile: dict[int, Callable[[], Awaitable[None]]] = {}
         """What happens before the batch with this number, from 1, is acknowledged."""
@@ -54,13 +54,13 @@ class Switch:
         if meanwhile := self.meanwhile.get(self.batches):
             await meanwhile()
         for part in batch.parts:
-            refusals = [
+            rejections = [
                 (message, ErrorMessage(5, 1, b""))
                 for message in part.messages
-                if isinstance(message, Flow) and message.cookie in self.refused
+                if isinstance(message, Flow) and message.cookie in self.rejected
             ]
-            if refusals:
-                raise Rejected(refusals)
+            if rejections:
+                raise Rejected(rejections)
             for message in part.messages:
                 self._take(message)
 
@@ -104,7 +104,7 @@ def cluster(*nodes: Any, complete: bool = True) -> Reconciler:
     """A controller that knows these Nodes besides node1."""
     made = Reconciler(Inventory(CLUSTER))
     made.update([NODE, *nodes], [])
-    made.complete(complete)
+    made.source_complete(complete)
     return made
 
 
@@ -185,16 +185,16 @@ def test_nothing_is_removed_or_sealed_before_the_whole_source_was_read() -> None
 
 
 @pytest.mark.parametrize("scope", ["shared", "own"])
-def test_refused_flow_is_left_out_and_old_seals_do_not_hide_it(scope: str) -> None:
+def test_rejected_flow_is_left_out_and_old_seals_do_not_hide_it(scope: str) -> None:
     async def main() -> None:
         switch = Switch()
         desired = await settled(cluster(NODE2))
         await synced(desired, switch)
         program = desired.shared if scope == "shared" else desired.program("node1")
         cookie = max(program.cookies)
-        # One flow is gone, and the switch refuses it; the seals are those of a whole program.
+        # One flow is gone, and the switch rejects it; the seals are those of a whole program.
         switch.flows = {key: f for key, f in switch.flows.items() if f.cookie != cookie}
-        switch.refused = {cookie}
+        switch.rejected = {cookie}
         session = Session("node1", switch, desired)  # type: ignore[arg-type]
         session.left_out = {cookie}
         await session.sync()
@@ -212,7 +212,7 @@ def test_rejection_leaves_out_the_object_and_goes_on_with_the_rest(scope: str) -
         desired = await settled(cluster(NODE2))
         program = desired.shared if scope == "shared" else desired.program("node1")
         cookie = max(program.cookies)
-        switch.refused = {cookie}
+        switch.rejected = {cookie}
         session = Session("node1", switch, desired)  # type: ignore[arg-type]
         with pytest.raises(Rejected) as caught:
             await session.sync()

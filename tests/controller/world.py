@@ -15,7 +15,7 @@ from flows.pipeline import Feature
 from flows.view import CLUSTER_SCOPE
 from openflow.server import serve
 from openflow.switch import Switch
-from settings import Cluster as ClusterSettings
+from settings import ClusterSettings
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
 from tests.ovs import Ovs
@@ -86,7 +86,7 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
     """A controller that knows node1 and node2; the switch dials it."""
     reconciler = Reconciler(Inventory(CLUSTER))
     reconciler.update([NODE, PEER], [])
-    reconciler.complete(whole)
+    reconciler.source_complete(whole)
     switches: set[Switch] = set()
 
     async def on_switch(switch: Switch) -> None:

@@ -109,7 +109,7 @@ SERVICES: Final = (
     ),
     Fault(
         "the digest of a changed group stays old",
-        "controller/audit.py",
+        "controller/drift.py",
         "            if self._known.get(number) is not group:\n",
         "            if number not in self._known:\n",
         ("tests/controller/test_digests.py",),

@@ -211,8 +211,8 @@ STATE: Final = (
     Fault(
         "a source with an unreadable file counts as read completely",
         _DIRECTORY,
-        "self._feed.complete(not self._unreadable)",
-        "self._feed.complete(True)",
+        "self._feed.source_complete(not self._unreadable)",
+        "self._feed.source_complete(True)",
         ("tests/controller/test_directory.py",),
     ),
     Fault(

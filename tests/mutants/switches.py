@@ -8,7 +8,7 @@ _SESSION = "controller/session.py"
 _STATE = "controller/session_state.py"
 _SWITCHES = "controller/switches.py"
 _DESIRED = "controller/desired.py"
-_DRIFT = "controller/drift.py"
+_AUDIT = "controller/audit.py"
 _RECONCILER_TESTS = (
     "tests/controller/test_switch_sessions.py",
     "tests/controller/test_reconciler.py",
@@ -45,7 +45,7 @@ SWITCHES: Final = (
         _RECONCILER_TESTS,
     ),
     Fault(
-        "flows that a switch refused are forgotten when old seals are still there",
+        "flows that a switch rejected are forgotten when old seals are still there",
         _SESSION,
         "        if self.left_out:\n            return False",
         "        if False:\n            return False",
@@ -110,57 +110,57 @@ SWITCHES: Final = (
     Fault(
         "a comparison that is asked for during another one is lost",
         _STATE,
-        "    (S.COMPARING, E.DOUBTED): S.UNKNOWN,\n",
-        "    (S.COMPARING, E.DOUBTED): S.COMPARING,\n",
+        "    (S.COMPARING, E.INVALIDATED): S.UNKNOWN,\n",
+        "    (S.COMPARING, E.INVALIDATED): S.COMPARING,\n",
         _RECONCILER_TESTS,
     ),
     Fault(
         "a digest with too few sums passes",
-        _DRIFT,
+        _AUDIT,
         "enumerate(zip(given.sums, expected, strict=True))",
         "enumerate(zip(given.sums[:0], expected, strict=False))",
         _AUDIT_TESTS,
     ),
     Fault(
         "changed meters are not noticed",
-        _DRIFT,
+        _AUDIT,
         "wrong_meters = given.meters != digest.of_meters(own.meters.values())",
         "wrong_meters = False",
         _AUDIT_TESTS,
     ),
     Fault(
         "changed groups are not noticed",
-        _DRIFT,
+        _AUDIT,
         "wrong_groups = given.groups != digest.total(each.groups_total for each in digests)",
         "wrong_groups = False",
         ("tests/controller/test_audit.py", "tests/controller/test_groups.py"),
     ),
     Fault(
         "seals of an older program pass for ever",
-        _DRIFT,
-        "                session.doubt()\n",
+        _AUDIT,
+        "                session.invalidate()\n",
         "                pass\n",
         _AUDIT_TESTS,
     ),
     Fault(
         "stale flows stay after a repair",
-        _DRIFT,
+        _AUDIT,
         "DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)",
         "DeleteByCookie(cookie) for cookie in drift.altered",
         _AUDIT_TESTS,
     ),
     Fault(
         "connections of an address with a new owner are cut",
-        "controller/forgetting.py",
+        "controller/conntrack_flush.py",
         "if address not in attached[node]]",
         "]",
-        ("tests/controller/test_forgetting.py",),
+        ("tests/controller/test_conntrack_flush.py",),
     ),
     Fault(
         "connections of a freed address are not forgotten",
-        "controller/forgetting.py",
+        "controller/conntrack_flush.py",
         "            asyncio.get_running_loop().call_later(FREED_TICK, self._forget_freed)\n",
         "            pass\n",
-        ("tests/controller/test_forgetting.py",),
+        ("tests/controller/test_conntrack_flush.py",),
     ),
 )

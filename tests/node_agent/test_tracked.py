@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controller.forgetting import FLUSHES_OF_STALE
+from controller.conntrack_flush import FLUSHES_OF_STALE
 from flows.pipeline import ZONE
 from node_agent import appctl, limits, tracked
 from node_agent.connection_limits import ConnectionLimits, most_of

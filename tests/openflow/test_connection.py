@@ -12,9 +12,9 @@ from openflow.connection import (
     Closed,
     Connection,
     ConnectionState,
+    ErrorReply,
     HandshakeDone,
     Reply,
-    RequestRejected,
     Timeouts,
     Unhandled,
 )
@@ -211,7 +211,7 @@ def test_errors_and_unknown_messages_are_events():
         message(1, struct.pack("!HH", 5, 1), xid=7) + message(35, b"?", xid=8), 1.0
     )
     refused, unhandled = events
-    assert isinstance(refused, RequestRejected)
+    assert isinstance(refused, ErrorReply)
     assert refused.xid == 7
     assert str(refused.error) == "OFPET_FLOW_MOD_FAILED(5), OFPFMFC_TABLE_FULL(1)"
     assert unhandled == Unhandled(35, 8)

@@ -150,7 +150,7 @@ def test_mutated_dumps(recording: Recording, changes, keep, pieces) -> None:
     ask(connection)
     for event in hears(connection, changed(recording.answers, changes, keep), pieces):
         if isinstance(event, Reply) and isinstance(event.value, list):
-            # A person looks at what nobody here made; os-ken reads it.
+            # Foreign flows are shown to people only; os-ken decodes them.
             for entry in event.value:
                 if isinstance(entry, InstalledGroup):
                     assert 0 <= digest.of_group_entry(entry) < 1 << 64

@@ -13,7 +13,7 @@ from openflow.codec import CodecError, MeterCommand
 from openflow.connection import Timeouts
 from openflow.errors import ConnectionLost
 from openflow.messages import PortReason, PortStatus, Role, without_counters
-from openflow.switch import Rejected, RequestRefused, name_in
+from openflow.switch import Rejected, RequestRejected, name_in
 from tests.openflow import samples
 from tests.openflow.conftest import connected
 from tests.ovs import Ovs
@@ -81,7 +81,7 @@ def test_what_was_dumped_can_be_put_back_byte_for_byte(ovs: Ovs):
     asyncio.run(main())
 
 
-def test_a_dumped_flow_that_is_refused_is_named(ovs: Ovs):
+def test_rejected_flow_of_a_dump_is_named(ovs: Ovs):
     async def main():
         async with connected(ovs) as switch:
             meter = Meter(99, 1, 1)
@@ -140,16 +140,16 @@ def control(ovs: Ovs):
 
 
 @pytest.mark.parametrize("bad", [UNPREPARED, UNMETERED])
-def test_a_refused_flow_is_named_and_its_bundle_undone(ovs: Ovs, bad):
+def test_rejected_flow_is_named_and_its_bundle_undone(ovs: Ovs, bad):
     async def main():
         async with connected(ovs) as switch:
             kept = samples.flow(1)
             await switch.apply(Batch.of([kept]))
             with pytest.raises(
                 Rejected, match=f"flow '{bad.reason}' .*OFPET_.*OFP[BM]M"
-            ) as refused:
+            ) as rejected:
                 await switch.apply(Batch.of([samples.flow(2), bad, samples.flow(3)], [kept.cookie]))
-            assert [message for message, _ in refused.value.refusals] == [bad]
+            assert [message for message, _ in rejected.value.rejections] == [bad]
             assert ovs.dump() == texts([kept])
             # The connection is as good as before.
             await switch.apply(Batch.of([samples.flow(4)]))
@@ -158,10 +158,10 @@ def test_a_refused_flow_is_named_and_its_bundle_undone(ovs: Ovs, bad):
     asyncio.run(main())
 
 
-def test_after_a_refusal_nothing_more_is_sent(ovs: Ovs):
+def test_after_a_rejection_nothing_more_is_sent(ovs: Ovs):
     async def main():
         async with connected(ovs) as switch:
-            # By table, last first: 70, 60, 50; the bundle with table 60 is refused.
+            # By table, last first: 70, 60, 50; the bundle with table 60 is rejected.
             flows = [samples.flow(1, table=50), UNPREPARED, samples.flow(2, table=70)]
             with pytest.raises(Rejected):
                 await switch.apply(Batch.of(flows, bundle_size=1))
@@ -300,11 +300,11 @@ def test_ports_are_known_and_their_changes_told(ovs: Ovs):
     asyncio.run(main())
 
 
-def test_roles_with_a_stale_generation_are_refused(ovs: Ovs):
+def test_roles_with_a_stale_generation_are_rejected(ovs: Ovs):
     async def main():
         async with connected(ovs) as switch:
             assert await switch.request_role(Role.MASTER, 5) == (Role.MASTER, 5)
-            with pytest.raises(RequestRefused, match="OFPRRFC_STALE"):
+            with pytest.raises(RequestRejected, match="OFPRRFC_STALE"):
                 await switch.request_role(Role.MASTER, 4)
             assert await switch.alive(5.0)
 

@@ -171,7 +171,10 @@ def _some(section: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, object]]
 @given(
     st.dictionaries(
         st.sampled_from(["cluster", "controller", "agent", "logLevel", "other"]),
-        _some(settings.Cluster) | _some(settings.Controller) | _some(settings.Agent) | _VALUES,
+        _some(settings.ClusterSettings)
+        | _some(settings.Controller)
+        | _some(settings.Agent)
+        | _VALUES,
     )
 )
 def test_wrong_types_anywhere(tmp_path_factory: pytest.TempPathFactory, content: object) -> None:

@@ -10,7 +10,7 @@ MAX_SECONDS: Final = 0.01
 """After which a slice ends too. The loop must not be held for more than 50 ms."""
 
 
-class Slice:
+class WorkBudget:
     """One stretch of work. It ends after the step that used it up: one step is never divided."""
 
     def __init__(self, *, clock: Callable[[], float] = time.thread_time) -> None:

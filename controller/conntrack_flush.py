@@ -26,7 +26,7 @@ FLUSHES_OF_FREED: Final = 4
 seen to it that none is left there."""
 
 
-class Forgetting:
+class ConntrackFlush:
     """Gathers what is to be forgotten, and hands it on in small batches."""
 
     def __init__(self, view: ClusterView, send: Callable[[Batch], None]) -> None:

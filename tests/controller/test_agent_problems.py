@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, web
 
-from controller.agents import SILENCE, take_problems
+from controller.agent_problems import SILENCE, take_problems
 from controller.api import Api
-from controller.host_services import HealthCheck, HostServices, NodePort, OwnAddress
+from controller.host_services import HealthCheck, HostNodePort, HostServices, OwnAddress
 from controller.inventory import Inventory
 from controller.problems import Problems
 from controller.reconciler import Reconciler
@@ -138,7 +138,7 @@ def test_by_http() -> None:
 def test_what_hosts_do_for_services_by_http() -> None:
     """By long poll, like the configuration."""
     first = HostServices(
-        (NodePort(6, 30080, "default/web"),),
+        (HostNodePort(6, 30080, "default/web"),),
         (IPv4Address("198.51.100.7"),),
         (HealthCheck(32000, "a/lb", 2),),
         (OwnAddress(IPv4Address("172.30.1.1"), 6, 80, names.STAND_INS[0], "default/web"),),
@@ -164,7 +164,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
                         return response.status, await response.read()
 
                 assert (await ask())[0] == 503
-                reconciler.complete(whole=False)
+                reconciler.source_complete(whole=False)
                 status, body = await ask()
                 found = decode_services(body)
                 assert status == 200
@@ -173,7 +173,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
                 assert found.health_checks == first.health_checks
                 assert found.own_addresses == first.own_addresses
                 assert not found.source_complete
-                reconciler.complete(whole=True)
+                reconciler.source_complete(whole=True)
                 whole = decode_services((await ask(after=found.revision, wait="30"))[1])
                 assert whole.source_complete
                 assert (await ask(after=whole.revision))[0] == 304

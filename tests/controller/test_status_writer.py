@@ -1,6 +1,6 @@
 """What is told to an API server that is away, refuses, or hangs; the server is a scripted one.
 
-A real one is told in tests/lab/test_outward.py.
+A real one is told in tests/lab/test_status_writer.py.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from controller import outward
+from controller import status_writer
 from controller.inventory import Inventory
-from controller.outward import Outward
 from controller.reconciler import Reconciler
+from controller.status_writer import StatusWriter
 from tests.controller.api_server import status
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
@@ -73,7 +73,7 @@ class Play:
         self.reconciler = Reconciler(Inventory(CLUSTER))
         self.now = 0.0
         self.server = Server(path / "kubeconfig")
-        self.outward = Outward(self.reconciler, path / "kubeconfig", monotonic=lambda: self.now)
+        self.writer = StatusWriter(self.reconciler, path / "kubeconfig", monotonic=lambda: self.now)
 
     def refuse(self, *nodes: str) -> None:
         self.reconciler.update([node_object(n, "", "172.30.1.1", uid=n) for n in nodes], [])
@@ -92,16 +92,16 @@ Story = Callable[[Play], Awaitable[None]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(outward, "LOOK", 0.01)
-    monkeypatch.setattr(outward, "PACE", 0.0)
-    monkeypatch.setattr(outward, "BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(status_writer, "LOOK", 0.01)
+    monkeypatch.setattr(status_writer, "PACE", 0.0)
+    monkeypatch.setattr(status_writer, "BACKOFF", (0.01, 0.02))
 
     def run(story: Story, *, served: bool = True, listed: bool = True) -> None:
         async def main() -> None:
             play = Play(tmp_path)
             if listed:
-                play.reconciler.complete(True)
-            task = asyncio.create_task(play.outward.run())
+                play.reconciler.source_complete(True)
+            task = asyncio.create_task(play.writer.run())
             try:
                 if served:
                     async with play.server.serve():
@@ -188,9 +188,9 @@ def test_an_api_server_that_is_away(run: Any) -> None:
         async with play.server.serve() as port:
             pass
         play.refuse("node1")
-        await play.until(lambda: play.outward._account.untold and play.now > 20)
+        await play.until(lambda: play.writer._account.untold and play.now > 20)
         play.refuse("node2")
-        await play.until(lambda: play.outward._account.untold == 2)
+        await play.until(lambda: play.writer._account.untold == 2)
         assert play.server.notes == []
         async with play.server.serve(port):
             await play.until(lambda: len(play.server.notes) == 2)
@@ -199,19 +199,19 @@ def test_an_api_server_that_is_away(run: Any) -> None:
 
 
 def test_many_at_once_come_in_portions(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outward, "AT_ONCE", 10)
+    monkeypatch.setattr(status_writer, "AT_ONCE", 10)
 
     async def story(play: Play) -> None:
         names = {f"node{number}" for number in range(100)}
         looks = 0
-        look = play.outward._account.look
+        look = play.writer._account.look
 
         def counted(*arguments: Any) -> Any:
             nonlocal looks
             looks += 1
             return look(*arguments)
 
-        monkeypatch.setattr(play.outward._account, "look", counted)
+        monkeypatch.setattr(play.writer._account, "look", counted)
         play.refuse(*names)
         await play.until(lambda: len(play.server.notes) == 100)
         assert {name for name, _ in play.server.notes} == names
@@ -227,7 +227,7 @@ def test_nothing_is_told_before_everything_was_read(run: Any) -> None:
             await asyncio.sleep(0.01)
             play.now += 5
         assert play.server.asked == []
-        play.reconciler.complete(True)
+        play.reconciler.source_complete(True)
         await play.until(lambda: play.server.notes)
 
     run(story, listed=False)

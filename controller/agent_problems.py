@@ -3,7 +3,7 @@
 from typing import Final
 
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter, Subject
+from controller.problems import Reporter, ReporterKind, Subject
 from flows.refs import ObjectRef
 from wire.documents import NodeProblems
 
@@ -28,4 +28,4 @@ def take_problems(inventory: Inventory, node: str, given: NodeProblems) -> None:
     for key, sentence in given.services.items():
         if key in inventory.view.services:
             told[ObjectRef.namespaced("Service", key)] = sentence
-    inventory.problems.replace_owner(Owner(Reporter.AGENT, node), told, lifetime=SILENCE)
+    inventory.problems.replace_all(Reporter(ReporterKind.AGENT, node), told, lifetime=SILENCE)

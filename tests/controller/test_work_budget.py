@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from controller import desired as desired_module
-from controller import slices
-from controller.audit import MAX_DIGESTED, Digests
+from controller import work_budget
+from controller.drift import MAX_DIGESTED, Digests
 from controller.inventory import Inventory
-from controller.problems import Owner, Reporter
+from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from flows.compile import Compiler, compile_scope
 from flows.flow import Group
@@ -101,7 +101,7 @@ def test_many_objects_are_taken_in_and_compiled_in_slices(monkeypatch: pytest.Mo
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER], [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         await published(reconciler)
         heart = Heart(monkeypatch)
         await asyncio.sleep(0)
@@ -109,13 +109,13 @@ def test_many_objects_are_taken_in_and_compiled_in_slices(monkeypatch: pytest.Mo
         await published(reconciler)
         await heart.stop()
         assert sum(heart.objects) == len(SERVICES)
-        assert max(heart.objects) <= slices.MAX_COST // 10
+        assert max(heart.objects) <= work_budget.MAX_COST // 10
         # One step more than a slice holds may be begun.
         largest = max(
             _cost(reconciler.desired.fragment(CLUSTER_SCOPE, Key(CLUSTER_SCOPE, "service", name)))
             for name in reconciler.inventory.view.services
         )
-        assert max(heart.cost) <= 2 * (slices.MAX_COST + largest)
+        assert max(heart.cost) <= 2 * (work_budget.MAX_COST + largest)
         assert sum(1 for cost in heart.cost if cost) > 2
         assert same_as_from_nothing(reconciler)
         # And the same way back.
@@ -130,14 +130,14 @@ def test_many_objects_are_taken_in_and_compiled_in_slices(monkeypatch: pytest.Mo
 
 def test_slice_ends_with_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One object may cost as much as many others."""
-    monkeypatch.setattr(slices, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(work_budget, "MAX_SECONDS", 0.0)
 
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         heart = Heart(monkeypatch)
         await asyncio.sleep(0)
         reconciler.update(SERVICES[:40], [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         await published(reconciler)
         await heart.stop()
         # No slice has more than the one step that uses it up, for nodes and for all.
@@ -149,12 +149,12 @@ def test_slice_ends_with_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_source_is_known_when_all_of_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "MAX_COST", 20)
+    monkeypatch.setattr(work_budget, "MAX_COST", 20)
 
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER, *SERVICES[:100]], [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         assert not reconciler.listed.is_set()
         async with asyncio.timeout(30):
             await reconciler.listed.wait()
@@ -166,7 +166,7 @@ def test_source_is_known_when_all_of_it_is_compiled(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_cannot_be_compiled_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "MAX_COST", 20)
+    monkeypatch.setattr(work_budget, "MAX_COST", 20)
     make = Compiler.fragment
     broken = {"default/s7", "default/s20"}
 
@@ -180,10 +180,10 @@ def test_what_cannot_be_compiled_stops_nothing_else(monkeypatch: pytest.MonkeyPa
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, *SERVICES[:100]], [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         await published(reconciler)
-        compiler = Owner(Reporter.COMPILER)
-        told = {str(p.subject) for p in reconciler.problems.of_owner(compiler)}
+        compiler = Reporter(ReporterKind.COMPILER)
+        told = {str(p.subject) for p in reconciler.problems.of_reporter(compiler)}
         assert told == {"Service default/s7", "Service default/s20"}
         held = {key.name for key in reconciler.desired.shared._fragments if key.kind == "service"}
         assert held == {f"default/s{n}" for n in range(1, 51)} - broken
@@ -191,7 +191,7 @@ def test_what_cannot_be_compiled_stops_nothing_else(monkeypatch: pytest.MonkeyPa
         reconciler.update([service("other", clusterIP="10.96.9.9")], [])
         await asyncio.sleep(0.05)
         await published(reconciler)
-        assert not reconciler.problems.of_owner(compiler)
+        assert not reconciler.problems.of_reporter(compiler)
         monkeypatch.undo()
         assert same_as_from_nothing(reconciler)
 
@@ -205,10 +205,10 @@ def test_programs_of_nodes_are_compiled_in_turns(monkeypatch: pytest.MonkeyPatch
         heart = Heart(monkeypatch)
         await asyncio.sleep(0)
         reconciler.update(nodes, [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         await published(reconciler)
         await heart.stop()
-        assert max(heart.cost) <= 3 * slices.MAX_COST
+        assert max(heart.cost) <= 3 * work_budget.MAX_COST
         for name in ("n1", "n200"):
             oracle = compile_scope(reconciler.inventory.view, name)
             assert reconciler.desired.program(name).seal == oracle.seal
@@ -223,7 +223,7 @@ def test_log_of_shared_batches_is_bounded_by_what_it_holds(
 
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         for turn in range(20):
             endpoints = [f"10.244.{turn}.{n}" for n in range(2, 102)]
             reconciler.update([service("big"), endpoint_slice("big-1", "big", endpoints)], [])
@@ -244,7 +244,7 @@ def test_memory_of_shared_batches_returns_when_every_switch_has_them() -> None:
 
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         before = groups()
         reconciler.update(SERVICES, [])
         await asyncio.sleep(0.01)
@@ -271,7 +271,7 @@ def test_digests_are_computed_in_parts() -> None:
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER, *SERVICES], [])
-        reconciler.complete(True)
+        reconciler.source_complete(True)
         await published(reconciler)
         whole = Digests()
         while not whole.follow(reconciler.desired.shared):

@@ -36,7 +36,7 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
 log = structlog.get_logger()
 
 
-class Outward:
+class StatusWriter:
     """Tells the API server what concerns its Nodes and Pods."""
 
     def __init__(

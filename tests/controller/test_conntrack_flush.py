@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from controller import forgetting
-from controller.forgetting import FLUSHES_OF_FREED, Forgetting
+from controller import conntrack_flush
+from controller.conntrack_flush import FLUSHES_OF_FREED, ConntrackFlush
 from flows.pipeline import ZONE
 from openflow.batch import Batch
 
@@ -18,12 +18,12 @@ FREED, AGAIN = IPv4Address("10.244.1.5"), IPv4Address("10.244.1.6")
 def test_freed_address_is_forgotten_unless_it_has_a_new_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(forgetting, "FREED_TICK", 0.0)
+    monkeypatch.setattr(conntrack_flush, "FREED_TICK", 0.0)
     sent: list[Batch] = []
     view: Any = SimpleNamespace(attachments={})
 
     async def main() -> None:
-        made = Forgetting(view, sent.append)
+        made = ConntrackFlush(view, sent.append)
         made.free("node1", [FREED, AGAIN])
         # Before the tick, the second one is another pod's.
         view.attachments["node1"] = {"port": SimpleNamespace(address=AGAIN)}
