@@ -11,7 +11,7 @@ from bench.figures import Figure, percentile
 from bench.nodes import sandboxes, unique, vsctl
 from bench.observer import observing
 from flows import names
-from flows.features.classify import attachment_entry
+from flows.features.classify import attachment_classifier_flow
 from flows.pipeline import LAYOUT
 from lab import Lab
 from lab.layout import NodeLayout
@@ -61,7 +61,7 @@ def _ready(lab: Lab, node: NodeLayout, listed: list[str], at_once: int) -> list[
         port = names.port_name(
             sandbox.namespace, sandbox.pod, sandbox.uid, IFNAME, sandbox.container_id
         )
-        cookie = attachment_entry(ofports[port], names.attachment_tag(port)).cookie
+        cookie = attachment_classifier_flow(ofports[port], names.attachment_tag(port)).cookie
         samples.append(1000 * (flows[cookie] - seen.links[port]))
     return samples
 

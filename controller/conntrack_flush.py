@@ -10,7 +10,7 @@ from typing import Final
 
 from controller.stale_udp import Stale
 from flows.family import IPAddress
-from flows.pipeline import SNAT_ZONE, ZONE
+from flows.pipeline import CT_ZONE, SNAT_ZONE
 from flows.view import ClusterView
 from openflow.batch import Batch
 
@@ -54,7 +54,7 @@ class ConntrackFlush:
     def published(self) -> None:
         """The change is part of the shared program: have forgotten what it made stale."""
         stale, self._stale = list(self._stale), {}
-        forgets = [each.forget(zone) for each in stale for zone in (ZONE, SNAT_ZONE)]
+        forgets = [each.forget(zone) for each in stale for zone in (CT_ZONE, SNAT_ZONE)]
         for at in range(0, len(forgets), MAX_FORGETS):
             self._send(Batch.of_forgets(forgets[at : at + MAX_FORGETS], FLUSHES_OF_STALE))
 
@@ -65,4 +65,6 @@ class ConntrackFlush:
         # agent had them forgotten before it handed the address out.
         addresses = [address for address, node in freed.items() if address not in attached[node]]
         for at in range(0, len(addresses), MAX_FORGETS):
-            self._send(Batch.forgetting(ZONE, addresses[at : at + MAX_FORGETS], FLUSHES_OF_FREED))
+            self._send(
+                Batch.forgetting(CT_ZONE, addresses[at : at + MAX_FORGETS], FLUSHES_OF_FREED)
+            )

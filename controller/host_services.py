@@ -38,7 +38,7 @@ class OwnAddress(NamedTuple):
     address: IPAddress
     protocol: int
     port: int
-    stand_in: IPAddress
+    dnat_address: IPAddress
     service: str
 
 
@@ -264,9 +264,9 @@ class Hosts:
 def _own_addresses(name: str, port: ServicePort) -> Iterable[tuple[str, OwnAddress]]:
     """By node."""
     for frontend in port.frontends:
-        for node, stand_in in frontend.stand_ins:
+        for node, dnat_address in frontend.host_dnat:
             if at := frontend.address:
-                yield node, OwnAddress(at, port.protocol, frontend.port, stand_in, name)
+                yield node, OwnAddress(at, port.protocol, frontend.port, dnat_address, name)
 
 
 def _external_ports(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from flows import names
 from flows.family import IPAddress
-from flows.view import StandIn
+from flows.view import HostDnatAddress
 
 
 class NodeAddress(NamedTuple):
@@ -38,7 +38,7 @@ class KnownAddresses:
         """By reported address."""
         self._service_addresses: set[IPAddress] = set()
         """Addresses that at least one Service uses."""
-        self._stand_ins: dict[str, dict[IPAddress, IPAddress]] = {}
+        self._host_dnat: dict[str, dict[IPAddress, IPAddress]] = {}
         """By node, then by address: what the host translates it to."""
         self._own_count: Counter[str] = Counter()
 
@@ -53,12 +53,12 @@ class KnownAddresses:
         """Every address that no Service may take."""
         return self._api_servers | self._protected.keys()
 
-    def stand_ins(self, address: IPAddress) -> tuple[StandIn, ...]:
+    def host_dnat(self, address: IPAddress) -> tuple[HostDnatAddress, ...]:
         """Where this address is on an interface though no Node object names it, by node."""
         return tuple(
-            StandIn(node, self._stand_ins[node][address])
+            HostDnatAddress(node, self._host_dnat[node][address])
             for node in sorted(self._nodes_with.get(address, ()))
-            if address in self._stand_ins.get(node, {})
+            if address in self._host_dnat.get(node, {})
         )
 
     def set_of_nodes(self, new: Mapping[IPAddress, NodeAddress]) -> set[IPAddress]:
@@ -108,9 +108,9 @@ class KnownAddresses:
         return set().union(*(self._assign(node) for node in nodes))
 
     def _assign(self, node: str) -> set[IPAddress]:
-        """Give a stand-in to each address that the node reports and a Service uses.
+        """Give a host DNAT address to each reported address that a Service uses.
 
-        The node's own addresses use the first stand-ins; these get the last ones, in the order of
+        The node's own addresses use the first ones; these get the last ones, in the order of
         the addresses, so that every controller assigns the same ones.
         """
         found = sorted(
@@ -118,12 +118,12 @@ class KnownAddresses:
             for each in self._reported.get(node, ())
             if each in self._service_addresses and each not in self.of_nodes
         )
-        free = range(names.STAND_INS.num_addresses - 1, self._own_count[node] - 1, -1)
+        free = range(names.HOST_DNAT_RANGE.num_addresses - 1, self._own_count[node] - 1, -1)
         new: dict[IPAddress, IPAddress] = {
-            address: names.STAND_INS[number]
+            address: names.HOST_DNAT_RANGE[number]
             for address, number in zip(found, free)  # noqa: B905 - the shorter one counts
         }
-        old = self._stand_ins.pop(node, {})
+        old = self._host_dnat.pop(node, {})
         if new:
-            self._stand_ins[node] = new
+            self._host_dnat[node] = new
         return {each for each in old.keys() | new.keys() if old.get(each) != new.get(each)}

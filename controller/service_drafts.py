@@ -17,7 +17,7 @@ from flows import names
 from flows.family import IPAddress, IPNetwork
 from flows.features.endpoints import MAX_IDLE
 from flows.features.protocols import TCP
-from flows.view import Cluster, Frontend, StandIn
+from flows.view import Cluster, Frontend, HostDnatAddress
 from settings.plain_yaml import shown
 
 DEFAULT_AFFINITY: Final = 10_800
@@ -229,15 +229,15 @@ def _read_external(
         if why := _inside(address, cluster) or known.protected(address):
             problems.append(f"{field}: {address} is {why}")
         elif at is None:
-            stand_ins = known.stand_ins(address)
-            found.append((field, Frontend(address, 0, True, sources, "", stand_ins)))
-        elif at.number < names.STAND_INS.num_addresses:
-            stand_in = StandIn(at.node, names.STAND_INS[at.number])
-            found.append((field, Frontend(address, 0, True, sources, at.node, (stand_in,))))
+            host_dnat = known.host_dnat(address)
+            found.append((field, Frontend(address, 0, True, sources, "", host_dnat)))
+        elif at.number < names.HOST_DNAT_RANGE.num_addresses:
+            dnat_address = HostDnatAddress(at.node, names.HOST_DNAT_RANGE[at.number])
+            found.append((field, Frontend(address, 0, True, sources, at.node, (dnat_address,))))
         else:
             problems.append(
                 f"{field}: {address} is one of Node {at.node}'s own addresses, of which only the"
-                f" first {names.STAND_INS.num_addresses} can be a Service's"
+                f" first {names.HOST_DNAT_RANGE.num_addresses} can be a Service's"
             )
     return found, frozenset(named)
 
@@ -351,13 +351,13 @@ def _external_offers(
 ) -> Iterable[Offer]:
     holder = names.reserved_for(protocol, port, cluster.tunnel_port)
     for field, frontend in external:
-        if holder and frontend.stand_ins:
+        if holder and frontend.host_dnat:
             claim = Claim(frontend.address, protocol, port)
-            node = frontend.stand_ins[0].node
+            node = frontend.host_dnat[0].node
             problems.append(f"{field}: {claim} is reserved for {holder} of Node {node}")
         else:
             found = Frontend(
-                frontend.address, port, True, frontend.sources, frontend.node, frontend.stand_ins
+                frontend.address, port, True, frontend.sources, frontend.node, frontend.host_dnat
             )
             yield Offer(found, protocol, field)
 

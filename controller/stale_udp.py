@@ -158,5 +158,5 @@ def _places(port: ServicePort | None) -> set[_Place]:
 def _frontends(port: ServicePort, *, served: bool) -> Iterable[StaleFrontend]:
     places = [(each.address, each.port) for each in port.frontends]
     # A node's stack has translated its own address before the switch saw the packet.
-    places += [(own.address, each.port) for each in port.frontends for own in each.stand_ins]
+    places += [(own.address, each.port) for each in port.frontends for own in each.host_dnat]
     return [StaleFrontend(*place, served) for place in places]

@@ -1,11 +1,12 @@
 """view -> fragments -> programs: the only source of flows.
 
-A fragment is what one object causes in one scope; it is a pure function of the view. A `Program` is
-all that one scope's switches should hold. It takes a changed fragment in at a cost that does not
-depend on the others. Full compilation (`Compiler.program`) is the oracle: every update equals it.
+A fragment has the flows, groups and meters of one object in one scope; it is a pure function of the
+view. A `Program` has all fragments of one scope. The cost of an update of one fragment does not
+depend on the others. Full compilation (`Compiler.program`) is the reference: an updated program
+equals it.
 
 A fragment of `SOME_SCOPE` is part of the program of each node that needs it. All these programs
-hold the same `Fragment` and `Flow`s: it is compiled once, and each flow is encoded once.
+hold the same `Fragment` and `Flow` objects: they are compiled once and encoded once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,22 +48,22 @@ FEATURES: Final[tuple[Iterable[Writer], ...]] = (
 
 @dataclass(frozen=True)
 class Fragment:
-    """What one object causes in one scope, and which objects it exists for."""
+    """The flows, meters and groups of one object in one scope, and their owners."""
 
     owners: tuple[ObjectRef, ...]
     flows: tuple[Flow, ...]
     meters: tuple[Meter, ...] = ()
     groups: tuple[Group, ...] = ()
-    """Each has a flow among `flows` that says what it holds (`flows.features.state.companion`)."""
+    """Each has a companion flow among `flows` (`flows.features.state.companion`)."""
 
     @cached_property
-    def entries(self) -> tuple[tuple[Flow, "Fragment"], ...]:
-        """Each flow with this fragment: what programs hold, one object for all of them."""
+    def flows_with_owner(self) -> tuple[tuple[Flow, "Fragment"], ...]:
+        """Each flow with this fragment, as programs hold them. All programs share these tuples."""
         return tuple((flow, self) for flow in self.flows)
 
 
 class Compiler:
-    """Features, arranged by kind of object."""
+    """The functions of all features, by kind of object."""
 
     def __init__(self, features: Iterable[Iterable[Writer]] = FEATURES) -> None:
         """Raises `ValueError` for two kinds with one name and scope."""
@@ -75,9 +76,9 @@ class Compiler:
                 self._writers.setdefault(kind, []).append(write)
 
     def fragment(self, view: ClusterView, key: Key) -> Fragment | None:
-        """What the object of this key causes; None where there is no such object.
+        """The fragment of this key; None if there is no such object.
 
-        Raises `PipelineError` for what breaks the layout, `KeyError` for an unknown kind.
+        Raises `PipelineError` for a flow that breaks the layout, `KeyError` for an unknown kind.
         """
         kind = self._kinds[scope_type(key.scope), key.kind]
         found = kind.find(view, key.scope, key.name)
@@ -101,13 +102,13 @@ class Compiler:
             if kind.scope == "some":
                 flows = [replace(flow, is_shared=True) for flow in flows]
             for flow in flows:
-                flow.cookie  # noqa: B018 - computed here, where a fault has an owner
+                flow.cookie  # noqa: B018 - computed here, so that an error names the owner
         except FormError as error:
             raise PipelineError(f"{owners[0]}: {error}") from None
         return Fragment(owners, tuple(flows), tuple(meters), tuple(groups))
 
     def fragments(self, view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
-        """The fragments of these keys as they are now."""
+        """The fragments of these keys in this view."""
         return {key: self.fragment(view, key) for key in keys}
 
     def keys(self, view: ClusterView, scope: str) -> set[Key]:
@@ -124,14 +125,14 @@ class Compiler:
         return found
 
     def program(self, view: ClusterView, scope: str) -> "Program":
-        """The whole program of a node, or of `CLUSTER_SCOPE`, from nothing."""
+        """The whole program of a node, or of `CLUSTER_SCOPE`."""
         program = Program(scope)
         program.update(self.fragments(view, sorted(self.keys(view, scope))))
         return program
 
 
 class Program:
-    """All flows, meters and groups of one scope. Each flow has the fragment that wants it.
+    """All flows, meters and groups of one scope, and the fragment of each flow.
 
     `version` counts the updates that changed something, from 0.
     """
@@ -143,7 +144,7 @@ class Program:
         self.groups: dict[int, Group] = {}
         """By id."""
         self.companions: dict[int, int] = {}
-        """By a group's id, the cookie of the flow that says what it holds."""
+        """By a group's id, the cookie of its companion flow."""
         self._fragments: dict[Key, Fragment] = {}
         self._flows: dict[int, tuple[Flow, Fragment]] = {}
         self._taken: dict[object, int] = {}
@@ -152,11 +153,11 @@ class Program:
 
     @property
     def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:
-        """Every flow by its cookie, with the fragment that wants it."""
+        """Every flow by its cookie, with its fragment."""
         return self._flows
 
     def groups_with_owners(self) -> dict[int, tuple[Group, tuple[ObjectRef, ...]]]:
-        """Every group by its id, with the objects it exists for."""
+        """Every group by its id, with its owners."""
         return {
             group.id: (group, fragment.owners)
             for fragment in self._fragments.values()
@@ -169,23 +170,23 @@ class Program:
 
     @property
     def seal(self) -> Flow:
-        """The flow that says of a switch that it holds all this (`flows.features.state`)."""
+        """The flow that proves that a switch holds the whole program (`flows.features.state`)."""
         if self._seal is None:
             self._seal = state.seal(self.scope, len(self._flows), self._total)
         return self._seal
 
     def update(self, changes: Mapping[Key, Fragment | None]) -> Delta:
-        """Take changed fragments in (None: gone); what that changes.
+        """Replace the fragments of these keys (None: remove), and return the difference.
 
-        Raises `PipelineError` where two flows would have one table, priority and match, and
-        leaves the program as it was.
+        Raises `PipelineError` if two flows would have the same table, priority and match. The
+        program is then unchanged.
         """
         old = [f for key in changes if (f := self._fragments.get(key)) is not None]
         new = [f for f in changes.values() if f is not None]
         removed = {flow.cookie for fragment in old for flow in fragment.flows}
         wanted: dict[object, tuple[Flow, Fragment]] = {}
         for made in new:
-            for entry in made.entries:
+            for entry in made.flows_with_owner:
                 flow = entry[0]
                 holder = self._taken.get(flow.key)
                 clash = holder is not None and holder not in removed
@@ -236,7 +237,7 @@ class Program:
         self.companions.update(
             (change.new.id, state.companion(change.new).cookie) for change in delta.groups_set
         )
-        # Incrementally, or a change would cost what did not change.
+        # Incremental: the cost must depend only on the change.
         self._total += sum(added) + sum(meter.digest for meter in delta.meters_set)
         self._total -= sum(removed) + sum(meter.digest for meter in gone)
         self._total &= 0xFFFF_FFFF_FFFF_FFFF
@@ -247,19 +248,19 @@ class Program:
 
 
 COMPILER: Final = Compiler()
-"""Of all features."""
+"""The compiler with all features."""
 
 
 def fragment(view: ClusterView, key: Key) -> Fragment | None:
-    """As `Compiler.fragment`, of all features."""
+    """`Compiler.fragment` with all features."""
     return COMPILER.fragment(view, key)
 
 
 def fragments(view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
-    """As `Compiler.fragments`, of all features."""
+    """`Compiler.fragments` with all features."""
     return COMPILER.fragments(view, keys)
 
 
 def compile_scope(view: ClusterView, scope: str) -> Program:
-    """As `Compiler.program`, of all features."""
+    """`Compiler.program` with all features."""
     return COMPILER.program(view, scope)

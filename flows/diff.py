@@ -1,4 +1,4 @@
-"""Installed and desired flows in, what to send out."""
+"""The difference between installed and desired flows: what to send to a switch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class GroupChange:
     def buckets(self) -> tuple[tuple[int, ...], tuple[Bucket, ...]] | None:
         """The ids of buckets to remove, then the buckets to insert; None: send the whole group.
 
-        A bucket that changed is removed and inserted. The whole group is sent if that is less, and
-        for groups of `dp_hash`: after an insertion, Open vSwitch gives all hash slots to the
-        inserted buckets, and after a removal the group has no slots at all (seen with 3.1).
+        A changed bucket is removed and inserted. The whole group is sent if that is less, and
+        always for `dp_hash`: after an insertion, Open vSwitch gives all hash slots to the inserted
+        buckets, and after a removal the group has no slots (seen with 3.1).
         """
         new, old = self.new, self.old
         if new != old and new.method == "dp_hash":
@@ -36,10 +36,10 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What brings a switch from one state to another.
+    """The change of a switch from one state to another.
 
     Order on the switch: meters, `groups_set`, `adds`, `deletes`, then groups and meters to delete.
-    Deletes are by cookie, so a flow that replaced another one stays.
+    Deletes are by cookie, so a flow that replaced another flow stays.
     """
 
     adds: tuple[Flow, ...] = ()

@@ -1,4 +1,4 @@
-"""What differs between IPv4 and IPv6, as a value: features are written once, for a family.
+"""What differs between IPv4 and IPv6, as a value: a feature is written once, for any family.
 
 A second family is a second `Family` in `FAMILIES`, not a second copy of a feature.
 """
@@ -19,15 +19,15 @@ class Family:
 
     version: int
     bits: int
-    """Of an address."""
+    """The length of an address."""
     ether_type: int
     source: str
-    """The field of a packet's source address; `destination` and the rest accordingly."""
+    """The field of the source address."""
     destination: str
     opener: str
-    """The field of the address that opened a packet's connection (ovs-fields(7), *ct_nw_src*)."""
+    """The field of the original source address of the connection (ovs-fields(7), *ct_nw_src*)."""
     opened_to: str
-    """The field of the address it was opened to, before any translation."""
+    """The field of the original destination address, before any translation (*ct_nw_dst*)."""
     tunnel_source: str
     """The field of the tunnel's source address, for tunnels over this family."""
     tunnel_destination: str
@@ -37,14 +37,14 @@ class Family:
     icmp_unreachable: int
     """The ICMP type of "destination unreachable"."""
     resolution: int | None
-    """The ether type of its address resolution; None: it uses its ICMP."""
+    """The ether type of its address resolution; None: it uses ICMP."""
     not_carried: tuple[tuple[IPNetwork, str], ...]
-    """Ranges that are not forwarded, each with its name."""
+    """Ranges that are not forwarded, each with a name for the flow's reason."""
     router: IPAddress
     hairpin: IPAddress
-    """The source of connections that leave by the port they came in by."""
+    """The SNAT address of hairpin connections: they leave by the port they came in by."""
     node_port: IPAddress
-    """What the host translates its own addresses to, for a connection to a NodePort."""
+    """The DNAT address that the node's stack uses for connections to its NodePorts."""
 
     def prefix_mask(self, length: int) -> int:
         """The netmask of a prefix of this length, as a number."""

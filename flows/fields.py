@@ -1,7 +1,7 @@
-"""Packet fields: the name of each as `ovs-ofctl` prints it, its number here, and its width.
+"""Packet fields: the name as `ovs-ofctl` prints it, a number, and the width.
 
-The numbers are part of the canonical form of flows, which cookies are digests of. They are fixed
-for ever and never used twice (docs/decisions.md, *Contracts*). A name may change.
+The numbers are part of the canonical form of flows, and cookies are digests of that form. They
+never change and are never reused (docs/decisions.md, *Contracts*). A name may change.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ class Field(NamedTuple):
     """A packet field."""
 
     number: int
-    """Below 128: the top bit of a byte says whether there is a mask."""
+    """Below 128: the top bit of the byte means "with a mask"."""
     bits: int
 
 
@@ -67,9 +67,9 @@ FIELDS: Final[Mapping[str, int]] = {name: field.bits for name, field in _FIELDS.
 """The width in bits of every field that a match may name."""
 FIELD_ORDER: Final[Mapping[str, int]] = {name: index for index, name in enumerate(FIELDS)}
 PORT_FIELDS: Final = tuple(_PORT_FIELDS)
-"""What actions call a packet's ports; a match says `tp_src` and `tp_dst`, and which protocol."""
+"""The names of transport ports in actions. A match has `tp_src` and `tp_dst`, and a protocol."""
 
-# By name: the number as a byte, the same with the bit that says masked, the width in bytes.
+# By name: the number as a byte, the same with the bit for a mask, the width in bytes.
 _CODES: Final[Mapping[str, tuple[bytes, bytes, int]]] = {
     name: (bytes([field.number]), bytes([field.number | 0x80]), field.bits // 8)
     for name, field in {**_FIELDS, **_PORT_FIELDS}.items()
@@ -77,15 +77,14 @@ _CODES: Final[Mapping[str, tuple[bytes, bytes, int]]] = {
 
 
 def field_bytes(name: str) -> bytes:
-    """A field as such. Raises `KeyError` for one that is not known here."""
+    """The number of a field, as one byte. Raises `KeyError` for an unknown field."""
     return _CODES[name][0]
 
 
 def value_bytes(name: str, value: int, mask: int | None) -> bytes:
-    """A field with a value, and with its mask if there is one.
+    """A field with a value, and the mask if there is one, as bytes.
 
-    Raises `KeyError` for a field that is not known here, `OverflowError` for a value that does not
-    fit.
+    Raises `KeyError` for an unknown field, `OverflowError` for a value that does not fit.
     """
     exact, masked, width = _CODES[name]
     if mask is None:

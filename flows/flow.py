@@ -1,13 +1,13 @@
 """Flows, matches, actions and meters as frozen values.
 
 Field names are those of ovs-fields(7) as `ovs-ofctl` prints them, so a flow here reads like the
-one on the switch. All values are plain integers.
+flow on the switch. All values are plain integers.
 
-Everything that a switch holds has a canonical form: bytes made of numbers, so that two versions of
+Everything that a switch holds has a canonical form: bytes made of numbers. So two versions of
 Sluice give the same flow the same cookie, even if they use different names. Field numbers
-(`flows.fields`) and codes of actions are fixed for ever. Numbers are big-endian, and a part of
-variable length begins with its length. docs/decisions.md, *Contracts*, has
-it in full; tests/flows/test_canonical.py has examples that must not change.
+(`flows.fields`) and codes of actions never change. Numbers are big-endian, and a part of variable
+length begins with its length. docs/decisions.md, *Contracts*, has the full form;
+tests/flows/test_canonical.py has examples that must not change.
 """
 
 import struct
@@ -21,11 +21,12 @@ from typing import Final, Literal, TypeAlias
 from flows.fields import FIELD_ORDER, FIELDS, field_bytes, value_bytes
 
 IN_PORT: Final = 0xFFFF_FFF8
-"""OFPP_IN_PORT: back out of where the packet came from (OpenFlow 1.5.1, 7.2.1.2)."""
+"""OFPP_IN_PORT: out of the ingress port (OpenFlow 1.5.1, 7.2.1.2)."""
 
-ENTRY_TABLE: Final = 0
-"""The table of the flows that agents wait for. Agents and controllers of different versions must
-give these the same cookies, so their form is a contract of its own (see `_entry_text`)."""
+CLASSIFIER_TABLE: Final = 0
+"""`Classifier`, the table of the flows that agents wait for. Agents and controllers of different
+versions must give these flows the same cookies, so they have a form of their own
+(`_classifier_text`)."""
 
 _NO_TABLE: Final = 0xFF
 _METHODS: Final = {"dp_hash": 1, "hash": 2}
@@ -42,12 +43,12 @@ MatchValue: TypeAlias = int | tuple[int, int]
 
 
 class FormError(ValueError):
-    """A flow or group has no canonical form: it names an unknown field, or a number is too big."""
+    """A flow or group has no canonical form: a field is unknown, or a number is too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Send out of one OpenFlow port; `IN_PORT` for the one it came in by."""
+    """Send out of one ofport; `IN_PORT` is the ingress port."""
 
     port: int
 
@@ -57,7 +58,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class OutputReg:
-    """Send out of the port that a whole 32-bit register holds, e.g. `reg1`."""
+    """Send out of the ofport in a whole 32-bit register, e.g. `reg1`."""
 
     register: str
 
@@ -67,7 +68,7 @@ class OutputReg:
 
 @dataclass(frozen=True, slots=True)
 class SetField:
-    """Write a field; with a mask, only those bits (OpenFlow 1.5.1, 7.2.6.7)."""
+    """Write a field; with a mask, only the bits of the mask (OpenFlow 1.5.1, 7.2.6.7)."""
 
     field: str
     value: int
@@ -112,8 +113,8 @@ class Pop:
 class Nat:
     """`nat` inside `Ct`: undo or keep an existing translation; with `source`, translate.
 
-    `source=0` leaves the address alone and moves the port only where two connections would
-    otherwise share one reply tuple. `ovs-ofctl` takes it as `nat(src=0.0.0.0)` and prints it as
+    `source=0` keeps the address, and changes the port only if two connections would otherwise have
+    the same reply tuple. `ovs-ofctl` takes it as `nat(src=0.0.0.0)` and prints it as
     `nat(src)` (ovs-actions(7), *The nat action*).
     """
 
@@ -121,7 +122,7 @@ class Nat:
     destination: tuple[int, int] | None = None
     """Address and port to translate the destination to."""
     ports: tuple[int, int] | None = None
-    """With `source`: the first and last port that the source's may become."""
+    """With `source`: the first and last source port to choose from."""
     version: int = 4
     """The IP version of the addresses."""
 
@@ -141,7 +142,7 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class Ct:
-    """Pass through connection tracking, then go on at `table` (ovs-actions(7), *ct*)."""
+    """Pass through connection tracking, then continue at `table` (ovs-actions(7), *ct*)."""
 
     zone: int
     table: int | None = None
@@ -160,7 +161,7 @@ class Ct:
 
 @dataclass(frozen=True, slots=True)
 class CtClear:
-    """Forget what connection tracking said of the packet (ovs-actions(7), *ct_clear*)."""
+    """Clear the conntrack state of the packet (ovs-actions(7), *ct_clear*)."""
 
     def canonical(self) -> bytes:
         return b"\x08"
@@ -178,7 +179,7 @@ class ApplyMeter:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Bytes that the switch keeps with the flow and does nothing with."""
+    """Bytes that the switch stores with the flow, without any effect."""
 
     data: bytes
 
@@ -188,7 +189,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Goto:
-    """Go on at a later table; always the last of a flow's actions."""
+    """Continue at a later table; always the last action of a flow."""
 
     table: int
 
@@ -208,7 +209,7 @@ class ToGroup:
 
 @dataclass(frozen=True, slots=True)
 class Resubmit:
-    """Look the packet up in a table, do what is said there, and go on behind this action."""
+    """Look the packet up in a table, execute the actions found, then continue behind this one."""
 
     table: int
 
@@ -218,11 +219,12 @@ class Resubmit:
 
 @dataclass(frozen=True, slots=True)
 class Learn:
-    """Make a flow out of the packet (ovs-actions(7), *learn*).
+    """Add a flow made from the packet (ovs-actions(7), *learn*).
 
-    The flow matches IPv4, the packet's own values of `match`, and loads those of `load` into the
-    same fields. It goes `idle_timeout` seconds after the last packet it met (0: never by itself),
-    and with the last flow that learns with this cookie (`delete_learned`).
+    The new flow matches IPv4 and the packet's values of the fields `match`. It loads the packet's
+    values of the fields `load` into the same fields. The switch removes it `idle_timeout` seconds
+    after the last packet that matched it (0: no timeout), or together with the last flow that
+    learns with this cookie (`delete_learned`).
     """
 
     table: int
@@ -265,10 +267,10 @@ Action: TypeAlias = (
 
 @dataclass(frozen=True)
 class Flow:
-    """One entry of one table.
+    """One flow of one table.
 
-    `match` is a tuple of (field, value, mask or None) in `FIELDS` order. An empty `actions`
-    drops. `reason` says in words what the flow is for; the switch does not hold it.
+    `match` is a tuple of (field, value, mask or None) in `FIELDS` order. Empty `actions` drop the
+    packet. `reason` says what the flow is for; it is not on the switch and not part of the cookie.
     """
 
     feature: int
@@ -278,22 +280,22 @@ class Flow:
     actions: tuple[Action, ...]
     reason: str
     is_shared: bool = field(default=False, compare=False)
-    """Several nodes' programs hold this very object, so its encoded bytes are worth keeping."""
+    """The programs of several nodes hold this object, so its encoded bytes are cached."""
 
     @cached_property
     def key(self) -> tuple[int, int, tuple[tuple[str, int, int | None], ...]]:
-        """What a table holds at most one of."""
+        """A table has at most one flow with a given key."""
         return self.table, self.priority, self.match
 
     @cached_property
     def cookie(self) -> int:
-        """`feature` (8 bits), then 56 bits of a digest of everything the switch holds of it."""
+        """`feature` (8 bits), then 56 bits of a digest of `canonical`."""
         digest = blake2b(self.canonical(), digest_size=7).digest()
         return self.feature << 56 | int.from_bytes(digest, "big")
 
     def canonical(self) -> bytes:
-        """Everything the switch holds of it. Raises `FormError`."""
-        if self.table == ENTRY_TABLE and (text := _entry_text(self)) is not None:
+        """All that the switch holds of the flow, as bytes. Raises `FormError`."""
+        if self.table == CLASSIFIER_TABLE and (text := _classifier_text(self)) is not None:
             return text.encode()
         try:
             return b"".join(
@@ -307,10 +309,10 @@ class Flow:
             raise FormError(f"flow for {self.reason!r}: {error!r}") from None
 
 
-def _entry_text(flow: Flow) -> str | None:
-    """The form of flows that admit packets by the port they came in; None: it has the usual form.
+def _classifier_text(flow: Flow) -> str | None:
+    """The form of the classifier flows of ports; None: the flow has the usual form.
 
-    It is text, because the first versions had text. The names in it are constants.
+    It is text because the first versions used text. The names in it never change.
     """
     actions = []
     for action in flow.actions:
@@ -343,17 +345,17 @@ class Meter:
 
     @property
     def digest(self) -> int:
-        """64 bits of everything the switch holds of it: what a cookie is to a flow."""
-        # Agents of all versions compute it: a contract of its own, in ASCII.
+        """A digest (64 bits) of all that the switch holds of the meter."""
+        # Agents of all versions compute it, so this ASCII form never changes.
         canonical = f"{self.id} {self.rate} {self.burst}"
         return _digest64(canonical.encode())
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """One choice of a group. Its actions are a *set*: a `Ct` alone, or `SetField`s and `Resubmit`.
+    """One bucket of a group. Its actions are a *set*: one `Ct`, or `SetField`s and `Resubmit`.
 
-    Open vSwitch silently drops a `ct` that stands beside a `resubmit`.
+    Open vSwitch silently drops a `ct` next to a `resubmit`.
     """
 
     id: int
@@ -362,35 +364,35 @@ class Bucket:
 
     @cached_property
     def digest(self) -> int:
-        """64 bits of everything the switch holds of it."""
+        """A digest (64 bits) of all that the switch holds of the bucket."""
         actions = [action.canonical() for action in self.actions]
         return _digest64(b"".join([_BUCKET.pack(self.id, self.weight), *actions]))
 
 
 MOST_BUCKETS: Final = 500
-"""Of one group. Open vSwitch takes more, but what it then says of the group is longer than an
-OpenFlow message can be (64 KB): it writes the rest all the same, and every dump of groups is
-unreadable from there on (seen with 3.1 and 1,000 buckets). Where there is more to choose from, let
-a group choose among groups."""
+"""The most buckets of one group. Open vSwitch accepts more, but its description of the group is
+then longer than an OpenFlow message (64 KB): it writes the rest anyway, and the rest of each dump
+of groups is unreadable (seen with 3.1 and 1,000 buckets). For more choices, let a group choose
+among groups."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A select group (OpenFlow 1.5.1, 5.10): each packet, or connection, gets one of its buckets.
+    """A select group (OpenFlow 1.5.1, 5.10): each packet, or connection, gets one bucket.
 
-    `method` is how Open vSwitch chooses: "dp_hash" in the datapath, 256 slots for all buckets and
-    no upcall for a connection; "hash" over `fields` by an upcall for each value of them.
+    `method` is how Open vSwitch chooses. "dp_hash": in the datapath, with 256 slots for all buckets
+    and no upcall for each connection. "hash": by `fields`, with an upcall for each value of them.
     """
 
     id: int
     method: Literal["dp_hash", "hash"]
     fields: tuple[str, ...]
     buckets: tuple[Bucket, ...]
-    """In the order of their ids, of which each is there once."""
+    """Sorted by id; ids are unique."""
 
     @cached_property
     def digest(self) -> int:
-        """64 bits of everything the switch holds of it, in any order of the buckets.
+        """A digest (64 bits) of all that the switch holds of the group, in any order of buckets.
 
         Raises `FormError`.
         """
@@ -403,10 +405,10 @@ class Group:
 
 
 def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None], ...]:
-    """A flow's match in the one order that all flows use.
+    """The match of a flow, in the order of `FIELDS`.
 
-    Raises `ValueError` for a field that is not in `FIELDS`, or a value with bits that its mask
-    clears (the switch would store another flow than the one named here).
+    Raises `ValueError` for a field that is not in `FIELDS`, or a value with bits outside its mask
+    (the switch would store another flow).
     """
     made = []
     for name, given in fields.items():
@@ -457,4 +459,4 @@ def ct_state(text: str) -> tuple[int, int]:
 
 
 ANY_FRAGMENT: Final = (1, 1)
-"""`nw_frag` of every fragment, the first one too, as value and mask (ovs-fields(7), *ip_frag*)."""
+"""`nw_frag` of every fragment, including the first: value and mask (ovs-fields(7), *ip_frag*)."""

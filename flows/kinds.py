@@ -1,7 +1,7 @@
 """The kinds of objects that cause flows, and how the view holds them.
 
-A feature says what it writes for which kind: `WRITES = (PEER.by(peer), ATTACHMENT.by(attachment))`.
-A new kind is one more `Kind` here; nothing else has a list of them.
+A feature declares which kinds it writes for: `WRITES = (PEER.by(peer), NODE.by(node))`.
+A new kind is one more `Kind` here; there is no other list of kinds.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,16 +23,16 @@ from flows.view import (
 )
 
 Entry: TypeAlias = Flow | Group | Meter
-"""What a feature yields, in any order."""
+"""An entry of the switch, as OpenFlow says: a flow, group or meter. Features yield these."""
 ScopeType: TypeAlias = Literal["cluster", "some", "node"]
 S = TypeVar("S")
 
 MOST_OWNERS: Final = 64
-"""Owners that one fragment names. Of more, the first by name."""
+"""The most owners of one fragment. If there are more, it names the first by name."""
 
 
 def scope_type(scope: str) -> ScopeType:
-    """Of a `Key`'s scope: every switch, the switches that need it, or one."""
+    """The type of a `Key`'s scope: every switch, the switches that need it, or one."""
     if scope == CLUSTER_SCOPE:
         return "cluster"
     return "some" if scope == SOME_SCOPE else "node"
@@ -42,26 +42,26 @@ def scope_type(scope: str) -> ScopeType:
 class Kind(Generic[S]):
     """Objects of one kind in scopes of one type.
 
-    `name` is that of keys (`flows.view.Key.kind`). Kinds of one name differ in their `scope`. All
-    functions get the scope of a key: for a kind of scope "node", the node's name.
+    `name` is `Key.kind` of its keys (`flows.view`). Two kinds may have one name in two scopes.
+    All functions get the scope of a key: for scope "node", the name of the node.
     """
 
     name: str
     scope: ScopeType
     find: Callable[[ClusterView, str, str], S | None]
-    """The object of a scope and a name; None where there is none."""
+    """The object of this scope and name, or None."""
     owners: Callable[[ClusterView, S], Iterable[ObjectRef]]
-    """Whom its flows exist for; not empty."""
+    """The objects that its flows exist for; not empty."""
     names: Callable[[ClusterView, str], Iterable[str]] = lambda _, __: ()
-    """The names of all objects of this kind in a scope. Of scope "some", `needed_by` has them."""
+    """The names of all objects of this kind in a scope. For scope "some", `needed_by` has them."""
 
     def by(self, write: Callable[[Cluster, S], Iterable[Entry]]) -> "Writer":
-        """A function of a feature that writes for objects of this kind."""
+        """Declares a function of a feature that writes for objects of this kind."""
         return Writer(self, write)
 
 
 class Writer(NamedTuple):
-    """What one feature writes for one kind of object. It is a pure function."""
+    """The pure function of one feature that writes for one kind of object."""
 
     kind: Kind[Any]
     write: Callable[[Cluster, Any], Iterable[Entry]]
@@ -82,7 +82,7 @@ class PortOfService(NamedTuple):
 
 
 def port_key(port: ServicePort) -> str:
-    """What the name of a port's key ends in, behind its Service's."""
+    """The second part of the name of a Service port's key; the first is the name of the Service."""
     return f"{port.name}/{port.protocol}"
 
 
@@ -126,7 +126,7 @@ EVERY_NODE: Final = Kind[Cluster](
     find=lambda view, _, __: view.cluster,
     owners=lambda _, __: [CLUSTER],
 )  # fmt: skip
-"""The cluster as a whole: what every node has, whatever objects there are."""
+"""The cluster as a whole: flows that every node has, for any objects."""
 PEER: Final = Kind[Node](
     "peer", "cluster",
     names=lambda view, _: view.nodes,
@@ -146,7 +146,7 @@ SERVICE_PORT: Final = Kind[PortOfService](
     find=_service_port,
     owners=lambda _, found: [found.service.ref],
 )  # fmt: skip
-"""A port of a Service with its endpoints; its name is the Service's and `port_key`."""
+"""A port of a Service with its endpoints; its name is `NAMESPACE/NAME` and `port_key`."""
 TARGET: Final = Kind[Target](
     "target", "cluster",
     names=lambda view, _: view.targets,

@@ -1,4 +1,4 @@
-"""What numbers in flows stand for: names of register fields, ofports and Service ports."""
+"""Names for the numbers in flows: register fields, ofports and Service ports."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from flows import names
-from flows.pipeline import LAYOUT, Register, Source
+from flows.pipeline import LAYOUT, RegisterField, Source
 from flows.view import ClusterView
 
 EVERY_BRIDGE: Final[Mapping[int, str]] = {
@@ -20,7 +20,7 @@ _SOURCES: Final = {int(source): source.name for source in Source}
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Names for what one node's switch holds."""
+    """The names for one node's switch."""
 
     ofports: Mapping[int, str] = field(default_factory=lambda: EVERY_BRIDGE)
     groups: Mapping[int, str] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Labels:
 
     @classmethod
     def of(cls, view: ClusterView, node: str) -> "Labels":
-        """Of a node's switch."""
+        """The names for a node's switch."""
         attachments = view.attachments.get(node, {}).values()
         return cls(
             {**EVERY_BRIDGE, **{each.ofport: each.pod or each.port for each in attachments}},
@@ -41,7 +41,7 @@ class Labels:
         )
 
     def ofport(self, number: int) -> str:
-        """`16 (default/a1)`; the number alone where there is no name for it."""
+        """`16 (default/a1)`, or only the number if it has no name."""
         return self._named(str(number), self.ofports.get(number))
 
     def group(self, number: int) -> str:
@@ -52,8 +52,8 @@ class Labels:
     def _named(number: str, name: str | None) -> str:
         return f"{number} ({name})" if name else number
 
-    def value(self, register: Register, value: int) -> str:
-        """The value of a register field, as people call it."""
+    def value(self, register: RegisterField, value: int) -> str:
+        """The value of a register field, for people."""
         match register.name:
             case "Source":
                 return _SOURCES.get(value, str(value))
@@ -63,15 +63,15 @@ class Labels:
                 return self._named(f"{value:#x}", self.groups.get(value))
             case "EndpointAddress":
                 return str(IPv4Address(value))
-            case "Zone" | "AttachmentTag":
+            case "TopologyZone" | "AttachmentTag":
                 return f"{value:#x}"
             case _:
                 return str(value)
 
     def fields(self, name: str, value: int, mask: int | None, table: int) -> Iterator[list[str]]:
-        """A register's value in a flow of a table as [name, value], one for each register field.
+        """The value of a register in a flow of a table: [name, value] for each register field.
 
-        Bits that no field has there come last, under the register's own name.
+        Bits outside all live fields come last, with the name of the register.
         """
         left = 0xFFFF_FFFF if mask is None else mask
         for found in LAYOUT.registers.values():
@@ -85,7 +85,7 @@ class Labels:
 
 
 def register_field(name: str, table: int) -> str:
-    """The register field that takes all of a register in a table; the register where none does."""
+    """The register field that is live in a table; the name of the register if there is none."""
     for found in LAYOUT.registers.values():
         first, last = LAYOUT.live(found)
         if found.register == name and first <= table <= last:

@@ -1,8 +1,8 @@
 """The whole pipeline as data: tables, register fields, connection marks and zones, priorities.
 
-A packet enters at `Classifier`, and leaves at `Output` or by a drop. Numbers are fixed for ever,
-with gaps for what is to come: an installed flow must mean the same to every version of Sluice.
-The page made from this file is `docs/pipeline.md`.
+A packet enters at `Classifier`, and is sent out at `Output` or dropped before. Numbers never
+change: an installed flow must mean the same to every version of Sluice. The gaps are for later
+tables. `docs/pipeline.md` is made from this file.
 """
 
 from collections import Counter
@@ -35,9 +35,9 @@ class PipelineError(ValueError):
 
 
 class Feature(IntEnum):
-    """Who writes flows: the first byte of every cookie. Numbers are never reused.
+    """The writer of a flow: the first byte of its cookie. Numbers are never reused.
 
-    0 is what `ovs-ofctl add-flow` uses unless told otherwise, so it is nobody's here.
+    No feature has the number 0, because `ovs-ofctl add-flow` uses the cookie 0 by default.
     """
 
     MISS = 1
@@ -58,27 +58,27 @@ class Priority(IntEnum):
 
     MISS = 0
     DEFAULT = 100
-    """What holds for a whole class of traffic, or for the outside world."""
+    """A whole class of traffic, or the outside."""
     RANGE = 150
-    """One of the cluster's ranges as a whole: what no node or Service has taken."""
+    """A whole range of the cluster: addresses in it that no node or Service has."""
     SHARED = 200
-    """One per peer node, Service or other object; the same flows on all nodes."""
+    """One for each peer node, Service or other object; the same flows on all nodes."""
     OWN_RANGE = 250
-    """The node's own range: shared flows name it as a peer's, which it is for all others."""
+    """The node's own pod range. It goes before the shared flow that forwards to it as to a peer."""
     OVERRIDE = 300
-    """Exceptions: goes before all of the above."""
+    """Exceptions to all bands above."""
     LOCAL = 400
-    """One per attachment, or the node's own address."""
+    """One for each attachment, or for an address of the node."""
     GUARD = 500
-    """Refused whatever else matches."""
+    """Drops that no other flow overrides."""
 
 
 @dataclass(frozen=True)
-class Register:
+class RegisterField:
     """A named field of a packet register.
 
-    `bits` is (first, last), inclusive, of the 32-bit register. It is live from the first table
-    that writes it to the last one that reads it; no two live fields may share a bit.
+    `bits` is (first, last), inclusive, of the 32-bit register. A field is live from the first table
+    that writes it to the last table that reads it; two live fields must not share a bit.
     """
 
     name: str
@@ -104,10 +104,10 @@ class Register:
 
 @dataclass(frozen=True)
 class Table:
-    """One stage. `match` and `writes` name fields; `next` the tables a flow may go on to.
+    """One table. `match` and `writes` name fields; `next` names the tables that may come next.
 
-    `miss` is where a packet goes that no flow matches: a table's name, or "drop". The miss is a
-    flow of its own (priority 0), so it is counted and can be explained.
+    `miss` is the next table of a packet that no flow matches, or "drop". The miss is a flow
+    (priority 0), so it has a counter and a reason.
     """
 
     number: int
@@ -120,10 +120,10 @@ class Table:
     miss: str = "drop"
     miss_doc: str = ""
     max_flows: int | None = None
-    """At most so many flows. What would be one more takes the place of a flow that has a timeout,
-    in the group of flows (by `evict_by`) that is the largest."""
+    """The most flows that the table holds. One more evicts a flow with a timeout, from the largest
+    set of flows that have one value of `evict_by`."""
     evict_by: str = ""
-    """A register field: flows with one value of it are a group."""
+    """The register field that divides the flows into sets for eviction."""
 
 
 @dataclass(frozen=True)
@@ -141,33 +141,37 @@ class Bits:
         return (1 << (last + 1)) - (1 << first)
 
     def value(self, number: int) -> tuple[int, int]:
-        """The last bits of `number`, as many as there are, as (value, mask) of the whole field."""
+        """The low bits of `number`, as many as fit, as (value, mask) of the whole field."""
         return (number << self.bits[0]) & self.mask, self.mask
 
 
 class Source(IntEnum):
-    """Values of the register field `Source`: who sent a packet, by the port it came in."""
+    """Values of the register field `Source`: the sender of a packet, by its ingress port."""
 
     POD = 1
     TUNNEL = 2
     GATEWAY = 3
-    """The outside world, through the node."""
+    """The outside, through the node."""
     HOST = 4
     """The node itself."""
 
 
-ZONE: Final = 100
-"""The conntrack zone of everything a bridge forwards. One zone: a second costs 10 to 15 % CPU."""
+CT_ZONE: Final = 100
+"""The conntrack zone of all connections. One zone: a second costs 10 to 15 % CPU."""
 SNAT_ZONE: Final = 101
-"""For connections that need both DNAT and SNAT, which one zone cannot do."""
+"""For the SNAT of connections that need DNAT and SNAT, which one zone cannot do."""
 
 CT_MARK: Final = (
     Bits("FromService", (0, 0), "translated by a Service; its replies must be translated back"),
     Bits("Blocked", (1, 1), "refused by policy after it was established, in both directions"),
     Bits("NeedsSnat", (2, 2), "passes the SNAT zone in both directions"),
-    Bits("Known", (3, 3), "counted and committed once, though it may still be +new: no answer yet"),
-    Bits("PolicyEpoch", (8, 15), "the policy generation that let the connection in"),
-    Bits("Endpoint", (16, 31), "the last bits of the address that a Service translated it to"),
+    Bits("Known", (3, 3), "metered and committed; it may still be +new while there is no reply"),
+    Bits("PolicyEpoch", (8, 15), "the policy generation that allowed the connection"),
+    Bits(
+        "Endpoint",
+        (16, 31),
+        "the last bits of the endpoint address that a Service translated it to",
+    ),
 )
 ENDPOINT: Final = next(bits for bits in CT_MARK if bits.name == "Endpoint")
 FROM_SERVICE, NEEDS_SNAT, KNOWN = (
@@ -175,144 +179,144 @@ FROM_SERVICE, NEEDS_SNAT, KNOWN = (
     for name in ("FromService", "NeedsSnat", "Known")
 )
 CT_LABEL: Final = (
-    Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that let it in"),
-    Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that let it in"),
+    Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that allowed the connection"),
+    Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that allowed the connection"),
 )
 
 REGISTERS: Final = (
-    Register(
+    RegisterField(
         "Source", "reg0", (0, 3),
         writers=("Classifier", "GatewayGuard"),
         readers=(
             "UnSnat", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
             "ServiceChoice", "Direct", "DestinationGuard", "Forwarding",
         ),
-        doc="who sent it: 1 a pod, 2 the tunnel, 3 the world through the node, 4 the node itself",
+        doc="the sender: 1 a pod, 2 the tunnel, 3 the outside through the node, 4 the node itself",
     ),
-    Register(
+    RegisterField(
         "NodeAddress", "reg0", (4, 4),
         writers=("NodeAddress",),
         readers=("ServiceChoice",),
-        doc="it is for this node's own address, where NodePorts are",
+        doc="the destination is an address of this node, where NodePorts are",
     ),
-    Register(
+    RegisterField(
         "Hairpin", "reg0", (5, 5),
         writers=("Hairpin",),
         readers=("Commit", "Snat", "Output"),
-        doc="it leaves by the port it came in by",
+        doc="the packet leaves by the port it came in by",
     ),
-    Register(
+    RegisterField(
         "Refused", "reg0", (6, 6),
         writers=("Refuse",),
         readers=("Commit", "Snat"),
-        doc="no endpoint: the node's own stack is to refuse it",
+        doc="no endpoint: the node's own stack must refuse the packet",
     ),
-    Register(
-        "PortTaken", "reg0", (7, 7),
+    RegisterField(
+        "SourcePortConflict", "reg0", (7, 7),
         writers=("ReplyTuple",),
         readers=("Commit",),
-        doc="its source port is to be moved: a connection to a Service gets the same answers",
+        doc="the source port must change: a Service connection has the same reply tuple",
     ),
-    Register(
+    RegisterField(
         "AttachmentTag", "reg0", (12, 31),
         writers=("Classifier",),
         readers=(),
-        doc="which sandbox of the pod sent it; makes the classifier flow's cookie this sandbox's",
+        doc="the sandbox that sent the packet; gives its classifier flow a cookie of its own",
     ),
-    Register(
+    RegisterField(
         "OutputPort", "reg1", (0, 31),
         writers=("Refuse", "Forwarding"),
         readers=("Hairpin", "Commit", "Snat", "Output"),
-        doc="the OpenFlow port to leave by",
+        doc="the ofport to leave by",
     ),
-    Register(
+    RegisterField(
         "Service", "reg2", (0, 31),
         writers=("ServiceChoice",),
         readers=("Affinity", "AffinityCheck", "EndpointChoice", "ServiceNat", "Groups"),
-        doc="the Service port it is for: the id of its group",
+        doc="the Service port that the packet is for: the id of its group",
     ),
-    Register(
+    RegisterField(
         "AddressSet", "reg6", (0, 31),
         writers=("ServiceAddress", "ServiceSource"),
         readers=("ServiceSource", "ServiceChoice"),
-        doc="the set of a Service's addresses that it is for, and whether it serves the client",
+        doc="the set of addresses of a Service, and whether the set serves the client",
     ),
-    Register(
+    RegisterField(
         "EndpointAddress", "reg3", (0, 31),
         writers=("Affinity", "EndpointChoice"),
         readers=("AffinityCheck", "ServiceNat"),
-        doc="the endpoint that its client has had before, or that the group chose",
+        doc="the endpoint that the client had before, or that the group chose",
     ),
-    Register(
+    RegisterField(
         "EndpointPort", "reg4", (0, 15),
         writers=("Affinity", "EndpointChoice"),
         readers=("AffinityCheck", "ServiceNat"),
         doc="that endpoint's port",
     ),
-    Register(
-        "Zone", "reg5", (0, 31),
+    RegisterField(
+        "TopologyZone", "reg5", (0, 31),
         writers=("Topology",),
         readers=("EndpointChoice",),
-        doc="the node's zone, as a hash of its name",
+        doc="the node's topology zone, as a hash of its name",
     ),
 )  # fmt: skip
 
-_TURNED: Final = ("nw_src", "nw_dst", *PORT_FIELDS)
-"""What is exchanged to make of a packet its own answer."""
+_TUPLE_FIELDS: Final = ("nw_src", "nw_dst", *PORT_FIELDS)
+"""The fields that are exchanged to reverse the tuple of a packet."""
 
 TABLES: Final = (
     Table(
         0, "Classifier",
-        "Tells by which kind of port a packet came in. A port without a flow here sends nothing.",
+        "Tells the kind of port that a packet came in by. Packets from any other port are dropped.",
         writers=(Feature.CLASSIFY,),
         match=("in_port",), writes=("Source", "AttachmentTag"),
         next=("SpoofGuard", "TunnelGuard", "GatewayGuard"),
-        miss_doc="a port that no pod of this node stands behind",
+        miss_doc="the port is not an attachment of this node",
     ),
     Table(
         10, "SpoofGuard",
-        "A pod sends as itself only: its own MAC and address.",
+        "A pod sends only from its own MAC and IP address.",
         writers=(Feature.CLASSIFY,),
         match=("in_port", "dl_src", "dl_type", "nw_src", "nw_proto",
                "arp_sha", "arp_spa", "icmpv6_type"),
         next=("RouterGuard",),
-        miss_doc="a pod that pretends to be somebody else, or speaks another protocol",
+        miss_doc="not the pod's own MAC and address, or not a protocol that is carried",
     ),
     Table(
         12, "TunnelGuard",
-        "From the tunnel come known peers only, and from each only its own pods.",
+        "Accepts tunnel packets from known peers only, and from each peer only its own pod range.",
         writers=(Feature.CLASSIFY,),
         match=("dl_type", "tun_src", "nw_src"),
         next=("UnSnat",),
-        miss_doc="an unknown peer, or an inner source that is not that peer's",
+        miss_doc="an unknown peer, or an inner source outside that peer's pod range",
     ),
     Table(
         14, "GatewayGuard",
-        "The host sends to pods as itself or for the outside world, never as a pod.",
+        "Accepts packets from the node, and from outside through it, but no pod address as source.",
         writers=(Feature.CLASSIFY,),
         match=("dl_type", "dl_src", "nw_src"), writes=("Source",),
         next=("Arp", "UnSnat"),
-        miss_doc="what the host's stack sends by itself: IPv6, multicast",
+        miss_doc="other traffic of the node's stack: IPv6, multicast",
     ),
     Table(
         16, "RouterGuard",
-        "What a pod sends is for the router's MAC: nothing is switched, and only ARP is broadcast.",
+        "Pods send to the router's MAC only: no layer 2 switching, and no broadcast except ARP.",
         writers=(Feature.CLASSIFY,),
         match=("dl_dst", "dl_type"),
         next=("BroadcastGuard", "Arp", "UnSnat"),
-        miss="UnSnat", miss_doc="no bit of the destination MAC is wrong",
+        miss="UnSnat", miss_doc="the destination MAC is right",
     ),
     Table(
         18, "BroadcastGuard",
-        "ARP to a group of receivers is to all of them.",
+        "Multicast ARP must be sent to the broadcast address.",
         writers=(Feature.CLASSIFY,),
         match=("dl_dst",),
         next=("Arp",),
-        miss="Arp", miss_doc="no bit of the destination MAC is wrong",
+        miss="Arp", miss_doc="the destination MAC is right",
     ),
     Table(
         20, "Arp",
-        "The switch answers for the router's address. Nothing else is asked or carried.",
+        "The switch answers ARP requests for the router's address and drops all other ARP.",
         writers=(Feature.ARP,),
         match=("dl_type", "arp_op", "arp_tpa"),
         writes=("dl_src", "dl_dst", "arp_op", "arp_sha", "arp_tha", "arp_spa", "arp_tpa"),
@@ -320,37 +324,38 @@ TABLES: Final = (
     ),
     Table(
         25, "UnSnat",
-        "Gives replies to a translated source their true destination back.",
+        "Undoes SNAT for replies: restores their original destination.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_dst", "Source"), next=("Conntrack",),
-        miss="Conntrack", miss_doc="not to an address that sources are translated to",
+        miss="Conntrack", miss_doc="the destination is not an SNAT address",
     ),
     Table(
         30, "Conntrack",
-        "Looks the connection up, and undoes or redoes its translation.",
+        "Looks the connection up in conntrack, which also applies its translation.",
         writers=(Feature.CONNTRACK,),
         match=("in_port", "dl_type", "nw_frag"), next=("ConntrackState",),
         miss_doc="not IPv4",
     ),
     Table(
         32, "ConntrackState",
-        "Established connections pass the guard and are forwarded; new ones meet layer 4 flows.",
+        "Sends established connections to the guard, and new ones to the flows that match layer 4.",
         writers=(Feature.CONNTRACK,),
         match=("ct_state", "ct_mark", "dl_type", "nw_proto", "icmp_type", "Source"),
         next=("IcmpError", "NewConnection", "DestinationGuard"),
-        miss_doc="a packet that conntrack did not see",
+        miss_doc="a packet without a conntrack state",
     ),
     Table(
         34, "IcmpError",
-        "Who may send an ICMP error about a connection? A pod only if it is one of its ends.",
+        "Accepts an ICMP error from a pod only about a connection of that pod.",
         writers=(Feature.CONNTRACK,),
         match=("ct_state", "ct_mark", "ct_nw_src", "ct_nw_dst", "in_port", "dl_type", "Source"),
         next=("DestinationGuard",),
-        miss="DestinationGuard", miss_doc="a node, a router, or a pod that its own node lets do it",
+        miss="DestinationGuard",
+        miss_doc="from a node, a router, or a pod that its own node checked",
     ),
     Table(
         40, "NewConnection",
-        "What no pod may open, and how many connections a pod may open.",
+        "Drops connections that pods must not open, and meters new connections of each pod.",
         writers=(Feature.CONNTRACK,),
         match=("in_port", "dl_type", "nw_proto", "tp_src", "Source"),
         next=("NodeAddress",),
@@ -358,7 +363,7 @@ TABLES: Final = (
     ),
     Table(
         50, "NodeAddress",
-        "Is it for an address of this node, where NodePorts are?",
+        "Marks packets to an address of this node, where NodePorts are.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_dst", "Source"), writes=("NodeAddress",),
         next=("ServiceAddress", "DestinationGuard"),
@@ -366,98 +371,100 @@ TABLES: Final = (
     ),
     Table(
         55, "ServiceAddress",
-        "Which set of addresses is it for? For Services with many addresses and ports.",
+        "Finds the set of addresses of a Service, for Services with many addresses and ports.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_dst"), writes=("AddressSet",),
         next=("ServiceSource", "ServiceChoice"),
-        miss="ServiceChoice", miss_doc="an address that is in no set",
+        miss="ServiceChoice", miss_doc="the address is in no set",
     ),
     Table(
         57, "ServiceSource",
-        "Does the set serve this client? Only with `loadBalancerSourceRanges`.",
+        "Checks the client against `loadBalancerSourceRanges` of the set.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_src", "AddressSet"), writes=("AddressSet",),
         next=("ServiceChoice",),
-        miss="ServiceChoice", miss_doc="a client in none of the ranges",
+        miss="ServiceChoice", miss_doc="the client is in none of the ranges",
     ),
     Table(
         60, "ServiceChoice",
-        "Which Service port is it for? By address, or set of addresses, and port.",
+        "Finds the Service port by address, or set of addresses, protocol and port.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_proto", "nw_src", "nw_dst", "tp_dst", "AddressSet", "NodeAddress",
                "Source"),
         writes=("Service",),
         next=("Affinity", "AffinityCheck", "Topology", "Refuse"),
-        miss="Direct", miss_doc="not for a Service",
+        miss="Direct", miss_doc="not to a Service",
     ),
     Table(
         62, "Affinity",
-        "Which endpoint has this client had before? Learned from its last connection.",
+        "Session affinity: the endpoint of the client's last connection, as a learned flow.",
         writers=(Feature.LEARNED,),
         match=("Service", "dl_type", "nw_src"), writes=("EndpointAddress", "EndpointPort"),
-        miss_doc="a client without a connection in the time that counts: goes on without",
+        miss_doc="no learned endpoint; processing continues after the resubmit",
         max_flows=8_192, evict_by="Service",
     ),
     Table(
         63, "AffinityCheck",
-        "Is it still an endpoint?",
+        "Checks that the learned endpoint is still an endpoint.",
         writers=(Feature.SERVICES,),
         match=("Service", "EndpointAddress", "EndpointPort"), next=("ServiceNat",),
-        miss="Topology", miss_doc="none, or none any more: choose anew",
+        miss="Topology", miss_doc="no learned endpoint, or it is gone: choose one",
     ),
     Table(
         64, "Topology",
-        "In which zone is this node?",
+        "Loads the topology zone of this node.",
         writers=(Feature.SERVICES,),
-        match=(), writes=("Zone",), next=("EndpointChoice",),
-        miss="EndpointChoice", miss_doc="its Node names none",
+        match=(), writes=("TopologyZone",), next=("EndpointChoice",),
+        miss="EndpointChoice", miss_doc="the Node has no zone label",
     ),
     Table(
         66, "EndpointChoice",
-        "The group that chooses an endpoint, which then goes to ServiceNat or is translated to.",
+        "A group chooses an endpoint; the bucket translates, or with affinity resubmits to"
+        " ServiceNat.",
         writers=(Feature.SERVICES,),
-        match=("Service", "Zone"),
+        match=("Service", "TopologyZone"),
         writes=("EndpointAddress", "EndpointPort", "ct_mark"),
         next=("ServiceNat", "DestinationGuard", "Refuse"),
-        miss_doc="a Service port that is just being removed",
+        miss_doc="the Service port is being removed",
     ),
     Table(
         70, "ServiceNat",
-        "With affinity: remembers the endpoint for its client, and translates to it.",
+        "With affinity: learns the endpoint for the client, and translates to it.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_proto", "Service", "EndpointAddress", "EndpointPort"),
         writes=("ct_mark",), next=("DestinationGuard",),
-        miss_doc="a choice that is no endpoint",
+        miss_doc="the chosen endpoint is gone",
     ),
     Table(
         71, "Direct",
-        "Not by a Service, but to where one may send as well? Then its answers may be mistaken.",
+        "A direct connection to a port where Services have endpoints: its replies could match a"
+        " translated connection.",
         writers=(Feature.DIRECT,),
-        match=("dl_type", "nw_proto", "nw_dst", "tp_dst", "Source"), writes=_TURNED,
+        match=("dl_type", "nw_proto", "nw_dst", "tp_dst", "Source"), writes=_TUPLE_FIELDS,
         next=("ReplyTuple", "DestinationGuard"),
-        miss="DestinationGuard", miss_doc="to nothing that is behind a Service",
+        miss="DestinationGuard", miss_doc="not to an endpoint of a Service",
     ),
     Table(
         72, "ReplyTuple",
-        "Turned round it is an answer: to a connection that is known? Turned back, it goes on.",
+        "Looks up the reversed tuple to detect a reply-tuple conflict, then restores the packet.",
         writers=(Feature.DIRECT,),
         match=("dl_type", "nw_proto", "ct_state", "ct_mark"),
-        writes=("PortTaken", *_TURNED),
+        writes=("SourcePortConflict", *_TUPLE_FIELDS),
         next=("DestinationGuard",),
         miss_doc="neither TCP, UDP nor SCTP",
     ),
     Table(
         74, "DestinationGuard",
-        "What no pod may reach, by a Service or without one. Every packet comes here, so that a new"
-        " guard holds for old connections too.",
+        "Drops traffic to destinations that pods must not reach, with or without a Service. Every"
+        " packet passes, so that a new guard also applies to old connections.",
         writers=(Feature.CONNTRACK,),
         match=("ct_state", "dl_type", "nw_proto", "nw_dst", "nw_frag", "tp_dst", "Source"),
         next=("Forwarding",),
-        miss="PolicyFromPod", miss_doc="a new connection to nothing that is forbidden",
+        miss="PolicyFromPod", miss_doc="a new connection to a permitted destination",
     ),
     Table(
         78, "Refuse",
-        "No endpoint: to the node's own stack, which refuses what the switch cannot.",
+        "No endpoint: sends the packet to the node's own stack, which refuses it.",
         writers=(Feature.SERVICES,),
         match=("in_port", "dl_type"), writes=("dl_src", "dl_dst", "Refused", "OutputPort"),
         next=("Hairpin",),
@@ -465,67 +472,67 @@ TABLES: Final = (
     ),
     Table(
         80, "PolicyFromPod",
-        "What a pod may reach.",
+        "Policy from the pod.",
         writers=(Feature.POLICY,),
         match=(), next=("Forwarding",),
         miss="Forwarding", miss_doc="no policy selects the pod",
     ),
     Table(
         100, "Forwarding",
-        "By destination: a pod here, a peer node's range, the host, the outside world.",
+        "Routes by destination: a local pod, the pod range of a peer, the node, or the outside.",
         writers=(Feature.FORWARDING,),
         match=("dl_type", "nw_dst", "ct_state", "ct_mark", "Source"),
         writes=("dl_src", "dl_dst", "tun_dst", "OutputPort"),
         next=("PolicyToPod",),
-        miss_doc="no way to go there",
+        miss_doc="no route",
     ),
     Table(
         110, "PolicyToPod",
-        "Who may reach a pod.",
+        "Policy to the pod.",
         writers=(Feature.POLICY,),
         match=(), next=("Hairpin",),
         miss="Hairpin", miss_doc="no policy selects the pod",
     ),
     Table(
         115, "Hairpin",
-        "Does it leave by the port it came in by?",
+        "Detects packets that leave by the port they came in by.",
         writers=(Feature.OUTPUT,),
         match=("in_port", "OutputPort"), writes=("Hairpin",), next=("Commit",),
-        miss="Commit", miss_doc="by another port",
+        miss="Commit", miss_doc="leaves by another port",
     ),
     Table(
         120, "Commit",
-        "Remembers a new connection that everybody agreed to.",
+        "Commits a new connection that was allowed.",
         writers=(Feature.CONNTRACK, Feature.DIRECT),
         match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
-               "Hairpin", "PortTaken", "OutputPort"),
+               "Hairpin", "SourcePortConflict", "OutputPort"),
         writes=("ct_mark",), next=("Snat",),
-        miss="Snat", miss_doc="a packet of a connection already known",
+        miss="Snat", miss_doc="the connection is already committed",
     ),
     Table(
         130, "Snat",
-        "Translates the source where replies would not come back otherwise.",
+        "SNAT for connections whose replies would otherwise not return through this switch.",
         writers=(Feature.SERVICES,),
         match=("dl_type", "ct_state", "ct_mark", "Refused", "Hairpin", "OutputPort"),
         next=("Output",),
-        miss="Output", miss_doc="no translation needed",
+        miss="Output", miss_doc="no SNAT needed",
     ),
     Table(
         140, "Output",
-        "Out of the port chosen: one flow per port, so that its counter is the port's.",
+        "Sends the packet out. One flow per port, so that its counter counts the port.",
         writers=(Feature.OUTPUT,),
         match=("OutputPort", "Hairpin"),
-        miss_doc="no port was chosen",
+        miss_doc="no output port was set",
     ),
     Table(
         250, "State",
-        "No packet comes here: digests of what each scope should hold.",
+        "No packet comes here: the flows carry digests of what each scope should hold.",
         writers=(Feature.STATE,),
         match=(),
     ),
     Table(
         252, "Groups",
-        "No packet comes here: digests of what each group should hold, which itself has no cookie.",
+        "No packet comes here: the flows carry digests of groups, because groups have no cookie.",
         writers=(Feature.STATE,),
         match=("Service",),
     ),
@@ -534,18 +541,18 @@ TABLES: Final = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Tables and register fields by name, checked against each other when made.
+    """Tables and register fields by name, checked against each other.
 
-    Raises `PipelineError` for a number or name used twice, a table that goes backward or to no
-    table, a register field that table and field do not both declare, and two live register
-    fields that share a bit.
+    Raises `PipelineError` for a number or name that is used twice, a table whose next table has a
+    lower number or does not exist, a register field that table and field do not both declare, and
+    two live register fields that share a bit.
     """
 
     tables: Mapping[str, Table]
-    registers: Mapping[str, Register]
+    registers: Mapping[str, RegisterField]
 
     @classmethod
-    def of(cls, tables: Iterable[Table], registers: Iterable[Register]) -> "Layout":
+    def of(cls, tables: Iterable[Table], registers: Iterable[RegisterField]) -> "Layout":
         """Check and index."""
         tables, registers = tuple(tables), tuple(registers)
         layout = cls({t.name: t for t in tables}, {r.name: r for r in registers})
@@ -570,8 +577,8 @@ class Layout:
         """The tables by number."""
         return {table.number: table for table in self.tables.values()}
 
-    def live(self, register: Register) -> tuple[int, int]:
-        """First and last number of the tables between which the field's bits are taken."""
+    def live(self, register: RegisterField) -> tuple[int, int]:
+        """The numbers of the first and the last table in which the field is live."""
         numbers = [self.tables[name].number for name in (*register.writers, *register.readers)]
         return min(numbers), max(numbers)
 
@@ -590,7 +597,7 @@ class Layout:
                 if table.name not in getattr(self.registers[name], role):
                     raise PipelineError(f"{name} does not have {table.name} among its {role}")
 
-    def _check_register(self, register: Register) -> None:
+    def _check_register(self, register: RegisterField) -> None:
         for names, side in ((register.writers, "writes"), (register.readers, "match")):
             for name in names:
                 if name not in self.tables:
@@ -598,7 +605,7 @@ class Layout:
                 if register.name not in getattr(self.tables[name], side):
                     raise PipelineError(f"{name} does not have {register.name} in its {side}")
 
-    def _check_apart(self, one: Register, two: Register) -> None:
+    def _check_apart(self, one: RegisterField, two: RegisterField) -> None:
         (first, last), (other_first, other_last) = self.live(one), self.live(two)
         if one.register != two.register or not one.mask & two.mask:
             return
@@ -614,7 +621,7 @@ class Layout:
         actions: Iterable[Action],
         reason: str,
     ) -> Flow:
-        """A flow, held against what its table declares. Raises `PipelineError`."""
+        """A flow, checked against the declaration of its table. Raises `PipelineError`."""
         stage = self.tables[table]
         if feature not in stage.writers:
             raise PipelineError(f"{feature.name} is no declared writer of {table}")
@@ -629,7 +636,7 @@ class Layout:
         )
 
     def bucket(self, table: str, number: int, weight: int, actions: Iterable[Action]) -> Bucket:
-        """A choice of a group that flows of `table` send packets to. Raises `PipelineError`."""
+        """A bucket of a group that flows of `table` use. Raises `PipelineError`."""
         actions = tuple(actions)
         for action in actions:
             self._check_action(self.tables[table], action)
@@ -639,7 +646,7 @@ class Layout:
         self, table: str, priority: int, cookie: int, idle_timeout: int,
         match: Iterable[str], load: Iterable[str],
     ) -> Learn:  # fmt: skip
-        """The action that makes a flow of `table` out of a packet; see `flows.flow.Learn`.
+        """The action that learns a flow of `table` from a packet; see `flows.flow.Learn`.
 
         Raises `PipelineError` for fields that the table does not declare.
         """
@@ -661,14 +668,14 @@ class Layout:
         return SetField(register.register, placed, None if mask == 0xFFFF_FFFF else mask)
 
     def goto(self, name: str) -> Goto:
-        """The action that goes on at a table."""
+        """The action that continues at a table."""
         return Goto(self.tables[name].number)
 
     def misses(self) -> Iterable[Flow]:
-        """The explicit, counted end of every table."""
+        """The miss of every table."""
         for table in self.tables.values():
             actions = () if table.miss == "drop" else (self.goto(table.miss),)
-            reason = table.miss_doc or "nothing belongs here"
+            reason = table.miss_doc or "no packet comes here"
             yield Flow(int(Feature.MISS), table.number, int(Priority.MISS), (), actions, reason)
 
     def _resolve(self, fields: Mapping[str, MatchValue]) -> dict[str, MatchValue]:
@@ -707,7 +714,7 @@ class Layout:
 
 
 def _declared(name: str, fields: Collection[str]) -> bool:
-    """Whether a table declares a field. An IPv4 field stands for the same of all families."""
+    """Whether a table declares a field. The IPv4 name of a field stands for all families."""
     return name in fields or FIELD_OF_IPV4.get(name) in fields
 
 

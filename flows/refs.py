@@ -1,4 +1,4 @@
-"""References to Kubernetes objects: what flows, problems, reports and Events are about.
+"""References to Kubernetes objects: the subjects of flows, problems, reports and Events.
 
 A reference is a value to compare, sort and use as a key. Its text is for people only and is never
 parsed.
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 
 class ObjectRef(NamedTuple):
-    """One object of the cluster, named as Kubernetes names it.
+    """One object of the cluster, named as in Kubernetes.
 
     `namespace` is empty for objects that have none. `kind` is a Kubernetes kind, or "container"
     (an attachment without a pod; `name` is its OVS port), or "cluster" (see `CLUSTER`).
@@ -36,4 +36,4 @@ class ObjectRef(NamedTuple):
 
 
 CLUSTER: Final = ObjectRef("cluster", "", "")
-"""The cluster as a whole: what no single object stands for."""
+"""The cluster as a whole: for flows and problems without a single object."""

@@ -1,7 +1,7 @@
 """Flows as text: as Open vSwitch prints them, or for people.
 
-Without labels, `flow_text` of a flow equals what `ovs-ofctl --names dump-flows` prints of it when
-it is installed (without cookie and statistics). With `Labels`, register fields, ofports and Service
+Without labels, `flow_text` equals the line of `ovs-ofctl --names dump-flows` for the installed flow
+(without cookie and statistics). With `Labels`, register fields, ofports and Service
 ports have names: `Source=POD` for `reg0=0x1/0xf`, `OutputPort=16 (default/a1)` for `reg1=0x10`.
 """
 
@@ -54,7 +54,7 @@ _IPV6_ADDRESSES = frozenset(
     ("ipv6_src", "ipv6_dst", "tun_ipv6_src", "tun_ipv6_dst", "ct_ipv6_src", "ct_ipv6_dst")
 )
 _HEXADECIMAL = frozenset(("ct_mark", "ct_label", "tun_id"))
-# The names by which set_field and move print what a match prints otherwise (ovs-fields(7)).
+# The names in set_field, where they differ from the names in a match (ovs-fields(7)).
 _WRITTEN_NAMES = {
     "dl_src": "eth_src",
     "dl_dst": "eth_dst",
@@ -87,7 +87,7 @@ def flow_text(flow: Flow, labels: Labels | None = None) -> str:
 
 
 def table_name(number: int) -> str:
-    """A table's name; its number where it has none."""
+    """The name of a table, or its number if it has none."""
     table = LAYOUT.by_number.get(number)
     return table.name if table else str(number)
 
@@ -149,7 +149,7 @@ def _value(name: str, value: int, mask: int | None) -> str:
         address = str(IPv6Address(value))
         return address if mask is None else f"{address}/{_prefix(mask, 128)}"
     if name.startswith("reg") or name in _HEXADECIMAL:
-        # As printf's %#x does: zero has no prefix.
+        # As printf's %#x: zero has no prefix.
         text = f"{value:#x}" if value else "0"
         return text if mask is None else f"{text}/{mask:#x}"
     if mask is not None:

@@ -1,8 +1,8 @@
-"""Which endpoints of a Service port get new connections: kube-proxy's rules.
+"""The endpoints of a Service port that get new connections, by the rules of kube-proxy.
 
-After `CategorizeEndpoints` in k8s.io/kubernetes, pkg/proxy/topology.go: those that are ready; where
-there is none, those that are terminating and still serve. Hints count only where every ready
-endpoint has one, and only for a zone, or node, that one of them names.
+The rules are those of `CategorizeEndpoints` in k8s.io/kubernetes, pkg/proxy/topology.go. Ready
+endpoints get connections; if there are none, endpoints that are terminating and still serve. Hints
+count only if every ready endpoint has one, and only for a zone, or node, that one of them names.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,34 +14,34 @@ from flows.view import Endpoint, ServicePort
 Endpoints = tuple[Endpoint, ...]
 
 MAX_PARTS: Final = 256
-"""Groups that one choice is divided into: 128,000 endpoints. Further ones get no connections."""
+"""The most groups that one choice is divided into: 128,000 endpoints. More get no connections."""
 
 
 def everywhere(port: ServicePort) -> Endpoints:
-    """From any node, where no policy or hint says otherwise."""
+    """The endpoints for a node without a policy Local and without hints."""
     return _ready_or_serving(port.endpoints)
 
 
 def local(port: ServicePort, node: str) -> Endpoints:
-    """Where the policy is Local: those on this node, or none."""
+    """The endpoints on this node, for the policy Local."""
     return _ready_or_serving(e for e in port.endpoints if e.node == node)
 
 
 def zones(port: ServicePort) -> dict[str, Endpoints]:
-    """By zone, what its nodes choose from, where hints make that fewer."""
+    """By zone, the endpoints hinted for it."""
     return _hinted(port, lambda endpoint: endpoint.zones)
 
 
 def hinted(port: ServicePort, node: str) -> Endpoints:
-    """Those that hints mean for this node; empty: it chooses as its zone does."""
+    """The endpoints hinted for this node; empty: its zone decides."""
     return _hinted(port, lambda endpoint: endpoint.nodes).get(node, ())
 
 
 def parts(port: ServicePort) -> int:
-    """Into how many groups each choice of this port is divided; 0: one holds all.
+    """The number of groups that each choice of this port is divided into; 0: one group holds all.
 
-    A power of two, so that one endpoint more rarely changes it; a part has some 250 endpoints, and
-    none comes near to what a group can hold, up to `MAX_PARTS`.
+    It is a power of two, so that one more endpoint rarely changes it. Up to `MAX_PARTS`, a part has
+    125 to 250 endpoints, well below `MOST_BUCKETS`.
     """
     if len(port.endpoints) <= MOST_BUCKETS:
         return 0
@@ -49,7 +49,7 @@ def parts(port: ServicePort) -> int:
 
 
 def chosen(port: ServicePort, node: str, zone: str, *, is_local: bool) -> Endpoints:
-    """What this node in this zone (empty: none) chooses from; `is_local`: by a policy that is."""
+    """The endpoints for a node in this zone (empty: none); `is_local`: with the policy Local."""
     if is_local:
         return local(port, node)
     zoned = zones(port).get(zone, ()) if zone else ()

@@ -1,7 +1,7 @@
-"""What features may see of the cluster: frozen values that are already checked.
+"""The cluster as features see it: frozen values that are already checked.
 
-What is refused (a Node whose podCIDR overlaps another's, an OVS port without a pod) is not in the
-view. `controller.inventory` refuses it and says why.
+The view has no refused objects (a Node whose podCIDR overlaps another one, an OVS port without a
+pod). `controller.inventory` refuses them and reports why.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from flows.refs import ObjectRef
 CLUSTER_SCOPE = ""
 """The scope of fragments whose flows are byte-identical on every node."""
 SOME_SCOPE = "*"
-"""The scope of fragments that go to the nodes that need them, and are the same on all of these."""
+"""The scope of fragments that only some nodes need, with the same flows on each of them."""
 
 
 class Key(NamedTuple):
-    """Names one fragment: the object that causes it, and where its flows go.
+    """The name of a fragment: its scope, and the object that it exists for.
 
-    `scope` is where the fragment's flows go: `CLUSTER_SCOPE`, `SOME_SCOPE` or a node's name. `kind`
-    is the name of a `flows.kinds.Kind`.
+    `scope` says which switches get the flows: `CLUSTER_SCOPE`, `SOME_SCOPE` or the name of a node.
+    `kind` is the name of a `flows.kinds.Kind`.
     """
 
     scope: str
@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families of its pods."""
+        """The families of the pods."""
         return (family_of(self.pod_range),)
 
 
@@ -56,9 +56,9 @@ class Node:
     address: IPAddress
     pod_cidr: IPNetwork
     further_addresses: tuple[IPAddress, ...] = ()
-    """Its other addresses. Pods must not send tunnel packets to these either."""
+    """All other addresses. Pods must not send tunnel packets to these either."""
     zone: str = ""
-    """Its label `topology.kubernetes.io/zone`; empty if it has none."""
+    """The label `topology.kubernetes.io/zone`; empty: no label."""
 
     @property
     def gateway(self) -> IPAddress:
@@ -88,12 +88,12 @@ class Attachment:
 
     @property
     def tag(self) -> int:
-        """Which sandbox of the pod this is."""
+        """Identifies the sandbox of the pod."""
         return names.attachment_tag(self.port)
 
     @property
     def ref(self) -> ObjectRef:
-        """Its Pod, or the container if it has no Pod."""
+        """The Pod, or the container if there is no Pod."""
         if self.pod:
             return ObjectRef.namespaced("Pod", self.pod)
         return ObjectRef("container", "", self.port)
@@ -105,21 +105,24 @@ class Endpoint(NamedTuple):
     address: IPAddress
     port: int
     ready: bool = True
-    """False: it is terminating and still serves. It is used only if no other endpoint is ready."""
+    """False: it is terminating and still serves. It is used only if no endpoint is ready."""
     node: str = ""
-    """The name of its Node; empty if it is unknown."""
+    """The name of the Node; empty: unknown."""
     zones: tuple[str, ...] = ()
     """Hints: the zones whose clients should use it; empty: no hint."""
     nodes: tuple[str, ...] = ()
     """Hints: the nodes whose clients should use it; empty: no hint."""
 
 
-class StandIn(NamedTuple):
-    """What a node's stack translates one of its addresses to, so that it gets into the switch."""
+class HostDnatAddress(NamedTuple):
+    """The DNAT address that a node's stack uses for one address of the node.
+
+    The stack translates packets to that address, so that they go into the switch.
+    """
 
     node: str
     address: IPAddress
-    """One of `names.STAND_INS`."""
+    """From `names.HOST_DNAT_RANGE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,27 +130,31 @@ class Frontend:
     """An address and port under which clients reach a Service port."""
 
     address: IPAddress | None
-    """None: each node's own (a NodePort)."""
+    """None: every address of each node (a NodePort)."""
     port: int
     external: bool
-    """Whether `externalTrafficPolicy` applies; if not, the internal one does."""
+    """Whether `externalTrafficPolicy` applies; if not, `internalTrafficPolicy` does."""
     sources: tuple[IPNetwork, ...] | None = None
-    """The clients that it serves (`loadBalancerSourceRanges`); None: all."""
+    """The clients that are served (`loadBalancerSourceRanges`); None: all."""
     node: str = ""
-    """The Node object that names this address as the node's own; empty: none."""
-    stand_ins: tuple[StandIn, ...] = ()
-    """For each node that has the address on an interface."""
+    """The Node that has this address in its status; empty: none."""
+    host_dnat: tuple[HostDnatAddress, ...] = ()
+    """One for each node that has the address on an interface."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
     """One port of a Service, with its frontends, endpoints and groups.
 
-    `groups` gives the ids of its groups: "cluster" always; "local", a node's own endpoints, where a
-    policy is Local; "node", those that hints mean for a node, where hints name nodes; "zone NAME"
-    for each zone that a hint names; and where one group cannot hold all, "part N of ..." for each
-    part of each of these. The first two are also what the register `Service` says of a connection
-    to it.
+    `groups` gives the ids of its groups by variant:
+
+    - "cluster": always;
+    - "local": the endpoints of one node, if a policy is Local;
+    - "node": the endpoints hinted for a node, if hints name nodes;
+    - "zone NAME": for each zone that a hint names;
+    - "part N of VARIANT": for each part of a variant that one group cannot hold.
+
+    The register field `Service` has the id of "cluster" or "local".
     """
 
     name: str
@@ -160,13 +167,13 @@ class ServicePort:
     internal_local: bool = False
     external_local: bool = False
     affinity: int | None = None
-    """Session affinity: how many seconds after its last connection a client keeps its endpoint."""
+    """Session affinity: a client keeps its endpoint so many seconds after its last connection."""
     family: Family = IPV4
-    """The family of all its addresses."""
+    """The family of all addresses of the port."""
 
     def nodes_with_a_choice(self) -> set[str]:
-        """The nodes that have flows of their own for it, besides those that all nodes have."""
-        found = {each.node for frontend in self.frontends for each in frontend.stand_ins}
+        """The nodes with flows of their own for this port, besides the flows of all nodes."""
+        found = {each.node for frontend in self.frontends for each in frontend.host_dnat}
         if "local" in self.groups:
             found |= {endpoint.node for endpoint in self.endpoints if endpoint.node}
         if "node" in self.groups:
@@ -175,7 +182,7 @@ class ServicePort:
 
 
 class Target(NamedTuple):
-    """A place where Services have endpoints: a port of all pods, or of one other address."""
+    """A destination of endpoints: a port in the pod range, or of one address outside."""
 
     network: IPNetwork
     """The pod range; for an endpoint outside of it, its address."""
@@ -184,7 +191,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, endpoint: Endpoint, protocol: int, pod_range: IPNetwork) -> Self:
-        """Where this endpoint is."""
+        """The target that contains this endpoint."""
         at = endpoint.address
         return cls(pod_range if at in pod_range else ip_network(at), protocol, endpoint.port)
 
@@ -200,7 +207,7 @@ class Service:
     name: str
     ports: tuple[ServicePort, ...]
     shared_addresses: frozenset[IPAddress] = frozenset()
-    """Addresses of its frontends of which other Services also claim ports."""
+    """Frontend addresses at which other Services have ports, too."""
 
     @property
     def ref(self) -> ObjectRef:
@@ -208,7 +215,7 @@ class Service:
         return ObjectRef("Service", self.namespace, self.name)
 
     def title(self, port: ServicePort) -> str:
-        """`NAMESPACE/NAME`, and the port's name where it has one."""
+        """`NAMESPACE/NAME`, with `:PORT` if the port has a name."""
         return f"{self.namespace}/{self.name}{':' + port.name if port.name else ''}"
 
 
@@ -222,14 +229,14 @@ class ClusterView:
     services: Mapping[str, Service] = field(default_factory=dict)
     """By `NAMESPACE/NAME`."""
     local_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
-    """By node, the Services for which it has flows of its own (`nodes_with_a_choice`)."""
+    """By node, the Services for which the node has flows of its own (`nodes_with_a_choice`)."""
     targets: Mapping[str, Target] = field(default_factory=dict)
-    """Of all endpoints, by their text."""
+    """The targets of all endpoints, by their text."""
     target_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """By a target's text, the Services (`NAMESPACE/NAME`) that have endpoints there."""
     needed_by: Mapping[Key, AbstractSet[str]] = field(default_factory=dict)
     """By key of `SOME_SCOPE`, the nodes (of `nodes`) that need its fragment.
 
-    Keep what one key stands for small, for example one member of a set: when it changes, each of
-    these nodes' programs takes all of its flows in anew. Keys may share one set of nodes.
+    Keep the fragment of one key small, for example one member of a set: if it changes, the program
+    of each of these nodes processes all flows of the key again. Keys may share one set of nodes.
     """

@@ -16,7 +16,7 @@ import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
-from flows.features.classify import attachment_entry
+from flows.features.classify import attachment_classifier_flow
 from node_agent import bridge, nft, pod_link
 from node_agent.cni_call import Attached, CniCall, CniError, Code
 from node_agent.faults import NodeFault
@@ -256,7 +256,7 @@ class Attachments:
                 f"the switch has not taken port {lease.port}",
                 "is ovs-vswitchd running?",
             )
-        cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
+        cookie = attachment_classifier_flow(lease.ofport, names.attachment_tag(lease.port)).cookie
         if await self._watch.wait_for(cookie, max(0, deadline - time.monotonic())):
             return
         up, why = bridge.controller_session(self._ovsdb)
@@ -354,7 +354,7 @@ class Attachments:
                 found += await self._table.missing(lease)
         except (NetlinkError, NodeFault, OSError) as error:
             raise CniError(Code.TRY_AGAIN, f"{lease.port} cannot be checked", str(error)) from error
-        cookie = attachment_entry(lease.ofport, names.attachment_tag(lease.port)).cookie
+        cookie = attachment_classifier_flow(lease.ofport, names.attachment_tag(lease.port)).cookie
         if not await self._watch.wait_for(cookie, 1.0):
             found.append(f"the switch has no flow that lets port {lease.port} in")
         if found:

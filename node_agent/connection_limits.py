@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from node_agent import appctl, limits
 from node_agent.appctl import AppctlError
 from node_agent.local_switch import LocalSwitch, SwitchAwayError
@@ -83,7 +83,7 @@ class ConnectionLimits:
             await self._dpctl("ct-set-maxconns", str(limits.MOST_CONNECTIONS))
             await self._dpctl("ipf-set-max-nfrags", str(limits.MOST_FRAGMENTS))
         # The node's own connections, and those of other zones, always find room.
-        await self._dpctl("ct-set-limits", f"zone={ZONE},limit={capacity * 3 // 4}")
+        await self._dpctl("ct-set-limits", f"zone={CT_ZONE},limit={capacity * 3 // 4}")
         self._imposed_on = pid
 
     async def _dpctl(self, command: str, *arguments: str) -> str:

@@ -16,7 +16,7 @@ loses what it opened.
 
 from typing import Final
 
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from node_agent.ovsdb import Row, Transaction
 
 TIMEOUTS: Final = {
@@ -60,10 +60,10 @@ def bound(transaction: Transaction, root: Row, datapath: str) -> None:
 def unbound(root: Row, datapath: str) -> None:
     """Undo `bound`."""
     row = root.datapaths.get(datapath)
-    if row is not None and set(row.ct_zones) <= {ZONE}:
+    if row is not None and set(row.ct_zones) <= {CT_ZONE}:
         root.datapaths = {name: each for name, each in root.datapaths.items() if name != datapath}
     elif row is not None:
-        row.ct_zones = {zone: each for zone, each in row.ct_zones.items() if zone != ZONE}
+        row.ct_zones = {zone: each for zone, each in row.ct_zones.items() if zone != CT_ZONE}
     if root.other_config.get(_FLOW_LIMIT) == str(FLOW_LIMIT):
         root.delkey("other_config", _FLOW_LIMIT)
 
@@ -76,10 +76,10 @@ def _set_timeouts(transaction: Transaction, root: Row, datapath: str) -> None:
         zones = {}
     else:
         zones = dict(row.ct_zones)
-    zone = zones.get(ZONE)
+    zone = zones.get(CT_ZONE)
     if zone is None:
         policy = transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)
         zone = transaction.insert("CT_Zone", timeout_policy=[policy])
-        row.ct_zones = {**zones, ZONE: zone}
+        row.ct_zones = {**zones, CT_ZONE: zone}
     elif not zone.timeout_policy or zone.timeout_policy[0].timeouts != TIMEOUTS:
         zone.timeout_policy = [transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)]

@@ -23,7 +23,7 @@ import structlog
 
 from flows import names
 from flows.diff import is_ours
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from node_agent import bridge, snapshot, tracked
 from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
@@ -64,7 +64,7 @@ async def forget_all(
     for _ in range(MOST_ROUNDS):
         # A dump costs the switch as much as some flushes: not one after each.
         for _ in range(_flushes(left)):
-            await switch.apply(Batch.forgetting(ZONE, left))
+            await switch.apply(Batch.forgetting(CT_ZONE, left))
         known = await counts()
         left = {address: known[address] for address in left if known.get(address)}
         if not left:
@@ -134,7 +134,7 @@ class LocalSwitch:
 
         Not verified: who opened that many opens more meanwhile. Raises `SwitchAwayError`.
         """
-        forgets = [Forget(ZONE, original=CtTuple(source=address)) for address in opened]
+        forgets = [Forget(CT_ZONE, original=CtTuple(source=address)) for address in opened]
         async with self._reached() as switch:
             for _ in range(_flushes(opened)):
                 await switch.apply(Batch.of_forgets(forgets))

@@ -205,7 +205,7 @@ class LocalNode:
                 await self._ovsdb.changed(within=0.2)
             # OVSDB tells of the session every 5 s only. The controller's flows say it at once.
             elif (
-                await self._watch.wait_for(classify.gateway_entry().cookie, 1.0)
+                await self._watch.wait_for(classify.gateway_classifier_flow().cookie, 1.0)
                 or bridge.controller_session(self._ovsdb)[0]
             ):
                 install.write_conf(self._agent)

@@ -40,7 +40,7 @@ _TO_TABLE: Final = 1
 """FR_ACT_TO_TBL of linux/fib_rules.h."""
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
 # Addresses that stand for the host itself where its own would meet: see `flows.names`.
-_LINK_LOCAL: Final = (IPv4Network((names.HAIRPIN_ADDRESS, 31)), names.STAND_INS)
+_LINK_LOCAL: Final = (IPv4Network((names.HAIRPIN_ADDRESS, 31)), names.HOST_DNAT_RANGE)
 
 
 @dataclass(frozen=True, slots=True)

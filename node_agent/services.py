@@ -212,7 +212,7 @@ class LocalServices:
     def _service_ports(
         self, wanted: NodeServices, left_out: Mapping[IPv4Address, str]
     ) -> ServicePorts:
-        own = {(a, p, n): stand_in for a, p, n, stand_in, _ in wanted.own_addresses}
+        own = {(a, p, n): dnat_address for a, p, n, dnat_address, _ in wanted.own_addresses}
         return ServicePorts(
             {(protocol, port) for protocol, port, _ in wanted.node_ports},
             own,

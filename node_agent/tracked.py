@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from node_agent import appctl
 
 _ENTRY: Final = re.compile(r"orig=\(src=([\d.]+),.*?reply=\(src=([\d.]+),")
@@ -35,7 +35,7 @@ async def opened(run: Path, datapath: str) -> Counter[IPv4Address]:
 
 async def _listed(run: Path, datapath: str) -> str:
     return await appctl.call(
-        run, "dpctl/dump-conntrack", f"{datapath}@ovs-{datapath}", f"zone={ZONE}"
+        run, "dpctl/dump-conntrack", f"{datapath}@ovs-{datapath}", f"zone={CT_ZONE}"
     )
 
 

@@ -353,6 +353,8 @@ Object = NodeObject | PodObject | ServiceObject | SliceObject
 KINDS: dict[str, type[Object]] = {
     kind.kind: kind for kind in (NodeObject, PodObject, ServiceObject, SliceObject)
 }
+CLUSTER_SCOPED: Final = frozenset({NodeObject.kind})
+"""The kinds without a namespace."""
 API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
 
 
@@ -382,7 +384,7 @@ def from_manifest(content: Any) -> Object:
         made = msgspec.convert(content, wanted)
     except msgspec.ValidationError as error:
         raise ObjectError(f"{kind} {name}: {error}") from error
-    if not isinstance(made, NodeObject) and not made.metadata.namespace:
+    if made.kind not in CLUSTER_SCOPED and not made.metadata.namespace:
         metadata = msgspec.structs.replace(made.metadata, namespace="default")
         made = msgspec.structs.replace(made, metadata=metadata)
     _check_names(made)
@@ -399,7 +401,7 @@ def _check_names(made: Object) -> None:
     """A slash in a name, for one, would make two pods' ports one."""
     metadata = made.metadata
     fields = [("name", metadata.name, _SUBDOMAIN), ("uid", metadata.uid, _UID)]
-    if not isinstance(made, NodeObject):
+    if made.kind not in CLUSTER_SCOPED:
         fields.append(("namespace", metadata.namespace, _LABEL))
     for field, value, pattern in fields:
         if not pattern.fullmatch(value):

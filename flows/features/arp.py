@@ -1,7 +1,7 @@
 """ARP: the switch answers for the router's address, and no broadcast leaves it.
 
-Pods and hosts have a permanent neighbour entry for the router and need no answer; this is for
-whoever lost it, and for people who try `arping`.
+Pods and nodes have a permanent neighbour entry for the router and need no answer. The answer is
+for a pod that lost the entry, and for people who use `arping`.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from flows.view import Cluster
 
 
 def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
-    """One flow turns any request for the router into its reply and sends it back."""
+    """One flow turns a request for the router into the reply and sends it back."""
     yield LAYOUT.flow(
         Feature.ARP, "Arp", Priority.DEFAULT,
         {"dl_type": ARP, "arp_op": ARP_REQUEST, "arp_tpa": ip(names.ROUTER_ADDRESS)},
@@ -30,7 +30,7 @@ def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
             SetField("arp_spa", ip(names.ROUTER_ADDRESS)),
             Output(IN_PORT),
         ],
-        "who has the router's address? the switch answers",
+        "the switch answers ARP requests for the router",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Who sent this? By which port a packet came in, and whether it may claim to be who it says.
+"""The sender of a packet: its ingress port, and a check of its source addresses.
 
-`Classifier` tells pods, tunnel and gateway apart. `SpoofGuard`, `TunnelGuard` and `GatewayGuard`
-hold each to its own addresses, before anything else looks at them.
+`Classifier` distinguishes pods, tunnel and gateway. `SpoofGuard`, `TunnelGuard` and `GatewayGuard`
+drop packets with source addresses of others, before any other table sees the packet.
 """
 
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ _BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
-    """The two ports that every bridge has, and what nobody may send."""
+    """The two ports that every bridge has, and packets that no pod may send."""
     yield LAYOUT.flow(
         Feature.CLASSIFY, "Classifier", Priority.SHARED,
         {"in_port": names.TUNNEL_OFPORT},
         [LAYOUT.load("Source", Source.TUNNEL), LAYOUT.goto("TunnelGuard")],
         "from another node",
     )  # fmt: skip
-    yield gateway_entry()
+    yield gateway_classifier_flow()
     yield LAYOUT.flow(
         Feature.CLASSIFY, "SpoofGuard", Priority.DEFAULT,
         {"dl_type": IPV6},
@@ -39,25 +39,25 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         Feature.CLASSIFY, "SpoofGuard", Priority.GUARD,
         {"dl_type": IPV6, "nw_proto": ICMPV6, "icmpv6_type": ICMPV6_ROUTER_ADVERTISEMENT},
         [],
-        "a pod that claims to be an IPv6 router",
+        "an IPv6 router advertisement from a pod",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
         {"dl_type": ARP, "dl_src": mac(names.GATEWAY_MAC)},
         [LAYOUT.goto("Arp")],
-        "the host asks for its next hop",
+        "ARP from the node for its next hop",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "RouterGuard", Priority.DEFAULT,
         {"dl_type": ARP},
         [LAYOUT.goto("Arp")],
-        "ARP to the router alone",
+        "unicast ARP to the router",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "RouterGuard", Priority.LOCAL,
         {"dl_type": ARP, "dl_dst": (_GROUP_BIT, _GROUP_BIT)},
         [LAYOUT.goto("BroadcastGuard")],
-        "ARP to more than one",
+        "multicast or broadcast ARP",
     )  # fmt: skip
     for table, right, whose in (
         ("RouterGuard", names.ROUTER_MAC, "the router's"),
@@ -68,18 +68,18 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
                 Feature.CLASSIFY, table, Priority.OVERRIDE,
                 {"dl_dst": value},
                 [],
-                f"a bit of the destination MAC that is not {whose}",
+                f"the destination MAC is not {whose}",
             )  # fmt: skip
     for family in cluster.families:
         yield from _through_gateway(family, cluster)
 
 
 def _wrong_bits(right: str, count: int) -> Iterable[tuple[int, int]]:
-    """For each of a MAC's first `count` bits, what is wrong there, as value and mask.
+    """For each of the first `count` bits of a MAC, the wrong value of that bit, as value and mask.
 
-    Where one flow matches a whole MAC, Open vSwitch keeps a datapath flow for each wrong one that
-    it meets: 20,000 a second for a pod that invents them. With a flow for each bit it looks at no
-    more than the first bit that is wrong, and keeps as many as there are bits.
+    If one flow matches a whole MAC, Open vSwitch keeps a datapath flow for each wrong MAC that it
+    sees: 20,000 a second for a pod that invents them. With one flow for each bit, a datapath flow
+    matches only up to the first wrong bit, so there are at most as many as bits.
     """
     for number in range(count):
         bit = 1 << (_MAC_BITS - 1 - number)
@@ -91,18 +91,18 @@ def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
         Feature.CLASSIFY, "GatewayGuard", Priority.DEFAULT,
         {"dl_type": family.ether_type, "dl_src": mac(names.GATEWAY_MAC)},
         [LAYOUT.goto("UnSnat")],
-        "the host, or the outside world through it",
+        "from the node, or from outside through it",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,
         {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},
         [],
-        "a pod's address does not come in by the host",
+        "a pod address as the source of a packet from the node",
     )  # fmt: skip
 
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
-    """What may come out of the tunnel from this node."""
+    """Tunnel packets that are accepted from this node."""
     inner, outer = family_of(node.pod_cidr), family_of(node.address)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.SHARED,
@@ -112,12 +112,12 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
             inner.source: net(node.pod_cidr),
         },
         [LAYOUT.goto("UnSnat")],
-        "a peer sends for its own pods",
+        "from a pod of a peer",
     )  # fmt: skip
 
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
-    """What only this node's own bridge knows."""
+    """Flows with addresses of the node, for its own bridge."""
     family = family_of(node.pod_cidr)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.OVERRIDE,
@@ -126,11 +126,11 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
             family_of(node.address).tunnel_source: ip(node.address),
         },
         [],
-        "this node's own address does not come out of the tunnel",
+        "this node's own address as the source of a tunnel packet",
     )  # fmt: skip
-    # The MACs of a node's pods begin alike (`names.mac_of`).
-    alike = _MAC_BITS - (family.bits - node.pod_cidr.prefixlen)
-    for value in _wrong_bits(names.mac_of(node.pod_cidr.network_address), alike):
+    # The MACs of all pods of a node have the same first bits (`names.mac_of`).
+    common = _MAC_BITS - (family.bits - node.pod_cidr.prefixlen)
+    for value in _wrong_bits(names.mac_of(node.pod_cidr.network_address), common):
         matches: tuple[dict[str, MatchValue], ...] = (
             {"dl_src": value},
             {"dl_type": ARP, "arp_sha": value},
@@ -140,11 +140,14 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
                 Feature.CLASSIFY, "SpoofGuard", Priority.GUARD,
                 fields,
                 [],
-                "a bit of the source MAC that no pod of this node has",
+                "the source MAC is not of a pod of this node",
             )  # fmt: skip
     for address, reason in (
-        (node.gateway, "the host speaks to pods as the gateway address"),
-        *((a, "the host speaks as the node") for a in (node.address, *node.further_addresses)),
+        (node.gateway, "from the node, by its gateway address"),
+        *(
+            (a, "from the node, by its own address")
+            for a in (node.address, *node.further_addresses)
+        ),
     ):
         family = family_of(address)
         yield LAYOUT.flow(
@@ -160,8 +163,8 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
-    """Lets a pod in, as itself."""
-    yield attachment_entry(attachment.ofport, attachment.tag)
+    """Admits the packets of a pod that have its own addresses."""
+    yield attachment_classifier_flow(attachment.ofport, attachment.tag)
     family = family_of(attachment.address)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "SpoofGuard", Priority.LOCAL,
@@ -188,7 +191,7 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     )  # fmt: skip
 
 
-def gateway_entry() -> Flow:
+def gateway_classifier_flow() -> Flow:
     """The flow that admits the packets of the node itself.
 
     It is among the first flows of a bridge. A node agent waits for its cookie.
@@ -201,11 +204,11 @@ def gateway_entry() -> Flow:
     )  # fmt: skip
 
 
-def attachment_entry(ofport: int, tag: int) -> Flow:
-    """The flow that admits one sandbox's packets.
+def attachment_classifier_flow(ofport: int, tag: int) -> Flow:
+    """The flow that admits the packets of one sandbox.
 
-    Its cookie is this attachment's and no other's, because the tag is in it. It travels in one
-    bundle with the attachment's other flows: a node agent that sees it has seen them all.
+    Its cookie is unique to this attachment, because its actions contain the tag. The flow is in
+    one bundle with all other flows of the attachment: if an agent sees it, all are installed.
     """
     return LAYOUT.flow(
         Feature.CLASSIFY, "Classifier", Priority.LOCAL,

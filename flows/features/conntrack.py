@@ -1,8 +1,8 @@
-"""Connections: looked up once, early; only new ones meet the flows that look at layer 4.
+"""Connections: one conntrack lookup, early. Only new connections reach flows that match layer 4.
 
-One zone for everything. `+new` is not "first packet": a repeated SYN, and every datagram that has
-no answer, comes as `+new` again. Policy sees it again, to the same end; but only the first is
-metered and committed, which marks the connection as known.
+All connections are in one zone. `+new` is not "first packet": a repeated SYN, and every datagram
+before the first reply, is `+new` again. Policy evaluates it again, with the same result. Only the
+first packet is metered and committed; the commit sets the mark `Known`.
 """
 
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ from flows.flow import (
 )
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER, Entry
 from flows.pipeline import (
+    CT_ZONE,
     ENDPOINT,
     FROM_SERVICE,
     KNOWN,
     LAYOUT,
     NEEDS_SNAT,
-    ZONE,
     Feature,
     Priority,
     Source,
@@ -39,14 +39,14 @@ from flows.pipeline import (
 from flows.view import Attachment, Cluster, Node
 
 FRAGMENTS_PER_SECOND: Final = 50
-"""Of one pod. Datagrams that stay incomplete are kept for 15 s by the userspace datapath, 30 s by
-the kernel's, in memory that all pods share: 5,000 fragments (`node_agent.limits`), or 4 MB."""
+"""Of one pod. The userspace datapath keeps incomplete datagrams for 15 s, the kernel datapath for
+30 s, in memory that all pods share: 5,000 fragments (`node_agent.limits`), or 4 MB."""
 _ICMP_ERROR: Final = "+trk+rel-new-inv"
-_LOOKUP: Final = Ct(ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())
+_LOOKUP: Final = Ct(CT_ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
-    """Look up, tell apart, remember."""
+    """Look up, branch by state, commit."""
     yield from _states()
     for family in cluster.families:
         yield from _lookup(family)
@@ -58,7 +58,7 @@ def _states() -> Iterable[Flow]:
         ("+trk+est-new-rel-inv", [LAYOUT.goto("DestinationGuard")], "established"),
         (_ICMP_ERROR, [LAYOUT.goto("IcmpError")], "an ICMP error about a connection"),
         ("+trk+new-inv", [LAYOUT.goto("NewConnection")], "a new connection"),
-        ("+trk+inv", [], "belongs to no connection and cannot open one"),
+        ("+trk+inv", [], "invalid: of no connection, and cannot open one"),
     ):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "ConntrackState", Priority.DEFAULT,
@@ -68,26 +68,26 @@ def _states() -> Iterable[Flow]:
         Feature.CONNTRACK, "ConntrackState", Priority.OVERRIDE,
         {"ct_state": ct_state("+trk+new-inv"), "ct_mark": (KNOWN, KNOWN)},
         [LAYOUT.goto("DestinationGuard")],
-        "a known connection without an answer so far",
+        "a committed connection without a reply so far",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "ConntrackState", Priority.LOCAL,
         {"ct_state": ct_state("+trk+new+dnat-inv")},
         [LAYOUT.goto("DestinationGuard")],
-        "a connection to a Service without an answer so far: its endpoint is chosen",
+        "a connection to a Service without a reply so far: its endpoint is chosen",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "IcmpError", Priority.OVERRIDE,
         {"Source": Source.POD},
         [],
-        "a pod's ICMP error about a connection of others",
+        "an ICMP error from a pod about a connection of others",
     )  # fmt: skip
-    # What was let in before passes policy no more: a new policy cuts connections by their epoch.
+    # Established connections skip policy: a new policy will cut them by `PolicyEpoch`.
     for state in ("+trk+est-new-rel-inv", _ICMP_ERROR):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "DestinationGuard", Priority.DEFAULT,
             {"ct_state": ct_state(state)}, [LAYOUT.goto("Forwarding")],
-            "a packet of a connection that was let in",
+            "a packet of an established connection",
         )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def _lookup(family: Family) -> Iterable[Flow]:
             family.icmp_type: family.icmp_unreachable,
         },
         [LAYOUT.goto("DestinationGuard")],
-        "the node refuses what the switch sent it to be refused, and did not remember",
+        "ICMP unreachable from the node for an uncommitted refused connection",
     )  # fmt: skip
     if family is IPV4:
         yield LAYOUT.flow(
@@ -120,29 +120,29 @@ def _lookup(family: Family) -> Iterable[Flow]:
                 "tp_src": DHCP_SERVER_PORT,
             },
             [],
-            "a pod that acts as a DHCP server",
+            "a DHCP server in a pod",
         )  # fmt: skip
 
 
 def _commit(family: Family) -> Iterable[Flow]:
-    # Without nat: a translation that translates nothing ends Open vSwitch 3.1 (docs/decisions.md).
+    # Without `nat`: a `nat` that translates nothing crashes Open vSwitch 3.1 (docs/decisions.md).
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.DEFAULT,
         {"dl_type": family.ether_type, "ct_state": ct_state("+trk+new-inv")},
-        _remember(KNOWN),
-        "remember the new connection",
+        _commit_with(KNOWN),
+        "commit the new connection",
     )  # fmt: skip
     for fields, reason in (
-        ({"Hairpin": 1}, "a connection to a Service that comes back to its own port"),
+        ({"Hairpin": 1}, "hairpin: a Service connection that leaves by the port it came in by"),
         (
             {"in_port": names.GATEWAY_OFPORT, "OutputPort": names.TUNNEL_OFPORT},
-            "a connection to a Service from outside that goes on to another node",
+            "a Service connection from outside to an endpoint on another node",
         ),
     ):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "Commit", Priority.SHARED,
             {"dl_type": family.ether_type, "ct_state": ct_state("+trk+new+dnat-inv"), **fields},
-            _remember(KNOWN | NEEDS_SNAT),
+            _commit_with(KNOWN | NEEDS_SNAT),
             reason,
         )  # fmt: skip
     yield LAYOUT.flow(
@@ -153,13 +153,13 @@ def _commit(family: Family) -> Iterable[Flow]:
             "ct_mark": (KNOWN, KNOWN),
         },
         [LAYOUT.goto("Snat")],
-        "remembered already",
+        "already committed",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.LOCAL,
         {"dl_type": family.ether_type, "Refused": 1},
         [LAYOUT.goto("Snat")],
-        "what is to be refused is not remembered",
+        "to be refused: not committed",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.GUARD,
@@ -169,18 +169,18 @@ def _commit(family: Family) -> Iterable[Flow]:
             "ct_state": ct_state("+trk+new-inv"),
             "Refused": 1,
         },
-        _remember(0),
-        "remembered until the RST, which finds its way back by that; never as known",
+        _commit_with(0),
+        "TCP to be refused: committed without Known, so that the RST counts as a reply",
     )  # fmt: skip
 
 
-def _remember(mark: int) -> list[Action]:
+def _commit_with(mark: int) -> list[Action]:
     marked = (SetField("ct_mark", mark, mark),) if mark else ()
-    return [Ct(ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
+    return [Ct(CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
 
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
-    """What the host sends by its gateway address finds its way back."""
+    """Commits for connections of the node itself that leave by the tunnel."""
     family = family_of(node.gateway)
     yield LAYOUT.flow(
         Feature.CONNTRACK, "Commit", Priority.OWN_RANGE,
@@ -191,8 +191,8 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
             "ct_state": ct_state("+trk+new+dnat-inv"),
             "OutputPort": names.TUNNEL_OFPORT,
         },
-        _remember(KNOWN),
-        "the host itself to a Service: other nodes know the way back",
+        _commit_with(KNOWN),
+        "the node by its gateway address to a Service: other nodes can route the reply",
     )  # fmt: skip
     for address in (node.address, *node.further_addresses):
         of_address = family_of(address)
@@ -205,13 +205,13 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
                 "ct_state": ct_state("+trk+new-inv"),
                 "OutputPort": names.TUNNEL_OFPORT,
             },
-            _remember(KNOWN | NEEDS_SNAT),
-            "a process bound to the node's own address: other nodes take only pods' from a tunnel",
+            _commit_with(KNOWN | NEEDS_SNAT),
+            "other nodes accept only pod sources from tunnels, so the source is translated",
         )  # fmt: skip
 
 
 def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:
-    """A pod must not speak to a node's tunnel port: it could inject packets as any pod."""
+    """A pod must not send to the tunnel port of a node: it could inject packets as any pod."""
     for address in (node.address, *node.further_addresses):
         family = family_of(address)
         to_node: dict[str, MatchValue] = {
@@ -224,20 +224,20 @@ def peer(cluster: Cluster, node: Node) -> Iterable[Flow]:
             Feature.CONNTRACK, "DestinationGuard", Priority.GUARD,
             {**to_node, "tp_dst": cluster.tunnel_port},
             [],
-            "a pod that speaks to a node's tunnel port",
+            "from a pod to the tunnel port of a node",
         )  # fmt: skip
-        # The kernel's datapath has put fragments together by now; the userspace datapath has not,
-        # and none of them shows a port. An answer goes to a port that the node has sent from.
+        # The kernel datapath has reassembled fragments here. The userspace datapath has not, and
+        # its fragments show no port. A reply goes to a port that the node has sent from.
         yield LAYOUT.flow(
             Feature.CONNTRACK, "DestinationGuard", Priority.GUARD,
             {**to_node, "nw_frag": ANY_FRAGMENT, "ct_state": ct_state("-rpl")},
             [],
-            "a fragment to a node: nobody can say to which port",
+            "a fragment to a node: its destination port is unknown",
         )  # fmt: skip
 
 
 def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
-    """What one pod may take of what all pods share, and which ICMP errors it may send."""
+    """Limits of one pod on shared resources, and the ICMP errors that it may send."""
     family = family_of(attachment.address)
     from_pod: dict[str, MatchValue] = {
         "in_port": attachment.ofport,
@@ -248,7 +248,7 @@ def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
         Feature.CONNTRACK, "NewConnection", Priority.LOCAL,
         {"in_port": attachment.ofport},
         [ApplyMeter(connections), LAYOUT.goto("NodeAddress")],
-        "the pod's new connections, metered",
+        "new connections of the pod, metered",
     )  # fmt: skip
     rate = cluster.new_connections_per_second
     yield Meter(connections, rate=rate, burst=rate)
@@ -257,18 +257,18 @@ def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
         Feature.CONNTRACK, "Conntrack", Priority.LOCAL,
         {**from_pod, "nw_frag": ANY_FRAGMENT},
         [ApplyMeter(fragments), _LOOKUP],
-        "look the connection up once all of the pod's fragments are there, metered",
+        "reassemble fragments of the pod and look the connection up, metered",
     )  # fmt: skip
     yield Meter(fragments, rate=FRAGMENTS_PER_SECOND, burst=FRAGMENTS_PER_SECOND)
     address = ip(attachment.address)
     endpoint, bits = ENDPOINT.value(address)
     fields: tuple[tuple[str, MatchValue, str], ...] = (
-        (family.opener, address, "that it has opened"),
-        (family.opened_to, address, "that was opened to it"),
+        (family.opener, address, "that the pod opened"),
+        (family.opened_to, address, "that was opened to the pod"),
         (
             "ct_mark",
             (endpoint | FROM_SERVICE, bits | FROM_SERVICE),
-            "that a Service has sent to it",
+            "that a Service translated to the pod",
         ),
     )
     for field, value, which in fields:
@@ -276,7 +276,7 @@ def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
             Feature.CONNTRACK, "IcmpError", Priority.LOCAL,
             {**from_pod, "ct_state": ct_state(_ICMP_ERROR), field: value},
             [LAYOUT.goto("DestinationGuard")],
-            f"about a connection {which}",
+            f"an ICMP error about a connection {which}",
         )  # fmt: skip
 
 

@@ -1,15 +1,16 @@
-"""To an endpoint without its Service: such a connection must not take another's answers.
+"""Direct connections to endpoints: they must not have the reply tuple of a Service connection.
 
-A pod that is connected to one endpoint by a Service may connect to it directly, from the same
-source port: for the client these are two connections, for the endpoint and for the answers they are
-one. Where the direct one is first, conntrack moves the port of the other, which it translates
-anyway. Where it is second, it is a connection that nothing is translated of; so before the first
-packet of it is committed it is turned round and looked up: if the answer that it asks for would be
-another connection's, it is committed with a source port that is free.
+A pod may have a connection to an endpoint through a Service, and open a direct connection to the
+same endpoint from the same source port. The client sees two connections, but both have the same
+reply tuple. If the direct connection is first, conntrack changes the source port of the Service
+connection, which it translates anyway. If the direct connection is second, nothing of it is
+translated. So before its first packet is committed, `Direct` reverses the tuple of the packet and
+looks it up. If the tuple is the reply tuple of another connection, `Commit` gives the direct
+connection a free source port.
 
-Turning round means to look at all of the addresses and ports, so each such connection costs two
-upcalls. Therefore it is done only where Services' endpoints are: a flow for each port that they
-have among pods, whatever the number of pods, and one for each address and port elsewhere.
+The reversal makes the datapath flow match all addresses and ports, so each such connection costs
+two upcalls. Therefore it is done only where Services have endpoints: there is one flow for each
+endpoint port in the pod range, for any number of pods, and one for each address and port elsewhere.
 """
 
 from collections.abc import Iterable
@@ -32,20 +33,20 @@ from flows.flow import (
     net,
 )
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, TARGET
-from flows.pipeline import FROM_SERVICE, KNOWN, LAYOUT, ZONE, Feature, Priority, Source
+from flows.pipeline import CT_ZONE, FROM_SERVICE, KNOWN, LAYOUT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node, Target
 
 FREE_PORTS: Final = (1024, 65_535)
-"""What a source port may become."""
+"""The first and last source port that a direct connection may get instead of its own."""
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
-    """Look up, and look up again."""
+    """Check the reversed tuple, then look the restored packet up again."""
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.GUARD,
         {"Source": Source.GATEWAY},
         [LAYOUT.goto("DestinationGuard")],
-        "the world, whose addresses nobody knows: none could be kept while its port moves",
+        "from outside the cluster: not checked, because SNAT would need the client's address",
     )  # fmt: skip
     for family in cluster.families:
         yield from _reply_tuples(family)
@@ -54,29 +55,30 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
 def _reply_tuples(family: Family) -> Iterable[Flow]:
     for protocol in LAYER_4_NAMES:
         fields: dict[str, MatchValue] = {"dl_type": family.ether_type, "nw_proto": protocol}
-        lookup = Ct(ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat())
-        back = [*_turn(family, protocol), *_anew(lookup)]
+        lookup = Ct(CT_ZONE, table=LAYOUT.goto("DestinationGuard").table, nat=Nat())
+        back = [*_reverse_tuple(family, protocol), *_lookup_again(lookup)]
         yield LAYOUT.flow(
             Feature.DIRECT, "ReplyTuple", Priority.SHARED, fields,
-            [LAYOUT.load("PortTaken", 1), *back],
-            "such answers are another connection's",
+            [LAYOUT.load("SourcePortConflict", 1), *back],
+            "reply tuple in use",
         )  # fmt: skip
         yield LAYOUT.flow(
             Feature.DIRECT, "ReplyTuple", Priority.OVERRIDE,
-            # One that has had no answer so far is as new as if there were none; but it is marked.
+            # A connection without a reply so far is +new as well, but it has a mark.
             {
                 **fields,
                 "ct_state": ct_state("+trk+new-inv"),
                 "ct_mark": (0, KNOWN | FROM_SERVICE),
             },
             back,
-            "nobody else gets such answers",
+            "reply tuple free",
         )  # fmt: skip
 
 
 def target(_: Cluster, target: Target) -> Iterable[Flow]:
-    """Where it has to be asked."""
+    """Where the reply tuple has to be checked."""
     family = family_of(target.network)
+    lookup = Ct(CT_ZONE, table=LAYOUT.goto("ReplyTuple").table)
     yield LAYOUT.flow(
         Feature.DIRECT, "Direct", Priority.SHARED,
         {
@@ -85,44 +87,51 @@ def target(_: Cluster, target: Target) -> Iterable[Flow]:
             family.destination: net(target.network),
             "tp_dst": target.port,
         },
-        [*_turn(family, target.protocol), *_anew(Ct(ZONE, table=LAYOUT.goto("ReplyTuple").table))],
-        "Services have endpoints there: who else gets answers like this one's?",
+        [*_reverse_tuple(family, target.protocol), *_lookup_again(lookup)],
+        "Services have endpoints there: check for a conflicting reply tuple",
     )  # fmt: skip
 
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:
-    """The host as the client."""
+    """The node as the client."""
     family = family_of(node.gateway)
-    yield _move({family.source: ip(node.gateway)}, node.gateway, Priority.OWN_RANGE)
+    yield _change_source_port({family.source: ip(node.gateway)}, node.gateway, Priority.OWN_RANGE)
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     """A pod as the client."""
-    yield _move({"in_port": attachment.ofport}, attachment.address, Priority.LOCAL)
+    yield _change_source_port({"in_port": attachment.ofport}, attachment.address, Priority.LOCAL)
 
 
-def _move(who: dict[str, MatchValue], address: IPAddress, priority: Priority) -> Flow:
+def _change_source_port(
+    client: dict[str, MatchValue], address: IPAddress, priority: Priority
+) -> Flow:
     family = family_of(address)
     return LAYOUT.flow(
         Feature.DIRECT, "Commit", priority,
-        {**who, "dl_type": family.ether_type, "PortTaken": 1, "ct_state": ct_state("+trk+new-inv")},
+        {
+            **client,
+            "dl_type": family.ether_type,
+            "SourcePortConflict": 1,
+            "ct_state": ct_state("+trk+new-inv"),
+        },
         [
             Ct(
-                ZONE, table=LAYOUT.goto("Snat").table, commit=True,
+                CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True,
                 nat=Nat(source=ip(address), ports=FREE_PORTS, version=address.version),
                 exec=(SetField("ct_mark", KNOWN, KNOWN),),
             )
         ],
-        "directly to an endpoint, from a source port that a connection to its Service has",
+        "a direct connection whose reply tuple is in use: change its source port",
     )  # fmt: skip
 
 
-def _anew(lookup: Ct) -> list[Action]:
-    """The kernel would go by what it found of the packet the other way round."""
+def _lookup_again(lookup: Ct) -> list[Action]:
+    """Without `ct_clear`, the kernel would keep the result of the previous lookup."""
     return [CtClear(), lookup]
 
 
-def _turn(family: Family, protocol: int) -> list[Action]:
+def _reverse_tuple(family: Family, protocol: int) -> list[Action]:
     l4 = LAYER_4_NAMES[protocol]
     return [
         action

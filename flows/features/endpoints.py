@@ -1,12 +1,12 @@
-"""Which endpoint of a Service port: groups that choose, and what remembers the choice of a client.
+"""The endpoint of a Service port: groups that choose it, and session affinity.
 
-    Affinity        which endpoint has this client had before? only with `sessionAffinity`
-    AffinityCheck   is it still an endpoint?
+    Affinity        the endpoint of the client's last connection; only with `sessionAffinity`
+    AffinityCheck   checks that it is still an endpoint
     EndpointChoice  a select group chooses an endpoint and translates the destination to it
-    ServiceNat      with affinity: remembers the choice, and translates
+    ServiceNat      with affinity: learns the choice, and translates
 
-What a port's endpoints cause is a fragment of its own: an endpoint that comes or goes costs nothing
-of the Service's other ports, nor of its addresses.
+The endpoints of a port are a fragment of their own: if one is added or removed, the flows of other
+ports and of addresses of the Service stay.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,42 +31,43 @@ from flows.flow import (
     ip,
 )
 from flows.kinds import SERVICE_ON_NODE, SERVICE_PORT, Entry, PortOfService, ServiceOnNode
-from flows.pipeline import ENDPOINT, FROM_SERVICE, LAYOUT, ZONE, Feature, Priority
+from flows.pipeline import CT_ZONE, ENDPOINT, FROM_SERVICE, LAYOUT, Feature, Priority
 from flows.topology import Endpoints
 from flows.view import Cluster, Endpoint, ServicePort
 
 WEIGHT: Final = 256
-"""Of an endpoint in its group."""
+"""The weight of an endpoint's bucket in its group."""
 MAX_DP_HASH_ENDPOINTS: Final = 32
-"""Endpoints up to which the datapath chooses itself. It has at most 256 slots to share out: with 32
-the least an endpoint has is 8, and nobody is off by more than a tenth or so."""
+"""Up to so many endpoints, the datapath itself chooses (`dp_hash`). It has at most 256 slots: with
+32 endpoints each has 8 slots or more, so no share is wrong by more than about a tenth."""
 MAX_IDLE: Final = 0xFFFF
-"""Seconds: a flow's idle timeout has 16 bits. Affinity is not longer, because only flows with a
-timeout can be evicted when too many clients come."""
+"""Seconds: the idle timeout of a flow has 16 bits. Affinity cannot be longer, because a full table
+evicts only flows with a timeout."""
 
 
 def service_port(_: Cluster, given: PortOfService) -> Iterable[Entry]:
-    """What every node has of a Service port's endpoints."""
+    """The flows and groups of the endpoints of a Service port that every node has."""
     service, port = given
     title = service.title(port)
-    at = port.groups["cluster"]
+    group_id = port.groups["cluster"]
     everywhere = topology.everywhere(port)
     if everywhere:
-        yield _choice(at, [ToGroup(at)], f"an endpoint of {title}")
+        yield _choice(group_id, [ToGroup(group_id)], f"an endpoint of {title}")
         yield from _groups(port, "cluster", everywhere)
     else:
-        yield _choice(at, [LAYOUT.goto("Refuse")], f"{title} has no endpoint")
-    # By number: of two zones with one number, which somebody may have looked for, one counts.
+        yield _choice(group_id, [LAYOUT.goto("Refuse")], f"{title} has no endpoint")
+    # By number: if two zone names have one number, only one of them counts.
     by_number = {zone_number(zone): (zone, of) for zone, of in topology.zones(port).items()}
     for in_zone, (zone, chosen) in by_number.items():
-        number, fields = port.groups[f"zone {zone}"], {"Zone": in_zone}
+        number, fields = port.groups[f"zone {zone}"], {"TopologyZone": in_zone}
         reason = f"an endpoint of {title} for zone {zone}"
-        yield _choice(at, [ToGroup(number)], reason, Priority.OVERRIDE, fields)
+        yield _choice(group_id, [ToGroup(number)], reason, Priority.OVERRIDE, fields)
         yield from _groups(port, f"zone {zone}", chosen)
-    yield from _affinity(port, at, everywhere, title)
+    yield from _affinity(port, group_id, everywhere, title)
     if "local" in port.groups:
-        # Where there is one, the node's own flow stands above. As in kube-proxy, it is dropped
-        # and not refused if others have one: load balancers then try another node.
+        # If this node has an endpoint, a node flow with a higher priority matches first. As in
+        # kube-proxy, the packet is dropped, and not refused, if other nodes have an endpoint:
+        # load balancers then try another node.
         actions: list[Action] = [] if everywhere else [LAYOUT.goto("Refuse")]
         on = " on this node" if everywhere else ""
         reason = f"the policy is Local, and {title} has no endpoint{on}"
@@ -74,15 +75,15 @@ def service_port(_: Cluster, given: PortOfService) -> Iterable[Entry]:
 
 
 def service_on_node(_: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
-    """A node's own choices: its endpoints where a policy is Local, and those meant for it."""
+    """The choices of one node: its endpoints for the policy Local, and those hinted for it."""
     service, node = given
     for port in service.ports:
         title = service.title(port)
         if "local" in port.groups and (here := topology.local(port, node)):
-            at = port.groups["local"]
+            group_id = port.groups["local"]
             reason = f"an endpoint of {title} on this node"
-            yield _choice(at, [ToGroup(at)], reason, Priority.LOCAL)
-            yield from _affinity(port, at, here, title)
+            yield _choice(group_id, [ToGroup(group_id)], reason, Priority.LOCAL)
+            yield from _affinity(port, group_id, here, title)
             yield from _groups(port, "local", here)
         if "node" in port.groups and (meant := topology.hinted(port, node)):
             number = port.groups["node"]
@@ -92,26 +93,26 @@ def service_on_node(_: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
 
 
 def _choice(
-    at: int,
+    group_id: int,
     actions: list[Action],
     reason: str,
     priority: Priority = Priority.SHARED,
     fields: Mapping[str, int] | None = None,
 ) -> Flow:
-    matched = {"Service": at, **(fields or {})}
+    matched = {"Service": group_id, **(fields or {})}
     return LAYOUT.flow(Feature.SERVICES, "EndpointChoice", priority, matched, actions, reason)
 
 
-def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> Iterable[Flow]:
-    """What remembers endpoints of this choice for their clients, and lets them be used again."""
+def _affinity(port: ServicePort, group_id: int, endpoints: Endpoints, title: str) -> Iterable[Flow]:
+    """Session affinity: flows that learn the endpoint of a client, and that check a learned one."""
     if port.affinity is None:
         return
     family = port.family
-    # Learned flows go with the last flow that learns with this cookie.
-    learned = int(Feature.LEARNED) << 56 | (at & 0xFF_FFFF) << 32 | port.affinity
+    # A switch removes learned flows with the last flow that learns with their cookie.
+    learned = int(Feature.LEARNED) << 56 | (group_id & 0xFF_FFFF) << 32 | port.affinity
     for endpoint in endpoints:
         fields: dict[str, MatchValue] = {
-            "Service": at,
+            "Service": group_id,
             "EndpointAddress": ip(endpoint.address),
             "EndpointPort": endpoint.port,
         }
@@ -131,33 +132,33 @@ def _affinity(port: ServicePort, at: int, endpoints: Endpoints, title: str) -> I
                 ),
                 _translate(endpoint),
             ],
-            f"to {what}, remembered for its client",
+            f"to {what}, learned for the client",
         )  # fmt: skip
 
 
 def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group]:
-    """The group that chooses among these, and those that it chooses among where they are many."""
+    """The group that chooses an endpoint, after the groups of its parts if there are many."""
     number = port.groups[variant]
     buckets: dict[int, Bucket] = {}
     with_affinity = port.affinity is not None
     for endpoint in endpoints:
         bucket = _bucket(endpoint, with_affinity=with_affinity)
         if bucket.id in buckets:
-            at = _free_id(bucket.id, buckets)
-            bucket = Bucket(at, bucket.weight, bucket.actions)
+            bucket_id = _free_id(bucket.id, buckets)
+            bucket = Bucket(bucket_id, bucket.weight, bucket.actions)
         buckets[bucket.id] = bucket
     if len(endpoints) <= MOST_BUCKETS:
         return [_group(port, number, buckets)]
-    # In slices of their order, which is that of a hash: one endpoint more moves a few others from
-    # slice to slice, and nobody can choose addresses so that all of them fall into one.
+    # Equal slices in the order of a hash: one more endpoint moves only a few others between slices,
+    # and no choice of addresses makes one slice overflow.
     parts = topology.parts(port)
     ordered = sorted(buckets)[: parts * MOST_BUCKETS]
     found: list[Group] = []
     for index in range(parts):
-        start, end = (at * len(ordered) // parts for at in (index, index + 1))
-        part = {at: buckets[at] for at in ordered[start:end]}
+        start, end = (each * len(ordered) // parts for each in (index, index + 1))
+        part = {bucket_id: buckets[bucket_id] for bucket_id in ordered[start:end]}
         found.append(_hashed(port, port.groups[f"part {index} of {variant}"], part))
-    # All have one weight, though some have an endpoint more: it would change with each.
+    # One weight for all, though some have one more endpoint: exact weights would change too often.
     top = {
         index: LAYOUT.bucket("EndpointChoice", index, WEIGHT, [ToGroup(group.id)])
         for index, group in enumerate(found)
@@ -166,7 +167,7 @@ def _groups(port: ServicePort, variant: str, endpoints: Endpoints) -> list[Group
 
 
 def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
-    # What learns has to pass ovs-vswitchd: a choice of the datapath's own would not be remembered.
+    # With affinity, ovs-vswitchd must choose: it cannot learn from a choice of the datapath.
     if port.affinity is not None or len(buckets) > MAX_DP_HASH_ENDPOINTS:
         return _hashed(port, number, buckets)
     if len(buckets) > 1:
@@ -181,21 +182,22 @@ def _hashed(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group
 
 
 def _split_one(buckets: dict[int, Bucket]) -> None:
-    """Make the datapath use all of its 256 slots: as many as there are of the smallest weight.
+    """Split one bucket in two, so that the datapath uses all of its 256 slots.
 
-    Of as many slots as endpoints, rounded up to a power of two, some would get twice what others
-    do. The part split off is the power of two by which 256 are needed, and stays the same for all
-    numbers of endpoints up to the next one.
+    Open vSwitch takes as many slots as the sum of weights has of the smallest weight, rounded up to
+    a power of two. With equal weights that is about one slot for each endpoint, and some endpoints
+    get two. The weight of the split part is a power of two that makes it 256 slots; it changes only
+    when the number of endpoints passes a power of two.
     """
     part = 1 << (len(buckets) - 1).bit_length()
     first = buckets[min(buckets)]
-    at = _free_id(_bucket_id(f"{first.id} split"), buckets)
-    buckets[at] = Bucket(at, part, first.actions)
+    split_id = _free_id(_bucket_id(f"{first.id} split"), buckets)
+    buckets[split_id] = Bucket(split_id, part, first.actions)
     buckets[first.id] = Bucket(first.id, WEIGHT - part, first.actions)
 
 
 _buckets: WeakValueDictionary[tuple[int, int, bool], Bucket] = WeakValueDictionary()
-"""Those that some group holds. One endpoint less must not make a thousand others anew."""
+"""The buckets in use. A change of one endpoint must not create the buckets of all others again."""
 
 
 def _bucket(endpoint: Endpoint, *, with_affinity: bool) -> Bucket:
@@ -210,7 +212,7 @@ def _bucket(endpoint: Endpoint, *, with_affinity: bool) -> Bucket:
 
 
 def _bucket_id(name: str) -> int:
-    """A number below OFPG_BUCKET_MAX that depends on the endpoint alone."""
+    """A number below OFPG_BUCKET_MAX that depends only on the endpoint."""
     return _hash(name) >> 1
 
 
@@ -235,19 +237,19 @@ def _bucket_actions(endpoint: Endpoint, *, with_affinity: bool) -> list[Action]:
 
 
 def _translate(endpoint: Endpoint) -> Ct:
-    # In one action: the largest groups fill a message (`flows.flow.MOST_BUCKETS`).
-    at, bits = ENDPOINT.value(ip(endpoint.address))
+    # One action only: the largest groups fill a message (`flows.flow.MOST_BUCKETS`).
+    mark, bits = ENDPOINT.value(ip(endpoint.address))
     return Ct(
-        ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
+        CT_ZONE, table=LAYOUT.goto("DestinationGuard").table, commit=True,
         nat=Nat(
             destination=(ip(endpoint.address), endpoint.port), version=endpoint.address.version
         ),
-        exec=(SetField("ct_mark", FROM_SERVICE | at, FROM_SERVICE | bits),),
+        exec=(SetField("ct_mark", FROM_SERVICE | mark, FROM_SERVICE | bits),),
     )  # fmt: skip
 
 
 def zone_number(zone: str) -> int:
-    """A zone as the register `Zone` has it; never 0, which is none."""
+    """The number of a zone in the register field `TopologyZone`; never 0, which means no zone."""
     return _hash(zone) or 1
 
 

@@ -1,7 +1,7 @@
-"""Where to? The switch is the router: by destination address to a pod, a peer, the host.
+"""Forwarding: the switch routes by destination address to a pod, a peer or the node.
 
-What leaves has the router's MAC as its source. A peer's range is one flow, the same on every
-node; a node's own range stands above the flow that names it as a peer.
+Forwarded packets have the router's MAC as source. The pod range of a peer is one flow, the same on
+every node. The flow for the node's own range has a higher priority than the one for it as a peer.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from flows.view import Attachment, Cluster, Node
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
-    """The outside world, and what is nobody's."""
+    """The outside, and addresses that are not forwarded."""
     for family in cluster.families:
         yield from _of_family(family, cluster)
 
@@ -26,11 +26,11 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         Feature.FORWARDING, "Forwarding", Priority.DEFAULT,
         {"dl_type": family.ether_type},
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
-        "the outside world, through the node",
+        "to the outside, through the node",
     )  # fmt: skip
     ranges = [
-        (cluster.pod_range, "an address of the pod range that is no node's"),
-        (cluster.service_range, "an address of the Service range that is no Service's"),
+        (cluster.pod_range, "an address of the pod range outside all podCIDRs"),
+        (cluster.service_range, "an address of the Service range without a Service"),
     ]
     for network, reason in (
         *((network, reason) for network, reason in ranges if family_of(network) is family),
@@ -44,7 +44,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         Feature.FORWARDING, "Forwarding", Priority.OVERRIDE,
         {"dl_type": family.ether_type, "Source": Source.TUNNEL},
         [],
-        "what came from a tunnel goes to a pod here or nowhere",
+        "packets from a tunnel go to pods of this node only",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
@@ -55,12 +55,12 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
             "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
         },
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
-        "but for answers to who asked a Service from outside, by this node",
+        "except replies to external Service clients that entered at this node",
     )  # fmt: skip
 
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
-    """All pods of one node, by its tunnel."""
+    """All pods of one peer, through the tunnel."""
     family, outer = family_of(node.pod_cidr), family_of(node.address)
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.SHARED,
@@ -69,7 +69,7 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
             SetField(outer.tunnel_destination, ip(node.address)),
             *_to(names.TUNNEL_OFPORT, names.ROUTER_MAC),
         ],
-        "a peer's pods, by the tunnel",
+        "to the pods of a peer, through the tunnel",
     )  # fmt: skip
 
 
@@ -80,13 +80,13 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
         Feature.FORWARDING, "Forwarding", Priority.OWN_RANGE,
         {"dl_type": family.ether_type, family.destination: net(node.pod_cidr)},
         [],
-        "an address of this node's range that no pod has",
+        "an address of this node's podCIDR without a pod",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
         {"dl_type": family.ether_type, family.destination: ip(node.gateway)},
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
-        "the node's own stack",
+        "to the node's own stack",
     )  # fmt: skip
 
 

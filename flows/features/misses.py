@@ -1,4 +1,4 @@
-"""The end of every table: an explicit, counted flow for what no other flow matches."""
+"""The miss of every table: a flow with a counter for packets that no other flow matches."""
 
 from collections.abc import Iterable
 from typing import Final

@@ -1,4 +1,4 @@
-"""Out of the switch: one flow per port, so that a dump shows what each port got."""
+"""Output: one flow per port, so that a dump shows the packets that each port sent."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,21 +13,23 @@ from flows.view import Attachment, Cluster
 def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """The two ports that every bridge has."""
     for ofport, reason in (
-        (names.TUNNEL_OFPORT, "out by the tunnel"),
+        (names.TUNNEL_OFPORT, "out through the tunnel"),
         (names.GATEWAY_OFPORT, "out to the node's own stack"),
     ):
         yield _out(ofport, Priority.SHARED, reason)
-    yield _hairpin(names.GATEWAY_OFPORT, Priority.SHARED, "from the node's own stack, back to it")
+    yield _hairpin(
+        names.GATEWAY_OFPORT, Priority.SHARED, "hairpin: from the node's own stack, back to it"
+    )
     yield LAYOUT.flow(
         Feature.OUTPUT, "Output", Priority.GUARD, {"Hairpin": 1}, [Output(IN_PORT)],
-        "out to where it came from, which Open vSwitch does only when told so",
+        "hairpin: out of the ingress port, which Open vSwitch does only with IN_PORT",
     )  # fmt: skip
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
-    """Out to a pod, or back to it."""
+    """Output to a pod, and its hairpin."""
     yield _out(attachment.ofport, Priority.LOCAL, "out to this pod")
-    yield _hairpin(attachment.ofport, Priority.LOCAL, "from this pod, back to it")
+    yield _hairpin(attachment.ofport, Priority.LOCAL, "hairpin: from this pod, back to it")
 
 
 def _hairpin(ofport: int, priority: Priority, reason: str) -> Flow:

@@ -11,7 +11,7 @@ ICMPV6 = 58
 SCTP = 132
 
 LAYER_4_NAMES = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
-"""Those that have ports, as Open vSwitch and CNI call them; Kubernetes does so in capitals."""
+"""The protocols with ports, by the names of Open vSwitch and CNI. Kubernetes has upper case."""
 
 ICMP_UNREACHABLE = 3
 

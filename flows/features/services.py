@@ -1,18 +1,18 @@
-"""To a Service: for which of its ports a packet is, and back again.
+"""Services: the Service port that a packet is for, SNAT where replies need it, and refusals.
 
-The first packet of a connection passes these stages (docs/pipeline.md has them all):
+The first packet of a connection passes these tables (docs/pipeline.md has all of them):
 
-    NodeAddress     is it for this node's own address? NodePorts are there
-    ServiceAddress  which set of addresses is it for? for Services with many addresses and ports
-    ServiceSource   does the set serve this client?
-    ServiceChoice   which Service port is it for? by address or set, protocol and port
-    EndpointChoice  which endpoint? see `flows.features.endpoints`
+    NodeAddress     marks packets to an address of this node, where NodePorts are
+    ServiceAddress  finds the set of addresses, for Services with many addresses and ports
+    ServiceSource   checks the client against the source ranges of the set
+    ServiceChoice   finds the Service port by address or set, protocol and port
+    EndpointChoice  chooses the endpoint: see `flows.features.endpoints`
 
-All later packets are translated by conntrack. Where replies would not come back, `Snat` translates
-the source as well, in a conntrack zone of its own, and `UnSnat` undoes that. What has no endpoint
-goes to the node's own stack: Open vSwitch can make no RST.
+Conntrack translates all later packets. If replies would not return through this switch, `Snat` also
+translates the source, in a conntrack zone of its own, and `UnSnat` undoes that. A packet to a
+Service port without endpoints goes to the node's stack, because Open vSwitch cannot make an RST.
 
-All of this is the same on every node, except what comes to a node's own addresses.
+All flows are the same on every node, except those for a node's own addresses.
 """
 
 from collections.abc import Iterable
@@ -45,28 +45,28 @@ from flows.pipeline import (
     Priority,
     Source,
 )
-from flows.view import Attachment, Cluster, Frontend, Node, Service, ServicePort, StandIn
+from flows.view import Attachment, Cluster, Frontend, HostDnatAddress, Node, Service, ServicePort
 
 REFUSALS_PER_SECOND: Final = 1_000
-"""Of one node to all its pods, and as many to everybody else. Whoever asks for more gets no answer,
-as from a busy host."""
+"""By one node to all its pods together, and as many to all other clients. Further packets get no
+answer, as from a busy host."""
 POD_REFUSALS_PER_SECOND: Final = 100
-"""Of one node to one of its pods."""
+"""By one node to one of its pods."""
 
 _SET_SHIFT: Final = 29
-"""Above the bits of any group's id: which of a Service's sets of addresses a number is."""
+"""The number of a set is above the bits of group ids."""
 _MAX_SETS: Final = 4
-"""Of one Service. Each has two numbers, in three bits."""
+"""The most sets of one Service. Each has two numbers, in three bits."""
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
-    """The ways of every Service."""
+    """The flows that do not depend on a Service."""
     for family in cluster.families:
         yield from _of_family(family, cluster)
 
 
 def _to_be_translated(family: Family) -> dict[str, MatchValue]:
-    """What `Snat` is for. Answers have been translated back where they came in."""
+    """Packets that `Snat` translates. Replies are not among them: `UnSnat` has undone theirs."""
     return {
         "dl_type": family.ether_type,
         "ct_state": ct_state("-rpl"),
@@ -79,42 +79,42 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         Feature.SERVICES, "UnSnat", Priority.SHARED,
         {"dl_type": family.ether_type, family.destination: ip(family.hairpin)},
         _undo_snat(),
-        "a reply to what came back to its own port",
+        "a reply of a hairpin connection",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.SHARED,
         {"dl_type": family.ether_type, family.destination: ip(family.node_port)},
         [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceAddress")],
-        "for one of the node's addresses, translated by its own stack",
+        "to an address of this node, translated by its own stack",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.GUARD,
         {"dl_type": family.ether_type, "Source": Source.TUNNEL},
         [LAYOUT.goto("DestinationGuard")],
-        "from another node, which has chosen the endpoint",
+        "from another node, which has already chosen the endpoint",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "ServiceChoice", Priority.RANGE,
         {"dl_type": family.ether_type, family.destination: net(cluster.service_range)},
         [LAYOUT.goto("Refuse")],
-        "an address or port of the Service range that is no Service's",
+        "an address or port of the Service range without a Service",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.SHARED,
         _to_be_translated(family),
         _snat(family.hairpin),
-        "back to where it came from, as somebody whom the receiver answers by the switch",
+        "hairpin: SNAT to 169.254.1.2 so that replies return through the switch",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.OVERRIDE,
         {"dl_type": family.ether_type, "Refused": 1, "Hairpin": 1},
         _snat(family.hairpin),
-        "back to the node to be refused: it takes nothing from the outside with its own source",
+        "to be refused, from the node itself: the node drops packets with its own source address",
     )  # fmt: skip
 
 
 def node(_: Cluster, node: Node) -> Iterable[Entry]:
-    """What is about this node's addresses, its zone and its own stack."""
+    """Flows for the node's own addresses, its topology zone and its stack."""
     family = family_of(node.pod_cidr)
     snat_address = names.snat_address(node.pod_cidr)
     yield LAYOUT.flow(
@@ -125,7 +125,7 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
             "Source": Source.TUNNEL,
         },
         _undo_snat(),
-        "a reply to what came from outside and went on to another node",
+        "a reply from another node to an external client that entered here",
     )  # fmt: skip
     for address in (node.address, *node.further_addresses):
         of_address = family_of(address)
@@ -133,39 +133,39 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
             Feature.SERVICES, "NodeAddress", Priority.LOCAL,
             {"dl_type": of_address.ether_type, of_address.destination: ip(address)},
             [LAYOUT.load("NodeAddress", 1), LAYOUT.goto("ServiceAddress")],
-            "for this node's own address",
+            "to an address of this node",
         )  # fmt: skip
     if node.zone:
         yield LAYOUT.flow(
             Feature.SERVICES, "Topology", Priority.LOCAL,
             {},
-            [LAYOUT.load("Zone", zone_number(node.zone)), LAYOUT.goto("EndpointChoice")],
+            [LAYOUT.load("TopologyZone", zone_number(node.zone)), LAYOUT.goto("EndpointChoice")],
             f"this node is in zone {node.zone}",
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.LOCAL,
         {**_to_be_translated(family), "OutputPort": names.TUNNEL_OFPORT},
         _snat(snat_address),
-        "from outside on to another node, which has to answer by this one",
+        "from outside to another node: SNAT so that replies return through this node",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Refuse", Priority.DEFAULT,
         {"dl_type": family.ether_type},
         _refused(names.REFUSAL_METER),
-        "the node's own stack refuses it, metered",
+        "the node's own stack refuses the packet, metered",
     )  # fmt: skip
     for meter in (names.REFUSAL_METER, names.POD_REFUSAL_METER):
         yield Meter(meter, rate=REFUSALS_PER_SECOND, burst=REFUSALS_PER_SECOND)
 
 
 def attachment(_: Cluster, attachment: Attachment) -> Iterable[Entry]:
-    """What is refused to one pod takes nothing away from the others."""
+    """Refusals to one pod have a meter of their own, so that other pods still get theirs."""
     own = names.refusal_meter(attachment.ofport)
     yield LAYOUT.flow(
         Feature.SERVICES, "Refuse", Priority.LOCAL,
         {"in_port": attachment.ofport, "dl_type": family_of(attachment.address).ether_type},
         _refused(own, names.POD_REFUSAL_METER),
-        "the node's own stack refuses it to this pod, metered",
+        "the node's own stack refuses the packet of this pod, metered",
     )  # fmt: skip
     yield Meter(own, rate=POD_REFUSALS_PER_SECOND, burst=POD_REFUSALS_PER_SECOND)
 
@@ -184,16 +184,16 @@ def _refused(*meters: int) -> list[Action]:
 class _AddressSet(NamedTuple):
     """Addresses at which a Service has the same ports, for the same clients.
 
-    Each address is a flow, each port is one, and each source range: they add up.
+    There is one flow for each address, port and source range, not one for each combination.
     """
 
     number: int
-    """Of all clients."""
+    """The value of `AddressSet` for all clients."""
     allowed: int
-    """Of those in a source range; the same where there are none."""
+    """The value for clients in a source range; the same as `number` if there are no ranges."""
     sources: tuple[IPNetwork, ...] | None
-    addresses: tuple[tuple[IPAddress, tuple[StandIn, ...]], ...]
-    """Each with what nodes that have it translate it to."""
+    addresses: tuple[tuple[IPAddress, tuple[HostDnatAddress, ...]], ...]
+    """Each address with its host DNAT addresses."""
     ports: tuple[tuple[ServicePort, Frontend], ...]
     """One frontend of each port."""
 
@@ -201,9 +201,9 @@ class _AddressSet(NamedTuple):
 def _arranged(
     service: Service,
 ) -> tuple[list[_AddressSet], list[tuple[ServicePort, Frontend]]]:
-    """A Service's sets of addresses, and the frontends that have a flow each.
+    """The sets of addresses of a Service, and the frontends that have their own flows.
 
-    An address that other Services have ports of is in no set, since it could be in one only.
+    An address of several Services is in no set, because it could be in only one.
     """
     by_address: dict[IPAddress, list[tuple[ServicePort, Frontend]]] = {}
     single: list[tuple[ServicePort, Frontend]] = []
@@ -228,7 +228,7 @@ def _arranged(
         if len(sets) == _MAX_SETS or added_up >= len(group) * len(ports) * (ranges + 1):
             single += [each for address in group for each in by_address[address]]
             continue
-        addresses = [(address, by_address[address][0][1].stand_ins) for address in group]
+        addresses = [(address, by_address[address][0][1].host_dnat) for address in group]
         number = base | 2 * len(sets) << _SET_SHIFT
         allowed = number if sources is None else number | 1 << _SET_SHIFT
         sets.append(_AddressSet(number, allowed, sources, tuple(addresses), tuple(ports)))
@@ -236,7 +236,7 @@ def _arranged(
 
 
 def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
-    """By which addresses and ports every node knows a Service."""
+    """The addresses and ports of a Service, on every node."""
     sets, single = _arranged(service)
     for port, frontend in single:
         yield from _frontend(service, port, frontend)
@@ -256,10 +256,10 @@ def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
             fields: dict[str, MatchValue] = _port_fields(port, frontend)
             title = service.title(port)
             of_set = fields | {"AddressSet": each.allowed}
-            for who, actions, whence in _clients(port, frontend):
+            for who, actions, origin in _clients(port, frontend):
                 yield LAYOUT.flow(
                     Feature.SERVICES, "ServiceChoice", Priority.SHARED, of_set | who, actions,
-                    f"to {title}, by one of its addresses{whence}",
+                    f"to {title}, by one of its addresses{origin}",
                 )  # fmt: skip
             if each.sources is not None:
                 yield LAYOUT.flow(
@@ -270,18 +270,18 @@ def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
 
 
 def service_on_node(_cluster: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
-    """What comes to a Service at one of this node's own addresses, by the node's stack."""
+    """Packets to a Service at an address of this node that the node's stack has translated."""
     service, node = given
     sets, single = _arranged(service)
     for port, frontend in single:
-        for stand_in in frontend.stand_ins:
-            if stand_in.node == node:
-                yield from _frontend(service, port, frontend, stand_in.address)
+        for dnat_address in frontend.host_dnat:
+            if dnat_address.node == node:
+                yield from _frontend(service, port, frontend, dnat_address.address)
     for each in sets:
-        for _, stand_ins in each.addresses:
-            for stand_in in stand_ins:
-                if stand_in.node == node:
-                    yield _in_set(service, each, stand_in.address, "this node's own address")
+        for _, host_dnat in each.addresses:
+            for dnat_address in host_dnat:
+                if dnat_address.node == node:
+                    yield _in_set(service, each, dnat_address.address, "this node's own address")
 
 
 def _in_set(service: Service, of: _AddressSet, address: IPAddress, where: str) -> Flow:
@@ -306,20 +306,20 @@ def _port_fields(port: ServicePort, frontend: Frontend) -> dict[str, MatchValue]
 def _clients(
     port: ServicePort, frontend: Frontend
 ) -> Iterable[tuple[dict[str, MatchValue], list[Action], str]]:
-    """Which clients a frontend tells apart, what is done with their packets, and who they are."""
+    """For each class of clients: what to match, the actions, and the words for the reason."""
     clients: list[tuple[dict[str, MatchValue], bool, str]]
     if not frontend.external:
         clients = [({}, port.internal_local, "")]
     elif not port.external_local:
         clients = [({}, False, "")]
     else:
-        # The policy is about the outside world alone, as in kube-proxy.
+        # As in kube-proxy, the external policy applies only to clients outside the cluster.
         clients = [
             ({"Source": Source.GATEWAY}, True, " from outside"),
             ({"Source": Source.POD}, False, " from a pod"),
             ({"Source": Source.HOST}, False, " from the node itself"),
         ]
-    for who, is_local, whence in clients:
+    for who, is_local, origin in clients:
         chosen = port.groups["local" if is_local else "cluster"]
         actions: list[Action] = [LAYOUT.load("Service", chosen)]
         if port.affinity is None:
@@ -329,26 +329,26 @@ def _clients(
                 Resubmit(LAYOUT.goto("Affinity").table),
                 LAYOUT.goto("AffinityCheck"),
             ]
-        yield who, actions, whence
+        yield who, actions, origin
 
 
 def _frontend(
-    service: Service, port: ServicePort, frontend: Frontend, stand_in: IPAddress | None = None
+    service: Service, port: ServicePort, frontend: Frontend, dnat_address: IPAddress | None = None
 ) -> Iterable[Flow]:
-    """One address and port; `stand_in`: as the node's own stack has translated the address."""
+    """One address and port. `dnat_address`: the address after DNAT by the node's own stack."""
     family, title = port.family, service.title(port)
     fields = _port_fields(port, frontend)
     priority = Priority.SHARED
     if frontend.address is None:
         fields["NodeAddress"] = 1
-        # As in kube-proxy, an address of the node that another Service names goes before.
+        # As in kube-proxy, another Service that names the address of the node has precedence.
         priority = Priority.DEFAULT
         where = "its NodePort"
     else:
-        fields[family.destination] = ip(stand_in or frontend.address)
-        where = "this node's own address" if stand_in else str(frontend.address)
+        fields[family.destination] = ip(dnat_address or frontend.address)
+        where = "this node's own address" if dnat_address else str(frontend.address)
     ranges = (None,) if frontend.sources is None else frontend.sources
-    for who, actions, whence in _clients(port, frontend):
+    for who, actions, origin in _clients(port, frontend):
         for network in ranges:
             narrowed = {**fields, **who}
             if network is not None:
@@ -356,7 +356,7 @@ def _frontend(
             yield LAYOUT.flow(
                 Feature.SERVICES, "ServiceChoice",
                 priority if network is None else Priority.OVERRIDE, narrowed, actions,
-                f"to {title}, by {where}{whence}",
+                f"to {title}, by {where}{origin}",
             )  # fmt: skip
     if frontend.sources is not None:
         yield LAYOUT.flow(

@@ -1,9 +1,9 @@
 """Seals and companion flows: they carry digests of what a switch should hold.
 
-A seal travels in the bundle that completes a program. A switch that has the seal holds the
-program's flows and meters, no matter who sent them and when: state is known by content. So a
-controller that starts, or takes over, reads two flows of a switch instead of all. The audit finds
-changes that somebody made without the seal.
+A seal is part of the bundle that completes a program. A switch that has the seal holds the flows
+and meters of the program, from whichever controller: state is known by content. So a controller
+that starts, or takes over, reads two flows of a switch instead of all. The audit finds changes that
+somebody made without the seal.
 """
 
 from flows.flow import Flow, Group, Note
@@ -38,5 +38,5 @@ def companion(group: Group) -> Flow:
 
 
 def is_seal(table: int, cookie: int) -> bool:
-    """Whether a flow of this table with this cookie is a seal, of whatever scope."""
+    """Whether a flow of this table with this cookie is a seal, of any scope."""
     return table == TABLE and cookie >> 56 == Feature.STATE

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from controller.sources.objects import KINDS, Object
+from controller.sources.objects import CLUSTER_SCOPED, KINDS, Object
 
 Manifest = dict[str, Any]
 Fault = Callable[["Resource", web.Request], Awaitable[web.StreamResponse]]
@@ -39,7 +39,7 @@ class Resource:
     def set(self, name: str, **fields: Any) -> None:
         """Create or change an object."""
         metadata = {"name": name, "uid": f"uid-{name}"} | fields.pop("metadata", {})
-        if self.kind != "Node":
+        if self.kind not in CLUSTER_SCOPED:
             metadata = {"namespace": "default"} | metadata
         event = "MODIFIED" if name in self.objects else "ADDED"
         self.objects[name] = {"metadata": metadata, **fields}

@@ -141,7 +141,7 @@ def test_what_hosts_do_for_services_by_http() -> None:
         (HostNodePort(6, 30080, "default/web"),),
         (IPv4Address("198.51.100.7"),),
         (HealthCheck(32000, "a/lb", 2),),
-        (OwnAddress(IPv4Address("172.30.1.1"), 6, 80, names.STAND_INS[0], "default/web"),),
+        (OwnAddress(IPv4Address("172.30.1.1"), 6, 80, names.HOST_DNAT_RANGE[0], "default/web"),),
     )
 
     async def main() -> None:

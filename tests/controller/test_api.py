@@ -84,7 +84,7 @@ async def check_flows(client: Any, world: World) -> None:
     (missing,) = [row for row in rows if row["state"] == "missing"]
     assert missing["match"] == "reg1=0x1"
     assert missing["table"] == "Output"
-    assert missing["reason"] == "out by the tunnel"
+    assert missing["reason"] == "out through the tunnel"
     (foreign,) = [row for row in rows if row["state"] == "foreign"]
     assert (foreign["table"], foreign["priority"]) == ("Forwarding", 9)
     assert foreign["match"] == "dl_type=0x800,nw_proto=6,tp_dst=0x50"

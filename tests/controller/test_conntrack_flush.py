@@ -9,7 +9,7 @@ import pytest
 
 from controller import conntrack_flush
 from controller.conntrack_flush import FLUSHES_OF_FREED, ConntrackFlush
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from openflow.batch import Batch
 
 FREED, AGAIN = IPv4Address("10.244.1.5"), IPv4Address("10.244.1.6")
@@ -32,4 +32,4 @@ def test_freed_address_is_forgotten_unless_it_has_a_new_owner(
                 await asyncio.sleep(0)
 
     asyncio.run(main())
-    assert sent == [Batch.forgetting(ZONE, [FREED], FLUSHES_OF_FREED)]
+    assert sent == [Batch.forgetting(CT_ZONE, [FREED], FLUSHES_OF_FREED)]

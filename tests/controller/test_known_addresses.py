@@ -14,7 +14,7 @@ from controller.inventory import Inventory
 from controller.known_addresses import KnownAddresses
 from controller.reconciler import Reconciler
 from flows import names
-from flows.view import Frontend, StandIn
+from flows.view import Frontend, HostDnatAddress
 from tests.controller.events import node_object
 from tests.controller.service_inventory import drop, frontends, inventory, only_port, put
 from tests.controller.service_objects import endpoint, endpoint_slice, service
@@ -23,7 +23,7 @@ from tests.flows.worlds import CLUSTER
 from wire.documents import MAX_ADDRESSES, NodeAddresses, encode
 
 EXTERNAL = IPv4Address("198.51.100.1")
-LAST = names.STAND_INS[-1]
+LAST = names.HOST_DNAT_RANGE[-1]
 
 
 def api_servers(*addresses: str) -> Any:
@@ -123,8 +123,8 @@ def test_an_address_that_kube_vip_has_bound() -> None:
     bound = (EXTERNAL, IPv4Address("172.30.1.1"), IPv4Address("192.0.2.9"))
     made.report_addresses("node1", bound)
     made.settle()
-    stand_ins = (StandIn("node1", LAST),)
-    assert only_port(made).frontends[1] == Frontend(EXTERNAL, 80, True, stand_ins=stand_ins)
+    host_dnat = (HostDnatAddress("node1", LAST),)
+    assert only_port(made).frontends[1] == Frontend(EXTERNAL, 80, True, host_dnat=host_dnat)
     assert made.view.local_services == {"node1": {"default/s"}}
     own = OwnAddress(EXTERNAL, 6, 80, LAST, "default/s")
     assert made.services.hosts.wanted("node1").own_addresses == (own,)
@@ -146,26 +146,26 @@ def test_reports_of_unknown_nodes_are_ignored() -> None:
     made = inventory(service("s", externalIPs=["198.51.100.1"]))
     made.report_addresses("stranger", [EXTERNAL])
     made.settle()
-    assert only_port(made).frontends[1].stand_ins == ()
+    assert only_port(made).frontends[1].host_dnat == ()
 
 
-def test_stand_ins_are_for_addresses_that_services_name() -> None:
+def test_host_dnat_addresses_are_for_addresses_that_services_name() -> None:
     known = KnownAddresses({})
     many = [IPv4Address("192.0.2.0") + n for n in range(64)]
     known.report("node1", many)
-    assert known.stand_ins(many[5]) == ()
+    assert known.host_dnat(many[5]) == ()
     assert known.service_address_added(many[5]) == {many[5]}
-    assert known.stand_ins(many[5]) == (StandIn("node1", LAST),)
+    assert known.host_dnat(many[5]) == (HostDnatAddress("node1", LAST),)
     # Which has which depends on what is there, not on the order it came in.
     assert known.service_address_added(many[4]) == {many[4], many[5]}
-    assert known.stand_ins(many[4]) == (StandIn("node1", LAST),)
-    assert known.stand_ins(many[5]) == (StandIn("node1", LAST - 1),)
+    assert known.host_dnat(many[4]) == (HostDnatAddress("node1", LAST),)
+    assert known.host_dnat(many[5]) == (HostDnatAddress("node1", LAST - 1),)
     for address in many:
         known.service_address_added(address)
-    given = [known.stand_ins(address) for address in many]
-    assert sum(map(bool, given)) == names.STAND_INS.num_addresses
+    given = [known.host_dnat(address) for address in many]
+    assert sum(map(bool, given)) == names.HOST_DNAT_RANGE.num_addresses
     known.report("node1", ())
-    assert not any(known.stand_ins(address) for address in many)
+    assert not any(known.host_dnat(address) for address in many)
 
 
 # --- endpoints that are the host itself ---
@@ -237,12 +237,12 @@ def test_agent_reports_its_host_s_addresses_by_http() -> None:
                 many = tuple(EXTERNAL + n for n in range(MAX_ADDRESSES + 1))
                 assert await report("node1", encode(NodeAddresses(many))) == 400
                 assert await report("node1", whole) == 204
-                assert only_port(reconciler.inventory).frontends[1].stand_ins
+                assert only_port(reconciler.inventory).frontends[1].host_dnat
                 # A stolen node does not keep the controller busy with it.
                 statuses = [await report("node1", whole) for _ in range(10)]
                 assert 429 in statuses
                 assert await report("node2", whole) == 204
-                assert len(only_port(reconciler.inventory).frontends[1].stand_ins) == 2
+                assert len(only_port(reconciler.inventory).frontends[1].host_dnat) == 2
         finally:
             await runner.cleanup()
 

@@ -149,12 +149,12 @@ def test_udp_to_an_address_of_a_node_is_forgotten_by_both_names() -> None:
     put(made, service("s", ports=ports))
     assert made.services.stale_udp.take() == [
         StaleFrontend(IPv4Address("172.30.1.1"), 53, served=True),
-        StaleFrontend(names.STAND_INS[0], 53, served=True),
+        StaleFrontend(names.HOST_DNAT_RANGE[0], 53, served=True),
     ]
     put(made, service("s", **fields))
     assert made.services.stale_udp.take() == [
         StaleFrontend(IPv4Address("172.30.1.1"), 53, served=False),
-        StaleFrontend(names.STAND_INS[0], 53, served=False),
+        StaleFrontend(names.HOST_DNAT_RANGE[0], 53, served=False),
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from controller.host_services import OwnAddress
 from flows import names
-from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, Key, StandIn
+from flows.view import CLUSTER_SCOPE, Endpoint, Frontend, HostDnatAddress, Key
 from tests.controller.events import node_object
 from tests.controller.service_inventory import (
     addresses,
@@ -455,15 +455,17 @@ def test_an_address_of_a_node() -> None:
     touched = put(made, node)
     assert {Key(scope, "service", "default/s") for scope in (CLUSTER_SCOPE, "node3")} <= touched
     ours, further = (IPv4Address(f"172.30.1.{number}") for number in (3, 4))
-    stand_ins = names.STAND_INS[0], names.STAND_INS[1]
+    host_dnat = names.HOST_DNAT_RANGE[0], names.HOST_DNAT_RANGE[1]
     assert only_port(made).frontends[1:] == (
-        Frontend(ours, 80, True, node="node3", stand_ins=(StandIn("node3", stand_ins[0]),)),
-        Frontend(further, 80, True, node="node3", stand_ins=(StandIn("node3", stand_ins[1]),)),
+        Frontend(ours, 80, True, node="node3", host_dnat=(HostDnatAddress("node3", host_dnat[0]),)),
+        Frontend(
+            further, 80, True, node="node3", host_dnat=(HostDnatAddress("node3", host_dnat[1]),)
+        ),
     )
     assert not made.problems
     both = (
-        OwnAddress(ours, 6, 80, stand_ins[0], "default/s"),
-        OwnAddress(further, 6, 80, stand_ins[1], "default/s"),
+        OwnAddress(ours, 6, 80, host_dnat[0], "default/s"),
+        OwnAddress(further, 6, 80, host_dnat[1], "default/s"),
     )
     found = services.hosts.wanted("node3")
     assert (found.addresses, found.own_addresses) == ((), both)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flows import fields
 from flows.features import forwarding
-from flows.features.classify import attachment_entry, gateway_entry
+from flows.features.classify import attachment_classifier_flow, gateway_classifier_flow
 from flows.flow import (
     Action,
     ApplyMeter,
@@ -177,14 +177,14 @@ def test_field_numbers_are_fixed() -> None:
     ("flow", "form", "cookie"),
     [
         (
-            attachment_entry(16, 1),
+            attachment_classifier_flow(16, 1),
             "0 400 (('in_port', 16, None),) (SetField(field='reg0', value=1, mask=15),"
             " SetField(field='reg0', value=4096, mask=4294963200), Goto(table=10))",
             0x02_5B2E_F73E_8758_7D,
         ),
-        (attachment_entry(0xFEFF, 0xF_FFFF), None, 0x02_9746_1C86_698B_EC),
+        (attachment_classifier_flow(0xFEFF, 0xF_FFFF), None, 0x02_9746_1C86_698B_EC),
         (
-            gateway_entry(),
+            gateway_classifier_flow(),
             "0 200 (('in_port', 2, None),) (SetField(field='reg0', value=3, mask=15),"
             " Goto(table=14))",
             0x02_3E14_DEAD_1050_8F,
@@ -201,7 +201,7 @@ def test_agents_of_all_versions_wait_for_the_same_cookies(
 def test_names_in_python_are_not_part_of_a_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renaming a class or a field changes its `repr`, and nothing that is on a switch."""
     kinds = (*Action.__args__, Nat, Flow, Bucket, Group)
-    flows = [attachment_entry(16, 1), *samples.for_services(), FLOW]
+    flows = [attachment_classifier_flow(16, 1), *samples.for_services(), FLOW]
     before = [flow.cookie for flow in flows]
     digests = [group.digest for group in samples.groups()]
     for kind in kinds:

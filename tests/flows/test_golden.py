@@ -117,8 +117,11 @@ def test_equal_flows_have_equal_cookies() -> None:
     assert all(f.cookie >> 56 == f.feature for f in first.flows)
 
 
-def test_attachment_entry_names_one_sandbox() -> None:
-    one, two = classify.attachment_entry(16, 1), classify.attachment_entry(16, 2)
+def test_attachment_classifier_flow_names_one_sandbox() -> None:
+    one, two = (
+        classify.attachment_classifier_flow(16, 1),
+        classify.attachment_classifier_flow(16, 2),
+    )
     assert one.key == two.key
     assert one.cookie != two.cookie
 

@@ -14,7 +14,7 @@ from flows.pipeline import (
     Layout,
     PipelineError,
     Priority,
-    Register,
+    RegisterField,
     Table,
 )
 
@@ -25,8 +25,8 @@ def table(number: int, name: str, **more: object) -> Table:
     return Table(number, name, "", writers=(F,), match=(), **more)  # type: ignore[arg-type]
 
 
-def register(name: str, bits: tuple[int, int], writer: str, reader: str) -> Register:
-    return Register(name, "reg0", bits, writers=(writer,), readers=(reader,), doc="")
+def register(name: str, bits: tuple[int, int], writer: str, reader: str) -> RegisterField:
+    return RegisterField(name, "reg0", bits, writers=(writer,), readers=(reader,), doc="")
 
 
 def test_goto_to_an_earlier_table_is_refused() -> None:
@@ -49,7 +49,7 @@ def test_table_number_used_twice_is_refused() -> None:
         Layout.of([table(1, "A"), table(1, "B")], [])
 
 
-def layout_with(*registers: Register) -> Layout:
+def layout_with(*registers: RegisterField) -> Layout:
     """Tables 1 to 4; whatever a register names is declared on the table's side too."""
     tables = []
     for number, name in enumerate("ABCD", 1):
@@ -148,11 +148,11 @@ def test_numbers_are_fixed_for_ever() -> None:
     }  # fmt: skip
     assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
         "Source": ("reg0", (0, 3)), "NodeAddress": ("reg0", (4, 4)), "Hairpin": ("reg0", (5, 5)),
-        "Refused": ("reg0", (6, 6)), "PortTaken": ("reg0", (7, 7)),
+        "Refused": ("reg0", (6, 6)), "SourcePortConflict": ("reg0", (7, 7)),
         "AttachmentTag": ("reg0", (12, 31)),
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
-        "Zone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),
+        "TopologyZone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pytest
 from flows import names
 from flows.compile import compile_scope
 from flows.text import flow_text, group_text
-from flows.view import CLUSTER_SCOPE, Service, StandIn
+from flows.view import CLUSTER_SCOPE, HostDnatAddress, Service
 from tests.flows import worlds
 from tests.flows.tracing import (
     ESTABLISHED,
@@ -92,7 +92,7 @@ def more_services() -> list[Service]:
             "narrow",
             port("", [frontend(OTHER_ADDRESS, 30028, external=True, node="node1",
                                sources=(IPv4Network("198.51.100.0/24"),),
-                               stand_ins=(StandIn("node1", names.STAND_INS[0]),))],
+                               host_dnat=(HostDnatAddress("node1", names.HOST_DNAT_RANGE[0]),))],
                  [TWO], first_group=first + 16),
         ),
         service(
@@ -164,7 +164,7 @@ def node_port(source: str, number: int) -> str:
 
 def own_address(source: str, number: int) -> str:
     """To the first of the node's own addresses, at a port that a Service has there."""
-    return host(source, str(names.STAND_INS[0]), number)
+    return host(source, str(names.HOST_DNAT_RANGE[0]), number)
 
 
 def tunnel(address: str, number: int, protocol: str = "tcp") -> str:

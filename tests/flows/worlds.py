@@ -13,10 +13,10 @@ from flows.view import (
     ClusterView,
     Endpoint,
     Frontend,
+    HostDnatAddress,
     Node,
     Service,
     ServicePort,
-    StandIn,
     Target,
 )
 
@@ -135,7 +135,7 @@ def services() -> list[Service]:
                 [
                     frontend("10.96.0.16", 80),
                     frontend("172.30.1.1", 8443, external=True, node="node1",
-                             stand_ins=(StandIn("node1", names.STAND_INS[0]),)),
+                             host_dnat=(HostDnatAddress("node1", names.HOST_DNAT_RANGE[0]),)),
                 ],
                 [a, c], first_group=at + 112, variants=("cluster", "local"), external_local=True,
             ),

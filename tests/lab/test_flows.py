@@ -35,7 +35,7 @@ def test_flows_are_shown_by_table_with_object_and_reason(lab: Lab) -> None:
     titles = [line.split(" (")[0] for line in done.stdout.splitlines() if line[:1].isalpha()]
     assert titles == list(LAYOUT.tables)
     assert "Pod default/a: to this pod  [forwarding, " in done.stdout
-    assert "Node node2: a peer's pods, by the tunnel  [forwarding, " in done.stdout
+    assert "Node node2: to the pods of a peer, through the tunnel  [forwarding, " in done.stdout
     assert "missing" not in done.stdout
     assert "foreign" not in done.stdout
 
@@ -89,7 +89,7 @@ def test_changes_by_hand_are_shown_and_repaired(lab: Lab) -> None:
         shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] not managed by Sluice"
         assert shown in text
         assert "group 7: [foreign] not managed by Sluice" in text
-        assert "[missing] Node node1: a peer's pods, by the tunnel" in text
+        assert "[missing] Node node1: to the pods of a peer, through the tunnel" in text
         assert "→ output:2\n         [altered] cluster: an address of the Service range" in text
     finally:
         os.kill(agent, signal.SIGCONT)

@@ -71,7 +71,7 @@ PACKETS: Final = (
     Fault(
         "packets of no connection go on",
         _CONNTRACK,
-        '        ("+trk+inv", [], "belongs to no connection and cannot open one"),\n',
+        '        ("+trk+inv", [], "invalid: of no connection, and cannot open one"),\n',
         '        ("+trk+inv", [LAYOUT.goto("NewConnection")], "belongs to no connection"),\n',
         _TRACES,
     ),

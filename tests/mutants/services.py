@@ -39,7 +39,7 @@ SERVICES: Final = (
     Fault(
         "a node's reserved port is a Service's",
         _DRAFTS,
-        "        if holder and frontend.stand_ins:\n",
+        "        if holder and frontend.host_dnat:\n",
         "        if False:\n",
         _ADDRESS_TESTS,
     ),
@@ -96,7 +96,7 @@ SERVICES: Final = (
         "UDP to a node's own address is not forgotten",
         _UDP,
         "    places += [(own.address, each.port) for each in port.frontends"
-        " for own in each.stand_ins]\n",
+        " for own in each.host_dnat]\n",
         "",
         _SERVICE_TESTS,
     ),

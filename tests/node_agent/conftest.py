@@ -31,7 +31,7 @@ from aiohttp import web
 from pyroute2 import netns
 
 from flows import names
-from flows.features.classify import attachment_entry, gateway_entry
+from flows.features.classify import attachment_classifier_flow, gateway_classifier_flow
 from lab.patience import PATIENCE
 from tests.waiting import wait_until
 from wire.documents import (
@@ -156,7 +156,7 @@ class Controller:
         writer.write(_message(0, b""))
         # Asynchronous messages come to a service connection only after this.
         writer.write(_message(9, struct.pack("!HH", 0, 128)))
-        writer.write(_message(14, flow_mod(gateway_entry().cookie, names.GATEWAY_OFPORT)))
+        writer.write(_message(14, flow_mod(gateway_classifier_flow().cookie, names.GATEWAY_OFPORT)))
         try:
             while True:
                 version, kind, length, xid = struct.unpack("!BBHI", await reader.readexactly(8))
@@ -174,7 +174,7 @@ class Controller:
         if self.admits and names.is_attachment_port(name):
             if self.delay:
                 await asyncio.sleep(self.delay)
-            cookie = attachment_entry(ofport, names.attachment_tag(name)).cookie
+            cookie = attachment_classifier_flow(ofport, names.attachment_tag(name)).cookie
             writer.write(_message(14, flow_mod(cookie, ofport)))
 
 

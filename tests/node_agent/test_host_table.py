@@ -39,7 +39,7 @@ pytestmark = needs_root
 HOST, CLIENT, OTHER = "192.0.2.1", "192.0.2.2", "192.0.2.9"
 GATEWAY, POD, NEIGHBOUR = "10.99.1.1", "10.99.1.2", "10.99.1.3"
 NODE_PORT = str(names.NODE_PORT_ADDRESS)
-STAND_INS = [str(names.STAND_INS[number]) for number in range(2)]
+HOST_DNAT_RANGE = [str(names.HOST_DNAT_RANGE[number]) for number in range(2)]
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 _IP_PKTINFO = 8  # ip(7)
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
@@ -84,7 +84,7 @@ class World:
             self.pods,
             f"link set gw address {names.ROUTER_MAC} up",
             *(f"addr add {address}/32 dev gw"
-              for address in (POD, NEIGHBOUR, NODE_PORT, *STAND_INS)),
+              for address in (POD, NEIGHBOUR, NODE_PORT, *HOST_DNAT_RANGE)),
             f"neigh add {GATEWAY} lladdr {names.GATEWAY_MAC} dev gw",
             f"route add default via {GATEWAY} dev gw onlink",
         )  # fmt: skip
@@ -245,18 +245,20 @@ def test_own_addresses(world: World, protocol: int) -> None:
     world.ip(world.host, f"addr add {second}/32 dev eth0")
     world.ip(world.client, f"route add {second} via {HOST}")
     world.set_up()
-    own = {(HOST, protocol, 80): STAND_INS[0], (second, protocol, 81): STAND_INS[1],
-           (HOST, protocol, 30080): STAND_INS[0]}  # fmt: skip
+    own = {(HOST, protocol, 80): HOST_DNAT_RANGE[0], (second, protocol, 81): HOST_DNAT_RANGE[1],
+           (HOST, protocol, 30080): HOST_DNAT_RANGE[0]}  # fmt: skip
     world.want((protocol, 30080), own=own)
     with world.server(80, protocol), world.server(81, protocol), world.server(30080, protocol):
-        assert world.ask(world.client, HOST, 80, protocol) == f"{STAND_INS[0]} 80 {CLIENT}"
-        assert world.ask(world.host, HOST, 80, protocol) == f"{STAND_INS[0]} 80 {HOST}"
-        assert world.ask(world.client, second, 81, protocol) == f"{STAND_INS[1]} 81 {CLIENT}"
+        assert world.ask(world.client, HOST, 80, protocol) == f"{HOST_DNAT_RANGE[0]} 80 {CLIENT}"
+        assert world.ask(world.host, HOST, 80, protocol) == f"{HOST_DNAT_RANGE[0]} 80 {HOST}"
+        assert world.ask(world.client, second, 81, protocol) == f"{HOST_DNAT_RANGE[1]} 81 {CLIENT}"
         for address, port in ((second, 80), (HOST, 81), (GATEWAY, 80)):
             assert world.refused(world.client, address, port, protocol), (address, port)
         assert world.refused(world.host, "127.0.0.1", 80, protocol)
         assert world.refused(world.pods, HOST, 80, protocol, POD)
-        assert world.ask(world.client, HOST, 30080, protocol) == f"{STAND_INS[0]} 30080 {CLIENT}"
+        assert (
+            world.ask(world.client, HOST, 30080, protocol) == f"{HOST_DNAT_RANGE[0]} 30080 {CLIENT}"
+        )
         assert world.ask(world.client, second, 30080, protocol) == f"{NODE_PORT} 30080 {CLIENT}"
         world.want((protocol, 30080))
         assert world.ask(world.client, HOST, 30080, protocol) == f"{NODE_PORT} 30080 {CLIENT}"
@@ -392,12 +394,12 @@ def test_what_is_so_is_left_and_what_changes_is_an_element(world: World) -> None
 
 def test_before_anybody_says_which_node_ports_there_are_they_stay(world: World) -> None:
     world.set_up()
-    world.want((TCP, 30080), own={(HOST, TCP, 80): STAND_INS[0]})
+    world.want((TCP, 30080), own={(HOST, TCP, 80): HOST_DNAT_RANGE[0]})
     restarted = HostTable(world.leases, Sysctls(Path("/proc/sys/net"), world.home / "found"))
     restarted.use(IPv4Network("10.99.2.0/24"), CONFIG.pod_range)
     world.on_host(restarted.converge)
     assert "tcp . 30080" in world.rules()
-    assert f"{HOST} . tcp . 80 : {STAND_INS[0]}" in world.rules()
+    assert f"{HOST} . tcp . 80 : {HOST_DNAT_RANGE[0]}" in world.rules()
     assert "10.99.2.0/24" in world.rules()
 
 
@@ -410,7 +412,7 @@ def test_a_port_is_whose_it_was_first(world: World) -> None:
     world.want((TCP, 30080), busy=((TCP, 30081),))
     world.want((TCP, 30080), (TCP, 30081), busy=((TCP, 30081),))
     assert world.table.served.node_ports == {(TCP, 30080)}
-    own = {(HOST, TCP, 80): STAND_INS[0], (HOST, TCP, 22): STAND_INS[0]}
+    own = {(HOST, TCP, 80): HOST_DNAT_RANGE[0], (HOST, TCP, 22): HOST_DNAT_RANGE[0]}
     world.want(own=own, busy=((TCP, 22),))
     assert world.table.served.own.keys() == {(IPv4Address(HOST), TCP, 80)}
     assert f"{HOST} . tcp . 22" not in world.rules()

@@ -227,15 +227,16 @@ def test_a_port_of_a_process_is_left_to_it_while_it_has_it(scratch: ScratchNode)
 @needs_root
 def test_a_port_of_an_own_address(scratch: ScratchNode) -> None:
     """As with NodePorts: what a process has stays its own, and is told."""
-    stand_in = IPv4Address("169.254.1.16")
+    dnat_address = IPv4Address("169.254.1.16")
 
     async def main() -> None:
         async with controlled(scratch) as controller:
             with closing(listening(scratch, 22)):
-                own = tuple((ADDRESS, TCP, port, stand_in, "default/web") for port in (22, 80))
+                own = tuple((ADDRESS, TCP, port, dnat_address, "default/web") for port in (22, 80))
                 controller.services = said("1", own_addresses=own)
                 await until(
-                    lambda: own_addresses(scratch) == [f"{ADDRESS} tcp 80 {stand_in}"], scratch.log
+                    lambda: own_addresses(scratch) == [f"{ADDRESS} tcp 80 {dnat_address}"],
+                    scratch.log,
                 )
 
                 def told() -> bool:

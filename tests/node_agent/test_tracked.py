@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.conntrack_flush import FLUSHES_OF_STALE
-from flows.pipeline import ZONE
+from flows.pipeline import CT_ZONE
 from node_agent import appctl, limits, tracked
 from node_agent.connection_limits import ConnectionLimits, most_of
 from node_agent.local_switch import MOST_ROUNDS, SwitchAwayError, forget_all
@@ -29,7 +29,7 @@ def tracking(ovs: Ovs) -> Ovs:
     """Every UDP packet of port 1 opens a connection."""
     for number in (1, 2):
         ovs.port_up(f"p{number}", number)
-    ovs.ofctl("add-flow", str(ovs.mgmt), f"udp,actions=ct(commit,zone={ZONE}),output:2")
+    ovs.ofctl("add-flow", str(ovs.mgmt), f"udp,actions=ct(commit,zone={CT_ZONE}),output:2")
     return ovs
 
 
@@ -65,7 +65,7 @@ def test_one_flush_leaves_connections_where_the_table_shrinks_meanwhile(tracking
         if others:
             await opened(tracking, THIRD, OTHER, others)
         async with connect(tracking.mgmt) as switch:
-            await switch.apply(Batch.forgetting(ZONE, [OLD]))
+            await switch.apply(Batch.forgetting(CT_ZONE, [OLD]))
             left = (await counts(tracking))[OLD]
             await forget_all(switch, [OLD, OTHER], partial(counts, tracking))
         return left
@@ -80,7 +80,7 @@ def test_what_the_controller_flushes_is_flushed_often_enough(tracking: Ovs) -> N
 
     async def flushed() -> None:
         await opened(tracking, CLIENT, OLD, MANY)
-        batch = Batch.forgetting(ZONE, [OLD], FLUSHES_OF_STALE)
+        batch = Batch.forgetting(CT_ZONE, [OLD], FLUSHES_OF_STALE)
         async with connect(tracking.mgmt) as switch:
             for _ in range(batch.times):
                 await switch.apply(batch)
