@@ -1,7 +1,7 @@
-"""Which Events are due: what is wrong now, held against what was told.
+"""Which Events are due: current problems, compared with the Events written so far.
 
-Nothing is queued. Every look compares all problems of the moment with the account of what was
-told, so whatever was not told yet, for whatever reason, is told at a later look if it is still so.
+Nothing is queued. Every look compares all current problems with the account of written Events. An
+Event that could not be written is due again at the next look, if its problem still exists.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,14 +18,14 @@ from flows.refs import ObjectRef
 SETTLE: Final = 5.0
 """Seconds that a problem must last: a port is often there a moment before its Pod."""
 RESOLVED_AFTER: Final = 30.0
-"""Seconds without a problem after which it is over; shorter gaps are none."""
+"""Seconds without the problem after which it counts as resolved; shorter gaps are ignored."""
 PERIOD: Final = 300.0
-"""Seconds in which the same sentence is told of the same object once, however often it comes and
-goes."""
+"""Seconds in which the same sentence about the same object is written once, however often the
+problem comes and goes."""
 REPEAT: Final = 1800.0
-"""Seconds after which what lasts is told again: API servers forget an Event after an hour."""
+"""Seconds after which a lasting problem is written again: API servers drop Events after an hour."""
 MOST: Final = 10_000
-"""Problems of which account is kept; more have to wait until some of these are over."""
+"""Problems of which account is kept; further ones wait until some of these are resolved."""
 LONGEST_NOTE: Final = 1024
 """Bytes (ValidateEventCreate in k8s.io/kubernetes, pkg/apis/core/validation/events.go)."""
 CONTROLLER: Final = "sluice.dev/controller"
@@ -41,7 +41,7 @@ class Regarding(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """What an Event says of an object: a word for programs, and a sentence for people."""
+    """What an Event says about an object: a reason for programs, and a sentence for people."""
 
     regarding: Regarding
     reason: str
@@ -49,16 +49,16 @@ class Notice(NamedTuple):
 
 
 def notices_of(inventory: Inventory, problems: Iterable[Problem]) -> Iterator[Notice]:
-    """Of the problems with an object of the source. Others have no Event."""
+    """The notices of the problems that concern an object of the source. Others have no Event."""
     for problem in problems:
         subject = problem.subject
-        reason = _reason(problem)
+        reason = _reason(problem, inventory)
         if not reason:
             continue
         prefix = ""
         metadata: Metadata | None = None
         if isinstance(subject, PortRef):
-            # Without its Pod, a port concerns no object that an Event could be about.
+            # A port without a Pod concerns no object that an Event could be about.
             pod = inventory.pod_of(subject.node, subject.port)
             kind, metadata = "Pod", pod.metadata if pod else None
             prefix = f"port {subject.port}: "
@@ -71,11 +71,15 @@ def notices_of(inventory: Inventory, problems: Iterable[Problem]) -> Iterator[No
             yield Notice(regarding, reason, prefix + problem.text)
 
 
-def _reason(problem: Problem) -> str:
-    """A word for programs; empty: no Event is written."""
-    kind = problem.subject.kind if isinstance(problem.subject, ObjectRef) else ""
+def _reason(problem: Problem, inventory: Inventory) -> str:
+    """The reason of the Event; empty: no Event is written."""
+    subject, nodes = problem.subject, inventory.view.nodes
+    kind = subject.kind if isinstance(subject, ObjectRef) else ""
     match problem.reporter.kind:
         case ReporterKind.SOURCE | ReporterKind.INVENTORY:
+            # A Node may take part and have a problem, for example with one of its addresses.
+            if isinstance(subject, ObjectRef) and kind == "Node" and subject.name in nodes:
+                return "NodeProblem"
             return _REFUSED.get(kind, "")
         case ReporterKind.PORTS:
             return "PortRefused"
@@ -113,10 +117,10 @@ class _Spell:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """An Event to be written, and what to note once it is."""
+    """An Event to be written, and what to record once it is."""
 
     notice: Notice
-    """For the end of all notices: its sentence says so."""
+    """When all problems of the object are resolved, a notice that says so."""
     event: str
     times: int
     at: datetime
@@ -124,7 +128,7 @@ class Telling:
     def write(self, instance: str) -> Write:
         """The request; `instance` says which controller this is."""
         regarding = self.notice.regarding
-        # Where the object has no namespace, the API server wants this one.
+        # For objects without a namespace, the API server requires this one.
         namespace = regarding.namespace or "default"
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         now = self.at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -152,18 +156,18 @@ IN_ORDER: Final = "InOrder"
 
 
 class Account:
-    """What was told, and since when there is what was not."""
+    """Which Events were written, and since when the other notices exist."""
 
     def __init__(self) -> None:
         self._spells: dict[Notice, _Spell] = {}
         self._told: dict[Notice, _Told] = {}
         self._objects_with_problem: dict[Regarding, float] = {}
-        """Objects of which a Warning was told and not its end; when each last had a notice."""
+        """Objects with a Warning that is not resolved yet; when each had its last notice."""
         self.untold = 0
-        """Problems of the last look of which nobody has been told yet."""
+        """Problems of the last look for which no Event was written yet."""
 
     def look(self, notices: Iterable[Notice], inventory: Inventory, now: float) -> list[Telling]:
-        """What to tell, the oldest first. `now` is in seconds, of a clock that never jumps."""
+        """Which Events are due, the oldest first. `now` is in seconds of a monotonic clock."""
         present = list(notices)
         self._take_in(present, now)
         due = [telling for notice in present if (telling := self._due(notice, now))]
@@ -215,7 +219,7 @@ class Account:
         return due
 
     def told(self, telling: Telling, now: float) -> None:
-        """It was written, or the API server will have none of it."""
+        """The Event was written, or the API server refused it for good."""
         notice = telling.notice
         if notice.reason == IN_ORDER:
             self._objects_with_problem.pop(notice.regarding, None)
@@ -224,7 +228,7 @@ class Account:
         self._objects_with_problem[notice.regarding] = now
 
     def lost(self, telling: Telling) -> None:
-        """The Event that was to be told again is not there any more: tell it anew."""
+        """The Event to be repeated does not exist any more: write a new one."""
         self._told.pop(telling.notice, None)
 
 

@@ -238,9 +238,9 @@ SOURCE = Reporter(ReporterKind.SOURCE)
 
 
 @pytest.mark.parametrize(
-    ("owner", "subject", "name", "reason", "sentence"),
+    ("reporter", "subject", "name", "reason", "sentence"),
     [
-        (INVENTORY, NODE1, "node1", "NodeRefused", "why"),
+        (INVENTORY, NODE1, "node1", "NodeProblem", "why"),
         (SOURCE, POD_A, "a", "PodRefused", "why"),
         (Reporter(ReporterKind.AGENT, "node1"), POD_A, "a", "AttachmentFailed", "why"),
         (SWITCH, POD_A, "a", "FlowsRefused", "why"),
@@ -255,10 +255,10 @@ SOURCE = Reporter(ReporterKind.SOURCE)
     ],
 )  # fmt: skip
 def test_event_names_the_object_of_its_problem(
-    owner: Reporter, subject: Subject, name: str, reason: str, sentence: str
+    reporter: Reporter, subject: Subject, name: str, reason: str, sentence: str
 ) -> None:
     made = inventory()
-    made.problems.set(owner, subject, "why")
+    made.problems.set(reporter, subject, "why")
     (found,) = notices_of(made, made.problems)
     kind = subject.kind if isinstance(subject, ObjectRef) else "Pod"
     assert (found.regarding.kind, found.regarding.name) == (kind, name)
@@ -268,7 +268,7 @@ def test_event_names_the_object_of_its_problem(
 
 
 @pytest.mark.parametrize(
-    ("owner", "subject"),
+    ("reporter", "subject"),
     [
         (INVENTORY, ObjectRef.node("node9")),
         (INVENTORY, ObjectRef("Service", "default", "t")),
@@ -284,11 +284,20 @@ def test_event_names_the_object_of_its_problem(
     ],
 )
 def test_problem_without_an_object_of_the_source_has_no_event(
-    owner: Reporter, subject: Subject
+    reporter: Reporter, subject: Subject
 ) -> None:
     made = inventory()
-    made.problems.set(owner, subject, "why")
+    made.problems.set(reporter, subject, "why")
     assert list(notices_of(made, made.problems)) == []
+
+
+def test_event_says_whether_a_node_with_a_problem_takes_part() -> None:
+    made = inventory()
+    made.set_object(node_object("node1", "", "172.30.1.1", uid="n1"))
+    made.set_object(node_object("node2", "", "172.30.1.2", uid="n2"))
+    made.settle()
+    reasons = {each.regarding.name: each.reason for each in notices_of(made, made.problems)}
+    assert reasons == {"node1": "NodeProblem", "node2": "NodeRefused"}
 
 
 def test_every_refusal_of_the_inventory_has_an_event() -> None:
