@@ -1,4 +1,4 @@
-"""Drift of one switch: judged by its agent's digests, and repaired where they differ."""
+"""The audit of one switch: compare its agent's digests, and repair what differs."""
 
 import asyncio
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FULL_DUMP_FROM: Final = 16
-"""From so many differing ranges on, one dump of everything is cheaper than one of each."""
+"""With so many differing ranges, one dump of everything is cheaper than a dump of each."""
 MAX_NAMED: Final = 20
 """Flows of each kind that the log names."""
 REPAIR_BACKOFF: Final = 30.0
@@ -35,20 +35,20 @@ REPAIR_BACKOFF: Final = 30.0
 
 
 class Audit:
-    """What a session knows of its switch by its agent's digests."""
+    """The state of one session's audit."""
 
     def __init__(self, session: "Session") -> None:
         self.foreign = 0
-        """Flows and groups on the switch that are not managed by Sluice, by the last digest."""
+        """Flows and groups on the switch that Sluice does not manage, from the last digest."""
         self._session = session
         self._suspect: set[int] = set()
-        """Ranges of cookies that differ. None, and yet drift: meters or groups differ."""
+        """Ranges of cookies that differ. Empty despite drift: meters or groups differ."""
         self._odd_seals: SwitchDigest | None = None
-        """The last digest, if its seals were not those of the programs."""
+        """The last digest, if its seals were not the seals of the programs."""
         self._repaired = Drift(), Delta()
-        """What the last repair was about; empty after a digest that was right."""
+        """What the last repair changed; empty after a digest that was right."""
         self._next_repair = 0.0
-        """Time of the event loop before which none is tried."""
+        """Time of the event loop before which no further repair begins."""
 
     def judge(self, given: SwitchDigest) -> Verdict:
         """Compare a digest with what the switch acknowledged."""
@@ -59,7 +59,7 @@ class Audit:
             return Verdict.SUPERSEDED
         shared, own = session.desired.shared, session.desired.program(session.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
-            # Most likely it is from before the last change. But that is not sent twice.
+            # Most likely this digest is older than the last change. But then it comes only once.
             if given == self._odd_seals:
                 self._count_drift("seal", 1)
                 session.invalidate()
@@ -89,11 +89,11 @@ class Audit:
         return Verdict.DRIFT
 
     async def repair(self) -> None:
-        """Make the suspect ranges, meters and groups what the switch acknowledged."""
+        """Restore in the suspect ranges, meters and groups what the switch acknowledged."""
         session = self._session
         suspect = self._suspect
         session.meters = dict(await session.switch.dump_meters())
-        # Each call computes a part of them.
+        # Each call computes a part of the digests.
         while (digests := session.desired.digests(session.node)) is None:  # noqa: ASYNC110
             await asyncio.sleep(0)
         shared, own = digests
@@ -114,8 +114,8 @@ class Audit:
         for kind, cookies in drift.by_kind().items():
             self._count_drift(kind, len(cookies), _described(cookies, desired))
         if (drift, groups) == self._repaired:
-            # Somebody works against us, or this Open vSwitch shows a flow or a group in a form that
-            # we do not know. Either is for people to find out; the switch is left in peace.
+            # Another program changes these flows too, or this Open vSwitch prints a flow or a group
+            # in a form that we do not know. An operator has to look; do not repair for a while.
             log.error("repair did not fix drift", node=session.node)
             self._next_repair = asyncio.get_running_loop().time() + REPAIR_BACKOFF
         self._repaired = drift, groups
@@ -123,19 +123,19 @@ class Audit:
         delta = replace(
             groups,
             adds=tuple(desired[c][0] for c in drift.missing | drift.altered if c in desired),
-            # A meter that was deleted took the flows with it that use it: they need it again.
+            # A switch that deletes a meter also deletes the flows that use it.
             meters_set=tuple(
                 meter for meter in program.meters.values() if session.meters.get(meter.id) != meter
             ),
         )
-        # All that have the cookie, wherever they are; then the right one.
+        # Delete every flow with this cookie in any table; then add the right one.
         first = [DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)]
         batch = batch_of(delta, program.seal, sealed=True, meters=session.meters, first=first)
         await session.apply(batch)
         session.meters |= {meter.id: meter for meter in delta.meters_set}
 
     async def _wrong_groups(self, digests: dict[int, int]) -> Delta:
-        """What puts right the groups that somebody changed, deleted or added."""
+        """The changes that repair groups which another program changed, deleted or added."""
         session = self._session
         wanted = session.desired.shared.groups | session.desired.program(session.node).groups
         held = {

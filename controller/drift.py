@@ -1,7 +1,7 @@
-"""Drift: what a switch holds that it should not, and the other way round, found by digests.
+"""Drift: flows that a switch should hold and does not, or holds and should not.
 
-Each node's agent dumps its own switch and sends sums by range of cookies (`openflow.digest`). Where
-a sum differs, that range alone is asked for and compared here.
+Each node's agent dumps its own switch and sends one sum for each range of cookies
+(`openflow.digest`). Only the ranges whose sums differ are dumped and compared here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from openflow import digest
 from openflow.messages import InstalledFlow
 
 MAX_DIGESTED: Final = 1_000
-"""Flows whose digests are computed at a stretch."""
+"""Flows whose digests one call computes."""
 
 
 class Digests:
@@ -30,15 +30,15 @@ class Digests:
         """Of each group, by its id."""
         self.groups_total = 0
         self._version = 0
-        """The program's version that all this is of; see `follow`."""
+        """The version of the program that these digests belong to; see `follow`."""
         self._listed = 0
-        """The version that `_missing` was listed for."""
+        """The version of the program for which `_missing` was listed."""
         self._missing: list[int] = []
-        """Cookies whose digests are to be computed."""
+        """Cookies whose digests are still to be computed."""
         self._known: dict[int, Group] = {}
 
     def follow(self, program: Program) -> bool:
-        """Come nearer to the program as it is now; whether there is nothing left to do."""
+        """Compute some digests of the program as it is now; True if none is left to compute."""
         if self._version == program.version:
             return True
         cookies = program.cookies
@@ -77,9 +77,9 @@ class Drift:
 
     missing: set[int] = field(default_factory=set)
     altered: set[int] = field(default_factory=set)
-    """Held, but with other actions, or by a flow that is not the one; or held twice."""
+    """Held with another match, priority or actions than desired, or held twice."""
     stale: set[int] = field(default_factory=set)
-    """Of ours by their first byte, but desired by nobody."""
+    """With a cookie of Sluice, but not part of any program."""
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.altered or self.stale)
@@ -90,7 +90,7 @@ class Drift:
 
     @classmethod
     def of(cls, installed: Iterable[InstalledFlow], desired: Mapping[int, int]) -> "Drift":
-        """Compare; both sides of the same ranges, `desired` as cookie -> digest."""
+        """Compare flows with digests by cookie. Both must cover the same ranges."""
         missing = set(desired)
         altered, stale = set(), set()
         for entry in installed:

@@ -5,19 +5,21 @@ from prometheus_client import Counter, Gauge, Histogram
 SESSIONS = Gauge("sluice_switch_sessions", "Switches connected")
 SYNCS = Counter("sluice_switch_syncs", "Times that a switch was brought in sync")
 COMPARISONS = Counter("sluice_switch_comparisons", "Times that a switch was dumped and compared")
-SEALED = Counter("sluice_switch_sealed", "Times that a switch's seals told that it is in sync")
+SEALED = Counter(
+    "sluice_switch_sealed", "Times that the seals of a switch showed that it is in sync"
+)
 DRIFT = Counter(
     "sluice_switch_drift",
-    "Flows, groups, seals and meters that were changed by somebody else, as audits found",
+    "Flows, groups, seals and meters that audits found changed by another program",
     ["kind"],
 )
 FOREIGN = Gauge(
-    "sluice_foreign_flows", "Flows and groups on the switches that Sluice does not manage"
+    "sluice_foreign_flows", "Flows and groups on the switches that are not managed by Sluice"
 )
 REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch rejected")
-PROBLEMS = Gauge("sluice_problems", "Objects, files and ports that are refused at the moment")
+PROBLEMS = Gauge("sluice_problems", "Current problems with objects, files, ports and switches")
 EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["outcome"])
-EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems of Pods and Nodes not told as Events yet")
+EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems for which no Event was written yet")
 NODES = Gauge("sluice_nodes", "Nodes that take part")
 ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
 SERVICES = Gauge("sluice_services", "Services that have an address")
@@ -26,8 +28,8 @@ SERVICES = Gauge("sluice_services", "Services that have an address")
 # (pkg/proxy/metrics/metrics.go).
 PROGRAMMING = Histogram(
     "kubeproxy_network_programming_duration_seconds",
-    "From the change of a Service's endpoints, as its EndpointSlice tells when that was, to a"
-    " switch's acknowledgement; one for each switch",
+    "From the change of a Service's endpoints (trigger time in its EndpointSlice) to the"
+    " acknowledgement of a switch; one observation for each switch",
     buckets=(
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, *range(1, 61),
         *range(65, 126, 5), *range(135, 306, 10),
@@ -43,8 +45,9 @@ SYNCED_AT = Gauge(
 )
 ENDPOINT_CHANGES = Gauge(
     "kubeproxy_sync_proxy_rules_endpoint_changes_total",
-    "EndpointSlices that came, changed or went",
+    "EndpointSlices that were added, changed or removed",
 )
 SERVICE_CHANGES = Gauge(
-    "kubeproxy_sync_proxy_rules_service_changes_total", "Services that came, changed or went"
+    "kubeproxy_sync_proxy_rules_service_changes_total",
+    "Services that were added, changed or removed",
 )

@@ -1,8 +1,8 @@
 """What Services cost, and which of them are refused because that is too much.
 
-A namespace
-has a limit, so that one tenant cannot use up what there is; all together have one, so that no
-switch gets more than it can hold. The oldest Services are served first.
+Each namespace has a limit, so that one tenant cannot use all of the capacity. All namespaces
+together have a limit, so that no switch gets more than it can hold. The oldest Services are served
+first.
 """
 
 from bisect import insort
@@ -31,7 +31,7 @@ class _Account:
         self._costs: dict[Age, int] = {}
 
     def set(self, age: Age, cost: int) -> set[str]:
-        """A Service costs this much now (0: it is gone); whose verdict changes by it."""
+        """Set the cost of a Service (0: it is gone). Returns the Services whose verdict changes."""
         old = self._costs.pop(age, 0)
         self._total += cost - old
         if cost:
@@ -56,7 +56,7 @@ class _Account:
 
 
 class ServiceCosts:
-    """Costs in; which Services are refused, and whose verdict changed, out."""
+    """Keeps account of the costs, and says which Services are refused."""
 
     def __init__(self, unit: str, limit: int, namespace_limit: int) -> None:
         """`unit`: what is counted, in words; the limits of all Services and of a namespace's."""
@@ -67,7 +67,7 @@ class ServiceCosts:
         self._ages: dict[str, Age] = {}
 
     def set(self, name: str, age: Age, cost: int) -> set[str]:
-        """A Service costs this much now (0: it is gone); whose verdict changes by it."""
+        """Set the cost of a Service (0: it is gone). Returns the Services whose verdict changes."""
         changed: set[str] = set()
         namespace = name.partition("/")[0]
         account = self._namespaces.setdefault(namespace, _Account(self._namespace_limit))

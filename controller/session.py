@@ -1,11 +1,11 @@
-"""One connected switch: what it has acknowledged, and how it becomes what it should be.
+"""One connected switch: what it has acknowledged, and how it gets its flows.
 
-Start, change, reconnect and repair are this one path: compare if what it holds is unknown, send
-what it lacks, and count as held what it acknowledged. `controller.session_state` has the states.
+Start, change, reconnect and repair are one path: compare the switch if its content is unknown, send
+what is missing, and record as held what it acknowledged. `controller.session_state` has the states.
 
-Both programs have a seal, a flow that proves by content that a switch holds all of the program. It
-travels last in the bundle that makes it so. A node's seal also proves that nothing stale is left on
-the switch, so whatever compares a switch takes that one away first.
+Both programs have a seal: a flow that proves, by its content, that a switch holds the whole
+program. The seal is the last message of the bundle that completes the program. A node's seal also
+proves that no stale flow is left on the switch, so a comparison deletes that seal first.
 """
 
 import asyncio
@@ -67,26 +67,26 @@ class Session:
         """Set while there is something to do (`session_state.PENDING`)."""
         self.dirty.set()
         self.was_synced = False
-        """It has held everything at least once, but for what it rejected: pods have a network."""
+        """It held everything at least once, except what it rejected: pods have a network."""
         self.shared_version = 0
         """The version of the shared program that it holds."""
         self.left_out: set[int] = set()
-        """Cookies of what the switch rejected, and of all that belongs to the same object."""
+        """Cookies of the flows that the switch rejected, and of all others of the same object."""
         self.meters: dict[int, Meter] = {}
-        """Those that it holds."""
+        """The meters that the switch holds, by id."""
         self.audit = Audit(self)
         self._to_forget: asyncio.Queue[Batch] = asyncio.Queue(MAX_TO_FORGET)
-        """Connections that the switch is to forget when it has the flows, and time."""
+        """Conntrack flushes that wait until the switch holds the flows of now."""
         self._rounds_begun = 0
-        """How often `sync` has looked at what is to be done."""
+        """How many rounds of `sync` have begun."""
         self._rounds_ended = 0
         self._round_ended = asyncio.Event()
         self._cookies: set[int] = set()
-        """Flows of Sluice that it holds and that are not in the shared program."""
+        """Cookies of the flows of Sluice that the switch holds outside the shared program."""
         self._groups: dict[int, Group | None] = {}
-        """Groups by their ids, as `_cookies`; None: it holds one, and what that is is unknown."""
+        """The groups that belong to `_cookies`, by id. None: the group's content is unknown."""
         self._seal = 0
-        """The cookie of the node's seal on it; 0 for none."""
+        """The cookie of the node's seal that the switch holds; 0: none."""
         self._retry: asyncio.TimerHandle | None = None
 
     # What happens to it.
@@ -106,7 +106,7 @@ class Session:
         self._take(Event.CHANGED)
 
     def invalidate(self) -> None:
-        """What the switch holds may be something else than is known: compare it."""
+        """What the switch holds may differ from what is recorded: compare it."""
         self._take(Event.INVALIDATED)
 
     def retry(self) -> None:
@@ -114,11 +114,11 @@ class Session:
         self._take(Event.RETRIED)
 
     def drifted(self) -> None:
-        """An audit found something else than the switch acknowledged."""
+        """An audit found that the switch does not hold what it acknowledged."""
         self._take(Event.DRIFTED)
 
     def pause(self) -> None:
-        """In the place of `sync`: nobody knows what the switch should hold."""
+        """Called instead of `sync` while it is unknown what the switch should hold."""
         self._take(Event.NODE_LOST)
         self._rounds_begun += 1
         self._end_round()
@@ -135,7 +135,7 @@ class Session:
         else:
             self.dirty.clear()
 
-    # How it becomes what it should be.
+    # How it gets its flows.
 
     async def sync(self) -> None:
         """Make the switch hold what it should, and return when it acknowledged that.
@@ -157,7 +157,7 @@ class Session:
                 self._take(Event.FAILED)
                 raise
             finally:
-                # Also if something is rejected: connections must not wait until it is accepted.
+                # Also after a rejection: conntrack flushes must not wait until it is resolved.
                 self._end_round()
             is_whole = self.desired.source_complete and not self.left_out
             self._take(Event.SENT if is_whole else Event.SENT_PARTLY)
@@ -176,7 +176,7 @@ class Session:
         self._round_ended = asyncio.Event()
 
     async def _compare(self) -> None:
-        """Find out what the switch holds, and make its shared flows right."""
+        """Read what the switch holds, and correct its shared flows."""
         if await self._is_sealed():
             return
         installed = {
@@ -213,7 +213,7 @@ class Session:
             )
         else:
             batch = desired.everything_shared()
-        # What is neither shared nor the node's own goes in `_sync_own`, after all additions.
+        # `_sync_own` deletes what belongs to neither program, after all additions.
         self._cookies = {cookie for cookie in installed - held if is_ours(cookie)}
         self._seal = 0
         metrics.COMPARISONS.inc()
@@ -224,9 +224,9 @@ class Session:
         self.shared_version = version
 
     async def _is_sealed(self) -> bool:
-        """Whether both seals on the switch are what they should be now; then it is in sync."""
+        """Whether the switch holds both current seals; then it is in sync."""
         if self.left_out:
-            return False  # then it lacks something, whatever its seals still say
+            return False  # flows are missing, even if old seals are still there
         held = {flow.cookie for flow in await self.switch.dump_flows(state.TABLE)}
         shared, own = self.desired.shared, self.desired.program(self.node)
         if not held >= {shared.seal.cookie, own.seal.cookie}:
@@ -240,7 +240,7 @@ class Session:
         return True
 
     async def _catch_up(self) -> None:
-        """Send the batches of shared changes that the switch has not had."""
+        """Send the batches of shared changes that the switch does not have yet."""
         while self.shared_version != self.desired.shared.version:
             lacking = self.desired.changes_since(self.shared_version)
             if lacking is None:
@@ -253,7 +253,7 @@ class Session:
                     metrics.PROGRAMMING.observe(max(0.0, time.time() - triggered))
 
     async def _sync_own(self) -> None:
-        """Make the node's own flows and meters right."""
+        """Send what the node's own flows, groups and meters lack."""
         program = self.desired.program(self.node)
         wanted = {
             cookie: flow
@@ -266,7 +266,7 @@ class Session:
             if program.companions[number] not in self.left_out
         }
         delta = diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
-        # What is left over from before may have become a shared one again meanwhile.
+        # A flow that was to be deleted may be part of the shared program again.
         shared = self.desired.shared
         delta = replace(
             delta,
@@ -291,10 +291,10 @@ class Session:
         for meter_id in delta.meters_delete:
             self.meters.pop(meter_id, None)
 
-    # What it has to forget.
+    # Conntrack flushes.
 
     def forget(self, batch: Batch) -> None:
-        """Have the switch forget connections once it holds the flows of now."""
+        """Flush connections on the switch once it holds the flows of now."""
         try:
             self._to_forget.put_nowait(batch)
         except asyncio.QueueFull:
@@ -315,9 +315,10 @@ class Session:
                     log.warning("conntrack flush rejected", node=self.node, reason=str(rejected))
 
     async def _caught_up(self) -> None:
-        """Return when the switch does all that it should have done by now, or has rejected it.
+        """Return when the switch has applied, or rejected, every change made before this call.
 
-        A datagram that still met the flows from before would be remembered as they say.
+        If the flush came earlier, a datagram could still match the old flows, and connection
+        tracking would keep the old translation.
         """
         needed = self._rounds_begun + self.dirty.is_set()
         while self._rounds_ended < needed:
@@ -327,7 +328,7 @@ class Session:
     async def apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
 
-        One that answers echoes, but no commit, would otherwise be out of sync for ever.
+        Otherwise a switch that answers echoes but no commit would stay out of sync for ever.
         """
         try:
             async with asyncio.timeout(LONGEST_APPLY):
@@ -338,11 +339,12 @@ class Session:
     def leave_out(
         self, rejected: Rejected, on_retry: Callable[["Session"], None]
     ) -> dict[ObjectRef, str]:
-        """Go on without the objects whose flows were rejected; why each was.
+        """Go on without the objects whose flows were rejected. Returns the reason for each object.
 
-        They are tried again later, after `on_retry` was called; not if the session has ended.
+        They are tried again later, after `on_retry` was called, unless the session has ended.
 
-        All flows of such an object are left out: half of them might open what the others close.
+        All flows of such an object are left out, because some of them could allow what the others
+        forbid.
         """
         causes: dict[ObjectRef, str] = {}
         for message, error in rejected.rejections:
@@ -371,7 +373,7 @@ class Session:
 
 
 def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> dict[int, Group]:
-    """The program's groups that a switch with these ids and cookies holds as they are."""
+    """The program's groups that a switch with these group ids and cookies holds unchanged."""
     return {
         number: group
         for number, group in program.groups.items()

@@ -1,4 +1,4 @@
-"""Who owns which switch, and when it is compared: from its connection to its end."""
+"""Which node each connected switch belongs to, and when the switch is compared."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,24 +26,24 @@ from openflow.switch import Rejected, Switch
 log = structlog.get_logger()
 
 UNCLAIMED: Final = Reporter(ReporterKind.SWITCH)
-"""Tells of switches that are no known node's."""
+"""Reports switches that belong to no known Node."""
 MAX_UNCLAIMED: Final = 1_000
-"""Switches that wait for their Node. Only without certificates can there be many: with one, a
-switch has the datapath id of its own name."""
+"""Switches that wait for their Node. There can be many only without certificates: a switch with a
+certificate has one datapath id."""
 MAX_CONCURRENT_COMPARISONS: Final = 16
-"""All at once, when a thousand come back, would hold the event loop for seconds, and all of their
-dumps in memory."""
+"""If a thousand switches reconnect and all are compared at once, the event loop is blocked for
+seconds, and all dumps are in memory at the same time."""
 LONGEST_TURN: Final = 1.0
-"""Seconds after which the next comparison may begin, though this one is not done: its switch may be
-slow or dead."""
+"""Seconds after which the next comparison may begin, even if this one is not done: its switch may
+be slow or dead."""
 RETRY_ROUND: Final = 5.0
 """Seconds until a switch that rejected a message of no known object is compared again."""
 MAX_LOGGED: Final = 20
 """Messages of one rejection that are logged."""
 PRUNE_TICK: Final = 5.0
-"""Seconds after which it is looked which shared changes every switch holds."""
+"""Seconds between two checks which shared changes every switch holds already."""
 PORT_EVENTS_PER_SECOND: Final = 200
-"""Events that one switch may cause; more of them wait, and do not keep other switches waiting."""
+"""Events that are taken from one switch. Further ones wait, and do not delay other switches."""
 PORT_EVENTS_BURST: Final = 1_000
 """A node with all of its pods started at once has fewer."""
 
@@ -89,7 +89,7 @@ class Switches:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
 
     def _prune(self) -> None:
-        """Let go of what led to a version of the shared program that every switch holds."""
+        """Drop the changes that every switch holds already."""
         self._pruning = None
         version = self._desired.shared.version
         oldest = min((each.shared_version for each in self.sessions.values()), default=version)
@@ -98,12 +98,12 @@ class Switches:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
 
     def compare_all(self) -> None:
-        """What was not removed so far shows when the switches are compared."""
+        """The source is complete: compare every switch, to find and delete stale flows."""
         for session in self.sessions.values():
             session.invalidate()
 
     def forget(self, batch: Batch) -> None:
-        """Have every switch forget connections."""
+        """Flush connections on every switch."""
         for session in self.sessions.values():
             session.forget(batch)
 
@@ -147,14 +147,14 @@ class Switches:
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self.drop_ports(node)
-                # They are known again from the next session on.
+                # The next session reports them again.
                 self._inventory.problems.clear_reporter(Reporter(ReporterKind.PORTS, node))
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _node_of(self, switch: Switch) -> str | None:
-        """Which node this switch is; None: refused. Waits for a Node that is not known yet."""
+        """The node that this switch belongs to; None: it is refused. Waits for an unknown Node."""
         name = switch.certificate_name
-        # At once: a stolen certificate must not hold sessions under invented datapath ids.
+        # Checked first: a stolen certificate must not keep sessions open under invented ids.
         if name is not None and switch.dpid != names.datapath_id(name):
             log.error(
                 "a switch with another node's datapath id is refused",
@@ -166,8 +166,9 @@ class Switches:
             node = await self._wait_for_node(switch)
         if node is None:
             return None
-        # A rebooted switch must not be locked out by its own half-open connection, nor may a
-        # second one take over from a living one; nor two at once from a dead one.
+        # A rebooted switch must not be refused because of its own half-open connection. A second
+        # connection must not replace a living one. Of two new connections, only one may replace
+        # a dead one.
         while (earlier := self.sessions.get(node)) is not None:
             if await earlier.switch.alive(2.0):
                 log.error("a second session is refused: the first one is alive", node=node)
@@ -197,7 +198,7 @@ class Switches:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """For what is expensive: few at a time, and a slow one keeps nobody waiting for long."""
+        """Wait for a place among the comparisons. A slow one gives its place up after a while."""
         await self._comparisons.acquire()
         over = asyncio.get_running_loop().create_future()
         over.add_done_callback(lambda _: self._comparisons.release())
@@ -238,7 +239,7 @@ class Switches:
             await self._sync(session)
 
     async def _sync(self, session: Session) -> None:
-        # A Node that is refused or gone keeps its flows: what they would be instead is unknown.
+        # A Node that is refused or gone keeps its flows: there is no program to replace them.
         if session.node not in self._inventory.view.nodes:
             session.pause()
             return
@@ -268,7 +269,7 @@ class Switches:
 
 
 def _address(host: str) -> IPv4Address | None:
-    """The address that a switch connects from, where it is one of IPv4."""
+    """The IPv4 address that a switch connects from; None: it is no IPv4 address."""
     try:
         found = ip_address(host)
     except ValueError:

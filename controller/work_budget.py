@@ -1,32 +1,38 @@
-"""How much work is done at a stretch, so that the event loop answers everybody meanwhile."""
+"""How much work one turn of the event loop may do, so that it can serve everybody else too.
+
+Two figures bound a turn. `MAX_SECONDS` is when a turn stops taking further steps: 10 ms of this
+thread's CPU time. The event loop must not be blocked for more than 50 ms of real time. The rest is
+reserve: the last step runs to its end whatever it costs, and other processes may use the CPU
+meanwhile.
+"""
 
 import time
 from collections.abc import Callable
 from typing import Final
 
 MAX_COST: Final = 500
-"""Flows, buckets and meters that one slice compiles; objects that it takes in count ten each."""
+"""Flows, buckets and meters that one turn compiles; each object that it takes in counts ten."""
 MAX_SECONDS: Final = 0.01
-"""After which a slice ends too. The loop must not be held for more than 50 ms."""
+"""CPU time after which a turn takes no further step."""
 
 
 class WorkBudget:
-    """One stretch of work. It ends after the step that used it up: one step is never divided."""
+    """The budget of one turn. The step that uses it up is still finished: steps are not divided."""
 
     def __init__(self, *, clock: Callable[[], float] = time.thread_time) -> None:
-        """`clock` is in seconds. It is the processor's, so that another process costs nothing."""
+        """`clock` is in seconds. The default is CPU time, which other processes do not use up."""
         self._clock = clock
         self._end = clock() + MAX_SECONDS
         self._left = MAX_COST
         self._begun = False
 
     def spend(self, cost: int) -> None:
-        """A step was done."""
+        """A step of this cost was done."""
         self._left -= cost
         self._begun = True
 
     @property
     def over(self) -> bool:
-        """Whether the event loop has to have its turn now."""
-        # Without a step in each, nothing would ever be done on a machine that is slow enough.
+        """Whether the work has to stop here and go on in a later turn."""
+        # At least one step in each turn, or a very slow machine would never make progress.
         return self._begun and (self._left <= 0 or self._clock() >= self._end)
