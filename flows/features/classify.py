@@ -68,7 +68,7 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
                 Feature.CLASSIFY, table, Priority.OVERRIDE,
                 {"dl_dst": value},
                 [],
-                f"the destination MAC is not {whose}",
+                f"a bit of the destination MAC differs from {whose}",
             )  # fmt: skip
     for family in cluster.families:
         yield from _through_gateway(family, cluster)
@@ -140,7 +140,7 @@ def node(_: Cluster, node: Node) -> Iterable[Flow]:
                 Feature.CLASSIFY, "SpoofGuard", Priority.GUARD,
                 fields,
                 [],
-                "the source MAC is not of a pod of this node",
+                "a bit of the source MAC differs from all pods of this node",
             )  # fmt: skip
     for address, reason in (
         (node.gateway, "from the node, by its gateway address"),

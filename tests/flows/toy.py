@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
+import flows.kinds
 import flows.view
 from flows.compile import FEATURES, Compiler
 from flows.family import IPAddress
@@ -36,22 +38,30 @@ def key(name: str) -> Key:
 
 
 def blocks() -> dict[str, str]:
-    """The code on the page, by the file that it belongs to."""
+    """The code on the page, by its file."""
     found = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return dict(found)
 
 
+def _extended(module: ModuleType, **more: object) -> ModuleType:
+    """A copy of a module with more names in it."""
+    made = ModuleType(module.__name__)
+    made.__dict__.update(vars(module), **more)
+    return made
+
+
+def _run(file: str, module: ModuleType) -> None:
+    code = compile(blocks()[file], PAGE, "exec")
+    exec(code, module.__dict__)  # noqa: S102 - the page's own code
+
+
 def _writes() -> Iterable[Any]:
-    module = ModuleType("blocked")
-    visible: Any = ModuleType("flows.view")
-    visible.__dict__.update(vars(flows.view), BlockedAddress=BlockedAddress)
-    real, sys.modules["flows.view"] = sys.modules["flows.view"], visible
-    try:
-        code = compile(blocks()["flows/features/blocked.py"], PAGE, "exec")
-        exec(code, module.__dict__)  # noqa: S102 - the page's own code
-    finally:
-        sys.modules["flows.view"] = real
-    found: Iterable[Any] = module.WRITES
+    view = _extended(flows.view, BlockedAddress=BlockedAddress)
+    kinds, feature = _extended(flows.kinds), ModuleType("blocked")
+    with patch.dict(sys.modules, {"flows.view": view, "flows.kinds": kinds}):
+        _run("flows/kinds.py", kinds)
+        _run("flows/features/blocked.py", feature)
+    found: Iterable[Any] = feature.WRITES
     return found
 
 
