@@ -41,7 +41,7 @@ def parts(port: ServicePort) -> int:
     """The number of groups that each choice of this port is divided into; 0: one group holds all.
 
     It is a power of two, so that one more endpoint rarely changes it. Up to `MAX_PARTS`, a part has
-    125 to 250 endpoints, well below `MOST_BUCKETS`.
+    about 250 endpoints and fewer than 400, well below `MOST_BUCKETS`.
     """
     if len(port.endpoints) <= MOST_BUCKETS:
         return 0

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from controller.inventory import Inventory
 from controller.problems import Subject
+from controller.sources import objects
 from controller.sources.directory import Directory, _objects
 from controller.sources.feed import OBJECTS_AT_ONCE
-from controller.sources.objects import Object, ref
+from controller.sources.objects import Object, from_manifest, ref
 from flows.refs import ObjectRef
 from tests.flows.worlds import CLUSTER
 
@@ -519,3 +520,12 @@ def test_object_that_became_unreadable_keeps_its_last_state(tmp_path: Path) -> N
         assert feed.whole is True
 
     follow(tmp_path, story)
+
+
+@pytest.mark.parametrize(("scoped", "namespace"), [(set(), "default"), ({"Pod"}, "")])
+def test_only_namespaced_kinds_get_the_default_namespace(
+    scoped: set[str], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "CLUSTER_SCOPED", scoped)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+    assert from_manifest(pod).metadata.namespace == namespace

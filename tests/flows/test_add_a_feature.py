@@ -1,4 +1,4 @@
-"""What docs/add-a-feature.md says works."""
+"""The feature of docs/add-a-feature.md works."""
 
 import inspect
 from ipaddress import IPv4Address
@@ -50,7 +50,7 @@ def test_fragment_names_its_owner() -> None:
     assert all(flow.is_shared for flow in fragment.flows)
 
 
-def test_seal_of_a_node_covers_what_some_nodes_need() -> None:
+def test_seal_of_a_node_covers_fragments_of_some_scope() -> None:
     seals = [
         toy.TOY.program(view({"x": nodes}), "node1").seal.cookie for nodes in ({"node1"}, {"node2"})
     ]
@@ -66,7 +66,7 @@ def test_two_kinds_with_one_name_and_scope_are_refused() -> None:
 
 
 def test_code_on_the_page_is_the_code_of_the_tests() -> None:
-    """The page cannot change a type of the view while tests run: they have it once more."""
+    """Tests cannot add a type to `flows.view` at run time, so `tests.flows.toy` has a copy."""
     on_page = toy.blocks()["flows/view.py"]
     assert inspect.getsource(toy.BlockedAddress).strip() in on_page
     assert "blocked: Mapping[str, BlockedAddress] = field(default_factory=dict)" in on_page

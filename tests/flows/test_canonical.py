@@ -199,7 +199,7 @@ def test_agents_of_all_versions_wait_for_the_same_cookies(
 
 
 def test_names_in_python_are_not_part_of_a_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renaming a class or a field changes its `repr`, and nothing that is on a switch."""
+    """A new name of a class or a field changes its `repr`, but no flow on a switch."""
     kinds = (*Action.__args__, Nat, Flow, Bucket, Group)
     flows = [attachment_classifier_flow(16, 1), *samples.for_services(), FLOW]
     before = [flow.cookie for flow in flows]
@@ -219,7 +219,7 @@ def test_names_in_python_are_not_part_of_a_cookie(monkeypatch: pytest.MonkeyPatc
         replace(FLOW, match=(("nw_dst", 1 << 32, None),)),
     ],
 )
-def test_what_does_not_fit_has_no_cookie_and_names_its_owner(flow: Flow) -> None:
+def test_flow_without_canonical_form_is_refused_with_its_owner(flow: Flow) -> None:
     with pytest.raises(FormError, match="a peer's pods"):
         _ = flow.cookie
     broken = worlds.compiler_with(forwarding.peer, lambda _, __: [flow])

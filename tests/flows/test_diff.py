@@ -1,4 +1,4 @@
-"""What is to be sent, from what there is and what there should be."""
+"""What is sent to a switch: the difference between installed and desired."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def with_buckets(*buckets: Bucket) -> Group:
         (with_buckets(*GROUP.buckets[1:]), ((1,), ())),
         (with_buckets(*GROUP.buckets[:3], bucket(4, 9)), ((4,), (bucket(4, 9),))),
         (with_buckets(*GROUP.buckets[2:], bucket(5)), ((1, 2), (bucket(5),))),
-        # More than the whole.
+        # The edits are more than the whole group.
         (with_buckets(bucket(1), bucket(5)), None),
         (with_buckets(), None),
         (replace(GROUP, method="dp_hash"), None),
@@ -44,7 +44,7 @@ def test_only_changed_buckets_of_a_group_are_sent(new: Group, edits: object) -> 
 
 
 def test_a_dp_hash_group_is_sent_whole() -> None:
-    """Open vSwitch would choose among the inserted alone (test_every_endpoint_is_chosen)."""
+    """Open vSwitch would choose only among inserted buckets (test_every_endpoint_is_chosen)."""
     slotted = replace(GROUP, method="dp_hash")
     more = replace(slotted, buckets=(*GROUP.buckets, bucket(5)))
     assert GroupChange(more, slotted).buckets() is None
@@ -60,7 +60,7 @@ OTHER = with_buckets(*GROUP.buckets, bucket(5))
     [
         ({ID: GROUP}, ()),
         ({ID: OTHER}, (GroupChange(GROUP, OTHER),)),
-        # There is one, and nobody knows what it holds.
+        # The group exists, with unknown content.
         ({ID: None}, (GroupChange(GROUP),)),
         ({}, (GroupChange(GROUP),)),
     ],

@@ -1,4 +1,4 @@
-"""Features are written for a family: with a second value, they write for that one."""
+"""Features are written once for any `Family`: a second value gives flows of that family."""
 
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -33,7 +33,7 @@ IPV6 = Family(
     hairpin=IPv6Address("fe80::2"),
     node_port=IPv6Address("fe80::3"),
 )
-"""A second value, as small as a test needs it."""
+"""A second family, for tests only."""
 
 OF_IPV4 = {"nw_src", "nw_dst", "tun_src", "tun_dst", "icmp_type", "ct_nw_src", "ct_nw_dst"}
 
@@ -67,21 +67,21 @@ def named(flow: Flow) -> set[str]:
     return found
 
 
-def test_a_second_family_is_a_second_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_write_for_a_second_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(family.FAMILIES, 6, IPV6)
     six, four = (
         [flow for scope in (CLUSTER_SCOPE, "node1") for flow in compile_scope(given, scope).flows()]
         for given in (view(), worlds.view({1: [], 2: []}))
     )
     for flow in six:
-        # ARP is IPv4's own.
+        # Only IPv4 has ARP.
         if flow.feature != Feature.ARP and ("dl_type", 0x0806, None) not in flow.match:
             assert not named(flow) & OF_IPV4
             assert ("dl_type", IPV4.ether_type, None) not in flow.match
     kinds_of_six, kinds_of_four = (
         {(flow.feature, flow.table, flow.priority) for flow in flows} for flows in (six, four)
     )
-    # The MACs of pods carry IPv4 addresses, and DHCP is IPv4's own.
+    # The MACs of pods carry IPv4 addresses, and only IPv4 has this DHCP guard.
     assert (
         kinds_of_four - kinds_of_six
         == {

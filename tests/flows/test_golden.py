@@ -1,4 +1,4 @@
-"""The flows themselves, as people read them. `pytest --update-goldens` writes them anew."""
+"""The flows themselves, as people read them. `pytest --update-goldens` rewrites them."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def test_flows_of_a_cluster_equal_their_golden(update_goldens: bool) -> None:
 def test_flows_and_groups_of_a_service_equal_their_golden(
     made: Service, update_goldens: bool
 ) -> None:
-    """All that a Service brings: on every node, then what nodes have besides."""
+    """All flows and groups of a Service: those on every node, then those of single nodes."""
     view = worlds.view(PODS, served=[made])
     texts = []
     for scope in (CLUSTER_SCOPE, *view.nodes):
@@ -133,7 +133,7 @@ def test_every_feature_has_a_golden() -> None:
 
 
 def test_every_commit_with_nat_translates_something() -> None:
-    """It ends Open vSwitch 3.1 after some thousand connections: docs/decisions.md."""
+    """One without crashes Open vSwitch 3.1 after some thousand connections: docs/decisions.md."""
     view = worlds.view(PODS, served=worlds.services())
     programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, "node1")]
     of_flows = [flow.actions for program in programs for flow in program.flows()]

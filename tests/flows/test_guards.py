@@ -1,4 +1,4 @@
-"""Guards of node addresses that the traced worlds do not have."""
+"""Guards of node addresses that the clusters of the trace tests do not have."""
 
 from ipaddress import IPv4Address, IPv4Network
 

@@ -39,12 +39,12 @@ def test_match_shows_register_fields(
     assert text(table, fields) == f"{shown} actions=drop"
 
 
-def test_bits_that_no_field_has_keep_the_name_of_the_register() -> None:
+def test_bits_outside_register_fields_keep_the_name_of_the_register() -> None:
     assert text("Forwarding", {"reg0": (0x0200_0001, 0x0F00_000F)}) == (
         "Source=POD,reg0=0x2000000/0xf000000 actions=drop"
     )
     assert text("Forwarding", {"reg9": 7}) == "reg9=0x7/0xffffffff actions=drop"
-    # Half of a field is not the field.
+    # A part of a field is not shown as the field.
     assert text("Forwarding", {"reg0": (1, 3)}) == "reg0=0x1/0x3 actions=drop"
 
 

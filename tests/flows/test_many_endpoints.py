@@ -1,4 +1,4 @@
-"""Services that are made to be too much: for a group, or for a number to be one zone's alone."""
+"""Hostile Services: too many endpoints for a group, and zones with the same hash."""
 
 from ipaddress import IPv4Address
 
@@ -41,21 +41,23 @@ def groups_of(count: int) -> list[Group]:
         (2_000, 1 + 8),
     ],
 )
-def test_all_are_in_groups_that_a_switch_can_hold(count: int, groups: int) -> None:
+def test_many_endpoints_are_divided_into_groups_that_a_switch_can_hold(
+    count: int, groups: int
+) -> None:
     made = groups_of(count)
     assert len(made) == groups
     assert all(0 < len(group.buckets) <= MOST_BUCKETS for group in made)
     actions = [action for group in made for bucket in group.buckets for action in bucket.actions]
     to = {each.nat.destination for each in actions if isinstance(each, Ct) and each.nat}
     assert len(to) == count
-    # Those it chooses among come before it: a switch wants them there.
+    # The groups of parts come first: a switch wants them before the group that uses them.
     chosen = [each.group for each in actions if isinstance(each, ToGroup)]
     assert chosen == [group.id for group in made[:-1]]
     sizes = {len(group.buckets) for group in made[:-1]}
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
-def test_of_more_than_that_some_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoints_above_the_limit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topology, "MAX_PARTS", 4)
     limit = 4 * MOST_BUCKETS
     made = groups_of(limit + 1)
@@ -63,8 +65,8 @@ def test_of_more_than_that_some_are_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert max(len(group.buckets) for group in made) == MOST_BUCKETS
 
 
-def test_nobody_can_have_a_group_overflow() -> None:
-    """By endpoints that were chosen for their hashes."""
+def test_chosen_addresses_cannot_make_a_group_overflow() -> None:
+    """The endpoints are chosen by their hashes."""
     many = (Endpoint(IPv4Address(0x0AF4_0000 + n), 80) for n in range(20_000))
     alike = [each for each in many if feature._hash(f"{each.address}:80") % 16 == 0][:600]
     assert len(alike) == 600
@@ -75,8 +77,8 @@ def test_nobody_can_have_a_group_overflow() -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_two_zones_with_one_number() -> None:
-    """Whoever writes hints can look for them. It harms nobody else."""
+def test_two_zones_with_one_number_get_one_flow() -> None:
+    """A user who writes hints can search for such zones. Only that Service is affected."""
     numbers: dict[int, str] = {}
     for n in range(1_000_000):
         other = numbers.setdefault(zone_number(f"z{n}"), f"z{n}")

@@ -1,4 +1,4 @@
-"""The layout refuses what would go wrong on the switch."""
+"""The layout refuses tables and flows that would fail on the switch."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_table_number_used_twice_is_refused() -> None:
 
 
 def layout_with(*registers: RegisterField) -> Layout:
-    """Tables 1 to 4; whatever a register names is declared on the table's side too."""
+    """Tables 1 to 4; each table declares the fields that name it."""
     tables = []
     for number, name in enumerate("ABCD", 1):
         writes = tuple(r.name for r in registers if name in r.writers)
@@ -128,7 +128,7 @@ def test_value_too_large_for_its_register_field_is_refused() -> None:
         LAYOUT.load("Source", 16)
 
 
-def test_numbers_are_fixed_for_ever() -> None:
+def test_numbers_never_change() -> None:
     """Installed flows of an earlier version must mean the same. Add; never change."""
     assert {t.name: t.number for t in TABLES} == {
         "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14,
@@ -169,14 +169,14 @@ def test_table_names_need_no_quotes() -> None:
     assert all(t.name.isalnum() and len(t.name) <= 32 for t in TABLES)
 
 
-def test_every_meter_of_every_attachment_is_ours_and_has_a_number_of_its_own() -> None:
+def test_every_meter_has_a_unique_number_and_is_ours() -> None:
     kinds = (names.connection_meter, names.fragment_meter, names.refusal_meter)
     ofports = range(names.FIRST_ATTACHMENT_OFPORT, names.LAST_ATTACHMENT_OFPORT + 1)
     numbers = [kind(ofport) for kind in kinds for ofport in ofports]
     numbers += [names.REFUSAL_METER, names.POD_REFUSAL_METER]
     assert len(set(numbers)) == len(numbers)
     assert all(map(names.is_our_meter, numbers))
-    # What the kernel's datapath takes (DP_METER_NUM_MAX).
+    # The limit of the kernel datapath (DP_METER_NUM_MAX).
     assert max(numbers) < 200_000
     others = (0, 3, 0xFFFF, names.fragment_meter(3), names.refusal_meter(0xFFFF), 0x3_0010)
     assert not any(map(names.is_our_meter, others))

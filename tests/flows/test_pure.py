@@ -1,4 +1,4 @@
-"""The core imports the standard library alone, and of that nothing that does I/O or tells time."""
+"""The core imports only the standard library, and no module that does I/O or reads a clock."""
 
 import ast
 import sys

@@ -1,7 +1,7 @@
-"""Packets to Services, and their answers, in the real switch's own `ofproto/trace`.
+"""Packets to Services, and their replies, in `ofproto/trace` of a real switch.
 
-What a trace does not do is conntrack: each pass finds what the test says. A group of method
-`dp_hash` chooses by the packet's hash, of which a trace is given several.
+A trace has no conntrack: the test gives the state of each lookup. A group of method `dp_hash`
+chooses by the hash of the packet; the test tries several hashes.
 """
 
 import re
@@ -39,13 +39,13 @@ ONE, TWO, OF_C = (
     endpoint("10.244.2.2", 8080, "node2"),
 )
 GATEWAY, OTHER_ADDRESS = "10.244.1.1", "172.30.1.1"
-"""Of node1: what its own stack sends from."""
+"""Source addresses of the stack of node1."""
 CLIENT, IN_RANGE = "203.0.113.10", "198.51.100.9"
-"""Outside the cluster; the second is within loadBalancerSourceRanges."""
+"""Clients outside the cluster; the second is within loadBalancerSourceRanges."""
 
 
 def more_services() -> list[Service]:
-    """Beyond those of `worlds.services`."""
+    """Services in addition to `worlds.services`."""
     first = names.GROUPS[0] + 0x100
     return [
         service("streams", port("", [frontend("10.96.0.20", 3868)], [OF_C], SCTP, first)),
@@ -87,7 +87,7 @@ def more_services() -> list[Service]:
                  first_group=first + 11, variants=("cluster", "local"), internal_local=True,
                  external_local=True),
         ),
-        # At the number of nobody's NodePort.
+        # With the port number of the NodePort of `nobody`.
         service(
             "narrow",
             port("", [frontend(OTHER_ADDRESS, 30028, external=True, node="node1",
@@ -125,14 +125,14 @@ A, B = VIEW.attachments["node1"].values()
 (D,) = VIEW.attachments["node3"].values()
 TRANSLATED = "trk,new,dnat"
 FIRST = (NEW, TRANSLATED, TRANSLATED, NEW)
-"""What the passes of a new connection's first packet find: on the way in, once translated, once
-remembered, and in the zone of translated sources."""
+"""The conntrack states of the first packet of a connection: on entry, after DNAT, after the commit,
+and in the SNAT zone."""
 REFUSED = (NEW, NEW, NEW)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
-    """node1: has endpoints, and is in a zone."""
+    """node1 has endpoints and a zone."""
     with running(tmp_path_factory.mktemp("node1")) as made:
         become(made, VIEW, "node1")
         yield made
@@ -140,35 +140,35 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ovs]:
-    """node3: has none, and is in no zone."""
+    """node3 has no endpoints and no zone."""
     with running(tmp_path_factory.mktemp("node3")) as made:
         become(made, VIEW, "node3")
         yield made
 
 
 def a_pod(address: str, number: int, protocol: str = "tcp", **more: object) -> str:
-    """Pod a to this address and port."""
+    """A packet of pod a to this address and port."""
     return from_pod(A, protocol, nw_dst=address, **{f"{protocol}_dst": number}, **more)
 
 
 def host(source: str, address: str, number: int, protocol: str = "tcp", **more: object) -> str:
-    """The node's own stack, or somebody through it."""
+    """A packet of the node's own stack, or from outside through it."""
     to = {"nw_dst": address, f"{protocol}_dst": number}
     return from_host(protocol, nw_src=source, **to, **more)
 
 
 def node_port(source: str, number: int) -> str:
-    """To a NodePort of the node, as its own stack passes it on."""
+    """A packet to a NodePort of the node, after DNAT by its own stack."""
     return host(source, str(names.NODE_PORT_ADDRESS), number)
 
 
 def own_address(source: str, number: int) -> str:
-    """To the first of the node's own addresses, at a port that a Service has there."""
+    """A packet to the node's first address, at a Service port, after DNAT by its own stack."""
     return host(source, str(names.HOST_DNAT_RANGE[0]), number)
 
 
 def tunnel(address: str, number: int, protocol: str = "tcp") -> str:
-    """Pod c of node2 to this address and port."""
+    """A packet of pod c of node2 to this address and port."""
     return (
         f"{protocol},in_port={names.TUNNEL_OFPORT},tun_src=172.30.1.2,nw_src={C.address},"
         f"nw_dst={address},{protocol}_dst={number},nw_ttl=63"
@@ -177,11 +177,11 @@ def tunnel(address: str, number: int, protocol: str = "tcp") -> str:
 
 @dataclass(frozen=True)
 class Way:
-    """What became of a packet."""
+    """The result of a trace."""
 
     trace: str
     end: str
-    """The endpoint it was translated to; `refused`, `dropped in TABLE`; or `on`: not translated."""
+    """The endpoint after DNAT, `refused`, `dropped in TABLE`, or `on`: forwarded without DNAT."""
 
 
 def way(switch: Ovs, packet: str, states: tuple[str, ...] = FIRST, dp_hash: int = 1) -> Way:
@@ -198,7 +198,7 @@ def way(switch: Ovs, packet: str, states: tuple[str, ...] = FIRST, dp_hash: int 
 
 
 def ends(switch: Ovs, packet: str) -> set[str]:
-    """All that may become of it, whatever its hash."""
+    """All results for several hashes."""
     return {way(switch, packet, dp_hash=dp_hash).end for dp_hash in range(1, 7)}
 
 
@@ -265,8 +265,10 @@ def ends(switch: Ovs, packet: str) -> set[str]:
         ("affinity and Local", node_port(CLIENT, 30030), {AT_A}),
     ],
 )  # fmt: skip
-def test_on_a_node_with_endpoints(one: Ovs, what: str, packet: str, expected: set[str]) -> None:
-    # Where there is affinity no hash of the datapath's chooses, which would not be remembered.
+def test_endpoints_chosen_on_a_node_with_endpoints(
+    one: Ovs, what: str, packet: str, expected: set[str]
+) -> None:
+    # With affinity, the datapath does not choose by its own hash: it could not learn that choice.
     sources = range(5000, 5020) if what.startswith("affinity: none") else [0]
     found = [ends(one, f"{packet},tcp_src={source}" if source else packet) for source in sources]
     assert set.union(*found) == expected, what
@@ -280,7 +282,7 @@ def test_on_a_node_with_endpoints(one: Ovs, what: str, packet: str, expected: se
         ("Local, from outside", node_port(CLIENT, 30443), {"dropped in EndpointChoice"}),
         ("Local, a pod", from_pod(D, nw_dst="172.30.1.3", tcp_dst=30443), {AT_A, AT_C}),
         ("Local, the node", node_port("10.244.3.1", 30443), {AT_A, AT_C}),
-        # Another node's own address is somebody outside, here.
+        # Here, the address of another node is outside the cluster.
         ("Local, another node", node_port("172.30.1.1", 30443), {"dropped in EndpointChoice"}),
         ("internal Local", from_pod(D, nw_dst="10.96.0.22", tcp_dst=80),
          {"dropped in EndpointChoice"}),
@@ -291,11 +293,13 @@ def test_on_a_node_with_endpoints(one: Ovs, what: str, packet: str, expected: se
         ("another's own address, as if it were ours", own_address(CLIENT, 8443), {"on"}),
     ],
 )  # fmt: skip
-def test_on_a_node_without(three: Ovs, what: str, packet: str, expected: set[str]) -> None:
+def test_endpoints_chosen_on_a_node_without_endpoints(
+    three: Ovs, what: str, packet: str, expected: set[str]
+) -> None:
     assert ends(three, packet) == expected, what
 
 
-def test_a_choice_of_more_than_one_group_holds(one: Ovs) -> None:
+def test_choice_among_several_groups_reaches_many_endpoints(one: Ovs) -> None:
     found = [way(one, a_pod("10.96.0.31", 80, tcp_src=source)) for source in range(40)]
     assert len({each.end for each in found}) > 30
     assert all(each.end.startswith("10.244.2.2:") for each in found)
@@ -306,7 +310,7 @@ def test_a_choice_of_more_than_one_group_holds(one: Ovs) -> None:
     assert len(through) == 1 + 2
 
 
-def test_the_stages_of_a_connection_s_first_packet(one: Ovs) -> None:
+def test_tables_of_the_first_packet_of_a_service_connection(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.12", 53))
     assert path(found.trace) == [
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
@@ -317,16 +321,16 @@ def test_the_stages_of_a_connection_s_first_packet(one: Ovs) -> None:
     assert leaves(found.trace) == [B.ofport]
     assert meters(found.trace) == [A.ofport]
     assert "ct(commit,table=74,zone=100,nat(dst=10.244.1.3:8080),exec(" in found.trace
-    # FromService, Known and the end of the endpoint's address, and nothing about the source.
+    # FromService, Known and Endpoint, but not NeedsSnat.
     assert "ct_mark=0x1030009," in found.trace
     assert translations(found.trace) == ["dst=10.244.1.3:8080"]
 
 
-def test_a_repeated_packet_keeps_its_endpoint(one: Ovs) -> None:
-    """It comes translated already, and is neither metered nor translated again."""
+def test_repeated_first_packet_keeps_its_endpoint(one: Ovs) -> None:
+    """Conntrack translates it again; no meter counts it, and no new endpoint is chosen."""
     repeated = "trk,new,dnat"
     found = way(one, a_pod("10.96.0.10", 80), (repeated, TRANSLATED))
-    # Its destination is what conntrack made of it; a trace leaves it as it was.
+    # A trace does not apply the translation of conntrack, so the destination is unchanged.
     assert path(found.trace)[5:9] == [
         "ConntrackState", "DestinationGuard", "PolicyFromPod", "Forwarding",
     ]  # fmt: skip
@@ -336,15 +340,17 @@ def test_a_repeated_packet_keeps_its_endpoint(one: Ovs) -> None:
     assert not {"NewConnection", "ServiceChoice"} & set(path(found.trace))
 
 
-def test_an_established_connection_meets_no_service(one: Ovs) -> None:
+def test_established_connection_skips_service_tables(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.10", 80), (ESTABLISHED,))
     assert not {"ServiceChoice", "EndpointChoice", "NewConnection"} & set(path(found.trace))
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 @pytest.mark.parametrize(("taken", "state"), [(False, NEW), (True, ESTABLISHED), (True, "trk,inv")])
-def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: str) -> None:
-    """Its port is moved only where an answer to it would be another connection's."""
+def test_direct_connection_to_an_endpoint_checks_its_reply_tuple(
+    one: Ovs, protocol: str, taken: bool, state: str
+) -> None:
+    """The source port changes only if another connection has the same reply tuple."""
     to = {"tcp": B.address, "udp": C.address, "sctp": C.address}[protocol]
     trace = one.trace(a_pod(str(to), 8080, protocol), NEW, state, NEW)
     assert path(trace)[10:14] == ["Direct", "ReplyTuple", "DestinationGuard", "PolicyFromPod"]
@@ -355,7 +361,7 @@ def test_directly_to_an_endpoint(one: Ovs, protocol: str, taken: bool, state: st
     assert translations(trace) == ([f"src={A.address}:1024-65535"] if taken else [])
 
 
-def test_directly_to_where_no_endpoint_is(one: Ovs) -> None:
+def test_direct_connection_elsewhere_is_not_checked(one: Ovs) -> None:
     for at, to in ((8079, B.address), (8080, "203.0.113.10")):
         trace = one.trace(a_pod(str(to), at), NEW, NEW)
         assert path(trace)[10:12] == ["Direct", "DestinationGuard"]
@@ -363,7 +369,7 @@ def test_directly_to_where_no_endpoint_is(one: Ovs) -> None:
     assert "ReplyTuple" not in path(from_outside)
 
 
-def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> None:
+def test_connection_without_endpoint_goes_to_the_stack_of_the_node_untranslated(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.14", 80), REFUSED)
     assert path(found.trace)[-6:] == [
         "EndpointChoice", "Refuse", "Hairpin", "Commit", "Snat", "Output"
@@ -373,7 +379,7 @@ def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> Non
     assert meters(found.trace) == [names.connection_meter(A.ofport), *refused]
     assert f"set_field:{names.GATEWAY_MAC}->eth_dst" in found.trace
     assert translations(found.trace) == []
-    # TCP is remembered, so that the RST finds its way; but never as known: it is metered again.
+    # TCP is committed, so that the RST counts as a reply, but without Known: a repeat is metered.
     assert "ct(commit,table=130,zone=100)" in found.trace
     found = way(one, a_pod("10.96.0.14", 80, "udp"), REFUSED)
     assert leaves(found.trace) == [names.GATEWAY_OFPORT]
@@ -381,8 +387,8 @@ def test_what_has_no_endpoint_goes_to_the_node_s_stack_as_it_is(one: Ovs) -> Non
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_the_node_s_own_packets_come_back_to_it_to_be_refused(one: Ovs, protocol: str) -> None:
-    """From another source: no stack takes in from outside what has its own."""
+def test_refused_packets_of_the_node_return_with_another_source(one: Ovs, protocol: str) -> None:
+    """A stack drops packets from outside with its own source address."""
     found = way(one, host(GATEWAY, "10.96.0.99", 80, protocol), REFUSED)
     assert leaves(found.trace) == ["IN_PORT"]
     assert meters(found.trace) == [names.REFUSAL_METER]
@@ -390,8 +396,8 @@ def test_the_node_s_own_packets_come_back_to_it_to_be_refused(one: Ovs, protocol
     assert f"ct(commit,table=140,zone=101,nat(src={names.HAIRPIN_ADDRESS}))" in found.trace
 
 
-def test_a_refusal_that_belongs_to_nothing_remembered_reaches_its_pod(one: Ovs) -> None:
-    """The node's ICMP about a datagram: of it, conntrack knows nothing."""
+def test_icmp_refusal_of_an_uncommitted_connection_reaches_its_pod(one: Ovs) -> None:
+    """UDP to be refused is not committed, so the ICMP error is invalid for conntrack."""
     of_host = "icmp,in_port=2,dl_src={},dl_dst={},nw_src={},nw_dst={},icmp_type=3,icmp_code=3"
     packet = of_host.format(names.GATEWAY_MAC, names.ROUTER_MAC, GATEWAY, A.address)
     assert leaves(one.trace(packet, "trk,inv")) == [A.ofport]
@@ -399,14 +405,14 @@ def test_a_refusal_that_belongs_to_nothing_remembered_reaches_its_pod(one: Ovs) 
     assert leaves(one.trace(packet, "trk,inv")) == []
 
 
-def test_a_pod_that_is_its_own_endpoint(one: Ovs) -> None:
+def test_hairpin_connection_of_a_pod_to_itself(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.26", 80))
     assert translations(found.trace) == [f"dst={AT_A}", f"src={names.HAIRPIN_ADDRESS}"]
     assert leaves(found.trace) == ["IN_PORT"]
     assert f"set_field:{A.mac}->eth_dst" in found.trace
-    # FromService, NeedsSnat, Known and the end of the endpoint's address.
+    # FromService, NeedsSnat, Known and Endpoint.
     assert "ct_mark=0x102000d," in found.trace
-    # Later packets of the same direction too, and not those that come back.
+    # Later packets in the same direction are translated too.
     marked = f"{a_pod(str(A.address), 8080)},ct_mark=0xd"
     found = way(one, marked, (ESTABLISHED, ESTABLISHED))
     assert leaves(found.trace) == ["IN_PORT"]
@@ -424,7 +430,7 @@ def test_a_pod_that_is_its_own_endpoint(one: Ovs) -> None:
         ("another node's pod to a pod", tunnel(str(A.address), 1024), False),
     ],
 )  # fmt: skip
-def test_answers_to_a_translated_source(one: Ovs, what: str, packet: str, undone: bool) -> None:
+def test_snat_of_replies_is_undone(one: Ovs, what: str, packet: str, undone: bool) -> None:
     trace = one.trace(packet, *([NEW] if undone else []), "trk,est,rpl")
     assert ("ct(table=30,zone=101,nat)" in trace) is undone, what
     after = path(trace)[path(trace).index("UnSnat") + 1 :]
@@ -443,10 +449,10 @@ def test_answers_to_a_translated_source(one: Ovs, what: str, packet: str, undone
         ("to a pod here, of which it is not", str(A.address), 0x9, "trk,est,rpl", [A.ofport]),
     ],
 )  # fmt: skip
-def test_what_leaves_that_came_from_a_tunnel(
+def test_packets_from_a_tunnel_leave_only_as_replies_to_external_clients(
     one: Ovs, what: str, address: str, mark: int, state: str, left: list[int]
 ) -> None:
-    """An answer whose translation is undone already."""
+    """The SNAT of a reply is already undone here."""
     trace = one.trace(f"{tunnel(address, 1024)},ct_mark={mark:#x}", state)
     assert leaves(trace) == left, what
 
@@ -468,12 +474,12 @@ def test_what_leaves_that_came_from_a_tunnel(
          ["dst=172.30.1.1:6443", f"src={names.HAIRPIN_ADDRESS}"], ["IN_PORT"]),
         ("a pod to a Service that is the node", a_pod("10.96.0.24", 443),
          ["dst=172.30.1.1:6443"], [names.GATEWAY_OFPORT]),
-        # Without a Service in between, nobody's source is touched.
+        # Without a Service, no source is translated.
         ("from outside to a pod elsewhere", host(CLIENT, "10.244.2.2", 8080),
          [], [names.TUNNEL_OFPORT]),
     ],
 )  # fmt: skip
-def test_whose_source_is_translated(
+def test_snat_of_service_connections(
     one: Ovs, what: str, packet: str, translated: list[str], left: list[object]
 ) -> None:
     states = FIRST if translated else (NEW, NEW)
@@ -482,7 +488,7 @@ def test_whose_source_is_translated(
     assert leaves(found.trace) == left, what
 
 
-def test_no_service_leads_a_pod_to_a_tunnel_port(one: Ovs) -> None:
+def test_service_with_a_tunnel_port_as_endpoint_is_dropped(one: Ovs) -> None:
     found = way(one, a_pod("10.96.0.25", 53, "udp"))
     assert translations(found.trace) == ["dst=172.30.1.2:6081"]
     assert found.end == "dropped in DestinationGuard"
@@ -493,7 +499,7 @@ LOADS = "actions=load:{:#x}->NXM_NX_REG3[],load:{}->NXM_NX_REG4[0..15]"
 
 
 def remember(switch: Ovs, group: int, client: object, chosen: int, number: int = 8080) -> None:
-    """By hand, what a switch learns from a client's connection."""
+    """Add the flow that a switch would learn from a client's connection."""
     flow = CHOICE.format(group, client) + LOADS.format(chosen, number)
     switch.ofctl("--names", "add-flow", str(switch.mgmt), flow)
 
@@ -508,7 +514,7 @@ def sticky_group(name: str, variant: str = "cluster") -> int:
 
 
 @pytest.mark.parametrize("chosen", [ONE, OF_C], ids=str)
-def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[no-untyped-def]
+def test_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[no-untyped-def]
     try:
         remember(one, sticky_group("sticky"), A.address, int(chosen.address))
         assert ends(one, a_pod("10.96.0.11", 80)) == {f"{chosen.address}:8080"}
@@ -516,7 +522,7 @@ def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[
         assert path(found.trace)[9:14] == [
             "ServiceChoice", "Affinity", "AffinityCheck", "ServiceNat", "DestinationGuard",
         ]  # fmt: skip
-        # Which is learned again: the time begins anew.
+        # It is learned again, so the timeout restarts.
         assert "learn(table=62,idle_timeout=10800,priority=100," in found.trace
     finally:
         forget(one)
@@ -530,7 +536,7 @@ def test_a_client_keeps_its_endpoint(one: Ovs, chosen) -> None:  # type: ignore[
         ("terminating", "leaving", int(OF_C.address), 8080),
     ],
 )
-def test_not_an_endpoint_that_is_none_any_more(
+def test_learned_endpoint_that_is_gone_is_not_used(
     one: Ovs, what: str, name: str, chosen: int, number: int
 ) -> None:
     address = "10.96.0.11" if name == "sticky" else "10.96.0.29"
@@ -543,8 +549,8 @@ def test_not_an_endpoint_that_is_none_any_more(
         forget(one)
 
 
-def test_affinity_and_local_keep_to_the_node(one: Ovs) -> None:
-    """What was learned of the whole cluster's choice is not the node's own."""
+def test_affinity_with_policy_local_uses_endpoints_of_the_node(one: Ovs) -> None:
+    """An endpoint learned for the group "cluster" does not count for the group "local"."""
     try:
         remember(one, sticky_group("loyal"), CLIENT, int(OF_C.address))
         assert ends(one, node_port(CLIENT, 30030)) == {AT_A}
@@ -556,7 +562,7 @@ def test_affinity_and_local_keep_to_the_node(one: Ovs) -> None:
         forget(one)
 
 
-def test_a_real_packet_is_learned_from(one: Ovs) -> None:
+def test_switch_learns_from_a_real_packet(one: Ovs) -> None:
     (socket,) = one.directory.glob("ovs-vswitchd.*.ctl")
     packet = (
         f"in_port({A.ofport}),eth(src={A.mac},dst={names.ROUTER_MAC}),eth_type(0x0800),"
@@ -581,12 +587,12 @@ def learned(switch: Ovs) -> list[str]:
 
 
 @pytest.mark.parametrize("node", ["node1", "node3"])
-def test_the_dump_is_our_text(request: pytest.FixtureRequest, node: str) -> None:
-    """What is installed reads exactly as `flow_text` and `group_text` say, cookie and all."""
+def test_dump_of_the_switch_equals_flow_text(request: pytest.FixtureRequest, node: str) -> None:
+    """The dump equals `flow_text` and `group_text`, including cookies."""
     switch: Ovs = request.getfixturevalue("one" if node == "node1" else "three")
     programs = [compile_scope(VIEW, scope) for scope in (CLUSTER_SCOPE, node)]
     flows = [flow for program in programs for flow in program.flows()]
-    # With --names, ports are printed by name; ours are numbers.
+    # With --names, ovs-ofctl prints ports by name; `flow_text` has numbers.
     ports = fixed_ports() | {p.port: p.ofport for p in VIEW.attachments[node].values()}
     found = set()
     for line in switch.dump():

@@ -1,4 +1,4 @@
-"""Which endpoints get connections, case by case as kube-proxy's pkg/proxy/topology.go decides."""
+"""The endpoints that get connections, in the cases of kube-proxy's pkg/proxy/topology.go."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from flows.view import Endpoint, ServicePort
 from tests.flows.worlds import endpoint, port
 
 A, B, C = (endpoint(f"10.244.{n}.2", 80, f"node{n}") for n in (1, 2, 3))
-"""Ready, one on each node."""
+"""Ready endpoints, one on each node."""
 NOWHERE = endpoint("192.0.2.1", 80)
-"""Of a Service without a selector: on no node."""
+"""An endpoint of a Service without a selector: on no node."""
 
 
 def leaving(of: Endpoint) -> Endpoint:
-    """Terminating, and serving still."""
+    """The endpoint, but terminating and still serving."""
     return of._replace(ready=False)
 
 
@@ -52,7 +52,7 @@ def test_everywhere_is_ready_endpoints_or_those_that_still_serve(
     [
         ("the node's own", [A, B, NOWHERE], [A]),
         ("none, whoever else has some", [B, NOWHERE], []),
-        # What is ready on other nodes is no better than what still serves here.
+        # Ready endpoints on other nodes do not replace serving ones here.
         ("its terminating ones, where none of its own is ready", [leaving(A), B], [leaving(A)]),
         ("not those, while another of its own is ready",
          [leaving(A), A._replace(port=81), B], [A._replace(port=81)]),
@@ -87,7 +87,7 @@ def test_local_is_endpoints_of_the_node(
 def test_zones_have_hinted_endpoints(
     what: str, endpoints: list[Endpoint], chosen: dict[str, list[Endpoint]]
 ) -> None:
-    """A zone that is not among them chooses among all: see `everywhere`."""
+    """Other zones choose among all endpoints: see `everywhere`."""
     found = topology.zones(having(*endpoints))
     assert found == {zone: tuple(sorted(of)) for zone, of in chosen.items()}, what
 

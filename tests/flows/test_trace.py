@@ -1,4 +1,4 @@
-"""Packets through the compiled flows, in the real switch's own `ofproto/trace`."""
+"""Packets through the compiled flows, in `ofproto/trace` of a real switch."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
     assert f"set_field:{B.mac}->eth_dst" in trace
 
 
-def test_established_skips_layer_4(switch: Ovs) -> None:
+def test_established_connection_skips_layer_4(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
     assert path(trace) == [
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
@@ -54,13 +54,13 @@ def test_established_skips_layer_4(switch: Ovs) -> None:
     assert "tp_" not in megaflow
 
 
-def test_pod_of_a_peer(switch: Ovs) -> None:
+def test_packet_to_a_pod_of_a_peer_leaves_by_the_tunnel(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=C.address), NEW, NEW)
     assert outputs(trace) == [names.TUNNEL_OFPORT]
     assert "set_field:172.30.1.2->tun_dst" in trace
 
 
-def test_outside(switch: Ovs) -> None:
+def test_packet_to_the_outside_leaves_by_the_gateway(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=EXTERNAL), NEW, NEW)
     assert outputs(trace) == [names.GATEWAY_OFPORT]
     assert f"set_field:{names.GATEWAY_MAC}->eth_dst" in trace
@@ -83,7 +83,7 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
         ("not to the router", from_pod(dl_dst=B.mac, nw_dst=B.address), "RouterGuard"),
         ("to its own MAC", from_pod(dl_dst=A.mac, nw_dst=A.address), "RouterGuard"),
         ("a broadcast", from_pod(dl_dst="ff:ff:ff:ff:ff:ff", nw_dst=B.address), "RouterGuard"),
-        ("a port of nobody", f"tcp,in_port=99,nw_src={A.address},nw_dst={B.address}", "Classifier"),
+        ("an unknown port", f"tcp,in_port=99,nw_src={A.address},nw_dst={B.address}", "Classifier"),
         (
             "IPv6",
             f"tcp6,in_port={A.ofport},dl_src={A.mac},dl_dst={names.ROUTER_MAC}",
@@ -113,7 +113,7 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
             "Arp",
         ),
         (
-            "a stranger's tunnel",
+            "a tunnel from an unknown peer",
             f"tcp,in_port=1,tun_src=172.30.9.9,nw_src={C.address},nw_dst={A.address}",
             "TunnelGuard",
         ),
@@ -123,7 +123,7 @@ def test_icmp_error_comes_back(switch: Ovs) -> None:
             "TunnelGuard",
         ),
         (
-            "a tunnel from ourselves",
+            "a tunnel from the node's own address",
             f"tcp,in_port=1,tun_src=172.30.1.1,nw_src={B.address},nw_dst={A.address}",
             "TunnelGuard",
         ),
@@ -158,8 +158,8 @@ def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str
             from_pod(nw_dst="172.30.1.2", udp_dst=6081).replace("tcp", "udp", 1),
             "DestinationGuard",
         ),
-        ("nobody's pod address here", from_pod(nw_dst="10.244.1.200"), "Forwarding"),
-        ("nobody's pod address anywhere", from_pod(nw_dst="10.244.200.1"), "Forwarding"),
+        ("an unused pod address of this node", from_pod(nw_dst="10.244.1.200"), "Forwarding"),
+        ("an unused pod address of no node", from_pod(nw_dst="10.244.200.1"), "Forwarding"),
         ("multicast", from_pod(nw_dst="224.0.0.1"), "Forwarding"),
         ("broadcast", from_pod(nw_dst="255.255.255.255"), "Forwarding"),
         (
@@ -186,17 +186,17 @@ def test_invalid_is_dropped(switch: Ovs) -> None:
     assert trace.rstrip().endswith("Datapath actions: drop")
 
 
-def test_from_a_tunnel_to_a_pod(switch: Ovs) -> None:
+def test_packet_from_a_tunnel_reaches_a_pod(switch: Ovs) -> None:
     packet = f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={A.address}"
     assert outputs(switch.trace(packet, NEW, NEW)) == [A.ofport]
 
 
-def test_from_a_peer_to_the_host(switch: Ovs) -> None:
+def test_packet_from_a_peer_reaches_the_node(switch: Ovs) -> None:
     packet = f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst=10.244.1.1"
     assert outputs(switch.trace(packet, NEW, NEW)) == [names.GATEWAY_OFPORT]
 
 
-def test_the_switch_answers_arp(switch: Ovs) -> None:
+def test_switch_answers_broadcast_arp(switch: Ovs) -> None:
     trace = switch.trace(
         f"arp,in_port={A.ofport},dl_src={A.mac},dl_dst=ff:ff:ff:ff:ff:ff,arp_op=1,"
         f"arp_spa={A.address},arp_sha={A.mac},arp_tpa={names.ROUTER_ADDRESS}"
@@ -209,8 +209,8 @@ def test_the_switch_answers_arp(switch: Ovs) -> None:
     assert "IN_PORT" in trace
 
 
-def test_the_switch_answers_arp_that_is_sent_to_the_router_alone(switch: Ovs) -> None:
-    """As kernels do to see whether a neighbour is still there."""
+def test_switch_answers_unicast_arp_to_the_router(switch: Ovs) -> None:
+    """Kernels send it to check that a neighbour is still reachable."""
     request = (
         f"arp,in_port={A.ofport},dl_src={A.mac},arp_op=1,arp_spa={A.address},arp_sha={A.mac},"
         f"arp_tpa={names.ROUTER_ADDRESS}"
@@ -220,7 +220,7 @@ def test_the_switch_answers_arp_that_is_sent_to_the_router_alone(switch: Ovs) ->
         assert path(switch.trace(f"{request},dl_dst={other}"))[-1] == last
 
 
-def test_the_meter_stands_before_new_connections(switch: Ovs) -> None:
+def test_new_connections_are_metered(switch: Ovs) -> None:
     trace = switch.trace(from_pod(nw_dst=B.address), NEW, NEW)
     assert f"meter:{A.ofport}" in trace
     assert "meter" not in switch.trace(from_pod(nw_dst=B.address), ESTABLISHED)
@@ -236,10 +236,10 @@ KNOWN_STATES = {
 
 @pytest.mark.parametrize("state", KNOWN_STATES)
 @pytest.mark.parametrize("address", ["172.30.1.1", "172.30.1.2"])
-def test_a_guard_holds_for_a_connection_that_was_let_in_before(
+def test_guard_applies_to_connections_that_were_allowed_before(
     switch: Ovs, address: str, state: str
 ) -> None:
-    """It may have been opened while its Node was unknown."""
+    """The connection may be older than the guard, for example if the Node was unknown."""
     mark = f",ct_mark={KNOWN:#x}" if state == "known" else ""
     packet = tracing.from_pod(A, "udp", nw_dst=address, udp_dst=6081) + mark
     trace = switch.trace(packet, *KNOWN_STATES[state], NEW)
@@ -248,14 +248,14 @@ def test_a_guard_holds_for_a_connection_that_was_let_in_before(
 
 
 @pytest.mark.parametrize("fragment", ["first", "later"])
-def test_no_fragment_of_a_pod_s_datagram_reaches_a_node(switch: Ovs, fragment: str) -> None:
-    """None of them shows a port in the userspace datapath, so no guard of a port would hold."""
+def test_fragments_from_a_pod_to_a_node_are_dropped(switch: Ovs, fragment: str) -> None:
+    """In the userspace datapath fragments have no ports, so a guard of a port cannot match."""
     packet = tracing.from_pod(A, "udp", nw_dst="172.30.1.2", nw_frag=fragment)
     for state in (NEW, ESTABLISHED):
         trace = switch.trace(packet, state, NEW)
         assert path(trace)[-1] == "DestinationGuard"
         assert outputs(trace) == []
-    # An answer goes to a port that the node has sent from.
+    # A reply goes to a port that the node has sent from.
     assert outputs(switch.trace(packet, "trk,est,rpl")) == [names.GATEWAY_OFPORT]
 
 
@@ -273,8 +273,8 @@ def icmp_error(sender: Attachment, **connection: object) -> str:
     return tracing.from_pod(sender, "icmp", **about, ct_nw_proto=6, **connection)
 
 
-def test_a_pod_s_icmp_error_about_its_own_connection_arrives(switch: Ovs) -> None:
-    """Whether it has opened it, has been opened to, or a Service has sent it there."""
+def test_icmp_error_of_a_pod_about_its_own_connection_arrives(switch: Ovs) -> None:
+    """The pod opened the connection, or was its destination, or its endpoint."""
     by_service = FROM_SERVICE | ENDPOINT.value(int(B.address))[0]
     connections: list[dict[str, object]] = [
         {"ct_nw_src": B.address, "ct_nw_dst": A.address},
@@ -286,10 +286,10 @@ def test_a_pod_s_icmp_error_about_its_own_connection_arrives(switch: Ovs) -> Non
         assert outputs(trace) == [A.ofport], connection
 
 
-def test_a_pod_s_icmp_error_about_a_connection_of_others_is_dropped(switch: Ovs) -> None:
-    """It could reset their sockets, and cut their path MTU."""
+def test_icmp_error_of_a_pod_about_a_connection_of_others_is_dropped(switch: Ovs) -> None:
+    """Such errors could reset sockets of others, and lower their path MTU."""
     by_service = FROM_SERVICE | ENDPOINT.value(int(C.address))[0]
-    # A mark that no Service has made means nothing.
+    # Without FromService, the bits of Endpoint do not count.
     no_service = ENDPOINT.value(int(B.address))[0]
     connections: list[dict[str, object]] = [
         {"ct_nw_src": A.address, "ct_nw_dst": C.address},
@@ -304,14 +304,14 @@ def test_a_pod_s_icmp_error_about_a_connection_of_others_is_dropped(switch: Ovs)
         assert outputs(trace) == [], connection
 
 
-def test_an_icmp_error_from_another_node_arrives(switch: Ovs) -> None:
-    """That node has seen to it that the pod is one of the connection's ends."""
+def test_icmp_error_from_another_node_arrives(switch: Ovs) -> None:
+    """The other node has checked that the pod is an end of the connection."""
     packet = f"icmp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={A.address}"
     assert outputs(switch.trace(f"{packet},icmp_type=3,icmp_code=3", RELATED)) == [A.ofport]
 
 
 def megaflows_of(switch: Ovs, packets: list[str]) -> int:
-    """How many flows the datapath would keep of these packets."""
+    """The number of datapath flows for these packets."""
     traces = [switch.trace(packet, NEW, NEW) for packet in packets]
     return len({trace.rpartition("Megaflow: ")[2].partition("\n")[0] for trace in traces})
 

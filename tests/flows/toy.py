@@ -1,4 +1,4 @@
-"""The feature that docs/add-a-feature.md adds, made of the code on that page."""
+"""The feature that docs/add-a-feature.md adds, from the code on that page."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A real switch as one of a view's nodes, and what its `ofproto/trace` says."""
+"""A real switch with the flows of one node, and parts of its `ofproto/trace`."""
 
 import re
 
@@ -12,7 +12,7 @@ NEW, ESTABLISHED, RELATED, INVALID = "trk,new", "trk,est", "trk,rel", "trk,inv"
 
 
 def become(switch: Ovs, view: ClusterView, node: str) -> None:
-    """Give an empty switch the ports and all that the node should hold."""
+    """Give an empty switch the ports, flows, groups and meters of the node."""
     ports = {p.port: p.ofport for p in view.attachments[node].values()}
     for name, ofport in {**fixed_ports(), **ports}.items():
         switch.vsctl(
@@ -28,7 +28,7 @@ def become(switch: Ovs, view: ClusterView, node: str) -> None:
 
 
 def fixed_ports() -> dict[str, int]:
-    """Those that every bridge has."""
+    """The ports that every bridge has."""
     return {
         names.TUNNEL_PORT: names.TUNNEL_OFPORT,
         names.GATEWAY_PORT: names.GATEWAY_OFPORT,
@@ -49,7 +49,7 @@ def from_pod(attachment: Attachment, protocol: str = "tcp", **fields: object) ->
 
 
 def from_host(protocol: str = "tcp", **fields: object) -> str:
-    """A packet of the node's own stack, or through it."""
+    """A packet of the node's own stack, or from outside through it."""
     packet = {
         "in_port": names.GATEWAY_OFPORT,
         "dl_src": names.GATEWAY_MAC,
@@ -71,13 +71,13 @@ def outputs(trace: str) -> list[int]:
 
 
 def leaves(trace: str) -> list[int | str]:
-    """The ports that a packet left by, and `IN_PORT` where it went back to where it came from."""
+    """The ports that a packet left by; `IN_PORT` for its ingress port."""
     found = re.findall(r"^\s+(?:output:(\d+)|IN_PORT)$", trace, re.MULTILINE)
     return [int(port) if port else "IN_PORT" for port in found]
 
 
 def translations(trace: str) -> list[str]:
-    """What conntrack was told to translate to: `dst=ADDRESS:PORT`, `src=ADDRESS`."""
+    """The translations that conntrack was told: `dst=ADDRESS:PORT`, `src=ADDRESS`."""
     return re.findall(r"^\s+nat\((.*)\)$", trace, re.MULTILINE)
 
 

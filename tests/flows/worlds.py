@@ -1,4 +1,4 @@
-"""Small clusters that the tests of the core share."""
+"""Small clusters that the tests of `flows` share."""
 
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
@@ -22,7 +22,7 @@ from flows.view import (
 
 
 def compiler_with(old: Callable[..., Any], new: Callable[..., Any]) -> Compiler:
-    """All features, but with one function of one of them replaced."""
+    """All features, with one function replaced."""
     return Compiler(
         [Writer(kind, new if write is old else write) for kind, write in feature]
         for feature in FEATURES
