@@ -5,11 +5,11 @@
     kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
-# Written when scripts/setup has succeeded; where it is older than what it depends on, setup runs again.
+# Written when scripts/setup succeeded. If its prerequisites are newer, setup runs again.
 READY := .venv/.ready
 TESTS_READY := .venv/.ready-tests
 CLUSTER_READY := .venv/.ready-cluster
-# `make test` ends after so many seconds: several times what it needs.
+# Seconds after which `make test` is stopped: several times its usual duration.
 TEST_LIMIT ?= 7200
 # The name of the lab of `make cluster`.
 CLUSTER := cluster
@@ -58,7 +58,7 @@ soak: need-root setup ## cause random faults in a cluster under traffic: MINUTES
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(filter-out 0,$(KUBE)),--source kube) $(KEEP_FLAG)
 
-test: need-root setup $(TESTS_READY) ## run all tests (builds a Kubernetes once, 8 min). PYTEST_ARGS="-k NAME"
+test: need-root setup $(TESTS_READY) ## run all tests but those of ansible-test, cluster-test, kills and hostile (builds a Kubernetes once, 8 min). PYTEST_ARGS="-k NAME"
 	@scripts/kube-images >/dev/null # also builds the programs, so that no test waits for them
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
@@ -68,31 +68,31 @@ test: need-root setup $(TESTS_READY) ## run all tests (builds a Kubernetes once,
 unit: setup ## run the tests that need no root, switch, lab or API server (less than 1 min). PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -q -n 2 -m unit $(PYTEST_ARGS)
 
-mutants: need-root setup ## plant faults in a copy of the code and report those that no test notices. MUTANTS="--only NAME"
+mutants: need-root setup ## plant faults in a copy of the code and report those that no test finds. MUTANTS="--only NAME"
 	@exec $(PYTHON) -m tests.mutants $(MUTANTS)
 
-ansible-test: need-root setup $(TESTS_READY) ## run the playbooks on machines of their own (some minutes; makes the machines once, 2 min)
+ansible-test: need-root setup $(TESTS_READY) ## run the playbooks on test machines (some minutes; builds the machines once, 2 min)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
 
 cluster-test: need-root setup $(TESTS_READY) ## test faults of a real Kubernetes: full disks, pods deleted during their ADD, kills (5 min)
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -m "cluster or not cluster" tests/lab/cluster $(PYTEST_ARGS)
 
-hostile: need-root setup $(TESTS_READY) ## attack a lab and print what it costs the victims; also build/hostile.json. PYTEST_ARGS="-k NAME"
+hostile: need-root setup $(TESTS_READY) ## attack a lab, and print how much the victims lose; also in build/hostile.json. PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -m "hostile or not hostile" tests/hostile $(PYTEST_ARGS)
 
-kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic and print what it costs (3 min)
+kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print the loss (3 min)
 	@scripts/kube-images >/dev/null
 	@exec .venv/bin/pytest -q -s -m cluster tests/lab/cluster/test_kills.py
 
 bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the bridge plugin and others (25 min; builds a Kubernetes once). BENCH_ARGS="--only NAME"
 	@exec $(PYTHON) -m bench $(BENCH_ARGS)
 
-kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in qemu (10 min; makes the machine once, 5 min). PYTEST_ARGS="tests/lab/test_x.py"
+kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in qemu (10 min; builds the machine once, 5 min). PYTEST_ARGS="tests/lab/test_x.py"
 	@scripts/setup --kernel
 	@exec scripts/kernel-test $(PYTEST_ARGS)
 
-# Separate from setup: the demo does not need these packages.
+# Not part of setup: the demo does not need these packages.
 $(TESTS_READY): scripts/setup
 	@scripts/setup --tests
 	@mkdir -p $(@D) && touch $@
@@ -110,24 +110,24 @@ lint: setup ## check the code with ruff, mypy, import-linter and ansible-lint, a
 	$(PYTHON) scripts/make-chart --check
 	PATH="$$(scripts/ansible):$$PATH" && cd ansible && ansible-lint --offline -q
 
-docs: setup ## generate the parts of docs/ and deploy/chart/ that are made from code
+docs: setup ## generate the parts of docs/ and deploy/chart/ that come from code
 	$(PYTHON) scripts/make-docs
 	$(PYTHON) scripts/make-chart
 
-# uv, because pip cannot write hashes, nor resolve for another Python than its own. What is locked
-# already stays as it is; remove the file first to renew everything.
+# uv, because pip cannot write hashes, and resolves only for its own Python version. Locked versions
+# stay; to update all of them, remove the lock file first.
 COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --no-annotate
 PRUNED = requirements-pruned.txt
-lock: setup ## bring the lock files in line with pyproject.toml and ansible/requirements.in
+lock: setup ## update the lock files from pyproject.toml and ansible/requirements.in
 	$(PYTHON) -m pip install --quiet uv==0.13.9
 	$(COMPILE) pyproject.toml --extra lab --group dev --override $(PRUNED) -o requirements.lock
 	for part in agent controller; do $(COMPILE) pyproject.toml --extra $$part --group build --override $(PRUNED) \
 	    --constraint requirements.lock -o requirements-$$part.lock || exit; done
 	$(COMPILE) ansible/requirements.in -o ansible/requirements.lock
 
-clean: ## remove .venv and the files that tools left in the tree (running labs and ~/.cache/sluice stay)
+clean: ## remove .venv and generated files in the tree (running labs and ~/.cache/sluice stay)
 	rm -rf .venv build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 need-root:
-	@[ "$$(id -u)" = 0 ] || { echo "Sluice's lab makes network namespaces, and only root may do that: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "the lab makes network namespaces, which needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }

@@ -1,8 +1,8 @@
-"""The end of what a switch remembers of clients for longer than a flow can be idle.
+"""Deletes idle learned flows whose affinity timeout is longer than an OpenFlow idle timeout.
 
-Controllers of earlier versions let a switch learn flows without a timeout for Services that keep a
-client's endpoint for longer than 65,535 seconds. Their cookies say for how long they may be idle;
-the agent deletes them then.
+An idle timeout has 16 bits: 65,535 seconds at most. For Services with a longer `timeoutSeconds`,
+controllers of earlier versions let the switch learn flows without an idle timeout. The cookie of
+such a flow holds its timeout in seconds; the agent deletes the flow when it was idle for so long.
 """
 
 from collections.abc import Iterable
@@ -19,9 +19,10 @@ from openflow.switch import Rejected, Switch
 
 COOKIE: Final = int(Feature.LEARNED) << 56 | MAX_IDLE + 1
 COOKIE_MASK: Final = 0xFF << 56 | MAX_IDLE + 1
-"""What such cookies have in common: more seconds than `MAX_IDLE`, and none has twice as many."""
+"""Selects the cookies of such flows. Their seconds are between `MAX_IDLE` + 1 and twice that, so
+one bit tells them from learned flows with an idle timeout."""
 _SECONDS: Final = 0xFFFF_FFFF
-"""Of a learned flow's cookie, the bits that say for how many seconds it is remembered."""
+"""The bits of a learned flow's cookie that hold its timeout in seconds."""
 
 log = structlog.get_logger()
 
@@ -29,13 +30,13 @@ log = structlog.get_logger()
 async def forget_idle(
     switch: Switch, flows: Iterable[InstalledFlow], longest: int = MAX_IDLE
 ) -> int:
-    """Delete those of a dump's learned flows that have been idle long enough; how many.
+    """Delete the learned flows of a dump that were idle for their timeout; return their number.
 
-    What is remembered for at most `longest` seconds has a timeout of its own, and is left alone.
-    A client that comes between the dump and this may get another endpoint. Raises
-    `ConnectionLost`.
+    Flows whose timeout is at most `longest` seconds have an OpenFlow idle timeout and are left
+    alone. A client that sends a packet between the dump and the deletion may get another endpoint.
+    Raises `ConnectionLost`.
     """
-    over = [
+    expired = [
         flow
         for flow in flows
         if is_learned(flow.cookie)
@@ -43,11 +44,11 @@ async def forget_idle(
         and (idle := idle_seconds(flow)) is not None
         and idle >= seconds
     ]
-    if over:
+    if expired:
         try:
-            await switch.apply(Batch.of(first=map(InstalledRemove, over)))
+            await switch.apply(Batch.of(first=map(InstalledRemove, expired)))
         except Rejected as error:
-            log.warning("clients' endpoints not forgotten", reason=str(error))
+            log.warning("expired learned flows not deleted", reason=str(error))
             return 0
-        log.info("clients' endpoints forgotten", flows=len(over))
-    return len(over)
+        log.info("expired learned flows deleted", flows=len(expired))
+    return len(expired)

@@ -1,7 +1,7 @@
 """The CNI operations: attaches and detaches pods.
 
-The lease is the first thing made and the last thing removed, on disk. If an operation is cut off,
-the lease still names what is left, and `sweep` frees it once the interface is gone.
+The lease, on disk, is made first and removed last. If an operation is interrupted, the lease still
+names what is left, and `sweep` frees it once the interface is gone.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from settings import Agent
 from wire.documents import NodeConfig
 
 ORPHAN_AGE: Final = 10.0
-"""Seconds between the two looks that must agree before anything is freed."""
+"""Seconds between the two checks that must agree before anything is freed."""
 
 log = structlog.get_logger()
 
@@ -65,11 +65,11 @@ class Attachments:
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
-        # Detached, but a part is left: not to be repaired.
+        # Detached, but a part is left; these are not repaired.
         self._detached: set[tuple[str, str]] = set()
 
     async def answer(self, call: CniCall) -> bytes:
-        """Execute a call; what belongs on stdout. Raises `CniError`."""
+        """Execute a call; return the shim's output. Raises `CniError`."""
         match call.command:
             case "STATUS":
                 self._node.status()
@@ -92,7 +92,7 @@ class Attachments:
         """Repair the attachments of running pods, and free those of pods that are gone.
 
         A pod is gone when its host interface is: the kernel removes it with the pod's network
-        namespace. An attachment is freed when two looks, at least `ORPHAN_AGE` apart, agree.
+        namespace. An attachment is freed when two checks, at least `ORPHAN_AGE` apart, agree.
         """
         if not self._ovsdb.connected:
             return
@@ -123,7 +123,7 @@ class Attachments:
             if lock.locked():
                 continue
             async with lock:
-                # It may have gone while another one was repaired.
+                # It may be gone: another repair took time.
                 if key not in self._incomplete():
                     continue
                 try:
@@ -144,9 +144,11 @@ class Attachments:
     def _incomplete(self) -> dict[tuple[str, str], Lease]:
         """The attachments of running pods that have no lease, or no port."""
         leased = {lease.port for lease in self._leases.all()}
-        plugged = {attachment.port for attachment in bridge.attachments(self._ovsdb)}
+        attached = {attachment.port for attachment in bridge.attachments(self._ovsdb)}
         return {
-            key: lease for key, lease in self._alive().items() if lease.port not in leased & plugged
+            key: lease
+            for key, lease in self._alive().items()
+            if lease.port not in leased & attached
         }
 
     def _known(self) -> dict[tuple[str, str], Lease]:

@@ -1,9 +1,9 @@
-"""What the OVSDB of this node should hold: bridge, tunnel, gateway, controller, attachments.
+"""The desired OVSDB rows of this node: bridge, tunnel, gateway, controllers, attachments.
 
-Each function is a change for `Ovsdb.transact`, or reads the copy. A change states how rows should
-be and leaves alone what is already so: applied again it sends nothing, and a switch that carries
-traffic is never reconfigured for nothing. Never `ovs-vsctl set-controller` or its like: the first
-primary controller flushes all flows, and hidden in-band flows bypass every policy.
+Each function is a change for `Ovsdb.transact`, or reads the local copy. A change sets only columns
+that differ: a second call sends nothing, and does not reconfigure a switch that carries traffic.
+Never use `ovs-vsctl set-controller` here: the first primary controller flushes all flows, and
+hidden in-band flows bypass every policy.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ INACTIVITY_PROBE: Final = 60_000
 _WAIT: Final = "flow-restore-wait"
 _CONFIG: Final = "sluice-config"
 _OUR_CONTROLLER_IDS: Final = {"sluice": "controller"}
-"""In the external_ids of our Controller rows: which are ours when the targets change."""
+"""external_ids of the Controller rows that the agent made; they stay known when targets change."""
 _NOTHING_YET: Final = "nothing reported yet"
 
 
 def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transaction], None]:
-    """The change that makes bridge, tunnel, gateway and controller as they should be."""
+    """The change that sets up bridge, tunnel, gateway and controllers."""
 
     def change(transaction: Transaction) -> None:
         root = _root(transaction)
@@ -47,7 +47,7 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
         if bridge is None:
             bridge = transaction.insert("Bridge", name=names.INTEGRATION_BRIDGE)
             root.addvalue("bridges", bridge)
-            # A bridge has a port of its own name; nothing of ours uses it.
+            # Every bridge has a port of its own name; Sluice does not use it.
             _add_port(transaction, bridge, names.INTEGRATION_BRIDGE, type="internal")
             bridge.datapath_type = agent.datapath
             bridge.fail_mode = ["secure"]
@@ -94,9 +94,9 @@ def converge(agent: Agent, config: NodeConfig, mtu: int) -> Callable[[Transactio
 
 
 def _refuse_foreign(root: Row, bridge: Row | None) -> None:
-    """Raise `OvsdbError` where another system has a bridge of this name, as OVN and OpenStack do.
+    """Raise `OvsdbError` if the bridge belongs to another system, such as OVN or OpenStack.
 
-    An empty one is nobody's.
+    An empty bridge belongs to nobody.
     """
     marks = bridge.external_ids if bridge is not None else {}
     # ovn-controller(8): `ovn-bridge` is br-int where it is not set.
@@ -121,14 +121,14 @@ def _refuse_foreign(root: Row, bridge: Row | None) -> None:
 
 
 def remove(transaction: Transaction, agent: Agent) -> int:
-    """Leave nothing of ours in OVSDB; what `applied` is to be asked for.
+    """Remove everything of Sluice from OVSDB; return the `next_cfg` to pass to `applied`.
 
-    A switch that waits for its flows goes on.
+    A switch that waits for its flows starts to forward.
     """
     root = _root(transaction)
     bridge = transaction.row("Bridge", names.INTEGRATION_BRIDGE)
     if bridge is not None:
-        # Ports, interfaces and controllers go with it: nothing else refers to them.
+        # OVSDB deletes its ports, interfaces and controllers: nothing else refers to them.
         root.delvalue("bridges", bridge)
     limits.unbound(root, agent.datapath)
     if _CONFIG in root.external_ids:
@@ -139,8 +139,8 @@ def remove(transaction: Transaction, agent: Agent) -> int:
 
 
 def attach(lease: Lease) -> Callable[[Transaction], None]:
-    """The change that plugs a pod's host interface in, and remembers all that its lease says."""
-    # `iface-id` is what other tools look for.
+    """The change that adds a pod's port to the bridge, with its lease in external_ids."""
+    # Other tools read `iface-id`.
     ids = {
         "iface-id": lease.title,
         "sluice-sandbox": lease.container_id,
@@ -169,7 +169,7 @@ def attach(lease: Lease) -> Callable[[Transaction], None]:
 
 
 def detach(ports: Iterable[str]) -> Callable[[Transaction], None]:
-    """The change that unplugs these, where they are plugged in."""
+    """The change that removes these ports from their bridges."""
     wanted = frozenset(ports)
 
     def change(transaction: Transaction) -> None:
@@ -189,9 +189,9 @@ def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
 
 
 def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
-    """The ports of attachments whose row cannot be read: somebody else has changed it.
+    """The ports of attachments whose row cannot be read because somebody else changed it.
 
-    Such a port has no part in CHECK and GC, and is written again from its lease if it has one.
+    CHECK and GC ignore such a port. If it has a lease, its row is written again.
     """
     found = []
     for row in filter(_is_attachment, ovsdb.rows("Interface")):
@@ -223,14 +223,14 @@ def _attachment(row: Row) -> Lease:
 
 
 def ofports(ovsdb: Ovsdb) -> set[int]:
-    """Every OpenFlow port number that is taken or asked for."""
+    """Every ofport that is in use or requested."""
     return {
         number for row in ovsdb.rows("Interface") for number in (*row.ofport, *row.ofport_request)
     }
 
 
 def refusal(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
-    """Why the switch has not taken a port under its number; None as long as it may yet."""
+    """Why the switch will not give a port this ofport; None while it still may."""
     row = ovsdb.row("Interface", port)
     if row is None:
         return "its row has been removed from OVSDB"
@@ -248,22 +248,22 @@ def has_ofport(ovsdb: Ovsdb, port: str, ofport: int) -> bool:
 
 
 def port_difference(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:
-    """What is not as `attach` left it and the switch took it, in words."""
+    """How a port differs from what `attach` set, in words; None if it does not."""
     if has_ofport(ovsdb, port, ofport):
         return None
-    why = refusal(ovsdb, port, ofport) or "Open vSwitch has not taken it in"
+    why = refusal(ovsdb, port, ofport) or "ovs-vswitchd has not applied it yet"
     return f"the switch has no port {port} with ofport {ofport}: {why}"
 
 
 def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
-    """Whether the switch has a controller, and what it knows about why not.
+    """Whether the switch has a controller session, and the state of each connection in words.
 
-    ovs-vswitchd reports it every 5 s.
+    ovs-vswitchd updates this every 5 s.
     """
     bridge = ovsdb.row("Bridge", names.INTEGRATION_BRIDGE)
     ours = list(filter(_is_marked, bridge.controller if bridge is not None else ()))
     if not ours:
-        return False, f"bridge {names.INTEGRATION_BRIDGE} has no controller of ours"
+        return False, f"bridge {names.INTEGRATION_BRIDGE} has no Controller row of Sluice"
     states = [
         f"{row.target}: {row.status.get('last_error') or row.status.get('state', _NOTHING_YET)}"
         for row in sorted(ours, key=lambda row: row.target)
@@ -272,9 +272,9 @@ def controller_session(ovsdb: Ovsdb) -> tuple[bool, str]:
 
 
 def remembered_config(ovsdb: Ovsdb) -> NodeConfig | None:
-    """The copy of the configuration that `converge` keeps, for when the controller is away.
+    """The copy of the configuration in OVSDB, used while no controller answers.
 
-    Raises `OvsdbError` where there is one that cannot be read.
+    Raises `OvsdbError` if the copy cannot be read.
     """
     for root in ovsdb.rows("Open_vSwitch"):
         if text := root.external_ids.get(_CONFIG):
@@ -292,7 +292,7 @@ def _other_config(agent: Agent) -> dict[str, str]:
 
 
 def clear_restore_wait(transaction: Transaction) -> int:
-    """Let a switch that waits for its flows go on; what `applied` is to be asked for."""
+    """Let a waiting switch start to forward; return the `next_cfg` to pass to `applied`."""
     root = _root(transaction)
     if _WAIT in root.other_config:
         root.delkey("other_config", _WAIT)
@@ -302,26 +302,26 @@ def clear_restore_wait(transaction: Transaction) -> int:
 
 
 def set_restore_wait(transaction: Transaction) -> None:
-    """Have the next process of the switch wait for its flows; a running one takes no notice."""
+    """Make the next ovs-vswitchd process wait for its flows; a running one ignores the key."""
     root = _root(transaction)
     if root.other_config.get(_WAIT) != "true":
         root.setkey("other_config", _WAIT, "true")
 
 
 def has_restore_wait(ovsdb: Ovsdb) -> bool:
-    """Whether `set_restore_wait` is in force."""
+    """Whether the key `flow-restore-wait` is set."""
     return any(root.other_config.get(_WAIT) == "true" for root in ovsdb.rows("Open_vSwitch"))
 
 
 def applied(ovsdb: Ovsdb, goal: int) -> bool:
-    """Whether ovs-vswitchd has taken in all that OVSDB held after that `clear_restore_wait`."""
+    """Whether ovs-vswitchd has applied OVSDB up to this `next_cfg`."""
     return any(root.cur_cfg >= goal for root in ovsdb.rows("Open_vSwitch"))
 
 
 def _root(transaction: Transaction) -> Row:
     for root in transaction.rows("Open_vSwitch"):
         return root
-    raise OvsdbError("the database is empty: `ovs-vsctl init` makes its one row")
+    raise OvsdbError("the database is empty; `ovs-vsctl init` makes the row in Open_vSwitch")
 
 
 def _port(transaction: Transaction, bridge: Row, name: str, **columns: object) -> None:
@@ -349,7 +349,7 @@ _TABLE_COLUMNS: Final = ("name", "flow_limit", "overflow_policy", "groups")
 
 
 def flow_table_columns(table: Table) -> dict[str, object]:
-    """Name and bound of a table, as a row of Flow_Table has them."""
+    """Name and bound of a table, as columns of a Flow_Table row."""
     columns: dict[str, object] = {column: [] for column in _TABLE_COLUMNS}
     columns["name"] = [table.name]
     if table.max_flows is not None:

@@ -1,4 +1,4 @@
-"""The kernel's memory of connections, where it would lead them to where nobody is any more."""
+"""Deletes conntrack entries of the host kernel whose translation leads to an old endpoint."""
 
 import errno
 import socket
@@ -9,15 +9,15 @@ from pyroute2 import IPRoute, NetlinkError
 from pyroute2.conntrack import Conntrack
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
-_FEW: Final = 16
-"""Ports for which the kernel is asked one by one; for more, all of UDP is looked through."""
+_MOST_QUERIES: Final = 16
+"""Up to so many ports, there is one query for each port; for more, all UDP entries are read."""
 
 
 def forget_udp(ports: Collection[int]) -> int:
-    """Forget what came to a UDP port of this host, of these; returns how many entries.
+    """Delete the entries of UDP packets to these ports of this host; return their number.
 
-    A client's packets keep an entry alive for ever, whatever the rules say meanwhile. Blocks.
-    Raises `OSError`.
+    As long as a client sends packets, its entry stays, and with it the translation that nftables
+    chose first. Blocks. Raises `OSError`.
     """
     try:
         with IPRoute() as netlink:
@@ -25,7 +25,7 @@ def forget_udp(ports: Collection[int]) -> int:
         with Conntrack() as table:
             found = [
                 entry
-                for asked in (ports if len(ports) <= _FEW else [None])
+                for asked in (ports if len(ports) <= _MOST_QUERIES else [None])
                 for entry in table.dump_entries(
                     tuple_orig=NFCTAttrTuple(proto=socket.IPPROTO_UDP, dport=asked)
                 )
@@ -42,5 +42,5 @@ def _forget(table: Conntrack, entry: Any) -> bool:
     except NetlinkError as error:
         if error.code != errno.ENOENT:
             raise
-        return False  # ended by itself
+        return False  # the entry expired meanwhile
     return True

@@ -1,4 +1,4 @@
-"""The controllers' API as an agent uses it: the first of them that answers is asked."""
+"""Requests to the controllers' API. The agent uses the first controller that answers."""
 
 import errno
 import ssl
@@ -23,26 +23,26 @@ _CONNECT: Final = 5.0
 
 
 class ControllerError(NodeFault):
-    """No controller has answered; the text says why of each."""
+    """No controller answered; the text gives the reason for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How an agent and a controller know each other, and where it is said."""
+    """How agent and controller authenticate each other, and which settings say so."""
 
     context: Callable[[], ssl.SSLContext]
     """May raise `SettingsError`."""
     trusted: str
-    """What to look at where the controller's certificate is refused."""
+    """For error messages: the setting that names the CA of the controller's certificate."""
     certificate: Path | None
-    """Our own."""
+    """The file with the agent's own certificate; None if the agent shows none."""
 
 
 class Controllers:
-    """One after another is asked until one answers; that one is the first to be asked next."""
+    """Asks the controllers one after another until one answers; the next request starts with it."""
 
     def __init__(self, agent: Agent, credentials: Credentials | None = None) -> None:
-        """`credentials` is for who does not show the agent's own certificate."""
+        """`credentials`: instead of the agent's own certificate and CA."""
         self._agent = agent
         self._urls = list(agent.api_urls)
         self._credentials = credentials or _own(agent)
@@ -70,12 +70,12 @@ class Controllers:
         timeout: float,  # noqa: ASYNC109
         **request: Any,
     ) -> Any:
-        """What the function for the answer's status makes of the body.
+        """Send a request; return the result of the function in `answers` for the HTTP status.
 
-        Another status, or a `ValueError` of the function, is no answer. `timeout` is in seconds
-        without a byte. Raises `ControllerError`.
+        The function gets the body. After any other status, or a `ValueError` of the function, the
+        next controller is asked. `timeout` is in seconds without a byte. Raises `ControllerError`.
         """
-        whys: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for url in list(self._urls):
             try:
                 limits = aiohttp.ClientTimeout(total=None, connect=_CONNECT, sock_read=timeout)
@@ -86,11 +86,11 @@ class Controllers:
                     body = await response.read()
                 answer = answers.get(response.status, partial(_no_answer, response.status))(body)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                whys[url] = _reason(error, self._credentials)
+                reasons[url] = _reason(error, self._credentials)
             else:
                 self._urls.sort(key=lambda other: other != url)
                 return answer
-        raise ControllerError("; ".join(f"{url}: {whys[url]}" for url in self._agent.api_urls))
+        raise ControllerError("; ".join(f"{url}: {reasons[url]}" for url in self._agent.api_urls))
 
 
 def _no_answer(status: int, body: bytes) -> Never:
@@ -117,14 +117,14 @@ def _reason(error: Exception, credentials: Credentials | None) -> str:
                 f"the controller's certificate is refused: {refused.verify_message}"
                 f" ({credentials.trusted})"
             )
-        # TLS 1.3: the client believes itself connected before its certificate has been looked at.
+        # TLS 1.3: the client is connected before the server has checked the client's certificate.
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError(errno=errno.ECONNRESET) if (
             credentials is not None and credentials.certificate is not None
         ):
             ours = f"{credentials.certificate}{_expired(credentials.certificate)}"
             return (
-                "the connection was cut: the controller has stopped, or does not take our "
-                f"certificate ({ours}); its log says which"
+                "the connection was closed: the controller stopped, or refuses our certificate "
+                f"({ours}); its log says which"
             )
     return str(error) or repr(error)
 

@@ -1,6 +1,6 @@
-"""AgentEnrolment: how a node gets its certificate, and keeps having one.
+"""Enrolment: the agent gets a certificate from the controller, and renews it in time.
 
-The key is made here and never leaves the node.
+The agent makes the private key, and the key never leaves the node.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from wire import paths
 from wire.documents import decode_refusal
 
 _LOOK: Final = 2.0
-"""Seconds between two looks at whether a new certificate is needed."""
+"""Seconds between two checks whether a new certificate is needed."""
 _BACKOFF: Final = (1.0, 30.0)
-"""Seconds before the second try, and at most."""
+"""Seconds: the first delay after a failure, and the longest one."""
 _TIMEOUT: Final = 30.0
-"""Seconds that a controller may take; it has to ask the API server."""
+"""Seconds that a controller may take for its answer: it asks the API server first."""
 
 log = structlog.get_logger()
 
@@ -43,12 +43,12 @@ class _NotEnrolledError(NodeFault):
 async def stay_enrolled(
     agent: Agent, enrolment: AgentEnrolment, report: Callable[[str], None]
 ) -> None:
-    """Have a certificate of this node, and a new one in time; for ever.
+    """Get a certificate for this node, and renew it in time. Never ends.
 
-    `report` is told why there is no new one, and the empty text once there is. What is in force
-    stays so until then. A new one is due when there is none of use, at two thirds of its lifetime
-    (at random around it, so that a thousand agents do not come at one moment), and when the CA
-    file has been replaced: the new CA may be about to be the only one.
+    `report` gets the reason of a failure, and the empty text after a success. The old certificate
+    stays in use until there is a new one. A new one is requested in three cases: there is no usable
+    one; about two thirds of its lifetime have passed (at random, so that a thousand agents do not
+    ask at one moment); or the CA file was replaced, because the old CA may soon be trusted no more.
     """
     files = kept(agent.state)
     share, delay, problem = random.uniform(0.62, 0.7), _BACKOFF[0], ""  # noqa: S311  no secret
@@ -72,41 +72,41 @@ async def stay_enrolled(
 
 
 def _due(node: str, files: Tls, ca: Path, share: float) -> str | None:
-    """Why a new certificate is needed; None where it is not."""
+    """Why a new certificate is needed, or None."""
     try:
         pem = files.certificate.read_bytes()
         certificate = x509.load_pem_x509_certificate(pem)
         name = _common_name(certificate)
         client_context(Identity(files.key.read_bytes(), pem, files.ca.read_bytes(), "", ""))
     except (OSError, ValueError, x509.ExtensionNotFound):  # SettingsError is a ValueError
-        return "there is none of use"
+        return "there is no usable certificate"
     if name != node:
-        return "it is another node's"
+        return "the certificate is for another node"
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if datetime.now(UTC) >= begin + (end - begin) * share:
-        return f"it is good until {end} only"
+        return f"the certificate expires on {end}"
     try:
         replaced = ca.read_bytes() != files.ca.read_bytes()
     except OSError:
         return None
-    return "the CA has been replaced" if replaced else None
+    return "the CA was replaced" if replaced else None
 
 
 async def _enrol(agent: Agent, enrolment: AgentEnrolment) -> datetime:
-    """Ask for a certificate and put it in place; until when it is good.
+    """Request a certificate and store it; return the time of its expiry.
 
     Raises `ControllerError`, `SettingsError`, `_NotEnrolledError`, `OSError`.
     """
     token = _read(enrolment.token, "agent.enrolment.token").decode(errors="replace").strip()
     ca = _read(enrolment.ca, "agent.enrolment.ca")
     key = ec.generate_private_key(ec.SECP256R1())
-    # The controller hears nothing of a request but its key.
+    # The controller takes only the public key from the request.
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, SHA256())
 
     def signed(body: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(body)
         if certificate.public_key() != key.public_key():
-            raise ValueError("the controller has signed another key than ours")
+            raise ValueError("the controller signed a key that is not ours")
         return certificate
 
     context = nobodys_context(ca, f"agent.enrolment.ca: {enrolment.ca}")

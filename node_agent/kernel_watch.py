@@ -1,10 +1,9 @@
-"""Tells when somebody changes what the agent has set up in the kernel.
+"""Watches the kernel for changes to the agent's routes, routing rules, addresses and nftables.
 
-That is routes, routing rules, addresses and nftables.
-
-A restart of systemd-networkd, of nftables.service or of a VPN does that, and nothing else would
-show it before the next regular repair. A notification only wakes the repair, which looks for
-itself; so it is enough to read the few bytes that tell ours from the host's own business.
+A restart of systemd-networkd, nftables.service or a VPN can remove them, and the next regular
+repair may be far away. A netlink notification only starts the repair, and the repair reads the
+whole state. So it is enough to read the few bytes of a notification that show whether it is about
+something of the agent.
 """
 
 import asyncio
@@ -38,15 +37,16 @@ _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _DATAGRAMS_AT_ONCE: Final = 256
 _RETRY: Final = 60.0
 """Seconds after which a watch that failed is started again."""
+_NO_CAPABILITY: Final = "the agent lacks the capability CAP_NET_ADMIN"
 _PAUSE: Final = 0.5
-"""Seconds between two looks at what has come: a flush is many messages."""
+"""Seconds between two reads: a flush sends many messages."""
 
 
 log = structlog.get_logger()
 
 
 class KernelWatch:
-    """`changed` is called when something of ours may have gone or been overridden."""
+    """Calls `changed` when something of the agent may be removed or overridden."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -54,13 +54,13 @@ class KernelWatch:
         self._gateway = 0
 
     def use(self, ranges: Iterable[IPv4Network], gateway: int) -> None:
-        """Whose routes count: those into these ranges, and those by this interface (its index)."""
+        """Set which routes matter: into `ranges`, and by the interface with index `gateway`."""
         self._ranges, self._gateway = tuple(ranges), gateway
 
     async def run(self) -> None:
-        """Watch for ever. Where the kernel refuses, the regular repair has to do."""
+        """Watch; never ends. If the kernel refuses, only the regular repair finds changes."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._retry(socket.NETLINK_ROUTE, _ROUTE_GROUPS, self.is_of_ours))
+            tasks.create_task(self._retry(socket.NETLINK_ROUTE, _ROUTE_GROUPS, self.concerns_agent))
             tasks.create_task(self._retry(_NETLINK_NETFILTER, _NFT_GROUPS, _is_our_table))
 
     async def _retry(
@@ -70,7 +70,8 @@ class KernelWatch:
             try:
                 await self._follow(protocol, groups, matters)
             except OSError as error:
-                log.warning("changes in the kernel are not watched", reason=error.strerror)
+                reason = _NO_CAPABILITY if error.errno == errno.EPERM else error.strerror
+                log.warning("changes in the kernel are not watched", reason=reason)
             await asyncio.sleep(_RETRY)
 
     async def _follow(
@@ -87,7 +88,7 @@ class KernelWatch:
                     self._changed()
                 await asyncio.sleep(_PAUSE)
 
-    def is_of_ours(self, kind: int, body: bytes) -> bool:
+    def concerns_agent(self, kind: int, body: bytes) -> bool:
         """Whether an rtnetlink message (its type and body) is about something of ours."""
         if kind in (_OVERFLOW, _RTM_DELRULE, _RTM_NEWADDR, _RTM_DELADDR):
             return True
@@ -104,13 +105,13 @@ class KernelWatch:
 
 
 _OVERFLOW: Final = -1
-"""Instead of a type: messages were lost."""
+"""In place of a message type: the kernel dropped messages because the socket was full."""
 
 
 def _is_our_table(kind: int, body: bytes) -> bool:
-    """Whether a message of nf_tables says that a part of a table of ours is gone.
+    """Whether a message of nf_tables says that a part of a Sluice table was deleted.
 
-    Chains of single devices go with their pods.
+    Chains of single devices are ignored: they are deleted with their pods.
     """
     if kind == _OVERFLOW:
         return True
@@ -130,7 +131,7 @@ async def _readable(file: socket.socket) -> None:
 
 
 def _received(file: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """What waits, up to a bound: type and body of each message."""
+    """Read waiting messages, up to a bound: type and body of each."""
     for _ in range(_DATAGRAMS_AT_ONCE):
         try:
             data = file.recv(1 << 16)

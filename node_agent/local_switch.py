@@ -1,14 +1,14 @@
-"""The switch of this node, through its management socket; restores its flows after a restart.
+"""The switch of this node, through its management socket. Restores flows after a restart.
 
 ovs-vswitchd starts with empty tables. While OVSDB has the key `flow-restore-wait`, it waits: the
 kernel's datapath goes on with its flows, the switch connects to no controller, and only local
-clients can change it. So the key is always set, and is removed only for the moment in which a
-running switch reads it; a switch that has once read its absence ignores it from then on.
+clients can change it. So the key is always set. The agent removes it for a moment, so that the
+running process reads that it is gone; after that, this process ignores the key.
 
-    new connection ── first table empty? ── restore the snapshot ── release ── hold again
+    new connection ── first table empty? ── restore the snapshot ── clear the key ── set it again
 
-A switch that starts while the agent is down waits for the agent. So nothing that the agent needs
-to start may depend on the switch.
+A switch that starts while the agent is down waits for the agent. So the agent must be able to start
+without the switch.
 """
 
 import asyncio
@@ -37,17 +37,17 @@ from openflow.watch import connect
 from settings import Agent
 
 MOST_ROUNDS: Final = 5
-"""Of flushes and a dump. The second ends with none, unless connections come meanwhile."""
+"""Each is some flushes and a dump. Two are enough unless new connections are opened meanwhile."""
 _PAUSE: Final = 0.05
-"""Seconds between attempts to connect. Short: all this time the node may forward nothing."""
+"""Seconds between attempts to connect. Short, because a waiting switch forwards nothing new."""
 _LOOK_INTERVAL: Final = 3.0
-"""Seconds between two looks whether the next process is still to wait."""
+"""Seconds between two checks of the key."""
 
 log = structlog.get_logger()
 
 
 class SwitchAwayError(NodeFault):
-    """ovs-vswitchd does not answer, or does not do what it is asked; the text says which."""
+    """ovs-vswitchd does not answer, or a request failed; the text says which."""
 
 
 async def forget_all(
@@ -55,14 +55,14 @@ async def forget_all(
     addresses: Collection[IPv4Address],
     counts: Callable[[], Awaitable[Mapping[IPv4Address, int]]],
 ) -> None:
-    """Have the switch forget every connection of these addresses, and verify that it has.
+    """Delete every connection of these addresses from the switch, and verify that none is left.
 
-    `counts` says how many connections each address has. Raises `ConnectionLost`, `Rejected`,
-    `AppctlError`, and `SwitchAwayError` where some are left after `MOST_ROUNDS`.
+    `counts` returns the number of connections of each address. Raises `ConnectionLost`,
+    `Rejected`, `AppctlError`, and `SwitchAwayError` if some are left after `MOST_ROUNDS`.
     """
     left: dict[IPv4Address, int] = dict.fromkeys(addresses, 0)
     for _ in range(MOST_ROUNDS):
-        # A dump costs the switch as much as some flushes: not one after each.
+        # A dump costs the switch as much as several flushes, so there is one dump for several.
         for _ in range(_flushes(left)):
             await switch.apply(Batch.forgetting(CT_ZONE, left))
         known = await counts()
@@ -74,10 +74,10 @@ async def forget_all(
 
 
 def _flushes(counts: Mapping[IPv4Address, int]) -> int:
-    """How many flushes forget all of so many connections.
+    """How many flushes are needed to delete so many connections.
 
-    In the userspace datapath one flush walks a hash map that shrinks under it, and misses what the
-    map moves behind it: up to half of what it was to forget.
+    In the userspace datapath a flush walks a hash map that shrinks meanwhile, and misses entries
+    that the map moves to places already passed: up to half of them.
     """
     return max(counts.values()).bit_length() + 1
 
@@ -97,7 +97,7 @@ class LocalSwitch:
         """Set while there is a switch."""
 
     async def run(self) -> NoReturn:
-        """Connect to the switch again and again, for ever."""
+        """Connect to the switch, again after each loss. Never ends."""
         problem = ""
         while True:
             try:
@@ -117,22 +117,22 @@ class LocalSwitch:
             await asyncio.sleep(_PAUSE)
 
     async def forget_connections(self, address: IPv4Address) -> None:
-        """Make this switch forget the connections of an address's previous owner.
+        """Delete the connections of an address's previous owner.
 
-        Returns when a dump shows that none is left. Waits for a switch that is just starting.
+        Returns when a dump shows that none is left. Waits for a switch that is starting.
         Raises `SwitchAwayError`.
         """
         async with self._reached() as switch:
             await forget_all(switch, [address], partial(tracked.counts, self._run, self._datapath))
 
     async def opened(self) -> Counter[IPv4Address]:
-        """How many connections each address has opened. Raises `AppctlError`."""
+        """The number of connections that each address opened. Raises `AppctlError`."""
         return await tracked.opened(self._run, self._datapath)
 
     async def forget_opened(self, opened: Mapping[IPv4Address, int]) -> None:
-        """Forget the connections that these addresses have opened, so many each.
+        """Delete the connections that these addresses opened; the values are their numbers.
 
-        Not verified: who opened that many opens more meanwhile. Raises `SwitchAwayError`.
+        Not verified, because such an address opens new ones meanwhile. Raises `SwitchAwayError`.
         """
         forgets = [Forget(CT_ZONE, original=CtTuple(source=address)) for address in opened]
         async with self._reached() as switch:
@@ -141,7 +141,7 @@ class LocalSwitch:
 
     @asynccontextmanager
     async def _reached(self) -> AsyncIterator[Switch]:
-        """The switch, once it goes. Whatever fails in the context is a `SwitchAwayError`."""
+        """The switch, once it forwards. Errors in the context become `SwitchAwayError`."""
         try:
             async with asyncio.timeout(self._patience):
                 switch = await self._forwarding_switch()
@@ -157,7 +157,7 @@ class LocalSwitch:
         return self._switch
 
     async def _start_forwarding(self, switch: Switch) -> None:
-        """Make a new process of the switch forward as the last one did."""
+        """Give a new ovs-vswitchd process the flows of the last one, and let it forward."""
         if not any(is_ours(flow.cookie) for flow in await switch.dump_flows(FIRST_TABLE)):
             await self._restore(switch)
         await self._release(switch)
@@ -169,11 +169,11 @@ class LocalSwitch:
                 await found.restore(switch)
                 log.warning("flows restored into an empty bridge", flows=len(found.flows))
         except (SnapshotError, Rejected) as error:
-            # No reason to wait for ever: the switch connects to its controller only after the wait.
+            # Go on: the switch connects to its controller only when it does not wait any more.
             log.error("flows not restored", reason=str(error))  # noqa: TRY400
 
     async def _release(self, switch: Switch) -> None:
-        """Let the switch forward, and make its next process wait again."""
+        """Let the switch forward, then make the next process wait."""
         goal = 0
 
         def clear(transaction: Transaction) -> None:
@@ -186,7 +186,7 @@ class LocalSwitch:
         )
         gone = asyncio.create_task(switch.wait_closed())
         try:
-            # If this process ends now, the next one has to wait.
+            # If this process ends first, the key must be set at once, for the next process.
             await asyncio.wait((taken, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
             taken.cancel()
@@ -194,7 +194,7 @@ class LocalSwitch:
         await self._ovsdb.transact(bridge.set_restore_wait)
 
     async def _keep_restore_wait(self, switch: Switch) -> None:
-        """Renew the hold until the connection ends: `ovs-ctl restart` removes the same key."""
+        """Set the key again whenever it is gone (`ovs-ctl restart` removes it), while connected."""
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL):

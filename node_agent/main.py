@@ -43,21 +43,21 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def main(context: click.Context, config: Path | None) -> None:
     """Run the node agent of one Kubernetes node.
 
-    It sets up the bridge br-int in the Open vSwitch of this node, tells it where the controller
-    is, and plugs pods in when the container runtime asks by CNI. What its node's podCIDR and
-    ranges are, it learns from the controller; it needs no Kubernetes credentials.
+    The agent sets up the bridge br-int in the Open vSwitch of this node, sets its controllers, and
+    attaches pods when the container runtime calls CNI. It gets the podCIDR and the ranges from the
+    controller, and needs no Kubernetes credentials.
 
     \b
-    A configuration that does:
+    A complete configuration:
         agent:
           node: node1                   # the Node's name in Kubernetes
           controllers: [10.0.0.1]       # dialled by Open vSwitch (6653) and the agent (6654)
           datapath: system              # or netdev: Open vSwitch in userspace
           tls: {key: /etc/sluice/tls.key, certificate: /etc/sluice/tls.crt, ca: /etc/sluice/ca.crt}
 
-    It runs as root, in the node's own network namespace, until SIGTERM. Stopping it changes
-    nothing for running pods; only new ones have to wait for it.
-    """  # noqa: D301  click's mark for lines that are to stay as they are
+    Run it as root in the node's own network namespace. It ends on SIGTERM. While it is stopped,
+    running pods keep their network, and new pods wait.
+    """  # noqa: D301  click keeps the lines after \b as they are
     if context.invoked_subcommand is not None:
         return
     if config is None:
@@ -68,19 +68,19 @@ def main(context: click.Context, config: Path | None) -> None:
     try:
         asyncio.run(_run(agent))
     except* (LeaseError, cni_server.SocketInUseError, OSError) as errors:
-        # Raised in here, it would come out as a group, and click would not know it.
-        problem = "; ".join(map(str, _leaves(errors)))
+        # Not raised here: `except*` would wrap it in a group, which click cannot show.
+        problem = "; ".join(map(_sentence, _leaves(errors)))
     if problem:
         raise click.ClickException(problem)
 
 
 @main.command("uninstall")
-@click.option("--config", required=True, type=_FILE, metavar="FILE", help="The agent's.")
+@click.option("--config", required=True, type=_FILE, metavar="FILE", help="The configuration.")
 @click.option("--force", is_flag=True, help="Even if pods lose their network.")
 def uninstall_command(config: Path, force: bool) -> None:
-    """Take off this node whatever an agent has made on it, and leave it as it was found.
+    """Remove everything that an agent made on this node, and restore what it changed.
 
-    The agent must have been stopped. Running it again does no harm.
+    Stop the agent first. The command can be repeated.
     """
     try:
         asyncio.run(uninstall(_settings(config), force=force))
@@ -143,6 +143,12 @@ async def _run(agent: Agent) -> None:
         leases.close()
 
 
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, PermissionError) and error.filename is None:
+        return f"{error.strerror}: the agent needs root, CAP_NET_ADMIN and CAP_SYS_ADMIN"
+    return str(error)
+
+
 def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
@@ -161,4 +167,4 @@ async def _sweep_loop(attachments: Attachments) -> None:
         except (OSError, NodeFault) as error:
             if str(error) != problem:
                 problem = str(error)
-                log.warning("attachments not looked through", reason=problem)
+                log.warning("attachments not checked", reason=problem)

@@ -1,4 +1,4 @@
-"""The node as a whole: takes what the controller says, makes it so, and knows if it is ready."""
+"""The node as a whole: applies the controller's configuration, and knows if the node is ready."""
 
 import asyncio
 import socket
@@ -25,11 +25,11 @@ from settings import Agent
 from wire.documents import MAX_ADDRESSES, NodeAddresses, NodeConfig
 
 REPAIR_INTERVAL = 60.0
-"""Seconds after which everything is made so again, whatever happened to it."""
+"""Seconds between two regular repairs of everything that the agent set up."""
 REPAIR_SPACING = 1.0
-"""Seconds at least between two repairs, whoever changes the host how often."""
+"""Shortest time in seconds between two repairs, however often the host changes."""
 RETRY_INTERVAL = 2.0
-"""Seconds after which what could not be done is tried again."""
+"""Seconds between a failure and the next attempt."""
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class NodeReady:
 
 
 class ClassifierWatch(Protocol):
-    """What is asked of `openflow.watch.FlowWatch`, of the table Classifier."""
+    """The part of `openflow.watch.FlowWatch` that is used here, for the table Classifier."""
 
     @property
     def connected(self) -> bool:
@@ -55,7 +55,7 @@ class ClassifierWatch(Protocol):
 
 
 class LocalNode:
-    """Converges the host; `ready` and `status` answer from memory."""
+    """Sets up this node and keeps it so; `ready` and `status` answer from memory."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class LocalNode:
         self._unenrolled = ""
         self._ready: NodeReady | None = None
         self._problem = ""
-        """Why the node could not be set up as it is wanted, the last time."""
+        """Why the last attempt to set up the node failed; empty after a success."""
         self._addresses: NodeAddresses | None = None
         self._conflicts: tuple[str, ...] = ()
-        """What is in the way of the node although it works."""
+        """Conflicts with the host's network that do not stop the node."""
         self._news = asyncio.Event()
         self._kernel = KernelWatch(self._news.set)
-        # Once ready, a restart of the agent is no reason to send pods elsewhere.
+        # If the node was ready before, a restart of the agent does not make it unready.
         self._was_ready = (agent.cni_conf / install.CONF_NAME).exists()
         self._session_last_seen = monotonic()
 
@@ -98,7 +98,7 @@ class LocalNode:
         return self._ready
 
     def status(self) -> None:
-        """Raise `CniError` 50 where this node cannot take pods, with the reason."""
+        """Raise `CniError` 50 with the reason if this node cannot take pods."""
         if self._refused is not None or self._ready is None:
             raise CniError(Code.NOT_AVAILABLE, "this node takes no pods now", self._why_not())
         if not self._ovsdb.connected:
@@ -113,9 +113,9 @@ class LocalNode:
             )
 
     def problem(self) -> str:
-        """What is wrong on this node that the controller cannot know; empty: nothing, or not yet.
+        """A problem of this node that the controller cannot see; empty if there is none.
 
-        One sentence, which stays the same as long as that is so.
+        One sentence, which does not change while the problem stays the same.
         """
         if not self._ovsdb.answers:
             return self._no_ovsdb
@@ -131,15 +131,15 @@ class LocalNode:
         return "; ".join(filter(None, found))
 
     def addresses(self) -> NodeAddresses | None:
-        """The host's own addresses and pods' MTU; None before it was looked at."""
+        """The host's own addresses and the pods' MTU; None before the first check."""
         return self._addresses
 
     def report_enrolment(self, problem: str) -> None:
-        """Say why this node cannot get its certificate; empty: nothing any more."""
+        """Note why this node cannot get its certificate; empty when it has one."""
         self._unenrolled = problem
 
     async def run(self) -> None:
-        """Everything, for ever."""
+        """Run all tasks of the node. Never ends."""
         await self._ovsdb.wait_until(lambda: self._ovsdb.connected, None)
         await self._adopt()
         remembered = None
@@ -159,7 +159,7 @@ class LocalNode:
             tasks.create_task(self._kernel.run())
 
     async def _adopt(self) -> None:
-        """Lease to existing ports what they have, where the lease file was lost."""
+        """Write leases for ports that exist without one, because the lease file was lost."""
         for attachment in bridge.attachments(self._ovsdb):
             if self._leases.get(attachment.container_id, attachment.ifname) is None:
                 try:
@@ -172,9 +172,9 @@ class LocalNode:
         async for answer in configurations(self._agent):
             self._unreachable = answer.why if isinstance(answer, Unreachable) else None
             if isinstance(answer, Unreachable):
-                pass  # What was said last stays in force.
+                pass  # The last answer stays in force.
             elif isinstance(answer, NodeRefused):
-                # What works stays as it is: a refusal takes nothing away from running pods.
+                # A refusal changes nothing for running pods.
                 self._refused = answer.why
                 log.warning("the controller refuses this node", reason=answer.why)
             else:
@@ -190,8 +190,8 @@ class LocalNode:
             row = self._ovsdb.row("Interface", names.GATEWAY_PORT)
             seen = (row.ifindex, row.link_resets) if row is not None else None
             if seen != gateway:
-                # Made anew, it has no address. A killed ovs-vswitchd leaves its internal ports
-                # behind; one that was told to clean up does not. Set down, it has no routes.
+                # A new interface has no address: ovs-vswitchd removes its internal ports when it
+                # ends with a cleanup. An interface that was set down has lost its routes.
                 gateway = seen
                 self._news.set()
             await self._ovsdb.changed(within=1.0)
@@ -199,11 +199,11 @@ class LocalNode:
     async def _announce(self) -> None:
         """Once, when bridge, tunnel and controller session are first up: write the conf file."""
         if self._was_ready:
-            install.write_conf(self._agent)  # as this version has it
+            install.write_conf(self._agent)  # in the form of this version
         while not self._was_ready:
             if self._ready is None:
                 await self._ovsdb.changed(within=0.2)
-            # OVSDB tells of the session every 5 s only. The controller's flows say it at once.
+            # OVSDB shows the session only every 5 s; the controller's flows show it at once.
             elif (
                 await self._watch.wait_for(classify.gateway_classifier_flow().cookie, 1.0)
                 or bridge.controller_session(self._ovsdb)[0]
@@ -246,7 +246,7 @@ class LocalNode:
             if self._problem != problem:
                 log.warning("this node cannot be set up", reason=problem)
             self._problem = problem
-            # A passing fault must not stop pods that could be added all the same.
+            # After a temporary fault, pods can still be added.
             if isinstance(error, host.HostError | LeaseError) and not isinstance(
                 error, LeaseFileError
             ):
@@ -259,9 +259,9 @@ class LocalNode:
         return True
 
     def _note_conflicts(self, conflicts: tuple[str, ...]) -> None:
-        """Raise `HostError` for what is in the way of a new node.
+        """Raise `HostError` for a conflict on a node that was never ready.
 
-        A node that has had pods goes on with what works: its other traffic is not the conflict's.
+        A node that was ready keeps working: the conflict concerns only a part of its traffic.
         """
         if conflicts and not self._was_ready:
             raise host.HostError("; ".join(conflicts))
@@ -270,9 +270,9 @@ class LocalNode:
         self._conflicts = conflicts
 
     def _session(self) -> tuple[bool, str]:
-        """Whether the switch runs and has its controller, or why not."""
+        """Whether the switch runs and has a controller session, and why not."""
         if not self._watch.connected:
-            # It can no longer say in OVSDB that its session is gone.
+            # A stopped ovs-vswitchd cannot update the session's state in OVSDB.
             return False, f"ovs-vswitchd does not answer in {self._agent.ovs_run}"
         return bridge.controller_session(self._ovsdb)
 

@@ -1,10 +1,10 @@
-"""The key, certificate and CA that Open vSwitch reads: at any moment a set that fits together.
+"""Key, certificate and CA for Open vSwitch: the three files match at any moment.
 
-Open vSwitch 3.1 takes a new certificate only if the key's file has changed, too, and both at one
-look (`stream_ssl_set_key_and_cert` in lib/stream-ssl.c): a certificate that is renewed for the same
-key, or one that arrives a moment after its key, it never reads. So it is not given the files that
-somebody replaces one by one, but copies, in a directory of their own that appears at once: `tls` in
-`agent.state` is a link to it.
+Open vSwitch 3.1 reads a new certificate only if it sees a new key file in the same check
+(`stream_ssl_set_key_and_cert` in lib/stream-ssl.c). It never reads a certificate that is renewed
+for the same key, or that is written a moment after its key. So Open vSwitch does not read the files
+that the user replaces one by one. The agent copies them into a new directory, and `tls` in
+`agent.state` is a symbolic link to that directory, which one rename replaces.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from settings import Agent, SettingsError, Tls
 from settings.tls import Identity, client_context, read
 
 _LOOK: Final = 2.0
-"""Seconds between two looks at the files that are given."""
+"""Seconds between two checks of the source files."""
 
 log = structlog.get_logger()
 
 
 def kept(state: Path) -> Tls:
-    """Where the set is."""
+    """The paths of the copies that Open vSwitch reads."""
     folder = state / "tls"
     return Tls(folder / "key.pem", folder / "cert.pem", folder / "ca.pem")
 
 
 def put(state: Path, new: Identity) -> None:
-    """Take a new set in place of the old one. Raises `OSError`."""
+    """Replace the copies, all three at once. Raises `OSError`."""
     folder = state / f"tls-{uuid4().hex}"
     folder.mkdir(mode=0o700)
     files = kept(state)
@@ -46,7 +46,7 @@ def put(state: Path, new: Identity) -> None:
 
 
 def remove(state: Path) -> None:
-    """Leave no set. Raises `OSError`."""
+    """Remove the copies. Raises `OSError`."""
     (state / "tls").unlink(missing_ok=True)
     _clean(state, None)
 
@@ -59,15 +59,16 @@ def _clean(state: Path, in_force: Path | None) -> None:
             shutil.rmtree(old)
 
 
-async def follow(agent: Agent, given: Tls) -> None:
-    """Take the set from the files that are given, once they fit each other; for ever.
+async def follow(agent: Agent, source: Tls) -> None:
+    """Copy the source files whenever they change and match each other. Never ends.
 
-    What is amiss with them is told by whoever asks the controller with them.
+    Errors in them are not reported here: the requests to the controller use the same files, and
+    report them.
     """
     problem = ""
     while True:
         try:
-            new = read(given, "agent.tls")
+            new = read(source, "agent.tls")
             if not _is_kept(agent.state, new):
                 client_context(new)
                 await asyncio.to_thread(put, agent.state, new)
@@ -77,7 +78,7 @@ async def follow(agent: Agent, given: Tls) -> None:
         except OSError as error:
             if str(error) != problem:
                 problem = str(error)
-                log.warning("the switch has no new TLS files", reason=problem)
+                log.warning("TLS files not copied for Open vSwitch", reason=problem)
         await asyncio.sleep(_LOOK)
 
 

@@ -410,7 +410,7 @@ def test_expired_certificate_is_reported_on_both_sides(
     node2.stop()
     node2.start(certificate=expired)
     sentence = (
-        f"does not take our certificate ({expired}, expired on {until:%Y-%m-%d %H:%M} UTC);"
+        f"refuses our certificate ({expired}, expired on {until:%Y-%m-%d %H:%M} UTC);"
         " its log says which"
     )
     wait_until(lambda: sentence in node2.log())
