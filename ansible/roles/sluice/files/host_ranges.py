@@ -1,8 +1,8 @@
-"""Say what addresses and routes of this host overlap the cluster's ranges.
+"""Print the addresses and routes of this host that overlap the cluster's ranges.
 
 Usage: host_ranges.py NAME=RANGE...
 
-Exit code 1 and a sentence for each overlap; 2 for a range that is none.
+Exit code: 1 and a sentence for each overlap; 2 for an invalid range; else 0.
 """
 
 import json
@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 GATEWAY = "sluice-gw"
-"""Our own interface: its address and route are in the ranges, and are meant to be."""
+"""Sluice's own interface: its address and route are in the ranges on purpose."""
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def ip(*command: str) -> Any:
 def overlaps(
     ranges: dict[str, IPv4Network], addresses: list[dict[str, Any]], routes: list[dict[str, Any]]
 ) -> Iterator[str]:
-    """Of the ranges with each other, then with what `ip -json` says of the host."""
+    """Overlaps of the ranges with each other, then with the host's `ip -json` output."""
     for one, other in combinations(ranges, 2):
         if ranges[one].overlaps(ranges[other]):
             yield f"{one} {ranges[one]} overlaps {other} {ranges[other]}"
@@ -59,8 +59,8 @@ def held_by_addresses(addresses: list[dict[str, Any]]) -> Iterator[tuple[str, IP
 
 def held_by_routes(routes: list[dict[str, Any]]) -> Iterator[tuple[str, IPv4Network]]:
     for route in routes:
-        # The default route holds every range, and is there for what nothing else holds; the
-        # kernel's own routes of type local and broadcast say no more than its addresses.
+        # The default route contains every range, and is used only if no other route matches. The
+        # kernel's routes of type local and broadcast follow from its addresses.
         if (
             route["dst"] != "default"
             and route.get("type", "unicast") == "unicast"
