@@ -93,17 +93,17 @@ def test_report_of_an_agent_ends_with_silence_or_with_its_node() -> None:
         msgspec.json.encode({"pods": {f"default/{n}": "x" for n in range(MAX_PODS + 1)}}),
     ],
 )  # fmt: skip
-def test_what_is_not_taken(data: bytes) -> None:
+def test_invalid_report_is_refused(data: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         decode_problems(data)
 
 
-def test_what_is_taken() -> None:
+def test_valid_report_is_accepted() -> None:
     whole = NodeProblems("x" * 1000, {f"default/{n}": "\N{EURO SIGN}" for n in range(MAX_PODS)})
     assert decode_problems(encode(whole)) == whole
 
 
-def test_by_http() -> None:
+def test_report_of_an_agent_by_http() -> None:
     async def main() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER, pod_object("a", "node1")], [])

@@ -41,7 +41,7 @@ async def with_a_pod(world: World) -> str:
     return name
 
 
-def test_a_sealed_switch_is_not_dumped(ovs: Ovs) -> None:
+def test_sealed_switch_is_not_dumped(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             name = await with_a_pod(world)
@@ -86,7 +86,7 @@ def many(count: int) -> list[Flow]:
     return [dataclasses.replace(flow, priority=number) for number in range(count)]
 
 
-def test_a_seal_travels_last_and_never_lies_in_between() -> None:
+def test_seal_is_the_last_message_of_a_batch() -> None:
     seal = state.seal(CLUSTER_SCOPE, 1, 1)
     one, *rest = batch_of(Delta(adds=tuple(many(9)), deletes=(7,)), seal, sealed=True).parts
     assert not rest
@@ -104,7 +104,7 @@ def test_a_seal_travels_last_and_never_lies_in_between() -> None:
     assert seal not in unsealed.messages
 
 
-def test_a_node_s_seal_is_taken_away_before_a_comparison_changes_anything(ovs: Ovs) -> None:
+def test_comparison_deletes_the_seal_of_a_node_first(ovs: Ovs) -> None:
     """Or a crash in between would leave seals that vouch for what is left over."""
 
     async def story() -> None:
@@ -177,7 +177,7 @@ TAMPERING = {
 
 
 @pytest.mark.parametrize("what", TAMPERING)
-def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str) -> None:
+def test_manual_changes_are_found_and_repaired(ovs: Ovs, what: str) -> None:
     kind = what.partition(":")[0]
 
     async def story() -> None:
@@ -204,7 +204,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str) -> No
     run(story)
 
 
-def test_only_what_differs_is_asked_for_and_sent(ovs: Ovs) -> None:
+def test_only_ranges_that_differ_are_dumped_and_sent(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await with_a_pod(world)
@@ -234,7 +234,7 @@ def test_only_what_differs_is_asked_for_and_sent(ovs: Ovs) -> None:
     run(story)
 
 
-def test_what_is_changed_by_us_is_not_drift(ovs: Ovs) -> None:
+def test_change_by_the_controller_is_not_drift(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -250,7 +250,7 @@ def test_what_is_changed_by_us_is_not_drift(ovs: Ovs) -> None:
     run(story)
 
 
-def test_foreign_flows_are_counted_and_left_alone(ovs: Ovs) -> None:
+def test_foreign_flows_are_counted_and_not_changed(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -266,7 +266,7 @@ def test_foreign_flows_are_counted_and_left_alone(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
+def test_repair_without_effect_is_not_repeated_for_ever(ovs: Ovs) -> None:
     """As it would be with an Open vSwitch that shows flows in another form than ours."""
 
     async def story() -> None:

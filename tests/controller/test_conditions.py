@@ -69,7 +69,7 @@ def test_cleared_when_the_switch_holds_its_flows() -> None:
     assert story.due(1) is None
 
 
-def test_false_is_for_good() -> None:
+def test_condition_stays_false() -> None:
     other = NodeCondition("NetworkUnavailable", "False", "RouteCreated")
     for said in (READY, other):
         story = Story()
@@ -82,7 +82,7 @@ def test_false_is_for_good() -> None:
     assert is_(story.due(GRACE * 20)) == ("False", "SluiceReady")
 
 
-def test_a_node_that_never_had_a_network_says_why() -> None:
+def test_condition_says_why_a_node_has_no_network() -> None:
     story = Story()
     assert story.due(0) is None
     assert story.due(GRACE - 1) is None, "it may be just coming"
@@ -98,7 +98,7 @@ def test_a_node_that_never_had_a_network_says_why() -> None:
     assert condition["message"] == "its address is on no interface"
 
 
-def test_a_node_that_is_refused_says_why() -> None:
+def test_condition_says_why_a_node_is_refused() -> None:
     story = Story(cidr="")
     assert story.due(0) is None
     condition = story.due(GRACE)
@@ -107,7 +107,7 @@ def test_a_node_that_is_refused_says_why() -> None:
     assert condition["message"] == "spec.podCIDR is missing"
 
 
-def test_since_when_changes_with_the_status_only() -> None:
+def test_transition_time_changes_with_the_status_only() -> None:
     since = "2026-01-02T03:04:05Z"
     story = Story()
     story.shows(NodeCondition("NetworkUnavailable", "True", "NodeRefused", "x", since))
@@ -123,7 +123,7 @@ def test_since_when_changes_with_the_status_only() -> None:
     assert condition["lastTransitionTime"] == condition["lastHeartbeatTime"]
 
 
-def test_a_patch_that_does_not_show_is_sent_again_after_a_while() -> None:
+def test_patch_without_effect_is_repeated_after_a_while() -> None:
     story = Story()
     story.switch(synced=True)
     assert story.due(0)
@@ -132,7 +132,7 @@ def test_a_patch_that_does_not_show_is_sent_again_after_a_while() -> None:
     assert story.due(AGAIN)
 
 
-def test_another_patch_need_not_wait() -> None:
+def test_different_patch_is_sent_at_once() -> None:
     story = Story()
     assert story.due(0) is None
     assert is_(story.due(GRACE)) == ("True", "NotConnected")
@@ -142,7 +142,7 @@ def test_another_patch_need_not_wait() -> None:
     assert is_(story.due(GRACE + 1)) == ("False", "SluiceReady")
 
 
-def test_who_has_waited_the_longest_is_first() -> None:
+def test_node_that_waited_longest_is_patched_first() -> None:
     story = Story()
     story.reconciler.update([node_object("node2", "", "172.30.1.2", uid="n2")], [])
     assert story.conditions.due(0) == []
@@ -157,7 +157,7 @@ def test_who_has_waited_the_longest_is_first() -> None:
     assert due(GRACE + AGAIN + 1) == [one.node, two.node]
 
 
-def test_a_node_that_is_gone_is_forgotten() -> None:
+def test_removed_node_is_forgotten() -> None:
     story = Story()
     assert story.due(0) is None
     assert story.due(GRACE)
@@ -167,7 +167,7 @@ def test_a_node_that_is_gone_is_forgotten() -> None:
     assert story.conditions._since == story.conditions._patched == {}
 
 
-def test_conditions_are_no_reason_to_judge_nodes_anew() -> None:
+def test_changed_condition_does_not_change_the_view() -> None:
     story = Story()
     story.shows(READY)
     assert story.reconciler.inventory.node_objects["node1"].network_unavailable == READY
@@ -181,7 +181,7 @@ def test_conditions_are_no_reason_to_judge_nodes_anew() -> None:
     assert inventory.node_objects["node1"].network_unavailable == other
 
 
-def test_a_condition_as_the_api_writes_it() -> None:
+def test_condition_has_the_form_of_the_api() -> None:
     data = (
         b'{"metadata":{"name":"n"},"status":{"conditions":[{"type":"NetworkUnavailable","status":'
         b'"False","lastHeartbeatTime":null,"lastTransitionTime":null}]}}'

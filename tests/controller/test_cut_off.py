@@ -122,7 +122,7 @@ def test_switch_that_never_acknowledges_a_batch_is_cut_off(
     asyncio.run(story())
 
 
-def test_what_a_switch_rejected_is_missing_though_its_old_seals_are_there() -> None:
+def test_rejected_flows_are_missing_despite_old_seals() -> None:
     async def story() -> None:
         reconciler = await world()
         switch = PlayedSwitch()
@@ -221,7 +221,7 @@ def test_timer_of_an_ended_session_does_not_touch_the_next_one(
     asyncio.run(story())
 
 
-def test_connections_to_be_forgotten_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_conntrack_flushes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_TO_FORGET", 3)
 
     async def story() -> None:

@@ -79,7 +79,7 @@ def sentences(told: Iterable[Telling]) -> list[str]:
 FINE = "the network of this Node is in order again"
 
 
-def test_a_problem_and_its_end_are_told_once() -> None:
+def test_problem_and_its_end_have_one_event_each() -> None:
     story = Story()
     assert story.after(SETTLE, A) == []
     (told,) = story.after(60, A)
@@ -90,12 +90,12 @@ def test_a_problem_and_its_end_are_told_once() -> None:
     assert story.after(3 * REPEAT) == []
 
 
-def test_what_passes_is_not_told() -> None:
+def test_short_problem_has_no_event() -> None:
     story = Story()
     assert story.after(SETTLE, A) + story.after(3 * RESOLVED_AFTER) == []
 
 
-def test_what_comes_and_goes_is_told_once_a_period() -> None:
+def test_flapping_problem_has_one_event_per_period() -> None:
     story = Story()
     told = []
     while story.now < PERIOD:
@@ -113,7 +113,7 @@ def test_what_comes_and_goes_is_told_once_a_period() -> None:
     assert sentences(told) == [A.sentence, FINE] * 3
 
 
-def test_what_comes_back_and_stays_is_told_again_after_a_period() -> None:
+def test_returning_problem_has_another_event_after_the_period() -> None:
     story = Story()
     (first,) = story.after(10, A)
     (ended,) = story.after(2 * RESOLVED_AFTER)
@@ -123,7 +123,7 @@ def test_what_comes_back_and_stays_is_told_again_after_a_period() -> None:
     assert (again.event, again.times) == (first.event, 2)
 
 
-def test_what_lasts_is_told_again_before_it_is_forgotten() -> None:
+def test_event_of_a_lasting_problem_is_repeated() -> None:
     story = Story()
     told = story.after(2.5 * REPEAT, A)
     assert [(each.event, each.times) for each in told] == [
@@ -135,7 +135,7 @@ def test_what_lasts_is_told_again_before_it_is_forgotten() -> None:
     assert write.body["series"]["count"] == 3
 
 
-def test_another_sentence_is_told_and_is_no_end() -> None:
+def test_changed_sentence_is_a_new_event_and_not_an_end() -> None:
     story = Story()
     assert sentences(story.after(10, A) + story.after(2 * RESOLVED_AFTER, B)) == [
         A.sentence,
@@ -144,7 +144,7 @@ def test_another_sentence_is_told_and_is_no_end() -> None:
     assert sentences(story.after(2 * RESOLVED_AFTER)) == [FINE]
 
 
-def test_an_event_that_is_gone_is_told_anew() -> None:
+def test_deleted_event_is_written_again() -> None:
     story = Story()
     (first,) = story.after(10, A)
     story.now += REPEAT - 4
@@ -156,7 +156,7 @@ def test_an_event_that_is_gone_is_told_anew() -> None:
     assert anew.event != first.event
 
 
-def test_the_end_is_told_of_the_same_object_only() -> None:
+def test_end_is_written_for_the_same_object_only() -> None:
     for replace in (True, False):
         story = Story()
         story.after(10, POD)
@@ -167,7 +167,7 @@ def test_the_end_is_told_of_the_same_object_only() -> None:
         assert not story.account._objects_with_problem
 
 
-def test_what_could_not_be_told_is_told_later() -> None:
+def test_event_that_could_not_be_written_is_written_later() -> None:
     story = Story()
     for now in range(0, 100, 2):
         due = story.account.look([A], story.inventory, now)
@@ -178,7 +178,7 @@ def test_what_could_not_be_told_is_told_later() -> None:
     assert story.account.untold == 0
 
 
-def test_many_problems_are_bounded() -> None:
+def test_events_of_many_problems_are_bounded() -> None:
     story = Story()
     many = [A._replace(regarding=A.regarding._replace(uid=str(n))) for n in range(2 * MOST)]
     for now in (0.0, SETTLE):
@@ -202,7 +202,7 @@ def test_many_problems_are_bounded() -> None:
     assert story.account._spells == story.account._told == story.account._objects_with_problem == {}
 
 
-def test_an_event_as_the_api_takes_it() -> None:
+def test_event_has_the_form_of_the_api() -> None:
     story = Story()
     long = POD._replace(sentence="\N{EURO SIGN}" * 1000)
     (told,) = story.after(10, long)

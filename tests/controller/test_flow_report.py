@@ -44,7 +44,7 @@ def by_object(answer: dict[str, Any]) -> dict[str, list[tuple[str, str, list[str
     return {name: sorted(rows) for name, rows in found.items()}
 
 
-def test_groups_by_what_is_wrong_with_them(ovs: Ovs) -> None:
+def test_groups_are_shown_by_their_state(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update(SERVICES, [])
@@ -103,7 +103,7 @@ def test_groups_by_what_is_wrong_with_them(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_flow_names_all_its_owners(ovs: Ovs) -> None:
+def test_flow_names_all_its_owners(ovs: Ovs) -> None:
     """Where Services have endpoints at one port, one flow is there for all of them."""
 
     async def story() -> None:
@@ -163,7 +163,7 @@ def test_learned_flows_by_their_service(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_bucket_that_cannot_be_read_hides_no_other(ovs: Ovs) -> None:
+def test_unreadable_bucket_hides_no_other(ovs: Ovs) -> None:
     """`move` is what os-ken stumbles over."""
 
     async def story() -> None:

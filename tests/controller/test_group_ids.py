@@ -28,7 +28,7 @@ def by_name(keys: set[GroupKey]) -> dict[GroupKey, int]:
 
 @given(st.lists(st.sampled_from(KEYS), max_size=40))
 @settings(max_examples=500, deadline=None)
-def test_any_history_gives_the_same_ids(history: list[GroupKey]) -> None:
+def test_group_ids_do_not_depend_on_history(history: list[GroupKey]) -> None:
     ids, there = GroupIds(FEW), set[GroupKey]()
     for key in history:
         before = {each: ids[each] for each in there}
@@ -43,7 +43,7 @@ def test_any_history_gives_the_same_ids(history: list[GroupKey]) -> None:
     assert not any(vars(ids)[kept] for kept in ("_ids", "_holders", "_rejected", "_waiting"))
 
 
-def test_ids_are_contracts() -> None:
+def test_group_ids_stay_the_same_between_versions() -> None:
     """Between replicas of different versions."""
     ids = GroupIds()
     key = GroupKey("default/s", "http", 6, "zone a")
@@ -52,7 +52,7 @@ def test_ids_are_contracts() -> None:
     assert ids[key] in names.GROUPS
 
 
-def test_no_id_goes_from_what_all_share_to_a_node_s_own() -> None:
+def test_shared_groups_and_groups_of_nodes_never_exchange_ids() -> None:
     """They are sent apart: a group could be deleted after another had taken its id."""
     own = ("local", "node", "part 0 of local", "part 12 of node")
     shared = ("cluster", "zone local", "zone of node", "part 0 of cluster", "part 1 of zone node")

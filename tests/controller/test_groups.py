@@ -98,7 +98,7 @@ def kinds(sent: list[Message], number: int) -> list[type]:
 
 
 @pytest.mark.parametrize("make", [web, local])
-def test_of_one_endpoint_s_change_its_bucket_is_sent(ovs: Ovs, make) -> None:  # type: ignore[no-untyped-def]
+def test_change_of_one_endpoint_sends_one_bucket(ovs: Ovs, make) -> None:  # type: ignore[no-untyped-def]
     """Shared by all, or the node's own."""
 
     async def story() -> None:
@@ -128,7 +128,7 @@ def test_of_one_endpoint_s_change_its_bucket_is_sent(ovs: Ovs, make) -> None:  #
     run(story)
 
 
-def test_every_endpoint_is_chosen_whatever_was_there_before(ovs: Ovs) -> None:
+def test_every_endpoint_is_chosen_after_any_history(ovs: Ovs) -> None:
     """Open vSwitch makes the slots of `dp_hash` of what a message inserts, and of nothing else."""
 
     def chosen(world: World) -> Counter[str]:
@@ -256,7 +256,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("make", [web, local])
 @pytest.mark.parametrize("what", BY_HAND)
-def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str, make) -> None:  # type: ignore[no-untyped-def]
+def test_manual_changes_are_found_and_repaired(ovs: Ovs, what: str, make) -> None:  # type: ignore[no-untyped-def]
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update(make(10, 11, 12), [])
@@ -280,7 +280,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(ovs: Ovs, what: str, make)
     run(story)
 
 
-def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
+def test_repair_without_effect_is_not_repeated_for_ever(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update(web(10, 11, 12), [])
@@ -295,7 +295,7 @@ def test_a_repair_that_mends_nothing_is_not_tried_for_ever(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_comparison_removes_stale_groups_and_leaves_foreign_ones(ovs: Ovs) -> None:
+def test_comparison_removes_stale_groups_and_leaves_foreign_ones(ovs: Ovs) -> None:
     """After a time without a controller, and without seals that would vouch for the switch."""
 
     async def story() -> None:
@@ -323,7 +323,7 @@ def test_a_comparison_removes_stale_groups_and_leaves_foreign_ones(ovs: Ovs) -> 
     run(story)
 
 
-def test_a_comparison_puts_back_a_group_that_is_missing_or_of_which_nothing_is_known(
+def test_comparison_restores_missing_and_unknown_groups(
     ovs: Ovs,
 ) -> None:
     async def story() -> None:
@@ -346,7 +346,7 @@ def test_a_comparison_puts_back_a_group_that_is_missing_or_of_which_nothing_is_k
     run(story)
 
 
-def test_until_all_is_read_no_group_is_removed(ovs: Ovs) -> None:
+def test_no_group_is_removed_before_the_source_is_complete(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update([*web(10, 11), *local(5)], [])
@@ -375,7 +375,7 @@ def test_until_all_is_read_no_group_is_removed(ovs: Ovs) -> None:
     run(story)
 
 
-def test_to_a_sealed_switch_nothing_is_sent(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_to_a_sealed_switch(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update([*web(*range(10, 50)), *local(5)], [])

@@ -108,7 +108,7 @@ _HEADERS = st.lists(
     )
     | st.binary(max_size=200)
 )
-def test_whatever_is_asked(served: Served, data: bytes) -> None:
+def test_any_request_gets_an_answer(served: Served, data: bytes) -> None:
     answer = served.run(served.said(data))
     assert not answer or answer.startswith((b"HTTP/1.1 ", b"HTTP/1.0 "))
     # 501: a way to send a body that aiohttp does not know.
@@ -118,7 +118,7 @@ def test_whatever_is_asked(served: Served, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("wait", ["x", "nan", "NaN", "-nan", "", "1_"])
-def test_a_wait_that_is_no_number(served: Served, wait: str) -> None:
+def test_wait_that_is_no_number_is_refused(served: Served, wait: str) -> None:
     """NaN in particular: a timer at NaN would put all others out of order."""
     status, answer = served.run(served.get(f"/v1/nodes/node1/config?wait={wait}"))
     assert status == 400
@@ -126,7 +126,7 @@ def test_a_wait_that_is_no_number(served: Served, wait: str) -> None:
 
 
 @pytest.mark.parametrize("wait", ["-1", "-inf", "0", "1e-9"])
-def test_a_wait_that_is_none(served: Served, wait: str) -> None:
+def test_wait_that_is_not_positive_ends_at_once(served: Served, wait: str) -> None:
     _, answer = served.run(served.get("/v1/nodes/node1/config"))
     revision = answer.partition(b'"revision":"')[2][:16].decode()
     path = f"/v1/nodes/node1/config?after={revision}&wait={wait}"
@@ -166,7 +166,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_connections_that_say_nothing_are_closed(served: Served) -> None:
+def test_silent_connections_are_closed(served: Served) -> None:
     async def story() -> None:
         half = b"GET /v1/nodes/node1/config HTTP/1.1\r\nHost"
         silent = [served.said(data, end=False) for data in (b"", half) for _ in range(100)]

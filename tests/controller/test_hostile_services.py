@@ -72,7 +72,7 @@ slice_endpoints = some(
     mostly("2026-01-01T00:00:00Z"),
 )
 @settings(max_examples=500, deadline=None)
-def test_any_content_is_taken_or_refused(spec, status, endpoints, ports, triggered) -> None:
+def test_any_content_is_accepted_or_refused(spec, status, endpoints, ports, triggered) -> None:
     made = inventory()
     for manifest in (
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec,
@@ -138,7 +138,7 @@ def flows_of(made: Inventory) -> Program:
         (5_000, 1, 1_024, "spec.externalIPs[1024]"),
     ],
 )
-def test_addresses_and_ports_add_up(
+def test_cost_of_addresses_and_ports_is_their_sum(
     addresses: int, ports: int, served: int, first_refused: str | None
 ) -> None:
     made = inventory(
@@ -158,7 +158,7 @@ def test_addresses_and_ports_add_up(
 
 
 @pytest.mark.parametrize("ranges", [100, 1_000, 3_000])
-def test_source_ranges_add_up_too(ranges: int) -> None:
+def test_cost_of_source_ranges_is_their_sum(ranges: int) -> None:
     made = inventory(
         service(
             "s",
@@ -174,7 +174,7 @@ def test_source_ranges_add_up_too(ranges: int) -> None:
     assert ("external addresses, not 50" in problem) == (ranges > 50)
 
 
-def test_services_that_share_addresses_cost_no_more_than_their_limits() -> None:
+def test_services_with_shared_addresses_stay_within_their_limits() -> None:
     """None of them is in a set, so that a flow names each address and port."""
     shared = many_addresses(64)
     made = inventory(
@@ -197,7 +197,7 @@ def test_services_that_share_addresses_cost_no_more_than_their_limits() -> None:
     assert not made.problems
 
 
-def test_a_namespace_cannot_use_up_what_there_is() -> None:
+def test_one_namespace_cannot_use_all_of_the_capacity() -> None:
     """The oldest are served, whatever comes later; other namespaces do not notice."""
     made = inventory()
     made.services.costs = ServiceCosts("flows", limit=1_000, namespace_limit=60)
@@ -256,7 +256,7 @@ def test_more_endpoints_than_a_service_can_have(monkeypatch: pytest.MonkeyPatch)
     assert "spec.ports[1]: with its 100 endpoints" in made.problems.texts()["Service default/s"]
 
 
-def test_a_slice_of_too_many_endpoints_and_ports() -> None:
+def test_slice_with_too_many_endpoints_and_ports_is_bounded() -> None:
     ports = many_ports(1_000)
     made = inventory(
         service("s", ports=ports[:1]),
@@ -266,7 +266,7 @@ def test_a_slice_of_too_many_endpoints_and_ports() -> None:
     assert "only the first 32 are used" in made.problems.texts()["EndpointSlice default/s-1"]
 
 
-def test_udp_of_many_frontends_and_endpoints_is_forgotten_in_few_steps() -> None:
+def test_udp_of_many_frontends_and_endpoints_needs_few_flushes() -> None:
     udp = [{"port": 53, "protocol": "UDP"}]
     addresses = many_addresses(200, "10.244.1.5")
     external = many_addresses(200)

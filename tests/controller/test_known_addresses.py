@@ -56,7 +56,7 @@ def guarded(address: str) -> Inventory:
         ("spec.clusterIP", {"clusterIP": "198.51.100.1"}),
     ],
 )
-def test_what_the_cluster_needs_is_never_a_service_s(
+def test_service_cannot_take_an_address_that_the_cluster_needs(
     made: Callable[[], Inventory], why: str, field: str, fields: dict[str, Any]
 ) -> None:
     found = made()
@@ -69,7 +69,7 @@ def test_what_the_cluster_needs_is_never_a_service_s(
     assert (EXTERNAL in found.services.hosts.wanted("node1").protected) == bool(why)
 
 
-def test_an_api_server_that_comes_later_takes_its_address_back() -> None:
+def test_later_api_server_gets_its_address_back() -> None:
     made = inventory(service("s", externalIPs=["198.51.100.1"]))
     revision = made.services.hosts.revision("node1")
     put(made, api_servers("198.51.100.1"))
@@ -81,7 +81,7 @@ def test_an_api_server_that_comes_later_takes_its_address_back() -> None:
 
 
 @pytest.mark.parametrize("port", [22, 10250])
-def test_reserved_ports_of_a_node_are_no_service_s(port: int) -> None:
+def test_service_cannot_take_a_reserved_port_of_a_node(port: int) -> None:
     made = inventory(service("s", externalIPs=["172.30.1.1"], ports=[{"port": port}]))
     assert frontends(made) == [f"10.96.0.1:{port}/6"]
     assert "172.30.1.1 is reserved for" in made.problems.texts()["Service default/s"]
@@ -115,7 +115,7 @@ def test_hosts_are_told_ports_of_external_addresses() -> None:
 # --- addresses that are on a host for the moment ---
 
 
-def test_an_address_that_kube_vip_has_bound() -> None:
+def test_service_address_bound_by_kube_vip_is_served() -> None:
     """It works on that node too; others go on to send it into their switches."""
     made = inventory(
         service("s", type="LoadBalancer", ingress=[{"ip": "198.51.100.1"}]),

@@ -140,7 +140,7 @@ ANYWHERE = {
 
 @pytest.mark.parametrize("verb", ["list", "continue", "watch"])
 @pytest.mark.parametrize("fault", ANYWHERE)
-def test_a_fault_anywhere(
+def test_source_recovers_from_a_fault_anywhere(
     play: Play, monkeypatch: pytest.MonkeyPatch, verb: str, fault: str
 ) -> None:
     monkeypatch.setattr(source, "PAGE", 2)
@@ -177,7 +177,7 @@ WATCHES = {
 
 
 @pytest.mark.parametrize("fault", WATCHES)
-def test_a_list_after_a_watch_only_when_needed(play: Play, fault: str) -> None:
+def test_list_follows_a_watch_only_when_needed(play: Play, fault: str) -> None:
     async def story(server: ApiServer, feed: Feed) -> None:
         await feed.until(lambda: feed.whole is not None)
         await feed.until(lambda: not server.pods.faults["watch"])
@@ -188,7 +188,7 @@ def test_a_list_after_a_watch_only_when_needed(play: Play, fault: str) -> None:
     play(story, lambda server: server.pods.faults["watch"].append(WATCHES[fault][0]))
 
 
-def test_pages_then_changes(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_a_list_then_changes_are_read(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "PAGE", 2)
 
     async def story(server: ApiServer, feed: Feed) -> None:
@@ -210,7 +210,7 @@ def test_pages_then_changes(play: Play, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("piece", [7, 65_537])
-def test_events_in_pieces_and_long_ones(play: Play, piece: int) -> None:
+def test_events_in_pieces_and_long_events_are_read(play: Play, piece: int) -> None:
     long = {"annotations": {"long": "x" * (200 if piece == 7 else 2_500_000)}}
 
     def prepare(server: ApiServer) -> None:
@@ -227,7 +227,7 @@ def test_events_in_pieces_and_long_ones(play: Play, piece: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
-def test_lines_however_they_are_cut(size: int) -> None:
+def test_lines_are_read_in_any_pieces(size: int) -> None:
     lines = [b"", b"a" * 5000, b"{}", "ü".encode() * 3]
     data = b"".join(each + b"\n" for each in lines) + b"half of one"
 
@@ -242,7 +242,7 @@ def test_lines_however_they_are_cut(size: int) -> None:
     assert asyncio.run(read()) == lines
 
 
-def test_a_line_without_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_without_end_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "LONGEST_LINE", 1 << 20)
 
     async def endless(_: Resource, request: web.Request) -> web.StreamResponse:
@@ -264,7 +264,7 @@ def equal_after(verb: str) -> Story:
     return story
 
 
-def test_a_list_that_expires_is_then_asked_for_whole(
+def test_expired_list_is_read_again_without_pages(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "PAGE", 2)
@@ -277,7 +277,7 @@ def test_a_list_that_expires_is_then_asked_for_whole(
     play(story, lambda server: server.pods.faults["continue"].append(refusing(410)))
 
 
-def test_services_and_their_slices(play: Play) -> None:
+def test_services_and_their_slices_are_read(play: Play) -> None:
     to = {"conditions": {"ready": True, "serving": True}, "nodeName": "n1", "zone": "z"}
 
     def prepare(server: ApiServer) -> None:
@@ -305,7 +305,7 @@ def test_services_and_their_slices(play: Play) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nodes", "services", "slices"])
-def test_nothing_is_complete_before_every_kind_is(play: Play, kind: str) -> None:
+def test_source_is_complete_when_every_kind_is(play: Play, kind: str) -> None:
     path = {"nodes": "/api/v1/nodes", "services": "/api/v1/services",
             "slices": "/apis/discovery.k8s.io/v1/endpointslices"}[kind]  # fmt: skip
 
@@ -335,7 +335,7 @@ def until_late(server: ApiServer) -> Fault:
     return fault
 
 
-def test_an_object_that_cannot_be_read_costs_no_other(play: Play) -> None:
+def test_unreadable_object_affects_no_other(play: Play) -> None:
     def prepare(server: ApiServer) -> None:
         server.pods.set("bad", metadata={"uid": 7})
 
@@ -365,7 +365,7 @@ def test_an_object_that_cannot_be_read_costs_no_other(play: Play) -> None:
     play(story, prepare)
 
 
-def test_an_unreadable_object_that_is_gone_after_a_list(play: Play) -> None:
+def test_problem_of_an_unreadable_object_ends_with_it(play: Play) -> None:
     def prepare(server: ApiServer) -> None:
         server.pods.set("bad", metadata={"uid": 7})
         server.pods.faults["watch"].append(replace_and_expire)
@@ -382,7 +382,9 @@ def test_an_unreadable_object_that_is_gone_after_a_list(play: Play) -> None:
     play(story, prepare)
 
 
-def test_a_server_put_back_to_an_earlier_state(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_restored_from_a_backup_is_listed_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A watch from a version that is yet to come hears nothing, and no error either."""
     monkeypatch.setattr(source, "SILENCE_SECONDS", 0.2)
 
@@ -405,7 +407,7 @@ async def expire(_: Resource, __: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("fault", [end_at_once, expire])
-def test_backoff_grows_while_nothing_is_heard(
+def test_backoff_grows_without_answers(
     play: Play, monkeypatch: pytest.MonkeyPatch, waits: list[float], fault: Fault
 ) -> None:
     async def story(server: ApiServer, feed: Feed) -> None:
@@ -442,7 +444,9 @@ def test_a_watch_that_ends_after_a_while_is_followed_by_another(
 
 
 @pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("900", 30.0), ("soon", 0.4)])
-def test_retry_after(play: Play, waits: list[float], asked: str, waited: float) -> None:
+def test_retry_after_is_respected(
+    play: Play, waits: list[float], asked: str, waited: float
+) -> None:
     async def overloaded(_: Resource, __: web.Request) -> web.StreamResponse:
         return status(429, "too many", {"Retry-After": asked})
 
@@ -450,7 +454,7 @@ def test_retry_after(play: Play, waits: list[float], asked: str, waited: float) 
     assert waits == [waited]
 
 
-def test_credentials_are_read_anew(play: Play) -> None:
+def test_credentials_are_read_again(play: Play) -> None:
     async def story(server: ApiServer, feed: Feed) -> None:
         await equal(server, feed)
         server.token = "another"  # noqa: S105 - nobody else's
@@ -482,7 +486,7 @@ def test_credentials_are_read_anew(play: Play) -> None:
         ),
     ],
 )
-def test_a_useless_kubeconfig_is_named(tmp_path: Path, content: str | None, says: str) -> None:
+def test_unusable_kubeconfig_is_named(tmp_path: Path, content: str | None, says: str) -> None:
     path = tmp_path / "kubeconfig"
     if content is not None:
         path.write_text(content)
@@ -490,13 +494,13 @@ def test_a_useless_kubeconfig_is_named(tmp_path: Path, content: str | None, says
         asyncio.run(source.ApiServer(path, Recorder()).run())
 
 
-def test_without_a_kubeconfig_outside_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_kubeconfig_outside_of_a_pod_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SettingsError, match=r"the pod's ServiceAccount: .*not set"):
         asyncio.run(source.ApiServer(None, Recorder()).run())
 
 
-def test_a_fault_of_ours_is_not_taken_for_the_servers(
+def test_fault_in_sluice_is_not_reported_as_the_servers(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(server: ApiServer, feed: Feed) -> None:

@@ -78,7 +78,7 @@ async def fleet(nodes: int, pods: int) -> AsyncIterator[Fleet]:
         yield Fleet(reconciler, server.port)
 
 
-def test_a_fleet_that_comes_back_at_once_is_compared_a_few_at_a_time(
+def test_reconnecting_fleet_is_compared_a_few_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All dumps at once would hold up the loop past the switches' patience, and fill memory."""
@@ -150,7 +150,7 @@ def over_commits(kind: int, body: bytes) -> bool:
 
 
 @pytest.mark.parametrize("over", [over_dumps, over_commits])
-def test_switches_that_hang_take_nobody_s_turn_for_long(
+def test_hanging_switches_do_not_block_comparisons(
     monkeypatch: pytest.MonkeyPatch, over: Callable[[int, bytes], bool]
 ) -> None:
     """There are more of them than turns."""
@@ -179,7 +179,7 @@ def test_switches_that_hang_take_nobody_s_turn_for_long(
     asyncio.run(story())
 
 
-def test_a_slow_switch_slows_nobody_and_is_owed_no_more_than_one_part() -> None:
+def test_slow_switch_delays_no_other_and_waits_for_one_part_only() -> None:
     """One reads nothing, one acknowledges nothing; the third has every change at once."""
 
     async def story() -> None:
@@ -213,7 +213,7 @@ def test_a_slow_switch_slows_nobody_and_is_owed_no_more_than_one_part() -> None:
     asyncio.run(story())
 
 
-def test_a_real_switch_that_hangs_slows_no_other(
+def test_hanging_open_vswitch_delays_no_other(
     ovs: Ovs, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async def story(second: Ovs) -> None:

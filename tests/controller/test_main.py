@@ -42,7 +42,9 @@ def start(file: Path, *more: str) -> list[str]:
         ),
     ],
 )
-def test_cannot_start(tmp_path: Path, more: list[str], content: str | None, sentence: str) -> None:
+def test_controller_that_cannot_start_says_why(
+    tmp_path: Path, more: list[str], content: str | None, sentence: str
+) -> None:
     address = f"127.0.0.1:{free_port()}"
     file = settings(tmp_path, openflow=address, api=f"127.0.0.1:{free_port()}")
     if content:
@@ -56,7 +58,9 @@ def test_cannot_start(tmp_path: Path, more: list[str], content: str | None, sent
     assert done.stderr.count("\n") == 1
 
 
-def test_cannot_enrol_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controller_that_cannot_enrol_nodes_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HOST_IP", raising=False)
     file = settings(tmp_path, plainTcp=False, enrolment={})
 
@@ -76,7 +80,7 @@ def test_cannot_enrol_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_addresses_and_sockets_in_use(tmp_path: Path) -> None:
+def test_address_or_socket_in_use_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     api, openflow = free_port(), free_port()
     file = settings(

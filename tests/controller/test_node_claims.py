@@ -53,7 +53,7 @@ def test_history_leaves_no_trace(history: list[Event]) -> None:
 
 @given(st.lists(claims, min_size=4, max_size=30))
 @settings(max_examples=300, deadline=None)
-def test_no_two_nodes_share_anything(history: list[Event]) -> None:
+def test_two_nodes_never_share_a_range_or_an_address(history: list[Event]) -> None:
     inventory = Inventory(CLUSTER)
     for event in history:
         event(inventory)

@@ -5,7 +5,7 @@ from controller.problems import Problems
 from flows.refs import ObjectRef
 
 
-def test_a_node_whose_mtu_differs_from_most_is_reported() -> None:
+def test_node_with_an_unusual_mtu_is_reported() -> None:
     problems = Problems()
     mtus = PodMtus(problems)
 

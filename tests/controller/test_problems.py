@@ -28,7 +28,7 @@ POD = ObjectRef("Pod", "default", "a")
 N1 = ObjectRef.node("n1")
 
 
-def test_problem_keeps_the_time_it_was_first_told() -> None:
+def test_problem_keeps_the_time_of_its_first_report() -> None:
     now = 100.0
     problems = Problems(clock=lambda: now)
     problems.set(INVENTORY, WEB, "one")
@@ -42,7 +42,7 @@ def test_problem_keeps_the_time_it_was_first_told() -> None:
     assert problems.of_subject(WEB) == []
 
 
-def test_owner_ends_only_its_own_problems() -> None:
+def test_reporter_clears_only_its_own_problems() -> None:
     problems = Problems()
     problems.set(OLD, WEB, "the table is full")
     problems.set(NEW, WEB, "the group is too big")
@@ -54,7 +54,7 @@ def test_owner_ends_only_its_own_problems() -> None:
     assert problems.text(NEW, WEB) == ""
 
 
-def test_problems_with_a_subject_that_is_gone_end_whoever_told_of_them() -> None:
+def test_problems_of_a_removed_subject_end() -> None:
     problems = Problems()
     for reporter in (OLD, INVENTORY, AGENT):
         problems.set(reporter, WEB, "x")
@@ -63,14 +63,14 @@ def test_problems_with_a_subject_that_is_gone_end_whoever_told_of_them() -> None
     assert {p.subject for p in problems} == {POD}
 
 
-def test_report_of_an_owner_replaces_all_that_it_told_before() -> None:
+def test_new_report_replaces_all_problems_of_its_reporter() -> None:
     problems = Problems()
     problems.replace_all(AGENT, {N1: "one", POD: "two"})
     problems.replace_all(AGENT, {POD: "three"})
     assert problems.texts() == {"Pod default/a on n1": "three"}
 
 
-def test_problem_with_a_lifetime_ends_unless_it_is_told_again() -> None:
+def test_problem_with_a_lifetime_ends_unless_it_is_reported_again() -> None:
     now = 0.0
     problems = Problems(monotonic=lambda: now)
     problems.set(AGENT, POD, "x", lifetime=10)
@@ -86,7 +86,7 @@ def test_problem_with_a_lifetime_ends_unless_it_is_told_again() -> None:
     assert not problems._by_subject
 
 
-def test_owner_fills_its_own_share_and_says_how_many_more_there_are(
+def test_problems_of_a_reporter_are_bounded_and_the_rest_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_OF_NODE", 3)
@@ -119,7 +119,7 @@ def test_owner_fills_its_own_share_and_says_how_many_more_there_are(
     assert ports not in problems._by_reporter
 
 
-def test_nothing_of_an_ended_owner_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_an_ended_reporter_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OF_NODE", 10)
     problems = Problems()
     for number in range(100):
@@ -183,7 +183,7 @@ def test_control_and_formatting_characters_are_shown_as_escapes(text: str, shown
     assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def test_problem_is_logged_when_it_is_new_or_another() -> None:
+def test_problem_is_logged_when_it_is_new_or_changed() -> None:
     problems = Problems()
     with capture_logs() as lines:
         for text in ("one", "one", "two", "two", "", "two"):

@@ -196,7 +196,7 @@ def draft_of_or_skip(node: NodeObject) -> None:
 
 @given(st.lists(events, max_size=25), node_objects, pod_objects)
 @settings(max_examples=200, deadline=None)
-def test_apply_then_revert_is_the_identity(history, node, pod) -> None:  # type: ignore[no-untyped-def]
+def test_apply_then_revert_changes_nothing(history, node, pod) -> None:  # type: ignore[no-untyped-def]
     world = Incremental()
     for event in history:
         world.take(event)

@@ -28,7 +28,7 @@ from tests.ovs import Ovs
 GONE = IPv4Address("10.244.1.77")
 
 
-def test_an_empty_switch_gets_everything(ovs: Ovs) -> None:
+def test_empty_switch_gets_everything(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -37,7 +37,7 @@ def test_an_empty_switch_gets_everything(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_pod_comes_and_goes(ovs: Ovs) -> None:
+def test_flows_follow_a_pod(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -120,7 +120,7 @@ def ages(ovs: Ovs) -> list[float]:
     return [float(age) for age in re.findall(r"duration=([\d.]+)s", dump)]
 
 
-def test_what_changed_while_the_controller_was_away(ovs: Ovs) -> None:
+def test_changes_during_a_restart_are_found(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -138,7 +138,7 @@ def test_what_changed_while_the_controller_was_away(ovs: Ovs) -> None:
     run(story)
 
 
-def test_until_all_is_read_nothing_is_removed(ovs: Ovs) -> None:
+def test_nothing_is_removed_before_the_source_is_complete(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
@@ -162,7 +162,7 @@ def test_until_all_is_read_nothing_is_removed(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_peer_that_comes_back_while_its_flows_are_left_over(ovs: Ovs) -> None:
+def test_returning_peer_keeps_its_flows(ovs: Ovs) -> None:
     """What was left over at the comparison is not removed once it is wanted again."""
 
     async def story() -> None:
@@ -184,7 +184,7 @@ def test_a_peer_that_comes_back_while_its_flows_are_left_over(ovs: Ovs) -> None:
     run(story)
 
 
-def test_a_node_that_is_gone_keeps_its_flows(ovs: Ovs) -> None:
+def test_removed_node_keeps_its_flows(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -246,7 +246,7 @@ def test_flow_that_a_switch_rejects_harms_no_other_object(
     run(story)
 
 
-def test_a_service_whose_flows_cannot_be_harms_no_other(
+def test_service_that_cannot_be_compiled_harms_no_other(
     ovs: Ovs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, broken = services.service, {"bad"}
@@ -286,7 +286,7 @@ def test_a_service_whose_flows_cannot_be_harms_no_other(
     run(story)
 
 
-def test_connections_are_forgotten_when_the_flows_are_there(
+def test_conntrack_is_flushed_after_the_flows_are_installed(
     ovs: Ovs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even of a switch that is slow, and busy with an earlier change.
@@ -326,7 +326,7 @@ def test_connections_are_forgotten_when_the_flows_are_there(
     assert order == ["endpoint removed", *["connections forgotten"] * 6]
 
 
-def test_a_comparison_asked_for_while_one_runs_is_not_forgotten(ovs: Ovs) -> None:
+def test_comparison_requested_during_another_is_not_lost(ovs: Ovs) -> None:
     """The last file is mended while a batch is on its way."""
 
     async def story() -> None:

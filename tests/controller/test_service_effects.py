@@ -17,7 +17,7 @@ from tests.controller.service_objects import endpoint, endpoint_slice, service
 NODE_PORT = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}
 
 
-def test_udp_that_is_stale() -> None:
+def test_stale_udp_connections_are_found() -> None:
     ports = [{"port": 53, "protocol": "UDP"}]
     to = [{"port": 5353, "protocol": "UDP"}, {"port": 5353}]
     virtual = IPv4Address("10.96.0.1")
@@ -48,7 +48,7 @@ def test_udp_that_is_stale() -> None:
     assert made.services.stale_udp.take() == []
 
 
-def test_triggers_and_counts() -> None:
+def test_triggers_and_changes_are_counted() -> None:
     made = inventory(service("s"))
     services = made.services
 
@@ -70,7 +70,7 @@ def test_triggers_and_counts() -> None:
     assert services.take_triggers() == {}
 
 
-def test_what_a_host_must_know() -> None:
+def test_host_gets_its_ports_addresses_and_health_checks() -> None:
     made = inventory(service("t", clusterIP="10.96.0.2", externalIPs=["198.51.100.1"]))
     services = made.services
     balanced = {
@@ -119,7 +119,7 @@ def test_what_a_host_must_know() -> None:
     assert services.hosts.revision("node2") != second
 
 
-def test_nothing_is_kept_of_what_is_gone() -> None:
+def test_removed_services_leave_no_trace() -> None:
     made = inventory(
         service(
             "s",
@@ -140,7 +140,7 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
     assert not len(made.services._groups)
 
 
-def test_udp_to_an_address_of_a_node_is_forgotten_by_both_names() -> None:
+def test_udp_to_an_address_of_a_node_is_flushed_under_both_addresses() -> None:
     """The node's own stack has translated the address before the switch sees the packet."""
     ports = [{"port": 53, "protocol": "UDP"}]
     fields = {"externalIPs": ["172.30.1.1"], "ports": ports}
@@ -158,7 +158,7 @@ def test_udp_to_an_address_of_a_node_is_forgotten_by_both_names() -> None:
     ]
 
 
-def test_udp_of_another_service_with_the_same_endpoints_is_kept() -> None:
+def test_udp_of_another_service_with_the_same_endpoints_stays() -> None:
     udp = [{"port": 53, "protocol": "UDP"}]
     both = ["10.244.1.5", "10.244.1.6"]
     made = inventory(
@@ -183,7 +183,7 @@ def test_udp_of_another_service_with_the_same_endpoints_is_kept() -> None:
     assert second not in made.services._named
 
 
-def test_groups_and_whose_choice_is_their_own() -> None:
+def test_groups_of_a_service_and_nodes_with_their_own_choice() -> None:
     made = inventory(
         service("s", internalTrafficPolicy="Local"),
         endpoint_slice("s-1", "s", [endpoint("10.244.1.5", "node1", zones=["a", "b"]),
@@ -230,7 +230,7 @@ def test_local_policies(fields: dict[str, Any], local: tuple[bool, bool]) -> Non
     assert ("local" in port.groups) == any(local)
 
 
-def test_an_endpoint_of_a_local_service_concerns_its_node_alone() -> None:
+def test_endpoint_of_a_local_service_concerns_its_node_only() -> None:
     """Thousands of nodes may have one; theirs stay as they are."""
     of = [endpoint(f"10.244.{n}.5", f"node{n}") for n in (1, 2)]
     made = inventory(service("s", internalTrafficPolicy="Local"), endpoint_slice("s-1", "s", of))
@@ -241,7 +241,7 @@ def test_an_endpoint_of_a_local_service_concerns_its_node_alone() -> None:
     }
 
 
-def test_a_node_that_comes_later_gets_its_choice() -> None:
+def test_later_node_gets_its_choice() -> None:
     made = inventory(
         service("s", internalTrafficPolicy="Local"),
         endpoint_slice("s-1", "s", [endpoint("10.244.3.5", "node3")]),

@@ -155,7 +155,7 @@ def _senders(whence: str) -> list[Source]:
         ({}, BY_NODE),
     ],
 )
-def test_each_node_sends_what_its_flows_send(fields: Any, endpoints: Any) -> None:
+def test_report_of_each_node_agrees_with_its_flows(fields: Any, endpoints: Any) -> None:
     made = inventory(service("web", **fields), endpoint_slice("web-1", "web", endpoints))
     report = detailed(made, "default/web")
     assert report is not None
@@ -187,7 +187,7 @@ def test_each_node_sends_what_its_flows_send(fields: Any, endpoints: Any) -> Non
 # --- what it says of it ---
 
 
-def test_the_parts_of_one_service() -> None:
+def test_report_shows_the_parts_of_a_service() -> None:
     made = inventory(
         service("web", loadBalancerSourceRanges=["198.51.100.0/24"], **LOCAL, **AFFINITY),
         endpoint_slice("web-1", "web", SPREAD[:2]),
@@ -271,7 +271,7 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
         ),
     ],
 )
-def test_nothing_to_do_is_said_with_the_reason(fields: Any, why: str) -> None:
+def test_report_says_why_there_is_nothing_to_do(fields: Any, why: str) -> None:
     made = inventory(service("web", **fields))
     report = detailed(made, "default/web")
     assert report is not None

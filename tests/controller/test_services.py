@@ -21,7 +21,7 @@ from tests.controller.service_inventory import (
 from tests.controller.service_objects import endpoint, endpoint_slice, service
 
 
-def test_a_service_whole() -> None:
+def test_whole_service_is_read() -> None:
     made = inventory(
         service("s", ports=[{"name": "dns", "port": 53, "protocol": "UDP"}]),
         endpoint_slice(
@@ -66,13 +66,13 @@ def test_ignored_services(fields: dict[str, Any]) -> None:
     assert not made.view.services
 
 
-def test_a_service_without_endpoints_is_kept_to_be_refused() -> None:
+def test_service_without_endpoints_keeps_its_frontends() -> None:
     made = inventory(service("s"))
     assert only_port(made).endpoints == ()
     assert frontends(made) == ["10.96.0.1:80/6"]
 
 
-def test_every_frontend() -> None:
+def test_every_frontend_is_read() -> None:
     made = inventory(
         service(
             "s", type="LoadBalancer", ports=[{"port": 80, "nodePort": 30080}],
@@ -203,7 +203,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "served", "problem"), REFUSED)
-def test_what_is_refused_of_a_service(
+def test_bad_fields_of_a_service_are_refused(
     fields: dict[str, Any], served: list[str], problem: str
 ) -> None:
     made = inventory(service("s", **fields))
@@ -269,7 +269,7 @@ def test_which_endpoints_may_get_connections(conditions: dict[str, Any], ready: 
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_endpoint_in_two_slices_is_one(order: tuple[int, int]) -> None:
+def test_endpoint_in_two_slices_counts_once(order: tuple[int, int]) -> None:
     leaving = {"ready": False, "serving": True, "terminating": True}
     slices = (
         endpoint_slice(
@@ -301,7 +301,7 @@ def test_an_endpoint_in_two_slices_is_one(order: tuple[int, int]) -> None:
         ("x" * 300, "'xxxxx"),
     ],
 )
-def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) -> None:
+def test_refused_endpoint_affects_no_other(address: str, problem: str) -> None:
     made = inventory(service("s"), endpoint_slice("s-1", "s", ["8.8.8.8", address, "10.244.1.5"]))
     said = made.problems.texts()["EndpointSlice default/s-1"]
     assert said.startswith(f"endpoints[1].addresses: {problem}")
@@ -321,13 +321,13 @@ def test_an_endpoint_that_is_refused_costs_no_other(address: str, problem: str) 
         ({"port": 1, "protocol": "x"}, "ports[0].protocol: 'x' is none of TCP, UDP, SCTP"),
     ],
 )
-def test_a_slices_port_that_is_refused(port: dict[str, Any], problem: str) -> None:
+def test_bad_port_of_a_slice_is_refused(port: dict[str, Any], problem: str) -> None:
     made = inventory(service("s"), endpoint_slice("s-1", "s", ["10.244.1.5"], [port, {"port": 81}]))
     assert made.problems.texts() == {"EndpointSlice default/s-1": problem}
     assert [each.port for each in only_port(made).endpoints] == [81]
 
 
-def test_a_tunnels_end_is_no_endpoint() -> None:
+def test_tunnel_endpoint_cannot_be_an_endpoint() -> None:
     """It is judged anew as nodes come and go."""
     udp = [{"port": 53, "protocol": "UDP"}]
     into_the_tunnel = [{"port": 6081, "protocol": "UDP"}]
@@ -350,7 +350,7 @@ def test_a_tunnels_end_is_no_endpoint() -> None:
     assert not made.problems
 
 
-def test_slices_of_the_other_family() -> None:
+def test_slices_of_the_other_family_are_ignored() -> None:
     dual = {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["10.96.0.1", "fd00::1"]}
     six = endpoint_slice("s-6", "s", ["fd00::5"], addressType="IPv6")
     made = inventory(six)
@@ -373,7 +373,7 @@ def test_slices_of_the_other_family() -> None:
         {"service.kubernetes.io/service-proxy-name": ""},
     ],
 )
-def test_slices_that_are_nobodys(labels: dict[str, str] | None) -> None:
+def test_slices_without_a_service_are_ignored(labels: dict[str, str] | None) -> None:
     good = endpoint_slice("s-1", "s", ["10.244.1.5"])
     made = inventory(service("s"), good)
     assert addresses(made) == ["10.244.1.5"]
@@ -385,7 +385,7 @@ def test_slices_that_are_nobodys(labels: dict[str, str] | None) -> None:
     assert not made.problems
 
 
-def test_a_slice_that_changes_its_service() -> None:
+def test_slice_can_change_its_service() -> None:
     made = inventory(
         endpoint_slice("x", "s", ["10.244.1.5"]), service("s"), service("t", clusterIP="10.96.0.2")
     )
@@ -402,7 +402,7 @@ OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
 
 @pytest.mark.parametrize("order", ["zab", "bza", "abz"])
-def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
+def test_older_of_two_claims_wins(order: str) -> None:
     shared = {"externalIPs": ["198.51.100.1"]} | NODE_PORT
     made = inventory()
     for name in order:
@@ -429,7 +429,7 @@ def test_of_two_that_claim_one_the_older_has_it(order: str) -> None:
     assert not made.problems
 
 
-def test_a_service_made_again_under_its_name() -> None:
+def test_recreated_service_is_read_again() -> None:
     made = inventory(
         service("s", uid="1", created=OLD, ports=[{"name": "a", "port": 80}]),
         endpoint_slice("s-1", "s", ["10.244.1.5"], [{"name": "a", "port": 1}]),
@@ -443,7 +443,7 @@ def test_a_service_made_again_under_its_name() -> None:
     assert len(made.services._groups) == 1
 
 
-def test_an_address_of_a_node() -> None:
+def test_service_can_take_ports_of_a_node_address() -> None:
     """Its host takes what comes to it, no other's; the older of two Services has it."""
     made = inventory(
         service("s", externalIPs=["172.30.1.3", "172.30.1.4"], created="2026-01-01T00:00:00Z")
@@ -488,7 +488,7 @@ def test_an_address_of_a_node() -> None:
     assert services.hosts.wanted("node3").own_addresses == ()
 
 
-def test_a_node_with_too_many_addresses() -> None:
+def test_node_with_too_many_addresses_is_bounded() -> None:
     made = inventory(service("s", externalIPs=["172.30.9.15", "172.30.9.16"]))
     others = tuple(f"172.30.9.{number}" for number in range(1, 20))
     put(made, node_object("node3", "10.244.3.0/24", "172.30.9.0", others=others))
@@ -499,7 +499,7 @@ def test_a_node_with_too_many_addresses() -> None:
     )
 
 
-def test_a_cluster_ip_of_a_further_range() -> None:
+def test_cluster_ip_outside_the_service_range_is_served() -> None:
     """As the API server gives it where there are ServiceCIDR objects."""
     fields = {"clusterIP": "10.97.0.1", "clusterIPs": ["10.97.0.1"]}
     made = inventory(

@@ -7,7 +7,7 @@ from controller.session_state import EXTERNAL, PENDING, TRANSITIONS, WORKING, Ev
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", sorted(EXTERNAL, key=lambda event: event.name))
-def test_events_from_outside_may_come_in_any_state(state: State, event: Event) -> None:
+def test_external_events_may_come_in_any_state(state: State, event: Event) -> None:
     after = TRANSITIONS[state, event]
     # None of them is lost: the session has something to do, or reads the programs yet.
     assert after in PENDING or after in {State.COMPARING, State.REPAIRING}
@@ -26,7 +26,7 @@ def test_round_may_fail_at_any_time_and_then_the_switch_is_compared(state: State
         assert TRANSITIONS[each, Event.FAILED] in {State.UNKNOWN, State.RETRY}
 
 
-def test_round_ends_well_whatever_came_meanwhile() -> None:
+def test_round_can_end_after_any_event() -> None:
     for start in PENDING:
         states = {TRANSITIONS[start, Event.STARTED]}
         states |= {TRANSITIONS[each, event] for each in states for event in EXTERNAL}
@@ -39,7 +39,7 @@ def test_round_ends_well_whatever_came_meanwhile() -> None:
             assert (after is State.IN_SYNC) == (each is State.UPDATING)
 
 
-def test_only_what_is_in_sync_can_drift() -> None:
+def test_only_a_session_in_sync_can_drift() -> None:
     assert [state for state, event in TRANSITIONS if event is Event.DRIFTED] == [State.IN_SYNC]
 
 

@@ -130,9 +130,7 @@ def test_programs_hold_one_fragment_and_its_flows_are_encoded_once(
     assert compiled.count(toy.key("x")) == 1
 
 
-def test_a_switch_gets_and_loses_what_its_node_needs(
-    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_switch_holds_only_what_its_node_needs(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.desired.COMPILER", toy.TOY)
     needed: dict[Key, set[str]] = {}
 

@@ -121,7 +121,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 NOTE = "spec.podCIDR is missing"
 
 
-def test_events_and_conditions(run: Any) -> None:
+def test_events_and_conditions_are_written(run: Any) -> None:
     async def story(play: Play) -> None:
         play.refuse("node1", "node2")
         await play.until(lambda: len(play.server.taken) >= 4)
@@ -154,7 +154,7 @@ async def nonsense(_: web.Request) -> web.StreamResponse:
     "fault",
     [hang_up, refusing(401), refusing(403), refusing(429), refusing(500), nonsense],
 )
-def test_what_passes_is_waited_for(run: Any, fault: Answer) -> None:
+def test_short_failure_of_the_api_server_is_waited_for(run: Any, fault: Answer) -> None:
     async def story(play: Play) -> None:
         play.server.script += [fault] * 3
         play.refuse("node1")
@@ -171,7 +171,7 @@ async def terminating(_: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("fault", [*map(refusing, (400, 404, 409, 422)), terminating])
-def test_what_is_refused_holds_up_nobody_else(run: Any, fault: Answer) -> None:
+def test_refused_write_delays_no_other(run: Any, fault: Answer) -> None:
     async def story(play: Play) -> None:
         play.server.script.append(fault)
         play.refuse("node1", "node2")
@@ -183,7 +183,7 @@ def test_what_is_refused_holds_up_nobody_else(run: Any, fault: Answer) -> None:
     run(story)
 
 
-def test_an_api_server_that_is_away(run: Any) -> None:
+def test_writes_continue_after_the_api_server_returns(run: Any) -> None:
     async def story(play: Play) -> None:
         async with play.server.serve() as port:
             pass
@@ -198,7 +198,7 @@ def test_an_api_server_that_is_away(run: Any) -> None:
     run(story, served=False)
 
 
-def test_many_at_once_come_in_portions(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_writes_are_sent_in_portions(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_writer, "AT_ONCE", 10)
 
     async def story(play: Play) -> None:
@@ -220,7 +220,7 @@ def test_many_at_once_come_in_portions(run: Any, monkeypatch: pytest.MonkeyPatch
     run(story)
 
 
-def test_nothing_is_told_before_everything_was_read(run: Any) -> None:
+def test_nothing_is_written_before_the_source_was_read(run: Any) -> None:
     async def story(play: Play) -> None:
         play.refuse("node1")
         for _ in range(20):

@@ -171,7 +171,7 @@ def test_flood_of_port_events_is_paced_and_leaves_nothing_behind(
     asyncio.run(story())
 
 
-def test_problems_of_a_port_are_told_again_by_the_next_session() -> None:
+def test_next_session_reports_problems_of_ports_again() -> None:
     async def story() -> None:
         reconciler = world()
         for _ in range(2):

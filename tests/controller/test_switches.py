@@ -10,7 +10,7 @@ from tests.controller.world import World, controller, run
 from tests.ovs import Ovs
 
 
-def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
+def test_switch_without_a_node_waits_for_it(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -37,7 +37,7 @@ def test_a_switch_of_no_node_waits_for_it(ovs: Ovs) -> None:
     run(story)
 
 
-def test_of_two_that_follow_a_dead_session_one_is_refused(ovs: Ovs) -> None:
+def test_only_one_switch_replaces_a_dead_session(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
@@ -73,7 +73,7 @@ class Newcomer:
         return True
 
 
-def test_second_session(ovs: Ovs, tmp_path_factory: Any) -> None:
+def test_second_session_of_a_living_switch_is_refused(ovs: Ovs, tmp_path_factory: Any) -> None:
     """Of two switches with one datapath id the first, alive, keeps its session."""
 
     async def story() -> None:

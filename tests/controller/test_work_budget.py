@@ -97,7 +97,7 @@ def same_as_from_nothing(reconciler: Reconciler) -> bool:
     return (now.cookies.keys(), now.seal) == (oracle.cookies.keys(), oracle.seal)
 
 
-def test_many_objects_are_taken_in_and_compiled_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_objects_are_taken_in_and_compiled_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
         reconciler.update([NODE, PEER], [])
@@ -128,7 +128,7 @@ def test_many_objects_are_taken_in_and_compiled_in_slices(monkeypatch: pytest.Mo
     asyncio.run(story())
 
 
-def test_slice_ends_with_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_budget_ends_with_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One object may cost as much as many others."""
     monkeypatch.setattr(work_budget, "MAX_SECONDS", 0.0)
 
@@ -165,7 +165,7 @@ def test_source_is_known_when_all_of_it_is_compiled(monkeypatch: pytest.MonkeyPa
     asyncio.run(story())
 
 
-def test_what_cannot_be_compiled_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_that_cannot_be_compiled_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_budget, "MAX_COST", 20)
     make = Compiler.fragment
     broken = {"default/s7", "default/s20"}
