@@ -1,4 +1,4 @@
-"""What the nodes' agents tell of their nodes: problems that only a node can see."""
+"""Problems that agents report: what can be seen only on the node itself."""
 
 from typing import Final
 
@@ -8,14 +8,14 @@ from flows.refs import ObjectRef
 from wire.documents import NodeProblems
 
 SILENCE: Final = 150.0
-"""Seconds after which an agent's report is out of date. It repeats what lasts every 30 s."""
+"""Seconds after which an agent's report expires. The agent repeats lasting problems every 30 s."""
 
 
 def take_problems(inventory: Inventory, node: str, given: NodeProblems) -> None:
-    """Replace what the agent of a known node told before.
+    """Replace the problems that the agent of a known node reported before.
 
-    An agent is believed about its own node, the pods on it and existing Services. A stolen node has
-    no say about others' pods.
+    Accepted are problems of its own node, of pods on it and of existing Services. A stolen node
+    cannot report problems of other nodes' pods.
     """
     told: dict[Subject, str] = {}
     if given.node:

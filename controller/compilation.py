@@ -1,9 +1,9 @@
-"""When changed objects become flows: in slices, so that switches are served meanwhile.
+"""When changed objects are compiled: in several turns of the event loop (`work_budget`).
 
-What concerns one node is compiled at once, because a pod may wait for it. What all nodes share is
-gathered for a moment and published as one batch. Either goes on in further slices if it is more
-than one slice holds. After each slice the programs are consistent: a seal is of what its program
-holds then. A fragment that cannot be compiled stops no other one.
+A change for one node is compiled at once, because a pod may wait for it. Changes for all nodes are
+gathered for a moment and published as one batch. What does not fit into the budget of one turn goes
+on in the next. After each turn the programs are consistent: each seal matches the content of its
+program. A fragment that cannot be compiled stops no other one.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ class Compilation:
         on_shared: Callable[[], None],
         on_published: Callable[[], None],
     ) -> None:
-        """What is called when something is done.
+        """`on_node` is called when the program of a node has changed.
 
-        `on_node`: a node's program has changed. `on_shared`: the shared program has.
-        `on_published`: all that was gathered is part of the shared program.
+        `on_shared` is called when the shared program has changed, `on_published`
+        when all gathered changes are in it.
         """
         self._inventory = inventory
         self._desired = desired
@@ -48,7 +48,7 @@ class Compilation:
         self._on_shared = on_shared
         self._on_published = on_published
         self._nodes: dict[str, dict[Key, None]] = {}
-        """By node, changed keys of its program; the node that waits for longest comes first."""
+        """By node, changed keys of its program; the node that waits longest comes first."""
         self._shared: dict[Key, None] = {}
         """Changed keys of what all nodes share."""
         self._uncompiled: dict[str, dict[Key, None]] = {}
@@ -94,7 +94,7 @@ class Compilation:
             self._work()
 
     def _work(self) -> None:
-        """Do one slice, and see to the next one."""
+        """Do the work of one turn, and schedule the next one."""
         self._timer = None
         self._compile_nodes(WorkBudget())
         if self._publishing:
@@ -141,7 +141,7 @@ class Compilation:
                 at
                 for key in changes
                 if (name := _service(key))
-                # Of what was done before this process began nobody knows how fast it was.
+                # The delay of changes before this process started is unknown.
                 and (at := self._triggers.pop(name, 0.0)) >= self._started
             ]
             changed, refused = self._update(
@@ -162,10 +162,10 @@ class Compilation:
             self._end()
 
     def _end(self) -> None:
-        """All that was gathered is published, but for what could not be compiled."""
+        """All gathered changes are published, except those that cannot be compiled."""
         uncompiled = self._uncompiled.get(CLUSTER_SCOPE)
         if uncompiled and self._progress:
-            # What stood in its way may be gone.
+            # The object that was in conflict may be gone.
             self._progress = False
             self._shared |= uncompiled
             return
@@ -182,9 +182,9 @@ class Compilation:
     def _compile(
         self, scope: str, keys: dict[Key, None], budget: WorkBudget
     ) -> tuple[dict[Key, Fragment | None], dict[Key, str]]:
-        """Compile what of these keys the slice holds, and take it away from them.
+        """Compile as many of these keys as fit into the budget, and remove them from `keys`.
 
-        The fragments, and by key why it cannot be compiled.
+        Returns the fragments, and by key why one cannot be compiled.
         """
         changes: dict[Key, Fragment | None] = {}
         problems: dict[Key, str] = {}
@@ -204,12 +204,12 @@ class Compilation:
     def _update(
         changes: dict[Key, Fragment | None], update: Callable[[dict[Key, Fragment | None]], bool]
     ) -> tuple[bool, dict[Key, str]]:
-        """Take fragments into a program; whether it changed, and by key why one is not taken."""
+        """Add fragments to a program. Returns whether it changed, and why a key was not added."""
         try:
             return update(changes), {}
         except PipelineError:
             pass
-        # One object's fault must not be another's: each by itself, as long as one more is taken.
+        # One bad object must not stop the others: add each by itself, until no further one fits.
         changed = False
         refused: dict[Key, str] = {}
         waiting = dict(changes)

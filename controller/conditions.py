@@ -1,8 +1,8 @@
 """The condition NetworkUnavailable of Nodes: when it is patched, and to what.
 
-"False" is for good: losing the controller, a session or an agent costs a node's pods no packet,
-and a taint on every node at each restart of the controller would be worse than what it tells of.
-Whether a node takes new pods just now, its kubelet learns by the CNI verb STATUS.
+"False" is final: pods lose no packets when the controller, a session or an agent is lost, and a
+taint on every node at each restart of the controller would do more harm. Whether a node accepts new
+pods now, its kubelet learns by the CNI verb STATUS.
 """
 
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from flows.refs import ObjectRef
 GRACE: Final = 15.0
 """Seconds that a new node has before it is said to have no network."""
 AGAIN: Final = 30.0
-"""Seconds until a Node is patched to the same once more, where it does not show that it was."""
+"""Seconds after which a Node gets the same patch again, if it does not show its effect."""
 
 READY: Final = NodeCondition(
     "NetworkUnavailable", "False", "SluiceReady", "the node's switch holds the flows of its pods"
@@ -29,7 +29,7 @@ READY: Final = NodeCondition(
 
 
 class Patch(NamedTuple):
-    """What a Node is to say, and the request that makes it."""
+    """The condition that a Node should have, and the request for it."""
 
     node: str
     condition: NodeCondition
@@ -37,12 +37,12 @@ class Patch(NamedTuple):
 
 
 class Conditions:
-    """Patches to make every Node say whether it has had a network."""
+    """The patches of the condition of every Node."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
         self._since: dict[str, float] = {}
-        """When each Node without a network was first seen so."""
+        """When each Node was first seen without a network."""
         self._patched: dict[str, tuple[float, NodeCondition]] = {}
         """When each Node was patched last, and to what."""
 
@@ -52,7 +52,7 @@ class Conditions:
         `now` is in seconds, of a clock that never jumps.
         """
         inventory = self._reconciler.inventory
-        # A Node on which another network runs is not ours to judge.
+        # An excluded Node uses another network, which sets the condition itself.
         nodes = {
             name: node
             for name, node in inventory.node_objects.items()
@@ -85,7 +85,7 @@ class Conditions:
         if now - self._since[name] < GRACE:
             return None
         problems = self._reconciler.problems
-        # A Node that takes part may have a problem as well, but that one is not why it waits.
+        # A Node that takes part may have a problem too, but it does not wait because of that.
         takes_part = name in self._reconciler.inventory.view.nodes
         for reporter, reason in (
             (INVENTORY, "NodeRefused"),
@@ -115,7 +115,7 @@ def _patch(node: NodeObject, shown: NodeCondition | None, wanted: NodeCondition)
     since = (shown.last_transition_time if shown and stays else None) or now
     condition = msgspec.to_builtins(msgspec.structs.replace(wanted, last_transition_time=since))
     body = {
-        # A Node made anew meanwhile is another one, and the patch is refused.
+        # With the uid, the patch fails if the Node was deleted and created again.
         "metadata": {"uid": node.metadata.uid},
         # Conditions are merged by their type: nobody else's is touched.
         "status": {"conditions": [condition | {"lastHeartbeatTime": now}]},

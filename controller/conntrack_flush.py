@@ -1,7 +1,7 @@
-"""What the switches' connection tracking must forget, and when.
+"""Which connections are flushed from the switches' connection tracking, and when.
 
-An address that is given back must not meet its next owner with the connections of the last one. UDP
-clients of a Service would stay with an endpoint that is gone.
+A reused address must not inherit the connections of its previous pod. UDP clients of a Service must
+not stay with a removed endpoint.
 """
 
 import asyncio
@@ -15,22 +15,22 @@ from flows.view import ClusterView
 from openflow.batch import Batch
 
 FREED_TICK: Final = 5.0
-"""Seconds in which freed addresses are gathered. Agents let an address rest for longer."""
+"""Seconds for which freed addresses are gathered. Agents reuse an address later than that."""
 MAX_FORGETS: Final = 8
-"""Of one batch, so that no flow has to wait for many of them: for each the switch looks at all the
-connections that it knows."""
+"""Flushes in one batch, so that no flow has to wait for many of them: for each the switch reads its
+whole conntrack table."""
 FLUSHES_OF_STALE: Final = 15
 """Each leaves at most half: enough for 30,000 UDP connections to one endpoint."""
 FLUSHES_OF_FREED: Final = 4
-"""Fewer, for there are many: what is left passes policy at the address's own node, whose agent has
-seen to it that none is left there."""
+"""Fewer, because there are many such addresses. A connection that is left is still subject to
+policy at the node of the address, whose agent has flushed it there."""
 
 
 class ConntrackFlush:
-    """Gathers what is to be forgotten, and hands it on in small batches."""
+    """Gathers what has to be flushed, and sends it in small batches."""
 
     def __init__(self, view: ClusterView, send: Callable[[Batch], None]) -> None:
-        """`send` has every connected switch forget a batch, once it holds the flows of now."""
+        """`send` flushes a batch on every connected switch, once it holds the current flows."""
         self._view = view
         self._send = send
         self._freed: dict[IPAddress, str] = {}
@@ -48,11 +48,11 @@ class ConntrackFlush:
         self._freed |= dict.fromkeys(addresses, node)
 
     def add_stale(self, stale: Iterable[Stale]) -> None:
-        """A change of Services made these stale; forgotten when `published` is called."""
+        """A change of Services made these stale; they are flushed when `published` is called."""
         self._stale |= dict.fromkeys(stale)
 
     def published(self) -> None:
-        """The change is part of the shared program: have forgotten what it made stale."""
+        """The change is in the shared program: flush what it made stale."""
         stale, self._stale = list(self._stale), {}
         forgets = [each.forget(zone) for each in stale for zone in (CT_ZONE, SNAT_ZONE)]
         for at in range(0, len(forgets), MAX_FORGETS):
@@ -61,8 +61,8 @@ class ConntrackFlush:
     def _forget_freed(self) -> None:
         freed, self._freed = self._freed, {}
         attached = {node: self.attached(node) for node in set(freed.values())}
-        # An address with a new owner is left: its connections may be the new owner's. The node's
-        # agent had them forgotten before it handed the address out.
+        # An address with a new pod is not flushed: the connections may belong to the new pod. The
+        # node's agent flushed the old ones before it assigned the address.
         addresses = [address for address, node in freed.items() if address not in attached[node]]
         for at in range(0, len(addresses), MAX_FORGETS):
             self._send(

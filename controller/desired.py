@@ -1,7 +1,7 @@
 """What every node's switch should hold: one program that all share, and one of each node's own.
 
-Each change of the shared program becomes one batch, encoded once, whose bytes go to every switch; a
-switch that is behind takes the batches it lacks.
+Each change of the shared program becomes one batch. It is encoded once, and its bytes go to every
+switch. A switch that is behind gets the batches that it does not have yet.
 """
 
 from collections import deque
@@ -26,12 +26,12 @@ LOG_COST: Final = 20_000
 
 
 class SharedChange(NamedTuple):
-    """What brought the shared program to a version."""
+    """The change that led to a version of the shared program."""
 
     version: int
     batch: Batch
     triggers: tuple[float, ...]
-    """When the changes were made that led to it, in seconds since 1970."""
+    """The times of the changes of objects that led to it, in seconds since 1970."""
     cost: int
     """Messages and buckets of the batch."""
 
@@ -104,7 +104,7 @@ class Desired:
         delta = self.shared.update(changes)
         if not delta:
             return False
-        # It is of an older version now.
+        # It belongs to an older version now.
         self._everything = None
         if not self.source_complete:
             delta = Delta(adds=delta.adds, groups_set=delta.groups_set)
@@ -117,12 +117,12 @@ class Desired:
         return True
 
     def forget_changes(self, version: int) -> None:
-        """Every switch holds this version of the shared program: what led to it is not needed."""
+        """Drop the changes up to this version, because every switch holds it."""
         while self._log and self._log[0].version <= version:
             self._log_cost -= self._log.popleft().cost
 
     def changes_since(self, version: int) -> list[SharedChange] | None:
-        """The shared program's changes after a version; None where they are not kept any more."""
+        """The changes of the shared program after a version; None: they are not kept any more."""
         lacking = [change for change in self._log if change.version > version]
         return lacking if lacking and lacking[0].version == version + 1 else None
 
@@ -134,14 +134,14 @@ class Desired:
                 adds=tuple(self.shared.flows()),
                 groups_set=tuple(map(GroupChange, self.shared.groups.values())),
             )
-            # The same message takes any node's own seal away.
+            # The seal of every node has the same match, so one message deletes any of them.
             first = [DeleteStrict(Program("any node's").seal)]
             batch = batch_of(delta, self.shared.seal, sealed=self.source_complete, first=first)
             self._everything = key, batch
         return self._everything[1]
 
     def digests(self, node: str) -> tuple[Digests, Digests] | None:
-        """Of the shared flows and the node's own; None: not computed yet, call again.
+        """The digests of the shared program and the node's own; None: not complete, call again.
 
         Each call computes a part of them, so that it does not hold the event loop.
         """

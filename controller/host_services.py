@@ -1,6 +1,6 @@
-"""What each node's host must do for Services that the flows cannot: see `HostServices`.
+"""What each node's host must do for Services, because flows cannot: see `HostServices`.
 
-A change of a Service costs as much as it has ports and endpoints, however many others there are.
+The cost of a change depends on the ports and endpoints of the changed Service only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ class HostNodePort(NamedTuple):
 
 
 class HostExternalPorts(NamedTuple):
-    """The ports that a Service has at each of these addresses, which are no node's own."""
+    """The ports that a Service has at each of these addresses, none of which is a node's own."""
 
     addresses: tuple[IPAddress, ...]
     ports: tuple[_Port, ...]
@@ -33,7 +33,7 @@ class HostExternalPorts(NamedTuple):
 
 
 class OwnAddress(NamedTuple):
-    """A port of an address that is on one of the node's interfaces, which a Service names."""
+    """A port of a Service address that is on one of the node's interfaces."""
 
     address: IPAddress
     protocol: int
@@ -69,11 +69,11 @@ class HostServices:
 
     node_ports: tuple[HostNodePort, ...]
     addresses: tuple[IPAddress, ...]
-    """Of Services, outside the Service range, and no node's own."""
+    """Addresses of Services outside the Service range, none of which is a node's own."""
     health_checks: tuple[HealthCheck, ...]
     own_addresses: tuple[OwnAddress, ...] = ()
     external_ports: tuple[HostExternalPorts, ...] = ()
-    """What of `addresses` Services take; an address that is not here is taken as a whole."""
+    """The ports of `addresses` that Services use; for an address not listed here, all ports."""
     host_endpoints: tuple[HostEndpoint, ...] = ()
     protected: tuple[IPAddress, ...] = ()
     """Addresses that no Service may take."""
@@ -108,7 +108,7 @@ _NOTHING: Final = _Part()
 
 
 class Hosts:
-    """Changes of Services in; for each node its `HostServices`, and when they change, out."""
+    """Keeps the `HostServices` of every node up to date."""
 
     def __init__(self, service_range: IPNetwork, known: KnownAddresses) -> None:
         self.changes = 0
@@ -116,7 +116,7 @@ class Hosts:
         self._service_range = service_range
         self._known = known
         self._parts: dict[str, _Part] = {}
-        """By Service, where a host has something to do for it."""
+        """By Service, if a host has something to do for it."""
         self._on_node: dict[str, set[str]] = {}
         """By node, the Services of which it has a part of its own."""
         self._protected = tuple(sorted(known.all_protected))
@@ -195,7 +195,7 @@ class Hosts:
                 continue
             services = self._on_node.setdefault(node, set())
             (services.add if node in new.nodes else services.discard)(name)
-            # Where there is nothing any more, the node has no revision of its own.
+            # A node without such Services has no revision of its own.
             self._node_revisions[node] = self._next_revision()
             if not services:
                 del self._on_node[node], self._node_revisions[node]
@@ -256,7 +256,7 @@ class Hosts:
     # --- revisions ---
 
     def _next_revision(self) -> int:
-        # One row for all: a number that a node had before never means something else.
+        # One counter for all nodes, so that a node never gets the same number for other content.
         self.changes += 1
         return self.changes
 
@@ -272,7 +272,7 @@ def _own_addresses(name: str, port: ServicePort) -> Iterable[tuple[str, OwnAddre
 def _external_ports(
     name: str, outside: Iterable[tuple[ServicePort, Frontend]]
 ) -> Iterable[HostExternalPorts]:
-    """Addresses that have the same ports together, so that both add up and do not multiply."""
+    """Addresses with the same ports are grouped, so that their size is the sum, not the product."""
     ports: dict[IPAddress, list[_Port]] = {}
     for port, frontend in outside:
         if frontend.external and frontend.address:

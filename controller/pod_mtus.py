@@ -1,4 +1,4 @@
-"""Which MTU pods get on each node: where they differ, large packets are lost without a word.
+"""Which MTU pods get on each node: if they differ, large packets are lost silently.
 
 The tunnel of a node with large frames sends packets that another node's network cannot carry, and
 nothing answers with an ICMP error. So a node that differs from most others is reported.
@@ -16,7 +16,7 @@ _LIFETIME: Final = 300.0
 
 
 class PodMtus:
-    """Reports of agents in, problems out."""
+    """Takes the reports of agents, and reports a node whose MTU differs from most others."""
 
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
@@ -24,7 +24,7 @@ class PodMtus:
         self._nodes_with: Counter[int] = Counter()
 
     def report(self, node: str, mtu: int) -> None:
-        """What a node's agent gives its pods; 0: it does not know."""
+        """The MTU that a node's agent gives its pods; 0: unknown."""
         before = self._of_node.pop(node, 0)
         if before:
             self._nodes_with[before] -= 1
@@ -40,7 +40,7 @@ class PodMtus:
     def _problem(self, mtu: int) -> str:
         if not mtu:
             return ""
-        # Of two that are as common, the smaller one is right: every node can carry it.
+        # If two are equally common, the smaller one: every node can carry it.
         usual = min(self._nodes_with, key=lambda each: (-self._nodes_with[each], each))
         if mtu == usual:
             return ""

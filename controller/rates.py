@@ -5,11 +5,11 @@ from collections import OrderedDict
 from typing import Final
 
 MAX_NAMES: Final = 10_000
-"""Names of which `Rates` keeps account."""
+"""Names that `Rates` remembers."""
 
 
 class Rate:
-    """One of them. To be made and used on the event loop."""
+    """One rate limit. It must be made and used on the event loop."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second
@@ -39,7 +39,7 @@ class Rate:
 
 
 class Rates:
-    """One by name; of those that were not asked for the longest, nothing is remembered."""
+    """One rate limit by name. The names that were not used for the longest time are forgotten."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second

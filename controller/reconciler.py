@@ -1,9 +1,9 @@
-"""Brings together what sources and switches tell, and what has to follow from it.
+"""Connects sources, inventory, compilation and switches.
 
-Start, change and repair are one path: `controller.inventory` says what an event touched,
-`controller.compilation` compiles that anew, `controller.session` makes the switch so. The other
-parts: `controller.switches` (who owns which switch), `controller.conntrack_flush` (what connection
-tracking must forget), `controller.problems`.
+Start, change and repair are one path: `controller.inventory` says which keys an event changed,
+`controller.compilation` compiles them, `controller.session` updates the switch. The other parts:
+`controller.switches` (which node a switch belongs to), `controller.conntrack_flush` (which
+connections are flushed), `controller.problems`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ OBJECT_COST = 10
 
 
 class Reconciler:
-    """Takes what sources and switches tell, and makes the switches what they should be."""
+    """Takes in what sources and switches report, and keeps the switches up to date."""
 
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
@@ -45,7 +45,7 @@ class Reconciler:
         self.listed = asyncio.Event()
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()
-        """Set, and replaced, when what hosts do for Services changes: wakes agents that wait."""
+        """Set, and replaced, when the hosts' part of Services changes: wakes agents that wait."""
         self.switches = Switches(
             inventory, self.desired, lambda: self.conntrack_flush, self._absorb
         )
@@ -58,7 +58,7 @@ class Reconciler:
             on_published=self._published,
         )
         self._intake: deque[Object | ObjectRef | partial[None]] = deque()
-        """What the source told and was not taken in yet, in its order."""
+        """What the source reported and was not taken in yet, in its order."""
         self._taking: asyncio.Handle | None = None
         self._touched: set[Key] = set()
         self._host_changes = 0
@@ -76,7 +76,7 @@ class Reconciler:
 
     @property
     def problems(self) -> Problems:
-        """Whatever is refused, or does not work, at the moment."""
+        """Every current problem."""
         return self.inventory.problems
 
     # --- what the sources tell (controller.sources.feed.Feed) ---
@@ -84,7 +84,7 @@ class Reconciler:
     def update(self, changed: Iterable[Object], gone: Iterable[ObjectRef]) -> None:
         """Objects added or changed, and references to those that are gone.
 
-        A few are taken in at once, many in slices.
+        A few are taken in at once, many in several turns of the event loop.
         """
         self._intake.extend(ObjectRef(*ref) for ref in gone)
         self._intake.extend(changed)
@@ -101,7 +101,7 @@ class Reconciler:
         self._take_in()
 
     def source_complete(self, whole: bool) -> None:
-        """The source was read; `whole`: with nothing left out. Once so, it stays so."""
+        """The source was read once; `whole`: nothing of it was unreadable. This is remembered."""
         self._intake.append(partial(self._complete, whole))
         self._take_in()
 
@@ -117,7 +117,7 @@ class Reconciler:
             if isinstance(item, ObjectRef):
                 self._remove(item)
             elif isinstance(item, partial):
-                # It tells of all that came before it.
+                # It concerns everything that came before it.
                 self._settle()
                 item()
             else:
@@ -136,7 +136,7 @@ class Reconciler:
             self.switches.drop_ports(gone.name)
 
     def _settle(self) -> None:
-        """What follows from the objects that were taken in."""
+        """Update what depends on the objects that were taken in."""
         touched, self._touched = self._touched, set()
         self._absorb(touched | self.inventory.settle())
         self._follow_services()
@@ -154,7 +154,7 @@ class Reconciler:
         self.switches.compare_all()
 
     def _published(self) -> None:
-        """All shared changes so far are part of the shared program."""
+        """All shared changes so far are in the shared program."""
         self.conntrack_flush.published()
         if not self.listed.is_set():
             self.listed.set()
@@ -171,13 +171,13 @@ class Reconciler:
             self.switches.wake_nodes()
 
     def _follow_services(self) -> None:
-        """What else than flows changes with Services: hosts, and what connections know."""
+        """Update what changes with Services besides flows: hosts and conntrack."""
         services = self.inventory.services
         if services.hosts.changes != self._host_changes:
             self._host_changes = services.hosts.changes
             self._wake_hosts()
         stale = services.stale_udp.take()
-        # What the first list holds was so before, as far as anybody knows.
+        # The first list is no change: Services may have been so before the controller started.
         if self.listed.is_set():
             self.conntrack_flush.add_stale(stale)
 
@@ -188,11 +188,11 @@ class Reconciler:
     # --- what switches and agents tell, and people ask ---
 
     async def on_switch(self, switch: Switch) -> None:
-        """Own one connected switch until it goes. Closing it is the caller's, on return."""
+        """Own one connected switch until it is gone. The caller closes it after that."""
         await self.switches.own(switch)
 
     def prepare_digest(self, node: str) -> bool:
-        """Compute a part of what a digest is compared with; whether that was the last one.
+        """Compute a part of the expected digest. True: it is complete.
 
         Raises `KeyError` if the switch is not connected.
         """

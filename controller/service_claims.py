@@ -1,4 +1,4 @@
-"""Which Service has which port of which address: of several that want one, the oldest."""
+"""Which Service gets which port of an address: of several that claim it, the oldest."""
 
 from bisect import insort
 from collections import Counter
@@ -7,27 +7,27 @@ from controller.service_drafts import ClaimKey, Draft
 
 
 class Claims:
-    """Drafts in; who has what, and whose share changed, out. Addresses are numbers."""
+    """The claims of all Services. Addresses are numbers."""
 
     def __init__(self) -> None:
         self._claims: dict[ClaimKey, list[tuple[str, str]]] = {}
-        """Ages of the Services that want it, the oldest, who has it, first."""
+        """The ages of the Services that claim it. The first one, the oldest, gets it."""
         self._claimants: dict[int, Counter[str]] = {}
-        """By address, which Services want how many of its ports."""
+        """By address, how many of its ports each Service claims."""
 
     def __bool__(self) -> bool:
         return bool(self._claims or self._claimants)
 
     def holder(self, key: ClaimKey) -> str:
-        """The Service, `NAMESPACE/NAME`, that has it. Raises `KeyError` where none wants it."""
+        """The Service, `NAMESPACE/NAME`, that gets it. Raises `KeyError` if none claims it."""
         return self._claims[key][0][1]
 
     def is_shared(self, address: int) -> bool:
-        """Whether more than one Service wants ports of this address."""
+        """Whether more than one Service claims ports of this address."""
         return len(self._claimants.get(address, ())) > 1
 
     def change(self, new: Draft, old: Draft) -> set[str]:
-        """A Service wants other things now; the Services whose share changes by it."""
+        """The claims of a Service changed. Returns the Services that gain or lose something."""
         before = {offer.key for offer in old.offers()}
         after = {offer.key for offer in new.offers()}
         left, added = before - after, after - before

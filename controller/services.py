@@ -1,8 +1,8 @@
 """Services, and the EndpointSlices behind them: what is served, and what is refused.
 
-Two kinds of `controller.inventory`: objects in, view and problems out, in place and at a cost that
-does not grow with other Services. What comes out depends on what is there, never on the order it
-came in.
+Two kinds of `controller.inventory`. They take objects in, and keep their part of the view and the
+problems up to date. The cost of a change does not grow with the number of other Services. The
+result depends on the objects alone, never on the order in which they came.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -48,18 +48,17 @@ from flows.view import Cluster, Frontend, Key, Service, ServicePort, Target
 from wire.documents import MAX_EXTERNAL_PORTS
 
 MAX_PROBLEMS: Final = 5
-"""So many problems of one object are reported."""
+"""Problems of one object that are reported."""
 API_SERVERS: Final = "default/kubernetes"
 """The Service whose endpoints are the API servers."""
 _K = TypeVar("_K")
 
 
 class ServiceInventory:
-    """Services and slices in; the Services of the view, and problems, out.
+    """Takes in Services and EndpointSlices, and keeps the Services of the view up to date.
 
-    Each method that takes something in returns the keys it touched. Services are put together by
-    `settle`, once after any number of changes. What else follows from a change of a Service,
-    `hosts` and `stale_udp` are asked.
+    `settle` builds the changed Services and returns the keys that changed, once after any number of
+    changes. `hosts` and `stale_udp` have the other effects of a change.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class ServiceInventory:
         """By node, accepted or not: see `ClusterView.local_services`."""
         self.targets = Targets()
         self.ignored: dict[str, str] = {}
-        """Services of which nothing is served, and why."""
+        """Services that are ignored, and why."""
         self.service_changes = 0
         self.endpoint_changes = 0
         """Services and EndpointSlices that were added, changed or removed, so far."""
@@ -101,14 +100,14 @@ class ServiceInventory:
         self._slices: dict[str, dict[str, SliceDraft]] = {}
         """By Service, then by the slice's name."""
         self._to_tunnel_port: set[str] = set()
-        """Slices with an endpoint that would be a tunnel's end if a node had its address."""
+        """Slices with the tunnel's port: if a node has such an address, it is no valid endpoint."""
         self._named: dict[IPAddress, set[str]] = {}
-        """Services that name this address (`Draft.addresses`), whether they get it or not."""
+        """Services that ask for this address (`Draft.addresses`), whether they get it or not."""
         self._triggers: dict[str, float] = {}
         self._new_triggers: dict[str, float] = {}
-        """By Service, of the slices that came since the last `settle`."""
+        """By Service, from the slices that came since the last `settle`."""
         self._unsettled: set[str] = set()
-        """Services to be put together."""
+        """Services that the next `settle` builds."""
 
     def service(self, name: str) -> ServiceObject | None:
         """The object of this `NAMESPACE/NAME`, unless it is ignored."""
@@ -191,7 +190,7 @@ class ServiceInventory:
                 if not changed.isdisjoint(ipv4_addresses(given)):
                     self._read_slice(name)
                     self._unsettled.add(service_of(given))
-            # Whether the host translates to an endpoint depends on whose address that is.
+            # Whether the host translates to an endpoint depends on the owner of its address.
             self._unsettled |= {n for n, draft in self._drafts.items() if draft.external_local}
         self._follow_addresses(changed)
 
@@ -200,7 +199,7 @@ class ServiceInventory:
         self._follow_addresses(self.addresses.report(node, addresses))
 
     def settle(self) -> set[Key]:
-        """Put together anew what changed; the keys that it touched."""
+        """Build the Services that changed. Returns the keys that changed."""
         before = {name: self.view.get(name) for name in self._new_triggers}
         names, self._unsettled = self._unsettled, set()
         touched = self._rebuild(names)
@@ -213,9 +212,9 @@ class ServiceInventory:
     # --- what others ask ---
 
     def take_triggers(self) -> dict[str, float]:
-        """By Service, when the earliest change was made that altered it since the last call.
+        """By Service, the time of the earliest change since the last call.
 
-        In seconds since 1970, as whoever wrote the EndpointSlice says.
+        In seconds since 1970, from the annotation of its EndpointSlice.
         """
         taken, self._triggers = self._triggers, {}
         return taken
@@ -264,13 +263,13 @@ class ServiceInventory:
         self._follow_addresses(changed)
 
     def _follow_addresses(self, changed: Iterable[IPAddress]) -> None:
-        """These addresses mean something else now: read anew which Services name them."""
+        """Read the Services that use these addresses again: their meaning has changed."""
         self._read_again({name for address in changed for name in self._named.get(address, ())})
 
     # --- Services ---
 
     def _read_again(self, names: Iterable[str]) -> None:
-        """Read Services by themselves; all whose share changes by it are unsettled."""
+        """Read these Services again, and mark all Services that are affected as unsettled."""
         waiting = list(names)
         while waiting:
             name = waiting.pop()
@@ -292,7 +291,7 @@ class ServiceInventory:
             self._unsettled |= {name} | self._claims.change(new, old)
 
     def _rebuild(self, names: AbstractSet[str]) -> set[Key]:
-        """Put these Services together anew, and those that change with them."""
+        """Build these Services again, and those that change with them."""
         touched: set[Key] = set()
         waiting = set(names)
         while waiting:

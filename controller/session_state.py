@@ -1,7 +1,7 @@
-"""The states of a session, and what leads from one to another, as data.
+"""The states of a session, and the events that lead from one to another, as data.
 
-A session is either at rest, or it has something to do (`PENDING`), or it is doing it (`WORKING`).
-Changes may come at any time, also while it works: the table says what becomes of each.
+A session is idle, or has something to do (`PENDING`), or is doing it (`WORKING`). Events may come
+at any time, also during work: the table has the next state for each.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ class State(Enum):
     SUSPECT = "an audit found drift: it has to be repaired"
     REPAIRING = "it is being repaired"
     BEHIND = "what it holds is known, and older than the programs"
-    UPDATING = "it is being sent what it lacks"
+    UPDATING = "it is being sent what is missing"
     IN_SYNC = "it holds both programs, and their seals"
-    INCOMPLETE = "it holds what it can have for now: some is rejected, or not read yet"
+    INCOMPLETE = "some flows are missing: they were rejected, or the source is not complete"
     PAUSED = "its Node is refused or gone: it keeps its flows"
 
 
@@ -28,13 +28,13 @@ class Event(Enum):
     """What happens to a session."""
 
     CHANGED = "a program changed"
-    INVALIDATED = "what the switch holds may be something else than is known"
+    INVALIDATED = "what the switch holds may differ from what is recorded"
     RETRIED = "what the switch rejected may be accepted now"
     DRIFTED = "a digest differs"
     STARTED = "a round begins"
     FOUND = "the comparison or the repair is done"
     SENT = "the switch acknowledged everything"
-    SENT_PARTLY = "the same, but for what was rejected, or not read yet"
+    SENT_PARTLY = "the same, except what was rejected or is not read yet"
     FAILED = "the round ended early, by a rejection or an error"
     NODE_LOST = "the Node is refused or gone"
 
@@ -42,7 +42,7 @@ class Event(Enum):
 S, E = State, Event
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
-    # A round begins with what has to be done first. Whatever it finds, it then sends what lacks.
+    # A round begins with a comparison or repair, if one is due. Then it sends what is missing.
     (S.UNKNOWN, E.STARTED): S.COMPARING,
     (S.RETRY, E.STARTED): S.COMPARING,
     (S.SUSPECT, E.STARTED): S.REPAIRING,
@@ -51,22 +51,22 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (S.REPAIRING, E.FOUND): S.UPDATING,
     (S.UPDATING, E.SENT): S.IN_SYNC,
     (S.UPDATING, E.SENT_PARTLY): S.INCOMPLETE,
-    # A change is sent in the next round, ...
+    # A change is sent in the next round.
     (S.IN_SYNC, E.CHANGED): S.BEHIND,
     (S.INCOMPLETE, E.CHANGED): S.BEHIND,
-    # ... also if it comes while the last one is being sent: it may have missed it.
+    # A change during an update also needs a next round: this one may have missed it.
     (S.UPDATING, E.CHANGED): S.BEHIND,
-    # Before that, nothing is missed: the programs are read when the comparison is done.
+    # A change before the update is not missed: the programs are read after the comparison.
     (S.COMPARING, E.CHANGED): S.COMPARING,
     (S.REPAIRING, E.CHANGED): S.REPAIRING,
-    # Nor if the next round reads them anyway.
+    # Nor is a change before a round, which will read the programs anyway.
     (S.UNKNOWN, E.CHANGED): S.UNKNOWN,
     (S.RETRY, E.CHANGED): S.RETRY,
     (S.SUSPECT, E.CHANGED): S.SUSPECT,
     (S.BEHIND, E.CHANGED): S.BEHIND,
-    # Nobody knows what was missed meanwhile, as a program without its Node is not kept up to date.
+    # The program of a Node that was gone was not kept up to date, so the content is unknown.
     (S.PAUSED, E.CHANGED): S.UNKNOWN,
-    # A doubt needs a comparison that begins after it; RETRY has one.
+    # Needs a comparison that begins after the event; RETRY includes one.
     (S.UNKNOWN, E.INVALIDATED): S.UNKNOWN,
     (S.COMPARING, E.INVALIDATED): S.UNKNOWN,
     (S.SUSPECT, E.INVALIDATED): S.UNKNOWN,
@@ -77,7 +77,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (S.INCOMPLETE, E.INVALIDATED): S.UNKNOWN,
     (S.PAUSED, E.INVALIDATED): S.UNKNOWN,
     (S.RETRY, E.INVALIDATED): S.RETRY,
-    # Not in the middle of a round: its batches would seal what lacks something.
+    # Not within a round: its batches would seal a program of which flows are missing.
     (S.UNKNOWN, E.RETRIED): S.RETRY,
     (S.RETRY, E.RETRIED): S.RETRY,
     (S.COMPARING, E.RETRIED): S.RETRY,
@@ -90,7 +90,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (S.PAUSED, E.RETRIED): S.RETRY,
     # A digest says something only about a switch that acknowledged everything.
     (S.IN_SYNC, E.DRIFTED): S.SUSPECT,
-    # An event came meanwhile: the round ends, and the next one begins.
+    # An event came during the round: it ends, and the next one begins.
     (S.UNKNOWN, E.FOUND): S.UNKNOWN,
     (S.RETRY, E.FOUND): S.RETRY,
     (S.UNKNOWN, E.SENT): S.UNKNOWN,
@@ -99,14 +99,14 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (S.UNKNOWN, E.SENT_PARTLY): S.UNKNOWN,
     (S.RETRY, E.SENT_PARTLY): S.RETRY,
     (S.BEHIND, E.SENT_PARTLY): S.BEHIND,
-    # What was done of a batch that failed is unknown.
+    # It is unknown which part of a failed batch was applied.
     (S.COMPARING, E.FAILED): S.UNKNOWN,
     (S.REPAIRING, E.FAILED): S.UNKNOWN,
     (S.UPDATING, E.FAILED): S.UNKNOWN,
     (S.UNKNOWN, E.FAILED): S.UNKNOWN,
     (S.BEHIND, E.FAILED): S.UNKNOWN,
     (S.RETRY, E.FAILED): S.RETRY,
-    # In the place of a round: nobody knows what the switch should hold instead.
+    # Instead of a round: there is no program that the switch should hold.
     (S.UNKNOWN, E.NODE_LOST): S.PAUSED,
     (S.RETRY, E.NODE_LOST): S.PAUSED,
     (S.SUSPECT, E.NODE_LOST): S.PAUSED,

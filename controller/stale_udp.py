@@ -1,8 +1,7 @@
-"""Which UDP connections go astray when Services change, so that switches must forget them.
+"""Which UDP connections are stale after a change of Services, so that switches must flush them.
 
-By itself a UDP client does not learn that an endpoint is gone, nor that there is one now. Only
-connections of the Service that changed are forgotten: another Service with the same endpoint keeps
-its own.
+A UDP client does not notice that an endpoint was removed, nor that a first one was added. Only
+connections of the changed Service are flushed: those of another Service with that endpoint stay.
 """
 
 from collections import Counter
@@ -18,8 +17,8 @@ from openflow.batch import Forget
 from openflow.codec import CtTuple
 
 MAX_PAIRS: Final = 64
-"""Pairs of a frontend and an endpoint that one change of a Service port forgets one by one. Beyond,
-all connections to its frontends are forgotten: each flush reads all that conntrack holds."""
+"""Pairs of a frontend and an endpoint that one change of a Service port flushes one by one. If
+there are more, all connections to its frontends are flushed: each flush reads all of conntrack."""
 
 _Place = tuple[int, int]
 """Address and port of an endpoint."""
@@ -27,7 +26,7 @@ _Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, order=True)
 class StaleEndpoint:
-    """No Service has this endpoint any more: whatever it answers is forgotten."""
+    """No Service has this endpoint any more: all connections to it are flushed."""
 
     address: IPAddress
     port: int
@@ -39,15 +38,14 @@ class StaleEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class StaleFrontend:
-    """Where UDP connections that began before go astray."""
+    """A frontend whose older UDP connections are stale."""
 
     address: IPAddress | None
     """None: each node's own."""
     port: int
     served: bool
-    """True: it had endpoints, and all connections to it are stale. False: it has endpoints only
-    now, and stale are the connections that were sent there untranslated; others may be answered
-    already."""
+    """True: it had endpoints, and all connections to it are stale. False: its first endpoints were
+    added, and only untranslated connections are stale; others may be answered already."""
 
     def forget(self, zone: int) -> Forget:
         """The message for a switch."""
@@ -57,7 +55,7 @@ class StaleFrontend:
 
 @dataclass(frozen=True, slots=True)
 class StalePair:
-    """Connections to this frontend that this endpoint answers; both may stay, but not together."""
+    """Connections from this frontend to this endpoint. Both exist, but not together any more."""
 
     address: IPAddress | None
     port: int
@@ -78,7 +76,7 @@ Stale = StaleEndpoint | StaleFrontend | StalePair
 
 
 class StaleUdp:
-    """Changes of Services in, what they made stale out; once each."""
+    """Collects what changes of Services make stale."""
 
     def __init__(self) -> None:
         self._found: dict[Stale, None] = {}
@@ -112,7 +110,7 @@ class StaleUdp:
         return list(taken)
 
     def _count(self, old: ServicePort | None, new: ServicePort | None) -> set[_Place]:
-        """Keep `_uses` true; the endpoints that the port has no more."""
+        """Update `_uses`. Returns the endpoints that the port does not have any more."""
         if old and new and old.endpoints is new.endpoints:
             return set()
         before, after = _places(old), _places(new)
@@ -157,6 +155,6 @@ def _places(port: ServicePort | None) -> set[_Place]:
 
 def _frontends(port: ServicePort, *, served: bool) -> Iterable[StaleFrontend]:
     places = [(each.address, each.port) for each in port.frontends]
-    # A node's stack has translated its own address before the switch saw the packet.
+    # The node's own stack translates its address before the switch sees the packet.
     places += [(own.address, each.port) for each in port.frontends for own in each.host_dnat]
     return [StaleFrontend(*place, served) for place in places]

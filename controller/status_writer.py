@@ -1,7 +1,7 @@
-"""What the controller tells the API server: conditions of Nodes, Events on Nodes and Pods.
+"""What the controller writes to the API server: conditions of Nodes, and Events.
 
-A loop beside the reconciler, which never waits for it. What is due is found anew at every look,
-from what is so now; a server that is away, or refuses, costs nothing but time.
+A loop beside the reconciler, which never waits for it. Every look determines from the current state
+what is due, so nothing is lost while the API server is unavailable or refuses a write.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from controller.reconciler import Reconciler
 from settings import SettingsError
 
 LOOK: Final = 2.0
-"""Seconds between two looks at what is due."""
+"""Seconds between two looks."""
 PACE: Final = 0.02
 """Seconds between two requests: no more than 50 a second, whatever goes wrong."""
 AT_ONCE: Final = 200
-"""Requests from one look. After these what is due is found anew: it may be over."""
+"""Requests of one look. After them a new look follows, because problems may have ended."""
 BACKOFF: Final = (2.0, 60.0)
 """Seconds after the first failure, and at most."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 class StatusWriter:
-    """Tells the API server what concerns its Nodes and Pods."""
+    """Writes conditions and Events to the API server."""
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class StatusWriter:
             except (ApiError, SettingsError, *UNREACHABLE) as error:
                 problem = str(error) or repr(error)
                 if problem != trouble:
-                    log.warning("conditions and Events are not told", problem=problem)
+                    log.warning("conditions and Events are not written", problem=problem)
                 asked = error.wait if isinstance(error, ApiError) else 0.0
-                # No secret: it spreads load.
+                # Not for security: it spreads the load.
                 await asyncio.sleep(max(asked, delay * random.uniform(0.5, 1)))  # noqa: S311
                 delay, trouble = min(delay * 2, BACKOFF[1]), problem
             else:
                 delay, trouble = BACKOFF[0], ""
 
     async def _tell(self) -> None:
-        """Send what is due. Raises where nothing more can be sent for now."""
+        """Send what is due. Raises if nothing more can be sent for now."""
         inventory = self._reconciler.inventory
         now = self._monotonic()
         patches = self._conditions.due(now)[: AT_ONCE // 2]
@@ -95,9 +95,9 @@ class StatusWriter:
                 self._account.told(telling, self._monotonic())
 
     async def _send(self, api: client.ApiClient, write: Write) -> int:
-        """Zero, or the status with which this write alone was refused.
+        """Zero, or the HTTP status with which only this write was refused.
 
-        Raises `ApiError` where another would fare no better, and `UNREACHABLE`.
+        Raises `ApiError` if any other write would fail too, and `UNREACHABLE`.
         """
         await asyncio.sleep(PACE)
         try:

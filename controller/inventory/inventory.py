@@ -1,4 +1,4 @@
-"""The inventory: objects and ports in, view and problems out."""
+"""The inventory: takes in objects and ports, and keeps the view and the problems up to date."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
@@ -28,8 +28,8 @@ class Inventory:
     """Passes each object to its kind, and says which keys of the view changed.
 
     Objects come from the source, ports from the switches. Both are kept as given. What is accepted
-    is in `view`, what is refused is in `problems`. The view depends on what there is, not on the
-    order in which it came. A change costs no more than what it concerns.
+    is in `view`, what is refused is in `problems`. The view depends on the objects and ports,
+    not on the order in which they came. The cost of a change depends on the affected objects only.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Inventory:
         labels of Nodes that Sluice leaves alone, each `KEY` or `KEY=VALUE`.
         """
         self.problems: Final = Problems() if problems is None else problems
-        """What is wrong with objects and ports, among whatever else is told there."""
+        """The registry of all problems, also of those that others report."""
         self.nodes: Final = Nodes(cluster, reserved, excluded, self._note)
         self.pods: Final = Pods(self.nodes, self._note)
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
@@ -79,7 +79,7 @@ class Inventory:
         return self._kinds[kind].remove(namespace, name)
 
     def settle(self) -> set[Key]:
-        """Judge what depends on several objects, once after any number of changes."""
+        """Decide what depends on several objects, once after any number of changes."""
         return self.nodes.settle() | self.services.settle()
 
     def node_connected(self, node: str, address: IPAddress) -> set[Key]:
@@ -100,7 +100,7 @@ class Inventory:
         return self.ports.remove(node, name)
 
     def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
-        """What a node's agent has found on the host's interfaces; to be settled."""
+        """What a node's agent has found on the host's interfaces; `settle` has to follow."""
         if node in self.nodes.accepted:
             self.services.report_addresses(node, addresses)
 
@@ -143,7 +143,7 @@ class Inventory:
         return found.metadata if found else None
 
     def _note(self, subject: Subject, problem: str) -> None:
-        # What a node's switch reports is bounded by node, and ends with its session.
+        # Problems of a node's ports are bounded for each node, and end with its session.
         reporter = INVENTORY
         if isinstance(subject, PortRef | BridgeRef):
             reporter = Reporter(ReporterKind.PORTS, subject.node)

@@ -2,7 +2,7 @@
 
 A kind is one file with one class: it holds the objects as given, decides which of them are used,
 keeps its part of the view up to date and reports what it refuses. To add one, write that class and
-name it in `Inventory`. A kind that depends on another one is added to that one's `followers`.
+register it in `Inventory`. A kind that depends on another kind is added to `followers` of that one.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from controller.sources.objects import Object
 from flows.view import Key
 
 Note = Callable[[Subject, str], None]
-"""Called with a subject and what is wrong with it; empty: nothing any more."""
+"""Called with a subject and what is wrong with it; empty: the problem is gone."""
 
 
 class ObjectKind(Protocol):

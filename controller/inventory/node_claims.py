@@ -1,7 +1,7 @@
 """Which of several Nodes gets a range or an address that more than one of them claims.
 
-The outcome depends on the claims alone, not on their order. A change costs what it concerns: the
-Nodes that share a range or an address with the changed one, directly or through others.
+The outcome depends on the claims alone, not on their order. The cost of a change depends on the
+Nodes that share a range or an address with the changed Node, directly or through other Nodes.
 """
 
 import heapq
@@ -78,7 +78,7 @@ class RangeClaims:
         return name in self._holders
 
     def put(self, name: str, age: Age, cidr: IPNetwork) -> None:
-        """A Node claims a range; `resolve_conflicts` follows."""
+        """A Node claims a range; `resolve_conflicts` has to follow."""
         if self._claims.get(name) == (age, cidr):
             return
         self.remove(name)
@@ -87,7 +87,7 @@ class RangeClaims:
         self._dirty.add(name)
 
     def remove(self, name: str) -> None:
-        """A Node claims nothing; `resolve_conflicts` follows."""
+        """A Node claims nothing any more; `resolve_conflicts` has to follow."""
         self._dirty.discard(name)
         claim = self._claims.pop(name, None)
         if claim is None:
@@ -109,7 +109,7 @@ class RangeClaims:
         queue = [(self._claims[name][0], name) for name in self._dirty]
         self._dirty.clear()
         heapq.heapify(queue)
-        # The oldest first: what it gets depends on older Nodes only.
+        # The oldest first, because what a Node gets depends on older Nodes only.
         while queue:
             age, name = heapq.heappop(queue)
             cidr = self._claims[name][1]
@@ -142,7 +142,7 @@ class RangeClaims:
 
 
 AddressRank = tuple[int, Age]
-"""Who gets an address, the lowest first: see `AddressClaims.rank`."""
+"""The lowest rank gets the address: see `AddressClaims.rank`."""
 
 
 class AddressClaims:

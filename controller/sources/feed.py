@@ -1,4 +1,4 @@
-"""What a source tells the controller."""
+"""The interface between a source and the controller."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -36,7 +36,7 @@ class Feed(Protocol):
         """Say what is wrong with a subject of the source; empty: nothing any more."""
 
     def source_complete(self, whole: bool) -> None:
-        """All of the source was read; `whole`: nothing of it is unreadable.
+        """All of the source was read once; `whole`: nothing of it was unreadable.
 
-        Before the first whole reading, nothing is removed from a switch.
+        Nothing is removed from a switch before the source was read as a whole.
         """
