@@ -35,7 +35,9 @@ def flows(
     services: Mapping[str, Service],
     labels: Labels | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each flow, by table and falling priority. `desired` is by cookie, with owners.
+    """A row for each flow, sorted by table and descending priority.
+
+    `desired` is by cookie, with owners.
 
     With `labels`, match and actions are for people, else as Open vSwitch prints them. What is not
     desired is always as it is on the switch.

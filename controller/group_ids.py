@@ -1,4 +1,4 @@
-"""The ids of groups: the same in every replica, in whatever order it learned of the groups."""
+"""The ids of groups. They do not depend on the order in which a controller learns of groups."""
 
 import hashlib
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class GroupKey(NamedTuple):
 
 
 def is_of_a_node(variant: str) -> bool:
-    """Whether a node that has such a group has it in a fragment of its own."""
+    """Whether such a group belongs to the program of a node, not to the shared one."""
     of = variant.partition(" of ")[2] if variant.startswith("part ") else variant
     return of in {"local", "node"}
 
@@ -34,9 +34,9 @@ class GroupIds:
         self._ids: dict[GroupKey, int] = {}
         self._holders: dict[int, GroupKey] = {}
         self._rejected: dict[GroupKey, list[int]] = {}
-        """The candidates before its id, which other groups have."""
+        """By group, the candidates that it could not get, because other groups have them."""
         self._waiting: dict[int, set[GroupKey]] = {}
-        """The inverse: by id, the groups that it was a candidate of before their own."""
+        """The inverse: by id, the groups that could not get it."""
 
     def __getitem__(self, key: GroupKey) -> int:
         """Raises `KeyError` for one that has none."""
@@ -79,8 +79,8 @@ class GroupIds:
 
     def _candidate(self, key: GroupKey, number: int) -> int:
         digest = hashlib.sha256(repr((*key, number)).encode()).digest()
-        # Shared groups and a node's own are sent separately. If an id went from one to the other,
-        # the one would delete it after the other had set it.
+        # Shared groups and a node's own are sent separately. If an id moved from one to the
+        # other, one message could delete the group after another message had set it.
         half = len(self._range) // 2
         ids = self._range[half:] if is_of_a_node(key.variant) else self._range[:half]
         return ids[int.from_bytes(digest[:8], "big") % len(ids)]

@@ -1,4 +1,4 @@
-"""A request to the API server: with what credentials, and what a refusal says.
+"""Requests to the API server: their credentials, and the errors of answers.
 
 The client does authentication, TLS and connections; what is sent and read is ours.
 """
@@ -17,16 +17,16 @@ from controller.faults import ControllerFault
 from settings import SettingsError
 
 LONGEST_WAIT = 30.0
-"""Seconds. A server that asks us to wait for longer is asked again all the same."""
+"""Seconds. If the server asks us to wait longer than this, we ask again after this time."""
 
 _USELESS = (
     *(config.ConfigException, OSError, ValueError, yaml.YAMLError),
-    # The client looks into the file's YAML without asking first what it is.
+    # The client uses the content of the YAML file without checking its type.
     *(TypeError, KeyError, AttributeError),
 )
 
 UNREACHABLE = (aiohttp.ClientError, OSError, config.ConfigException)
-"""What `ask` raises where nobody answers; `TimeoutError` is an `OSError`."""
+"""What `ask` raises if there is no answer; `TimeoutError` is an `OSError`."""
 
 
 class ApiError(ControllerFault):
@@ -42,8 +42,8 @@ class ApiError(ControllerFault):
 
     @property
     def may_pass(self) -> bool:
-        """Whether another time, or with other credentials, the same question may be answered."""
-        # 403 is also what a server says that has just started and not read its roles yet.
+        """Whether the same request may succeed later, or with other credentials."""
+        # A server that has just started and has not read its roles yet also answers 403.
         if "NamespaceTerminating" in self._causes:
             return False
         return self.code in {401, 403, 429} or self.code >= 500

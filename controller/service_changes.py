@@ -1,4 +1,4 @@
-"""What a change of a Service concerns: keys of the view, groups, nodes with own choices."""
+"""What a change of a Service affects: keys of the view, groups, nodes with their own choice."""
 
 from controller.slice_drafts import PortEndpoints
 from flows import topology
@@ -21,7 +21,7 @@ def changed_keys(name: str, old: Service | None, new: Service | None) -> set[Key
 
 
 def _without_endpoints(service: Service | None) -> object:
-    """What of a Service is not about its endpoints."""
+    """The parts of a Service that do not depend on its endpoints."""
     return service and (service.shared_addresses, [_front(port) for port in service.ports])
 
 
@@ -44,13 +44,13 @@ def group_variants(port: ServicePort, found: PortEndpoints) -> list[str]:
 
 
 def node_choices(service: Service | None) -> dict[str, list[object]]:
-    """By node that chooses otherwise than the others: all that its choice can depend on."""
+    """By node with its own choice: everything that its choice can depend on."""
     found: dict[str, list[object]] = {}
     for port in service.ports if service else ():
         nodes = port.nodes_with_a_choice()
         if not nodes:
             continue
-        # Whether hints hold is a matter of all endpoints that are ready.
+        # Whether hints are used depends on all ready endpoints.
         hinted = [bool(e.nodes) for e in port.endpoints if e.ready] if "node" in port.groups else []
         shared = (
             port.name,

@@ -1,4 +1,4 @@
-"""Services, each read by itself: what it would be if there were no other.
+"""Services, each read by itself, as if there were no other.
 
 Who serves what follows kube-proxy (k8s.io/kubernetes, pkg/proxy/serviceport.go). What is refused is
 named with its field, and changes nothing else. What a Service may cost is bounded here: a Service
@@ -37,7 +37,7 @@ _ANYWHERE: Final = IPv4Network("0.0.0.0/0")
 
 
 class Claim(NamedTuple):
-    """What only one Service can have: a port of an address, or (None) of every node."""
+    """What only one Service can have: a port of an address; None: of every node."""
 
     address: IPAddress | None
     protocol: int
@@ -67,7 +67,7 @@ class Offer(NamedTuple):
 
     @property
     def claim(self) -> Claim:
-        """What the Service must hold for it."""
+        """The claim that the Service must hold to get it."""
         return Claim(self.frontend.address, self.protocol, self.frontend.port)
 
 
@@ -84,10 +84,10 @@ class DraftPort:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A Service as it would be if there were no other."""
+    """A Service as if there were no other."""
 
     age: tuple[str, str]
-    """Sorts the older of two first."""
+    """Sorts the older Service first."""
     ports: tuple[DraftPort, ...] = ()
     health_check: Offer | None = None
     internal_local: bool = False
@@ -95,12 +95,12 @@ class Draft:
     affinity: int | None = None
     ipv4_only: bool = False
     addresses: frozenset[IPAddress] = frozenset()
-    """All that it names outside the Service range: when one of them becomes a node's, or protected,
-    the Service is read again."""
+    """All addresses outside the Service range that it asks for. When one of them becomes a node's
+    or a protected address, the Service is read again."""
     problems: tuple[str, ...] = ()
 
     def offers(self) -> Iterable[Offer]:
-        """All that it asks for."""
+        """Every frontend that it asks for."""
         for port in self.ports:
             yield from port.offers
         if self.health_check:
@@ -111,7 +111,7 @@ NOTHING: Final = Draft(("", ""))
 
 
 def why_ignored(given: ServiceObject) -> str:
-    """Why Sluice serves nothing of it; empty: it does."""
+    """Why Sluice ignores this Service; empty: it does not."""
     spec = given.spec
     if spec.type == "ExternalName":
         return "its type is ExternalName: it is only a name in DNS"
@@ -177,7 +177,7 @@ def _read_cluster_ip(
     if why := _inside(found, cluster):
         problems.append(f"spec.clusterIP: {found} is {why}")
     elif at := known.of_nodes.get(found):
-        # Hosts send all of it into the switch: the node would be cut off.
+        # Hosts send all traffic for such addresses into the switch: the node would be cut off.
         problems.append(f"spec.clusterIP: {found} is Node {at.node}'s own address")
     elif why := known.protected(found):
         problems.append(f"spec.clusterIP: {found} is {why}")
@@ -187,7 +187,7 @@ def _read_cluster_ip(
 
 
 def _inside(address: IPAddress, cluster: Cluster) -> str:
-    """In which of the cluster's own ranges it is, in words."""
+    """The range of the cluster that contains the address, as text; empty: none."""
     if address in cluster.pod_range:
         return f"inside the pod range {cluster.pod_range}"
     if address in cluster.service_range:
@@ -210,7 +210,7 @@ def _read_external(
     texts: list[_AddressField] = []
     if spec.type == "LoadBalancer":
         sources = _read_sources(spec.load_balancer_source_ranges, problems)
-        # First, so that the sources hold also where an address is among the externalIPs too.
+        # First, so that the source ranges also apply to an address that is in externalIPs too.
         texts += [
             (f"status.loadBalancer.ingress[{number}].ip", ingress.ip, sources)
             for number, ingress in enumerate(given.status.load_balancer.ingress or ())
@@ -249,7 +249,7 @@ _AddressField = tuple[str, str, tuple[IPNetwork, ...] | None]
 def _affordable(
     texts: Sequence[_AddressField], ports: int, problems: FieldProblems
 ) -> Sequence[_AddressField]:
-    """As many external addresses as the limits of one Service leave room for."""
+    """The external addresses that fit into the limits of one Service."""
     ports = max(1, min(ports, MAX_PORTS))
     most = min(MAX_EXTERNAL_ADDRESSES, MAX_EXTERNAL_PORTS // ports)
     ranges = max((len(sources) for _, _, sources in texts if sources), default=0)
@@ -267,7 +267,7 @@ def _affordable(
 def _read_sources(
     texts: Sequence[str] | None, problems: FieldProblems
 ) -> tuple[IPNetwork, ...] | None:
-    """Whom a load balancer's addresses serve; what cannot be read is left out, never widened."""
+    """The source ranges of a load balancer. An unreadable one is left out, never widened."""
     if not texts:
         return None
     found: set[IPNetwork] = set()
@@ -278,7 +278,7 @@ def _read_sources(
         )
     for number, text in enumerate(texts[:MAX_SOURCE_RANGES]):
         try:
-            # The API server takes blanks around it, and bits behind the prefix.
+            # The API server accepts blanks around it, and host bits after the prefix.
             network = ip_network(text.strip(), strict=False)
         except ValueError:
             field = f"spec.loadBalancerSourceRanges[{number}]"

@@ -1,6 +1,6 @@
-"""What each Service is and does, for people who look.
+"""Reports about Services, for people.
 
-Made of the view, and by the rules (`flows.topology`) that the flows themselves are made by.
+They are made from the view, with the same code (`flows.topology`) that makes the flows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
 
 def listed(inventory: Inventory) -> list[dict[str, Any]]:
-    """Every Service in short, sorted by namespace and name."""
+    """A short report of every Service, sorted by namespace and name."""
     services = inventory.services
     by_service: dict[str, dict[str, str]] = {}
     for problem in inventory.problems:
@@ -31,9 +31,9 @@ def listed(inventory: Inventory) -> list[dict[str, Any]]:
 
 
 def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[str, Any] | None:
-    """One Service with its endpoints and who gets which of them, from all nodes or one.
+    """One Service with its endpoints, and which of them each node chooses, for all nodes or one.
 
-    None where there is no such Service. Raises `KeyError` for a node that the view does not hold.
+    None if there is no such Service. Raises `KeyError` for a node that the view does not hold.
     """
     services = inventory.services
     if name not in services.names and name not in services.ignored:
@@ -133,7 +133,7 @@ def _endpoint(view: ClusterView, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
-    """By what address and from where a port is reached, and whether the policy there is Local."""
+    """The kinds of frontends of a port, where clients are, and whether the policy is Local."""
     if any(not frontend.external for frontend in port.frontends):
         yield "ClusterIP", "anywhere", port.internal_local
     if any(frontend.external for frontend in port.frontends):
@@ -147,10 +147,10 @@ def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
 def _choices(
     port: ServicePort, to: str, whence: str, zones: Mapping[str, str], *, is_local: bool
 ) -> Iterable[dict[str, Any]]:
-    """What the nodes (each with its zone) choose from; those that choose alike are one row."""
+    """The endpoints that nodes choose from, in one row for all nodes with the same choice."""
     own = port.nodes_with_a_choice()
     alike: dict[str, topology.Endpoints] = {}
-    """By zone, what nodes in it choose that have no choice of their own."""
+    """By zone, the choice of the nodes without a choice of their own."""
     found: dict[topology.Endpoints, list[str]] = {}
     for node, zone in sorted(zones.items()):
         if node in own:
@@ -166,6 +166,6 @@ def _choices(
             "from": whence,
             "nodes": nodes,
             "endpoints": [f"{each.address}:{each.port}" for each in endpoints],
-            # What has no endpoint anywhere gets an answer; a policy leaves the rest to others.
+            # Refused: there is no endpoint at all. Dropped: other nodes may have one.
             "otherwise": "" if endpoints else "dropped" if port.endpoints else "refused",
         }

@@ -4,7 +4,7 @@ from flows.view import CLUSTER_SCOPE, Key, Target
 
 
 class Targets:
-    """The targets of each Service in; those of all Services, and which changed, out."""
+    """Keeps account of the targets of all Services."""
 
     def __init__(self) -> None:
         self.view: dict[str, Target] = {}
@@ -18,7 +18,7 @@ class Targets:
         return bool(self.view or self.services or self._of)
 
     def change(self, service: str, after: frozenset[Target]) -> set[Key]:
-        """A Service has its endpoints there now; the keys of targets that have other Services."""
+        """Set the targets of a Service. Returns the keys of the targets whose Services changed."""
         before = self._of.pop(service, frozenset())
         if after:
             self._of[service] = after

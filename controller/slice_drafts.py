@@ -29,16 +29,16 @@ _Place = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class PortEndpoints:
-    """The endpoints of one Service port, with what others ask of all of them together."""
+    """The endpoints of one Service port, with values computed over all of them."""
 
     by_place: Mapping[_Place, Endpoint]
-    """Sorted by address and port, each of which is here once."""
+    """Sorted by address and port, without duplicates."""
     targets: frozenset[Target]
     zones: frozenset[str]
-    """All that hints name."""
+    """All zones that hints name."""
     has_node_hints: bool
     buckets: int
-    """In how many groups' choices its endpoints are, at most."""
+    """The largest number of groups in which its endpoints can be."""
 
 
 NO_ENDPOINTS: Final = PortEndpoints({}, frozenset(), frozenset(), has_node_hints=False, buckets=0)
@@ -62,7 +62,7 @@ def service_of(given: SliceObject) -> str:
 
 
 def read_slice(given: SliceObject, cluster: Cluster, known: KnownAddresses) -> SliceDraft:
-    """What an EndpointSlice gives its Service."""
+    """The endpoints that an EndpointSlice adds to its Service."""
     service = service_of(given)
     if given.address_type == "IPv6":
         return SliceDraft(service, ipv6=True)
@@ -89,7 +89,7 @@ def read_slice(given: SliceObject, cluster: Cluster, known: KnownAddresses) -> S
         at = int(address)
         for name, protocol, port in ports:
             if (protocol, port) == (UDP, cluster.tunnel_port) and address in known.of_nodes:
-                # The switch believes what comes out of a tunnel.
+                # The switch trusts packets from a tunnel.
                 node = known.of_nodes[address].node
                 problems.append(f"{field}: {address}, port {port}/UDP is Node {node}'s tunnel")
             elif ready is not None:
@@ -107,7 +107,7 @@ def _summed_up(protocol: int, places: dict[_Place, Endpoint], cluster: Cluster) 
     hinted = [each for each in endpoints if each.zones or each.nodes]
     pods = cluster.pod_range
     first, last = int(pods.network_address), int(pods.broadcast_address)
-    # Most are pods with one port: one target, not a thousand to compare.
+    # Most endpoints are pods with one port: compare one target, not a thousand.
     of_pods = {port for at, port in places if first <= at <= last}
     targets = {Target(pods, protocol, port) for port in of_pods}
     targets |= {
@@ -147,14 +147,14 @@ def joined(parts: list[PortEndpoints]) -> PortEndpoints:
 
 
 def _add(places: dict[_Place, Endpoint], place: _Place, endpoint: Endpoint) -> None:
-    """Of two endpoints at one place the first that is ready counts, else the first."""
+    """Of endpoints with the same address and port, keep the first that is ready, else the first."""
     other = places.get(place)
     if other is None or (endpoint.ready and not other.ready):
         places[place] = endpoint
 
 
 def _read_ports(given: SliceObject, problems: FieldProblems) -> list[tuple[str, int, int]]:
-    """Name, protocol and number of each port that is good."""
+    """Name, protocol and number of each valid port."""
     good: list[tuple[str, int, int]] = []
     ports = given.ports or ()
     if len(ports) > MAX_SLICE_ENDPOINTS:
@@ -180,7 +180,7 @@ def _read_address(
     if not given.addresses:
         problems.append(f"{field} is empty")
         return None
-    # Further addresses stand for the same endpoint, and nobody uses them (discovery/v1 Endpoint).
+    # Further addresses mean the same endpoint, and no proxy uses them (discovery/v1 Endpoint).
     address = problems.address(field, given.addresses[0], quiet_ipv6=False)
     if address is not None and address in cluster.service_range:
         problems.append(f"{field}: {address} is inside the Service range {cluster.service_range}")
@@ -189,7 +189,7 @@ def _read_address(
 
 
 def _is_ready(given: SliceEndpoint) -> bool | None:
-    """False: it is terminating and still serves. None: nothing is sent there."""
+    """False: it is terminating but still serving. None: it gets no connections."""
     conditions = given.conditions
     if conditions is None or conditions.ready is not False:
         return True

@@ -1,4 +1,4 @@
-"""What one Node comes to by itself, before it is judged against the others."""
+"""One Node judged by itself, before it is compared with other Nodes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -44,13 +44,13 @@ class NodeDraft:
     zone: str
     pod_cidr: IPv4Network
     candidates: tuple[IPv4Address, ...]
-    """Those that may be its tunnel address, the first one preferred."""
+    """Addresses that may become its tunnel address, in order of preference."""
     addresses: tuple[IPv4Address, ...]
     """All of its addresses, of any type."""
     problem: str = ""
-    """What is wrong with it, though it takes part."""
+    """What is wrong with it, although it takes part."""
     outdated: bool = False
-    """It is from an earlier state of the object, which cannot be used as it is now."""
+    """The draft is from an earlier state: the object as it is now cannot be used."""
 
 
 def age_of(given: NodeObject) -> Age:

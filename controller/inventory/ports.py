@@ -1,7 +1,7 @@
 """Ports of the nodes' bridges, and which of them are attachments.
 
-Only a node itself is hurt by what its switch invents: its ports are bounded in number, and the cost
-of judging one does not grow with the others.
+A switch that reports invented ports harms its own node only: the number of ports is bounded, and
+the cost of judging one port does not grow with the number of others.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,11 +23,11 @@ MAX_CLAIMANTS: Final = 8
 more ports claim it, none of them is accepted."""
 
 MAX_PORTS: Final = 1024
-"""Ports of one node that are judged. A kubelet runs 110 pods if nobody tells it otherwise."""
+"""Ports of one node that are judged. A kubelet runs 110 pods by default."""
 MAX_REFUSED: Final = 256
 """Ports beyond these whose names are remembered, so that the problem ends when they are removed."""
 MAX_NAMED: Final = 5
-"""Of these, so many are named."""
+"""Refused ports that the problem names."""
 
 K = TypeVar("K")
 
@@ -50,7 +50,7 @@ class BridgePort:
 
     @property
     def claims(self) -> tuple[PortClaim, ...]:
-        """What no other port of the node may have."""
+        """The values that no other port of the node may have."""
         address = self.address
         return (self.ofport,) if address is None else (self.ofport, address)
 
@@ -118,14 +118,14 @@ class Ports:
         new = {port.name: port for port in ports if names.is_attachment_port(port.name)}
         bridge = self._bridges.setdefault(node, _Bridge())
         bridge.beyond.clear()
-        # All of them: the problems of the last session have ended with it.
+        # Judge all ports: the problems of the last session ended with it.
         concerned = set(new)
         for name in bridge.ports.keys() - new.keys():
             concerned |= bridge.drop(name)
-        # Where there are too many, each controller takes the same ones.
+        # If there are too many, every controller accepts the same ones.
         for port in sorted(new.values(), key=lambda port: (port.ofport, port.name)):
             concerned |= self._add(bridge, port)
-        # All of them: problems end with a session, and begin with the next one.
+        # Judge all ports: problems end with a session, and begin with the next one.
         return self._judge(node, concerned | bridge.ports.keys())
 
     def put(self, node: str, port: BridgePort) -> set[Key]:
@@ -186,7 +186,7 @@ class Ports:
         bridge = self._bridges[node]
         accepted = self.attachments.setdefault(node, {})
         touched = set()
-        # In the same order in each controller: of many problems, the first ones are kept.
+        # In the same order in every controller, because only the first problems are kept.
         for name in sorted(concerned):
             verdict = self._verdict(node, bridge, name)
             attachment = verdict if isinstance(verdict, Attachment) else None
@@ -232,7 +232,7 @@ class Ports:
         return bridge.owners.get(name, "")
 
     def _rival(self, node: str, bridge: _Bridge, port: BridgePort, address: IPv4Address) -> str:
-        """Which other port keeps this one from its address."""
+        """Why another port gets the address of this one; empty: none does."""
         claimants = bridge.claimants[address]
         if len(claimants) > MAX_CLAIMANTS:
             return f"more than {MAX_CLAIMANTS} ports have address {address}"
@@ -249,7 +249,7 @@ class Ports:
 
 
 def _too_many(beyond: Collection[str]) -> str:
-    """What to say of ports that are refused because the node has too many."""
+    """The problem of ports that are refused because the node has too many."""
     if not beyond:
         return ""
     named = ", ".join(list(beyond)[:MAX_NAMED])
