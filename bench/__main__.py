@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "fleet": fleet.measure,
     "kubelets": kubelets.measure,
 }
-"""In the order in which they run; each measures all its figures in one go."""
+"""In the order in which they run; each function measures all figures of its family."""
 
 RESULT = Path(__file__).parents[1] / "build" / "bench.json"
 
@@ -46,15 +46,15 @@ RESULT = Path(__file__).parents[1] / "build" / "bench.json"
     "--only",
     multiple=True,
     type=click.Choice([*FAMILIES]),
-    help="Measure only this family of figures; may be given more than once.",
+    help="Measure only this family of figures. Can be repeated.",
 )
-@click.option("--list", "listing", is_flag=True, help="Name the families, and measure nothing.")
+@click.option("--list", "listing", is_flag=True, help="List the families, and measure nothing.")
 def main(only: tuple[str, ...], listing: bool) -> None:
-    """Measure Sluice against its rivals. See docs/benchmarks.md for what each figure means."""
+    """Measure Sluice and compare it with others. docs/benchmarks.md explains each figure."""
     if listing:
         sys.stdout.write("\n".join(FAMILIES) + "\n")
         return
-    # Never so narrow that a number is cut off.
+    # Wide enough that no number is cut off.
     console = Console(width=max(Console().width, 100))
     figures: list[Figure] = []
     failed = []

@@ -1,13 +1,13 @@
 #!/usr/bin/python3 -IS
-"""The CNI plugin `sluice`: hands its environment and stdin to the node agent, prints the answer.
+"""The CNI plugin `sluice`: sends its environment and stdin to the node agent, prints the answer.
 
-The runtime starts this once per pod and operation, so start-up time is all it costs: nothing but
-built-in modules is imported unless something has gone wrong. It runs on any Python from 3.9 on
-and needs no other file.
+The runtime executes it once per pod and operation, so its cost is the start-up time: it imports
+only built-in modules unless an error occurs. It runs on Python 3.9 or later and needs no other
+file.
 
-On the wire: each CNI_* variable as KEY=VALUE and a NUL byte, one more NUL byte, the bytes of
-stdin, end of stream. Back come one byte, '0' for success or '1' for failure, and then what the
-CNI specification wants on stdout.
+The request: each CNI_* variable as KEY=VALUE and a NUL byte, one more NUL byte, the bytes of stdin,
+end of stream. The answer: one byte, '0' for success or '1' for failure, then the output that the
+CNI specification requires on stdout.
 """
 
 import _socket
@@ -34,11 +34,11 @@ NOT_AVAILABLE = 50  # STATUS: no ADD can be served
 
 
 class NoAnswerError(Exception):
-    """The agent cannot be reached, or hung up without an answer."""
+    """The agent cannot be reached, or closed the connection without an answer."""
 
 
 def main() -> None:
-    """Do what CNI_COMMAND says, and leave with 0 or 1."""
+    """Execute CNI_COMMAND, and exit with 0 or 1."""
     command = posix.environ.get(b"CNI_COMMAND", b"")
     conf = read_stdin()
     if command == b"VERSION":

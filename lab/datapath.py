@@ -10,7 +10,7 @@ import msgspec
 from lab.commands import LabError, complete
 
 Datapath = Literal["netdev", "system"]
-"""Open vSwitch's names for its own in userspace, and for the kernel's."""
+"""Open vSwitch's names: `netdev` is the userspace datapath, `system` the kernel datapath."""
 VARIABLE = "SLUICE_DATAPATH"
 
 _MODULES = Path("/sys/module")
@@ -22,7 +22,7 @@ def default_datapath() -> Datapath:
     try:
         datapath: Datapath = msgspec.convert(named, Datapath)
     except msgspec.ValidationError:
-        raise LabError(f"{VARIABLE}={named}: it is netdev or system") from None
+        raise LabError(f"{VARIABLE}={named}: it must be netdev or system") from None
     return datapath
 
 

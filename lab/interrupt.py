@@ -1,4 +1,4 @@
-"""Ctrl-C and similar signals become one exception, on which everything is undone."""
+"""Turns Ctrl-C and similar signals into one exception, after which the lab is taken down."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def one_interrupt() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `KeyboardInterrupt`, and ignore the rest.
 
-    So taking a lab down is complete, also if Ctrl-C is pressed again.
+    So a second Ctrl-C does not stop a lab from being taken down completely.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""What pods leave on a node while they live: nothing of it may outlive them."""
+"""What pods need on a node: flows, ports, interfaces, leases. All of it must go with the pods."""
 
 import re
 import sqlite3

@@ -1,7 +1,7 @@
-"""The audit, at the node: the switch's own dump as a digest, which the controller checks.
+"""The audit on the node: digests of the switch's dump, which the controller checks.
 
-So finding a flow that was changed by hand costs the node a dump, and the controller nothing as
-long as nothing has changed.
+So a flow that was changed by hand is found with one dump on the node, and without work for the
+controller as long as nothing changes.
 """
 
 import asyncio
@@ -37,16 +37,16 @@ _NOT_LEARNED: Final = tuple(
     ((int(Feature.LEARNED) ^ 1 << bit) >> bit << bit + 56, 0xFF >> bit << bit + 56)
     for bit in reversed(range(8))
 )
-"""Cookies and masks that match every flow but those that the switch has learned: for each bit of a
-cookie's feature, the cookies that agree above it and differ there. Clients decide how many flows
-are learned; the audit must not cost more for it."""
+"""Cookies and masks that together match all flows but learned ones: for each bit of the feature,
+the cookies that are equal to it above this bit, and differ in this bit. Clients decide how many
+flows are learned, so learned flows must not make the audit slower."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """All that a switch holds, and what it comes to."""
+    """Everything that a switch holds, and its digest."""
 
     flows: list[InstalledFlow]
     groups: list[InstalledGroup]
@@ -86,9 +86,9 @@ async def look(switch: Switch) -> Dump:
 async def audit_loop(agent: Agent, bridge: Path) -> None:
     """Look at the bridge (its management socket) again and again; tell the controller what is new.
 
-    What the controller has found right, or cannot be told, is not told again before it differs.
-    What it has found right is what a switch that loses its flows is to get back. Each look also
-    ends what the switch has remembered of clients for long enough (`affinity`).
+    A digest that the controller confirmed is sent again only after it changed.
+    The last correct dump is saved as the snapshot, for a switch that loses its flows. Each round
+    also deletes expired learned flows (`affinity`).
     """
     found_right: SwitchDigest | None = None
     async with Controllers(agent) as controllers:

@@ -26,42 +26,42 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class NodeRefused:
-    """The controller knows no such Node, or cannot use it; the sentence is the controller's."""
+    """The controller does not know this Node, or cannot use it; `why` is its sentence."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No controller can be asked; told again when the reason changes."""
+    """No controller answers; yielded again when the reason changes."""
 
     why: str
 
 
 def configurations(agent: Agent) -> AsyncIterator[NodeConfig | NodeRefused | Unreachable]:
-    """Every configuration that a controller has for this node, as it changes; never ends."""
+    """Yield the configuration of this node whenever it changes. Never ends."""
     return _follow(agent, paths.CONFIG, decode_config)
 
 
 def services(agent: Agent) -> AsyncIterator[NodeServices | NodeRefused | Unreachable]:
-    """All that this node's host is to do for Services, as it changes; never ends."""
+    """Yield the host's part of Services whenever it changes. Never ends."""
     return _follow(agent, paths.SERVICES, decode_services)
 
 
 async def _follow(
     agent: Agent, path: str, read: Callable[[bytes], _Document]
 ) -> AsyncIterator[_Document | NodeRefused | Unreachable]:
-    """One document of this node's, as it changes.
+    """Yield a document of this node whenever it changes.
 
-    Where no controller can be reached they are tried again, further and further apart and at
-    random, so that a thousand agents do not come back at one moment.
+    If no controller answers, the requests are repeated with growing random delays, so that a
+    thousand agents do not ask at one moment.
     """
     delay, down = _BACKOFF[0], ""
     latest: _Document | NodeRefused | None = None
     async with Controllers(agent) as controllers:
         while True:
             try:
-                # After a time away there is always an answer, and at once.
+                # After an interruption, ask for the document at once, changed or not.
                 answer = await _ask(controllers, agent.node, path, read, None if down else latest)
             except ControllerError as error:
                 if str(error) != down:
@@ -78,7 +78,7 @@ async def _follow(
                 yield answer
             delay, down = _BACKOFF[0], ""
             if isinstance(answer, NodeRefused):
-                # Nothing to wait for on the other side: ask again before long.
+                # The controller answers a refusal at once, without waiting for a change.
                 await asyncio.sleep(random.uniform(1, 2))  # noqa: S311
 
 

@@ -1,6 +1,7 @@
-"""What this node's host does for Services: routes, translations and health checks.
+"""The host's part of Services on this node: routes, translations and health checks.
 
-The controller says which. A copy on disk is used after a reboot while the controller is away.
+The controller sends the document. After a reboot, a copy on disk is used until a controller
+answers.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ def file_of(agent: Agent) -> Path:
 
 
 class LocalServices:
-    """Converges the host when the document changes, and with the node (`Node`)."""
+    """Applies the controller's document when it changes, and at each repair of the `LocalNode`."""
 
     def __init__(self, agent: Agent, netlink: AsyncIPRoute, table: HostTable) -> None:
         self._agent = agent
@@ -61,7 +62,7 @@ class LocalServices:
         self._problem = ""
         self._protected = Protected(agent.controllers)
         self._left_out: dict[IPv4Address, str] = {}
-        """Addresses of Services that this host needs itself, and what for."""
+        """Addresses of Services that this host needs itself, and for what."""
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._unanswered: dict[str, str] = {}
@@ -74,11 +75,11 @@ class LocalServices:
         return self._config is not None and not self._problem
 
     def node_problem(self) -> str:
-        """What of the node itself is not served; empty: everything is."""
+        """Why health checks of the node are not served; empty if they are."""
         return self._no_healthz
 
     def problems(self) -> dict[str, str]:
-        """By `NAMESPACE/NAME`, what of a Service this node cannot do."""
+        """By `NAMESPACE/NAME` of a Service, what this node cannot do for it."""
         found: dict[str, list[str]] = {}
         for what, at, service, is_served in self._ports():
             who = self._busy.get(at)
@@ -98,7 +99,7 @@ class LocalServices:
         }
 
     def _external_ports(self) -> Iterator[tuple[IPv4Address, int, int, str]]:
-        """Address, protocol, port and Service of what is not at an address of this host."""
+        """Address, protocol, port and Service of each frontend at an address of others."""
         if self._wanted is None:
             return
         own = {at[:3] for at in self._wanted.own_addresses}
@@ -111,7 +112,7 @@ class LocalServices:
         yield from (at for at in islice(every, MAX_EXTERNAL_PORTS) if at[:3] not in own)
 
     def _ports(self) -> Iterator[tuple[str, NodePort, str, bool]]:
-        """Each in words, which it is, whose, and whether it is translated."""
+        """Of each port: its title, its key, its Service, and whether the host translates it."""
         wanted = self._wanted
         for protocol, port, service in wanted.node_ports if wanted else ():
             what = f"NodePort {port}/{_named(protocol)}"
@@ -123,7 +124,7 @@ class LocalServices:
             yield what, (protocol, port), service, is_served
 
     async def converge(self, config: NodeConfig) -> None:
-        """Restore routes and translations, whatever happened to them.
+        """Restore routes and translations.
 
         Raises `NodeFault`, `NetlinkError` and `OSError`.
         """
@@ -132,7 +133,7 @@ class LocalServices:
             await self._apply()
 
     async def run(self) -> NoReturn:
-        """Follow the controller, and check the host's ports at intervals; for ever."""
+        """Follow the controller, and check the host's ports at intervals. Never ends."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_controller())

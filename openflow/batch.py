@@ -31,8 +31,8 @@ BATCH_XID: Final = 0x4000_0000
 """xids from here on belong to batches; lower ones to the connection's own requests."""
 
 BUNDLE_SIZE: Final = 2_000
-"""Messages of one bundle, and buckets of groups, which are as long as flows are. What is
-unacknowledged at a time: some 400 KB, 10 ms of the switch."""
+"""Messages and group buckets in one bundle (a bucket is as long as a flow). So at most 400 KB, or
+10 ms of the switch's work, are unacknowledged at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,18 @@ class DeleteStrict:
 
     def __str__(self) -> str:
         """For people."""
-        return f"the removal of {codec.described(self.flow)}"
+        return f"the deletion of {codec.described(self.flow)}"
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledRemove:
-    """Deletes this flow of a dump, but not another one that has replaced it meanwhile."""
+    """Deletes a dumped flow, but not another flow that replaced it meanwhile."""
 
     flow: InstalledFlow
 
     def __str__(self) -> str:
         """For people."""
-        return f"the removal of the {self.flow}"
+        return f"the deletion of the {self.flow}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,10 @@ class GroupDelete:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Makes the switch forget the connections of a zone whose packets are like this.
+    """Deletes the conntrack entries of a zone that match these tuples.
 
-    `reply` is what answers look like when they come in: their source is who was really spoken to,
-    whatever a Service made of it. `protocol` 0: of all.
+    `reply` matches packets of the reply direction as they arrive: their source is the real peer,
+    after the translation of a Service. `protocol` 0 matches every protocol.
     """
 
     zone: int
@@ -222,7 +222,7 @@ class Part:
 
     @property
     def checked_xid(self) -> int:
-        """The xid whose answer says that all errors in `data` are told: the close or barrier."""
+        """The xid of the close or barrier: after its answer, no more errors of `data` follow."""
         return self.last_xid - self.in_bundle
 
     @cached_property
@@ -263,7 +263,7 @@ class Batch:
 
     parts: tuple[Part, ...]
     times: int = 1
-    """How often to apply it, each time after the acknowledgement of the time before."""
+    """How often to apply the batch, each time after the last one is acknowledged."""
 
     @classmethod
     def of(
@@ -383,7 +383,7 @@ _BUCKET_REMOVE: Final = Template(lambda values: codec.bucket_remove(*values), [4
 
 
 def _of_group(change: GroupChange | InstalledGroup) -> Iterable[Message]:
-    """What makes a group so. Raises `codec.CodecError`."""
+    """The messages that set or change a group. Raises `codec.CodecError`."""
     if isinstance(change, InstalledGroup):
         yield change
         return

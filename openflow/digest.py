@@ -1,10 +1,10 @@
-"""A hash of a flow as the switch holds it, in 64 bits: for the audit, which finds changes by hand.
+"""64-bit digests of flows as the switch holds them. The audit finds changes by hand with them.
 
-A cookie does not find it: `ovs-ofctl mod-flows` keeps the cookie. So both sides hash everything
-that decides what the flow does. Open vSwitch dumps instructions byte for byte as they were sent,
-but the fields of a match in an order of its own, and registers in pairs (OXM packet registers);
-here they are brought into one form. Sums of digests by range of cookies say in 2 KB whether, and
-roughly where, a switch of any size differs.
+The cookie cannot show such a change: `ovs-ofctl mod-flows` keeps it. So both sides hash all that
+decides what the flow does. Open vSwitch dumps instructions byte for byte as they were sent, but
+orders match fields itself, and dumps registers in pairs (OXM packet registers). This module
+converts matches to one form. Sums of digests, one per range of cookies, show in 2 KB whether a
+switch of any size differs, and in which ranges.
 """
 
 import struct

@@ -1,9 +1,9 @@
-"""Listening for TCP connections within bounds, whoever dials.
+"""Accepts TCP connections, and bounds their number per client and in total.
 
-With TLS, a connection without a verified certificate is a *stranger's*. Strangers may open few
-connections from one address, and a bounded number all together. At a bound the oldest connection
-ends: it has had time for its handshake or its request. The owner of a certificate has a bound of
-its own. Without TLS nobody can be told apart, and only the total is bounded.
+With TLS, a connection without a verified certificate is a *stranger's*. The strangers of one
+address, and all strangers together, are bounded. At a bound the oldest connection is closed: it had
+time for its handshake or its request. Each certificate has a bound of its own. Without TLS clients
+cannot be distinguished, and only the total is bounded.
 
 asyncio's own server has no such bounds. It also logs each failed `accept` when descriptors run out,
 a thousand times a second, and it leaves a cycle of references behind each failed handshake, which
@@ -37,14 +37,14 @@ sslproto.SSLProtocol.max_size = TLS_BUFFER
 BACKLOG: Final = 1024
 """Connections that wait in the kernel until they are accepted."""
 _ACCEPTS_PER_TURN: Final = 16
-"""Connections that are accepted before others get their turn on the event loop."""
+"""Connections accepted in one turn of the event loop; then other tasks run."""
 _PAUSE: Final = 0.5
 """Seconds without `accept` when no more connections are possible."""
 _MOST_AT_ONCE: Final = 5
-"""Connections that a node opens at one moment."""
+"""The most connections that one node opens at the same time."""
 _LEAST_AGE: Final = 1.0
-"""Seconds that strangers of an address with so few connections have at least, however many others
-there are: nodes that all reconnect at once do not push each other out."""
+"""Seconds that a stranger's connection is kept at least, if its address has at most
+`_MOST_AT_ONCE`: nodes that all reconnect at once do not close each other's connections."""
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -99,7 +99,7 @@ class Listener:
         return port
 
     def close(self) -> None:
-        """Accept nobody any more; connections that are open stay open."""
+        """Stop accepting; open connections stay open."""
         if self._socket.fileno() < 0:
             return
         if self._paused is not None:
@@ -111,7 +111,7 @@ class Listener:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Until every handshake has ended."""
+        """Wait until every handshake has ended."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _resume(self) -> None:
@@ -125,7 +125,8 @@ class Listener:
     def _accept(self) -> None:
         for number in range(_ACCEPTS_PER_TURN):
             if not self._has_room():
-                # Room is made only when somebody is known to wait: that is so at first.
+                # Close a connection only if another one surely waits. For the first `accept` of a
+                # turn the event loop reported one; for later ones nobody knows.
                 if number:
                     return
                 if not self._make_room():
@@ -137,7 +138,7 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
-                    continue  # That one connection has failed (accept(2), "Error handling").
+                    continue  # Only this connection failed (accept(2), "Error handling").
                 _log.warning("%s: cannot accept connections: %s", self.address, error.strerror)
                 self._pause()
                 return
@@ -145,7 +146,7 @@ class Listener:
             self._take(connection, address)
 
     def _take(self, connection: socket.socket, address: Any) -> None:
-        # A unix socket has no address.
+        # The peer of a unix socket has no address.
         host = str(address[0]) if isinstance(address, tuple) else ""
         if self._context is None:
             self._known[connection] = ""
@@ -159,7 +160,7 @@ class Listener:
 
     def _handshake_ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():  # Perhaps before it began.
+        if task.cancelled():  # Perhaps before its coroutine started.
             connection.close()
 
     def _has_room(self) -> bool:
@@ -167,7 +168,7 @@ class Listener:
         return total < self._bounds.connections and len(self._strangers) < self._bounds.strangers
 
     def _make_room(self) -> bool:
-        """Whether one more connection may come; may end the oldest stranger for that."""
+        """Return whether one more connection fits; close the oldest stranger if necessary."""
         self._forget_closed()
         if self._has_room():
             return True
@@ -183,7 +184,7 @@ class Listener:
         return False
 
     def _bound_address(self, host: str) -> None:
-        """End a stranger's connection where its address has too many."""
+        """Close a stranger's connection if its address has too many."""
         most = self._bounds.strangers_of_address
         if len(self._strangers) > most and _count(self._strangers, host) > most:
             self._forget_closed()
@@ -191,7 +192,7 @@ class Listener:
                 self._end(_oldest(self._strangers, host))
 
     def _bound_known(self, name: str) -> None:
-        """End a connection of this certificate where there are too many."""
+        """Close a connection of this certificate if it has too many."""
         most = self._bounds.of_certificate
         if len(self._known) > most and _count(self._known, name) > most:
             self._forget_closed()
@@ -204,7 +205,7 @@ class Listener:
                 del connections[connection]
 
     def _end(self, connection: socket.socket) -> None:
-        """End a connection. Its transport then sees the end of the stream, and closes."""
+        """Shut a connection down. Its transport then reads the end of the stream, and closes."""
         owner = self._known.get(connection) or self._strangers.get(connection)
         for connections in (self._strangers, self._since, self._known):
             connections.pop(connection, None)
@@ -233,7 +234,7 @@ class Listener:
             _log.warning("%s: TLS handshake failed: %s", host, _reason(error))
 
     def _identify(self, connection: socket.socket, transport: asyncio.BaseTransport) -> None:
-        """The handshake is done: whoever has a certificate is no stranger any more."""
+        """The handshake is done: a connection with a certificate is no stranger's any more."""
         name = name_in(transport.get_extra_info("peercert"))
         if name is not None and self._strangers.pop(connection, None) is not None:
             del self._since[connection]
@@ -242,13 +243,13 @@ class Listener:
 
 
 class _HandshakeProtocol(asyncio.Protocol):
-    """The protocol until the TLS handshake is done: only then the real one is made."""
+    """The protocol during the TLS handshake. After it, the real protocol is created."""
 
     def __init__(self, admit: Callable[[asyncio.BaseTransport], asyncio.BaseProtocol]) -> None:
         self._admit = admit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let the real protocol take over before any data comes."""
+        """Replace this protocol by the real one, before any data arrives."""
         protocol = self._admit(transport)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -265,8 +266,8 @@ async def listen(
 ) -> AsyncIterator[Listener]:
     """Accept connections on a bound socket while the context lasts; `factory` makes protocols.
 
-    `handshake_timeout` is in seconds, for TLS. At the end no new connections are accepted; open
-    ones are the owner's to close.
+    `handshake_timeout` is in seconds, for TLS. At the end no new connections are accepted; the
+    caller closes open ones.
     """
     sock.listen(BACKLOG)
     sock.setblocking(False)
@@ -304,10 +305,10 @@ def _oldest(connections: dict[socket.socket, str], owner: str) -> socket.socket:
 
 @contextmanager
 def _without_cycle() -> Iterator[None]:
-    """Around code whose exceptions hold frames that hold these exceptions: empty the frames.
+    """Break the reference cycle of an exception and its frames: clear the frames.
 
-    asyncio's future of a handshake keeps its exception, whose traceback has the frame that keeps
-    the future, and the transport with its buffers.
+    asyncio's future of a handshake holds its exception, the traceback holds the frame, and the
+    frame holds the future and the transport with its buffers.
     """
     try:
         yield

@@ -259,7 +259,7 @@ class Switch(asyncio.Protocol):
                 (part.messages[xid - part.first_xid], error)
                 for xid, error in self._rejections.items()
             ]
-            # That the commit failed is news only where no message is named for it.
+            # The failed commit is reported only if no other message of the bundle was rejected.
             named = [each for each in rejections if not isinstance(each[0], Control)]
             raise Rejected(named or rejections)
 

@@ -1,9 +1,9 @@
-"""Messages of a known shape, made by filling in numbers: some hundred times faster than os-ken.
+"""Encodes messages by filling numbers into templates: some hundred times faster than os-ken.
 
-A *shape* is everything of a flow that decides which bytes are where: names and masks of its match,
-kinds of its actions. What is left are *values*: cookie, table, addresses, ports. On first sight
-of a shape os-ken encodes it with each value in turn changed to another; the bytes that differ are
-that value's place. Nothing here knows how an action is laid out.
+The *shape* of a flow decides the layout of its bytes: the fields and masks of its match, and the
+kinds of its actions. The rest are *values*: cookie, table, addresses, ports. For the template
+of a shape, os-ken encodes a flow once, and again for each value with that value changed. The bytes
+that differ are the position of the value. So this module needs no knowledge of action layouts.
 """
 
 import struct
@@ -48,9 +48,9 @@ class Template:
         """Find the gaps in what `encode` makes of values that are `widths` bytes wide.
 
         The first gap of every message is its xid, which is not among the values of `encode`.
-        Raises `ValueError` where a value has not exactly one place, or they are out of order.
+        Raises `ValueError` if a value has no single position, or the positions are out of order.
         """
-        # Two numbers of which no byte is equal, and none is 0, which may mean "not there".
+        # Two numbers that differ in every byte. No byte is 0, because 0 may mean "absent".
         first = [int.from_bytes(b"\x55" * width, "big") for width in widths]
         constant = encode(first)
         pieces: list[bytes] = [constant[:_XID_AT]]
@@ -76,7 +76,7 @@ class Template:
         # Constant, gap, constant, gap, ..., constant: as `pack` wants them.
         self._arguments: list[Any] = [0] * (2 * len(pieces) - 1)
         self._arguments[::2] = pieces
-        # Widths that `struct` has no number for (MACs, labels) go in as bytes.
+        # `struct` has no integers of some widths (MACs, labels); these are packed as bytes.
         self._as_bytes = [
             (2 * index + 3, width) for index, width in enumerate(widths) if width not in _CODES
         ]
@@ -116,7 +116,7 @@ class _ByShape(Generic[_Subject]):
         try:
             template = self._templates[shape]
         except KeyError:
-            # Making a template costs os-ken what ten flows cost it, and many shapes have one flow.
+            # A template costs os-ken as much as ten flows, and many shapes have one flow.
             if shape not in self._seen:
                 self._seen.add(shape)
                 return numbered(self._alone(subject), xid)
@@ -138,7 +138,7 @@ class FlowEncoder:
     def add(self, flow: Flow, xid: int = 0) -> bytes:
         """The message that adds this flow. Raises `codec.CodecError`.
 
-        That of a flow which several programs hold is encoded once, and kept with it.
+        A flow that several programs share is encoded once; the bytes are kept with it.
         """
         if not flow.is_shared:
             return self._flows.encoded(flow, xid)
@@ -149,7 +149,7 @@ class FlowEncoder:
 
 
 class GroupEncoder:
-    """Makes OFPT_GROUP_MOD messages, their buckets by templates: there are many of few shapes."""
+    """Makes OFPT_GROUP_MOD messages, with templates for buckets: many buckets have few shapes."""
 
     def __init__(self) -> None:
         self._buckets = _ByShape(_split_bucket, _alone, _bucket_template)

@@ -1,7 +1,7 @@
-"""YAML that says no more than JSON could: whatever the text, the effort is bounded by its length.
+"""A YAML loader for the data types of JSON. Its time and memory are linear in the text's length.
 
-PyYAML's own loader is not made for files by strangers: `[` 100,000 times ends the process by a
-segmentation fault, and so much as a number in base 60 (`1:1:1...`) or nested merge keys take hours.
+PyYAML's own loader is not safe for untrusted files: 100,000 times `[` crashes the process, and long
+numbers in base 60 (`1:1:1...`) or nested merge keys take hours.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 DEEPEST: Final = 100
-"""Levels of lists and mappings. A Pod has 12."""
+"""The most levels of lists and mappings. A Pod has 12."""
 LONGEST_SHOWN: Final = 80
 """Characters of a value that an error message repeats."""
 
@@ -30,14 +30,14 @@ _STRING: Final = "tag:yaml.org,2002:str"
 
 
 class YamlError(ValueError):
-    """The text cannot be read; says why and where."""
+    """The text cannot be read; the error names the reason and the position."""
 
 
 def documents(text: str) -> Iterator[Any]:
-    """Every document, as `json.loads` would give it. Raises `YamlError`.
+    """Yield every document, with the types of `json.loads`. Raises `YamlError`.
 
-    Aliases are the same object once more, so nobody may walk through all of what an unknown text
-    gives: it may be far more than the text, or have no end.
+    An alias gives the same object again. So do not walk through the whole result of an untrusted
+    text: it may be far larger than the text, or contain itself.
     """
     parser = _PARSER(text)
     try:
@@ -59,7 +59,7 @@ def document(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: short, whatever it is."""
+    """A value for an error message, shortened if necessary."""
     match value:
         case list():
             return "a list"
@@ -83,7 +83,7 @@ class _Open:
             self.content[self.key] = value
             self.key = None
         elif not isinstance(event, yaml.ScalarEvent):
-            raise _at(event, "a key that is no text")
+            raise _at(event, "a key that is not a string")
         elif event.value == "<<" and event.implicit[0]:
             raise _at(event, "merge keys (<<) are not read here")
         else:
@@ -100,7 +100,7 @@ def _document(parser: Any) -> Any:
             continue
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
-                raise _at(event, f"*{event.anchor} stands for nothing")
+                raise _at(event, f"the alias *{event.anchor} has no anchor")
             stack[-1].take(anchors[event.anchor], event)
             continue
         opened = None
