@@ -88,7 +88,8 @@ def test_inventory_knows_where_a_switch_connects_from(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
-            assert world.reconciler.inventory.nodes.sessions == {"node1": IPv4Address("127.0.0.1")}
+            nodes = world.reconciler.inventory.nodes
+            assert nodes.session_addresses == {"node1": IPv4Address("127.0.0.1")}
 
     run(story)
 
