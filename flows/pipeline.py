@@ -367,7 +367,7 @@ TABLES: Final = (
         writers=(Feature.SERVICES,),
         match=("dl_type", "nw_dst", "Source"), writes=("NodeAddress",),
         next=("ServiceAddress", "DestinationGuard"),
-        miss="ServiceAddress", miss_doc="not for an address of this node",
+        miss="ServiceAddress", miss_doc="not to an address of this node",
     ),
     Table(
         55, "ServiceAddress",

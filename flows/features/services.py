@@ -103,7 +103,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         Feature.SERVICES, "Snat", Priority.SHARED,
         _to_be_translated(family),
         _snat(family.hairpin),
-        "hairpin: SNAT to 169.254.1.2 so that replies return through the switch",
+        f"hairpin: SNAT to {family.hairpin} so that replies return through the switch",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Snat", Priority.OVERRIDE,
@@ -198,7 +198,7 @@ class _AddressSet(NamedTuple):
     """One frontend of each port."""
 
 
-def _arranged(
+def _address_sets(
     service: Service,
 ) -> tuple[list[_AddressSet], list[tuple[ServicePort, Frontend]]]:
     """The sets of addresses of a Service, and the frontends that have their own flows.
@@ -214,13 +214,13 @@ def _arranged(
                 single.append((port, frontend))
             else:
                 by_address.setdefault(at, []).append((port, frontend))
-    alike: dict[object, list[IPAddress]] = {}
+    same_ports: dict[object, list[IPAddress]] = {}
     for address, found in by_address.items():
         has = tuple((port.protocol, frontend.port) for port, frontend in found)
-        alike.setdefault((found[0][1].sources, has), []).append(address)
+        same_ports.setdefault((found[0][1].sources, has), []).append(address)
     sets: list[_AddressSet] = []
     base = min((port.groups["cluster"] for port in service.ports), default=0)
-    for group in alike.values():
+    for group in same_ports.values():
         ports = by_address[group[0]]
         sources = ports[0][1].sources
         ranges = len(sources or ())
@@ -237,7 +237,7 @@ def _arranged(
 
 def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
     """The addresses and ports of a Service, on every node."""
-    sets, single = _arranged(service)
+    sets, single = _address_sets(service)
     for port, frontend in single:
         yield from _frontend(service, port, frontend)
     for each in sets:
@@ -272,7 +272,7 @@ def service(_cluster: Cluster, service: Service) -> Iterable[Entry]:
 def service_on_node(_cluster: Cluster, given: ServiceOnNode) -> Iterable[Entry]:
     """Packets to a Service at an address of this node that the node's stack has translated."""
     service, node = given
-    sets, single = _arranged(service)
+    sets, single = _address_sets(service)
     for port, frontend in single:
         for dnat_address in frontend.host_dnat:
             if dnat_address.node == node:
