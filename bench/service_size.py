@@ -39,7 +39,8 @@ def measure(*, services: int = 20) -> list[Figure]:
 
 
 def _take(known: Inventory, *manifests: Manifest) -> set[Key]:
-    return {key for each in manifests for key in known.set_object(from_manifest(each))}
+    touched = {key for each in manifests for key in known.set_object(from_manifest(each))}
+    return touched | known.settle()
 
 
 def _changes(known: Inventory, endpoints: int) -> list[float]:

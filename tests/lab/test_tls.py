@@ -192,13 +192,14 @@ def test_node_is_refused_under_another_name(lab: Lab, nobody: Tls, name: str) ->
         lab.exec("node2", ["ovs-vsctl", "set", "SSL", ".", *files])
 
     thief = ["--", "set", "Bridge", "br-thief", "datapath_type=netdev", "protocols=OpenFlow15"]
-    thief += [f"other-config:datapath-id={names.datapath_id('node1'):016x}", "fail_mode=secure"]
+    thief_id = f"{names.datapath_id('node1'):016x}"
+    thief += [f"other-config:datapath-id={thief_id}", "fail_mode=secure"]
     dials = ["--", "set-controller", "br-thief", f"ssl:{CONTROL_ADDRESS}:{OPENFLOW}"]
 
     def refused() -> bool:
         return any(
-            line["event"] == "a switch with another's certificate is refused"
-            and (line["node"], line["certificate"]) == ("node1", name)
+            line["event"] == "a switch with another node's datapath id is refused"
+            and (line["node"], line["datapath_id"]) == (name, thief_id)
             for line in said(lab)[seen:]
         )
 
