@@ -130,7 +130,9 @@ class Audit:
         )
         # Delete every flow with this cookie in any table; then add the right one.
         first = [DeleteByCookie(cookie) for cookie in (*drift.altered, *drift.stale)]
-        batch = batch_of(delta, program.seal, sealed=True, meters=session.meters, first=first)
+        # A program that changed meanwhile is not all there: `Session` sends the rest, and the seal.
+        sealed = program.seal.cookie == session.seal
+        batch = batch_of(delta, program.seal, sealed=sealed, meters=session.meters, first=first)
         await session.apply(batch)
         session.meters |= {meter.id: meter for meter in delta.meters_set}
 

@@ -64,6 +64,12 @@ class Compilation:
         self._published_at = 0.0
         self._started = time.time()
         self._triggers: dict[str, float] = {}
+        self._turn_ended = asyncio.Event()
+
+    async def compiled(self, node: str) -> None:
+        """Return when no changed key of this node's program waits to be compiled."""
+        while node in self._nodes:
+            await self._turn_ended.wait()
 
     def open(self) -> None:
         """The source was read once: publish what there is, and from now on whatever changes."""
@@ -97,6 +103,8 @@ class Compilation:
         """Do the work of one turn, and schedule the next one."""
         self._timer = None
         self._compile_nodes(WorkBudget())
+        self._turn_ended.set()
+        self._turn_ended = asyncio.Event()
         if self._publishing:
             self._publish(WorkBudget())
         if self._nodes or self._publishing:

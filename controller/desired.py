@@ -60,6 +60,10 @@ class Desired:
         """A node's own; empty for one that has none."""
         return self._programs.setdefault(node, Program(node))
 
+    def has_program(self, node: str) -> bool:
+        """Whether it is known what the node's switch should hold: it is an accepted Node's."""
+        return node in self._view.nodes
+
     def touch_some(self, key: Key) -> set[str]:
         """A fragment of `SOME_SCOPE`, or who needs it, has changed; the nodes to update for it."""
         self._some.pop(key, None)

@@ -47,7 +47,11 @@ class Reconciler:
         self.services_changed = asyncio.Event()
         """Set, and replaced, when the hosts' part of Services changes: wakes agents that wait."""
         self.switches = Switches(
-            inventory, self.desired, lambda: self.conntrack_flush, self._absorb
+            inventory,
+            self.desired,
+            lambda: self.conntrack_flush,
+            self._absorb,
+            self._compiled,
         )
         self.conntrack_flush = ConntrackFlush(inventory.view, self.switches.forget)
         self.compilation = Compilation(
@@ -180,6 +184,9 @@ class Reconciler:
         # The first list is no change: Services may have been so before the controller started.
         if self.listed.is_set():
             self.conntrack_flush.add_stale(stale)
+
+    async def _compiled(self, node: str) -> None:
+        await self.compilation.compiled(node)
 
     def _wake_hosts(self) -> None:
         self.services_changed.set()

@@ -97,6 +97,11 @@ class Session:
         return self.state is State.IN_SYNC
 
     @property
+    def seal(self) -> int:
+        """The cookie of the node's seal on the switch; 0 for none."""
+        return self._seal
+
+    @property
     def needs_comparison(self) -> bool:
         """Whether the next round begins with a comparison, which is expensive."""
         return self.state in {State.UNKNOWN, State.RETRY}
@@ -162,6 +167,8 @@ class Session:
             is_whole = self.desired.source_complete and not self.left_out
             self._take(Event.SENT if is_whole else Event.SENT_PARTLY)
             self.was_synced = True
+            if self.needs_comparison or not self.desired.has_program(self.node):
+                return
         metrics.SYNCS.inc()
 
     def _begin_round(self) -> None:
@@ -244,8 +251,8 @@ class Session:
         while self.shared_version != self.desired.shared.version:
             lacking = self.desired.changes_since(self.shared_version)
             if lacking is None:
-                await self._compare()
-                continue
+                self.invalidate()
+                return
             for change in lacking:
                 await self.apply(change.batch)
                 self.shared_version = change.version
@@ -254,6 +261,8 @@ class Session:
 
     async def _sync_own(self) -> None:
         """Send what the node's own flows, groups and meters lack."""
+        if not self.desired.has_program(self.node):
+            return
         program = self.desired.program(self.node)
         wanted = {
             cookie: flow

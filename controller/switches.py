@@ -1,7 +1,7 @@
 """Which node each connected switch belongs to, and when the switch is compared."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from ipaddress import IPv4Address, ip_address
@@ -16,6 +16,7 @@ from controller.inventory import BridgePort, Inventory
 from controller.problems import Reporter, ReporterKind, SwitchRef
 from controller.rates import Rate
 from controller.session import Session
+from controller.session_state import State
 from flows import names
 from flows.view import Key
 from openflow.batch import Batch, message_text
@@ -59,8 +60,12 @@ class Switches:
         desired: Desired,
         conntrack_flush: Callable[[], ConntrackFlush],
         absorb: Absorb,
+        compiled: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`absorb` is called with the keys that a switch's ports changed."""
+        """`absorb` is called with the keys that a switch's ports changed.
+
+        `compiled` returns when a node's program is up to date.
+        """
         self.sessions: dict[str, Session] = {}
         """By node."""
         self.nodes_changed = asyncio.Event()
@@ -69,6 +74,7 @@ class Switches:
         self._desired = desired
         self._conntrack_flush = conntrack_flush
         self._absorb = absorb
+        self._compiled = compiled
         self._unclaimed: dict[int, Switch] = {}
         """By datapath id, switches that wait for their Node."""
         self._pruning: asyncio.TimerHandle | None = None
@@ -109,6 +115,10 @@ class Switches:
 
     def wake_nodes(self) -> None:
         """Nodes or ranges changed."""
+        for node, session in self.sessions.items():
+            # Its program may be the same as before, so nothing else would wake it.
+            if session.state is State.PAUSED and node in self._inventory.view.nodes:
+                session.changed()
         self.nodes_changed.set()
         self.nodes_changed = asyncio.Event()
 
@@ -243,6 +253,9 @@ class Switches:
         if session.node not in self._inventory.view.nodes:
             session.pause()
             return
+        if session.needs_comparison:
+            # A comparison with a program that is only partly compiled would delete right flows.
+            await self._compiled(session.node)
         try:
             async with self._turn() if session.needs_comparison else nullcontext():
                 await session.sync()
