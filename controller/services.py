@@ -5,7 +5,7 @@ problems up to date. The cost of a change does not grow with the number of other
 result depends on the objects alone, never on the order in which they came.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime
@@ -191,8 +191,18 @@ class ServiceInventory:
                     self._read_slice(name)
                     self._unsettled.add(service_of(given))
             # Whether the host translates to an endpoint depends on the owner of its address.
-            self._unsettled |= {n for n, draft in self._drafts.items() if draft.external_local}
+            self._unsettled |= {
+                name
+                for name, draft in self._drafts.items()
+                if draft.external_local and self._has_endpoint_at(name, changed)
+            }
         self._follow_addresses(changed)
+
+    def _has_endpoint_at(self, name: str, addresses: Container[IPAddress]) -> bool:
+        service = self.view.get(name)
+        return service is not None and any(
+            endpoint.address in addresses for port in service.ports for endpoint in port.endpoints
+        )
 
     def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on the host's interfaces."""
