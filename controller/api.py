@@ -67,7 +67,7 @@ class Api:
         self, reconciler: Reconciler, cluster: ClusterSettings, enrolment: Enrolment | None = None
     ) -> None:
         self._reconciler = reconciler
-        self._pod_mtus = PodMtus(reconciler.problems)
+        self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
         self._cluster = cluster
         self._enrolment = enrolment
         self._waiting: Counter[str] = Counter()

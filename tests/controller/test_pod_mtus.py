@@ -4,10 +4,12 @@ from controller.pod_mtus import REPORTER, PodMtus
 from controller.problems import Problems
 from flows.refs import ObjectRef
 
+KNOWN = {"n1", "n2", "n3", "n4"}
+
 
 def test_node_with_an_unusual_mtu_is_reported() -> None:
     problems = Problems()
-    mtus = PodMtus(problems)
+    mtus = PodMtus(problems, KNOWN.__contains__)
 
     def told() -> set[str]:
         return {str(problem.subject) for problem in problems.of_reporter(REPORTER)}
@@ -27,3 +29,16 @@ def test_node_with_an_unusual_mtu_is_reported() -> None:
     mtus.report("n4", 0)
     mtus.report("n1", 1450)
     assert told() == set()
+
+
+def test_nodes_that_are_gone_do_not_count() -> None:
+    problems, known = Problems(), {f"old{number}" for number in range(10)}
+    mtus = PodMtus(problems, known.__contains__)
+    for name in sorted(known):
+        mtus.report(name, 1450)
+    known.clear()
+    known |= {f"new{number}" for number in range(9)}
+    for _ in range(4):
+        for name in sorted(known):
+            mtus.report(name, 8950)
+    assert not problems.of_reporter(REPORTER)
