@@ -52,7 +52,7 @@ _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENO
 class Bounds:
     """How many connections one listener holds at a time."""
 
-    connections: int = 8192
+    connections: int = 32_768
     """All together. Beyond it, connections wait in the kernel."""
     strangers: int = 512
     """All together. At this number, the address with the most strangers loses its oldest one."""
