@@ -51,6 +51,8 @@ class AnswerServer:
         self._listening: dict[int, asyncio.Server] = {}
         self._connections: dict[asyncio.Task[None], str] = {}
         """Oldest first, each with its client's address."""
+        self._ended: set[asyncio.Task[None]] = set()
+        """Cancelled, and not done yet."""
 
     @property
     def ports(self) -> set[int]:
@@ -71,9 +73,10 @@ class AnswerServer:
         """End everything."""
         for port in self.ports:
             self.stop(port)
-        for connection in self._connections:
+        open_ones = [*self._connections, *self._ended]
+        for connection in open_ones:
             connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.current_task()
@@ -90,7 +93,8 @@ class AnswerServer:
         ):  # fmt: skip
             pass  # A client that does not behave hears nothing.
         finally:
-            del self._connections[connection]
+            self._connections.pop(connection, None)
+            self._ended.discard(connection)
             writer.transport.abort()
 
     def _make_room(self, address: str) -> None:
@@ -98,7 +102,11 @@ class AnswerServer:
         of_address = counts[address] > MAX_CONNECTIONS_PER_ADDRESS
         if of_address or len(self._connections) > MAX_CONNECTIONS:
             candidates = self._connections.items()
-            next(task for task, other in candidates if not of_address or other == address).cancel()
+            oldest = next(task for task, other in candidates if not of_address or other == address)
+            # At once: a burst of connections is accepted before a cancelled task has its turn.
+            del self._connections[oldest]
+            self._ended.add(oldest)
+            oldest.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
