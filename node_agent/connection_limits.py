@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from flows.pipeline import CT_ZONE
+from flows.pipeline import CT_ZONE, SNAT_ZONE
 from node_agent import appctl, limits
 from node_agent.appctl import AppctlError
 from node_agent.local_switch import LocalSwitch, SwitchAwayError
@@ -28,8 +28,9 @@ class ConnectionLimits:
         self._run = agent.ovs_run
         self._datapath = agent.datapath
         self._switch = switch
-        self._imposed_on = 0
-        """The pid of the ovs-vswitchd that was told its limits: it keeps them in memory alone."""
+        self._imposed_on: tuple[int, int, int] | None = None
+        """The ovs-vswitchd that was told its limits, and what they depend on: it keeps them in
+        memory alone."""
         self._problem = ""
 
     async def run(self) -> NoReturn:
@@ -51,11 +52,17 @@ class ConnectionLimits:
         `OSError`, `ValueError`.
         """
         capacity = self._capacity()
+        chosen = await self._make_room(capacity)
+        # Last: room is made also on a datapath that has no limits for zones.
         await self._impose(capacity)
-        if await self._connections() * 2 <= capacity:
+        return chosen
+
+    async def _make_room(self, capacity: int) -> list[IPv4Address]:
+        used = await self._connections()
+        if used * 2 <= capacity:
             return []
         opened = await self._switch.opened()
-        chosen = most_of(opened, capacity)
+        chosen = most_of(opened, used, capacity)
         for address in chosen:
             log.warning(
                 "too many connections: those of one address are forgotten",
@@ -76,31 +83,40 @@ class ConnectionLimits:
         return int(await self._dpctl("ct-get-nconns"))
 
     async def _impose(self, capacity: int) -> None:
-        pid = appctl.pid(self._run)
-        if pid == self._imposed_on:
+        # A container's ovs-vswitchd may have the same pid again.
+        started = (self._run / "ovs-vswitchd.pid").stat().st_mtime_ns
+        process = appctl.pid(self._run), started, capacity
+        if process == self._imposed_on:
             return
         if self._datapath != "system":
             await self._dpctl("ct-set-maxconns", str(limits.MOST_CONNECTIONS))
             await self._dpctl("ipf-set-max-nfrags", str(limits.MOST_FRAGMENTS))
-        # The node's own connections, and those of other zones, always find room.
-        await self._dpctl("ct-set-limits", f"zone={CT_ZONE},limit={capacity * 3 // 4}")
-        self._imposed_on = pid
+        # Together they leave room for the node's own connections.
+        await self._dpctl(
+            "ct-set-limits",
+            f"zone={CT_ZONE},limit={capacity * 3 // 4}",
+            f"zone={SNAT_ZONE},limit={capacity // 8}",
+        )
+        self._imposed_on = process
 
     async def _dpctl(self, command: str, *arguments: str) -> str:
         datapath = f"{self._datapath}@ovs-{self._datapath}"
         return await appctl.call(self._run, f"dpctl/{command}", datapath, *arguments)
 
 
-def most_of(opened: Counter[IPv4Address], capacity: int) -> list[IPv4Address]:
-    """Whose connections are to go so that a table that is half full is so no more.
+def most_of(opened: Counter[IPv4Address], used: int, capacity: int) -> list[IPv4Address]:
+    """Choose whose connections are deleted, so that a table with `used` entries is half full.
 
-    Those that have opened most, and nobody who has opened less than a 16th of what the table holds.
+    Those that opened most. Nobody who opened less than a 256th of what the table holds: 110 such
+    pods together have less than half of it. A connection may have several entries (in the zone of
+    translated sources, in the host's), so each counts as its share of `used`.
     """
     chosen: list[IPv4Address] = []
-    left = opened.total()
+    left = float(used)
+    share = max(1.0, used / max(1, opened.total()))
     for address, number in opened.most_common():
-        if left * 2 <= capacity or number * 16 < capacity:
+        if left * 2 <= capacity or number * 256 < capacity:
             break
         chosen.append(address)
-        left -= number
+        left -= number * share
     return chosen

@@ -9,6 +9,7 @@ loses what it opened.
 
     what                              userspace datapath        kernel's datapath
     connections of the zone, at most  MOST_CONNECTIONS x 3/4    3/4 of nf_conntrack_max
+    of the zone of translated sources MOST_CONNECTIONS x 1/8    1/8 of nf_conntrack_max
     connections in all                MOST_CONNECTIONS          nf_conntrack_max
     incomplete fragments              MOST_FRAGMENTS            net.ipv4.ipfrag_high_thresh
     datapath flows                    FLOW_LIMIT                FLOW_LIMIT
@@ -16,7 +17,7 @@ loses what it opened.
 
 from typing import Final
 
-from flows.pipeline import CT_ZONE
+from flows.pipeline import CT_ZONE, SNAT_ZONE
 from node_agent.ovsdb import Row, Transaction
 
 TIMEOUTS: Final = {
@@ -45,6 +46,7 @@ MOST_FRAGMENTS: Final = 5_000
 FLOW_LIMIT: Final = 50_000
 """Datapath flows, some 170 MB, beyond which Open vSwitch drops those not used for 0.1 s."""
 _FLOW_LIMIT: Final = "flow-limit"
+_ZONES: Final = (CT_ZONE, SNAT_ZONE)
 
 
 def bound(transaction: Transaction, root: Row, datapath: str) -> None:
@@ -60,10 +62,10 @@ def bound(transaction: Transaction, root: Row, datapath: str) -> None:
 def unbound(root: Row, datapath: str) -> None:
     """Undo `bound`."""
     row = root.datapaths.get(datapath)
-    if row is not None and set(row.ct_zones) <= {CT_ZONE}:
+    if row is not None and set(row.ct_zones) <= set(_ZONES):
         root.datapaths = {name: each for name, each in root.datapaths.items() if name != datapath}
     elif row is not None:
-        row.ct_zones = {zone: each for zone, each in row.ct_zones.items() if zone != CT_ZONE}
+        row.ct_zones = {zone: each for zone, each in row.ct_zones.items() if zone not in _ZONES}
     if root.other_config.get(_FLOW_LIMIT) == str(FLOW_LIMIT):
         root.delkey("other_config", _FLOW_LIMIT)
 
@@ -76,10 +78,11 @@ def _set_timeouts(transaction: Transaction, root: Row, datapath: str) -> None:
         zones = {}
     else:
         zones = dict(row.ct_zones)
-    zone = zones.get(CT_ZONE)
-    if zone is None:
-        policy = transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)
-        zone = transaction.insert("CT_Zone", timeout_policy=[policy])
-        row.ct_zones = {**zones, CT_ZONE: zone}
-    elif not zone.timeout_policy or zone.timeout_policy[0].timeouts != TIMEOUTS:
-        zone.timeout_policy = [transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)]
+    for number in _ZONES:
+        zone = zones.get(number)
+        if zone is None:
+            policy = transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)
+            zones[number] = transaction.insert("CT_Zone", timeout_policy=[policy])
+            row.ct_zones = dict(zones)
+        elif not zone.timeout_policy or zone.timeout_policy[0].timeouts != TIMEOUTS:
+            zone.timeout_policy = [transaction.insert("CT_Timeout_Policy", timeouts=TIMEOUTS)]

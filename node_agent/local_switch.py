@@ -23,13 +23,13 @@ import structlog
 
 from flows import names
 from flows.diff import is_ours
-from flows.pipeline import CT_ZONE
+from flows.pipeline import CT_ZONE, SNAT_ZONE
 from node_agent import bridge, snapshot, tracked
 from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
-from openflow.batch import Batch, Forget
+from openflow.batch import Batch, Forget, of_addresses
 from openflow.codec import CtTuple
 from openflow.errors import ConnectionLost, SwitchError
 from openflow.switch import Rejected, Switch
@@ -38,6 +38,7 @@ from settings import Agent
 
 MOST_ROUNDS: Final = 5
 """Each is some flushes and a dump. Two are enough unless new connections are opened meanwhile."""
+_ZONES: Final = (CT_ZONE, SNAT_ZONE)
 _PAUSE: Final = 0.05
 """Seconds between attempts to connect. Short, because a waiting switch forwards nothing new."""
 _LOOK_INTERVAL: Final = 3.0
@@ -64,7 +65,8 @@ async def forget_all(
     for _ in range(MOST_ROUNDS):
         # A dump costs the switch as much as several flushes, so there is one dump for several.
         for _ in range(_flushes(left)):
-            await switch.apply(Batch.forgetting(CT_ZONE, left))
+            forgets = [each for zone in _ZONES for each in of_addresses(zone, left)]
+            await switch.apply(Batch.of_forgets(forgets))
         known = await counts()
         left = {address: known[address] for address in left if known.get(address)}
         if not left:
@@ -134,7 +136,9 @@ class LocalSwitch:
 
         Not verified, because such an address opens new ones meanwhile. Raises `SwitchAwayError`.
         """
-        forgets = [Forget(CT_ZONE, original=CtTuple(source=address)) for address in opened]
+        forgets = [
+            Forget(zone, original=CtTuple(source=address)) for address in opened for zone in _ZONES
+        ]
         async with self._reached() as switch:
             for _ in range(_flushes(opened)):
                 await switch.apply(Batch.of_forgets(forgets))

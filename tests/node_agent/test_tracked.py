@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.conntrack_flush import FLUSHES_OF_STALE
-from flows.pipeline import CT_ZONE
+from flows.pipeline import CT_ZONE, FROM_SERVICE, KNOWN
 from node_agent import appctl, limits, tracked
 from node_agent.connection_limits import ConnectionLimits, most_of
 from node_agent.local_switch import MOST_ROUNDS, SwitchAwayError, forget_all
@@ -159,10 +159,33 @@ def test_who_has_opened_most_loses_it_where_the_table_is_half_full(
 
 def test_nobody_who_has_opened_little_is_to_blame() -> None:
     many = Counter({IPv4Address(number): 50 for number in range(20)})
-    assert most_of(many, 1_000) == []
+    assert most_of(many, 400, 1_000) == []
     # Two who help each other, and one who did nothing.
-    assert most_of(Counter({OLD: 300, OTHER: 290, CLIENT: 70}), 1_000) == [OLD]
-    assert most_of(Counter({OLD: 800, OTHER: 790, CLIENT: 70}), 1_000) == [OLD, OTHER]
+    few = Counter({OLD: 300, OTHER: 290, CLIENT: 70})
+    assert most_of(few, few.total(), 1_000) == [OLD]
+    many = Counter({OLD: 800, OTHER: 790, CLIENT: 70})
+    assert most_of(many, many.total(), 1_000) == [OLD, OTHER]
+
+
+def test_entries_in_other_zones_count_for_who_opened_them() -> None:
+    """A pod whose connections are translated twice fills the table with half as many."""
+    assert most_of(Counter({OLD: 131_072}), 262_144, 262_144) == [OLD]
+
+
+def test_many_pods_that_share_the_table_are_bounded_too() -> None:
+    pods = Counter({IPv4Address(number): 15_200 for number in range(13)})
+    assert len(most_of(pods, pods.total(), 262_144)) == 5
+
+
+def test_an_endpoint_that_was_chosen_and_never_reached_does_not_count() -> None:
+    """Otherwise who may write endpoints could keep an address from being used for ever."""
+    entry = (
+        "udp,orig=(src=10.0.0.1,dst=10.96.0.1,sport=1,dport=2),reply=(src=10.0.0.9,dst=10.0.0.1)"
+    )
+    chosen, known = FROM_SERVICE, FROM_SERVICE | KNOWN
+    listed = f"{entry},zone=100,mark={chosen}\n{entry},zone=100,mark={known}\n{entry},zone=100\n"
+    assert tracked._counted(listed)[IPv4Address("10.0.0.9")] == 2
+    assert tracked._counted(listed, answerers=False) == {IPv4Address("10.0.0.1"): 3}
 
 
 def test_a_refused_command_is_one_sentence(ovs: Ovs) -> None:
