@@ -121,6 +121,9 @@ class HostTable:
         self._busy: AbstractSet[NodePort] = frozenset()
         self._served = ServicePorts()
         self._lock = asyncio.Lock()
+        self._printed: tuple[str, list[str]] | None = None
+        """A skeleton that was set up, and how this version of nft prints it: not each one prints
+        it as it was written."""
 
     @property
     def served(self) -> ServicePorts:
@@ -155,13 +158,17 @@ class HostTable:
                 served = self._wanted.without(self._busy, there)
             after = {**served.elements(), **_host_port_elements(self._leases.all())}
             skeleton = _skeleton(*self._ranges)
-            if _ELEMENTS.sub("", found).split() == skeleton.split():
+            printed = _ELEMENTS.sub("", found).split()
+            is_new = printed != skeleton.split() and (skeleton, printed) != self._printed
+            if not is_new:
                 change = _difference(before, after)
             else:
                 anew = f"table ip {nft.TABLE} {{}}\ndelete table ip {nft.TABLE}\n{skeleton}\n"
                 change = anew + _difference({name: {} for name in _SETS}, after)
             if change:
                 await nft.apply(change)
+            if is_new:
+                self._printed = skeleton, _ELEMENTS.sub("", await nft.listed("ip")).split()
             self._served = served
             # Only now, when pods' packets to loopback addresses are dropped before.
             localnet = any(after[name] for name in ("host-ports", "host-ports-at"))
@@ -262,8 +269,7 @@ def _changed_udp(before: _Elements, after: _Elements) -> set[int]:
 
 
 def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
-    # As nft 1.0.6 prints it. Where another version prints it differently, it is set up again each
-    # time.
+    # As nft 1.0.6 prints it. `_printed` keeps how another version prints it.
     #
     # gateway, forward: the switch returns packets to Services without endpoints. They would go
     # into the switch again, so the host refuses them. They are not tracked: so the refusal belongs

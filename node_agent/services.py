@@ -119,6 +119,8 @@ class LocalServices:
             is_served = (protocol, port) in self._table.served.node_ports
             yield what, (protocol, port), service, is_served
         for address, protocol, port, _, service in wanted.own_addresses if wanted else ():
+            if (address, protocol, port) in self._table.served.host_endpoints:
+                continue  # The process that listens is the endpoint.
             what = f"port {port}/{_named(protocol)} of {address}"
             is_served = (address, protocol, port) in self._table.served.own
             yield what, (protocol, port), service, is_served
