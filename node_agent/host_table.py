@@ -168,7 +168,10 @@ class HostTable:
             if change:
                 await nft.apply(change)
             if is_new:
-                self._printed = skeleton, _ELEMENTS.sub("", await nft.listed("ip")).split()
+                now = _ELEMENTS.sub("", await nft.listed("ip"))
+                # One with fewer lines was changed by others in the meantime.
+                is_whole = _line_count(now) == _line_count(skeleton)
+                self._printed = (skeleton, now.split()) if is_whole else None
             self._served = served
             # Only now, when pods' packets to loopback addresses are dropped before.
             localnet = any(after[name] for name in ("host-ports", "host-ports-at"))
@@ -266,6 +269,10 @@ def _changed_udp(before: _Elements, after: _Elements) -> set[int]:
             if protocol == "17":
                 changed.add(int(port))
     return changed
+
+
+def _line_count(text: str) -> int:
+    return sum(not line.isspace() for line in text.splitlines() if line)
 
 
 def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
