@@ -23,6 +23,8 @@ from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
 
 SHARED_TICK: Final = 0.005
 """Seconds after one batch of shared changes in which further ones are gathered into the next."""
+BACKGROUND_PAUSE: Final = 0.05
+"""Seconds between slices for nodes without a switch, in which sessions go on."""
 
 
 class Compilation:
@@ -49,6 +51,10 @@ class Compilation:
         self._on_published = on_published
         self._nodes: dict[str, dict[Key, None]] = {}
         """By node, changed keys of its program; the node that waits longest comes first."""
+        self._connected: set[str] = set()
+        """Nodes whose switch has asked for their program."""
+        self._first: dict[str, None] = {}
+        """Those of them in `_nodes`: they come before nodes without a switch."""
         self._shared: dict[Key, None] = {}
         """Changed keys of what all nodes share."""
         self._uncompiled: dict[str, dict[Key, None]] = {}
@@ -68,8 +74,14 @@ class Compilation:
 
     async def compiled(self, node: str) -> None:
         """Return when no changed key of this node's program waits to be compiled."""
+        self._connected.add(node)
+        self._rank(node)
         while node in self._nodes:
             await self._turn_ended.wait()
+
+    def _rank(self, node: str) -> None:
+        if node in self._connected and node in self._nodes:
+            self._first[node] = None
 
     def open(self) -> None:
         """The source was read once: publish what there is, and from now on whatever changes."""
@@ -84,8 +96,10 @@ class Compilation:
             elif key.scope == SOME_SCOPE:
                 for node in self._desired.touch_some(key):
                     self._nodes.setdefault(node, {})[key] = None
+                    self._rank(node)
             else:
                 self._nodes.setdefault(key.scope, {})[key] = None
+                self._rank(key.scope)
         if self._nodes and self._timer is None:
             self._work()
         if self._shared and self._open and not self._publishing and self._tick is None:
@@ -107,19 +121,26 @@ class Compilation:
         self._turn_ended = asyncio.Event()
         if self._publishing:
             self._publish(WorkBudget())
-        if self._nodes or self._publishing:
-            self._timer = asyncio.get_running_loop().call_soon(self._work)
+        loop = asyncio.get_running_loop()
+        if self._first or self._publishing:
+            self._timer = loop.call_soon(self._work)
+        elif self._nodes:
+            self._timer = loop.call_later(BACKGROUND_PAUSE, self._work)
 
     # --- the programs of nodes ---
 
     def _compile_nodes(self, budget: WorkBudget) -> None:
         while self._nodes and not budget.over:
-            node = next(iter(self._nodes))
+            node = next(iter(self._first or self._nodes))
+            self._first.pop(node, None)
             keys = self._nodes.pop(node)
             self._compile_node(node, keys, budget)
             if keys:
                 # The others come first.
                 self._nodes[node] = keys
+                self._rank(node)
+            elif node not in self._inventory.view.nodes:
+                self._connected.discard(node)
 
     def _compile_node(self, node: str, keys: dict[Key, None], budget: WorkBudget) -> None:
         keys |= self._uncompiled.pop(node, {})
