@@ -121,11 +121,10 @@ class Compilation:
         self._turn_ended = asyncio.Event()
         if self._publishing:
             self._publish(WorkBudget())
-        loop = asyncio.get_running_loop()
         if self._first or self._publishing:
-            self._timer = loop.call_soon(self._work)
+            self._timer = asyncio.get_running_loop().call_soon(self._work)
         elif self._nodes:
-            self._timer = loop.call_later(BACKGROUND_PAUSE, self._work)
+            self._timer = asyncio.get_running_loop().call_later(BACKGROUND_PAUSE, self._work)
 
     # --- the programs of nodes ---
 
