@@ -1,9 +1,10 @@
 """When changed objects are compiled: in several turns of the event loop (`work_budget`).
 
-A change for one node is compiled at once, because a pod may wait for it. Changes for all nodes are
-gathered for a moment and published as one batch. What does not fit into the budget of one turn goes
-on in the next. After each turn the programs are consistent: each seal matches the content of its
-program. A fragment that cannot be compiled stops no other one.
+A change for one node is compiled at once, because a pod may wait for it; nodes without a connected
+switch come last, in the background. Changes for all nodes are gathered for a moment and published
+as one batch. What does not fit into the budget of one turn goes on in the next. After each turn the
+programs are consistent: each seal matches the content of its program. A fragment that cannot be
+compiled stops no other one.
 """
 
 import asyncio
