@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from flows.flow import Flow, Group, Meter
+from flows.policy import Isolation, PeerMember, PeerSet, PolicyWalk, PortSet, set_ref
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import (
     CLUSTER_SCOPE,
@@ -120,6 +121,22 @@ def _target_owners(view: ClusterView, target: Target) -> Iterable[ObjectRef]:
     return [ObjectRef.namespaced("Service", name) for name in names[:MOST_OWNERS]] or [CLUSTER]
 
 
+def _isolation(view: ClusterView, scope: str, name: str) -> Isolation | None:
+    return view.isolations.get(scope, {}).get(name) if scope in view.nodes else None
+
+
+def _peer_member(view: ClusterView, _: str, name: str) -> PeerMember | None:
+    of, _, address = name.partition(" ")
+    return view.peer_members.get(of, {}).get(address)
+
+
+def _walk_owners(_: ClusterView, walk: PolicyWalk) -> Iterable[ObjectRef]:
+    # The sets as well: if a switch rejects a flow of a set, the walks that use it must go, too.
+    yield walk.policy
+    yield from {set_ref("PeerSet", step.peers): None for step in walk.steps if step.peers}
+    yield from {set_ref("PortSet", step.ports): None for step in walk.steps if step.ports}
+
+
 EVERY_NODE: Final = Kind[Cluster](
     "cluster", "cluster",
     names=lambda _, __: [""],
@@ -171,4 +188,33 @@ SERVICE_ON_NODE: Final = Kind[ServiceOnNode](
     names=lambda view, scope: _if_known(view, scope, view.local_services.get(scope, ())),
     find=_service_on_node,
     owners=lambda _, found: [found.service.ref],
+)  # fmt: skip
+ISOLATION: Final = Kind[Isolation](
+    "isolation", "node",
+    names=lambda view, scope: _if_known(view, scope, view.isolations.get(scope, ())),
+    find=_isolation,
+    owners=lambda _, found: [found.attachment.ref],
+)  # fmt: skip
+"""The policies of an attachment; its name is the attachment's. Both are published together."""
+WALK: Final = Kind[PolicyWalk](
+    "policy-walk", "some",
+    find=lambda view, _, name: view.walks.get(name),
+    owners=_walk_owners,
+)  # fmt: skip
+PEER_SET: Final = Kind[PeerSet](
+    "policy-peers", "some",
+    find=lambda view, _, name: view.peer_sets.get(name),
+    owners=lambda _, found: [set_ref("PeerSet", found.id), *found.users],
+)  # fmt: skip
+"""The blocks of a peer set."""
+PEER_MEMBER: Final = Kind[PeerMember](
+    "policy-member", "some",
+    find=_peer_member,
+    owners=lambda _, found: [found.owner, set_ref("PeerSet", found.peer_set)],
+)  # fmt: skip
+"""One member of a peer set; its name is the set's, a space, and the address."""
+PORT_SET: Final = Kind[PortSet](
+    "policy-ports", "some",
+    find=lambda view, _, name: view.port_sets.get(name),
+    owners=lambda _, found: [set_ref("PortSet", found.id), *found.users],
 )  # fmt: skip

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from flows import names
 from flows.family import IPV4, Family, IPAddress, IPNetwork, family_of
 from flows.refs import ObjectRef
+
+if TYPE_CHECKING:
+    from flows.policy import Isolation, PeerMember, PeerSet, PolicyWalk, PortSet
 
 CLUSTER_SCOPE = ""
 """The scope of fragments whose flows are byte-identical on every node."""
@@ -234,6 +237,14 @@ class ClusterView:
     """The targets of all endpoints, by their text."""
     target_services: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """By a target's text, the Services (`NAMESPACE/NAME`) that have endpoints there."""
+    isolations: Mapping[str, Mapping[str, "Isolation"]] = field(default_factory=dict)
+    """By node and port name, the attachments that a policy selects."""
+    walks: Mapping[str, "PolicyWalk"] = field(default_factory=dict)
+    """By id, as 16 hexadecimal digits. So are the sets."""
+    peer_sets: Mapping[str, "PeerSet"] = field(default_factory=dict)
+    peer_members: Mapping[str, Mapping[str, "PeerMember"]] = field(default_factory=dict)
+    """By set, then by address."""
+    port_sets: Mapping[str, "PortSet"] = field(default_factory=dict)
     needed_by: Mapping[Key, AbstractSet[str]] = field(default_factory=dict)
     """By key of `SOME_SCOPE`, the nodes (of `nodes`) that need its fragment.
 
