@@ -63,9 +63,9 @@ class PolicyWalk:
 
 
 class PeerBlock(NamedTuple):
-    """A range of addresses of a peer set; of all blocks that contain an address the longest decides.
+    """A range of addresses that is in a peer set, or is not (an `except`).
 
-    It is in the set, or it is not (an `except`).
+    Of all blocks that contain an address, the longest decides.
     """
 
     network: IPNetwork
@@ -123,7 +123,7 @@ class PortSet:
 
 @dataclass(frozen=True, slots=True)
 class Walks:
-    """The walks of one attachment in one direction, by tier, each tier in the order of its rules."""
+    """The walks of one attachment in one direction, by tier, each in the order of its rules."""
 
     admin: tuple[int, ...] = ()
     isolated: bool = False
