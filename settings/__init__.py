@@ -69,6 +69,20 @@ class AgentEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The CA of the controller, PEM."""
 
 
+class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What the policy API leaves to the network; docs/decisions.md has the reasons."""
+
+    established: Literal["keep", "cut"] = "keep"
+    """What happens to an established connection that a changed policy forbids."""
+    node_local_dns: bool = False
+    """Whether policy from the pod lets every pod reach port 53 (UDP, TCP) of its own node."""
+    mirror_pods_as_members: bool = False
+    """Whether selectors match mirror pods. A kubelet may create one with any namespace and labels,
+    so then a stolen node can put a pod of its own into the peers of any policy."""
+    log_denials: bool = False
+    """Whether the agents log denied packets, a bounded number per second."""
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What all nodes share. The ranges must not overlap each other or the addresses of any host."""
 
@@ -84,6 +98,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
     Set it where uplinks differ: a full packet of a pod must fit the uplink of every other node."""
     new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 4_000
     """Connections that one pod may open, on average and in a burst."""
+    policy: PolicySettings = PolicySettings()
 
     @property
     def tunnel_port(self) -> int:

@@ -90,9 +90,12 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
     api.kubectl("apply", "-f", "-", stdin=text)
     everywhere = {
         "nodes [] [] [get list watch]",
+        "namespaces [] [] [get list watch]",
         "pods [] [] [get list watch]",
         "services [] [] [get list watch]",
         "endpointslices.discovery.k8s.io [] [] [get list watch]",
+        "networkpolicies.networking.k8s.io [] [] [get list watch]",
+        "clusternetworkpolicies.policy.networking.k8s.io [] [] [get list watch]",
         "nodes/status [] [] [patch]",
         "events.events.k8s.io [] [] [create patch]",
         "tokenreviews.authentication.k8s.io [] [] [create]",

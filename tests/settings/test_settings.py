@@ -33,6 +33,10 @@ def test_defaults(tmp_path: Path) -> None:
     settings = load(write(tmp_path))
     assert settings.cluster
     assert settings.cluster.tunnel_port == 6081
+    policy = settings.cluster.policy
+    assert policy.established == "keep"
+    switches = policy.node_local_dns, policy.mirror_pods_as_members, policy.log_denials
+    assert not any(switches)
     assert settings.agent
     assert settings.agent.datapath == "system"
     assert settings.agent.api_urls == ("http://10.0.0.1:6654", "http://c.example:6654")
@@ -80,6 +84,8 @@ def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str
             cluster(more="newConnectionsPerSecond: 0"),
             ">= 1 - at `$.cluster.newConnectionsPerSecond`",
         ),
+        ("cluster", cluster(more="policy: {established: 1}"), "at `$.cluster.policy.established`"),
+        ("cluster", cluster(more="policy: {logDenials: 1}"), "at `$.cluster.policy.logDenials`"),
         ("controller", "{openflow: nonsense}", "at `$.controller.openflow`"),
         ("controller", "{openflow: '0.0.0.0:99999'}", "at `$.controller.openflow`"),
         ("controller", "{openflow: '0.0.0.0:1'}", f"nothing where {EXACTLY_ONE}"),
