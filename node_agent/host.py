@@ -25,6 +25,7 @@ NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1
 _FORWARDING_TYPES: Final = {_RTN_UNICAST, 6, 7, 8, 9}
 """Also blackhole, unreachable, prohibit and throw (rtnetlink(7)): they take traffic as well."""
+_IFF_UP: Final = 1
 _IFF_LOOPBACK: Final = 8
 _SCOPE_GLOBAL: Final = 0
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
@@ -182,8 +183,13 @@ async def set_up_gateway(
     """Configure `sluice-gw`, the host's own interface to the pods, once Open vSwitch has made it.
 
     It owns the first address of the podCIDR, the source of what the host sends to pods. The next
-    hop to all pods is the virtual router, whose MAC is a permanent neighbour entry. Raises
-    `HostError`, `OSError` and `NetlinkError`.
+    hop to all pods is the virtual router, whose MAC is a permanent neighbour entry.
+
+    What is right already is not set again. The kernel deletes all neighbours of an interface whose
+    MAC is set, even to the same one, and tells others of it; then Open vSwitch reads all routes
+    again, and meanwhile the tunnels of the userspace datapath have none and lose packets.
+
+    Raises `HostError`, `OSError` and `NetlinkError`.
     """
     index = await _wait_for_link(netlink, names.GATEWAY_PORT, within)
     # Before the interface is up, or the kernel solicits its own address.
@@ -197,7 +203,10 @@ async def set_up_gateway(
     sysctls.write(f"ipv4/conf/{names.GATEWAY_PORT}/accept_redirects", "0")
     sysctls.forward()
     address = str(names.gateway_address(config.pod_cidr))
-    await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
+    link = (await netlink.link("get", index=index))[0]
+    shown = link.get_attr("IFLA_ADDRESS"), link.get_attr("IFLA_MTU"), link["flags"] & _IFF_UP
+    if shown != (names.GATEWAY_MAC, mtu, _IFF_UP):
+        await netlink.link("set", index=index, address=names.GATEWAY_MAC, mtu=mtu, state="up")
     found = {
         (old.get_attr("IFA_LOCAL"), old["prefixlen"])
         async for old in await netlink.get_addr(family=socket.AF_INET, index=index)
@@ -205,7 +214,6 @@ async def set_up_gateway(
     for old, length in found - {(address, 32)}:
         with _ignoring(errno.EADDRNOTAVAIL):
             await netlink.addr("del", index=index, address=old, prefixlen=length)
-    # Not again where it is there: others are told of each change, and so are we (`kernel_watch`).
     if (address, 32) not in found:
         await netlink.addr("replace", index=index, address=address, prefixlen=32)
     await netlink.neigh(

@@ -1,16 +1,19 @@
-"""What the agent finds of its host's network: conflicts with the cluster, and the MTU."""
+"""What the agent finds of its host's network, and how it sets up `sluice-gw`."""
 
 import asyncio
 import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import msgspec
 import pytest
 from pyroute2 import AsyncIPRoute
 
+from flows import names
 from node_agent import host
 from node_agent.host import Uplink
+from node_agent.sysctl import Sysctls
 from tests.namespaces import inside, namespace
 
 from .conftest import CONFIG, needs_root, run
@@ -101,3 +104,48 @@ def test_an_address_on_the_loopback_interface_has_the_mtu_of_the_way_out() -> No
     assert found("198.51.100.0/24").mtu == 1400
     ip("route add default nexthop via 198.51.100.8 nexthop via 198.51.100.9")
     assert found().mtu == 1400
+
+
+@pytest.fixture
+def sysctls(tmp_path: Path) -> Sysctls:
+    """Those of a host that has the interface `sluice-gw`."""
+    ip(f"link add {names.GATEWAY_PORT} type veth peer name switch")
+    return Sysctls(Path("/proc/sys/net"), tmp_path / "found")
+
+
+def set_up_gateway(sysctls: Sysctls) -> None:
+    async def set_up() -> None:
+        async with AsyncIPRoute() as netlink:
+            await host.set_up_gateway(netlink, sysctls, CONFIG, 1450)
+
+    inside(NAME, lambda: asyncio.run(set_up()))
+
+
+def neighbours() -> set[str]:
+    shown = run("ip", "-n", NAME, "neigh", "show", "dev", names.GATEWAY_PORT)
+    return {line.strip() for line in shown.splitlines()}
+
+
+ROUTER = f"{names.ROUTER_ADDRESS} lladdr {names.ROUTER_MAC} PERMANENT"
+
+
+def test_gateway_that_is_right_is_not_set_again(sysctls: Sysctls) -> None:
+    """When a MAC is set, the kernel deletes the neighbours, and Open vSwitch reads all routes."""
+    set_up_gateway(sysctls)
+    ip(f"neigh add 169.254.1.9 lladdr 02:00:00:00:00:09 dev {names.GATEWAY_PORT}")
+    before = neighbours()
+    assert len(before) == 2
+    set_up_gateway(sysctls)
+    assert neighbours() == before
+
+
+@pytest.mark.parametrize("change", ["address 02:00:00:00:00:01", "mtu 1400", "down"])
+def test_gateway_that_was_changed_is_set_again(sysctls: Sysctls, change: str) -> None:
+    set_up_gateway(sysctls)
+    ip(f"link set {names.GATEWAY_PORT} {change}")
+    set_up_gateway(sysctls)
+    shown = run("ip", "-n", NAME, "link", "show", names.GATEWAY_PORT)
+    assert f"link/ether {names.GATEWAY_MAC} " in shown
+    assert "mtu 1450 " in shown
+    assert "UP" in shown.split("<")[1].split(">")[0].split(",")
+    assert neighbours() == {ROUTER}
