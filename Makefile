@@ -1,7 +1,7 @@
 # All commands for a clone of Sluice. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance image soak test unit mutants ansible-test cluster-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants ansible-test cluster-test kernel-test \
     kills hostile bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -46,9 +46,12 @@ cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with 
 cluster-down: need-root setup ## remove that cluster completely
 	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
 
-conformance: cluster ## run Kubernetes' own network tests against that cluster (builds them once, 2 min). PROCS=2. FOCUS=REGEX: only these. SKIPPED=1: the skipped ones
+conformance: cluster ## run the network tests of Kubernetes and of ClusterNetworkPolicy against that cluster (builds them once, 4 min). PROCS=2. FOCUS=REGEX: only these. SKIPPED=1: the skipped ones
 	@exec $(PYTHON) -m lab.conformance --name $(CLUSTER) $(if $(FOCUS),--focus '$(FOCUS)') \
 	    $(if $(PROCS),--procs $(PROCS)) $(if $(filter-out 0,$(SKIPPED)),--skipped)
+
+cyclonus: cluster ## run Cyclonus against that cluster: 216 cases of NetworkPolicy (builds it once, 2 min). INCLUDE=TAG: only these
+	@exec $(PYTHON) -m lab.cyclonus_suite --name $(CLUSTER) $(if $(INCLUDE),--include $(INCLUDE))
 
 image: setup ## build the container images of controller and agent: build/sluice-images.tar (1 min, then seconds)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)
@@ -62,6 +65,7 @@ test: need-root setup $(TESTS_READY) ## run all tests but those of ansible-test,
 	@scripts/kube-images >/dev/null # also builds the programs, so that no test waits for them
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
+	@for tool in cyclonus network_policy_api; do scripts/go-tool $$tool >/dev/null || exit; done
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec timeout --foreground --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

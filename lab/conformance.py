@@ -1,14 +1,17 @@
-"""Run Kubernetes' own network tests against a lab that is a whole Kubernetes.
+"""Run upstream's network tests against a lab that is a whole Kubernetes.
 
-`python -m lab.conformance`, or `make conformance`. Which they are, and which not and why, is in
-conformance.yaml beside this file.
+`python -m lab.conformance`, or `make conformance`. They are Kubernetes' own tests, and the
+conformance suite of ClusterNetworkPolicy. conformance.yaml in this directory lists which of them
+run, and which do not and why.
 """
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -16,10 +19,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lab import Lab, LabError, ginkgo
+from lab import Lab, LabError, ginkgo, policy_api_suite
 from lab.display import print_table
-from lab.ginkgo import Result
 from lab.interrupt import one_interrupt
+from lab.upstream import Result
 
 PLAN = Path(__file__).with_suffix(".yaml")
 REPORTS = Path(__file__).parents[1] / "build" / "conformance"
@@ -47,6 +50,19 @@ class ConformancePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [name for group in self.skipped for name in group.tests]
 
 
+class Programs(NamedTuple):
+    """Where the test programs are."""
+
+    kubernetes: Path
+    """The directory of e2e.test and ginkgo."""
+    policy_api: Path
+
+    def known_tests(self) -> list[str]:
+        """Return the names of all tests that there are. Raises `LabError`."""
+        of_policy_api = policy_api_suite.known_tests(self.policy_api)
+        return [*ginkgo.known_tests(self.kubernetes), *of_policy_api]
+
+
 @click.command()
 @click.option("--name", default="cluster", show_default=True, help="The lab, which is up.")
 @click.option(
@@ -56,15 +72,15 @@ class ConformancePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @click.option("--skipped", is_flag=True, help="Those that are skipped otherwise, and no other.")
 @click.option("--list", "listing", is_flag=True, help="Print the tests' names, and run none.")
 def main(name: str, procs: int, focus: str, skipped: bool, listing: bool) -> None:
-    """Run Kubernetes' own tests of its network against a lab of kubelets."""
+    """Run upstream's tests of a cluster's network against a lab of kubelets."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
         with one_interrupt():
             plan, lab = read_plan(PLAN), Lab(name)
             if not listing:
                 need_kubelets(lab)
-            programs = ginkgo.programs()
-            known = ginkgo.known_tests(programs)
+            programs = Programs(ginkgo.programs(), policy_api_suite.program())
+            known = programs.known_tests()
             tests = chosen(plan, known, focus, skipped=skipped)
             if listing:
                 console.print("\n".join(tests))
@@ -132,9 +148,9 @@ def need_kubelets(lab: Lab) -> None:
 
 
 def run(
-    lab: Lab, programs: Path, tests: Sequence[str], procs: int, console: Console
+    lab: Lab, programs: Programs, tests: Sequence[str], procs: int, console: Console
 ) -> dict[str, Result]:
-    """Run tests, and tell of each that has ended. Raises `LabError`."""
+    """Run tests, and print each that has ended. Raises `LabError`."""
     count = 0
 
     def ended(name: str, state: str, seconds: float) -> None:
@@ -142,8 +158,20 @@ def run(
         count += 1
         console.print(f"{count:3} of {len(tests)}  {state} {seconds:6.1f} s  {name}")
 
-    console.print(f"{len(tests)} tests, {procs} at a time")
-    return ginkgo.run(lab, programs, tests, procs, REPORTS, ended)
+    of_policy_api = [name for name in tests if name.startswith(policy_api_suite.PREFIX)]
+    of_kubernetes = [name for name in tests if name not in of_policy_api]
+    shutil.rmtree(REPORTS, ignore_errors=True)
+    results: dict[str, Result] = {}
+    if of_kubernetes:
+        console.print(f"{len(of_kubernetes)} tests of Kubernetes, {procs} at a time")
+        reports = REPORTS / "kubernetes"
+        results |= ginkgo.run(lab, programs.kubernetes, of_kubernetes, procs, reports, ended)
+    if of_policy_api:
+        console.print(f"{len(of_policy_api)} tests of network-policy-api, one at a time")
+        policy_api_suite.install_crd(lab, programs.policy_api)
+        reports = REPORTS / "network-policy-api"
+        results |= policy_api_suite.run(lab, programs.policy_api, of_policy_api, reports, ended)
+    return results
 
 
 def show(

@@ -1,4 +1,4 @@
-"""Kubernetes' own tests: the list of what is skipped, and some that need pods alone."""
+"""Upstream's test suites: the list of skipped tests, and some tests that need only pods."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lab import Lab, LabError, conformance, ginkgo
-from lab.conformance import PLAN, ConformancePlan, Skipped, chosen, read_plan
+from lab import Lab, LabError, conformance, cyclonus_suite, ginkgo, policy_api_suite, upstream
+from lab.conformance import PLAN, ConformancePlan, Programs, Skipped, chosen, read_plan
 from tests.labs import unique_name
 
 KNOWN = ["[a] one [C]", "[a] two (of 2) [C]", "[a] three", "[b] four"]
@@ -77,13 +77,82 @@ def test_failure_before_the_tests_is_reported() -> None:
         ginkgo._results([{"SpecReports": [failed]}], {KNOWN[0]})
 
 
+POLICY_API_OUTPUT = """\
+\x16=== RUN   TestConformance
+    suite_test.go:66: this kernel has no SCTP
+\x16=== RUN   TestConformance/CNPOne
+\x16=== RUN   TestConformance/CNPOne/Should_deny
+    helper.go:80: Expected connection to fail, but instead it successfully connected.
+\x16    --- FAIL: TestConformance/CNPOne/Should_deny (10.50s)
+\x16=== NAME  TestConformance/CNPOne
+    apply.go:140: Deleting one ClusterNetworkPolicy
+\x16    --- FAIL: TestConformance/CNPOne (11.00s)
+\x16=== RUN   TestConformance/CNPTwo
+\x16=== RUN   TestConformance/CNPTwo/Should_deny
+\x16    --- PASS: TestConformance/CNPTwo/Should_deny (1.00s)
+\x16    --- PASS: TestConformance/CNPTwo (2.00s)
+\x16=== NAME  TestConformance
+    apply.go:140: Deleting gryffindor Namespace
+\x16--- FAIL: TestConformance (20.00s)
+"""
+
+
+def test_results_of_policy_api_tests_come_with_the_output_of_their_parts() -> None:
+    told = []
+    results = policy_api_suite._results(
+        POLICY_API_OUTPUT.splitlines(keepends=True), lambda *test: told.append(test)
+    )
+    one, two = results["[network-policy-api] CNPOne"], results["[network-policy-api] CNPTwo"]
+    assert told == [
+        ("[network-policy-api] CNPOne", "failed", 11.0),
+        ("[network-policy-api] CNPTwo", "passed", 2.0),
+    ]
+    assert (one.state, two.state) == ("failed", "passed")
+    assert "instead it successfully connected" in one.message
+    assert "this kernel has no SCTP" not in one.message
+    assert two.message == ""
+
+
+CYCLONUS_OUTPUT = """\
+testing 2 cases
+starting test case #1
+evaluating test case: set namespace to x
+step 1 on all available ports/protocols:
+Discrepancy found:4 wrong, 0 ignored, 77 correct
+step 2 on all available ports/protocols:
+0 wrong, 0 ignored, 81 correct
+finished policy #1
+starting test case #2
+evaluating test case: egress: deny all
+0 wrong, 0 ignored, 81 correct
+finished policy #2
+"""
+
+
+def test_a_cyclonus_case_with_a_wrong_step_has_failed() -> None:
+    told = []
+    results = cyclonus_suite._results(
+        CYCLONUS_OUTPUT.splitlines(keepends=True), lambda name, *_: told.append(name)
+    )
+    assert told == ["set namespace to x", "egress: deny all"]
+    assert [result.state for result in results] == ["failed", "passed"]
+    assert "4 wrong" in results[0].message
+
+
+def test_cyclonus_has_216_cases_without_sctp() -> None:
+    program = upstream.built("cyclonus")
+    assert len(cyclonus_suite.known_cases(program)) == 216
+    with pytest.raises(LabError, match="no such cases"):
+        cyclonus_suite.known_cases(program, ["nonsense"])
+
+
 @pytest.fixture(scope="module")
-def programs() -> Path:
-    return ginkgo.programs()
+def programs() -> Programs:
+    return Programs(ginkgo.programs(), policy_api_suite.program())
 
 
-def test_plan_matches_the_tests_of_this_kubernetes(programs: Path) -> None:
-    known = ginkgo.known_tests(programs)
+def test_plan_matches_the_tests_of_the_suites(programs: Programs) -> None:
+    known = programs.known_tests()
     found = read_plan(PLAN)
     tests = chosen(found, known)
     assert len(tests) + len(found.left_out) == sum(1 for name in known if found.suite_of(name))
@@ -102,10 +171,12 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_pods_pass_kubernetes_own_tests(lab: Lab, programs: Path, tmp_path: Path) -> None:
-    tests = chosen(read_plan(PLAN), ginkgo.known_tests(programs), "Granular Checks: Pods")
+def test_pods_pass_kubernetes_own_tests(lab: Lab, programs: Programs, tmp_path: Path) -> None:
+    tests = chosen(read_plan(PLAN), programs.known_tests(), "Granular Checks: Pods")
     told = []
-    results = ginkgo.run(lab, programs, tests, 2, tmp_path, lambda name, *_: told.append(name))
+    results = ginkgo.run(
+        lab, programs.kubernetes, tests, 2, tmp_path, lambda name, *_: told.append(name)
+    )
     assert {name: result.message for name, result in results.items() if not result.passed} == {}
     assert sorted(results) == sorted(told) == tests
     assert (tmp_path / "junit_01.xml").exists()
