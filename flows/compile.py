@@ -24,6 +24,7 @@ from flows.features import (
     forwarding,
     misses,
     output,
+    policy,
     services,
     state,
 )
@@ -42,6 +43,7 @@ FEATURES: Final[tuple[Iterable[Writer], ...]] = (
     endpoints.WRITES,
     direct.WRITES,
     forwarding.WRITES,
+    policy.WRITES,
     output.WRITES,
 )
 

@@ -54,6 +54,10 @@ _FIELDS: Final[Mapping[str, Field]] = {
 }
 """Every field that a match may name, in the order `ovs-ofctl` prints them."""
 
+_WIDE_REGISTERS: Final[Mapping[str, Field]] = {
+    f"xreg{number}": Field(80 + number, 64) for number in range(8)
+}
+
 _PORT_FIELDS: Final[Mapping[str, Field]] = {
     "tcp_src": Field(42, 16),
     "tcp_dst": Field(43, 16),
@@ -68,11 +72,17 @@ FIELDS: Final[Mapping[str, int]] = {name: field.bits for name, field in _FIELDS.
 FIELD_ORDER: Final[Mapping[str, int]] = {name: index for index, name in enumerate(FIELDS)}
 PORT_FIELDS: Final = tuple(_PORT_FIELDS)
 """The names of transport ports in actions. A match has `tp_src` and `tp_dst`, and a protocol."""
+WIDE_REGISTERS: Final = tuple(_WIDE_REGISTERS)
+"""Pairs of registers in actions: `xreg4` is `reg8` (high) and `reg9`. A match has the registers."""
+WIDTHS: Final[Mapping[str, int]] = {
+    name: field.bits for name, field in {**_FIELDS, **_PORT_FIELDS, **_WIDE_REGISTERS}.items()
+}
+"""The width in bits of every field, also of those that only actions name."""
 
 # By name: the number as a byte, the same with the bit for a mask, the width in bytes.
 _CODES: Final[Mapping[str, tuple[bytes, bytes, int]]] = {
     name: (bytes([field.number]), bytes([field.number | 0x80]), field.bits // 8)
-    for name, field in {**_FIELDS, **_PORT_FIELDS}.items()
+    for name, field in {**_FIELDS, **_PORT_FIELDS, **_WIDE_REGISTERS}.items()
 }
 
 

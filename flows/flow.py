@@ -30,7 +30,7 @@ versions must give these flows the same cookies, so they have a form of their ow
 
 _NO_TABLE: Final = 0xFF
 _METHODS: Final = {"dp_hash": 1, "hash": 2}
-_DOES_NOT_FIT: Final = (KeyError, OverflowError, struct.error)
+_DOES_NOT_FIT: Final = (KeyError, OverflowError, ValueError, struct.error)
 _FLOW: Final = struct.Struct("!BHB")
 _CT: Final = struct.Struct("!BHBBB")
 _NAT_PORTS: Final = struct.Struct("!HH")
@@ -87,6 +87,22 @@ class Move:
 
     def canonical(self) -> bytes:
         return b"\x04" + field_bytes(self.source) + field_bytes(self.destination)
+
+
+@dataclass(frozen=True, slots=True)
+class MoveBits:
+    """Copy `bits` bits from one field to another, each from its first bit (OFPAT_COPY_FIELD)."""
+
+    source: str
+    source_first: int
+    destination: str
+    destination_first: int
+    bits: int
+
+    def canonical(self) -> bytes:
+        source, destination = field_bytes(self.source), field_bytes(self.destination)
+        ends = (source, self.source_first), (destination, self.destination_first)
+        return b"\x0f" + b"".join([f + bytes([at]) for f, at in ends]) + bytes([self.bits])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +164,7 @@ class Ct:
     table: int | None = None
     commit: bool = False
     nat: Nat | None = None
-    exec: tuple[SetField, ...] = ()
+    exec: tuple[SetField | MoveBits, ...] = ()
 
     def canonical(self) -> bytes:
         table = _NO_TABLE if self.table is None else self.table
@@ -252,6 +268,7 @@ Action: TypeAlias = (
     | OutputReg
     | SetField
     | Move
+    | MoveBits
     | Push
     | Pop
     | Ct

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Final
 
 from flows.family import FIELD_OF_IPV4
-from flows.fields import FIELDS, PORT_FIELDS
+from flows.fields import FIELDS, PORT_FIELDS, WIDTHS
 from flows.flow import (
     Action,
     Bucket,
@@ -23,6 +23,7 @@ from flows.flow import (
     Learn,
     MatchValue,
     Move,
+    MoveBits,
     Pop,
     Resubmit,
     SetField,
@@ -71,14 +72,23 @@ class Priority(IntEnum):
     """One for each attachment, or for an address of the node."""
     GUARD = 500
     """Drops that no other flow overrides."""
+    PREFIX = 1_000
+    """Plus the length of a prefix of addresses: the longest prefix decides."""
+    POD_RANGE = 1_200
+    """The whole pod range as members of a set."""
+    OUTSIDERS = 1_210
+    """Addresses of the pod range that no pod has."""
+    MEMBER = 1_220
+    """An address that is a member of a set by name."""
 
 
 @dataclass(frozen=True)
 class RegisterField:
     """A named field of a packet register.
 
-    `bits` is (first, last), inclusive, of the 32-bit register. A field is live from the first table
-    that writes it to the last table that reads it; two live fields must not share a bit.
+    `bits` is (first, last), inclusive, of the 32-bit register; a field of 64 bits has a pair of
+    registers (`xreg4` is `reg8` and `reg9`) as a whole. A field is live from the first table that
+    writes it to the last table that reads it; two live fields must not share a bit.
     """
 
     name: str
@@ -101,10 +111,28 @@ class RegisterField:
             raise PipelineError(f"{number:#x} does not fit {self.name} (bits {self.bits})")
         return placed, self.mask
 
+    @property
+    def words(self) -> tuple[tuple[str, int], ...]:
+        """Its registers of 32 bits, the high one first, and how far each is shifted."""
+        if not self.register.startswith("x"):
+            return ((self.register, 0),)
+        first = 2 * int(self.register.removeprefix("xreg"))
+        return (f"reg{first}", 32), (f"reg{first + 1}", 0)
+
+    def placed(self, given: MatchValue) -> Iterable[tuple[str, int, int]]:
+        """A value of this field, or (value, mask), as (register, value, mask) of 32 bits each."""
+        value, bits = given if isinstance(given, tuple) else (given, self.mask >> self.bits[0])
+        value, mask = self.value(value)[0], self.value(bits)[0]
+        for register, shift in self.words:
+            if part := mask >> shift & 0xFFFF_FFFF:
+                yield register, value >> shift & 0xFFFF_FFFF, part
+
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `match` and `writes` name fields; `next` names the tables that may come next.
+    """One table. `match`, `reads` and `writes` name fields, `next` the tables that may come next.
+
+    `reads` has the register fields that actions copy.
 
     `miss` is the next table of a packet that no flow matches, or "drop". The miss is a flow
     (priority 0), so it has a counter and a reason.
@@ -124,6 +152,9 @@ class Table:
     set of flows that have one value of `evict_by`."""
     evict_by: str = ""
     """The register field that divides the flows into sets for eviction."""
+    reads: tuple[str, ...] = ()
+    is_subroutine: bool = False
+    """Packets come here only by resubmit, from any table that names it as next, and return."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +174,23 @@ class Bits:
     def value(self, number: int) -> tuple[int, int]:
         """The low bits of `number`, as many as fit, as (value, mask) of the whole field."""
         return (number << self.bits[0]) & self.mask, self.mask
+
+
+class Verdict(IntEnum):
+    """Values of the register fields `Verdict` and `StepAction`: what policy decided so far."""
+
+    UNDECIDED = 0
+    ACCEPT = 1
+    DENY = 2
+    PASS = 3
+    """The rest of this tier is skipped."""
+
+
+class Pass(IntEnum):
+    """Values of the register field `Pass`: which state of the policies a packet is judged by."""
+
+    OLD = 0
+    NEW = 1
 
 
 class Source(IntEnum):
@@ -182,6 +230,18 @@ CT_LABEL: Final = (
     Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that allowed the connection"),
     Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that allowed the connection"),
 )
+RULE_FROM_POD, RULE_TO_POD = CT_LABEL
+
+_VERDICT_TABLES: Final = (
+    "PolicyFromPod", "PolicyFromPodAgain", "PolicyFromPodVerdict",
+    "PolicyToPod", "PolicyToPodAgain", "PolicyToPodVerdict",
+)  # fmt: skip
+"""The tables that begin and end a judgement, and reset its register fields."""
+_PASS_TABLES: Final = (
+    "IsolationFromPod", "IsolationToPod",
+    "PolicyWalk", "PolicyPeers", "PolicyPorts", "PolicyDenials",
+)  # fmt: skip
+"""The tables whose flows may belong to the old or the new state of a change (`transition`)."""
 
 REGISTERS: Final = (
     RegisterField(
@@ -189,7 +249,7 @@ REGISTERS: Final = (
         writers=("Classifier", "GatewayGuard"),
         readers=(
             "UnSnat", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
-            "ServiceChoice", "Direct", "DestinationGuard", "Forwarding",
+            "ServiceChoice", "Direct", "DestinationGuard", "Forwarding", "PolicyToPod",
         ),
         doc="the sender: 1 a pod, 2 the tunnel, 3 the outside through the node, 4 the node itself",
     ),
@@ -218,6 +278,12 @@ REGISTERS: Final = (
         doc="the source port must change: a Service connection has the same reply tuple",
     ),
     RegisterField(
+        "ToItself", "reg0", (8, 8),
+        writers=("PolicyFromPod",),
+        readers=("PolicyToPod",),
+        doc="a pod sends to itself, through a Service: always allowed",
+    ),
+    RegisterField(
         "AttachmentTag", "reg0", (12, 31),
         writers=("Classifier",),
         readers=(),
@@ -226,7 +292,7 @@ REGISTERS: Final = (
     RegisterField(
         "OutputPort", "reg1", (0, 31),
         writers=("Refuse", "Forwarding"),
-        readers=("Hairpin", "Commit", "Snat", "Output"),
+        readers=("IsolationToPod", "DeniedToPod", "Hairpin", "Commit", "Snat", "Output"),
         doc="the ofport to leave by",
     ),
     RegisterField(
@@ -259,8 +325,81 @@ REGISTERS: Final = (
         readers=("EndpointChoice",),
         doc="the node's topology zone, as a hash of its name",
     ),
+    RegisterField(
+        "Walk", "xreg4", (0, 63),
+        writers=("IsolationFromPod", "IsolationToPod", "PolicyWalk"),
+        readers=("PolicyWalk", "PolicyDenials"),
+        doc="the rules to go through: those of a policy in one direction, or a page of many",
+    ),
+    RegisterField(
+        "PeerSet", "xreg5", (0, 63),
+        writers=("PolicyWalk", "PolicyPeers"),
+        readers=("PolicyPeers",),
+        doc="the peers of the step of the walk",
+    ),
+    RegisterField(
+        "PortSet", "xreg6", (0, 63),
+        writers=("PolicyWalk",),
+        readers=("PolicyPorts",),
+        doc="the ports of the step of the walk; 0: all ports of all protocols",
+    ),
+    RegisterField(
+        "PolicyRule", "reg14", (0, 31),
+        writers=("PolicyWalk",),
+        readers=("PolicyPorts",),
+        doc="the rule that the step of the walk belongs to",
+    ),
+    RegisterField(
+        "Verdict", "reg15", (0, 1),
+        writers=(*_VERDICT_TABLES, "PolicyWalk", "PolicyPorts", "PolicyTier"),
+        readers=(
+            "PolicyFromPodAgain", "PolicyFromPodVerdict", "PolicyToPodAgain", "PolicyToPodVerdict",
+            "PolicyWalk", "PolicyPeers", "PolicyPorts", "PolicyTier", "PolicyDenials",
+        ),
+        doc="what the first rule that matches decides: 0 undecided, 1 accept, 2 deny, 3 pass",
+    ),
+    RegisterField(
+        "StepAction", "reg15", (2, 3),
+        writers=("PolicyWalk",),
+        readers=("PolicyPorts",),
+        doc="the verdict if the step of the walk matches",
+    ),
+    RegisterField(
+        "Selected", "reg15", (4, 4),
+        writers=(*_VERDICT_TABLES, "IsolationFromPod", "IsolationToPod"),
+        readers=("PolicyFromPodVerdict", "PolicyToPodVerdict"),
+        doc="any policy selects the pod",
+    ),
+    RegisterField(
+        "Isolated", "reg15", (5, 5),
+        writers=(*_VERDICT_TABLES, "IsolationFromPod", "IsolationToPod"),
+        readers=(
+            "PolicyFromPodAgain", "PolicyFromPodVerdict", "PolicyToPodAgain", "PolicyToPodVerdict",
+        ),
+        doc="a NetworkPolicy selects the pod: what is undecided is denied",
+    ),
+    RegisterField(
+        "Pass", "reg15", (6, 6),
+        writers=_VERDICT_TABLES,
+        readers=_PASS_TABLES,
+        doc="during a change of policies: 0 judges by the old ones, 1 by the new ones",
+    ),
+    RegisterField(
+        "DecidedRule", "reg6", (0, 31),
+        writers=(*_VERDICT_TABLES, "PolicyPorts", "PolicyTier"),
+        readers=("PolicyDenials", "PolicyFromPodVerdict", "Commit"),
+        doc="the rule that decided",
+    ),
+    RegisterField(
+        "RuleFromPod", "reg7", (0, 31),
+        writers=("PolicyFromPodVerdict",),
+        readers=("Commit",),
+        doc="the rule of the policy from the pod that allowed the connection",
+    ),
 )  # fmt: skip
 
+_JUDGED: Final = ("Verdict", "Selected", "Isolated", "Pass", "DecidedRule")
+"""The register fields that begin and end each judgement as 0."""
 _TUPLE_FIELDS: Final = ("nw_src", "nw_dst", *PORT_FIELDS)
 """The fields that are exchanged to reverse the tuple of a packet."""
 
@@ -472,10 +611,44 @@ TABLES: Final = (
     ),
     Table(
         80, "PolicyFromPod",
-        "Policy from the pod.",
+        "Policy from the pod: has new connections judged.",
         writers=(Feature.POLICY,),
-        match=(), next=("Forwarding",),
-        miss="Forwarding", miss_doc="no policy selects the pod",
+        match=("ct_state", "in_port", "dl_type", "nw_proto", "nw_dst", "tp_dst"),
+        writes=("ToItself", *_JUDGED),
+        next=("PolicyFromPodAgain", "IsolationFromPod", "PolicyFromPodVerdict", "Forwarding"),
+        miss="Forwarding", miss_doc="not a new connection",
+    ),
+    Table(
+        84, "PolicyFromPodAgain",
+        "During a change of policies: what the old ones accept is judged by the new ones, too.",
+        writers=(Feature.POLICY,),
+        match=("Verdict", "Isolated"), writes=_JUDGED,
+        next=("IsolationFromPod",),
+        miss_doc="denied by the old policies; processing continues after the resubmit",
+    ),
+    Table(
+        86, "IsolationFromPod",
+        "The policies from the pod that select it, in their order.",
+        writers=(Feature.POLICY,),
+        match=("in_port", "Pass"), writes=("Walk", "Selected", "Isolated"),
+        next=("PolicyWalk", "PolicyTier"),
+        miss_doc="no policy selects the pod; processing continues after the resubmit",
+    ),
+    Table(
+        90, "PolicyFromPodVerdict",
+        "Lets pass what policy from the pod allows, and remembers the rule.",
+        writers=(Feature.POLICY,),
+        match=("Verdict", "Selected", "Isolated"), reads=("DecidedRule",),
+        writes=("RuleFromPod", *_JUDGED),
+        next=("DeniedFromPod", "Forwarding"),
+        miss="DeniedFromPod", miss_doc="denied",
+    ),
+    Table(
+        92, "DeniedFromPod",
+        "Drops and counts what policy from the pod denies, for each pod.",
+        writers=(Feature.POLICY,),
+        match=("in_port",),
+        miss_doc="denied, but the pod has no policies any more",
     ),
     Table(
         100, "Forwarding",
@@ -488,10 +661,35 @@ TABLES: Final = (
     ),
     Table(
         110, "PolicyToPod",
-        "Policy to the pod.",
+        "Policy to the pod: has new connections judged.",
         writers=(Feature.POLICY,),
-        match=(), next=("Hairpin",),
-        miss="Hairpin", miss_doc="no policy selects the pod",
+        match=("ct_state", "dl_type", "nw_src", "Source", "ToItself"), writes=_JUDGED,
+        next=("PolicyToPodAgain", "IsolationToPod", "PolicyToPodVerdict", "Hairpin"),
+        miss="Hairpin", miss_doc="not a new connection",
+    ),
+    Table(
+        111, "PolicyToPodAgain",
+        "During a change of policies: what the old ones accept is judged by the new ones, too.",
+        writers=(Feature.POLICY,),
+        match=("Verdict", "Isolated"), writes=_JUDGED,
+        next=("IsolationToPod",),
+        miss_doc="denied by the old policies; processing continues after the resubmit",
+    ),
+    Table(
+        112, "IsolationToPod",
+        "The policies to the pod that select it, in their order.",
+        writers=(Feature.POLICY,),
+        match=("OutputPort", "Pass"), writes=("Walk", "Selected", "Isolated"),
+        next=("PolicyWalk", "PolicyTier"),
+        miss_doc="no policy selects the pod; processing continues after the resubmit",
+    ),
+    Table(
+        114, "PolicyToPodVerdict",
+        "Lets pass what policy to the pod allows.",
+        writers=(Feature.POLICY,),
+        match=("Verdict", "Selected", "Isolated"), writes=_JUDGED,
+        next=("Hairpin", "DeniedToPod"),
+        miss="DeniedToPod", miss_doc="denied",
     ),
     Table(
         115, "Hairpin",
@@ -501,12 +699,19 @@ TABLES: Final = (
         miss="Commit", miss_doc="leaves by another port",
     ),
     Table(
+        116, "DeniedToPod",
+        "Drops and counts what policy to the pod denies, for each pod.",
+        writers=(Feature.POLICY,),
+        match=("OutputPort",),
+        miss_doc="denied, but the pod has no policies any more",
+    ),
+    Table(
         120, "Commit",
         "Commits a new connection that was allowed.",
         writers=(Feature.CONNTRACK, Feature.DIRECT),
         match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
                "Hairpin", "SourcePortConflict", "OutputPort"),
-        writes=("ct_mark",), next=("Snat",),
+        reads=("RuleFromPod", "DecidedRule"), writes=("ct_mark", "ct_label"), next=("Snat",),
         miss="Snat", miss_doc="the connection is already committed",
     ),
     Table(
@@ -523,6 +728,53 @@ TABLES: Final = (
         writers=(Feature.OUTPUT,),
         match=("OutputPort", "Hairpin"),
         miss_doc="no output port was set",
+    ),
+    Table(
+        150, "PolicyWalk",
+        "Goes through the rules of a policy in one direction; the first that matches decides.",
+        writers=(Feature.POLICY,),
+        match=("Walk", "Verdict", "Pass"),
+        writes=("Walk", "PeerSet", "PortSet", "PolicyRule", "StepAction", "Verdict"),
+        next=("PolicyWalk", "PolicyPeers", "PolicyPorts", "PolicyDenials"),
+        miss_doc="no packet comes here: a flow with a higher priority matches all",
+        is_subroutine=True,
+    ),
+    Table(
+        152, "PolicyPeers",
+        "Whether the other end is among the peers of the step of the walk.",
+        writers=(Feature.POLICY,),
+        match=("dl_type", "nw_src", "nw_dst", "PeerSet", "Verdict", "Pass"), writes=("PeerSet",),
+        next=("PolicyPeers", "PolicyPorts"),
+        miss_doc="not one of these peers, or decided already; processing continues after the"
+        " resubmit",
+        is_subroutine=True,
+    ),
+    Table(
+        154, "PolicyPorts",
+        "Whether the port is among the ports of the step of the walk: then the step decides.",
+        writers=(Feature.POLICY,),
+        match=("dl_type", "nw_proto", "nw_frag", "tp_dst", "PortSet", "Verdict", "StepAction",
+               "Pass"),
+        reads=("StepAction", "PolicyRule"), writes=("Verdict", "DecidedRule"),
+        miss_doc="not one of these ports, or decided already; processing continues after the"
+        " resubmit",
+        is_subroutine=True,
+    ),
+    Table(
+        156, "PolicyDenials",
+        "Counts the denials of each rule that denies.",
+        writers=(Feature.POLICY,),
+        match=("Walk", "DecidedRule", "Verdict", "Pass"),
+        miss_doc="not denied here; processing continues after the resubmit",
+        is_subroutine=True,
+    ),
+    Table(
+        158, "PolicyTier",
+        "Ends a tier: after a pass, the next tier decides.",
+        writers=(Feature.POLICY,),
+        match=("Verdict",), writes=("Verdict", "DecidedRule"),
+        miss_doc="no rule passed; processing continues after the resubmit",
+        is_subroutine=True,
     ),
     Table(
         250, "State",
@@ -578,17 +830,52 @@ class Layout:
         return {table.number: table for table in self.tables.values()}
 
     def live(self, register: RegisterField) -> tuple[int, int]:
-        """The numbers of the first and the last table in which the field is live."""
-        numbers = [self.tables[name].number for name in (*register.writers, *register.readers)]
+        """The numbers of the first and the last table in which the field is live.
+
+        A subroutine counts as the tables that packets come from.
+        """
+        numbers = [
+            number
+            for name in (*register.writers, *register.readers)
+            for number in self._places[name]
+        ]
         return min(numbers), max(numbers)
+
+    def is_live(self, register: RegisterField, table: int) -> bool:
+        """Whether the field is live in a table. A subroutine has the fields that it declares."""
+        if table not in self.by_number:
+            return False
+        found = self.by_number[table]
+        if found.is_subroutine:
+            return register.name in (*found.match, *found.reads, *found.writes)
+        first, last = self.live(register)
+        return first <= table <= last
+
+    @cached_property
+    def _places(self) -> Mapping[str, frozenset[int]]:
+        """By table, its number; for a subroutine, the numbers of the tables that come to it."""
+        places = {
+            name: frozenset() if table.is_subroutine else frozenset([table.number])
+            for name, table in self.tables.items()
+        }
+        # A subroutine has a higher number than all that come to it, but for itself.
+        for table in sorted(self.tables.values(), key=lambda table: table.number):
+            for name in table.next:
+                if self.tables[name].is_subroutine:
+                    places[name] |= places[table.name]
+        return places
 
     def _check_table(self, table: Table) -> None:
         for name in (*table.next, *(() if table.miss == "drop" else (table.miss,))):
             if name not in self.tables:
                 raise PipelineError(f"{table.name} goes on to {name}, which is no table")
-            if self.tables[name].number <= table.number:
+            itself = table.is_subroutine and name == table.name
+            if self.tables[name].number <= table.number and not itself:
                 raise PipelineError(f"{table.name} goes backward to {name}")
-        for names, role in ((table.match, "readers"), (table.writes, "writers")):
+            if table.is_subroutine and not self.tables[name].is_subroutine:
+                raise PipelineError(f"{table.name} is a subroutine, and does not return but {name}")
+        reads = (*table.match, *table.reads)
+        for names, role in ((reads, "readers"), (table.writes, "writers")):
             for name in names:
                 if name in FIELDS or name in PORT_FIELDS:
                     continue
@@ -598,16 +885,25 @@ class Layout:
                     raise PipelineError(f"{name} does not have {table.name} among its {role}")
 
     def _check_register(self, register: RegisterField) -> None:
-        for names, side in ((register.writers, "writes"), (register.readers, "match")):
-            for name in names:
-                if name not in self.tables:
-                    raise PipelineError(f"{register.name} is used by {name}, which is no table")
-                if register.name not in getattr(self.tables[name], side):
-                    raise PipelineError(f"{name} does not have {register.name} in its {side}")
+        for name in (*register.writers, *register.readers):
+            if name not in self.tables:
+                raise PipelineError(f"{register.name} is used by {name}, which is no table")
+        for name in register.writers:
+            if register.name not in self.tables[name].writes:
+                raise PipelineError(f"{name} does not have {register.name} in its writes")
+        for name in register.readers:
+            if register.name not in (*self.tables[name].match, *self.tables[name].reads):
+                raise PipelineError(f"{name} does not have {register.name} in its match")
 
     def _check_apart(self, one: RegisterField, two: RegisterField) -> None:
         (first, last), (other_first, other_last) = self.live(one), self.live(two)
-        if one.register != two.register or not one.mask & two.mask:
+        shared = {
+            word
+            for word, _, mask in one.placed(one.mask >> one.bits[0])
+            for other, _, bits in two.placed(two.mask >> two.bits[0])
+            if word == other and mask & bits
+        }
+        if not shared:
             return
         if first <= other_last and other_first <= last:
             raise PipelineError(f"{one.name} and {two.name} share live bits of {one.register}")
@@ -665,7 +961,36 @@ class Layout:
         """The action that writes a register field."""
         register = self.registers[name]
         placed, mask = register.value(value)
-        return SetField(register.register, placed, None if mask == 0xFFFF_FFFF else mask)
+        whole = mask == (1 << WIDTHS[register.register]) - 1
+        return SetField(register.register, placed, None if whole else mask)
+
+    def loads(self, **values: int) -> list[SetField]:
+        """The actions that write register fields: one for each register of 32 bits."""
+        registers: dict[str, tuple[int, int]] = {}
+        for name, number in values.items():
+            field = self.registers[name]
+            value, mask = field.value(number)
+            old, old_mask = registers.get(field.register, (0, 0))
+            registers[field.register] = (old | value, old_mask | mask)
+        return [
+            SetField(name, value, None if mask == (1 << WIDTHS[name]) - 1 else mask)
+            for name, (value, mask) in registers.items()
+        ]
+
+    def move(self, source: str, destination: str | Bits) -> MoveBits:
+        """The action that copies a register field to another, or to bits of ct_label."""
+        field = self.registers[source]
+        first, last = field.bits
+        if isinstance(destination, Bits):
+            to, at = "ct_label", destination.bits[0]
+        else:
+            target = self.registers[destination]
+            to, at = target.register, target.bits[0]
+        return MoveBits(field.register, first, to, at, last + 1 - first)
+
+    def resubmit(self, name: str) -> Resubmit:
+        """The action that looks the packet up in a table and returns."""
+        return Resubmit(self.tables[name].number)
 
     def goto(self, name: str) -> Goto:
         """The action that continues at a table."""
@@ -684,13 +1009,10 @@ class Layout:
             if name in FIELDS:
                 resolved[name] = given
                 continue
-            register = self.registers[name]
-            if isinstance(given, tuple):
-                raise PipelineError(f"{name}: a register field is matched whole")
-            value, mask = register.value(given)
-            other = resolved.get(register.register, (0, 0))
-            if isinstance(other, tuple):
-                resolved[register.register] = (value | other[0], mask | other[1])
+            for register, value, mask in self.registers[name].placed(given):
+                other = resolved.get(register, (0, 0))
+                if isinstance(other, tuple):
+                    resolved[register] = (value | other[0], mask | other[1])
         return resolved
 
     def _check_action(self, stage: Table, action: Action) -> None:
@@ -699,18 +1021,25 @@ class Layout:
                 self.tables[name].number == table for name in stage.next
             ):
                 raise PipelineError(f"{stage.name} does not declare table {table} as next")
-            case SetField(name, _, mask) if name.startswith("reg"):
-                written = 0
-                for register in map(self.registers.get, stage.writes):
-                    if register is not None and register.register == name:
-                        written |= register.mask
-                if (0xFFFF_FFFF if mask is None else mask) & ~written:
-                    raise PipelineError(f"{stage.name} does not declare all it writes of {name}")
-            case SetField(name) | Move(_, name) | Pop(name) if not _declared(name, stage.writes):
+            case SetField(name, _, mask) if name.startswith(("reg", "xreg")):
+                self._check_written(stage, name, (1 << WIDTHS[name]) - 1 if mask is None else mask)
+            case MoveBits(_, _, name, first, bits) if name.startswith("reg"):
+                self._check_written(stage, name, (1 << bits) - 1 << first)
+            case SetField(name) | Move(_, name) | MoveBits(destination=name) | Pop(name) if (
+                not _declared(name, stage.writes)
+            ):
                 raise PipelineError(f"{stage.name} does not declare that it writes {name}")
             case Ct(exec=fields):
                 for field in fields:
                     self._check_action(stage, field)
+
+    def _check_written(self, stage: Table, name: str, mask: int) -> None:
+        written = 0
+        for register in map(self.registers.get, stage.writes):
+            if register is not None and register.register == name:
+                written |= register.mask
+        if mask & ~written:
+            raise PipelineError(f"{stage.name} does not declare all it writes of {name}")
 
 
 def _declared(name: str, fields: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ ports have names: `Source=POD` for `reg0=0x1/0xf`, `OutputPort=16 (default/a1)` 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
+from flows.fields import WIDTHS
 from flows.flow import (
     ANY_FRAGMENT,
     CT_STATE_NAMES,
@@ -22,6 +23,7 @@ from flows.flow import (
     Group,
     Learn,
     Move,
+    MoveBits,
     Nat,
     Note,
     Output,
@@ -32,7 +34,7 @@ from flows.flow import (
     SetField,
     ToGroup,
 )
-from flows.labels import Labels, register_field
+from flows.labels import Labels, bits_name, register_field
 from flows.pipeline import LAYOUT
 
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
@@ -109,7 +111,9 @@ def match_text(flow: Flow, labels: Labels | None = None) -> str:
         elif name == "ct_state":
             parts.append(f"ct_state={_ct_state(value, mask)}")
         elif labels and name.startswith("reg"):
-            parts += ("=".join(each) for each in labels.fields(name, value, mask, flow.table))
+            wide = labels.wide(name, given, flow.table)
+            fields = labels.fields(name, value, mask, flow.table) if wide is None else wide
+            parts += ("=".join(each) for each in fields)
         elif labels and name == "in_port":
             parts.append(f"in_port={labels.ofport(value)}")
         else:
@@ -148,7 +152,7 @@ def _value(name: str, value: int, mask: int | None) -> str:
     if name in _IPV6_ADDRESSES:
         address = str(IPv6Address(value))
         return address if mask is None else f"{address}/{_prefix(mask, 128)}"
-    if name.startswith("reg") or name in _HEXADECIMAL:
+    if name.startswith(("reg", "xreg")) or name in _HEXADECIMAL:
         # As printf's %#x: zero has no prefix.
         text = f"{value:#x}" if value else "0"
         return text if mask is None else f"{text}/{mask:#x}"
@@ -185,7 +189,7 @@ def action_text(action: Action, labels: Labels | None = None, table: int = 0) ->
             return f"output:{register_field(register, table)}"
         case OutputReg(register):
             return f"output:NXM_NX_{register.upper()}[]"
-        case SetField(name, value, mask) if labels and name.startswith("reg"):
+        case SetField(name, value, mask) if labels and name.startswith(("reg", "xreg")):
             written = labels.fields(name, value, mask, table)
             return ",".join(f"set_field:{text}->{field}" for field, text in written)
         case SetField(name, value, mask):
@@ -193,10 +197,15 @@ def action_text(action: Action, labels: Labels | None = None, table: int = 0) ->
             return f"set_field:{text}->{_WRITTEN_NAMES.get(name, name)}"
         case Move(source, destination):
             return f"move:{_MOVED_NAMES[source]}[]->{_MOVED_NAMES[destination]}[]"
+        case MoveBits(source, first, destination, to, bits):
+            ends = ((source, first), (destination, to))
+            if labels:
+                return "move:" + "->".join(bits_name(*end, bits, table) for end in ends)
+            return "move:" + "->".join(_bits_text(*end, bits) for end in ends)
         case Push(name) | Pop(name):
             return f"{type(action).__name__.lower()}:{_MOVED_NAMES[name]}[]"
         case Ct():
-            return _ct(action, labels)
+            return _ct(action, labels, table)
         case CtClear():
             return "ct_clear"
         case ApplyMeter(meter):
@@ -213,7 +222,7 @@ def action_text(action: Action, labels: Labels | None = None, table: int = 0) ->
             return f"goto_table:{table_name(table)}"
 
 
-def _ct(ct: Ct, labels: Labels | None) -> str:
+def _ct(ct: Ct, labels: Labels | None, table: int) -> str:
     parts = ["commit"] if ct.commit else []
     if ct.table is not None:
         parts.append(f"table={table_name(ct.table)}")
@@ -221,8 +230,15 @@ def _ct(ct: Ct, labels: Labels | None) -> str:
     if ct.nat is not None:
         parts.append(_nat(ct.nat))
     if ct.exec:
-        parts.append(f"exec({','.join(action_text(each, labels) for each in ct.exec)})")
+        parts.append(f"exec({','.join(action_text(each, labels, table) for each in ct.exec)})")
     return f"ct({','.join(parts)})"
+
+
+def _bits_text(field: str, first: int, bits: int) -> str:
+    name = _MOVED_NAMES.get(field, f"NXM_NX_{field.upper()}")
+    if bits == WIDTHS[field]:
+        return f"{name}[]"
+    return f"{name}[{first}]" if bits == 1 else f"{name}[{first}..{first + bits - 1}]"
 
 
 def _nat(nat: Nat) -> str:

@@ -43,6 +43,8 @@ class Cluster:
     service_range: IPNetwork
     tunnel_port: int
     new_connections_per_second: int
+    node_local_dns: bool = False
+    """Whether policy from the pod lets every pod reach port 53 (UDP, TCP) of its own node."""
 
     @property
     def families(self) -> tuple[Family, ...]:

@@ -26,6 +26,7 @@ from flows.flow import (
     Learn,
     Meter,
     Move,
+    MoveBits,
     Nat,
     Note,
     Output,
@@ -371,6 +372,12 @@ def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any: 
             if bits != 8 * oxm_width(oxms[1]):
                 raise CodecError(f"{described(whose)}: {source} and {destination} differ in width")
             return parser.OFPActionCopyField(n_bits=bits, oxm_ids=oxms)
+        case MoveBits(source, source_first, destination, destination_first, bits):
+            oxms = [_oxm_name(name, protocol, whose) for name in (source, destination)]
+            for oxm, first in zip(oxms, (source_first, destination_first), strict=True):
+                if not 0 <= first < first + bits <= _bits(oxm, whose):
+                    raise CodecError(f"{described(whose)}: {oxm} has no bits {first} + {bits}")
+            return parser.OFPActionCopyField(bits, source_first, destination_first, oxms)
         case Push(field) | Pop(field):
             oxm = _oxm_name(field, protocol, whose)
             make = push if isinstance(action, Push) else pop

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
-from flows.fields import FIELDS
+from flows.fields import FIELDS, WIDTHS
 from flows.flow import (
     MOST_BUCKETS,
     Action,
@@ -25,6 +25,7 @@ from flows.flow import (
     Group,
     Learn,
     Move,
+    MoveBits,
     Note,
     Output,
     OutputReg,
@@ -263,7 +264,7 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
     match action:
         case SetField(field, value, mask):
             # A field that there is not is named by os-ken's way, which comes first.
-            return (field, mask), [value], [FIELDS.get(field, 0) // 8]
+            return (field, mask), [value], [WIDTHS.get(field, 0) // 8]
         case Goto(table):
             return (), [table], [1]
         case Output(port):
@@ -272,6 +273,8 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
             return (register,), [], []
         case Move(source, destination):
             return (source, destination), [], []
+        case MoveBits():
+            return (action,), [], []
         case Push(field) | Pop(field):
             return (field,), [], []
         case CtClear():
@@ -303,8 +306,8 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
                 widths.append(4)
             else:
                 constants += (translation.source, translation.ports)
-            for set_field in exec_:
-                inner = _parts(set_field)
+            for inside in exec_:
+                inner = _parts(inside)
                 constants += inner[0]
                 values += inner[1]
                 widths += inner[2]
@@ -337,7 +340,8 @@ def _refilled(action: Action, values: Iterator[int]) -> Action:  # noqa: C901, P
                 translation = replace(translation, destination=(next(values), next(values)))
             elif translation is not None and translation.source:
                 translation = replace(translation, source=next(values))
-            fields = tuple(replace(field, value=next(values)) for field in exec_)
+            # Only fields that are set and bits that are moved stand inside.
+            fields: Any = tuple(_refilled(field, values) for field in exec_)
             return Ct(zone, table, commit, translation, fields)
     return action
 

@@ -32,6 +32,8 @@ from flows.pipeline import (
     KNOWN,
     LAYOUT,
     NEEDS_SNAT,
+    RULE_FROM_POD,
+    RULE_TO_POD,
     Feature,
     Priority,
     Source,
@@ -42,6 +44,11 @@ FRAGMENTS_PER_SECOND: Final = 50
 """Of one pod. The userspace datapath keeps incomplete datagrams for 15 s, the kernel datapath for
 30 s, in memory that all pods share: 5,000 fragments (`node_agent.limits`), or 4 MB."""
 _ICMP_ERROR: Final = "+trk+rel-new-inv"
+RULES: Final = (
+    LAYOUT.move("RuleFromPod", RULE_FROM_POD),
+    LAYOUT.move("DecidedRule", RULE_TO_POD),
+)
+"""What a commit stores of policy: the rules that allowed the connection, in ct_label."""
 _LOOKUP: Final = Ct(CT_ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())
 
 
@@ -175,7 +182,7 @@ def _commit(family: Family) -> Iterable[Flow]:
 
 
 def _commit_with(mark: int) -> list[Action]:
-    marked = (SetField("ct_mark", mark, mark),) if mark else ()
+    marked = (SetField("ct_mark", mark, mark), *RULES) if mark else ()
     return [Ct(CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from flows.family import Family, IPAddress, family_of
+from flows.features.conntrack import RULES
 from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     Action,
@@ -119,7 +120,7 @@ def _change_source_port(
             Ct(
                 CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True,
                 nat=Nat(source=ip(address), ports=FREE_PORTS, version=address.version),
-                exec=(SetField("ct_mark", KNOWN, KNOWN),),
+                exec=(SetField("ct_mark", KNOWN, KNOWN), *RULES),
             )
         ],
         "a direct connection whose reply tuple is in use: change its source port",

@@ -23,6 +23,7 @@ from flows.flow import (
     Learn,
     Meter,
     Move,
+    MoveBits,
     Nat,
     Note,
     Output,
@@ -45,6 +46,9 @@ ACTIONS: list[tuple[Action, str]] = [
     (SetField("reg0", 1, 0xF), "03 c0 00000001 0000000f"),
     (SetField("dl_dst", 0x0A58_A9FE_0101), "03 16 0a58a9fe0101"),
     (Move("arp_sha", "arp_tha"), "04 21 22"),
+    (MoveBits("reg15", 2, "reg15", 0, 2), "0f 4f 02 4f 00 02"),
+    (MoveBits("reg6", 0, "ct_label", 32, 32), "0f 46 00 04 20 20"),
+    (SetField("xreg4", 0x0102_0304_0506_0708), "03 54 0102030405060708"),
     (Push("nw_src"), "05 17"),
     (Pop("tcp_dst"), "06 2b"),
     (Ct(100, 74), "07 0064 4a 00 00"),
@@ -53,6 +57,10 @@ ACTIONS: list[tuple[Action, str]] = [
     (
         Ct(100, 74, True, Nat(destination=(0x0AF4_0102, 8080)), (SetField("ct_mark", 1, 1),)),
         "07 0064 4a 03 01 02 0af40102 1f90 03 83 00000001 00000001",
+    ),
+    (
+        Ct(100, 130, True, None, (MoveBits("reg7", 0, "ct_label", 0, 32),)),
+        "07 0064 82 01 01 0f 47 00 04 00 20",
     ),
     (
         Ct(101, 140, True, Nat(0xA9FE_0102, ports=(1024, 65535))),
@@ -111,7 +119,7 @@ def test_meters_have_their_pinned_digests() -> None:
 
 
 def test_field_numbers_are_fixed() -> None:
-    numbers = {name: fields.field_bytes(name)[0] for name in (*fields.FIELDS, *fields.PORT_FIELDS)}
+    numbers = {name: fields.field_bytes(name)[0] for name in fields.WIDTHS}
     assert len(set(numbers.values())) == len(numbers)
     assert max(numbers.values()) < 0x80
     assert numbers == {
@@ -170,6 +178,14 @@ def test_field_numbers_are_fixed() -> None:
         "udp_dst": 45,
         "sctp_src": 46,
         "sctp_dst": 47,
+        "xreg0": 80,
+        "xreg1": 81,
+        "xreg2": 82,
+        "xreg3": 83,
+        "xreg4": 84,
+        "xreg5": 85,
+        "xreg6": 86,
+        "xreg7": 87,
     }
 
 

@@ -13,6 +13,7 @@ from flows.features import (
     forwarding,
     misses,
     output,
+    policy,
     services,
     state,
 )
@@ -20,8 +21,8 @@ from flows.flow import Ct, Flow
 from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.text import golden, group_text
-from flows.view import CLUSTER_SCOPE, Service
-from tests.flows import worlds
+from flows.view import CLUSTER_SCOPE, ClusterView, Service
+from tests.flows import policies, worlds
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -34,6 +35,7 @@ FEATURES = {
     "output": Feature.OUTPUT,
     "services": Feature.SERVICES,
     "direct": Feature.DIRECT,
+    "policy": Feature.POLICY,
     "state": Feature.STATE,
 }
 
@@ -41,8 +43,15 @@ FEATURES = {
 PODS = {1: ["default/a", "default/b"], 2: ["default/c"], 3: []}
 
 
-def whole_node(name: str) -> list[Flow]:
+def a_view() -> ClusterView:
     view = worlds.view(PODS, served=worlds.services())
+    a, b = view.attachments["node1"].values()
+    (c,) = view.attachments["node2"].values()
+    return policies.some(a, b, c, view.cluster.pod_range).on(view)
+
+
+def whole_node(name: str) -> list[Flow]:
+    view = a_view()
     shared, own = compile_scope(view, CLUSTER_SCOPE), compile_scope(view, name)
     return [*shared.flows(), shared.seal, *own.flows(), own.seal]
 
@@ -58,8 +67,7 @@ def check(name: str, text: str, update: bool) -> None:
 def test_flows_of_a_feature_equal_its_golden(feature: str, update_goldens: bool) -> None:
     flows = [flow for flow in whole_node("node1") if flow.feature == FEATURES[feature]]
     assert flows
-    view = worlds.view(PODS, served=worlds.services())
-    check(feature, golden(flows, Labels.of(view, "node1")), update_goldens)
+    check(feature, golden(flows, Labels.of(a_view(), "node1")), update_goldens)
 
 
 def test_flows_of_a_cluster_equal_their_golden(update_goldens: bool) -> None:
@@ -127,7 +135,9 @@ def test_attachment_classifier_flow_names_one_sandbox() -> None:
 
 
 def test_every_feature_has_a_golden() -> None:
-    modules = (classify, arp, conntrack, services, direct, forwarding, misses, output, state)
+    modules = (
+        classify, arp, conntrack, services, direct, forwarding, misses, output, policy, state,
+    )  # fmt: skip
     found = {module.__name__.rpartition(".")[2] for module in modules}
     assert found - {"misses"} | {"miss"} == set(FEATURES)
 

@@ -43,7 +43,7 @@ def test_bits_outside_register_fields_keep_the_name_of_the_register() -> None:
     assert text("Forwarding", {"reg0": (0x0200_0001, 0x0F00_000F)}) == (
         "Source=POD,reg0=0x2000000/0xf000000 actions=drop"
     )
-    assert text("Forwarding", {"reg9": 7}) == "reg9=0x7/0xffffffff actions=drop"
+    assert text("Forwarding", {"reg3": 7}) == "reg3=0x7/0xffffffff actions=drop"
     # A part of a field is not shown as the field.
     assert text("Forwarding", {"reg0": (1, 3)}) == "reg0=0x1/0x3 actions=drop"
 

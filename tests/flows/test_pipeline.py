@@ -139,8 +139,13 @@ def test_numbers_never_change() -> None:
         "Affinity": 62, "AffinityCheck": 63,
         "Topology": 64, "EndpointChoice": 66, "ServiceNat": 70, "Direct": 71, "ReplyTuple": 72,
         "DestinationGuard": 74,
-        "Refuse": 78, "PolicyFromPod": 80, "Forwarding": 100, "PolicyToPod": 110, "Hairpin": 115,
-        "Commit": 120, "Snat": 130, "Output": 140, "State": 250, "Groups": 252,
+        "Refuse": 78, "PolicyFromPod": 80, "PolicyFromPodAgain": 84, "IsolationFromPod": 86,
+        "PolicyFromPodVerdict": 90, "DeniedFromPod": 92,
+        "Forwarding": 100, "PolicyToPod": 110, "PolicyToPodAgain": 111, "IsolationToPod": 112,
+        "PolicyToPodVerdict": 114, "Hairpin": 115, "DeniedToPod": 116,
+        "Commit": 120, "Snat": 130, "Output": 140,
+        "PolicyWalk": 150, "PolicyPeers": 152, "PolicyPorts": 154, "PolicyDenials": 156,
+        "PolicyTier": 158, "State": 250, "Groups": 252,
     }  # fmt: skip
     assert {f.name: f.value for f in Feature} == {
         "MISS": 1, "CLASSIFY": 2, "ARP": 3, "CONNTRACK": 4, "FORWARDING": 5, "OUTPUT": 6,
@@ -153,6 +158,12 @@ def test_numbers_never_change() -> None:
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
         "TopologyZone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),
+        "ToItself": ("reg0", (8, 8)),
+        "Walk": ("xreg4", (0, 63)), "PeerSet": ("xreg5", (0, 63)), "PortSet": ("xreg6", (0, 63)),
+        "PolicyRule": ("reg14", (0, 31)), "Verdict": ("reg15", (0, 1)),
+        "StepAction": ("reg15", (2, 3)), "Selected": ("reg15", (4, 4)),
+        "Isolated": ("reg15", (5, 5)), "Pass": ("reg15", (6, 6)),
+        "DecidedRule": ("reg6", (0, 31)), "RuleFromPod": ("reg7", (0, 31)),
     }  # fmt: skip
 
 

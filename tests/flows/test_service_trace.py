@@ -316,7 +316,9 @@ def test_tables_of_the_first_packet_of_a_service_connection(one: Ovs) -> None:
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
         "NewConnection", "NodeAddress", "ServiceAddress", "ServiceChoice", "Topology",
         "EndpointChoice", "DestinationGuard",
-        "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
+        "PolicyFromPod", "IsolationFromPod", "PolicyFromPodVerdict", "Forwarding",
+        "PolicyToPod", "IsolationToPod", "PolicyToPodVerdict", "Hairpin",
+        "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert leaves(found.trace) == [B.ofport]
     assert meters(found.trace) == [A.ofport]
@@ -331,8 +333,9 @@ def test_repeated_first_packet_keeps_its_endpoint(one: Ovs) -> None:
     repeated = "trk,new,dnat"
     found = way(one, a_pod("10.96.0.10", 80), (repeated, TRANSLATED))
     # A trace does not apply the translation of conntrack, so the destination is unchanged.
-    assert path(found.trace)[5:9] == [
-        "ConntrackState", "DestinationGuard", "PolicyFromPod", "Forwarding",
+    assert path(found.trace)[5:10] == [
+        "ConntrackState", "DestinationGuard",
+        "PolicyFromPod", "IsolationFromPod", "PolicyFromPodVerdict",
     ]  # fmt: skip
     assert translations(found.trace) == []
     found = way(one, a_pod(str(B.address), 8080), (repeated, TRANSLATED))

@@ -37,7 +37,10 @@ def test_new_connection_to_a_pod_here(switch: Ovs) -> None:
         "Classifier", "SpoofGuard", "RouterGuard", "UnSnat", "Conntrack", "ConntrackState",
         "NewConnection", "NodeAddress", "ServiceAddress", "ServiceChoice", "Direct",
         "DestinationGuard",
-        "PolicyFromPod", "Forwarding", "PolicyToPod", "Hairpin", "Commit", "Snat", "Output",
+        "PolicyFromPod", "IsolationFromPod", "PolicyFromPodVerdict",
+        "Forwarding",
+        "PolicyToPod", "IsolationToPod", "PolicyToPodVerdict", "Hairpin",
+        "Commit", "Snat", "Output",
     ]  # fmt: skip
     assert outputs(trace) == [B.ofport]
     assert f"set_field:{B.mac}->eth_dst" in trace

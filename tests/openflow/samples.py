@@ -21,6 +21,7 @@ from flows.flow import (
     Learn,
     Meter,
     Move,
+    MoveBits,
     Nat,
     Note,
     Output,
@@ -83,6 +84,8 @@ def handmade() -> list[Flow]:
         arp | {"arp_op": 1, "arp_spa": 5, "arp_tpa": (256, 0xFFFFFF00), "arp_sha": 7, "arp_tha": 8},
         ip | {"ct_state": ct_state("+trk+est-new"), "ct_zone": 100, "ct_mark": (2, 2)},
         {"ct_label": 1 << 100, "reg0": (1, 15), "reg15": 7, "tun_id": 5, "tun_src": 6},
+        {"reg8": 1, "reg9": 2, "reg15": (3, 3)},
+        {"reg10": 0, "reg11": 2, "reg12": (4, 0xFF), "reg15": (0, 3)},
         {"tun_dst": 9, "in_port": 3, "dl_src": 1 << 40, "dl_dst": (1 << 40, 1 << 40)},
         ip | {"nw_src": (0x0A000000, 0xFF000000), "nw_dst": 0x0A000001},
         ip | {"ct_state": ct_state("+trk+rel"), "ct_nw_src": 0x0A000001, "nw_frag": ANY_FRAGMENT},
@@ -115,6 +118,21 @@ def handmade() -> list[Flow]:
             ),
         ),
         (Note(b"six by"), Goto(100)),
+        (SetField("xreg4", 0x0102_0304_0506_0708), MoveBits("reg15", 2, "reg15", 0, 2)),
+        (MoveBits("reg14", 0, "reg6", 0, 32), MoveBits("reg15", 4, "reg0", 8, 1), Resubmit(152)),
+        (
+            Ct(
+                100,
+                130,
+                True,
+                None,
+                (
+                    SetField("ct_mark", 8, 8),
+                    MoveBits("reg7", 0, "ct_label", 0, 32),
+                    MoveBits("reg6", 0, "ct_label", 32, 32),
+                ),
+            ),
+        ),
     ]
     ipv4 = match({"dl_type": 0x0800})
     return [
@@ -204,6 +222,7 @@ _actions = st.one_of(
     st.builds(OutputReg, st.sampled_from([f"reg{n}" for n in range(16)])),
     set_fields(),
     st.sampled_from([Push("nw_dst"), Pop("sctp_src"), Push("udp_dst"), Pop("reg7"), CtClear()]),
+    st.sampled_from([MoveBits("reg15", 2, "reg15", 0, 2), MoveBits("reg7", 0, "ct_label", 32, 32)]),
     st.sampled_from([Move("dl_src", "dl_dst"), Move("arp_spa", "arp_tpa"), Move("reg0", "reg9")]),
     st.builds(
         Ct,

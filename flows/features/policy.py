@@ -1,0 +1,489 @@
+"""Policy: which new connections of isolated pods may pass.
+
+A new connection is judged twice: by the policies from the pod that sends it, at its node, and by
+the policies to the pod that gets it, at that pod's node. Each judgement goes like this:
+
+1. `PolicyFromPod` (`PolicyToPod`) resubmits to `IsolationFromPod` (`IsolationToPod`), which has one
+   flow for each pod that policies select. It resubmits to the walk of each policy.
+2. A walk (`PolicyWalk`) tries the rules of the policy in order. For each step it loads a set of
+   peers, a set of ports, an action and the id of the rule, and resubmits to `PolicyPeers`.
+3. `PolicyPeers` finds the other end among the peers and resubmits to `PolicyPorts`. That finds the
+   port and writes the verdict. After that no other step matches.
+4. `PolicyFromPodVerdict` (`PolicyToPodVerdict`) lets the packet pass, or drops and counts it.
+
+A pod that a NetworkPolicy selects is isolated: without a verdict its packets are dropped. So
+whatever is missing (a walk, a member) closes. Established connections and ICMP errors are not
+`+new`, and no flow here matches them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from flows.family import Family, IPNetwork, family_of
+from flows.features.protocols import TCP, UDP
+from flows.flow import ANY_FRAGMENT, Action, Flow, MatchValue, ct_state, ip, net
+from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK
+from flows.pipeline import LAYOUT, Feature, Pass, Priority, Source, Verdict
+from flows.policy import (
+    EVERY_PORT,
+    Direction,
+    Isolation,
+    PeerMember,
+    PeerSet,
+    PolicyAction,
+    PolicyStep,
+    PolicyWalk,
+    PortRange,
+    PortSet,
+    Walks,
+    policy_digest,
+)
+from flows.view import Attachment, Cluster, Node
+
+MOST_STEPS: Final = 400
+"""The most steps of a walk in one flow: 80 bytes each. A flow message has at most 64 KB, and Open
+vSwitch must be able to dump it, with its counters, in one message as well."""
+MOST_WALKS: Final = 1_000
+"""The most walks of a tier in one flow: 32 bytes each."""
+MOST_RESUBMITS: Final = 4_000
+"""The most resubmits of one packet in one direction. Open vSwitch drops the packet after 4,096
+(MAX_RESUBMITS of ofproto-dpif-xlate.c), and its other tables need some, too."""
+
+Control = Literal["single", "both", "new", "closed"]
+"""How the policies of a switch are applied at a time:
+
+- "single": one state of the policies is in force;
+- "both": what the old *and* the new state allow (`flows.transition`);
+- "new": what the new state allows;
+- "closed": nothing new passes that a policy could deny.
+"""
+
+_DNS_PORT: Final = 53
+_DNS_PROTOCOLS: Final = (UDP, TCP)
+_NEW: Final = ct_state("+trk+new")
+_RESET: Final = {"Verdict": 0, "Selected": 0, "Isolated": 0, "Pass": 0, "DecidedRule": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The names of one direction in the layout."""
+
+    entry: str
+    again: str
+    isolation: str
+    verdict: str
+    denied: str
+    onward: str
+    """The table behind the judgement."""
+    port: str
+    """The field that has the pod's ofport."""
+
+
+_SIDES: Final = {
+    Direction.FROM_POD: _Side(
+        "PolicyFromPod", "PolicyFromPodAgain", "IsolationFromPod", "PolicyFromPodVerdict",
+        "DeniedFromPod", "Forwarding", "in_port",
+    ),
+    Direction.TO_POD: _Side(
+        "PolicyToPod", "PolicyToPodAgain", "IsolationToPod", "PolicyToPodVerdict",
+        "DeniedToPod", "Hairpin", "OutputPort",
+    ),
+}  # fmt: skip
+
+
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
+    """The course of each judgement, without any policy."""
+    for direction in Direction:
+        yield _judge(direction, "single", Priority.SHARED)
+        yield from _again(_SIDES[direction])
+        yield from _verdicts(direction)
+    yield _flow(
+        "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],
+        "a pod to itself: always allowed",
+    )  # fmt: skip
+    # `GatewayGuard` lets only the node's own addresses be `HOST`.
+    yield _flow(
+        "PolicyToPod", Priority.LOCAL, {"Source": Source.HOST}, [LAYOUT.goto("Hairpin")],
+        "the node to its own pods: always allowed",
+    )  # fmt: skip
+    yield from _walk_control()
+    yield from _ports_control(cluster)
+
+
+def control(state: Control) -> Iterable[Flow]:
+    """The flows of one node that put another state of control in place of "single"."""
+    if state != "single":
+        for direction in Direction:
+            yield _judge(direction, state, Priority.OVERRIDE)
+
+
+def _judge(direction: Direction, state: Control, priority: Priority) -> Flow:
+    side = _SIDES[direction]
+    first: dict[str, int] = {"DecidedRule": 0}
+    if state == "new":
+        first["Pass"] = Pass.NEW
+    elif state == "closed":
+        first["Verdict"] = Verdict.DENY
+    return _flow(
+        side.entry, priority, {"ct_state": _NEW},
+        [
+            *LAYOUT.loads(**first),
+            LAYOUT.resubmit(side.isolation),
+            *([LAYOUT.resubmit(side.again)] if state == "both" else []),
+            LAYOUT.goto(side.verdict),
+        ],
+        {
+            "single": "a new connection: judge it",
+            "both": "a new connection while policies change: judge it by the old and the new ones",
+            "new": "a new connection while policies change: judge it by the new ones",
+            "closed": "a new connection while policies are incomplete: those that any selects wait",
+        }[state],
+    )  # fmt: skip
+
+
+def _again(side: _Side) -> Iterable[Flow]:
+    accepted: tuple[tuple[dict[str, MatchValue], str], ...] = (
+        ({"Verdict": Verdict.ACCEPT}, "accepted by the old policies"),
+        ({"Verdict": 0, "Isolated": 0}, "no old policy denies it"),
+    )
+    for fields, reason in accepted:
+        yield _flow(
+            side.again, Priority.DEFAULT, fields,
+            [
+                *LAYOUT.loads(**{**_RESET, "Pass": Pass.NEW}),
+                LAYOUT.resubmit(side.isolation),
+            ],
+            f"{reason}: judge it by the new ones",
+        )  # fmt: skip
+
+
+def _verdicts(direction: Direction) -> Iterable[Flow]:
+    side = _SIDES[direction]
+    onward = LAYOUT.goto(side.onward)
+    # The last judgement leaves its rule in DecidedRule for the commit.
+    last = direction is Direction.TO_POD
+    reset: list[Action] = [] if last else [*LAYOUT.loads(**_RESET)]
+    remember: list[Action] = [] if last else [LAYOUT.move("DecidedRule", "RuleFromPod")]
+    yield _flow(
+        side.verdict, Priority.GUARD, {"Selected": 0}, [*reset, onward], "no policy selects the pod"
+    )
+    yield _flow(
+        side.verdict, Priority.DEFAULT, {"Verdict": Verdict.ACCEPT}, [*remember, *reset, onward],
+        "allowed by a rule",
+    )  # fmt: skip
+    yield _flow(
+        side.verdict, Priority.DEFAULT, {"Verdict": 0, "Isolated": 0}, [*reset, onward],
+        "no rule concerns it, and no NetworkPolicy selects the pod",
+    )  # fmt: skip
+
+
+def _walk_control() -> Iterable[Flow]:
+    yield _flow(
+        "PolicyWalk", Priority.DEFAULT, {}, LAYOUT.loads(Verdict=Verdict.DENY),
+        "an unknown policy: denied",
+    )  # fmt: skip
+    for bit in (1, 2):
+        yield _flow(
+            "PolicyWalk", Priority.GUARD, {"Verdict": (bit, bit)}, [],
+            "decided by an earlier policy",
+        )  # fmt: skip
+    yield _flow(
+        "PolicyTier", Priority.DEFAULT, {"Verdict": Verdict.PASS},
+        LAYOUT.loads(Verdict=0, DecidedRule=0),
+        "passed: the next tier decides",
+    )  # fmt: skip
+
+
+def _ports_control(cluster: Cluster) -> Iterable[Flow]:
+    decide = _decide()
+    yield _flow(
+        "PolicyPorts", Priority.GUARD, {"Verdict": 0, "PortSet": EVERY_PORT}, decide,
+        "all ports of all protocols",
+    )  # fmt: skip
+    for family in cluster.families:
+        # A fragment shows no port. What accepts a port does not match it; what denies a port must.
+        yield _flow(
+            "PolicyPorts", Priority.DEFAULT,
+            {
+                "Verdict": 0, "StepAction": (2, 2),
+                "dl_type": family.ether_type, "nw_frag": ANY_FRAGMENT,
+            },
+            [*decide, *LAYOUT.loads(Verdict=Verdict.DENY)],
+            "a fragment that a rule which denies, or passes, a port may concern",
+        )  # fmt: skip
+
+
+def _decide() -> list[Action]:
+    return [LAYOUT.move("StepAction", "Verdict"), LAYOUT.move("PolicyRule", "DecidedRule")]
+
+
+def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
+    """The node's own DNS server, if every pod may reach it."""
+    if not cluster.node_local_dns:
+        return
+    for address in (node.gateway, node.address, *node.further_addresses):
+        family = family_of(address)
+        for protocol in _DNS_PROTOCOLS:
+            yield _flow(
+                "PolicyFromPod", Priority.LOCAL,
+                {
+                    "ct_state": _NEW,
+                    "dl_type": family.ether_type,
+                    "nw_proto": protocol,
+                    family.destination: ip(address),
+                    "tp_dst": _DNS_PORT,
+                },
+                [*LAYOUT.loads(DecidedRule=0), LAYOUT.goto("Forwarding")],
+                "to a DNS server of the node: allowed for every pod",
+            )  # fmt: skip
+
+
+def isolation(_: Cluster, found: Isolation) -> Iterable[Flow]:
+    """The policies of one attachment, the way to itself, and the counters of what is denied."""
+    attachment = found.attachment
+    family = family_of(attachment.address)
+    yield _flow(
+        "PolicyFromPod", Priority.LOCAL,
+        {
+            "in_port": attachment.ofport,
+            "dl_type": family.ether_type,
+            family.destination: ip(attachment.address),
+        },
+        [*LAYOUT.loads(ToItself=1, DecidedRule=0), LAYOUT.goto("Forwarding")],
+        "this pod to itself: always allowed",
+    )  # fmt: skip
+    if found.from_pod is not None:
+        yield from _isolated(attachment, Direction.FROM_POD, found.from_pod)
+    if found.to_pod is not None:
+        yield from _isolated(attachment, Direction.TO_POD, found.to_pod)
+
+
+def _isolated(attachment: Attachment, direction: Direction, walks: Walks) -> Iterable[Flow]:
+    side = _SIDES[direction]
+    actions: list[Action] = [
+        *LAYOUT.loads(Selected=1, Isolated=int(walks.isolated or walks.refused))
+    ]
+    tiers = [(walks.admin, True), (walks.policies, False)]
+    if not walks.isolated:
+        tiers.append((walks.baseline, True))
+    for ids, may_pass in tiers if not walks.refused else ():
+        parts = [ids[at : at + MOST_WALKS] for at in range(0, len(ids), MOST_WALKS)]
+        if len(parts) == 1:
+            actions += _through(ids)
+        else:
+            # Pages are walks with ids of their own.
+            start = f"{attachment.port} {direction.value} {ids[:1]}"
+            pages = [_page_id(start, number) for number in range(len(parts))]
+            for number, part in zip(pages, parts, strict=True):
+                yield _walk_flow(number, _through(part), "a page of the policies of this pod")
+            actions += _through(pages)
+        if ids and may_pass:
+            actions.append(_END_OF_TIER)
+    yield _flow(
+        side.isolation, Priority.LOCAL, {side.port: attachment.ofport}, actions,
+        "the policies of this pod do not fit: nothing may pass" if walks.refused
+        else "the policies of this pod",
+    )  # fmt: skip
+    yield _flow(
+        side.denied, Priority.LOCAL, {side.port: attachment.ofport}, [],
+        "denied by the policies of this pod",
+    )  # fmt: skip
+
+
+def _through(ids: Iterable[int]) -> list[Action]:
+    return [action for number in ids for action in (LAYOUT.load("Walk", number), _WALK)]
+
+
+def _page_id(of: object, number: int) -> int:
+    return policy_digest(f"page {number} of {of}")
+
+
+_END_OF_TIER: Final = LAYOUT.resubmit("PolicyTier")
+_WALK: Final = LAYOUT.resubmit("PolicyWalk")
+
+
+def walk(_: Cluster, found: PolicyWalk) -> Iterable[Flow]:
+    """The rules of a policy in one direction, and the counters of those that deny."""
+    title = f"{found.policy}, {found.direction.value}"
+    steps = found.steps
+    if len(steps) <= MOST_STEPS:
+        yield from _page(found.id, steps, title)
+        return
+    pages: list[int] = []
+    for at in range(0, len(steps), MOST_STEPS):
+        pages.append(_page_id(f"{found.id:016x}", len(pages)))
+        yield from _page(pages[-1], steps[at : at + MOST_STEPS], f"{title}, page {len(pages)}")
+    yield _walk_flow(found.id, _through(pages), f"{title}, in pages")
+
+
+def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow]:
+    actions: list[Action] = []
+    ports = rule = action = None
+    for step in steps:
+        # What a step before has loaded is still there.
+        if (step.rule, step.action) != (rule, action):
+            rule, action = step.rule, step.action
+            actions += LAYOUT.loads(PolicyRule=rule, StepAction=int(action))
+        if step.ports != ports:
+            ports = step.ports
+            actions += LAYOUT.loads(PortSet=ports)
+        if step.peers is None:
+            actions.append(_PORTS)
+        else:
+            actions += (LAYOUT.load("PeerSet", step.peers), _PEERS)
+    denying = dict.fromkeys(s.rule for s in steps if s.action is PolicyAction.DENY)
+    if denying:
+        actions.append(_DENIALS)
+    yield _walk_flow(number, actions, title)
+    for rule in denying:
+        yield _flow(
+            "PolicyDenials", Priority.SHARED,
+            {"Walk": number, "DecidedRule": rule, "Verdict": Verdict.DENY}, [],
+            f"{title}: denied by rule {rule:#x}",
+        )  # fmt: skip
+
+
+def _walk_flow(number: int, actions: Iterable[Action], reason: str) -> Flow:
+    return _flow("PolicyWalk", Priority.SHARED, {"Walk": number}, actions, reason)
+
+
+_PEERS: Final = LAYOUT.resubmit("PolicyPeers")
+_PORTS: Final = LAYOUT.resubmit("PolicyPorts")
+_DENIALS: Final = LAYOUT.resubmit("PolicyDenials")
+
+
+def resubmits(found: PolicyWalk) -> int:
+    """The most resubmits that one packet needs for this walk (see `MOST_RESUBMITS`)."""
+    steps = found.steps
+    pages = -(-len(steps) // MOST_STEPS) if len(steps) > MOST_STEPS else 0
+    denies = any(step.action is PolicyAction.DENY for step in steps)
+    # A step that names peers costs two if the ports do not match, three in a mixed set.
+    return 1 + pages + (pages or 1) * denies + sum(1 if s.peers is None else 3 for s in steps)
+
+
+def peer_set(cluster: Cluster, found: PeerSet) -> Iterable[Flow]:
+    """The blocks of a set, and the whole pod range if that is in it."""
+    number = found.id
+    blocks: list[Action] = []
+    if found.outsiders is not None and found.blocks:
+        # Addresses that no pod has are judged by the blocks, which have an id of their own.
+        number = policy_digest(f"blocks of {found.id:016x}")
+        blocks = [
+            LAYOUT.load("PeerSet", number), _PEERS, LAYOUT.load("PeerSet", found.id)
+        ]  # fmt: skip
+        for family in cluster.families:
+            yield _peers(found.id, family, {}, Priority.PREFIX, blocks, "not in the pod range")
+    if found.outsiders is not None:
+        family = family_of(cluster.pod_range)
+        yield _peers(
+            found.id, family, _end(family, found.direction, cluster.pod_range), Priority.POD_RANGE,
+            [_PORTS], "every pod",
+        )  # fmt: skip
+        for network in found.outsiders:
+            value = net(network)
+            if found.outsiders_mask is not None:
+                value = value[0] & found.outsiders_mask, found.outsiders_mask
+            field = _field(family, found.direction)
+            yield _peers(
+                found.id, family, {field: value}, Priority.OUTSIDERS, blocks, "no pod's address"
+            )
+    for block in found.blocks:
+        family = family_of(block.network)
+        yield _peers(
+            number, family, _end(family, found.direction, block.network),
+            Priority.PREFIX + block.network.prefixlen,
+            [_PORTS] if block.is_member else [],
+            f"{block.network}" if block.is_member else f"except {block.network}",
+        )  # fmt: skip
+
+
+def peer_member(_: Cluster, found: PeerMember) -> Iterable[Flow]:
+    """One member of a set."""
+    family = family_of(found.address)
+    yield _peers(
+        found.peer_set, family, {_field(family, found.direction): ip(found.address)},
+        Priority.MEMBER, [_PORTS], str(found.owner),
+    )  # fmt: skip
+
+
+def _peers(
+    number: int,
+    family: Family,
+    end: dict[str, MatchValue],
+    priority: int,
+    actions: Iterable[Action],
+    reason: str,
+) -> Flow:
+    fields = {"Verdict": 0, "PeerSet": number, "dl_type": family.ether_type, **end}
+    return _flow("PolicyPeers", priority, fields, actions, reason)
+
+
+def _field(family: Family, direction: Direction) -> str:
+    """The field of the other end."""
+    return family.destination if direction is Direction.FROM_POD else family.source
+
+
+def _end(family: Family, direction: Direction, network: IPNetwork) -> dict[str, MatchValue]:
+    return {_field(family, direction): net(network)}
+
+
+def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
+    """The ports of a set, by masks."""
+    decide = _decide()
+    for family in cluster.families:
+        for protocol in sorted({each.protocol for each in found.ranges}):
+            ranges = [each for each in found.ranges if each.protocol == protocol]
+            for masked in port_masks(ranges):
+                fields: dict[str, MatchValue] = {
+                    "Verdict": 0,
+                    "PortSet": found.id,
+                    "dl_type": family.ether_type,
+                    "nw_proto": protocol,
+                }
+                if masked is not None:
+                    fields["tp_dst"] = masked
+                yield _flow("PolicyPorts", Priority.SHARED, fields, decide, "a port of the set")
+
+
+def port_masks(ranges: Iterable[PortRange]) -> list[tuple[int, int] | None]:
+    """Ports of one protocol as (value, mask), as few as possible; None stands for all ports."""
+    spans: list[tuple[int, int]] = []
+    for each in sorted(ranges, key=lambda each: each.first or 0):
+        if each.first is None:
+            return [None]
+        last = each.first if each.last is None else each.last
+        if spans and each.first <= spans[-1][1] + 1:
+            spans[-1] = spans[-1][0], max(last, spans[-1][1])
+        else:
+            spans.append((each.first, last))
+    masks: list[tuple[int, int] | None] = []
+    for first, last in spans:
+        at = first
+        while at <= last:
+            # The largest block that begins here: as aligned as `at`, and not beyond the end.
+            size = min(at & -at or 1 << 16, 1 << (last - at + 1).bit_length() - 1)
+            masks.append((at, 0xFFFF & ~(size - 1)))
+            at += size
+    return masks
+
+
+def _flow(
+    table: str,
+    priority: int,
+    fields: dict[str, MatchValue],
+    actions: Iterable[Action],
+    reason: str,
+) -> Flow:
+    return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
+
+
+WRITES: Final = (
+    EVERY_NODE.by(every_node),
+    NODE.by(node),
+    ISOLATION.by(isolation),
+    WALK.by(walk),
+    PEER_SET.by(peer_set),
+    PEER_MEMBER.by(peer_member),
+    PORT_SET.by(port_set),
+)
