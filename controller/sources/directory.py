@@ -10,7 +10,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ class Directory:
             changes.cancel()
 
     def _manifests(self, directory: Path) -> set[Path]:
-        return {path for path in directory.rglob("*") if _is_manifest(path) and path.is_file()}
+        return {path for path in directory.rglob("*") if is_manifest(path) and path.is_file()}
 
     def _affected_files(self, changed: set[Path]) -> set[Path]:
         """The files that these changes affect: also all files below a changed folder.
@@ -106,7 +106,7 @@ class Directory:
         for path in changed:
             if path.is_dir():
                 files |= self._manifests(path)
-            elif _is_manifest(path):
+            elif is_manifest(path):
                 files.add(path)
         return files
 
@@ -198,7 +198,8 @@ class Directory:
         return os.fsencode(path.relative_to(self._root)).decode(errors="backslashreplace")
 
 
-def _is_manifest(path: Path) -> bool:
+def is_manifest(path: Path) -> bool:
+    """Whether a file of this name holds objects."""
     return path.suffix in {".yaml", ".yml", ".json"} and not path.name.startswith(".")
 
 
@@ -258,7 +259,7 @@ def _objects(text: str) -> tuple[dict[ObjectRef, Object], str, bool]:
     objects: dict[ObjectRef, Object] = {}
     unreadable: list[str] = []
     ignored: list[str] = []
-    for content in _contents(text):
+    for content in items(documents(text)):
         try:
             made = from_manifest(content)
         except UnknownKindError as error:
@@ -277,8 +278,9 @@ def _objects(text: str) -> tuple[dict[ObjectRef, Object], str, bool]:
     return objects, "; ".join(shown), bool(unreadable)
 
 
-def _contents(text: str) -> Iterator[Any]:
-    for document in documents(text):
+def items(contents: Iterable[Any]) -> Iterator[Any]:
+    """The objects of some documents: those of a `List` one by one."""
+    for document in contents:
         if isinstance(document, dict) and document.get("kind") == "List":
             items = document.get("items")
             yield from items if isinstance(items, list) else [items]

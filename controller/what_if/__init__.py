@@ -1,0 +1,1 @@
+"""What a change of policies would do, without doing it: `sluice what-if`."""
