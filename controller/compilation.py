@@ -20,7 +20,7 @@ from controller.work_budget import WorkBudget
 from flows.compile import Fragment
 from flows.pipeline import PipelineError
 from flows.refs import CLUSTER, ObjectRef
-from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
+from flows.view import CLUSTER_SCOPE, Key
 
 SHARED_TICK: Final = 0.005
 """Seconds after one batch of shared changes in which further ones are gathered into the next."""
@@ -94,13 +94,11 @@ class Compilation:
         for key in keys:
             if key.scope == CLUSTER_SCOPE:
                 self._shared[key] = None
-            elif key.scope == SOME_SCOPE:
-                for node in self._desired.touch_some(key):
-                    self._nodes.setdefault(node, {})[key] = None
-                    self._rank(node)
-            else:
-                self._nodes.setdefault(key.scope, {})[key] = None
-                self._rank(key.scope)
+                continue
+            of, nodes = self._desired.touch(key)
+            for node in nodes:
+                self._nodes.setdefault(node, {})[of] = None
+                self._rank(node)
         if self._nodes and self._timer is None:
             self._work()
         if self._shared and self._open and not self._publishing and self._tick is None:

@@ -6,7 +6,6 @@ switch. A switch that is behind gets the batches that it does not have yet.
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -49,8 +48,6 @@ class Desired:
         self._programs: dict[str, Program] = {}
         self._some: dict[Key, Fragment | None] = {}
         """Fragments that some nodes need, each compiled once for all of them."""
-        self._holders: dict[Key, AbstractSet[str]] = {}
-        """By key of `SOME_SCOPE`, the nodes that needed it when it was last touched."""
         self._log: deque[SharedChange] = deque()
         self._log_cost = 0
         self._everything: tuple[tuple[int, bool], Batch] | None = None
@@ -64,14 +61,21 @@ class Desired:
         """Whether it is known what the node's switch should hold: it is an accepted Node's."""
         return node in self._view.nodes
 
-    def touch_some(self, key: Key) -> set[str]:
-        """A fragment of `SOME_SCOPE`, or who needs it, has changed; the nodes to update for it."""
-        self._some.pop(key, None)
-        before = self._holders.pop(key, frozenset())
-        if now := self._view.needed_by.get(key):
+    def touch(self, key: Key) -> tuple[Key, Iterable[str]]:
+        """A key that is not of `CLUSTER_SCOPE` changed.
+
+        Returns the key of the fragment, and the nodes whose programs have to be updated for it.
+        """
+        if key.scope == SOME_SCOPE:
+            self._some.pop(key, None)
             # A copy: the view changes in place.
-            self._holders[key] = now = frozenset(now)
-        return {*before, *(now or ())}
+            return key, tuple(self._view.needed_by.get(key, ()))
+        if not self._compiler.has_kind("some", key.kind):
+            return key, (key.scope,)
+        shared = Key(SOME_SCOPE, key.kind, key.name)
+        if shared not in self._view.needed_by:
+            self._some.pop(shared, None)
+        return shared, (key.scope,)
 
     def update_node(self, node: str, changes: Mapping[Key, Fragment | None]) -> bool:
         """Take compiled fragments into a node's program; whether anything changed.
@@ -87,7 +91,7 @@ class Desired:
     def fragment(self, scope: str, key: Key) -> Fragment | None:
         """What the program of a node, or of `CLUSTER_SCOPE`, holds of this key now.
 
-        A key of `SOME_SCOPE` is compiled for the first node that needs it, see `touch_some`.
+        A key of `SOME_SCOPE` is compiled for the first node that needs it, see `touch`.
         Raises `flows.pipeline.PipelineError`.
         """
         if key.scope != SOME_SCOPE:

@@ -77,6 +77,10 @@ class Compiler:
                     raise ValueError(f"there are two kinds {kind.name} of scope {kind.scope}")
                 self._writers.setdefault(kind, []).append(write)
 
+    def has_kind(self, scope: ScopeType, name: str) -> bool:
+        """Whether objects of this kind have flows in scopes of this type."""
+        return (scope, name) in self._kinds
+
     def fragment(self, view: ClusterView, key: Key) -> Fragment | None:
         """The fragment of this key; None if there is no such object.
 

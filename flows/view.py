@@ -28,6 +28,9 @@ class Key(NamedTuple):
 
     `scope` says which switches get the flows: `CLUSTER_SCOPE`, `SOME_SCOPE` or the name of a node.
     `kind` is the name of a `flows.kinds.Kind`.
+
+    In what an inventory reports as changed, a key of a kind of `SOME_SCOPE` may have a node as its
+    scope: the node needs that fragment now, or does not need it any more (`ClusterView.needed_by`).
     """
 
     scope: str

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from controller.desired import Desired, batch_of
 from flows.compile import Compiler
 from flows.diff import Delta
-from flows.view import SOME_SCOPE, Key
+from flows.view import Key
 from openflow import templates
 from tests.controller.world import controller, run
 from tests.flows import toy, worlds
@@ -37,7 +37,10 @@ class World:
         known: Any = self.view.nodes
         if known.pop(node.name, None) is None:
             known[node.name] = node
-        self._settle({Key(node.name, "node", node.name), *map(toy.key, self.needs)})
+        needed = {
+            Key(node.name, toy.key(n).kind, n) for n in self.needs if node.name in self.needs[n]
+        }
+        self._settle({Key(node.name, "node", node.name), *needed})
 
     def block(self, name: str, number: int | None) -> None:
         """An object comes, changes or goes (None)."""
@@ -48,8 +51,9 @@ class World:
         self._settle({toy.key(name)})
 
     def need(self, name: str, nodes: frozenset[str]) -> None:
+        changed = self.needs.get(name, set()) ^ nodes
         self.needs[name] = set(nodes)
-        self._settle({toy.key(name)})
+        self._settle({Key(node, toy.key(name).kind, name) for node in changed})
 
     def _settle(self, touched: set[Key]) -> None:
         """As an inventory does: `needed_by` names nodes of the view only."""
@@ -58,9 +62,9 @@ class World:
             needed[toy.key(name)] = nodes & self.view.nodes.keys()
         by_node: dict[str, list[Key]] = {}
         for key in touched:
-            to = self.desired.touch_some(key) if key.scope == SOME_SCOPE else {key.scope}
+            of, to = self.desired.touch(key)
             for node in to:
-                by_node.setdefault(node, []).append(key)
+                by_node.setdefault(node, []).append(of)
         for node, keys in by_node.items():
             changes = {key: self.desired.fragment(node, key) for key in keys}
             self.desired.update_node(node, changes)
@@ -89,7 +93,7 @@ def test_incremental_equals_full(history: list[tuple[Any, ...]]) -> None:
             assert world.desired.of(node).keys() >= oracle.cookies.keys()
     for node in {each.name for each in NODES} - world.view.nodes.keys():
         assert not world.desired.program(node).cookies
-    assert world.desired._some.keys() <= world.desired._holders.keys() | world.view.needed_by.keys()
+    assert world.desired._some.keys() <= world.view.needed_by.keys()
 
 
 def test_programs_hold_one_fragment_and_its_flows_are_encoded_once(
@@ -144,7 +148,7 @@ def test_switch_holds_only_what_its_node_needs(ovs: Ovs, monkeypatch: pytest.Mon
             desired._view = toy.ToyView(**same | {"needed_by": needed}, blocked=blocked)
             for nodes, held in (({"node1"}, True), ({"node2"}, False)):
                 needed[toy.key("x")] = nodes
-                world.reconciler._absorb({toy.key("x")})
+                world.reconciler._absorb({Key("node1", toy.key("x").kind, "x")})
                 await world.in_sync()
                 dump = [line for line in ovs.dump() if "nw_dst=192.0.2.1" in line]
                 assert len(dump) == held
