@@ -15,7 +15,7 @@ import structlog
 
 from flows import names
 from flows.diff import is_ours
-from flows.features.state import is_seal
+from flows.features import state
 from flows.flow import Meter
 from flows.pipeline import Feature
 from node_agent import affinity, snapshot
@@ -55,7 +55,17 @@ class Dump:
 
 
 async def look(switch: Switch) -> Dump:
-    """Dump a switch. Raises `ConnectionLost`, `RequestRejected`."""
+    """Dump a switch. Raises `ConnectionLost`, `RequestRejected`.
+
+    The controller may change the switch between two of these dumps. So the seals come first: a
+    digest whose seals are older than its flows is superseded. One whose flows are older than its
+    seals would be drift.
+    """
+    seals = [
+        flow.cookie
+        for flow in await switch.dump_flows(state.TABLE)
+        if state.is_seal(flow.table, flow.cookie)
+    ]
     flows = [
         flow
         for cookie, mask in _NOT_LEARNED
@@ -70,11 +80,11 @@ async def look(switch: Switch) -> Dump:
         groups,
         meters.values(),
         SwitchDigest(
-            seals=[flow.cookie for flow in ours if is_seal(flow.table, flow.cookie)],
+            seals=seals,
             sums=digest.sums(
                 (flow.cookie, digest.of_entry(flow.raw))
                 for flow in ours
-                if not is_seal(flow.table, flow.cookie)
+                if not state.is_seal(flow.table, flow.cookie)
             ),
             meters=digest.of_meters(meters.values()),
             groups=digest.total(map(digest.of_group_entry, our_groups)),

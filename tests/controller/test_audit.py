@@ -1,6 +1,10 @@
 """Seals and the audit on a real switch: what was changed by hand is found and mended."""
 
 import dataclasses
+import itertools
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import pytest
 from prometheus_client import REGISTRY
@@ -20,6 +24,8 @@ from tests.controller.world import World, controller, run
 from tests.flows.worlds import view
 from tests.ovs import Ovs
 from wire.documents import SwitchDigest, Verdict
+
+Dump: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 def counted(name: str, **labels: str) -> float:
@@ -246,6 +252,32 @@ def test_change_by_the_controller_is_not_drift(ovs: Ovs) -> None:
             # Not twice in a row: the first one may have been on its way for long.
             assert take("node1", early) is Verdict.SUPERSEDED
             assert world.reconciler.sessions["node1"].in_sync
+
+    run(story)
+
+
+@pytest.mark.parametrize("after", range(11))
+def test_change_by_the_controller_during_a_look_is_not_drift(ovs: Ovs, after: int) -> None:
+    """Whichever of its dumps come before the change: the digest must not have the new seal."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            async with connect(ovs.mgmt) as switch:
+                dumps = itertools.count()
+
+                async def changed_in_between(dump: Dump, *of: Any) -> Any:
+                    if next(dumps) == after:
+                        await with_a_pod(world)
+                    return await dump(*of)
+
+                for name in ("dump_flows", "dump_groups", "dump_meters"):
+                    setattr(switch, name, partial(changed_in_between, getattr(switch, name)))
+                found = (await look(switch)).digest
+                assert next(dumps) > after, "it changed nothing"
+            take = world.reconciler.take_digest
+            assert take("node1", found) is not Verdict.DRIFT
+            assert take("node1", await digest(ovs)) is Verdict.RIGHT
 
     run(story)
 
