@@ -255,7 +255,7 @@ class Batch:
     """Messages in an order in which the switch is correct at every moment.
 
     Meters come first, because flows name them and no bundle can hold them; then groups, which
-    flows name too; then flows; at last the groups and the meters that are gone. All adds come
+    flows name too; then flows; then the groups and the meters that are gone. All adds come
     before all deletes. Adds begin with the last table: where a batch is too big for one bundle, no
     packet meets a table whose next is not there yet, and whatever lets packets in, in the first
     table, comes when all the rest is in place.
@@ -284,8 +284,9 @@ class Batch:
 
         An `InstalledFlow` or `InstalledGroup` is put back as it was dumped. `deletes` are cookies,
         `groups_delete` and `meters_delete` ids. `meters_set` are to be added: a switch refuses an
-        id that exists, which is what `meters_change` is for. `first` and `last` come before and
-        after all other flows and groups. `bundle_size` is in messages and buckets.
+        id that exists, which is what `meters_change` is for. `first` comes before all other flows
+        and groups, `last` after everything else, deletions of meters included. `bundle_size` is in
+        messages and buckets.
         """
         meters: list[Message] = [MeterMod(MeterCommand.ADD, meter) for meter in meters_set]
         meters += (MeterMod(MeterCommand.MODIFY, meter) for meter in meters_change)
@@ -296,15 +297,18 @@ class Batch:
         flows += by_table
         flows += map(DeleteByCookie, deletes)
         flows += map(GroupDelete, groups_delete)
-        flows += last
         gone: list[Message] = [
             MeterMod(MeterCommand.DELETE, Meter(number, 0, 0)) for number in meters_delete
         ]
+        ending: list[Message] = [*last]
+        if not gone:
+            flows, ending = flows + ending, []
         return cls._of_parts(
             [
                 *([*chunk, BARRIER] for chunk in _chunks(meters, bundle_size)),
                 *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(flows, bundle_size)),
                 *([*chunk, BARRIER] for chunk in _chunks(gone, bundle_size)),
+                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(ending, bundle_size)),
             ]
         )
 

@@ -17,7 +17,7 @@ from flows.flow import Flow
 from flows.pipeline import Feature
 from flows.view import CLUSTER_SCOPE
 from node_agent.audit import look
-from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, DeleteStrict
+from openflow.batch import BUNDLE_SIZE, CLOSE, COMMIT, OPEN, Batch, DeleteStrict
 from openflow.watch import connect
 from tests.controller.events import node_object, pod_object
 from tests.controller.world import World, controller, run
@@ -278,6 +278,33 @@ def test_change_by_the_controller_during_a_look_is_not_drift(ovs: Ovs, after: in
             take = world.reconciler.take_digest
             assert take("node1", found) is not Verdict.DRIFT
             assert take("node1", await digest(ovs)) is Verdict.RIGHT
+
+    run(story)
+
+
+def test_no_part_of_a_change_is_drift(ovs: Ovs) -> None:
+    """Meters cannot be in the bundle with the flows: those of a pod that goes, go after it."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            name = await with_a_pod(world)
+            session = world.reconciler.sessions["node1"]
+            apply, found = session.switch.apply, []
+
+            async def apply_by_parts(batch: Batch) -> None:
+                for part in batch.parts:
+                    await apply(Batch((part,)))
+                    found.append(await digest(ovs))
+
+            session.switch.apply = apply_by_parts  # type: ignore[method-assign]
+            ovs.vsctl("del-port", "br0", name)
+            await world.until(lambda: not world.reconciler.inventory.view.attachments)
+            await world.in_sync()
+            assert "meter=16" not in ovs.ofctl("dump-meters", str(ovs.mgmt))
+            assert len(found) > 1
+            verdicts = [world.reconciler.take_digest("node1", each) for each in found]
+            assert Verdict.DRIFT not in verdicts
+            assert verdicts[-1] is Verdict.RIGHT
 
     run(story)
 
