@@ -1,0 +1,434 @@
+"""Random clusters with policies, the same for the same seed; and how to make one smaller.
+
+The pools are small on purpose: labels that match, blocks that overlap, ports at the edge of ranges
+and equal priorities must come up all the time.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+from typing import Any, Final
+
+import yaml
+
+from tests.policy.evaluator import MIRROR, NAME_LABEL, Attachment, Cluster
+
+Part = dict[str, Any]
+
+NODES: Final = ("node1", "node2", "node3")
+"""node3 runs no pods."""
+NAMESPACES: Final = ("a", "b", "c")
+_LABELS: Final = {"app": ("web", "db", ""), "team": ("x", "y"), "example.com/env": ("dev", "prod")}
+_PORTS: Final = (1, 53, 80, 81, 1023, 1024, 8080, 32768, 65535)
+_PORT_NAMES: Final = ("http", "dns", "metrics")
+_PROTOCOLS: Final = ("TCP", "TCP", "UDP", "SCTP")
+_BLOCKS: Final = (
+    "0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8", "10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24",
+    "10.244.1.2/32", "10.244.1.2/31", "10.244.2.0/29", "10.244.2.3/32", "10.244.2.1/32",
+    "172.30.1.0/24", "172.30.1.1/32", "172.30.1.2/31", "203.0.113.0/24", "203.0.113.128/25",
+    "203.0.113.7/32",
+)  # fmt: skip
+
+
+def generate(seed: int) -> Cluster:
+    """The cluster of this seed."""
+    return _Generator(Random(seed)).cluster()  # noqa: S311 - no secret
+
+
+def node(number: int, **labels: str) -> Part:
+    """A Node as a manifest has it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": f"node{number}", "uid": f"node-{number}", "labels": labels},
+        "spec": {"podCIDR": f"10.244.{number}.0/24"},
+        "status": {"addresses": [{"type": "InternalIP", "address": f"172.30.1.{number}"}]},
+    }
+
+
+def namespace(name: str, **labels: str) -> Part:
+    """A Namespace as a manifest has it."""
+    metadata = {"name": name, "uid": f"namespace-{name}", "labels": labels}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def pod(
+    name: str, on: str, labels: Part | None = None, ports: list[Part] | None = None, **spec: Any
+) -> Part:
+    """A Pod as a manifest has it. `name`: `NAMESPACE/NAME`."""
+    in_namespace, _, own = name.partition("/")
+    containers = [{"name": "main", "image": "x", **({"ports": ports} if ports else {})}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": own, "namespace": in_namespace, "uid": f"pod-{in_namespace}-{own}",
+            **({"labels": labels} if labels is not None else {}),
+        },
+        "spec": {"nodeName": on, "containers": containers, **spec},
+    }  # fmt: skip
+
+
+def network_policy(name: str, **spec: Any) -> Part:
+    """A NetworkPolicy as a manifest has it. `name`: `NAMESPACE/NAME`."""
+    in_namespace, _, own = name.partition("/")
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": own, "namespace": in_namespace, "uid": f"policy-{name.replace('/', '-')}"},
+        "spec": spec,
+    }  # fmt: skip
+
+
+def cluster_policy(name: str, tier: str = "Admin", priority: int = 10, **spec: Any) -> Part:
+    """A ClusterNetworkPolicy as a manifest has it."""
+    return {
+        "apiVersion": "policy.networking.k8s.io/v1beta1",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name, "uid": f"cluster-policy-{name}"},
+        "spec": {"tier": tier, "priority": priority, **spec},
+    }
+
+
+class _Generator:
+    """Makes one cluster."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self._rules: list[Part] = []
+
+    def cluster(self) -> Cluster:
+        random = self.random
+        objects = [
+            node(number, **({"zone": random.choice("xy")} if random.random() < 0.7 else {}))
+            for number in range(1, len(NODES) + 1)
+        ]
+        objects += [
+            namespace(name, **self.labels(0.6)) for name in NAMESPACES if random.random() < 0.9
+        ]
+        attachments: list[Attachment] = []
+        for number in range(random.randint(2, 5)):
+            objects.append(made := self.pod(f"p{number}"))
+            attachments.append(self.attach(made, attachments))
+        self.oddities(objects, attachments)
+        count = random.choices((0, 1, 2, 3, 4), (1, 3, 5, 3, 2))[0]
+        objects += [self.network_policy(number) for number in range(count)]
+        count = random.choices((0, 1, 2, 3), (5, 3, 3, 1))[0]
+        objects += [self.cluster_policy(number) for number in range(count)]
+        return Cluster(objects, attachments)
+
+    # --- pods ---
+
+    def pod(self, name: str) -> Part:
+        random = self.random
+        ports = []
+        for port_name in random.sample(_PORT_NAMES, random.choice((0, 1, 1, 2))):
+            ports.append({"name": port_name, "containerPort": random.choice(_PORTS[:7])})
+            if random.random() < 0.5:
+                ports[-1]["protocol"] = random.choice(_PROTOCOLS)
+        labels = None if random.random() < 0.1 else self.labels(0.7)
+        return pod(f"{random.choice(NAMESPACES)}/{name}", random.choice(NODES[:2]), labels, ports)
+
+    def labels(self, probability: float) -> dict[str, str]:
+        random = self.random
+        return {
+            key: random.choice(values)
+            for key, values in _LABELS.items()
+            if random.random() < probability
+        }
+
+    def attach(self, made: Part, others: list[Attachment]) -> Attachment:
+        on = made["spec"]["nodeName"]
+        free = 2 + sum(other.node == on for other in others)
+        name = f"{made['metadata']['namespace']}/{made['metadata']['name']}"
+        return Attachment(name, on, f"10.244.{on[-1]}.{free}")
+
+    def oddities(self, objects: list[Part], attachments: list[Attachment]) -> None:
+        """Pods that are not simply there."""
+        random = self.random
+        usual = objects[-1]
+        if random.random() < 0.25:
+            host = self.pod("host")
+            host["spec"]["hostNetwork"] = True
+            host["status"] = {"podIP": f"172.30.1.{host['spec']['nodeName'][-1]}"}
+            objects.append(host)
+        if random.random() < 0.2:
+            done = self.pod("done")
+            done["status"] = {"phase": "Succeeded", "podIP": attachments[0].address}
+            objects.append(done)
+        if random.random() < 0.2:
+            mirror = self.pod("mirror")
+            uid = "0123456789abcdef"
+            mirror["metadata"]["annotations"] = {MIRROR: uid, "kubernetes.io/config.hash": uid}
+            on = mirror["spec"]["nodeName"]
+            mirror["metadata"]["ownerReferences"] = [
+                {"apiVersion": "v1", "kind": "Node", "name": on, "uid": f"node-{on[-1]}",
+                 "controller": True}
+            ]  # fmt: skip
+            objects.append(mirror)
+            attachments.append(self.attach(mirror, attachments))
+        if random.random() < 0.2:
+            usual["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        if random.random() < 0.2:
+            usual["status"] = {"phase": "Running", "podIP": random.choice(attachments).address}
+        if random.random() < 0.15:
+            on = random.choice(NODES[:2])
+            free = 2 + sum(other.node == on for other in attachments)
+            attachments.append(Attachment("", on, f"10.244.{on[-1]}.{free}"))
+
+    # --- selectors ---
+
+    def selector(self, *, empty: float = 0.2) -> Part:
+        random = self.random
+        if random.random() < empty:
+            return {}
+        made: Part = {}
+        if random.random() < 0.6:
+            made["matchLabels"] = self.labels(0.4)
+        if random.random() < 0.5:
+            made["matchExpressions"] = [self.expression() for _ in range(random.choice((1, 1, 2)))]
+        return made
+
+    def expression(self) -> Part:
+        random = self.random
+        key, values = random.choice(list(_LABELS.items()))
+        operator = random.choice(("In", "NotIn", "Exists", "DoesNotExist"))
+        if operator in {"Exists", "DoesNotExist"}:
+            return {"key": key, "operator": operator}
+        return {"key": key, "operator": operator,
+                "values": random.sample(values, random.randint(1, len(values)))}  # fmt: skip
+
+    def namespace_selector(self) -> Part:
+        random = self.random
+        if random.random() < 0.3:
+            wanted = random.choice(NAMESPACES)
+            if random.random() < 0.5:
+                return {"matchLabels": {NAME_LABEL: wanted}}
+            operator = random.choice(("In", "NotIn"))
+            return {"matchExpressions": [
+                {"key": NAME_LABEL, "operator": operator, "values": [wanted, "other"]}
+            ]}  # fmt: skip
+        return self.selector(empty=0.4)
+
+    # --- NetworkPolicy ---
+
+    def network_policy(self, number: int) -> Part:
+        random = self.random
+        spec: Part = {}
+        if random.random() < 0.95:
+            spec["podSelector"] = self.selector(empty=0.5)
+        types = random.choice((None, None, [], ["Ingress"], ["Egress"], ["Egress", "Ingress"]))
+        if types is not None or random.random() < 0.1:
+            spec["policyTypes"] = types
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            if random.random() < 0.75:
+                count = random.choice((0, 1, 1, 2, 3))
+                spec[direction] = [self.rule(peers) for _ in range(count)]
+            elif random.random() < 0.1:
+                spec[direction] = None
+        return network_policy(f"{random.choice(NAMESPACES)}/policy{number}", **spec)
+
+    def rule(self, peers: str) -> Part:
+        random = self.random
+        if self._rules and random.random() < 0.15:
+            again = copy.deepcopy(random.choice(self._rules))
+            return {peers if key in {"from", "to"} else key: v for key, v in again.items()}
+        made: Part = {}
+        if random.random() < 0.85:
+            made[peers] = [self.peer() for _ in range(random.choice((0, 1, 1, 1, 2, 3)))]
+        elif random.random() < 0.1:
+            made[peers] = None
+        if random.random() < 0.6:
+            made["ports"] = [self.port() for _ in range(random.choice((0, 1, 1, 2, 3)))]
+        elif random.random() < 0.1:
+            made["ports"] = None
+        self._rules.append(made)
+        return made
+
+    def peer(self) -> Part:
+        random = self.random
+        match random.randrange(8):
+            case 0 | 1:
+                return {"podSelector": self.selector()}
+            case 2 | 3:
+                return {"namespaceSelector": self.namespace_selector()}
+            case 4:
+                return {"namespaceSelector": self.namespace_selector(),
+                        "podSelector": self.selector()}  # fmt: skip
+            case _:
+                return {"ipBlock": self.block()}
+
+    def block(self) -> Part:
+        random = self.random
+        cidr = IPv4Network(random.choice(_BLOCKS))
+        made: Part = {"cidr": str(cidr)}
+        if random.random() < 0.6 and cidr.prefixlen < 32:
+            made["except"] = [str(self.within(cidr)) for _ in range(random.choice((0, 1, 1, 2)))]
+        return made
+
+    def within(self, cidr: IPv4Network) -> IPv4Network:
+        """A smaller block: one of the pool, or any."""
+        random = self.random
+        inside = [
+            block for block in map(IPv4Network, _BLOCKS)
+            if block.subnet_of(cidr) and block != cidr
+        ]  # fmt: skip
+        if inside and random.random() < 0.8:
+            return random.choice(inside)
+        length = random.randint(cidr.prefixlen + 1, 32)
+        address = IPv4Address(int(cidr[0]) + random.randrange(cidr.num_addresses))
+        return IPv4Network((address, length), strict=False)
+
+    def port(self) -> Part:
+        random = self.random
+        made: Part = {}
+        if random.random() < 0.7:
+            made["protocol"] = random.choice(_PROTOCOLS)
+        match random.randrange(6):
+            case 0:
+                pass
+            case 1 | 2:
+                made["port"] = random.choice(_PORT_NAMES)
+            case 3:
+                first, last = sorted(random.choices(_PORTS, k=2))
+                made |= {"port": first, "endPort": last}
+            case _:
+                made["port"] = random.choice(_PORTS)
+        return made
+
+    # --- ClusterNetworkPolicy ---
+
+    def cluster_policy(self, number: int) -> Part:
+        random = self.random
+        spec: Part = {"subject": self.cluster_pods()}
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            if random.random() < 0.8:
+                count = random.choice((0, 1, 1, 2, 3))
+                spec[direction] = [self.cluster_rule(peers) for _ in range(count)]
+        tier, priority = random.choice(("Admin", "Baseline")), random.choice((0, 5, 5, 10, 1000))
+        # Equal priorities are ordered by name, not by the order in which they come.
+        made = cluster_policy(f"{random.choice('xyz')}{number}", tier, priority, **spec)
+        if random.random() < 0.1:
+            made["apiVersion"] = "policy.networking.k8s.io/v1alpha2"
+        return made
+
+    def cluster_pods(self) -> Part:
+        if self.random.random() < 0.5:
+            return {"namespaces": self.namespace_selector()}
+        return {"pods": {"namespaceSelector": self.namespace_selector(),
+                         "podSelector": self.selector()}}  # fmt: skip
+
+    def cluster_rule(self, peers: str) -> Part:
+        random = self.random
+        made: Part = {"action": random.choice(("Accept", "Deny", "Pass"))}
+        if random.random() < 0.3:
+            made["name"] = random.choice(("one", "two"))
+        made[peers] = [self.cluster_peer(peers) for _ in range(random.choice((1, 1, 2)))]
+        if random.random() < 0.5:
+            named = peers == "from" or not any(
+                {"networks", "nodes", "domainNames"} & peer.keys() for peer in made[peers]
+            )
+            made["protocols"] = [self.protocol(named) for _ in range(random.choice((1, 1, 2)))]
+        return made
+
+    def cluster_peer(self, peers: str) -> Part:
+        random = self.random
+        if random.random() < 0.04:
+            return random.choice(({}, {"domainNames": ["*.example.com"]}, {"planets": {}}))
+        if peers == "to" and random.random() < 0.4:
+            if random.random() < 0.25:
+                return {"nodes": self.node_selector()}
+            return {"networks": random.sample(_BLOCKS, random.choice((1, 1, 2)))}
+        return self.cluster_pods()
+
+    def node_selector(self) -> Part:
+        return self.random.choice(({}, {"matchLabels": {"zone": "x"}},
+            {"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["x"]}]}))  # fmt: skip
+
+    def protocol(self, named: bool) -> Part:
+        random = self.random
+        if random.random() < 0.04:
+            return random.choice(({}, {"quic": {"destinationPort": {"number": 443}}}))
+        if named and random.random() < 0.25:
+            return {"destinationNamedPort": random.choice(_PORT_NAMES)}
+        protocol = random.choice(_PROTOCOLS).lower()
+        match random.randrange(4):
+            case 0:
+                return {protocol: {}}
+            case 1:
+                first, last = sorted(random.sample(_PORTS, 2))
+                return {protocol: {"destinationPort": {"range": {"start": first, "end": last}}}}
+            case _:
+                return {protocol: {"destinationPort": {"number": random.choice(_PORTS)}}}
+
+
+# --- smaller clusters ---
+
+
+def shrink(cluster: Cluster, fails: Callable[[Cluster], bool], tries: int = 2_000) -> Cluster:
+    """The smallest cluster found that still fails: leaves out objects, then parts of them."""
+    smaller = True
+    while smaller and tries > 0:
+        smaller = False
+        for candidate in _smaller(cluster):
+            tries -= 1
+            if fails(candidate):
+                cluster, smaller = candidate, True
+                break
+            if tries <= 0:
+                break
+    return cluster
+
+
+def _smaller(cluster: Cluster) -> Iterator[Cluster]:
+    objects, attachments = cluster.objects, cluster.attachments
+    for index, each in enumerate(objects):
+        if each["kind"] != "Node":
+            name = f"{each['metadata'].get('namespace', '')}/{each['metadata']['name']}"
+            yield Cluster(
+                objects[:index] + objects[index + 1 :],
+                [a for a in attachments if each["kind"] != "Pod" or a.pod != name],
+            )
+    for index, attachment in enumerate(attachments):
+        if not attachment.pod:
+            yield Cluster(objects, attachments[:index] + attachments[index + 1 :])
+    for index, each in enumerate(objects):
+        for part in ("spec", "metadata", "status"):
+            if each["kind"] == "Node" or part not in each:
+                continue
+            for less in _less(each[part]):
+                yield Cluster(
+                    [*objects[:index], {**each, part: less}, *objects[index + 1 :]], attachments
+                )
+
+
+_NEEDED = {
+    "name", "namespace", "uid", "nodeName", "tier", "priority", "subject", "action", "key",
+    "operator", "cidr", "from", "to", "protocols", "namespaceSelector", "podSelector",
+    "containerPort", "annotations", "ownerReferences",
+}  # fmt: skip
+
+
+def _less(given: Any) -> Iterator[Any]:
+    """The same with one part left out, somewhere inside."""
+    if isinstance(given, dict):
+        for key in given:
+            if key not in _NEEDED:
+                yield {other: value for other, value in given.items() if other != key}
+        for key, value in given.items():
+            for less in _less(value):
+                yield {**given, key: less}
+    elif isinstance(given, list):
+        for index in range(len(given)):
+            if len(given) > 1:
+                yield given[:index] + given[index + 1 :]
+        for index, value in enumerate(given):
+            for less in _less(value):
+                yield [*given[:index], less, *given[index + 1 :]]
+
+
+def as_yaml(cluster: Cluster) -> str:
+    """The cluster as manifests, and its attachments as a comment."""
+    lines = [f"# {a.pod or '(no Pod)'} is at {a.address} on {a.node}" for a in cluster.attachments]
+    return "\n".join(lines) + "\n" + yaml.safe_dump_all(cluster.objects, sort_keys=False)

@@ -1,0 +1,501 @@
+"""Checks a cluster completely: the evaluator's verdicts against the flows that the switches hold.
+
+The space of packets is cut at every boundary of addresses and ports, of policies *and* flows. All
+packets of one piece are treated alike, so one representative of each piece is enough. Each packet is
+checked three times: policy from the pod, policy to the pod, and its whole way to where it is sent.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+from typing import Any, Final, NamedTuple
+
+from flows import names
+from flows.pipeline import LAYOUT, Source
+from tests.flows.worlds import CLUSTER
+from tests.policy import controlled, evaluator
+from tests.policy.evaluator import Cluster, End, Evaluator, Packet, gateway, node_addresses
+from tests.policy.simulator import FRAGMENTS, IN_PORT, PacketSet, Tables, numbers, product
+from tests.policy.switches import Switches, sent_by
+
+_NUMBERS: Final = {"ICMP": 1, "TCP": 6, "UDP": 17, "SCTP": 132, "GRE": 47}
+_FROM_POD, _FORWARDING, _AFTER = (
+    LAYOUT.tables[name].number for name in ("PolicyFromPod", "Forwarding", "Hairpin")
+)
+_POLICY_TABLES: Final = [n for n in LAYOUT.by_number if 80 <= n < 115 or 150 <= n < 160]
+_TRACKED_NEW: Final = 0x21
+_SOURCE: Final = LAYOUT.registers["Source"]
+_ROUTER, _GATEWAY_MAC = (
+    int(mac.replace(":", ""), 16) for mac in (names.ROUTER_MAC, names.GATEWAY_MAC)
+)
+
+
+class Kind(NamedTuple):
+    """What has ports, or not: protocol, destination port, and whether it is a later fragment."""
+
+    protocol: str
+    port: int | None
+    fragment: str = "no"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A packet for which evaluator and switch differ."""
+
+    check: str
+    packet: Packet
+    allowed: bool
+    """What the evaluator says."""
+
+    def __str__(self) -> str:
+        source, destination = (
+            end.pod or (f"{end.node}, by {end.address}" if end.node else end.address)
+            for end in (self.packet.source, self.packet.destination)
+        )
+        port = "" if self.packet.port is None else f" port {self.packet.port}"
+        verdict = "allows, the switch does not" if self.allowed else "denies, the switch does not"
+        return (
+            f"{self.check}: {source} to {destination}, {self.packet.protocol}{port}: the evaluator"
+            f" {verdict}"
+        )
+
+
+class Space:
+    """The packets of a cluster: one of each piece, as numbers and as columns."""
+
+    def __init__(self, cluster: Cluster, tables: Mapping[str, Tables]) -> None:
+        self.cluster = cluster
+        pods = [
+            End(each.address, each.pod or f"/{each.address}", each.node)
+            for each in cluster.attachments
+        ]
+        self.nodes = cluster.nodes
+        own = [End(gateway(node), "", name) for name, node in self.nodes.items()]
+        status = [
+            End(address, "", name)
+            for name, node in self.nodes.items()
+            for address in node_addresses(node)
+        ]
+        outside = [End(address) for address in self._outside(tables.values())]
+        self.sources = [*pods, *own, *status, *outside]
+        self.destinations = [*pods, *own, *(End(end.address) for end in status), *outside]
+        self.kinds = self._kinds(tables.values())
+        self.count, self.columns = product(
+            [
+                [{"nw_src": _number(end.address)} for end in self.sources],
+                [{"nw_dst": _number(end.address)} for end in self.destinations],
+                [self._kind_fields(kind) for kind in self.kinds],
+            ]
+        )
+        everything = (1 << self.count) - 1
+        self.columns["dl_type"] = {0x0800: everything}
+        self.columns["ct_state"] = {_TRACKED_NEW: everything}
+        self.columns["dl_dst"] = {_ROUTER: everything}
+
+    def _kind_fields(self, kind: Kind) -> dict[str, int]:
+        fields = {"nw_proto": _NUMBERS[kind.protocol], "nw_frag": FRAGMENTS[kind.fragment]}
+        if kind.port is not None:
+            fields["tp_dst"] = kind.port
+        return fields
+
+    def _outside(self, tables: Iterable[Tables]) -> list[str]:
+        """An address of each piece outside the pod range, but for addresses of nodes."""
+        cuts = {0, 1 << 24, 1 << 32}
+        for network in (*_networks(self.cluster.objects), CLUSTER.pod_range, *_NOT_FORWARDED):
+            cuts |= {int(network[0]), int(network[-1]) + 1}
+        for each in tables:
+            for value, mask in each.addresses(_POLICY_TABLES):
+                size = (1 << 32) - mask
+                if size & (size - 1) == 0:  # others are within the pod range
+                    cuts |= {value, value + size}
+        taken = {_number(a) for node in self.nodes.values() for a in node_addresses(node)}
+        ordered = sorted(cuts)
+        found = []
+        for first, after in zip(ordered, ordered[1:], strict=False):
+            for candidate in range(first, after):
+                address = IPv4Address(candidate)
+                if address in CLUSTER.pod_range or any(address in n for n in _NOT_FORWARDED):
+                    break
+                if candidate not in taken:
+                    found.append(str(address))
+                    break
+        return found
+
+    def _kinds(self, tables: Iterable[Tables]) -> list[Kind]:
+        """A packet of each piece of the protocols and their ports."""
+        cuts = {0, *(cut for first, last in _port_ranges(self.cluster.objects)
+                     for cut in (first, last + 1))}  # fmt: skip
+        for each in tables:
+            for value, mask in each.ports(_POLICY_TABLES):
+                size = 0x1_0000 - mask
+                if size & (size - 1):
+                    raise ValueError(f"a port mask that is no range: {value:#x}/{mask:#x}")
+                cuts |= {value, value + size}
+        ports = sorted(cut for cut in cuts if cut <= 0xFFFF)
+        return [
+            *(Kind(protocol, port) for protocol in evaluator.PROTOCOLS for port in ports),
+            Kind("ICMP", None),
+            Kind("GRE", None),
+            *(Kind(protocol, None, "later") for protocol in ("TCP", "UDP")),
+        ]
+
+    def packet(self, number: int) -> Packet:
+        """The packet of this number."""
+        rest, kind = divmod(number, len(self.kinds))
+        source, destination = divmod(rest, len(self.destinations))
+        of = self.kinds[kind]
+        return Packet(self.sources[source], self.destinations[destination], of.protocol, of.port)
+
+    def kind(self, number: int) -> Kind:
+        return self.kinds[number % len(self.kinds)]
+
+    def from_source(self, index: int) -> PacketSet:
+        """The packets of one source."""
+        width = len(self.destinations) * len(self.kinds)
+        return ((1 << width) - 1) << (index * width)
+
+    @cached_property
+    def _first_to(self) -> int:
+        """Of each source, the first packet to the first destination."""
+        width = len(self.destinations) * len(self.kinds)
+        return ((1 << self.count) - 1) // ((1 << width) - 1)
+
+    def to_destination(self, index: int) -> PacketSet:
+        """The packets to one destination."""
+        block = (1 << len(self.kinds)) - 1
+        return (block << (index * len(self.kinds))) * self._first_to
+
+    def sent_from(self, node: str) -> PacketSet:
+        """The packets that come into the switch of this node first.
+
+        A packet from outside comes in where its destination is. A node's own stack uses its other
+        addresses for pods of the node only. What does not go to a pod has to come from one.
+        """
+        return self._sent_from[node]
+
+    @cached_property
+    def _sent_from(self) -> dict[str, PacketSet]:
+        found = dict.fromkeys(self.nodes, 0)
+        to_pods = dict.fromkeys(self.nodes, 0)
+        for index, end in enumerate(self.destinations):
+            if end.pod:
+                to_pods[end.node] |= self.to_destination(index)
+        all_pods = 0
+        for packets in to_pods.values():
+            all_pods |= packets
+        for index, end in enumerate(self.sources):
+            packets = self.from_source(index)
+            if end.pod:
+                found[end.node] |= packets
+            elif not end.node:
+                for node in self.nodes:
+                    found[node] |= packets & to_pods[node]
+            elif end.address == gateway(self.nodes[end.node]):
+                found[end.node] |= packets & all_pods
+            else:
+                found[end.node] |= packets & to_pods[end.node]
+        return found
+
+
+class Proof:
+    """One cluster, in the switches and in the evaluator."""
+
+    def __init__(self, cluster: Cluster, switches: Switches, nodes: Iterable[str]) -> None:
+        """`nodes` are those that have a switch. Gives the switches the cluster's flows."""
+        self.cluster = cluster
+        self.nodes = list(nodes)
+        self._switches = switches
+        contents = controlled.contents_of(
+            controlled.inventory_of(cluster), dict.fromkeys(self.nodes)
+        )
+        for node in self.nodes:
+            switches.hold(node, contents[node])
+        self.tables = {node: switches.tables(node) for node in self.nodes}
+        self.space = Space(cluster, self.tables)
+        self._evaluator = Evaluator(cluster)
+
+    @cached_property
+    def _checked(self) -> list[int]:
+        """The numbers of all packets that can be sent."""
+        packets = 0
+        for node in self.space.nodes:
+            packets |= self.space.sent_from(node)
+        return list(numbers(packets & ~self._guarded()))
+
+    @property
+    def pairs(self) -> int:
+        """How many packets are checked."""
+        return len(self._checked)
+
+    def _guarded(self) -> PacketSet:
+        """What is dropped without policy: tunnel packets and fragments of pods to nodes."""
+        space = self.space
+        addresses = {a for node in space.nodes.values() for a in node_addresses(node)}
+        nodes = 0
+        for index, end in enumerate(space.destinations):
+            if end.address in addresses:
+                nodes |= space.to_destination(index)
+        udp = space.columns["nw_proto"][_NUMBERS["UDP"]]
+        later = space.columns["nw_frag"].get(FRAGMENTS["later"], 0)
+        tunnel = space.columns["tp_dst"].get(CLUSTER.tunnel_port, 0)
+        return nodes & udp & (later | tunnel)
+
+    # --- what the evaluator says ---
+
+    @cached_property
+    def expected(self) -> tuple[PacketSet, PacketSet]:
+        """The packets that pass policy from the pod, and those that pass policy to the pod."""
+        length = self.space.count // 8 + 1
+        from_pod, to_pod = bytearray(length), bytearray(length)
+        for number in self._checked:
+            packet = self.space.packet(number)
+            byte, bit = number >> 3, 1 << (number & 7)
+            if self._evaluator.allows_from_pod(packet):
+                from_pod[byte] |= bit
+            if self._evaluator.allows_to_pod(packet):
+                to_pod[byte] |= bit
+        return int.from_bytes(from_pod, "little"), int.from_bytes(to_pod, "little")
+
+    # --- what the switches do ---
+
+    def _columns(self, node: str, *, tunnel_from: str = "") -> dict[str, dict[int, PacketSet]]:
+        """The columns of packets that come into a node's switch."""
+        space = self.space
+        columns = dict(space.columns)
+        everything = (1 << space.count) - 1
+        if tunnel_from:
+            address = node_addresses(space.nodes[tunnel_from])[0]
+            columns["in_port"] = {names.TUNNEL_OFPORT: everything}
+            columns["tun_src"] = {_number(address): everything}
+            return columns
+        ports: dict[int, PacketSet] = {}
+        macs: dict[int, PacketSet] = {}
+        for index, end in enumerate(space.sources):
+            if not end.pod:
+                port, mac = names.GATEWAY_OFPORT, _GATEWAY_MAC
+            elif end.node == node:
+                port = controlled.ofport_of(self.cluster, end.address)
+                mac = int(names.mac_of(IPv4Address(end.address)).replace(":", ""), 16)
+            else:
+                continue
+            packets = space.from_source(index)
+            ports[port] = ports.get(port, 0) | packets
+            macs[mac] = macs.get(mac, 0) | packets
+        columns["in_port"], columns["dl_src"] = ports, macs
+        return columns
+
+    def actual(self) -> tuple[PacketSet, PacketSet, PacketSet]:
+        """The packets that pass policy from the pod, policy to the pod, and that arrive."""
+        passed_from, passed_to, arrived = 0, 0, 0
+        for node in self.nodes:
+            packets = self.space.sent_from(node)
+            run = self.tables[node].run(packets, self._columns(node))
+            passed_from |= run.reached.get(_FORWARDING, 0) & packets
+            arrived |= self._arrived(node, run.sent)
+            tunnelled = run.sent.get(names.TUNNEL_OFPORT, 0)
+            for other in self.space.nodes:
+                address = _number(node_addresses(self.space.nodes[other])[0])
+                over = tunnelled & run.columns.get("tun_dst", {}).get(address, 0)
+                if other in self.nodes and over:
+                    further = self.tables[other].run(over, self._columns(other, tunnel_from=node))
+                    arrived |= self._arrived(other, further.sent)
+                else:
+                    arrived |= over & self._to_gateway(other)
+            passed_to |= self._passed_to(node)
+        for node in self.space.nodes.keys() - set(self.nodes):
+            # A node without pods: its own stack sends through the tunnel.
+            packets = self.space.sent_from(node)
+            passed_from |= packets
+            for other in self.nodes:
+                over = packets & self._to_node(other)
+                run = self.tables[other].run(over, self._columns(other, tunnel_from=node))
+                arrived |= self._arrived(other, run.sent)
+        return passed_from, passed_to, arrived
+
+    def _passed_to(self, node: str) -> PacketSet:
+        """Policy to the pods of a node, for all packets to them, from wherever."""
+        space = self.space
+        passed = 0
+        for origin in space.nodes:
+            packets = space.sent_from(origin) & self._to_node(node)
+            columns = self._columns(node, tunnel_from="" if origin == node else origin)
+            everything = (1 << space.count) - 1
+            sources: dict[int, PacketSet] = {}
+            for index, end in enumerate(space.sources):
+                if origin != node:
+                    source = Source.TUNNEL
+                elif end.pod:
+                    source = Source.POD
+                else:
+                    source = Source.HOST if end.node == node else Source.GATEWAY
+                value, _ = _SOURCE.value(source)
+                sources[value] = sources.get(value, 0) | space.from_source(index)
+            columns[_SOURCE.register] = {v: p & everything for v, p in sources.items()}
+            run = self.tables[node].run(packets, columns, _FORWARDING)
+            passed |= run.reached.get(_AFTER, 0)
+        return passed
+
+    def _to_node(self, node: str) -> PacketSet:
+        """The packets to pods of a node."""
+        found = 0
+        for index, end in enumerate(self.space.destinations):
+            if end.pod and end.node == node:
+                found |= self.space.to_destination(index)
+        return found
+
+    def _to_gateway(self, node: str) -> PacketSet:
+        found = 0
+        for index, end in enumerate(self.space.destinations):
+            if end.address == gateway(self.space.nodes[node]):
+                found |= self.space.to_destination(index)
+        return found
+
+    def _arrived(self, node: str, sent: Mapping[int, PacketSet]) -> PacketSet:
+        """Those of the packets that a switch sent which went where they should."""
+        space = self.space
+        arrived = 0
+        for index, end in enumerate(space.destinations):
+            to_end = space.to_destination(index)
+            port = names.GATEWAY_OFPORT
+            if end.pod:
+                if end.node != node:
+                    continue
+                port = controlled.ofport_of(self.cluster, end.address)
+                own = space.from_source(space.sources.index(end))
+                arrived |= sent.get(IN_PORT, 0) & to_end & own
+            elif end.node and end.node != node:
+                continue
+            arrived |= sent.get(port, 0) & to_end
+        return arrived
+
+    # --- both ---
+
+    def differences(self) -> Iterator[Difference]:
+        """The packets for which evaluator and switches differ."""
+        expected_from, expected_to = self.expected
+        actual_from, actual_to, arrived = self.actual()
+        checked = self._mask
+        to_pods = 0
+        for node in self.nodes:
+            to_pods |= self._to_node(node)
+        for check, expected, actual, of in (
+            ("from the pod", expected_from, actual_from, checked),
+            ("to the pod", expected_to, actual_to, checked & to_pods),
+            ("all the way", expected_from & expected_to, arrived, checked),
+        ):
+            for number in numbers((expected ^ actual) & of):
+                allowed = bool(expected >> number & 1)
+                yield Difference(check, self.space.packet(number), allowed)
+
+    @cached_property
+    def _mask(self) -> PacketSet:
+        mask = bytearray(self.space.count // 8 + 1)
+        for number in self._checked:
+            mask[number >> 3] |= 1 << (number & 7)
+        return int.from_bytes(mask, "little")
+
+    # --- the same by the switch's own trace ---
+
+    def traced(self, random: Random, count: int) -> Iterator[tuple[Packet, bool, bool]]:
+        """Some packets, with what the evaluator and `ofproto/trace` say of their whole way."""
+        for number in random.choices(self._checked, k=count):
+            packet = self.space.packet(number)
+            yield (
+                packet,
+                self._evaluator.allows(packet),
+                self._goes(packet, self.space.kind(number)),
+            )
+
+    def _goes(self, packet: Packet, kind: Kind) -> bool:
+        first = packet.source.node or packet.destination.node
+        if first in self.nodes:
+            sent = self._trace(first, self._entering(packet, kind))
+            if not packet.destination.pod or packet.destination.node == first:
+                return self._is_there(packet, sent)
+            if [port for port, _ in sent] != [names.TUNNEL_OFPORT]:
+                return False
+        tunnel = f"in_port={names.TUNNEL_OFPORT},tun_src={self._outer(first)}"
+        return self._is_there(
+            packet, self._trace(packet.destination.node, f"{_header(packet, kind)},{tunnel}")
+        )
+
+    def _outer(self, node: str) -> str:
+        return node_addresses(self.space.nodes[node])[0]
+
+    def _entering(self, packet: Packet, kind: Kind) -> str:
+        source = packet.source
+        port, mac = names.GATEWAY_OFPORT, names.GATEWAY_MAC
+        if source.pod:
+            port = controlled.ofport_of(self.cluster, source.address)
+            mac = names.mac_of(IPv4Address(source.address))
+        return f"{_header(packet, kind)},in_port={port},dl_src={mac},dl_dst={names.ROUTER_MAC}"
+
+    def _trace(self, node: str, packet: str) -> list[tuple[int, str]]:
+        trace = self._switches.trace(node, packet, "trk,new", "trk,new")
+        own = [(IN_PORT, "")] if re.search(r"^\s+IN_PORT$", trace, re.MULTILINE) else []
+        return sent_by(trace) + own
+
+    def _is_there(self, packet: Packet, sent: list[tuple[int, str]]) -> bool:
+        if not sent:
+            return False
+        ((port, tunnel),) = sent
+        end = packet.destination
+        if end.pod:
+            own = controlled.ofport_of(self.cluster, end.address)
+            return port == (IN_PORT if end == packet.source else own)
+        if end.node and end.node != packet.source.node:
+            return (port, tunnel) == (names.TUNNEL_OFPORT, self._outer(end.node))
+        return port == names.GATEWAY_OFPORT
+
+
+def _header(packet: Packet, kind: Kind) -> str:
+    protocol = kind.protocol.lower()
+    text = protocol if protocol != "gre" else f"ip,nw_proto={_NUMBERS['GRE']}"
+    text += f",nw_src={packet.source.address},nw_dst={packet.destination.address},nw_ttl=64"
+    if kind.port is not None:
+        text += f",{protocol}_src=40000,{protocol}_dst={kind.port}"
+    return text + (f",nw_frag={kind.fragment}" if kind.fragment != "no" else "")
+
+
+def _number(address: str) -> int:
+    return int(IPv4Address(address))
+
+
+_NOT_FORWARDED: Final = (
+    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")),
+    CLUSTER.service_range,
+)
+"""Ranges that no packet from or to the outside is of."""
+
+
+def _networks(given: Any) -> Iterator[IPv4Network]:
+    """All address blocks anywhere in objects."""
+    match given:
+        case dict():
+            for value in given.values():
+                yield from _networks(value)
+        case list():
+            for value in given:
+                yield from _networks(value)
+        case str() if re.fullmatch(r"\d+\.\d+\.\d+\.\d+/\d+", given):
+            yield IPv4Network(given, strict=False)
+
+
+def _port_ranges(given: Any) -> Iterator[tuple[int, int]]:
+    """All numbers and ranges of ports anywhere in objects."""
+    match given:
+        case {"port": int(first), **rest}:
+            yield first, rest.get("endPort", first)
+        case {"start": int(first), "end": int(last)}:
+            yield first, last
+        case {"number": int(first)} | {"containerPort": int(first)}:
+            yield first, first
+        case dict():
+            for value in given.values():
+                yield from _port_ranges(value)
+        case list():
+            for value in given:
+                yield from _port_ranges(value)
