@@ -1,48 +1,96 @@
 """From objects to flows by the controller's own path: manifests, inventory, compiler."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from ipaddress import IPv4Address
-from typing import Any
 
+from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
-from controller.sources.objects import from_manifest
+from controller.sources.objects import from_manifest, ref
 from flows import names
-from flows.compile import COMPILER, Fragment, Program
-from flows.view import CLUSTER_SCOPE, Key
+from flows.refs import ObjectRef
+from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
 from tests.flows.worlds import CLUSTER
-from tests.policy.evaluator import Cluster, Object
+from tests.policy.evaluator import Attachment, Cluster, Object
 from tests.policy.switches import Contents
 
-_FRAGMENTS: dict[tuple[Any, ...], Fragment | None] = {}
-"""Fragments of Nodes and attachments, which are the same in most clusters."""
-_UNCHANGED = {"cluster", "peer", "node", "attachment"}
+
+class Controlled:
+    """A controller's inventory and programs, which follow a cluster as it changes."""
+
+    def __init__(self) -> None:
+        self.inventory = Inventory(CLUSTER)
+        self.desired = Desired(self.inventory.view)
+        self._objects: dict[ObjectRef, Object] = {}
+        self._ports: dict[str, dict[str, BridgePort]] = {}
+        self._take({Key(CLUSTER_SCOPE, "cluster", "")})
+
+    def become(self, cluster: Cluster) -> None:
+        """Take only what differs from the cluster before, as the events of an API server."""
+        inventory = self.inventory
+        wanted = {ref(from_manifest(each)): each for each in cluster.objects}
+        ports = {
+            node: {port.name: port for port in ports_of(cluster, node)}
+            for node in cluster.nodes.keys() | self._ports.keys()
+        }
+        touched: set[Key] = set()
+        for node, had in self._ports.items():
+            for name in had.keys() - ports[node].keys():
+                touched |= inventory.remove_port(node, name)
+        for gone in self._objects.keys() - wanted.keys():
+            touched |= inventory.remove_object(gone.kind, gone.namespace, gone.name)
+        for identity, each in wanted.items():
+            if self._objects.get(identity) != each:
+                touched |= inventory.set_object(from_manifest(each))
+        touched |= inventory.settle()
+        for node, now in ports.items():
+            for name, port in now.items():
+                if self._ports.get(node, {}).get(name) != port:
+                    touched |= inventory.set_port(node, port)
+        self._objects, self._ports = wanted, ports
+        self._take(touched | inventory.settle())
+
+    def remove_object(self, kind: str, namespace: str, name: str) -> None:
+        """Remove one object, and leave the ports alone."""
+        self._objects = {
+            identity: each
+            for identity, each in self._objects.items()
+            if (identity.kind, identity.namespace, identity.name) != (kind, namespace, name)
+        }
+        touched = self.inventory.remove_object(kind, namespace, name)
+        self._take(touched | self.inventory.settle())
+
+    def _take(self, touched: Iterable[Key]) -> None:
+        """Compile what changed, as `controller.compilation` does."""
+        by_scope: dict[str, set[Key]] = {}
+        for key in touched:
+            scopes = self.desired.touch_some(key) if key.scope == SOME_SCOPE else {key.scope}
+            for scope in scopes:
+                by_scope.setdefault(scope, set()).add(key)
+        for scope, keys in by_scope.items():
+            changes = {key: self.desired.fragment(scope, key) for key in keys}
+            if scope == CLUSTER_SCOPE:
+                self.desired.update_shared(changes)
+            else:
+                self.desired.update_node(scope, changes)
+
+    def contents(self, node: str) -> Contents:
+        """What the bridge of a node should hold."""
+        shared, own = self.desired.shared, self.desired.program(node)
+        flows = {cookie: flow for p in (shared, own) for cookie, (flow, _) in p.cookies.items()}
+        return Contents(flows, {**shared.meters, **own.meters})
 
 
-def ofport_of(cluster: Cluster, address: str) -> int:
-    """The ofport of an attachment: they are numbered node by node."""
-    node = next(each.node for each in cluster.attachments if each.address == address)
-    own = [each.address for each in cluster.attachments if each.node == node]
-    return names.FIRST_ATTACHMENT_OFPORT + own.index(address)
-
-
-def inventory_of(cluster: Cluster) -> Inventory:
-    """An inventory that was told all objects, then all ports."""
-    inventory = Inventory(CLUSTER)
-    for each in cluster.objects:
-        inventory.set_object(from_manifest(each))
-    inventory.settle()
-    for node in cluster.nodes:
-        inventory.set_ports(node, ports_of(cluster, node))
-    inventory.settle()
-    return inventory
+def ofport_of(address: str) -> int:
+    """The ofport of the attachment with this address."""
+    return names.FIRST_ATTACHMENT_OFPORT + int(address.rpartition(".")[2]) - 2
 
 
 def ports_of(cluster: Cluster, node: str) -> list[BridgePort]:
     """The ports of a node's bridge, as its agent makes them."""
     return [
         BridgePort(
-            port_name(cluster.pods.get(each.pod), each.address),
-            ofport_of(cluster, each.address),
+            port_name(cluster, each),
+            ofport_of(each.address),
             names.mac_of(IPv4Address(each.address)),
         )
         for each in cluster.attachments
@@ -50,41 +98,11 @@ def ports_of(cluster: Cluster, node: str) -> list[BridgePort]:
     ]
 
 
-def port_name(pod: Object | None, address: str) -> str:
-    """The name of the port of a pod's sandbox; None: of a container without a Pod."""
-    if pod is None:
-        return names.container_port_name(address, "eth0")
-    metadata = pod["metadata"]
+def port_name(cluster: Cluster, attachment: Attachment) -> str:
+    """The name of a sandbox's port. A static pod's has the hash of its manifest for a uid."""
+    if not attachment.pod:
+        return names.container_port_name(attachment.address, "eth0")
+    metadata = cluster.pods[attachment.pod]["metadata"]
     uid = (metadata.get("annotations") or {}).get("kubernetes.io/config.hash", metadata["uid"])
-    return names.port_name(metadata["namespace"], metadata["name"], uid, "eth0", address)
-
-
-def contents_of(inventory: Inventory, nodes: Mapping[str, Any]) -> dict[str, Contents]:
-    """By node, what its bridge should hold."""
-    shared = _program(inventory, CLUSTER_SCOPE)
-    made = {}
-    for node in nodes:
-        own = _program(inventory, node)
-        flows = {cookie: flow for p in (shared, own) for cookie, (flow, _) in p.cookies.items()}
-        made[node] = Contents(flows, {**shared.meters, **own.meters})
-    return made
-
-
-def _program(inventory: Inventory, scope: str) -> Program:
-    program = Program(scope)
-    keys = sorted(COMPILER.keys(inventory.view, scope))
-    program.update({key: _fragment(inventory, key) for key in keys})
-    return program
-
-
-def _fragment(inventory: Inventory, key: Key) -> Fragment | None:
-    view = inventory.view
-    if key.kind not in _UNCHANGED:
-        return COMPILER.fragment(view, key)
-    found: Any = key.name
-    if key.kind == "attachment":
-        found = view.attachments[key.scope].get(key.name)
-    given = (key, found, *view.nodes.values())
-    if given not in _FRAGMENTS:
-        _FRAGMENTS[given] = COMPILER.fragment(view, key)
-    return _FRAGMENTS[given]
+    sandbox = f"{attachment.node} {attachment.address}"
+    return names.port_name(metadata["namespace"], metadata["name"], uid, "eth0", sandbox)

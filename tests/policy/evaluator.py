@@ -1,8 +1,8 @@
 """What the Kubernetes API says about a packet: an evaluator of policy, written from its text alone.
 
 It reads objects as they are in manifests (`networking.k8s.io/v1` NetworkPolicy, and
-`policy.networking.k8s.io/v1beta1` ClusterNetworkPolicy, Pod, Namespace, Node), and decides packet by
-packet. It is naive on purpose, and shares no code with what it checks: no flows, no sets, no ids.
+`policy.networking.k8s.io/v1beta1` ClusterNetworkPolicy, Pod, Namespace, Node), and decides packet
+by packet. It is naive on purpose, and shares no code with what it checks: no flows, no sets, no ids.
 Decisions that the API leaves open are in docs/decisions.md.
 """
 
@@ -86,6 +86,18 @@ class Cluster:
         return End(found.address, pod, found.node)
 
 
+class Rules(NamedTuple):
+    """The rules that match two ends, in one direction; what is left to compare is the port."""
+
+    admin: list[tuple[str, Any]]
+    """Action and `protocols`, in their order."""
+    is_isolated: bool
+    """Whether a NetworkPolicy selects the pod."""
+    policies: list[Any]
+    """The `ports` of each rule of a NetworkPolicy."""
+    baseline: list[tuple[str, Any]]
+
+
 class Evaluator:
     """The verdicts on the packets of one cluster."""
 
@@ -96,9 +108,7 @@ class Evaluator:
             cluster.by_kind.get("ClusterNetworkPolicy", []),
             key=lambda policy: (policy["spec"]["priority"], policy["metadata"]["name"]),
         )
-        self.selecting = lru_cache(maxsize=None)(self._selecting)
-        self._labels = lru_cache(maxsize=None)(self.cluster.namespace_labels)
-        self._matched: dict[tuple[str, int, End], bool] = {}
+        self._rules: dict[tuple[str, End, End], Rules] = {}
 
     def allows(self, packet: Packet) -> bool:
         """Whether the packet goes through."""
@@ -118,22 +128,39 @@ class Evaluator:
     def _allows(self, direction: str, subject: End, peer: End, packet: Packet) -> bool:
         if not subject.pod or subject == peer:
             return True  # a pod reaches itself
-        admin, policies, baseline = self.selecting(subject.pod, direction)
-        verdict = self._first(admin, direction, peer, packet)
+        rules = self._rules_about(direction, subject, peer)
+        verdict = self._first(rules.admin, packet)
         if verdict in {ACCEPT, DENY}:
             return verdict == ACCEPT
-        if policies:
+        if rules.is_isolated:
             return any(
-                self._rule_matches(policy, rule, direction, peer, packet)
-                for policy in policies
-                for rule in policy["spec"].get(direction) or ()
+                not ports or any(self._is_port(each, packet) for each in ports)
+                for ports in rules.policies
             )
-        return self._first(baseline, direction, peer, packet) != DENY
+        return self._first(rules.baseline, packet) != DENY
+
+    def _rules_about(self, direction: str, subject: End, peer: End) -> "Rules":
+        """All rules that match the two ends of a packet."""
+        key = direction, subject, peer
+        if key not in self._rules:
+            admin, policies, baseline = self._selecting(subject.pod, direction)
+            self._rules[key] = Rules(
+                self._cluster_rules(admin, direction, peer),
+                bool(policies),
+                [
+                    rule.get("ports")
+                    for policy in policies
+                    for rule in policy["spec"].get(direction) or ()
+                    if self._rule_matches(policy, rule, direction, peer)
+                ],
+                self._cluster_rules(baseline, direction, peer),
+            )
+        return self._rules[key]
 
     # --- which policies select a pod ---
 
     def _selecting(self, pod: str, direction: str) -> tuple[list[Object], ...]:
-        """The policies that select a pod: of the tier Admin, NetworkPolicies, of the tier Baseline."""
+        """The policies that select a pod: Admin, NetworkPolicies, Baseline."""
         found = self.cluster.pods.get(pod)
         if found is None or _host_network(found):
             return [], [], []
@@ -151,7 +178,7 @@ class Evaluator:
         return tiers["Admin"], policies, tiers["Baseline"]
 
     def _is_subject(self, subject: Object, pod: Object) -> bool:
-        namespace = self._labels(pod["metadata"]["namespace"])
+        namespace = self.cluster.namespace_labels(pod["metadata"]["namespace"])
         if "namespaces" in subject:
             return selects(subject["namespaces"], namespace)
         both = subject["pods"]
@@ -161,23 +188,12 @@ class Evaluator:
 
     # --- NetworkPolicy ---
 
-    def _rule_matches(
-        self, policy: Object, rule: Object, direction: str, peer: End, packet: Packet
-    ) -> bool:
-        """Both `from` (or `to`) and `ports` must match."""
+    def _rule_matches(self, policy: Object, rule: Object, direction: str, peer: End) -> bool:
+        """Whether `from` (or `to`) matches. A rule without it matches everybody."""
         peers = rule.get("from" if direction == "ingress" else "to")
-        ports = rule.get("ports")
-        return (not peers or any(self._is_peer(policy, each, peer) for each in peers)) and (
-            not ports or any(self._is_port(each, packet) for each in ports)
-        )
+        return not peers or any(self._is_peer(policy, each, peer) for each in peers)
 
     def _is_peer(self, policy: Object, given: Object, end: End) -> bool:
-        key = policy["metadata"]["namespace"], id(given), end
-        if key not in self._matched:
-            self._matched[key] = self._compare_peer(policy, given, end)
-        return self._matched[key]
-
-    def _compare_peer(self, policy: Object, given: Object, end: End) -> bool:
         if block := given.get("ipBlock"):
             return self._in_networks([block["cidr"]], block.get("except") or (), end)
         namespaces, pods = given.get("namespaceSelector"), given.get("podSelector")
@@ -196,7 +212,7 @@ class Evaluator:
         pod = self.cluster.pods.get(end.pod)
         if pod is None or _host_network(pod) or _is_mirror(pod):
             return False
-        namespace = self._labels(pod["metadata"]["namespace"])
+        namespace = self.cluster.namespace_labels(pod["metadata"]["namespace"])
         return selects(namespaces, namespace) and selects(pods, _labels_of(pod))
 
     def _is_container(self, end: End) -> bool:
@@ -237,36 +253,31 @@ class Evaluator:
 
     # --- ClusterNetworkPolicy ---
 
-    def _first(
-        self, policies: Iterable[Object], direction: str, peer: End, packet: Packet
-    ) -> str | None:
-        """The action of the first rule that matches; None: no rule does."""
+    def _cluster_rules(
+        self, policies: Iterable[Object], direction: str, peer: End
+    ) -> list[tuple[str, Any]]:
+        """Action and `protocols` of the rules that match this peer, in their order."""
+        found: list[tuple[str, Any]] = []
         for policy in policies:
             for rule in policy["spec"].get(direction) or ():
-                if self._cluster_rule_matches(rule, direction, peer, packet):
-                    return str(rule["action"])
-                if not _is_understood(rule, direction) and rule["action"] != ACCEPT:
-                    return DENY
+                if not _is_understood(rule, direction):
+                    if rule["action"] != ACCEPT:
+                        found.append((DENY, None))
+                elif any(
+                    self._is_cluster_peer(each, peer)
+                    for each in rule["from" if direction == "ingress" else "to"]
+                ):
+                    found.append((rule["action"], rule.get("protocols")))
+        return found
+
+    def _first(self, rules: Iterable[tuple[str, Any]], packet: Packet) -> str | None:
+        """The action of the first of these rules that matches; None: none does."""
+        for action, protocols in rules:
+            if not protocols or any(self._is_protocol(each, packet) for each in protocols):
+                return action
         return None
 
-    def _cluster_rule_matches(
-        self, rule: Object, direction: str, peer: End, packet: Packet
-    ) -> bool:
-        if not _is_understood(rule, direction):
-            return False
-        peers = rule["from" if direction == "ingress" else "to"]
-        protocols = rule.get("protocols")
-        return any(self._is_cluster_peer(each, peer) for each in peers) and (
-            not protocols or any(self._is_protocol(each, packet) for each in protocols)
-        )
-
     def _is_cluster_peer(self, given: Object, end: End) -> bool:
-        key = "", id(given), end
-        if key not in self._matched:
-            self._matched[key] = self._compare_cluster_peer(given, end)
-        return self._matched[key]
-
-    def _compare_cluster_peer(self, given: Object, end: End) -> bool:
         if "namespaces" in given:
             return self._is_pod(given["namespaces"], {}, end)
         if "pods" in given:

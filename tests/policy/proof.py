@@ -1,8 +1,8 @@
 """Checks a cluster completely: the evaluator's verdicts against the flows that the switches hold.
 
 The space of packets is cut at every boundary of addresses and ports, of policies *and* flows. All
-packets of one piece are treated alike, so one representative of each piece is enough. Each packet is
-checked three times: policy from the pod, policy to the pod, and its whole way to where it is sent.
+packets of one piece are treated alike, so one representative of each piece is enough. Each packet
+is checked three times: policy from the pod, policy to the pod, and its whole way to where it is sent.
 """
 
 import re
@@ -16,15 +16,15 @@ from typing import Any, Final, NamedTuple
 from flows import names
 from flows.pipeline import LAYOUT, Source
 from tests.flows.worlds import CLUSTER
-from tests.policy import controlled, evaluator
+from tests.policy import evaluator
+from tests.policy.controlled import Controlled, ofport_of
 from tests.policy.evaluator import Cluster, End, Evaluator, Packet, gateway, node_addresses
 from tests.policy.simulator import FRAGMENTS, IN_PORT, PacketSet, Tables, numbers, product
 from tests.policy.switches import Switches, sent_by
 
 _NUMBERS: Final = {"ICMP": 1, "TCP": 6, "UDP": 17, "SCTP": 132, "GRE": 47}
-_FROM_POD, _FORWARDING, _AFTER = (
-    LAYOUT.tables[name].number for name in ("PolicyFromPod", "Forwarding", "Hairpin")
-)
+_NAMES: Final = {number: name for name, number in _NUMBERS.items()}
+_FORWARDING, _AFTER = (LAYOUT.tables[name].number for name in ("Forwarding", "Hairpin"))
 _POLICY_TABLES: Final = [n for n in LAYOUT.by_number if 80 <= n < 115 or 150 <= n < 160]
 _TRACKED_NEW: Final = 0x21
 _SOURCE: Final = LAYOUT.registers["Source"]
@@ -126,17 +126,23 @@ class Space:
 
     def _kinds(self, tables: Iterable[Tables]) -> list[Kind]:
         """A packet of each piece of the protocols and their ports."""
-        cuts = {0, *(cut for first, last in _port_ranges(self.cluster.objects)
-                     for cut in (first, last + 1))}  # fmt: skip
-        for each in tables:
-            for value, mask in each.ports(_POLICY_TABLES):
+        cuts: dict[str, set[int]] = {protocol: {0} for protocol in evaluator.PROTOCOLS}
+        for protocol, first, last in _port_ranges(self.cluster.objects):
+            for each in cuts if protocol is None else (protocol,):
+                cuts[each] |= {first, last + 1}
+        for tables_of_one in tables:
+            for number, value, mask in tables_of_one.ports(_POLICY_TABLES):
                 size = 0x1_0000 - mask
                 if size & (size - 1):
                     raise ValueError(f"a port mask that is no range: {value:#x}/{mask:#x}")
-                cuts |= {value, value + size}
-        ports = sorted(cut for cut in cuts if cut <= 0xFFFF)
+                cuts[_NAMES[number]] |= {value, value + size}
         return [
-            *(Kind(protocol, port) for protocol in evaluator.PROTOCOLS for port in ports),
+            *(
+                Kind(protocol, port)
+                for protocol, ports in cuts.items()
+                for port in sorted(ports)
+                if port <= 0xFFFF
+            ),
             Kind("ICMP", None),
             Kind("GRE", None),
             *(Kind(protocol, None, "later") for protocol in ("TCP", "UDP")),
@@ -203,32 +209,30 @@ class Space:
 class Proof:
     """One cluster, in the switches and in the evaluator."""
 
-    def __init__(self, cluster: Cluster, switches: Switches, nodes: Iterable[str]) -> None:
-        """`nodes` are those that have a switch. Gives the switches the cluster's flows."""
+    def __init__(self, cluster: Cluster, controlled: Controlled, switches: Switches) -> None:
+        """The controller follows the cluster, and the switches hold what it says."""
         self.cluster = cluster
-        self.nodes = list(nodes)
+        self.nodes = switches.nodes
         self._switches = switches
-        contents = controlled.contents_of(
-            controlled.inventory_of(cluster), dict.fromkeys(self.nodes)
-        )
+        controlled.become(cluster)
         for node in self.nodes:
-            switches.hold(node, contents[node])
+            switches.hold(node, controlled.contents(node))
         self.tables = {node: switches.tables(node) for node in self.nodes}
         self.space = Space(cluster, self.tables)
         self._evaluator = Evaluator(cluster)
 
     @cached_property
-    def _checked(self) -> list[int]:
-        """The numbers of all packets that can be sent."""
+    def _checked(self) -> PacketSet:
+        """All packets that can be sent, and that nothing but policy drops."""
         packets = 0
         for node in self.space.nodes:
             packets |= self.space.sent_from(node)
-        return list(numbers(packets & ~self._guarded()))
+        return packets & ~self._guarded()
 
     @property
     def pairs(self) -> int:
         """How many packets are checked."""
-        return len(self._checked)
+        return self._checked.bit_count()
 
     def _guarded(self) -> PacketSet:
         """What is dropped without policy: tunnel packets and fragments of pods to nodes."""
@@ -248,16 +252,25 @@ class Proof:
     @cached_property
     def expected(self) -> tuple[PacketSet, PacketSet]:
         """The packets that pass policy from the pod, and those that pass policy to the pod."""
-        length = self.space.count // 8 + 1
-        from_pod, to_pod = bytearray(length), bytearray(length)
-        for number in self._checked:
-            packet = self.space.packet(number)
-            byte, bit = number >> 3, 1 << (number & 7)
-            if self._evaluator.allows_from_pod(packet):
-                from_pod[byte] |= bit
-            if self._evaluator.allows_to_pod(packet):
-                to_pod[byte] |= bit
-        return int.from_bytes(from_pod, "little"), int.from_bytes(to_pod, "little")
+        space = self.space
+        width = len(space.kinds)
+        every_kind = (1 << width) - 1
+        from_pod: list[str] = []
+        to_pod: list[str] = []
+        number = 0
+        for source in space.sources:
+            for destination in space.destinations:
+                checked = self._checked >> number & every_kind
+                number += width
+                passes_from = passes_to = 0
+                if checked:
+                    for bit, kind in enumerate(space.kinds):
+                        packet = Packet(source, destination, kind.protocol, kind.port)
+                        passes_from |= self._evaluator.allows_from_pod(packet) << bit
+                        passes_to |= self._evaluator.allows_to_pod(packet) << bit
+                from_pod.append(f"{passes_from & checked:0{width}b}")
+                to_pod.append(f"{passes_to & checked:0{width}b}")
+        return int("".join(reversed(from_pod)), 2), int("".join(reversed(to_pod)), 2)
 
     # --- what the switches do ---
 
@@ -277,7 +290,7 @@ class Proof:
             if not end.pod:
                 port, mac = names.GATEWAY_OFPORT, _GATEWAY_MAC
             elif end.node == node:
-                port = controlled.ofport_of(self.cluster, end.address)
+                port = ofport_of(end.address)
                 mac = int(names.mac_of(IPv4Address(end.address)).replace(":", ""), 16)
             else:
                 continue
@@ -363,7 +376,7 @@ class Proof:
             if end.pod:
                 if end.node != node:
                     continue
-                port = controlled.ofport_of(self.cluster, end.address)
+                port = ofport_of(end.address)
                 own = space.from_source(space.sources.index(end))
                 arrived |= sent.get(IN_PORT, 0) & to_end & own
             elif end.node and end.node != node:
@@ -377,7 +390,7 @@ class Proof:
         """The packets for which evaluator and switches differ."""
         expected_from, expected_to = self.expected
         actual_from, actual_to, arrived = self.actual()
-        checked = self._mask
+        checked = self._checked
         to_pods = 0
         for node in self.nodes:
             to_pods |= self._to_node(node)
@@ -390,26 +403,20 @@ class Proof:
                 allowed = bool(expected >> number & 1)
                 yield Difference(check, self.space.packet(number), allowed)
 
-    @cached_property
-    def _mask(self) -> PacketSet:
-        mask = bytearray(self.space.count // 8 + 1)
-        for number in self._checked:
-            mask[number >> 3] |= 1 << (number & 7)
-        return int.from_bytes(mask, "little")
-
     # --- the same by the switch's own trace ---
 
     def traced(self, random: Random, count: int) -> Iterator[tuple[Packet, bool, bool]]:
         """Some packets, with what the evaluator and `ofproto/trace` say of their whole way."""
-        for number in random.choices(self._checked, k=count):
+        for number in random.choices(list(numbers(self._checked)), k=count):
             packet = self.space.packet(number)
             yield (
                 packet,
                 self._evaluator.allows(packet),
-                self._goes(packet, self.space.kind(number)),
+                self.goes(packet, self.space.kind(number)),
             )
 
-    def _goes(self, packet: Packet, kind: Kind) -> bool:
+    def goes(self, packet: Packet, kind: Kind) -> bool:
+        """Whether a packet gets where it should, by the trace of each switch on its way."""
         first = packet.source.node or packet.destination.node
         if first in self.nodes:
             sent = self._trace(first, self._entering(packet, kind))
@@ -429,7 +436,7 @@ class Proof:
         source = packet.source
         port, mac = names.GATEWAY_OFPORT, names.GATEWAY_MAC
         if source.pod:
-            port = controlled.ofport_of(self.cluster, source.address)
+            port = ofport_of(source.address)
             mac = names.mac_of(IPv4Address(source.address))
         return f"{_header(packet, kind)},in_port={port},dl_src={mac},dl_dst={names.ROUTER_MAC}"
 
@@ -444,7 +451,7 @@ class Proof:
         ((port, tunnel),) = sent
         end = packet.destination
         if end.pod:
-            own = controlled.ofport_of(self.cluster, end.address)
+            own = ofport_of(end.address)
             return port == (IN_PORT if end == packet.source else own)
         if end.node and end.node != packet.source.node:
             return (port, tunnel) == (names.TUNNEL_OFPORT, self._outer(end.node))
@@ -484,18 +491,21 @@ def _networks(given: Any) -> Iterator[IPv4Network]:
             yield IPv4Network(given, strict=False)
 
 
-def _port_ranges(given: Any) -> Iterator[tuple[int, int]]:
-    """All numbers and ranges of ports anywhere in objects."""
+def _port_ranges(given: Any, protocol: str | None = None) -> Iterator[tuple[str | None, int, int]]:
+    """All numbers and ranges of ports anywhere in objects; the protocol is None if it is any."""
     match given:
         case {"port": int(first), **rest}:
-            yield first, rest.get("endPort", first)
+            yield rest.get("protocol", "TCP"), first, rest.get("endPort", first)
+        case {"containerPort": int(first), **rest}:
+            yield rest.get("protocol", "TCP"), first, first
         case {"start": int(first), "end": int(last)}:
-            yield first, last
-        case {"number": int(first)} | {"containerPort": int(first)}:
-            yield first, first
+            yield protocol, first, last
+        case {"number": int(first)}:
+            yield protocol, first, first
         case dict():
-            for value in given.values():
-                yield from _port_ranges(value)
+            for key, value in given.items():
+                named = key.upper() if key in {"tcp", "udp", "sctp"} else protocol
+                yield from _port_ranges(value, named)
         case list():
             for value in given:
-                yield from _port_ranges(value)
+                yield from _port_ranges(value, protocol)

@@ -171,14 +171,16 @@ class Tables:
             if term.field in {"nw_src", "nw_dst"}
         }
 
-    def ports(self, tables: Iterable[int]) -> set[tuple[int, int]]:
-        """(value, mask) of all matches of a destination port in these tables."""
+    def ports(self, tables: Iterable[int]) -> set[tuple[int, int, int]]:
+        """(protocol, value, mask) of all matches of a destination port in these tables."""
         return {
-            (term.value, 0xFFFF if term.mask is None else term.mask)
+            (protocol.value, term.value, 0xFFFF if term.mask is None else term.mask)
             for table in tables
             for entry in self.entries.get(table, ())
             for term in entry.terms
             if term.field == "tp_dst"
+            for protocol in entry.terms
+            if protocol.field == "nw_proto"
         }
 
 

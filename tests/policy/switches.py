@@ -68,6 +68,7 @@ class Switches:
 
     def __init__(self, ovs: Ovs, nodes: Sequence[str]) -> None:
         self.ovs = ovs
+        self.nodes = tuple(nodes)
         self._bridges = {node: f"b{number}" for number, node in enumerate(nodes)}
         self._loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
