@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants ansible-test cluster-test kernel-test \
-    kills hostile bench lint docs lock clean need-root
+    kills hostile fuzz bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup succeeded. If its prerequisites are newer, setup runs again.
@@ -84,6 +84,9 @@ cluster-test: need-root setup $(TESTS_READY) ## test faults of a real Kubernetes
 
 hostile: need-root setup $(TESTS_READY) ## attack a lab, and print how much the victims lose; also in build/hostile.json. PYTEST_ARGS="-k NAME"
 	@exec .venv/bin/pytest -m "hostile or not hostile" tests/hostile $(PYTEST_ARGS)
+
+fuzz: need-root setup $(TESTS_READY) ## compare random policies with an evaluator of the API's text: SECONDS=60. SEED=N: repeat a run
+	@exec $(PYTHON) -m tests.policy --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print the loss (3 min)
 	@scripts/kube-images >/dev/null

@@ -2,7 +2,7 @@
 
 It reads objects as they are in manifests (`networking.k8s.io/v1` NetworkPolicy, and
 `policy.networking.k8s.io/v1beta1` ClusterNetworkPolicy, Pod, Namespace, Node), and decides packet
-by packet. It is naive on purpose, and shares no code with what it checks: no flows, no sets, no ids.
+by packet. It is naive on purpose, and shares no code with what it checks: no flows, sets or ids.
 Decisions that the API leaves open are in docs/decisions.md.
 """
 
@@ -49,7 +49,7 @@ class Packet(NamedTuple):
     protocol: str
     """TCP, UDP, SCTP, or any other, which has no ports: ICMP."""
     port: int | None = None
-    """The destination port; None: there is none, as in ICMP and in later fragments."""
+    """The destination port; None: there is none, as in ICMP, or it is unknown, as in fragments."""
 
 
 @dataclass
@@ -234,11 +234,13 @@ class Evaluator:
         )
 
     def _is_port(self, given: Object, packet: Packet) -> bool:
-        if packet.port is None or packet.protocol != given.get("protocol", "TCP"):
+        if packet.protocol != given.get("protocol", "TCP"):
             return False
         port = given.get("port")
         if port is None:
             return True
+        if packet.port is None:
+            return False
         if isinstance(port, str):
             return packet.port == self._named(packet.destination, port, packet.protocol)
         return bool(port <= packet.port <= given.get("endPort", port))
@@ -271,10 +273,15 @@ class Evaluator:
         return found
 
     def _first(self, rules: Iterable[tuple[str, Any]], packet: Packet) -> str | None:
-        """The action of the first of these rules that matches; None: none does."""
+        """The action of the first of these rules that matches; None: none does.
+
+        Whether a fragment matches a port is unknown. Then only an Accept goes on to the next rule.
+        """
         for action, protocols in rules:
             if not protocols or any(self._is_protocol(each, packet) for each in protocols):
                 return action
+            if packet.port is None and action != ACCEPT and _may_match(protocols, packet.protocol):
+                return DENY
         return None
 
     def _is_cluster_peer(self, given: Object, end: End) -> bool:
@@ -292,16 +299,18 @@ class Evaluator:
         return self._in_networks(given["networks"], (), end)
 
     def _is_protocol(self, given: Object, packet: Packet) -> bool:
-        if packet.port is None:
-            return False
         if name := given.get("destinationNamedPort"):
-            return packet.port == self._named(packet.destination, name, packet.protocol)
+            return packet.port is not None and packet.port == self._named(
+                packet.destination, name, packet.protocol
+            )
         ((protocol, content),) = given.items()
         if packet.protocol != protocol.upper():
             return False
         port = (content or {}).get("destinationPort")
         if port is None:
             return True
+        if packet.port is None:
+            return False
         if "number" in port:
             return bool(packet.port == port["number"])
         return bool(port["range"]["start"] <= packet.port <= port["range"]["end"])
@@ -326,6 +335,13 @@ def _is_understood(rule: Object, direction: str) -> bool:
             len(_PROTOCOLS & protocol.keys()) == 1 == len(protocol)
             for protocol in rule.get("protocols") or ()
         )
+    )
+
+
+def _may_match(protocols: Iterable[Object], protocol: str) -> bool:
+    """Whether a packet of this protocol and an unknown port may match."""
+    return protocol in PROTOCOLS and any(
+        "destinationNamedPort" in each or protocol.lower() in each for each in protocols
     )
 
 

@@ -76,8 +76,10 @@ class Fuzz:
         return ""
 
     def _explained(self, seed: int, cluster: Cluster, found: str) -> str:
+        kind = _kind(found)
+
         def fails(candidate: Cluster) -> bool:
-            return bool(self._difference(Controlled(), candidate, seed))
+            return _kind(self._difference(Controlled(), candidate, seed)) == kind
 
         if fails(cluster):
             small = shrink(cluster, fails)
@@ -87,17 +89,25 @@ class Fuzz:
         assert self._before is not None
         before_seed, before = self._before
 
-        def fails_after(earlier: Cluster, candidate: Cluster) -> str:
+        def after(earlier: Cluster, candidate: Cluster) -> str:
             controlled = Controlled()
             controlled.become(earlier)
             return self._difference(controlled, candidate, seed)
 
+        def fails_after(earlier: Cluster, candidate: Cluster) -> bool:
+            return _kind(after(earlier, candidate)) == kind
+
         if not fails_after(before, cluster):
             return f"seed {seed}, after all since the first seed: {found}\n{as_yaml(cluster)}"
-        small = shrink(cluster, lambda each: bool(fails_after(before, each)), tries=300)
-        earlier = shrink(before, lambda each: bool(fails_after(each, small)), tries=300)
-        found = fails_after(earlier, small)
+        small = shrink(cluster, lambda each: fails_after(before, each), tries=300)
+        earlier = shrink(before, lambda each: fails_after(each, small), tries=300)
+        found = after(earlier, small)
         return (
             f"seed {seed} after seed {before_seed}: {found}\n# before\n{as_yaml(earlier)}"
             f"\n# after\n{as_yaml(small)}"
         )
+
+
+def _kind(found: str) -> str:
+    """What went wrong, without the packet: a smaller cluster must show the same."""
+    return found.partition(":")[0]

@@ -1,13 +1,13 @@
 """A simulator of flow tables: many packets at once, as bits of one integer.
 
 It reads what a switch dumps (`ovs-ofctl dump-flows`, or `bridge/dump-flows`), and knows nothing of
-what the tables are for. Packet number N is bit N. A field is a column: for each value that it has in
-some packet, the set of packets that have it there. A match is then a few operations on integers
-for all packets, and so is an action. Sets of packets are plain integers.
+what the tables are for. Packet number N is bit N of a set of packets. A field is a column: for each
+value that it has in some packet, the set of the packets that have it. A match is then a few
+operations on integers for all packets, and so is an action.
 
-Simulated are matches with masks, priorities, `set_field`, `load`, `move`, `resubmit` and `goto_table`,
-on header fields and registers. `ct` continues at its table; conntrack is a column that whoever makes
-the packets fills in. Meters let everything pass.
+Simulated are matches with masks, priorities, `set_field`, `load`, `move`, `resubmit` and
+`goto_table`, on header fields and registers. `ct` continues at its table; the state that it finds
+is a column that whoever makes the packets fills in. Meters let everything pass.
 """
 
 import re

@@ -82,7 +82,7 @@ def random_action(random: Random, table: int, *, is_ip: bool) -> str:
 def test_simulator_and_trace_agree_on_random_flows(
     switch: Ovs, control: Control, seed: int
 ) -> None:
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - no secret
     lines = [random_flow(random, number) for number in range(FLOWS)]
     flows = switch.directory / "flows"
     flows.write_text("\n".join(lines))
@@ -116,7 +116,7 @@ def test_simulator_and_trace_agree_on_random_flows(
 
 
 def test_dump_by_ovs_ofctl_reads_the_same(switch: Ovs, control: Control) -> None:
-    random = Random(99)
+    random = Random(99)  # noqa: S311 - no secret
     flows = switch.directory / "flows"
     flows.write_text("\n".join(random_flow(random, number) for number in range(FLOWS)))
     switch.ofctl("--bundle", "replace-flows", "br0", str(flows))
