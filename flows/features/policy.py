@@ -108,7 +108,10 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         "the node to its own pods: always allowed",
     )  # fmt: skip
     yield from _walk_control()
-    yield from _ports_control(cluster)
+    yield _flow(
+        "PolicyPorts", Priority.GUARD, {"Verdict": 0, "PortSet": EVERY_PORT}, _decide(),
+        "all ports of all protocols",
+    )  # fmt: skip
 
 
 def control(state: Control) -> Iterable[Flow]:
@@ -193,25 +196,6 @@ def _walk_control() -> Iterable[Flow]:
         LAYOUT.loads(Verdict=0, DecidedRule=0),
         "passed: the next tier decides",
     )  # fmt: skip
-
-
-def _ports_control(cluster: Cluster) -> Iterable[Flow]:
-    decide = _decide()
-    yield _flow(
-        "PolicyPorts", Priority.GUARD, {"Verdict": 0, "PortSet": EVERY_PORT}, decide,
-        "all ports of all protocols",
-    )  # fmt: skip
-    for family in cluster.families:
-        # A fragment shows no port. What accepts a port does not match it; what denies a port must.
-        yield _flow(
-            "PolicyPorts", Priority.DEFAULT,
-            {
-                "Verdict": 0, "StepAction": (2, 2),
-                "dl_type": family.ether_type, "nw_frag": ANY_FRAGMENT,
-            },
-            [*decide, *LAYOUT.loads(Verdict=Verdict.DENY)],
-            "a fragment that a rule which denies, or passes, a port may concern",
-        )  # fmt: skip
 
 
 def _decide() -> list[Action]:
@@ -444,6 +428,21 @@ def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
                 if masked is not None:
                     fields["tp_dst"] = masked
                 yield _flow("PolicyPorts", Priority.SHARED, fields, decide, "a port of the set")
+            # A fragment shows no port. What accepts a port does not match it; what denies a port, or
+            # passes it to the next tier, must.
+            yield _flow(
+                "PolicyPorts", Priority.DEFAULT,
+                {
+                    "Verdict": 0,
+                    "StepAction": (2, 2),
+                    "PortSet": found.id,
+                    "dl_type": family.ether_type,
+                    "nw_proto": protocol,
+                    "nw_frag": ANY_FRAGMENT,
+                },
+                [*decide, *LAYOUT.loads(Verdict=Verdict.DENY)],
+                "a fragment, which may be to a port that is denied or passed on",
+            )  # fmt: skip
 
 
 def port_masks(ranges: Iterable[PortRange]) -> list[tuple[int, int] | None]:

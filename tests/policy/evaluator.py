@@ -245,11 +245,15 @@ class Evaluator:
             return packet.port == self._named(packet.destination, port, packet.protocol)
         return bool(port <= packet.port <= given.get("endPort", port))
 
-    def _named(self, destination: End, name: str, protocol: str) -> int | None:
+    def _named(self, destination: End, name: str | None, protocol: str) -> int | None:
         """The number of a named port of the destination, which has to be a pod."""
         pod = self.cluster.pods.get(destination.pod)
         for port in container_ports(pod) if pod is not None else ():
-            if port.get("name") == name and port.get("protocol", "TCP") == protocol:
+            if (
+                name is not None
+                and port.get("name") == name
+                and port.get("protocol", "TCP") == protocol
+            ):
                 return int(port["containerPort"])
         return None
 
@@ -280,9 +284,17 @@ class Evaluator:
         for action, protocols in rules:
             if not protocols or any(self._is_protocol(each, packet) for each in protocols):
                 return action
-            if packet.port is None and action != ACCEPT and _may_match(protocols, packet.protocol):
+            if packet.port is None and action != ACCEPT and self._may_match(protocols, packet):
                 return DENY
         return None
+
+    def _may_match(self, protocols: Iterable[Object], packet: Packet) -> bool:
+        """Whether there is a port with which a fragment would match."""
+        return packet.protocol in PROTOCOLS and any(
+            packet.protocol.lower() in each
+            or self._named(packet.destination, each.get("destinationNamedPort"), packet.protocol)
+            for each in protocols
+        )
 
     def _is_cluster_peer(self, given: Object, end: End) -> bool:
         if "namespaces" in given:
@@ -335,13 +347,6 @@ def _is_understood(rule: Object, direction: str) -> bool:
             len(_PROTOCOLS & protocol.keys()) == 1 == len(protocol)
             for protocol in rule.get("protocols") or ()
         )
-    )
-
-
-def _may_match(protocols: Iterable[Object], protocol: str) -> bool:
-    """Whether a packet of this protocol and an unknown port may match."""
-    return protocol in PROTOCOLS and any(
-        "destinationNamedPort" in each or protocol.lower() in each for each in protocols
     )
 
 
