@@ -92,7 +92,7 @@ _SIDES: Final = {
 }  # fmt: skip
 
 
-def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
+def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
     """The course of each judgement, without any policy."""
     for direction in Direction:
         yield _judge(direction, "single", Priority.SHARED)
@@ -418,7 +418,8 @@ def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
     for family in cluster.families:
         for protocol in sorted({each.protocol for each in found.ranges}):
             ranges = [each for each in found.ranges if each.protocol == protocol]
-            for masked in port_masks(ranges):
+            masks = port_masks(ranges)
+            for masked in masks:
                 fields: dict[str, MatchValue] = {
                     "Verdict": 0,
                     "PortSet": found.id,
@@ -428,21 +429,26 @@ def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
                 if masked is not None:
                     fields["tp_dst"] = masked
                 yield _flow("PolicyPorts", Priority.SHARED, fields, decide, "a port of the set")
-            # A fragment shows no port. What accepts a port does not match it; what denies a port, or
-            # passes it to the next tier, must.
-            yield _flow(
-                "PolicyPorts", Priority.DEFAULT,
-                {
-                    "Verdict": 0,
-                    "StepAction": (2, 2),
-                    "PortSet": found.id,
-                    "dl_type": family.ether_type,
-                    "nw_proto": protocol,
-                    "nw_frag": ANY_FRAGMENT,
-                },
-                [*decide, *LAYOUT.loads(Verdict=Verdict.DENY)],
-                "a fragment, which may be to a port that is denied or passed on",
-            )  # fmt: skip
+            if None not in masks:
+                yield _fragment(found.id, family, protocol)
+
+
+def _fragment(number: int, family: Family, protocol: int) -> Flow:
+    # A fragment shows no port. What accepts a port does not match it; what denies a port, or passes
+    # it to the next tier, must.
+    return _flow(
+        "PolicyPorts", Priority.DEFAULT,
+        {
+            "Verdict": 0,
+            "StepAction": (2, 2),
+            "PortSet": number,
+            "dl_type": family.ether_type,
+            "nw_proto": protocol,
+            "nw_frag": ANY_FRAGMENT,
+        },
+        [*_decide(), *LAYOUT.loads(Verdict=Verdict.DENY)],
+        "a fragment, which may be to a port that is denied or passed on",
+    )  # fmt: skip
 
 
 def port_masks(ranges: Iterable[PortRange]) -> list[tuple[int, int] | None]:
