@@ -7,9 +7,9 @@ that differ are the position of the value. So this module needs no knowledge of 
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from flows.fields import FIELDS, WIDTHS
 from flows.flow import (
@@ -135,6 +135,7 @@ class FlowEncoder:
 
     def __init__(self) -> None:
         self._flows = _ByShape(split, codec.flow_add, _template)
+        self._actions = _ByShape(_split_action, _action_alone, _action_template)
 
     def add(self, flow: Flow, xid: int = 0) -> bytes:
         """The message that adds this flow. Raises `codec.CodecError`.
@@ -142,11 +143,39 @@ class FlowEncoder:
         A flow that several programs share is encoded once; the bytes are kept with it.
         """
         if not flow.is_shared:
-            return self._flows.encoded(flow, xid)
+            return self._encoded(flow, xid)
         kept: bytes | None = flow.__dict__.get("_encoded")
         if kept is None:
-            kept = flow.__dict__["_encoded"] = self._flows.encoded(flow, 0)
+            kept = flow.__dict__["_encoded"] = self._encoded(flow, 0)
         return numbered(kept, xid)
+
+    def _encoded(self, flow: Flow, xid: int) -> bytes:
+        if len(flow.actions) > MOST_ACTIONS:
+            return self._long(flow, xid)
+        return self._flows.encoded(flow, xid)
+
+    def _long(self, flow: Flow, xid: int) -> bytes:
+        """The message from its parts: the flow without actions, and each action by a template."""
+        try:
+            cookie = flow.cookie
+        except FormError:
+            return numbered(codec.flow_add(flow), xid)  # which names the field
+        *first, last = flow.actions
+        end = [last] if isinstance(last, Goto) else []
+        if not end:
+            first.append(last)
+        protocol = codec.protocol_of(flow)
+        head = numbered(codec.flow_add(replace(flow, actions=()), (cookie, protocol)), xid)
+        actions = b"".join([self._actions.encoded((a, protocol), 0)[_ACTIONS_AT:] for a in first])
+        tail = codec.flow_add(_only(end), (0, None))[_INSTRUCTIONS_AT:]
+        length = len(head) + _INSTRUCTION.size + len(actions) + len(tail)
+        try:
+            instruction = _INSTRUCTION.pack(_APPLY, _INSTRUCTION.size + len(actions))
+            size = struct.pack("!H", length)
+        except struct.error:
+            text = f"{codec.described(flow)}: {length} bytes are too long for a message"
+            raise codec.CodecError(text) from None
+        return b"".join([head[:2], size, head[4:], instruction, actions, tail])
 
 
 class GroupEncoder:
@@ -187,6 +216,50 @@ class GroupEncoder:
         except struct.error as error:
             raise codec.CodecError(f"group {group:#x}: too long for a message: {error}") from None
         return bytes(message)
+
+
+MOST_ACTIONS: Final = 6
+"""A flow with more actions than this gets no template of its own: each action would make os-ken
+encode them all again, and flows with many actions have many shapes."""
+# Of struct ofp_flow_mod with an empty match, and struct ofp_instruction_actions (OpenFlow 1.5.1,
+# 7.3.4.2 and 7.2.5).
+_INSTRUCTIONS_AT: Final = 56
+_INSTRUCTION: Final = struct.Struct("!HH4x")
+_ACTIONS_AT: Final = _INSTRUCTIONS_AT + _INSTRUCTION.size
+_APPLY: Final = 4
+
+_ActionOf: TypeAlias = tuple[Action, int | None]
+"""An action, and the protocol that its flow matches."""
+
+
+def _only(actions: Iterable[Action]) -> Flow:
+    return Flow(0, 0, 0, (), tuple(actions), "")
+
+
+def _split_action(given: _ActionOf) -> tuple[tuple[Any, ...], list[int]]:
+    action, protocol = given
+    constants, values, _ = _parts(action)
+    return (type(action), protocol, *constants), values
+
+
+def _action_alone(given: _ActionOf) -> bytes:
+    """A message that holds nothing but one action, at `_ACTIONS_AT`."""
+    action, protocol = given
+    return codec.flow_add(_only([action]), (0, protocol))
+
+
+def _action_template(given: _ActionOf, values: list[int]) -> Template | None:
+    """An action's shape as a template; None if os-ken's bytes cannot be had that way."""
+    action, protocol = given
+
+    def encode(values: Sequence[int]) -> bytes:
+        return _action_alone((_refilled(action, iter(values)), protocol))
+
+    try:
+        template = Template(encode, _parts(action)[2])
+    except ValueError:
+        return None
+    return template if template.fill(values, 0) == _action_alone(given) else None
 
 
 # Of struct ofp_group_mod (OpenFlow 1.5.1, 7.3.4.3).

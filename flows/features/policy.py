@@ -16,7 +16,7 @@ whatever is missing (a walk, a member) closes. Established connections and ICMP 
 `+new`, and no flow here matches them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -337,13 +337,17 @@ _PORTS: Final = LAYOUT.resubmit("PolicyPorts")
 _DENIALS: Final = LAYOUT.resubmit("PolicyDenials")
 
 
-def resubmits(found: PolicyWalk) -> int:
-    """The most resubmits that one packet needs for this walk (see `MOST_RESUBMITS`)."""
+def resubmits(found: PolicyWalk, mixed: Container[int] = ()) -> int:
+    """The most resubmits that one packet needs for this walk (see `MOST_RESUBMITS`).
+
+    `mixed` has the peer sets with the whole pod range and with blocks, which need one more.
+    """
     steps = found.steps
     pages = -(-len(steps) // MOST_STEPS) if len(steps) > MOST_STEPS else 0
     denies = any(step.action is PolicyAction.DENY for step in steps)
-    # A step that names peers costs two if the ports do not match, three in a mixed set.
-    return 1 + pages + (pages or 1) * denies + sum(1 if s.peers is None else 3 for s in steps)
+    # It is the most if all peers match, but no ports.
+    tried = len(steps) + sum(1 + (s.peers in mixed) for s in steps if s.peers is not None)
+    return 1 + pages + (pages or 1) * denies + tried
 
 
 def peer_set(cluster: Cluster, found: PeerSet) -> Iterable[Flow]:

@@ -4,6 +4,7 @@ import re
 
 from flows import names
 from flows.compile import compile_scope
+from flows.flow import Flow
 from flows.pipeline import LAYOUT
 from flows.view import CLUSTER_SCOPE, Attachment, ClusterView
 from tests.ovs import Ovs
@@ -21,10 +22,16 @@ def become(switch: Ovs, view: ClusterView, node: str) -> None:
         )  # fmt: skip
     programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, node)]
     switch.install(
-        [flow for program in programs for flow in program.flows()],
+        flows(view, node),
         [meter for program in programs for meter in program.meters.values()],
         [group for program in programs for group in program.groups.values()],
     )
+
+
+def flows(view: ClusterView, node: str) -> list[Flow]:
+    """All flows of the node."""
+    programs = [compile_scope(view, scope) for scope in (CLUSTER_SCOPE, node)]
+    return [flow for program in programs for flow in program.flows()]
 
 
 def fixed_ports() -> dict[str, int]:
