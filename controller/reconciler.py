@@ -53,7 +53,9 @@ class Reconciler:
             self._absorb,
             self._compiled,
         )
-        self.conntrack_flush = ConntrackFlush(inventory.view, self.switches.forget)
+        self.conntrack_flush = ConntrackFlush(
+            inventory.view, self.switches.forget, inventory.services.stale_udp
+        )
         self.compilation = Compilation(
             inventory,
             self.desired,

@@ -10,15 +10,17 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from controller import metrics
 from controller.audit import Audit
+from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
@@ -46,7 +48,7 @@ LONGEST_APPLY: Final = 60.0
 SETTLE: Final = 0.05
 """Seconds in which a switch's datapath has followed the flows that it has acknowledged."""
 MAX_TO_FORGET: Final = 4_096
-"""Batches of connections to be forgotten that wait for one switch."""
+"""Conntrack flushes that wait for one switch."""
 RETRY_REJECTED: Final = 60.0
 """Seconds until objects that a switch rejected are tried again: its table may have been full."""
 
@@ -75,7 +77,7 @@ class Session:
         self.meters: dict[int, Meter] = {}
         """The meters that the switch holds, by id."""
         self.audit = Audit(self)
-        self._to_forget: asyncio.Queue[Batch] = asyncio.Queue(MAX_TO_FORGET)
+        self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
         """Conntrack flushes that wait until the switch holds the flows of now."""
         self._rounds_begun = 0
         """How many rounds of `sync` have begun."""
@@ -302,26 +304,36 @@ class Session:
 
     # Conntrack flushes.
 
-    def forget(self, batch: Batch) -> None:
+    def forget(self, flush: AnyFlush) -> None:
         """Flush connections on the switch once it holds the flows of now."""
         try:
-            self._to_forget.put_nowait(batch)
+            self._to_forget.put_nowait(flush)
         except asyncio.QueueFull:
             log.warning("conntrack flush skipped: queue full", node=self.node)
 
     async def forget_forever(self) -> None:
         """Send what `forget` was given. Raises `ConnectionLost`."""
         while True:
-            batches = [await self._to_forget.get()]
+            flushes = deque([await self._to_forget.get()])
             while not self._to_forget.empty():
-                batches.append(self._to_forget.get_nowait())
+                flushes.append(self._to_forget.get_nowait())
             await self._caught_up()
-            for batch in batches:
-                try:
-                    for _ in range(batch.times):
-                        await self.apply(batch)
-                except Rejected as rejected:
-                    log.warning("conntrack flush rejected", node=self.node, reason=str(rejected))
+            while flushes:
+                await self._forget(flushes.popleft())
+
+    async def _forget(self, flush: AnyFlush) -> None:
+        """Send a flush as often as it takes, each time with what is still to be flushed.
+
+        That is read when the switch's turn comes: flows that are sent later make connections that
+        must not be flushed.
+        """
+        try:
+            for _ in range(flush.times):
+                if flush.batch is None:
+                    return
+                await self._in_time(self.switch.apply_chosen(lambda: flush.batch))
+        except Rejected as rejected:
+            log.warning("conntrack flush rejected", node=self.node, reason=str(rejected))
 
     async def _caught_up(self) -> None:
         """Return when the switch has applied, or rejected, every change made before this call.
@@ -339,9 +351,12 @@ class Session:
 
         Otherwise a switch that answers echoes but no commit would stay out of sync for ever.
         """
+        await self._in_time(self.switch.apply(batch))
+
+    async def _in_time(self, applied: Coroutine[Any, Any, None]) -> None:
         try:
             async with asyncio.timeout(LONGEST_APPLY):
-                await self.switch.apply(batch)
+                await applied
         except TimeoutError:
             raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
 

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from controller import metrics
-from controller.conntrack_flush import ConntrackFlush
+from controller.conntrack_flush import AnyFlush, ConntrackFlush
 from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
 from controller.problems import Reporter, ReporterKind, SwitchRef
@@ -19,7 +19,7 @@ from controller.session import Session
 from controller.session_state import State
 from flows import names
 from flows.view import Key
-from openflow.batch import Batch, message_text
+from openflow.batch import message_text
 from openflow.errors import ConnectionLost
 from openflow.messages import PortReason, PortStatus
 from openflow.switch import Rejected, Switch
@@ -108,10 +108,10 @@ class Switches:
         for session in self.sessions.values():
             session.invalidate()
 
-    def forget(self, batch: Batch) -> None:
+    def forget(self, flush: AnyFlush) -> None:
         """Flush connections on every switch."""
         for session in self.sessions.values():
-            session.forget(batch)
+            session.forget(flush)
 
     def wake_nodes(self) -> None:
         """Nodes or ranges changed."""
@@ -239,7 +239,9 @@ class Switches:
         conntrack_flush = self._conntrack_flush()
         before = conntrack_flush.attached(node)
         self._absorb(change())
-        conntrack_flush.free(node, before - conntrack_flush.attached(node))
+        after = conntrack_flush.attached(node)
+        conntrack_flush.free(node, before - after)
+        conntrack_flush.reuse(after - before)
 
     # --- its flows ---
 

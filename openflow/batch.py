@@ -262,8 +262,6 @@ class Batch:
     """
 
     parts: tuple[Part, ...]
-    times: int = 1
-    """How often to apply the batch, each time after the last one is acknowledged."""
 
     @classmethod
     def of(
@@ -319,24 +317,24 @@ class Batch:
         return cls(tuple(Part(xid, tuple(each)) for xid, each in zip(firsts, listed, strict=False)))
 
     @classmethod
-    def forgetting(cls, zone: int, addresses: Iterable[IPAddress], times: int = 1) -> Self:
+    def forgetting(cls, zone: int, addresses: Iterable[IPAddress]) -> Self:
         """Make a batch that has a switch forget every connection of these few addresses.
 
         For each the switch looks at all the connections it knows, and does nothing else meanwhile.
         Those an address has opened have it as source of their original direction; those opened to
         it, translated or not, as source of the reply.
         """
-        return cls.of_forgets(of_addresses(zone, addresses), times)
+        return cls.of_forgets(of_addresses(zone, addresses))
 
     @classmethod
-    def of_forgets(cls, forgets: Iterable[Forget], times: int = 1) -> Self:
+    def of_forgets(cls, forgets: Iterable[Forget]) -> Self:
         """Make a batch that has a switch forget connections; what `forgetting` says holds here too.
 
         Meant for what has no connection of its own to notice that its other end is gone: UDP to an
         endpoint that went, or to a Service that had none. In the userspace datapath one flush
-        leaves up to half of what it is to forget (docs/decisions.md): `times` says how often.
+        leaves up to half of what it is to forget (docs/decisions.md): so repeat it.
         """
-        return replace(cls._of_parts([[*forgets, BARRIER]]), times=times)
+        return cls._of_parts([[*forgets, BARRIER]])
 
     @property
     def cost(self) -> int:

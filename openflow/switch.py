@@ -147,8 +147,16 @@ class Switch(asyncio.Protocol):
         `ConnectionLost` (outcome unknown), and `codec.CodecError` before anything of that part is
         sent. Cancelled in between, it cuts the connection, because nobody would know the outcome.
         """
+        await self.apply_chosen(lambda: batch)
+
+    async def apply_chosen(self, choose: Callable[[], Batch | None]) -> None:
+        """As `apply`, with the batch that `choose` returns when its turn comes; None: nothing.
+
+        The choice knows all changes that were made until then, and is sent before later ones.
+        """
         async with self._applying:
-            for part, following in zip_longest(batch.parts, batch.parts[1:]):
+            parts = batch.parts if (batch := choose()) else ()
+            for part, following in zip_longest(parts, parts[1:]):
                 await self._apply(part, following)
 
     async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer is a bool

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from controller import session as module
+from controller.conntrack_flush import Flush
 from controller.desired import Desired
 from controller.inventory import Inventory
 from controller.problems import Reporter, ReporterKind
@@ -227,7 +228,7 @@ def test_waiting_conntrack_flushes_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     async def story() -> None:
         ours = session(await world(), PlayedSwitch())
         for _ in range(10):
-            ours.forget(Batch(()))
+            ours.forget(Flush((), 1, lambda _: Batch(())))
         assert ours._to_forget.qsize() == 3
 
     asyncio.run(story())

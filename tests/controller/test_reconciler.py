@@ -17,7 +17,7 @@ from flows.kinds import Entry
 from flows.pipeline import PipelineError
 from flows.refs import ObjectRef
 from flows.view import Attachment, Cluster, Service
-from openflow.batch import Batch, BucketRemove, Forget, Part
+from openflow.batch import Batch, BucketRemove, BucketsInsert, Forget, Part
 from openflow.switch import Switch
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service
@@ -325,6 +325,46 @@ def test_conntrack_is_flushed_after_the_flows_are_installed(
     run(story)
     # In either zone, and again and again: one flush of the userspace datapath leaves up to half.
     assert order == ["endpoint removed", *["connections forgotten"] * 6]
+
+
+def test_endpoint_that_came_back_is_not_flushed_after_its_flows_are_installed(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections may be answered by then, and the answer would be lost."""
+    order: list[str] = []
+    apply = Switch._apply
+    coming_back = asyncio.Event()
+
+    async def noted(switch: Switch, part: Part, following: Part | None) -> None:
+        await apply(switch, part, following)
+        for message in part.messages:
+            if isinstance(message, BucketsInsert):
+                order.append("endpoint added")
+            elif isinstance(message, Forget) and message.reply.source == GONE:
+                order.append("connections forgotten")
+                coming_back.set()
+
+    def behind(*addresses: str) -> Object:
+        return endpoint_slice("s-1", "s", addresses, [{"port": 53, "protocol": "UDP"}])
+
+    async def story() -> None:
+        many = [f"10.244.1.{n}" for n in range(5, 45)]
+        async with controller(ovs) as world:
+            ports = [{"port": 53, "protocol": "UDP"}]
+            world.reconciler.update([service("s", ports=ports), behind(*many, str(GONE))], [])
+            await world.in_sync()
+            monkeypatch.setattr(Switch, "_apply", noted)
+            monkeypatch.setattr("controller.conntrack_flush.FLUSHES_OF_STALE", 1_000_000)
+            world.reconciler.update([behind(*many)], [])
+            async with asyncio.timeout(60):
+                await coming_back.wait()
+            world.reconciler.update([behind(*many, str(GONE))], [])
+            await world.until(lambda: "endpoint added" in order)
+            # A flush that had not ended would be there by then.
+            assert await world.reconciler.sessions["node1"].switch.alive(60)
+
+    run(story)
+    assert order[-1] == "endpoint added"
 
 
 def test_comparison_requested_during_another_is_not_lost(ovs: Ovs) -> None:

@@ -1,12 +1,14 @@
 """What follows from Services: groups, nodes' own choices, what hosts must know, stale UDP."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
 from controller.host_services import HealthCheck, HostNodePort
-from controller.stale_udp import StaleEndpoint, StaleFrontend, StalePair
+from controller.inventory import Inventory
+from controller.stale_udp import MAX_PAIRS, Stale, StaleEndpoint, StaleFrontend, StalePair
 from flows import names
 from flows.compile import COMPILER
 from flows.view import CLUSTER_SCOPE, Key
@@ -17,35 +19,48 @@ from tests.controller.service_objects import endpoint, endpoint_slice, service
 NODE_PORT = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}
 
 
+def taken(made: Inventory) -> list[Stale]:
+    """What became stale, without what only `narrowed` needs."""
+    return [_bare(stale) for stale in made.services.stale_udp.take()]
+
+
+def _bare(stale: Stale) -> Stale:
+    match stale:
+        case StaleEndpoint():
+            return replace(stale, frontends=())
+        case StaleFrontend():
+            return replace(stale, endpoints=frozenset())
+        case _:
+            return stale
+
+
 def test_stale_udp_connections_are_found() -> None:
     ports = [{"port": 53, "protocol": "UDP"}]
     to = [{"port": 5353, "protocol": "UDP"}, {"port": 5353}]
     virtual = IPv4Address("10.96.0.1")
     made = inventory(service("s", ports=[*ports, {"port": 53}]))
-    assert made.services.stale_udp.take() == []
+    assert taken(made) == []
     put(made, endpoint_slice("s-1", "s", ["10.244.1.5", "10.244.1.6"], to))
-    assert made.services.stale_udp.take() == [StaleFrontend(virtual, 53, served=False)]
+    assert taken(made) == [StaleFrontend(virtual, 53, served=False)]
     put(made, endpoint_slice("s-1", "s", ["10.244.1.6", "10.244.1.7"], to))
-    assert made.services.stale_udp.take() == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
+    assert taken(made) == [StaleEndpoint(IPv4Address("10.244.1.5"), 5353)]
     # One that drains keeps its connections; a frontend more has some to forget.
     leaving = endpoint("10.244.1.6", ready=False, serving=True, terminating=True)
     put(made, endpoint_slice("s-1", "s", [leaving, "10.244.1.7"], to))
-    assert made.services.stale_udp.take() == []
+    assert taken(made) == []
     put(made, service("s", type="NodePort", ports=[ports[0] | {"nodePort": 30053}]))
-    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053, served=False)]
+    assert taken(made) == [StaleFrontend(None, 30053, served=False)]
     # And to a frontend that it has no more.
     put(made, service("s", ports=ports))
-    assert made.services.stale_udp.take() == [StaleFrontend(None, 30053, served=True)]
+    assert taken(made) == [StaleFrontend(None, 30053, served=True)]
     put(made, service("s", ports=[ports[0] | {"port": 54}]))
-    assert made.services.stale_udp.take() == [
+    assert taken(made) == [
         StaleFrontend(virtual, 53, served=True),
         StaleFrontend(virtual, 54, served=False),
     ]
     drop(made, "Service", "s")
-    assert set(made.services.stale_udp.take()) == {
-        StaleEndpoint(IPv4Address(f"10.244.1.{n}"), 5353) for n in (6, 7)
-    }
-    assert made.services.stale_udp.take() == []
+    assert set(taken(made)) == {StaleEndpoint(IPv4Address(f"10.244.1.{n}"), 5353) for n in (6, 7)}
+    assert taken(made) == []
 
 
 def test_triggers_and_changes_are_counted() -> None:
@@ -145,14 +160,14 @@ def test_udp_to_an_address_of_a_node_is_flushed_under_both_addresses() -> None:
     ports = [{"port": 53, "protocol": "UDP"}]
     fields = {"externalIPs": ["172.30.1.1"], "ports": ports}
     made = inventory(service("s", **fields), endpoint_slice("s-1", "s", ["10.244.1.5"], ports))
-    made.services.stale_udp.take()
+    taken(made)
     put(made, service("s", ports=ports))
-    assert made.services.stale_udp.take() == [
+    assert taken(made) == [
         StaleFrontend(IPv4Address("172.30.1.1"), 53, served=True),
         StaleFrontend(names.HOST_DNAT_RANGE[0], 53, served=True),
     ]
     put(made, service("s", **fields))
-    assert made.services.stale_udp.take() == [
+    assert taken(made) == [
         StaleFrontend(IPv4Address("172.30.1.1"), 53, served=False),
         StaleFrontend(names.HOST_DNAT_RANGE[0], 53, served=False),
     ]
@@ -165,22 +180,91 @@ def test_udp_of_another_service_with_the_same_endpoints_stays() -> None:
         *(service(name, clusterIP=f"10.96.0.{n}", ports=udp) for n, name in enumerate("st", 1)),
         *(endpoint_slice(f"{name}-1", name, both, udp) for name in "st"),
     )
-    made.services.stale_udp.take()
+    taken(made)
     first, second = (IPv4Address(f"10.96.0.{n}") for n in (1, 2))
     left = IPv4Address("10.244.1.6")
     # One of them loses an endpoint that the other has.
     put(made, endpoint_slice("s-1", "s", both[:1], udp))
-    assert made.services.stale_udp.take() == [StalePair(first, 53, left, 53)]
+    assert taken(made) == [StalePair(first, 53, left, 53)]
     # It goes.
     drop(made, "Service", "s")
-    assert made.services.stale_udp.take() == [StaleFrontend(first, 53, served=True)]
+    assert taken(made) == [StaleFrontend(first, 53, served=True)]
     # The other one is the last that has them.
     put(made, endpoint_slice("t-1", "t", both[:1], udp))
-    assert made.services.stale_udp.take() == [StaleEndpoint(left, 53)]
+    assert taken(made) == [StaleEndpoint(left, 53)]
     drop(made, "Service", "t")
-    assert made.services.stale_udp.take() == [StaleEndpoint(IPv4Address(both[0]), 53)]
+    assert taken(made) == [StaleEndpoint(IPv4Address(both[0]), 53)]
     assert not made.services.stale_udp._uses
+    assert not made.services.stale_udp._served
     assert second not in made.services._named
+
+
+UDP_53 = [{"port": 53, "protocol": "UDP"}]
+
+
+def test_endpoint_that_came_back_leaves_stale_what_did_not_come_back_with_it() -> None:
+    first, second = IPv4Address("10.96.0.1"), IPv4Address("198.51.100.1")
+    place = IPv4Address("10.244.1.5")
+    made = inventory(
+        service("s", ports=UDP_53, externalIPs=[str(second)]),
+        service("t", ports=UDP_53, clusterIP="10.96.0.2"),
+        endpoint_slice("s-1", "s", [str(place)], UDP_53),
+    )
+    stale_udp = made.services.stale_udp
+    stale_udp.take()
+    put(made, endpoint_slice("s-1", "s", [], UDP_53))
+    (lost,) = stale_udp.take()
+    assert stale_udp.narrowed(lost) == (lost,)
+    # To another Service: it has no part in the connections of the first one.
+    put(made, endpoint_slice("t-1", "t", [str(place)], UDP_53))
+    pairs = tuple(StalePair(at, 53, place, 53) for at in (first, second))
+    assert stale_udp.narrowed(lost) == pairs
+    assert stale_udp.narrowed(pairs[0]) == pairs[:1]
+    # To the same one.
+    changes = stale_udp.changes
+    put(made, endpoint_slice("s-1", "s", [str(place), "10.244.1.6"], UDP_53))
+    assert stale_udp.changes > changes
+    assert stale_udp.narrowed(lost) == ()
+    assert stale_udp.narrowed(pairs[0]) == ()
+
+
+def test_frontend_that_came_back_leaves_stale_its_old_endpoints() -> None:
+    external = "198.51.100.1"
+    old, new, both = (IPv4Address(f"10.244.1.{n}") for n in (5, 6, 7))
+    made = inventory(
+        service("s", ports=UDP_53, externalIPs=[external]),
+        service("t", ports=UDP_53, clusterIP="10.96.0.2"),
+        endpoint_slice("s-1", "s", [str(old), str(both)], UDP_53),
+        endpoint_slice("t-1", "t", [str(new), str(both)], UDP_53),
+    )
+    stale_udp = made.services.stale_udp
+    stale_udp.take()
+    put(made, service("s", ports=UDP_53))
+    (lost,) = stale_udp.take()
+    assert stale_udp.narrowed(lost) == (lost,)
+    put(made, service("t", ports=UDP_53, clusterIP="10.96.0.2", externalIPs=[external]))
+    assert stale_udp.narrowed(lost) == (StalePair(IPv4Address(external), 53, old, 53),)
+    (won,) = stale_udp.take()
+    assert won == StaleFrontend(IPv4Address(external), 53, served=False)
+    assert stale_udp.narrowed(won) == (won,)
+
+
+def test_too_many_pairs_are_flushed_together_though_some_came_back() -> None:
+    addresses = [f"10.244.1.{n}" for n in range(1, MAX_PAIRS + 3)]
+    external = "198.51.100.1"
+    made = inventory(
+        service("s", ports=UDP_53, externalIPs=[external]),
+        endpoint_slice("s-1", "s", addresses, UDP_53),
+    )
+    stale_udp = made.services.stale_udp
+    stale_udp.take()
+    put(made, service("s", ports=UDP_53))
+    (lost,) = stale_udp.take()
+    put(made, endpoint_slice("s-1", "s", addresses[:1], UDP_53))
+    put(made, service("s", ports=UDP_53, externalIPs=[external]))
+    assert stale_udp.narrowed(lost) == (lost,)
+    put(made, endpoint_slice("s-1", "s", addresses[:2], UDP_53))
+    assert len(stale_udp.narrowed(lost)) == MAX_PAIRS
 
 
 def test_groups_of_a_service_and_nodes_with_their_own_choice() -> None:

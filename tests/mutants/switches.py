@@ -157,6 +157,20 @@ SWITCHES: Final = (
         ("tests/controller/test_conntrack_flush.py",),
     ),
     Fault(
+        "connections of an address that gets a new owner are flushed on",
+        "controller/conntrack_flush.py",
+        "            flush.keep(set(flush.items).difference(addresses))\n",
+        "            pass\n",
+        ("tests/controller/test_conntrack_flush.py",),
+    ),
+    Fault(
+        "connections of an endpoint that came back are flushed on",
+        "controller/conntrack_flush.py",
+        "        if self._changes != self._stale_udp.changes:\n",
+        "        if False:\n",
+        ("tests/controller/test_conntrack_flush.py",),
+    ),
+    Fault(
         "connections of a freed address are not forgotten",
         "controller/conntrack_flush.py",
         "            asyncio.get_running_loop().call_later(FREED_TICK, self._forget_freed)\n",

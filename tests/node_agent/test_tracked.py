@@ -80,9 +80,9 @@ def test_what_the_controller_flushes_is_flushed_often_enough(tracking: Ovs) -> N
 
     async def flushed() -> None:
         await opened(tracking, CLIENT, OLD, MANY)
-        batch = Batch.forgetting(CT_ZONE, [OLD], FLUSHES_OF_STALE)
+        batch = Batch.forgetting(CT_ZONE, [OLD])
         async with connect(tracking.mgmt) as switch:
-            for _ in range(batch.times):
+            for _ in range(FLUSHES_OF_STALE):
                 await switch.apply(batch)
         assert await counts(tracking) == Counter()
 
