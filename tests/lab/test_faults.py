@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import re
 import signal
 import socket
 import time
@@ -17,6 +16,7 @@ import pytest
 from lab import Lab
 from lab.daemons import kill
 from lab.traffic import Pinged, ping, stream
+from tests.lab.losses import overflows
 from tests.lab.pings import address
 from tests.lab.test_pods import cookies, settled, traces
 from tests.waiting import wait_until
@@ -36,17 +36,6 @@ def lab(lab: Lab) -> Lab:
     for pod, node in ((A, "node1"), (B, "node2")):
         lab.pod_add(*pod.split("/"), node)
     return lab
-
-
-def overflows(lab: Lab) -> int:
-    """Packets that the kernel has dropped because ovs-vswitchd did not read its sockets in time.
-
-    In the userspace datapath a packet socket on each veth feeds the switch and holds some 90
-    packets. On a machine that is busy with something else, ovs-vswitchd runs too seldom: a loss
-    that no flow, and so nothing of Sluice's, has caused.
-    """
-    shown = "".join(lab.exec(node, ["ss", "-0", "-n", "-m"]).stdout for node in NODES)
-    return sum(map(int, re.findall(r"skmem:\(.*,d(\d+)\)", shown)))
 
 
 @contextmanager

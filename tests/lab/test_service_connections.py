@@ -14,6 +14,7 @@ import pytest
 
 from lab import Lab, processes
 from lab.processes import Process
+from tests.lab.losses import drops, overflows
 from tests.lab.pings import address
 from tests.lab.served import (
     A1,
@@ -81,16 +82,19 @@ print("still", server.decode())
 def test_no_answer_of_the_first_endpoint_is_lost(lab: Lab) -> None:
     """What was sent before it was there may have to be forgotten; but not what it answers.
 
-    Of a pod; a host's process has been seen to lose one.
+    Of a pod; a host's process has been seen to lose one. What sockets that nobody read in time have
+    lost does not count.
     """
     client = A1
     for _ in range(8):
+        before = overflows(lab)
         serve(lab, "late", "10.96.1.10", ports=[UDP_53, {"port": 53}])
         wait_until(lambda: ask(lab, client, "10.96.1.10", 53) == ["refused"])
         with running(lab, client, EAGER, "10.96.1.10", "53") as eager:
             assert said(eager) == "nobody"
             put_behind(lab, "late", [A2])
-            assert said(eager) == A2
+            server = said(eager)
+        assert server == A2 or (not server and overflows(lab) > before), drops(lab)
 
 
 EAGER = """
@@ -119,23 +123,29 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
 def test_two_queries_at_once_from_one_socket_are_answered(lab: Lab, client: str) -> None:
     """As resolvers ask for A and AAAA: both datagrams of a new connection are on their way at once.
 
-    Where two of them could be translated apart, one of the answers would be lost.
+    Where two of them could be translated apart, one of the answers would be lost. What sockets that
+    nobody read in time have lost does not count.
     """
     serve(lab, "dns", "10.96.1.1", A1, A2, B1, ports=[UDP_53])
     wait_until(lambda: served(lab, client, "10.96.1.1", 53, "udp"))
     command = [sys.executable, "-c", RESOLVER, "10.96.1.1", "53", "10000"]
+    before = overflows(lab)
     counts = Counter(json.loads(lab.exec(client, command, timeout=300).stdout))
+    lost = counts.pop("timed out", 0)
+    assert lost <= overflows(lab) - before, (lost, drops(lab))
     assert counts.keys() == {A1, A2, B1}
-    assert counts.total() == 10_000
+    assert counts.total() + lost == 10_000
 
 
 RESOLVER = """
-import collections, json, socket, sys
+import collections, json, socket, sys, time
 at, tries = (sys.argv[1], int(sys.argv[2])), int(sys.argv[3])
-counts = collections.Counter()
+start, counts = time.monotonic(), collections.Counter()
 for number in range(tries):
+    # Each try is up to two new connections for the meter of the pod, which passes 4,000 a second.
+    time.sleep(max(0, start + number / 1500 - time.monotonic()))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(20)
+        client.settimeout(10)
         client.bind(("", 20000 + number))
         client.connect(at)
         questions = [f"{number} A".encode(), f"{number} AAAA".encode()]
@@ -143,6 +153,11 @@ for number in range(tries):
             client.send(question)
         try:
             answers = [client.recv(100).split(b" ", 3) for _ in questions]
+        except TimeoutError:
+            counts["timed out"] += 1
+            if counts["timed out"] > 5:
+                sys.exit(f"try {number}: timed out")
+            continue
         except OSError as error:
             sys.exit(f"try {number}: {error}")
         servers = {answer[0].decode() for answer in answers}
@@ -182,9 +197,10 @@ def test_unanswered_datagrams_go_to_the_same_endpoint(lab: Lab, client: str) -> 
         tell(senders, "send")
         wait_until(lambda: len(heard(lab)) == MANY)
         get_one_more(lab, "mute", client)
-        for _ in range(5):
+        for count in range(2, 7):
+            # One after another: the socket that the switch reads holds only some 90 packets.
             tell(senders, "send")
-        wait_until(lambda: set(heard(lab).values()) == {6})
+            wait_until(lambda: set(heard(lab).values()) == {count})  # noqa: B023
         first = heard(lab)
         hear_again(lab)
         tell(senders, "ask")
