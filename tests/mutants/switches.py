@@ -122,6 +122,22 @@ SWITCHES: Final = (
         _AUDIT_TESTS,
     ),
     Fault(
+        "an audit reads the seals after the flows",
+        "node_agent/audit.py",
+        "            seals=seals,\n",
+        "            seals=[\n"
+        "                flow.cookie for flow in ours if state.is_seal(flow.table, flow.cookie)\n"
+        "            ],\n",
+        _AUDIT_TESTS,
+    ),
+    Fault(
+        "the seal comes before the deletion of meters",
+        "openflow/batch.py",
+        "        if not gone:\n",
+        "        if True:\n",
+        _AUDIT_TESTS,
+    ),
+    Fault(
         "changed meters are not noticed",
         _AUDIT,
         "wrong_meters = given.meters != digest.of_meters(own.meters.values())",
