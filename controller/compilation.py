@@ -1,31 +1,38 @@
 """When changed objects are compiled: in several turns of the event loop (`work_budget`).
 
-A change for one node is compiled at once, because a pod may wait for it; nodes without a connected
-switch come last, in the background. Changes for all nodes are gathered for a moment and published
-as one batch. What does not fit into the budget of one turn goes on in the next. After each turn the
-programs are consistent: each seal matches the content of its program. A fragment that cannot be
-compiled stops no other one.
+The program of a node is compiled when its switch first connects, and kept up to date from then on.
+A change for one node is compiled at once, because a pod may wait for it. Changes for all nodes are
+gathered for a moment and published as one batch. What does not fit into the budget of one turn goes
+on in the next. After each turn the programs are consistent: each seal matches the content of its
+program. A fragment that cannot be compiled stops no other one.
+
+Changes of policy are compiled until none is left, then published together
+(`controller.policy_publication`). The isolation of a new attachment is part of the same update as
+its connectivity. While the programs have an older policy than the view, a new attachment waits for
+the next change of policy, and so does the CNI ADD: a pod of the new policy beside pods of the old
+one would be a mixture.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from controller import metrics
 from controller.desired import Desired
 from controller.inventory import Inventory
+from controller.policy_effects import Judge
+from controller.policy_publication import Follower, PolicyPublication
 from controller.problems import Reporter, ReporterKind, Subject
 from controller.work_budget import WorkBudget
 from flows.compile import Fragment
+from flows.kinds import ATTACHMENT, ISOLATION
 from flows.pipeline import PipelineError
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 
 SHARED_TICK: Final = 0.005
 """Seconds after one batch of shared changes in which further ones are gathered into the next."""
-BACKGROUND_PAUSE: Final = 0.05
-"""Seconds between slices for nodes without a switch, in which sessions go on."""
 
 
 class Compilation:
@@ -39,23 +46,34 @@ class Compilation:
         on_node: Callable[[str], None],
         on_shared: Callable[[], None],
         on_published: Callable[[], None],
+        sessions: Mapping[str, Follower],
     ) -> None:
         """`on_node` is called when the program of a node has changed.
 
         `on_shared` is called when the shared program has changed, `on_published`
-        when all gathered changes are in it.
+        when all gathered changes are in it. `sessions` are of the connected switches, by node.
         """
         self._inventory = inventory
         self._desired = desired
         self._on_node = on_node
         self._on_shared = on_shared
         self._on_published = on_published
+        self._judge = Judge(inventory.view)
+        self.policy: Final = PolicyPublication(
+            desired, self._judge, sessions, on_node=on_node, on_refused=self._refuse_policy
+        )
         self._nodes: dict[str, dict[Key, None]] = {}
         """By node, changed keys of its program; the node that waits longest comes first."""
-        self._connected: set[str] = set()
-        """Nodes whose switch has asked for their program."""
-        self._first: dict[str, None] = {}
-        """Those of them in `_nodes`: they come before nodes without a switch."""
+        self._compiled: set[str] = set()
+        """Nodes that have a program: their switch was connected once."""
+        self._joining: set[str] = set()
+        """Nodes whose program was not complete yet. All of their keys are in `_nodes`."""
+        self._policy: dict[str, dict[Key, None]] = {}
+        """By node, changed keys of policy."""
+        self._policy_changes: dict[str, dict[Key, Fragment | None]] = {}
+        """Those that are compiled, but not published yet."""
+        self._refused_policy: dict[str, dict[Key, None]] = {}
+        """Keys of policy whose fragments could not be compiled, or not be added."""
         self._shared: dict[Key, None] = {}
         """Changed keys of what all nodes share."""
         self._uncompiled: dict[str, dict[Key, None]] = {}
@@ -75,14 +93,13 @@ class Compilation:
 
     async def compiled(self, node: str) -> None:
         """Return when no changed key of this node's program waits to be compiled."""
-        self._connected.add(node)
-        self._rank(node)
+        if node not in self._compiled and node in self._inventory.view.nodes:
+            self._compiled.add(node)
+            self._joining.add(node)
+            self._nodes[node] = dict.fromkeys(sorted(self._desired.keys(node)))
+            self._schedule()
         while node in self._nodes:
             await self._turn_ended.wait()
-
-    def _rank(self, node: str) -> None:
-        if node in self._connected and node in self._nodes:
-            self._first[node] = None
 
     def open(self) -> None:
         """The source was read once: publish what there is, and from now on whatever changes."""
@@ -92,19 +109,30 @@ class Compilation:
     def touch(self, keys: Iterable[Key]) -> None:
         """The objects of these keys changed."""
         for key in keys:
+            self._judge.follow(key)
             if key.scope == CLUSTER_SCOPE:
                 self._shared[key] = None
                 continue
             of, nodes = self._desired.touch(key)
             for node in nodes:
-                self._nodes.setdefault(node, {})[of] = None
-                self._rank(node)
-        if self._nodes and self._timer is None:
+                if node in self._compiled:
+                    self._touch(node, of)
+        if (self._nodes or self._policy) and self._timer is None:
             self._work()
         if self._shared and self._open and not self._publishing and self._tick is None:
             # At once after a quiet while; what follows closely waits.
             due = self._published_at + SHARED_TICK
             self._tick = asyncio.get_running_loop().call_at(due, self._begin)
+
+    def _touch(self, node: str, key: Key) -> None:
+        keys = self._nodes.get(node, {})
+        if node in self._joining or not self._desired.is_policy(key):
+            self._nodes[node] = keys
+            keys[key] = None
+            if key.kind == ATTACHMENT.name:
+                self._forget_policy(node, _isolation_key(key))
+        elif key.kind != ISOLATION.name or Key(node, ATTACHMENT.name, key.name) not in keys:
+            self._policy.setdefault(node, {})[key] = None
 
     def _begin(self) -> None:
         self._tick = None
@@ -112,37 +140,51 @@ class Compilation:
         if self._timer is None:
             self._work()
 
+    def _schedule(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_soon(self._work)
+
     def _work(self) -> None:
         """Do the work of one turn, and schedule the next one."""
         self._timer = None
+        # Policy first: if all of it is published, a new attachment has its isolation at once.
+        self._compile_policy(WorkBudget())
         self._compile_nodes(WorkBudget())
         self._turn_ended.set()
         self._turn_ended = asyncio.Event()
         if self._publishing:
             self._publish(WorkBudget())
-        if self._first or self._publishing:
-            self._timer = asyncio.get_running_loop().call_soon(self._work)
-        elif self._nodes:
-            self._timer = asyncio.get_running_loop().call_later(BACKGROUND_PAUSE, self._work)
+        if self._nodes or self._policy or self._publishing:
+            self._schedule()
 
     # --- the programs of nodes ---
 
     def _compile_nodes(self, budget: WorkBudget) -> None:
         while self._nodes and not budget.over:
-            node = next(iter(self._first or self._nodes))
-            self._first.pop(node, None)
+            node = next(iter(self._nodes))
             keys = self._nodes.pop(node)
             self._compile_node(node, keys, budget)
             if keys:
                 # The others come first.
                 self._nodes[node] = keys
-                self._rank(node)
-            elif node not in self._inventory.view.nodes:
-                self._connected.discard(node)
+                continue
+            self._joining.discard(node)
+            if node not in self._inventory.view.nodes:
+                self._leave(node)
+
+    def _leave(self, node: str) -> None:
+        """The Node is gone, and its program is empty."""
+        self._compiled.discard(node)
+        for changes in (self._policy, self._policy_changes, self._refused_policy):
+            changes.pop(node, None)
+        self.policy.forget_node(node)
+        self._desired.drop_program(node)
 
     def _compile_node(self, node: str, keys: dict[Key, None], budget: WorkBudget) -> None:
         keys |= self._uncompiled.pop(node, {})
         changes, problem = self._compile(node, keys, budget)
+        for key in [key for key in changes if key.kind == ATTACHMENT.name]:
+            self._isolate(node, key, changes, problem)
         changed, refused = self._update(changes, lambda c: self._desired.update_node(node, c))
         for key in refused:
             problem[key] = refused[key]
@@ -155,6 +197,78 @@ class Compilation:
             self._inventory.problems.clear_reporter(reporter)
         if changed:
             self._on_node(node)
+
+    def _isolate(
+        self,
+        node: str,
+        key: Key,
+        changes: dict[Key, Fragment | None],
+        problems: dict[Key, str],
+    ) -> None:
+        """Add the isolation of an attachment to the changes that the attachment is part of."""
+        isolation = _isolation_key(key)
+        new, old = changes[key], self._desired.program(node).fragments.get(key)
+        is_same = new is not None and old is not None and new.flows == old.flows
+        if is_same:
+            self._policy.setdefault(node, {})[isolation] = None
+            return
+        if new is not None and self._is_behind and node not in self._joining:
+            del changes[key]
+            self._policy.setdefault(node, {}).update({key: None, isolation: None})
+            return
+        for each in (key, isolation):
+            self._forget_policy(node, each)
+            self.policy.forget(node, each)
+        try:
+            changes[isolation] = self._desired.fragment(node, isolation)
+        except PipelineError as error:
+            # Without it, the pod must not be connected.
+            changes[key] = None
+            problems[key] = str(error)
+
+    # --- policy ---
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the programs have an older policy than the view."""
+        return bool(self._policy or self._policy_changes or self.policy.is_behind)
+
+    def _compile_policy(self, budget: WorkBudget) -> None:
+        """Compile policy, and publish it if no changed key is left."""
+        while self._policy and not budget.over:
+            node = next(iter(self._policy))
+            keys = self._policy.pop(node)
+            reporter = Reporter(ReporterKind.COMPILER, node, POLICY)
+            refused = self._refused_policy.pop(node, {})
+            keys |= refused
+            changes, problems = self._compile(node, keys, budget)
+            self._policy_changes.setdefault(node, {}).update(changes)
+            if keys:
+                # The others come first.
+                self._policy[node] = keys
+            for key, text in problems.items():
+                self._refuse_policy(node, key, text)
+            if refused and node not in self._refused_policy:
+                self._inventory.problems.clear_reporter(reporter)
+        if not self._policy and self._policy_changes:
+            changes_of_all, self._policy_changes = self._policy_changes, {}
+            self.policy.offer(changes_of_all)
+
+    def _refuse_policy(self, node: str, key: Key, text: str) -> None:
+        """A fragment cannot be part of a program: the old one stays until something changes."""
+        self._refused_policy.setdefault(node, {})[key] = None
+        reporter = Reporter(ReporterKind.COMPILER, node, POLICY)
+        self._inventory.problems.set(reporter, ObjectRef.node(node), text)
+
+    def _forget_policy(self, node: str, key: Key) -> None:
+        """Drop a key that is compiled with its attachment."""
+        waiting: tuple[dict[str, dict[Key, Any]], ...]
+        waiting = self._policy, self._policy_changes, self._refused_policy
+        for changes in waiting:
+            if (keys := changes.get(node)) is not None and key in keys:
+                del keys[key]
+                if not keys:
+                    del changes[node]
 
     # --- the shared program ---
 
@@ -254,6 +368,12 @@ class Compilation:
 
 
 COMPILER: Final = Reporter(ReporterKind.COMPILER)
+POLICY: Final = 1
+"""The serial number of reporters of policy that cannot be compiled, besides those of other keys."""
+
+
+def _isolation_key(attachment: Key) -> Key:
+    return Key(attachment.scope, ISOLATION.name, attachment.name)
 
 
 def _cost(fragment: Fragment | None) -> int:

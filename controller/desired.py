@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from controller.drift import Digests
+from controller.journal import Journal
+from controller.policy_order import Around
 from flows.compile import COMPILER, Compiler, Fragment, Program
 from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter
@@ -48,6 +50,9 @@ class Desired:
         self._programs: dict[str, Program] = {}
         self._some: dict[Key, Fragment | None] = {}
         """Fragments that some nodes need, each compiled once for all of them."""
+        self._needs: dict[str, set[Key]] = {}
+        """By node, the keys of `SOME_SCOPE` that it needs."""
+        self._journals: WeakValueDictionary[str, Journal] = WeakValueDictionary()
         self._log: deque[SharedChange] = deque()
         self._log_cost = 0
         self._everything: tuple[tuple[int, bool], Batch] | None = None
@@ -73,9 +78,29 @@ class Desired:
         if not self._compiler.has_kind("some", key.kind):
             return key, (key.scope,)
         shared = Key(SOME_SCOPE, key.kind, key.name)
-        if shared not in self._view.needed_by:
+        holders = self._view.needed_by.get(shared, ())
+        if key.scope in holders:
+            self._needs.setdefault(key.scope, set()).add(shared)
+        elif keys := self._needs.get(key.scope):
+            keys.discard(shared)
+            if not keys:
+                del self._needs[key.scope]
+        if not holders:
             self._some.pop(shared, None)
         return shared, (key.scope,)
+
+    def keys(self, node: str) -> set[Key]:
+        """The keys of all fragments that the node's program should have."""
+        return self._compiler.own_keys(self._view, node) | self._needs.get(node, set())
+
+    def is_policy(self, key: Key) -> bool:
+        """Whether the fragment of this key is part of network policy."""
+        return self._compiler.is_policy(key)
+
+    def follow(self, node: str) -> Journal:
+        """A journal of the node's program, for a switch; it lasts as long as somebody holds it."""
+        self._journals[node] = journal = Journal()
+        return journal
 
     def update_node(self, node: str, changes: Mapping[Key, Fragment | None]) -> bool:
         """Take compiled fragments into a node's program; whether anything changed.
@@ -83,10 +108,17 @@ class Desired:
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
-        changed = bool(program.update(changes))
+        if (delta := program.update(changes)) and (journal := self._journals.get(node)):
+            journal.add(delta)
         if not program.cookies and node not in self._view.nodes:
-            del self._programs[node]
-        return changed
+            self.drop_program(node)
+        return bool(delta)
+
+    def drop_program(self, node: str) -> None:
+        """The node's program is not kept up to date any more."""
+        self._programs.pop(node, None)
+        if journal := self._journals.get(node):
+            journal.lose()
 
     def fragment(self, scope: str, key: Key) -> Fragment | None:
         """What the program of a node, or of `CLUSTER_SCOPE`, holds of this key now.
@@ -184,27 +216,34 @@ def batch_of(
     sealed: bool,
     meters: Mapping[int, Meter] | None = None,
     first: Iterable[DeleteByCookie | DeleteStrict] = (),
+    surrounded: Around | None = None,
 ) -> Batch:
     """Encode a delta for a switch that has these meters.
 
     It ends with the seal if what it makes is to be `sealed`. Where that takes more than one
-    bundle, the old seal, which would lie in between, goes first.
+    bundle, the old seal, which would lie in between, goes first, and the flows in between are
+    `surrounded` by others.
     """
     known = meters or {}
     make = partial(
         Batch.of,
-        adds=delta.adds,
-        deletes=delta.deletes,
         meters_set=[meter for meter in delta.meters_set if meter.id not in known],
         meters_change=[meter for meter in delta.meters_set if meter.id in known],
         meters_delete=delta.meters_delete,
         groups_set=delta.groups_set,
         groups_delete=delta.groups_delete,
-        last=[seal] if sealed else [],
     )
     first = [*first]
-    if sealed:
-        batch = make(first=first)
+    end = [seal] if sealed else []
+    if sealed or surrounded is not None:
+        batch = make(delta.adds, delta.deletes, first=first, last=end)
         if batch.bundles < 2:
             return batch
-    return make(first=[*first, DeleteStrict(seal)])
+    before, after = surrounded or ((), ())
+    later = {message.cookie for message in after}
+    return make(
+        [flow for flow in delta.adds if flow.cookie not in later],
+        delta.deletes,
+        first=[*first, DeleteStrict(seal), *before],
+        last=[*after, *end],
+    )

@@ -24,6 +24,20 @@ NODES = Gauge("sluice_nodes", "Nodes that take part")
 ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
 SERVICES = Gauge("sluice_services", "Services that have an address")
 
+POLICY_CHANGES = Counter(
+    "sluice_policy_changes", "Changes of policy, by the number of their phases", ["phases"]
+)
+POLICY_WAITS = Counter(
+    "sluice_policy_waits",
+    "Second phases of policy changes, by whether all switches had the first one in time",
+    ["outcome"],
+)
+POLICY_SECONDS = Histogram(
+    "sluice_policy_publication_seconds",
+    "From the compiled change of policy until it is in the programs of all nodes",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+
 # What Kubernetes' scalability tests ask kube-proxy for, under its names and with its buckets
 # (pkg/proxy/metrics/metrics.go).
 PROGRAMMING = Histogram(

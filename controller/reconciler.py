@@ -52,6 +52,7 @@ class Reconciler:
             lambda: self.conntrack_flush,
             self._absorb,
             self._compiled,
+            self._acknowledged,
         )
         self.conntrack_flush = ConntrackFlush(
             inventory.view, self.switches.forget, inventory.services.stale_udp
@@ -62,6 +63,7 @@ class Reconciler:
             on_node=self.switches.program_changed,
             on_shared=self.switches.shared_changed,
             on_published=self._published,
+            sessions=self.switches.sessions,
         )
         self._intake: deque[Object | ObjectRef | partial[None]] = deque()
         """What the source reported and was not taken in yet, in its order."""
@@ -189,6 +191,9 @@ class Reconciler:
 
     async def _compiled(self, node: str) -> None:
         await self.compilation.compiled(node)
+
+    def _acknowledged(self, node: str) -> None:
+        self.compilation.policy.acknowledged(node)
 
     def _wake_hosts(self) -> None:
         self.services_changed.set()

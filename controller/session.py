@@ -22,6 +22,7 @@ from controller import metrics
 from controller.audit import Audit
 from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
+from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
@@ -58,7 +59,14 @@ _SERIAL = count(1)
 class Session:
     """One connected switch of a node."""
 
-    def __init__(self, node: str, switch: Switch, desired: Desired) -> None:
+    def __init__(
+        self,
+        node: str,
+        switch: Switch,
+        desired: Desired,
+        on_acknowledged: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`on_acknowledged` is called with the node when `held_version` has changed."""
         self.node = node
         self.reporter = Reporter(ReporterKind.SWITCH, node, next(_SERIAL))
         """Of the problems with what this switch rejects: they end with the session."""
@@ -77,6 +85,10 @@ class Session:
         self.meters: dict[int, Meter] = {}
         """The meters that the switch holds, by id."""
         self.audit = Audit(self)
+        self.held_version = -1
+        """The version of the node's own program that the switch acknowledged last; -1: none."""
+        self._on_acknowledged = on_acknowledged
+        self._journal = desired.follow(node)
         self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
         """Conntrack flushes that wait until the switch holds the flows of now."""
         self._rounds_begun = 0
@@ -104,6 +116,11 @@ class Session:
         return self._seal
 
     @property
+    def settle_time(self) -> float:
+        """Seconds in which the datapath follows the flows that the switch has acknowledged."""
+        return SETTLE
+
+    @property
     def needs_comparison(self) -> bool:
         """Whether the next round begins with a comparison, which is expensive."""
         return self.state in {State.UNKNOWN, State.RETRY}
@@ -127,6 +144,7 @@ class Session:
     def pause(self) -> None:
         """Called instead of `sync` while it is unknown what the switch should hold."""
         self._take(Event.NODE_LOST)
+        self.held_version = -1
         self._rounds_begun += 1
         self._end_round()
 
@@ -134,6 +152,7 @@ class Session:
         """The connection is over."""
         if self._retry is not None:
             self._retry.cancel()
+        self._journal.lose()
 
     def _take(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -156,6 +175,8 @@ class Session:
                     await self._compare()
                     self._take(Event.FOUND)
                 elif self.state is State.REPAIRING:
+                    # What differs of the node's own groups and meters is found by a comparison.
+                    self._journal.lose()
                     await self.audit.repair()
                     self._take(Event.FOUND)
                 await self._catch_up()
@@ -186,6 +207,8 @@ class Session:
 
     async def _compare(self) -> None:
         """Read what the switch holds, and correct its shared flows."""
+        self._journal.lose()
+        self.held_version = -1
         if await self._is_sealed():
             return
         installed = {
@@ -266,6 +289,25 @@ class Session:
         if not self.desired.has_program(self.node):
             return
         program = self.desired.program(self.node)
+        version = program.version
+        sealed = self.desired.source_complete and not self.left_out
+        seal = program.seal
+        if sealed and self._journal.is_whole:
+            steps = self._journal.take()
+            for number, step in enumerate(steps, 1):
+                is_last = number == len(steps)
+                # A flow that was deleted may be part of the shared program now.
+                await self._apply_own(self._without_shared(step), seal, sealed=is_last, known=True)
+        else:
+            self._journal.restart()
+            delta = self._lacking(program)
+            if delta or (seal.cookie if sealed else 0) != self._seal:
+                await self._apply_own(delta, seal, sealed=sealed, known=False)
+        self.held_version = version
+        self._on_acknowledged(self.node)
+
+    def _lacking(self, program: Program) -> Delta:
+        """The difference between what the switch holds and the node's program."""
         wanted = {
             cookie: flow
             for cookie, (flow, _) in program.cookies.items()
@@ -276,27 +318,39 @@ class Session:
             for number, group in program.groups.items()
             if program.companions[number] not in self.left_out
         }
-        delta = diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
-        # A flow that was to be deleted may be part of the shared program again.
+        delta = self._without_shared(
+            diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
+        )
+        if not self.desired.source_complete:
+            delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
+        return delta
+
+    def _without_shared(self, delta: Delta) -> Delta:
+        """Without deletions of what the shared program has: it may have moved there."""
         shared = self.desired.shared
-        delta = replace(
+        return replace(
             delta,
             deletes=tuple(c for c in delta.deletes if c not in shared.cookies),
             groups_delete=tuple(n for n in delta.groups_delete if n not in shared.groups),
         )
-        if not self.desired.source_complete:
-            delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
-        sealed = self.desired.source_complete and not self.left_out
-        seal = program.seal.cookie if sealed else 0
-        if not delta and seal == self._seal:
-            return
-        await self.apply(batch_of(delta, program.seal, sealed=sealed, meters=self.meters))
-        self._seal = seal
-        self._cookies = self._cookies - set(delta.deletes) | {f.cookie for f in delta.adds}
+
+    async def _apply_own(self, delta: Delta, seal: Flow, *, sealed: bool, known: bool) -> None:
+        """Send a change of the node's own flows. `known`: the switch holds exactly what was before.
+
+        Raises what `apply` raises.
+        """
+        flows = self.desired.program(self.node).cookies
+        surrounded = around(delta, flows, known=known, empty=not self._cookies)
+        await self.apply(
+            batch_of(delta, seal, sealed=sealed, meters=self.meters, surrounded=surrounded)
+        )
+        self._seal = seal.cookie if sealed else 0
+        self._cookies.difference_update(delta.deletes)
+        self._cookies.update(flow.cookie for flow in delta.adds)
         for change in delta.groups_set:
             self._groups[change.new.id] = change.new
         for number in delta.groups_delete:
-            del self._groups[number]
+            self._groups.pop(number, None)
         for meter in delta.meters_set:
             self.meters[meter.id] = meter
         for meter_id in delta.meters_delete:

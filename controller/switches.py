@@ -61,10 +61,12 @@ class Switches:
         conntrack_flush: Callable[[], ConntrackFlush],
         absorb: Absorb,
         compiled: Callable[[str], Awaitable[None]],
+        acknowledged: Callable[[str], None],
     ) -> None:
         """`absorb` is called with the keys that a switch's ports changed.
 
-        `compiled` returns when a node's program is up to date.
+        `compiled` returns when a node's program is up to date. `acknowledged` is called with a node
+        whose switch has acknowledged its program, or is gone.
         """
         self.sessions: dict[str, Session] = {}
         """By node."""
@@ -75,6 +77,7 @@ class Switches:
         self._conntrack_flush = conntrack_flush
         self._absorb = absorb
         self._compiled = compiled
+        self._acknowledged = acknowledged
         self._unclaimed: dict[int, Switch] = {}
         """By datapath id, switches that wait for their Node."""
         self._pruning: asyncio.TimerHandle | None = None
@@ -134,7 +137,7 @@ class Switches:
         node = await self._node_of(switch)
         if node is None:
             return
-        session = Session(node, switch, self._desired)
+        session = Session(node, switch, self._desired, self._acknowledged)
         self.sessions[node] = session
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.SESSIONS.set(len(self.sessions))
@@ -159,6 +162,7 @@ class Switches:
                 self.drop_ports(node)
                 # The next session reports them again.
                 self._inventory.problems.clear_reporter(Reporter(ReporterKind.PORTS, node))
+                self._acknowledged(node)
             metrics.SESSIONS.set(len(self.sessions))
 
     async def _node_of(self, switch: Switch) -> str | None:

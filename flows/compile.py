@@ -31,6 +31,7 @@ from flows.features import (
 from flows.flow import Flow, FormError, Group, Meter
 from flows.kinds import Kind, ScopeType, Writer, scope_type
 from flows.pipeline import LAYOUT, PipelineError
+from flows.policy import Direction
 from flows.refs import ObjectRef
 from flows.view import Cluster, ClusterView, Key
 
@@ -57,6 +58,8 @@ class Fragment:
     meters: tuple[Meter, ...] = ()
     groups: tuple[Group, ...] = ()
     """Each has a companion flow among `flows` (`flows.features.state.companion`)."""
+    directions: frozenset[Direction] = frozenset()
+    """The directions of policy that its flows belong to; empty: they are not policy."""
 
     @cached_property
     def flows_with_owner(self) -> tuple[tuple[Flow, "Fragment"], ...]:
@@ -86,10 +89,16 @@ class Compiler:
 
         Raises `PipelineError` for a flow that breaks the layout, `KeyError` for an unknown kind.
         """
-        kind = self._kinds[scope_type(key.scope), key.kind]
-        found = kind.find(view, key.scope, key.name)
-        if found is None:
-            return None
+        found = self._kind(key).find(view, key.scope, key.name)
+        return None if found is None else self.fragment_of(view, key, found)
+
+    def is_policy(self, key: Key) -> bool:
+        """Whether the fragment of this key is part of network policy."""
+        return self._kind(key).directions is not None
+
+    def fragment_of(self, view: ClusterView, key: Key, found: Any) -> Fragment:
+        """The fragment that this key has if the view has this object. Raises `PipelineError`."""
+        kind = self._kind(key)
         flows: list[Flow] = []
         meters: list[Meter] = []
         groups: list[Group] = []
@@ -111,21 +120,29 @@ class Compiler:
                 flow.cookie  # noqa: B018 - computed here, so that an error names the owner
         except FormError as error:
             raise PipelineError(f"{owners[0]}: {error}") from None
-        return Fragment(owners, tuple(flows), tuple(meters), tuple(groups))
+        directions = frozenset[Direction]() if kind.directions is None else kind.directions(found)
+        return Fragment(owners, tuple(flows), tuple(meters), tuple(groups), directions)
+
+    def _kind(self, key: Key) -> Kind[Any]:
+        return self._kinds[scope_type(key.scope), key.kind]
 
     def fragments(self, view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
         """The fragments of these keys in this view."""
         return {key: self.fragment(view, key) for key in keys}
 
-    def keys(self, view: ClusterView, scope: str) -> set[Key]:
-        """The keys of all fragments of the program of `CLUSTER_SCOPE`, or of a node."""
+    def own_keys(self, view: ClusterView, scope: str) -> set[Key]:
+        """The keys of this scope alone."""
         wanted = scope_type(scope)
-        found = {
+        return {
             Key(scope, kind.name, name)
             for kind in self._kinds.values()
             if kind.scope == wanted
             for name in kind.names(view, scope)
         }
+
+    def keys(self, view: ClusterView, scope: str) -> set[Key]:
+        """The keys of all fragments of the program of `CLUSTER_SCOPE`, or of a node."""
+        found = self.own_keys(view, scope)
         if scope in view.nodes:
             found |= {key for key, nodes in view.needed_by.items() if scope in nodes}
         return found
@@ -156,6 +173,11 @@ class Program:
         self._taken: dict[object, int] = {}
         self._total = 0
         self._seal: Flow | None = None
+
+    @property
+    def fragments(self) -> Mapping[Key, Fragment]:
+        """The fragments by key."""
+        return self._fragments
 
     @property
     def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from flows.flow import Flow, Group, Meter
-from flows.policy import Isolation, PeerMember, PeerSet, PolicyWalk, PortSet, set_ref
+from flows.policy import (
+    Direction,
+    Isolation,
+    PeerMember,
+    PeerSet,
+    PolicyWalk,
+    PortSet,
+    set_ref,
+)
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import (
     CLUSTER_SCOPE,
@@ -55,6 +63,8 @@ class Kind(Generic[S]):
     """The objects that its flows exist for; not empty."""
     names: Callable[[ClusterView, str], Iterable[str]] = lambda _, __: ()
     """The names of all objects of this kind in a scope. For scope "some", `needed_by` has them."""
+    directions: Callable[[S], frozenset[Direction]] | None = None
+    """The directions of policy that its flows belong to. None: its flows are not policy."""
 
     def by(self, write: Callable[[Cluster, S], Iterable[Entry]]) -> "Writer":
         """Declares a function of a feature that writes for objects of this kind."""
@@ -137,6 +147,14 @@ def _walk_owners(_: ClusterView, walk: PolicyWalk) -> Iterable[ObjectRef]:
     yield from {set_ref("PortSet", step.ports): None for step in walk.steps if step.ports}
 
 
+def _direction(of: PolicyWalk | PeerSet | PeerMember) -> frozenset[Direction]:
+    return frozenset({of.direction})
+
+
+def _both_directions(_: object) -> frozenset[Direction]:
+    return frozenset(Direction)
+
+
 EVERY_NODE: Final = Kind[Cluster](
     "cluster", "cluster",
     names=lambda _, __: [""],
@@ -194,27 +212,32 @@ ISOLATION: Final = Kind[Isolation](
     names=lambda view, scope: _if_known(view, scope, view.isolations.get(scope, ())),
     find=_isolation,
     owners=lambda _, found: [found.attachment.ref],
+    directions=_both_directions,
 )  # fmt: skip
 """The policies of an attachment; its name is the attachment's. Both are published together."""
 WALK: Final = Kind[PolicyWalk](
     "policy-walk", "some",
     find=lambda view, _, name: view.walks.get(name),
     owners=_walk_owners,
+    directions=_direction,
 )  # fmt: skip
 PEER_SET: Final = Kind[PeerSet](
     "policy-peers", "some",
     find=lambda view, _, name: view.peer_sets.get(name),
     owners=lambda _, found: [set_ref("PeerSet", found.id), *found.users],
+    directions=_direction,
 )  # fmt: skip
 """The blocks of a peer set."""
 PEER_MEMBER: Final = Kind[PeerMember](
     "policy-member", "some",
     find=_peer_member,
     owners=lambda _, found: [found.owner, set_ref("PeerSet", found.peer_set)],
+    directions=_direction,
 )  # fmt: skip
 """One member of a peer set; its name is the set's, a space, and the address."""
 PORT_SET: Final = Kind[PortSet](
     "policy-ports", "some",
     find=lambda view, _, name: view.port_sets.get(name),
     owners=lambda _, found: [set_ref("PortSet", found.id), *found.users],
+    directions=_both_directions,
 )  # fmt: skip

@@ -274,8 +274,8 @@ class Batch:
         *,
         groups_set: Iterable[GroupChange | InstalledGroup] = (),
         groups_delete: Iterable[int] = (),
-        first: Iterable[DeleteByCookie | DeleteStrict | InstalledRemove] = (),
-        last: Iterable[Flow | InstalledFlow] = (),
+        first: Iterable[DeleteByCookie | DeleteStrict | InstalledRemove | Flow] = (),
+        last: Iterable[Flow | InstalledFlow | DeleteByCookie] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
         """Make a batch of a delta.
@@ -283,8 +283,8 @@ class Batch:
         An `InstalledFlow` or `InstalledGroup` is put back as it was dumped. `deletes` are cookies,
         `groups_delete` and `meters_delete` ids. `meters_set` are to be added: a switch refuses an
         id that exists, which is what `meters_change` is for. `first` comes before all other flows
-        and groups, `last` after everything else, deletions of meters included. `bundle_size` is in
-        messages and buckets.
+        and groups, `last` after everything else, deletions of meters included, and in one bundle.
+        `bundle_size` is in messages and buckets.
         """
         meters: list[Message] = [MeterMod(MeterCommand.ADD, meter) for meter in meters_set]
         meters += (MeterMod(MeterCommand.MODIFY, meter) for meter in meters_change)
@@ -298,15 +298,18 @@ class Batch:
         gone: list[Message] = [
             MeterMod(MeterCommand.DELETE, Meter(number, 0, 0)) for number in meters_delete
         ]
+        bundles = [*_chunks(flows, bundle_size)]
         ending: list[Message] = [*last]
-        if not gone:
-            flows, ending = flows + ending, []
+        room = bundle_size - sum(map(_cost, bundles[-1] if bundles else ()))
+        if bundles and not gone and len(ending) <= room:
+            bundles[-1] += ending
+            ending = []
         return cls._of_parts(
             [
                 *([*chunk, BARRIER] for chunk in _chunks(meters, bundle_size)),
-                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(flows, bundle_size)),
+                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in bundles),
                 *([*chunk, BARRIER] for chunk in _chunks(gone, bundle_size)),
-                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in _chunks(ending, bundle_size)),
+                *([OPEN, *chunk, CLOSE, COMMIT] for chunk in [ending] if chunk),
             ]
         )
 

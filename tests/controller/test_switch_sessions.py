@@ -109,9 +109,10 @@ def cluster(*nodes: Any, complete: bool = True) -> Reconciler:
 
 
 async def settled(made: Reconciler) -> Desired:
-    """All programs are compiled."""
+    """The programs of node1 and of all nodes are compiled."""
     compilation = made.compilation
     async with asyncio.timeout(30):
+        await compilation.compiled("node1")
         while (
             compilation._nodes
             or compilation._shared

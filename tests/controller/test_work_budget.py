@@ -207,6 +207,8 @@ def test_programs_of_nodes_are_compiled_in_turns(monkeypatch: pytest.MonkeyPatch
         reconciler.update(nodes, [])
         reconciler.source_complete(True)
         await published(reconciler)
+        names = [node.metadata.name for node in nodes]
+        await asyncio.gather(*map(reconciler.compilation.compiled, names))
         await heart.stop()
         assert max(heart.cost) <= 3 * work_budget.MAX_COST
         for name in ("n1", "n200"):

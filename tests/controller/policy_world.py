@@ -1,0 +1,203 @@
+"""Pods on three nodes with policies of one kind: who may be reached, and by whom.
+
+A state says for each pod and direction with whom the pod may have connections (None: with all).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from controller.compilation import Compilation
+from controller.desired import Desired
+from controller.inventory import Inventory
+from flows.policy import (
+    Direction,
+    Isolation,
+    PeerMember,
+    PeerSet,
+    PolicyAction,
+    PolicyStep,
+    PolicyWalk,
+    Walks,
+    policy_digest,
+    rule_id,
+)
+from flows.refs import ObjectRef
+from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Attachment, ClusterView, Key
+from tests.flows import worlds
+
+PODS = {1: ["default/a", "default/b"], 2: ["default/c", "default/d"], 3: ["default/e"]}
+State = Mapping[tuple[str, Direction], frozenset[str] | None]
+
+
+def judged(state: State, source: str, destination: str) -> tuple[bool, bool]:
+    """What policy from the pod and policy to the pod say of a connection between these pods."""
+    to, of = state[source, Direction.FROM_POD], state[destination, Direction.TO_POD]
+    return to is None or destination in to, of is None or source in of
+
+
+def allowed(state: State, source: str, destination: str) -> bool:
+    """Whether a connection between these pods may be opened."""
+    return all(judged(state, source, destination))
+
+
+@dataclass
+class PolicyWorld:
+    """A view that is changed in place, and its compilation."""
+
+    view: ClusterView = field(
+        default_factory=lambda: replace(
+            worlds.view(PODS),
+            isolations={},
+            walks={},
+            peer_sets={},
+            peer_members={},
+            needed_by={},
+        )
+    )
+    sessions: dict[str, Any] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    """Nodes whose program has changed, in order."""
+
+    def __post_init__(self) -> None:
+        inventory: Any = Inventory(worlds.CLUSTER)
+        inventory.view = self.view
+        self.desired = Desired(self.view)
+        self.desired.source_complete = True
+        self.compilation = Compilation(
+            inventory,
+            self.desired,
+            on_node=self._on_node,
+            on_shared=lambda: None,
+            on_published=lambda: None,
+            sessions=self.sessions,
+        )
+        self.pods: dict[str, tuple[str, Attachment]] = {
+            each.pod: (node, each)
+            for node, attachments in self.view.attachments.items()
+            for each in attachments.values()
+        }
+        self.compilation.touch(
+            Key(node, "attachment", each.port) for node, each in self.pods.values()
+        )
+        self.state: State = {(pod, each): None for pod in self.pods for each in Direction}
+        keys = [Key(CLUSTER_SCOPE, "cluster", "")]
+        keys += [Key(CLUSTER_SCOPE, "peer", node) for node in self.view.nodes]
+        self.desired.update_shared({k: self.desired.fragment(CLUSTER_SCOPE, k) for k in keys})
+
+    def _on_node(self, node: str) -> None:
+        self.changed.append(node)
+        if (session := self.sessions.get(node)) is not None:
+            session.changed()
+
+    def random_state(self, random: Random) -> State:
+        """Change the policies of some pods, or those of both ends of a pair in opposite ways."""
+        state = dict(self.state)
+        if random.random() < 0.7:
+            source, destination = random.sample(sorted(self.pods), 2)
+            is_out, _ = judged(state, source, destination)
+            everybody = frozenset(self.pods)
+            for pod, direction, peer, is_member in (
+                (source, Direction.FROM_POD, destination, not is_out),
+                (destination, Direction.TO_POD, source, is_out),
+            ):
+                peers = everybody if (given := state[pod, direction]) is None else given
+                state[pod, direction] = peers | {peer} if is_member else peers - {peer}
+            return state
+        for pod in random.sample(sorted(self.pods), random.randint(1, 3)):
+            for direction in random.choice([[Direction.FROM_POD], [Direction.TO_POD], Direction]):
+                count = random.randint(0, len(self.pods))
+                peers = frozenset(random.sample(sorted(self.pods), count))
+                state[pod, direction] = random.choice([None, peers, peers, peers])
+        return state
+
+    def put(self, state: State, *, by_label: bool = True) -> None:
+        """Change the view, and touch what differs.
+
+        `by_label`: a set keeps its name and gets other members; if not, a walk gets another set.
+        """
+        touched = self._change(state, by_label=by_label)
+        self.state = state
+        self.compilation.touch(touched)
+
+    def _change(self, state: State, *, by_label: bool) -> set[Key]:
+        isolations: dict[str, dict[str, Isolation]] = {}
+        walks: dict[str, PolicyWalk] = {}
+        sets: dict[str, PeerSet] = {}
+        members: dict[str, dict[str, PeerMember]] = {}
+        needed: dict[Key, frozenset[str]] = {}
+        for pod, (node, attachment) in self.pods.items():
+            of_pod: dict[Direction, Walks] = {}
+            for direction in Direction:
+                peers = state[pod, direction]
+                if peers is None:
+                    continue
+                title = f"{pod} {direction}"
+                name = title if by_label else f"{direction} {sorted(peers)}"
+                number = policy_digest(f"set {name}")
+                walk = PolicyWalk(
+                    policy_digest(f"walk {title}"),
+                    direction,
+                    ObjectRef("NetworkPolicy", "default", title),
+                    (PolicyStep(rule_id(title), PolicyAction.ACCEPT, number),),
+                )
+                of_pod[direction] = Walks(isolated=True, policies=(walk.id,))
+                walks[f"{walk.id:016x}"] = walk
+                sets[f"{number:016x}"] = PeerSet(number, direction)
+                members[f"{number:016x}"] = {
+                    str(self.pods[peer][1].address): PeerMember(
+                        number, direction, self.pods[peer][1].address,
+                        ObjectRef.namespaced("Pod", peer),
+                    )
+                    for peer in peers
+                }  # fmt: skip
+                keys = [
+                    Key(SOME_SCOPE, "policy-walk", f"{walk.id:016x}"),
+                    Key(SOME_SCOPE, "policy-peers", f"{number:016x}"),
+                    *(
+                        Key(SOME_SCOPE, "policy-member", f"{number:016x} {address}")
+                        for address in members[f"{number:016x}"]
+                    ),
+                ]
+                for key in keys:
+                    needed[key] = needed.get(key, frozenset()) | {node}
+            if of_pod:
+                isolations.setdefault(node, {})[attachment.port] = Isolation(
+                    attachment,
+                    of_pod.get(Direction.FROM_POD),
+                    of_pod.get(Direction.TO_POD),
+                )
+        view: Any = self.view
+        touched = {Key(SOME_SCOPE, "policy-walk", name) for name in _differ(view.walks, walks)}
+        touched |= {Key(SOME_SCOPE, "policy-peers", name) for name in _differ(view.peer_sets, sets)}
+        touched |= {
+            Key(SOME_SCOPE, "policy-member", f"{of} {address}")
+            for of in view.peer_members.keys() | members.keys()
+            for address in _differ(view.peer_members.get(of, {}), members.get(of, {}))
+        }
+        touched |= {
+            Key(node, "isolation", port)
+            for node in view.isolations.keys() | isolations.keys()
+            for port in _differ(view.isolations.get(node, {}), isolations.get(node, {}))
+        }
+        nobody: frozenset[str] = frozenset()
+        touched |= {
+            Key(node, key.kind, key.name)
+            for key in view.needed_by.keys() | needed.keys()
+            for node in view.needed_by.get(key, nobody) ^ needed.get(key, nobody)
+        }
+        for old, new in (
+            (view.walks, walks),
+            (view.peer_sets, sets),
+            (view.peer_members, members),
+            (view.isolations, isolations),
+            (view.needed_by, needed),
+        ):
+            old.clear()
+            old.update(new)
+        return touched
+
+
+def _differ(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> set[Any]:
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
