@@ -10,7 +10,7 @@ hold the same `Fragment` and `Flow` objects: they are compiled once and encoded 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -114,9 +114,8 @@ class Compiler:
         owners = tuple(kind.owners(view, found))
         try:
             flows += map(state.companion, groups)
-            if kind.scope == "some":
-                flows = [replace(flow, is_shared=True) for flow in flows]
             for flow in flows:
+                flow.share(kind.scope == "some")
                 flow.cookie  # noqa: B018 - computed here, so that an error names the owner
         except FormError as error:
             raise PipelineError(f"{owners[0]}: {error}") from None

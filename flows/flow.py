@@ -300,9 +300,9 @@ class Flow:
     """The programs of several nodes hold this object, so its encoded bytes are cached."""
 
     @cached_property
-    def key(self) -> tuple[int, int, tuple[tuple[str, int, int | None], ...]]:
-        """A table has at most one flow with a given key."""
-        return self.table, self.priority, self.match
+    def key(self) -> bytes:
+        """Table, priority and match: no table has two flows with one key."""
+        return b"".join([self.head(), *[value_bytes(*field) for field in self.match]])
 
     @cached_property
     def cookie(self) -> int:
@@ -317,13 +317,21 @@ class Flow:
         try:
             return b"".join(
                 [
-                    _FLOW.pack(self.table, self.priority, len(self.match)),
+                    self.head(),
                     *[value_bytes(*field) for field in self.match],
                     *[action.canonical() for action in self.actions],
                 ]
             )
         except _DOES_NOT_FIT as error:
             raise FormError(f"flow for {self.reason!r}: {error!r}") from None
+
+    def share(self, is_shared: bool) -> None:
+        """Say whether the programs of several nodes will hold this object: before they do."""
+        self.__dict__["is_shared"] = is_shared
+
+    def head(self) -> bytes:
+        """The first part of `canonical`."""
+        return _FLOW.pack(self.table, self.priority, len(self.match))
 
 
 def _classifier_text(flow: Flow) -> str | None:

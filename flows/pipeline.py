@@ -1015,6 +1015,10 @@ class Layout:
                     resolved[register] = (value | other[0], mask | other[1])
         return resolved
 
+    def check(self, table: str, action: Action) -> None:
+        """Raises `PipelineError` if a table does not declare what this action needs."""
+        self._check_action(self.tables[table], action)
+
     def _check_action(self, stage: Table, action: Action) -> None:
         match action:
             case Goto(table) | Resubmit(table) | Ct(table=int(table)) if not any(

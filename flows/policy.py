@@ -10,6 +10,7 @@ list of selectors, a list of ports), never of their members. `controller.policie
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -155,6 +156,7 @@ def rule_id(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big") or 1
 
 
+@lru_cache(100_000)
 def set_ref(kind: str, number: int) -> ObjectRef:
     """`PeerSet 0123456789abcdef`: the reference to a set; `kind` is PeerSet or PortSet."""
     return ObjectRef(kind, "", f"{number:016x}")

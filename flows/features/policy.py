@@ -18,6 +18,7 @@ whatever is missing (a walk, a member) closes. Established connections and ICMP 
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal
 
 from flows.family import Family, IPNetwork, family_of
@@ -39,6 +40,7 @@ from flows.policy import (
     Walks,
     policy_digest,
 )
+from flows.shapes import Piece, Pieces, Shape
 from flows.view import Attachment, Cluster, Node
 
 MOST_STEPS: Final = 400
@@ -90,6 +92,16 @@ _SIDES: Final = {
         "DeniedToPod", "Hairpin", "OutputPort",
     ),
 }  # fmt: skip
+
+
+def _flow(
+    table: str,
+    priority: int,
+    fields: dict[str, MatchValue],
+    actions: Iterable[Action],
+    reason: str,
+) -> Flow:
+    return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
 
 
 def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
@@ -226,57 +238,75 @@ def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
 def isolation(_: Cluster, found: Isolation) -> Iterable[Flow]:
     """The policies of one attachment, the way to itself, and the counters of what is denied."""
     attachment = found.attachment
-    family = family_of(attachment.address)
-    yield _flow(
-        "PolicyFromPod", Priority.LOCAL,
-        {
-            "in_port": attachment.ofport,
-            "dl_type": family.ether_type,
-            family.destination: ip(attachment.address),
-        },
-        [*LAYOUT.loads(ToItself=1, DecidedRule=0), LAYOUT.goto("Forwarding")],
-        "this pod to itself: always allowed",
-    )  # fmt: skip
+    yield _to_itself(family_of(attachment.address)).flow(
+        (attachment.ofport, ip(attachment.address))
+    )
     if found.from_pod is not None:
         yield from _isolated(attachment, Direction.FROM_POD, found.from_pod)
     if found.to_pod is not None:
         yield from _isolated(attachment, Direction.TO_POD, found.to_pod)
 
 
+@cache
+def _to_itself(family: Family) -> Shape:
+    flow = _flow(
+        "PolicyFromPod", Priority.LOCAL,
+        {"in_port": 0, "dl_type": family.ether_type, family.destination: 0},
+        [*LAYOUT.loads(ToItself=1, DecidedRule=0), LAYOUT.goto("Forwarding")],
+        "this pod to itself: always allowed",
+    )  # fmt: skip
+    return Shape(flow, ("in_port", family.destination))
+
+
+def _of_pod(table: str, field: str, reason: str) -> Shape:
+    register = LAYOUT.registers.get(field)
+    return Shape(
+        _flow(table, Priority.LOCAL, {field: 0}, [], reason),
+        [register.register if register else field],
+    )
+
+
+_ISOLATED: Final = {
+    direction: _of_pod(side.isolation, side.port, "the policies of this pod")
+    for direction, side in _SIDES.items()
+}
+_DENIED: Final = {
+    direction: _of_pod(side.denied, side.port, "denied by the policies of this pod")
+    for direction, side in _SIDES.items()
+}
+_ACTIONS: Final = {direction: Pieces(side.isolation) for direction, side in _SIDES.items()}
+
+
 def _isolated(attachment: Attachment, direction: Direction, walks: Walks) -> Iterable[Flow]:
-    side = _SIDES[direction]
-    actions: list[Action] = [
-        *LAYOUT.loads(Selected=1, Isolated=int(walks.isolated or walks.refused))
-    ]
+    pieces = _ACTIONS[direction]
+    isolated = walks.isolated or walks.refused
+    (selected,) = LAYOUT.loads(Selected=1, Isolated=isolated)
+    actions = [pieces.action(selected)]
     tiers = [(walks.admin, True), (walks.policies, False)]
-    if not walks.isolated:
+    if not isolated:
         tiers.append((walks.baseline, True))
     for ids, may_pass in tiers if not walks.refused else ():
-        parts = [ids[at : at + MOST_WALKS] for at in range(0, len(ids), MOST_WALKS)]
-        if len(parts) == 1:
-            actions += _through(ids)
-        else:
+        if len(ids) > MOST_WALKS:
             # Pages are walks with ids of their own.
-            start = f"{attachment.port} {direction.value} {ids[:1]}"
-            pages = [_page_id(start, number) for number in range(len(parts))]
-            for number, part in zip(pages, parts, strict=True):
-                yield _walk_flow(number, _through(part), "a page of the policies of this pod")
-            actions += _through(pages)
+            pages: list[int] = []
+            for at in range(0, len(ids), MOST_WALKS):
+                name = f"{attachment.port} {direction.value} {ids[0]}"
+                pages.append(_page_id(name, len(pages)))
+                part = _through(ids[at : at + MOST_WALKS], _WALK_ACTIONS)
+                yield _walk_flow(pages[-1], part, "a page of the policies of this pod")
+            actions += _through(pages, pieces)
+        else:
+            actions += _through(ids, pieces)
         if ids and may_pass:
-            actions.append(_END_OF_TIER)
-    yield _flow(
-        side.isolation, Priority.LOCAL, {side.port: attachment.ofport}, actions,
-        "the policies of this pod do not fit: nothing may pass" if walks.refused
-        else "the policies of this pod",
-    )  # fmt: skip
-    yield _flow(
-        side.denied, Priority.LOCAL, {side.port: attachment.ofport}, [],
-        "denied by the policies of this pod",
-    )  # fmt: skip
+            actions.append(pieces.action(_END_OF_TIER))
+    reason = "the policies of this pod do not fit: nothing may pass" if walks.refused else ""
+    yield _ISOLATED[direction].flow((attachment.ofport,), reason, actions)
+    yield _DENIED[direction].flow((attachment.ofport,))
 
 
-def _through(ids: Iterable[int]) -> list[Action]:
-    return [action for number in ids for action in (LAYOUT.load("Walk", number), _WALK)]
+def _through(ids: Iterable[int], pieces: Pieces) -> list[Piece]:
+    walk = pieces.action(_WALK)
+    return [piece for number in ids for piece in (pieces.load("Walk", number), walk)]
 
 
 def _page_id(of: object, number: int) -> int:
@@ -285,6 +315,10 @@ def _page_id(of: object, number: int) -> int:
 
 _END_OF_TIER: Final = LAYOUT.resubmit("PolicyTier")
 _WALK: Final = LAYOUT.resubmit("PolicyWalk")
+_PEERS: Final = LAYOUT.resubmit("PolicyPeers")
+_PORTS: Final = LAYOUT.resubmit("PolicyPorts")
+_DENIALS: Final = LAYOUT.resubmit("PolicyDenials")
+_WALK_ACTIONS: Final = Pieces("PolicyWalk")
 
 
 def walk(_: Cluster, found: PolicyWalk) -> Iterable[Flow]:
@@ -298,27 +332,32 @@ def walk(_: Cluster, found: PolicyWalk) -> Iterable[Flow]:
     for at in range(0, len(steps), MOST_STEPS):
         pages.append(_page_id(f"{found.id:016x}", len(pages)))
         yield from _page(pages[-1], steps[at : at + MOST_STEPS], f"{title}, page {len(pages)}")
-    yield _walk_flow(found.id, _through(pages), f"{title}, in pages")
+    yield _walk_flow(found.id, _through(pages, _WALK_ACTIONS), f"{title}, in pages")
 
 
 def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow]:
-    actions: list[Action] = []
+    pieces = _WALK_ACTIONS
+    actions: list[Piece] = []
     ports = rule = action = None
     for step in steps:
         # What a step before has loaded is still there.
-        if (step.rule, step.action) != (rule, action):
-            rule, action = step.rule, step.action
-            actions += LAYOUT.loads(PolicyRule=rule, StepAction=int(action))
+        if step.rule != rule:
+            rule = step.rule
+            actions.append(pieces.load("PolicyRule", rule))
+        if step.action != action:
+            action = step.action
+            actions.append(pieces.load("StepAction", action))
         if step.ports != ports:
             ports = step.ports
-            actions += LAYOUT.loads(PortSet=ports)
+            actions.append(pieces.load("PortSet", ports))
         if step.peers is None:
-            actions.append(_PORTS)
+            actions.append(pieces.action(_PORTS))
         else:
-            actions += (LAYOUT.load("PeerSet", step.peers), _PEERS)
+            actions.append(pieces.load("PeerSet", step.peers))
+            actions.append(pieces.action(_PEERS))
     denying = dict.fromkeys(s.rule for s in steps if s.action is PolicyAction.DENY)
     if denying:
-        actions.append(_DENIALS)
+        actions.append(pieces.action(_DENIALS))
     yield _walk_flow(number, actions, title)
     for rule in denying:
         yield _flow(
@@ -328,13 +367,13 @@ def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow
         )  # fmt: skip
 
 
-def _walk_flow(number: int, actions: Iterable[Action], reason: str) -> Flow:
-    return _flow("PolicyWalk", Priority.SHARED, {"Walk": number}, actions, reason)
+_WALK_SHAPE: Final = Shape(
+    _flow("PolicyWalk", Priority.SHARED, {"Walk": 0}, [], ""), ("reg8", "reg9")
+)
 
 
-_PEERS: Final = LAYOUT.resubmit("PolicyPeers")
-_PORTS: Final = LAYOUT.resubmit("PolicyPorts")
-_DENIALS: Final = LAYOUT.resubmit("PolicyDenials")
+def _walk_flow(number: int, actions: Iterable[Piece], reason: str) -> Flow:
+    return _WALK_SHAPE.flow((number >> 32, number & 0xFFFF_FFFF), reason, actions)
 
 
 def resubmits(found: PolicyWalk, mixed: Container[int] = ()) -> int:
@@ -377,22 +416,38 @@ def peer_set(cluster: Cluster, found: PeerSet) -> Iterable[Flow]:
                 found.id, family, {field: value}, Priority.OUTSIDERS, blocks, "no pod's address"
             )
     for block in found.blocks:
-        family = family_of(block.network)
-        yield _peers(
-            number, family, _end(family, found.direction, block.network),
-            Priority.PREFIX + block.network.prefixlen,
-            [_PORTS] if block.is_member else [],
-            f"{block.network}" if block.is_member else f"except {block.network}",
-        )  # fmt: skip
+        network = block.network
+        shape = _block(family_of(network), found.direction, network.prefixlen, block.is_member)
+        values = [number >> 32, number & 0xFFFF_FFFF]
+        if network.prefixlen:
+            values.append(int(network.network_address))
+        yield shape.flow(values)
+
+
+@cache
+def _block(family: Family, direction: Direction, length: int, is_member: bool) -> Shape:
+    field = _field(family, direction)
+    flow = _peers(
+        0, family, {field: (0, family.prefix_mask(length))}, Priority.PREFIX + length,
+        [_PORTS] if is_member else [],
+        "a block of the set" if is_member else "an exception of a block",
+    )  # fmt: skip
+    return Shape(flow, ("reg10", "reg11", field) if length else ("reg10", "reg11"))
 
 
 def peer_member(_: Cluster, found: PeerMember) -> Iterable[Flow]:
     """One member of a set."""
-    family = family_of(found.address)
-    yield _peers(
-        found.peer_set, family, {_field(family, found.direction): ip(found.address)},
-        Priority.MEMBER, [_PORTS], str(found.owner),
-    )  # fmt: skip
+    number = found.peer_set
+    yield _member(family_of(found.address), found.direction).flow(
+        (number >> 32, number & 0xFFFF_FFFF, ip(found.address))
+    )
+
+
+@cache
+def _member(family: Family, direction: Direction) -> Shape:
+    field = _field(family, direction)
+    flow = _peers(0, family, {field: 0}, Priority.MEMBER, [_PORTS], "a member of the set")
+    return Shape(flow, ("reg10", "reg11", field))
 
 
 def _peers(
@@ -475,16 +530,6 @@ def port_masks(ranges: Iterable[PortRange]) -> list[tuple[int, int] | None]:
             masks.append((at, 0xFFFF & ~(size - 1)))
             at += size
     return masks
-
-
-def _flow(
-    table: str,
-    priority: int,
-    fields: dict[str, MatchValue],
-    actions: Iterable[Action],
-    reason: str,
-) -> Flow:
-    return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
 
 
 WRITES: Final = (

@@ -1,0 +1,141 @@
+"""Flows of which there are very many: made some times faster than by `Layout.flow`.
+
+Flows of one shape differ only in the values of some fields, and maybe in their actions. A shape is
+made from one flow of `Layout.flow`, which has checked it. So its other flows need no check, but for
+their numbers; their actions come from `Pieces`, which checks each once. They are ordinary flows
+with ordinary cookies.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+from flows.fields import WIDTHS, value_bytes
+from flows.flow import Action, Flow, FormError, SetField
+from flows.pipeline import LAYOUT
+
+Piece: TypeAlias = tuple[Action, bytes]
+"""An action that was checked for its table, and its canonical bytes."""
+_MOST_PIECES: Final = 50_000
+"""Of each field: the actions that are kept, because other flows have them, too."""
+_CODES: Final = {8: "B", 16: "H", 32: "I", 64: "Q"}
+
+
+class Shape:
+    """The flows that are like `sample`, with other values of the fields `varied`."""
+
+    def __init__(self, sample: Flow, varied: Sequence[str]) -> None:
+        """`varied` are fields of the sample's match, in its order; their masks do not vary.
+
+        Raises `ValueError` if they are not, and `KeyError` for a field of another width.
+        """
+        self._sample = sample
+        self._match = list(sample.match)
+        self._varied: list[tuple[int, str, int | None]] = []
+        constants = [sample.head()]
+        layout = "!"
+        for index, (name, value, mask) in enumerate(sample.match):
+            if name in varied[len(self._varied) :][:1]:
+                size = WIDTHS[name] // 8
+                self._varied.append((index, name, mask))
+                form = value_bytes(name, 0, mask)
+                constants[-1] += form[:1]
+                layout += f"{len(constants[-1])}s{_CODES[8 * size]}"
+                constants.append(form[1 + size :])
+            else:
+                constants[-1] += value_bytes(name, value, mask)
+        if len(self._varied) != len(varied):
+            raise ValueError(f"{varied} are not fields of the match in this order")
+        self._actions = b"".join([action.canonical() for action in sample.actions])
+        layout += f"{len(constants[-1])}s"
+        self._pack = struct.Struct(layout).pack
+        # Constant, value, constant, ..., constant: as `pack` wants them.
+        self._arguments: list[Any] = [0] * (2 * len(constants) - 1)
+        self._arguments[::2] = constants
+
+    def flow(
+        self, values: Sequence[int], reason: str = "", actions: Iterable[Piece] | None = None
+    ) -> Flow:
+        """The flow with these values of the varied fields; by default as the sample is.
+
+        Raises `FormError` for a value that does not fit.
+        """
+        sample = self._sample
+        match = self._match.copy()
+        for (index, name, mask), value in zip(self._varied, values, strict=True):
+            match[index] = name, value, mask
+        arguments = self._arguments.copy()
+        arguments[1::2] = values
+        try:
+            key = self._pack(*arguments)
+        except struct.error as error:
+            raise FormError(f"flow for {reason or sample.reason!r}: {error!r}") from None
+        if actions is None:
+            form = key + self._actions
+            done = sample.actions
+        else:
+            pieces = list(actions)
+            done = tuple([piece[0] for piece in pieces])
+            form = key + b"".join([piece[1] for piece in pieces])
+        digest = int.from_bytes(blake2b(form, digest_size=7).digest(), "big")
+        made = object.__new__(Flow)
+        # As its `__init__` would do it, and `key` and `cookie` at their first use.
+        fields = made.__dict__
+        fields["feature"] = sample.feature
+        fields["table"] = sample.table
+        fields["priority"] = sample.priority
+        fields["match"] = tuple(match)
+        fields["actions"] = done
+        fields["reason"] = reason or sample.reason
+        fields["is_shared"] = False
+        fields["key"] = key
+        fields["cookie"] = sample.feature << 56 | digest
+        return made
+
+
+class Pieces:
+    """Actions of one table, each checked and encoded once: many flows share them."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._loads: dict[str, Callable[[int], Piece]] = {}
+        self._kept: dict[Action, Piece] = {}
+
+    def load(self, field: str, value: int) -> Piece:
+        """Write a register field. Raises `PipelineError` if the value does not fit."""
+        make = self._loads.get(field)
+        if make is None:
+            self.action(LAYOUT.load(field, 0))  # which checks the field
+            make = _loader(field)
+            if field != "PolicyRule":  # few walks have the same rule
+                make = lru_cache(_MOST_PIECES)(make)
+            self._loads[field] = make
+        return make(value)
+
+    def action(self, action: Action) -> Piece:
+        """Any action, of few. Raises `PipelineError` if the table does not declare it."""
+        found = self._kept.get(action)
+        if found is None:
+            LAYOUT.check(self._table, action)
+            found = self._kept[action] = action, action.canonical()
+        return found
+
+
+def _loader(field: str) -> Callable[[int], Piece]:
+    """Makes the action of `LAYOUT.load` for a value of this field."""
+    sample = LAYOUT.load(field, 0)
+    register, mask = sample.field, sample.mask
+    shift, bits = LAYOUT.registers[field].bits[0], LAYOUT.registers[field].mask
+    form = sample.canonical()
+    size = WIDTHS[register] // 8
+    head, tail = form[:2], form[2 + size :]
+
+    def load(value: int) -> Piece:
+        placed = value << shift
+        if placed & ~bits:
+            LAYOUT.load(field, value)  # which says what is wrong
+        return SetField(register, placed, mask), head + placed.to_bytes(size, "big") + tail
+
+    return load
