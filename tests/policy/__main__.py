@@ -23,7 +23,8 @@ from tests.policy.switches import switches_for
 @click.option("--seed", default=None, type=int, help="The first seed; by default the time.")
 @click.option("--traces", default=3, show_default=True, help="Packets of each cluster to trace.")
 @click.option("--clusters", default=None, type=int, help="How many clusters at most.")
-def main(seconds: float, seed: int | None, traces: int, clusters: int | None) -> None:
+@click.option("--small/--whole", default=True, help="Whether to make a counterexample small.")
+def main(seconds: float, seed: int | None, traces: int, clusters: int | None, small: bool) -> None:
     """Examine random clusters until the time is over."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     first = int(time.time()) * 1000 if seed is None else seed
@@ -33,7 +34,7 @@ def main(seconds: float, seed: int | None, traces: int, clusters: int | None) ->
         tempfile.TemporaryDirectory(prefix="sluice-fuzz-") as directory,
         switches_for(Path(directory), NODES[:2]) as switches,
     ):
-        fuzz = Fuzz(switches, traces=traces)
+        fuzz = Fuzz(switches, traces=traces, small=small)
         try:
             if clusters is None:
                 fuzz.until(began + seconds, first)

@@ -31,11 +31,15 @@ class Examined:
 class Fuzz:
     """Examines clusters. One controller lives through all of them: each is a change of the last."""
 
-    def __init__(self, switches: Switches, *, traces: int = 0) -> None:
-        """`traces` is how many packets of each cluster the switches trace, too."""
+    def __init__(self, switches: Switches, *, traces: int = 0, small: bool = True) -> None:
+        """`traces` is how many packets of each cluster the switches trace, too.
+
+        `small`: whether a counterexample is made small, which takes some seconds.
+        """
         self.examined = Examined()
         self._switches = switches
         self._traces = traces
+        self._small = small
         self._controlled = Controlled()
         self._before: tuple[int, Cluster] | None = None
 
@@ -56,7 +60,8 @@ class Fuzz:
         cluster = generate(seed)
         found = self._difference(self._controlled, cluster, seed)
         if found:
-            raise CounterexampleError(self._explained(seed, cluster, found))
+            explained = self._explained(seed, cluster, found) if self._small else found
+            raise CounterexampleError(explained)
         self._before = seed, cluster
 
     def _difference(self, controlled: Controlled, cluster: Cluster, seed: int) -> str:

@@ -1,7 +1,7 @@
 """Checks a cluster completely: the evaluator's verdicts against the flows that the switches hold.
 
-Each packet is checked three times: policy from the pod, policy to the pod, and its whole way to
-where it is sent.
+Each packet is checked four times: policy from the pod, policy to the pod, its whole way to where it
+is sent, and the same for a packet of an established connection, which no policy concerns.
 """
 
 import re
@@ -17,11 +17,13 @@ from flows.pipeline import LAYOUT, Source
 from tests.flows.worlds import CLUSTER
 from tests.policy.controlled import Controlled, ofport_of
 from tests.policy.evaluator import Cluster, Evaluator, Packet, gateway, node_addresses
-from tests.policy.simulator import FRAGMENTS, IN_PORT, PacketSet, numbers
+from tests.policy.simulator import FRAGMENTS, IN_PORT, Columns, PacketSet, numbers
 from tests.policy.space import NUMBERS, Kind, Space, number_of
 from tests.policy.switches import Switches, sent_by
 
 _FORWARDING, _AFTER = (LAYOUT.tables[name].number for name in ("Forwarding", "Hairpin"))
+NEW, ESTABLISHED = 0x21, 0x22
+"""What conntrack says: +trk+new and +trk+est."""
 _SOURCE: Final = LAYOUT.registers["Source"]
 _GATEWAY_MAC: Final = int(names.GATEWAY_MAC.replace(":", ""), 16)
 
@@ -117,15 +119,15 @@ class Proof:
 
     # --- what the switches do ---
 
-    def _columns(self, node: str, *, tunnel_from: str = "") -> dict[str, dict[int, PacketSet]]:
+    def _columns(self, node: str, ct_state: int, *, tunnel_from: str = "") -> Columns:
         """The columns of packets that come into a node's switch."""
         space = self.space
         columns = dict(space.columns)
         everything = (1 << space.count) - 1
+        columns["ct_state"] = {ct_state: everything}
         if tunnel_from:
-            address = node_addresses(space.nodes[tunnel_from])[0]
             columns["in_port"] = {names.TUNNEL_OFPORT: everything}
-            columns["tun_src"] = {number_of(address): everything}
+            columns["tun_src"] = {self._outer(tunnel_from): everything}
             return columns
         ports: dict[int, PacketSet] = {}
         macs: dict[int, PacketSet] = {}
@@ -143,33 +145,40 @@ class Proof:
         columns["in_port"], columns["dl_src"] = ports, macs
         return columns
 
-    def actual(self) -> tuple[PacketSet, PacketSet, PacketSet]:
-        """The packets that pass policy from the pod, policy to the pod, and that arrive."""
-        passed_from, passed_to, arrived = 0, 0, 0
+    def sent(self, ct_state: int) -> tuple[PacketSet, PacketSet]:
+        """The packets that pass policy from the pod, and those that arrive.
+
+        `ct_state` is what conntrack says of all of them.
+        """
+        passed, arrived = 0, 0
         for node in self.nodes:
             packets = self.space.sent_from(node)
-            run = self.tables[node].run(packets, self._columns(node))
-            passed_from |= run.reached.get(_FORWARDING, 0) & packets
+            run = self.tables[node].run(packets, self._columns(node, ct_state))
+            passed |= run.reached.get(_FORWARDING, 0) & packets
             arrived |= self._arrived(node, run.sent)
             tunnelled = run.sent.get(names.TUNNEL_OFPORT, 0)
             for other in self.space.nodes:
-                address = number_of(node_addresses(self.space.nodes[other])[0])
-                over = tunnelled & run.columns.get("tun_dst", {}).get(address, 0)
-                if other in self.nodes and over:
-                    further = self.tables[other].run(over, self._columns(other, tunnel_from=node))
-                    arrived |= self._arrived(other, further.sent)
-                else:
-                    arrived |= over & self._to_gateway(other)
-            passed_to |= self._passed_to(node)
+                over = tunnelled & run.columns.get("tun_dst", {}).get(self._outer(other), 0)
+                arrived |= self._through_tunnel(over, node, other, ct_state)
         for node in self.space.nodes.keys() - set(self.nodes):
             # A node without pods: its own stack sends through the tunnel.
             packets = self.space.sent_from(node)
-            passed_from |= packets
+            passed |= packets
             for other in self.nodes:
                 over = packets & self._to_node(other)
-                run = self.tables[other].run(over, self._columns(other, tunnel_from=node))
-                arrived |= self._arrived(other, run.sent)
-        return passed_from, passed_to, arrived
+                arrived |= self._through_tunnel(over, node, other, ct_state)
+        return passed, arrived
+
+    def _through_tunnel(
+        self, packets: PacketSet, node: str, other: str, ct_state: int
+    ) -> PacketSet:
+        """Those of these packets that arrive, after one node sent them to the other."""
+        if not packets:
+            return 0
+        if other not in self.nodes:
+            return packets & self._to_gateway(other)
+        columns = self._columns(other, ct_state, tunnel_from=node)
+        return self._arrived(other, self.tables[other].run(packets, columns).sent)
 
     def _passed_to(self, node: str) -> PacketSet:
         """Policy to the pods of a node, for all packets to them, from wherever."""
@@ -177,7 +186,7 @@ class Proof:
         passed = 0
         for origin in space.nodes:
             packets = space.sent_from(origin) & self._to_node(node)
-            columns = self._columns(node, tunnel_from="" if origin == node else origin)
+            columns = self._columns(node, NEW, tunnel_from="" if origin == node else origin)
             everything = (1 << space.count) - 1
             sources: dict[int, PacketSet] = {}
             for index, end in enumerate(space.sources):
@@ -242,15 +251,18 @@ class Proof:
     def differences(self) -> Iterator[Difference]:
         """The packets for which evaluator and switches differ."""
         expected_from, expected_to = self.expected
-        actual_from, actual_to, arrived = self.actual()
+        actual_from, arrived = self.sent(NEW)
+        _, established = self.sent(ESTABLISHED)
         checked = self._checked
-        to_pods = 0
+        actual_to = to_pods = 0
         for node in self.nodes:
+            actual_to |= self._passed_to(node)
             to_pods |= self._to_node(node)
         for check, expected, actual, of in (
             ("from the pod", expected_from, actual_from, checked),
             ("to the pod", expected_to, actual_to, checked & to_pods & ~self._to_themselves()),
             ("all the way", expected_from & expected_to, arrived, checked),
+            ("established", checked, established, checked),
         ):
             for number in numbers((expected ^ actual) & of):
                 allowed = bool(expected >> number & 1)
@@ -277,13 +289,14 @@ class Proof:
                 return self._is_there(packet, sent)
             if [port for port, _ in sent] != [names.TUNNEL_OFPORT]:
                 return False
-        tunnel = f"in_port={names.TUNNEL_OFPORT},tun_src={self._outer(first)}"
+        tunnel = f"in_port={names.TUNNEL_OFPORT},tun_src={IPv4Address(self._outer(first))}"
         return self._is_there(
             packet, self._trace(packet.destination.node, f"{_header(packet, kind)},{tunnel}")
         )
 
-    def _outer(self, node: str) -> str:
-        return node_addresses(self.space.nodes[node])[0]
+    def _outer(self, node: str) -> int:
+        """The address of a node outside its tunnels."""
+        return number_of(node_addresses(self.space.nodes[node])[0])
 
     def _entering(self, packet: Packet, kind: Kind) -> str:
         source = packet.source
@@ -307,7 +320,10 @@ class Proof:
             own = ofport_of(end.address)
             return port == (IN_PORT if end == packet.source else own)
         if end.node and end.node != packet.source.node:
-            return (port, tunnel) == (names.TUNNEL_OFPORT, self._outer(end.node))
+            return (port, tunnel) == (
+                names.TUNNEL_OFPORT,
+                str(IPv4Address(self._outer(end.node))),
+            )
         return port == names.GATEWAY_OFPORT
 
 

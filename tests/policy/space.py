@@ -22,7 +22,6 @@ NUMBERS: Final = {"ICMP": 1, "TCP": 6, "UDP": 17, "SCTP": 132, "GRE": 47}
 """The protocols of packets, with IANA's numbers."""
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
 _POLICY_TABLES: Final = [n for n in LAYOUT.by_number if 80 <= n < 115 or 150 <= n < 160]
-_TRACKED_NEW: Final = 0x21
 _ROUTER: Final = int(names.ROUTER_MAC.replace(":", ""), 16)
 
 
@@ -63,7 +62,6 @@ class Space:
         )
         everything = (1 << self.count) - 1
         self.columns["dl_type"] = {0x0800: everything}
-        self.columns["ct_state"] = {_TRACKED_NEW: everything}
         self.columns["dl_dst"] = {_ROUTER: everything}
 
     def _kind_fields(self, kind: Kind) -> dict[str, int]:

@@ -1,0 +1,98 @@
+"""Planted faults in policy: each lets packets pass that no policy allows, or drops allowed ones.
+
+Random clusters find them all (`tests/policy/test_planted_faults.py`).
+"""
+
+from typing import Final
+
+from tests.mutants.fault import Fault
+
+_FLOWS = "flows/features/policy.py"
+_TESTS = ("tests/policy/test_clusters_first.py",)
+
+POLICY: Final = (
+    Fault(
+        "policy concerns packets of established connections",
+        _FLOWS,
+        '        side.entry, priority, {"ct_state": _NEW},\n',
+        "        side.entry, priority, {},\n",
+        _TESTS,
+    ),
+    Fault(
+        "a pod that a NetworkPolicy selects is not isolated",
+        _FLOWS,
+        "Isolated=int(walks.isolated or walks.refused)",
+        "Isolated=int(walks.refused)",
+        _TESTS,
+    ),
+    Fault(
+        "the shortest prefix of a block decides, not the longest",
+        _FLOWS,
+        "            Priority.PREFIX + block.network.prefixlen,\n",
+        "            Priority.PREFIX + 32 - block.network.prefixlen,\n",
+        _TESTS,
+    ),
+    Fault(
+        "a mask of a range of ports reaches beyond its end",
+        _FLOWS,
+        "1 << (last - at + 1).bit_length() - 1)",
+        "1 << (last - at + 1).bit_length())",
+        _TESTS,
+    ),
+    Fault(
+        "what the Admin tier passes on is denied",
+        _FLOWS,
+        "        if ids and may_pass:\n",
+        "        if ids and not may_pass:\n",
+        _TESTS,
+    ),
+    Fault(
+        "a block without a pod takes the pod from the members",
+        _FLOWS,
+        "        Priority.MEMBER, [_PORTS], str(found.owner),\n",
+        "        Priority.PREFIX, [_PORTS], str(found.owner),\n",
+        _TESTS,
+    ),
+    Fault(
+        "the outside reaches every pod, as a node reaches its own",
+        _FLOWS,
+        '        "PolicyToPod", Priority.LOCAL, {"Source": Source.HOST},',
+        '        "PolicyToPod", Priority.LOCAL, {"Source": Source.GATEWAY},',
+        _TESTS,
+    ),
+    Fault(
+        "a denied port denies all ports of its protocol",
+        _FLOWS,
+        '            "nw_proto": protocol,\n            "nw_frag": ANY_FRAGMENT,\n',
+        '            "nw_proto": protocol,\n',
+        _TESTS,
+    ),
+    Fault(
+        "the verdict at the source's node goes on to the destination's policies",
+        _FLOWS,
+        "[] if last else [*LAYOUT.loads(**_RESET)]",
+        "[]",
+        _TESTS,
+    ),
+    Fault(
+        "the Baseline tier concerns pods that a NetworkPolicy selects",
+        _FLOWS,
+        "    if not walks.isolated:\n",
+        "    if walks.baseline:\n",
+        _TESTS,
+    ),
+    Fault(
+        "the gateway addresses of nodes count as pods",
+        _FLOWS,
+        "        for network in found.outsiders:\n",
+        "        for network in ():\n",
+        _TESTS,
+    ),
+    Fault(
+        "a pod does not reach itself",
+        _FLOWS,
+        '        "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
+        '        "PolicyToPod", Priority.MISS + 1, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
+        _TESTS,
+    ),
+)
