@@ -8,7 +8,7 @@ from controller.inventory import BridgePort, Inventory
 from controller.sources.objects import from_manifest, ref
 from flows import names
 from flows.refs import ObjectRef
-from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
+from flows.view import CLUSTER_SCOPE, Key
 from tests.flows.worlds import CLUSTER
 from tests.policy.evaluator import Attachment, Cluster, Object
 from tests.policy.switches import Contents
@@ -63,9 +63,12 @@ class Controlled:
         """Compile what changed, as `controller.compilation` does."""
         by_scope: dict[str, set[Key]] = {}
         for key in touched:
-            scopes = self.desired.touch_some(key) if key.scope == SOME_SCOPE else {key.scope}
-            for scope in scopes:
-                by_scope.setdefault(scope, set()).add(key)
+            if key.scope == CLUSTER_SCOPE:
+                by_scope.setdefault(CLUSTER_SCOPE, set()).add(key)
+                continue
+            of, nodes = self.desired.touch(key)
+            for node in nodes:
+                by_scope.setdefault(node, set()).add(of)
         for scope, keys in by_scope.items():
             changes = {key: self.desired.fragment(scope, key) for key in keys}
             if scope == CLUSTER_SCOPE:

@@ -1,6 +1,7 @@
 """Examines one random cluster after the other, and makes a counterexample small."""
 
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -74,7 +75,7 @@ class Fuzz:
                 if allowed != arrives:
                     return f"ofproto/trace: {packet}: allowed {allowed}, arrives {arrives}"
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is a counterexample
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
         self.examined.clusters += 1
         self.examined.pairs += proof.pairs
         self.examined.traces += self._traces

@@ -117,6 +117,29 @@ class Tables:
                 self.entries.setdefault(entry.table, []).append(entry)
         for entries in self.entries.values():
             entries.sort(key=lambda entry: -entry.priority)
+        self._key_fields = {table: _key_field(found) for table, found in self.entries.items()}
+        self._candidates: dict[tuple[int, frozenset[int]], list[Entry]] = {}
+
+    def _may_match(self, table: int, columns: Columns, packets: PacketSet) -> list[Entry]:
+        """The flows of a table that packets with the values of these may match, in their order."""
+        entries = self.entries.get(table, [])
+        name = self._key_fields.get(table, "")
+        if name not in columns:
+            return entries
+        values = frozenset(value for value, holders in columns[name].items() if holders & packets)
+        found = self._candidates.get((table, values))
+        if found is None:
+            found = [
+                entry
+                for entry in entries
+                if all(
+                    term.value in values
+                    for term in entry.terms
+                    if term.field == name and term.mask is None
+                )
+            ]
+            self._candidates[table, values] = found
+        return found
 
     def run(self, packets: PacketSet, columns: Columns, table: int = 0) -> Run:
         """Send these packets through the tables, from `table` on. `columns` stay as they are."""
@@ -130,7 +153,7 @@ class Tables:
         run.reached[table] = run.reached.get(table, 0) | packets
         hits: list[tuple[Entry, PacketSet]] = []
         rest, level, tied = packets, -1, 0
-        for entry in self.entries.get(table, ()):
+        for entry in self._may_match(table, run.columns, packets):
             if entry.priority != level:
                 if not rest:
                     break
@@ -182,6 +205,16 @@ class Tables:
             for protocol in entry.terms
             if protocol.field == "nw_proto"
         }
+
+
+def _key_field(entries: Iterable[Entry]) -> str:
+    """The field that most flows of a table match whole, but for constants; it tells them apart."""
+    found: dict[str, set[int]] = {}
+    for entry in entries:
+        for term in entry.terms:
+            if term.mask is None:
+                found.setdefault(term.field, set()).add(term.value)
+    return max(found, key=lambda name: len(found[name]), default="")
 
 
 def _check_tie(entry: Entry, hit: PacketSet, hits: Iterable[tuple[Entry, PacketSet]]) -> None:
@@ -288,9 +321,16 @@ _STATISTICS = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=200_000)
 def parse(line: str) -> Entry | None:
     """A line of a dump; None: it is no flow. Raises `ValueError` for what is not simulated."""
+    return _parse(_COUNTERS.sub("", line))
+
+
+_COUNTERS: Final = re.compile(r"\b(duration|n_packets|n_bytes|idle_age|hard_age)=[\d.]+s?, ?")
+
+
+@lru_cache(maxsize=50_000)
+def _parse(line: str) -> Entry | None:
     head, found, tail = line.strip().partition("actions=")
     if not found:
         return None
