@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import pytest
 import structlog
@@ -9,6 +10,7 @@ import structlog
 from controller.sources.objects import KINDS
 from tests.policy.controlled import Controlled
 from tests.policy.evaluator import Cluster, End, Evaluator, Packet, gateway, node_addresses
+from tests.policy.fuzz import Fuzz
 from tests.policy.generator import NODES, as_yaml
 from tests.policy.proof import Kind, Proof
 from tests.policy.switches import Switches, switches_for
@@ -24,6 +26,22 @@ def switches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Switches]:
     with switches_for(tmp_path_factory.mktemp("ovs"), NODES[:2]) as made:
         yield made
     structlog.reset_defaults()
+
+
+BATCH: Final = 100
+"""Random clusters of one test."""
+PAIRS: Final = 50_000
+"""At least, of one batch: with 20 batches more than a million."""
+TRACES: Final = 3
+"""Packets of each cluster that the switches trace as well."""
+
+
+def examine(switches: Switches, seed: int) -> None:
+    """Examine the clusters of a batch of seeds."""
+    fuzz = Fuzz(switches, traces=TRACES)
+    fuzz.examine_all(range(seed, seed + BATCH))
+    assert fuzz.examined.clusters == BATCH
+    assert fuzz.examined.pairs >= PAIRS
 
 
 class Judge:
