@@ -2,16 +2,21 @@
 
 import time
 import traceback
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
+from typing import Final
 
 from tests.policy.controlled import Controlled
 from tests.policy.evaluator import Cluster
 from tests.policy.generator import as_yaml, generate, shrink
 from tests.policy.proof import Proof
 from tests.policy.switches import Switches
+
+KEPT: Final = 500
+"""Clusters before a counterexample that are kept to repeat it."""
 
 
 class CounterexampleError(AssertionError):
@@ -42,7 +47,7 @@ class Fuzz:
         self._traces = traces
         self._small = small
         self._controlled = Controlled()
-        self._before: tuple[int, Cluster] | None = None
+        self._before: deque[Cluster] = deque(maxlen=KEPT)
 
     def until(self, deadline: float, first_seed: int) -> None:
         """Examine the clusters of all seeds from this one on, until this moment (monotonic)."""
@@ -63,7 +68,7 @@ class Fuzz:
         if found:
             explained = self._explained(seed, cluster, found) if self._small else found
             raise CounterexampleError(explained)
-        self._before = seed, cluster
+        self._before.append(cluster)
 
     def _difference(self, controlled: Controlled, cluster: Cluster, seed: int) -> str:
         """The first difference, as text; empty: there is none."""
@@ -82,36 +87,49 @@ class Fuzz:
         return ""
 
     def _explained(self, seed: int, cluster: Cluster, found: str) -> str:
+        """What repeats it, as small as can be found: clusters, of which the last one fails."""
         kind = _kind(found)
 
-        def fails(candidate: Cluster) -> bool:
-            return _kind(self._difference(Controlled(), candidate, seed)) == kind
-
-        if fails(cluster):
-            small = shrink(cluster, fails)
-            found = self._difference(Controlled(), small, seed)
-            return f"seed {seed}: {found}\n{as_yaml(small)}"
-        # A fault of the change itself: the cluster before it is needed as well.
-        assert self._before is not None
-        before_seed, before = self._before
-
-        def after(earlier: Cluster, candidate: Cluster) -> str:
+        def after(earlier: Sequence[Cluster], candidate: Cluster) -> str:
             controlled = Controlled()
-            controlled.become(earlier)
+            for each in earlier:
+                controlled.become(each)
             return self._difference(controlled, candidate, seed)
 
-        def fails_after(earlier: Cluster, candidate: Cluster) -> bool:
+        def fails(earlier: Sequence[Cluster], candidate: Cluster) -> bool:
             return _kind(after(earlier, candidate)) == kind
 
-        if not fails_after(before, cluster):
-            return f"seed {seed}, after all since the first seed: {found}\n{as_yaml(cluster)}"
-        small = shrink(cluster, lambda each: fails_after(before, each), tries=300)
-        earlier = shrink(before, lambda each: fails_after(each, small), tries=300)
-        found = after(earlier, small)
-        return (
-            f"seed {seed} after seed {before_seed}: {found}\n# before\n{as_yaml(earlier)}"
-            f"\n# after\n{as_yaml(small)}"
-        )
+        earlier = self._needed([*self._before], lambda these: fails(these, cluster))
+        if earlier is None:
+            return f"seed {seed}, after more clusters than are kept: {found}\n{as_yaml(cluster)}"
+        small = shrink(cluster, lambda each: fails(earlier, each))
+        for index, each in enumerate(earlier):
+            earlier[index] = shrink(
+                each,
+                lambda less, at=index: fails(  # type: ignore[misc]
+                    [*earlier[:at], less, *earlier[at + 1 :]], small
+                ),
+                tries=300,
+            )
+        texts = [f"\n# before\n{as_yaml(each)}" for each in earlier]
+        return f"seed {seed}: {after(earlier, small)}\n{''.join(texts)}\n# now\n{as_yaml(small)}"
+
+    @staticmethod
+    def _needed(
+        before: list[Cluster], fails: Callable[[Sequence[Cluster]], bool]
+    ) -> list[Cluster] | None:
+        """Those of the clusters before that are needed for a failure; None: all are too few."""
+        size = 0
+        while not fails(before[len(before) - size :]):
+            if size == len(before):
+                return None
+            size = min(max(1, 2 * size), len(before))
+        needed = before[len(before) - size :]
+        for each in list(needed):
+            fewer = [other for other in needed if other is not each]
+            if fails(fewer):
+                needed = fewer
+        return needed
 
 
 def _kind(found: str) -> str:
