@@ -21,15 +21,15 @@ POLICY: Final = (
     Fault(
         "a pod that a NetworkPolicy selects is not isolated",
         _FLOWS,
-        "Isolated=int(walks.isolated or walks.refused)",
-        "Isolated=int(walks.refused)",
+        "    (selected,) = LAYOUT.loads(Selected=1, Isolated=isolated)\n",
+        "    (selected,) = LAYOUT.loads(Selected=1, Isolated=walks.refused)\n",
         _TESTS,
     ),
     Fault(
         "the shortest prefix of a block decides, not the longest",
         _FLOWS,
-        "            Priority.PREFIX + block.network.prefixlen,\n",
-        "            Priority.PREFIX + 32 - block.network.prefixlen,\n",
+        "Priority.PREFIX + length,\n",
+        "Priority.PREFIX + 32 - length,\n",
         _TESTS,
     ),
     Fault(
@@ -47,10 +47,10 @@ POLICY: Final = (
         _TESTS,
     ),
     Fault(
-        "a block without a pod takes the pod from the members",
+        "an `except` of a block takes pods from the members",
         _FLOWS,
-        "        Priority.MEMBER, [_PORTS], str(found.owner),\n",
-        "        Priority.PREFIX, [_PORTS], str(found.owner),\n",
+        '{field: 0}, Priority.MEMBER, [_PORTS], "a member of the set")',
+        '{field: 0}, Priority.PREFIX, [_PORTS], "a member of the set")',
         _TESTS,
     ),
     Fault(
@@ -77,7 +77,7 @@ POLICY: Final = (
     Fault(
         "the Baseline tier concerns pods that a NetworkPolicy selects",
         _FLOWS,
-        "    if not walks.isolated:\n",
+        "    if not isolated:\n",
         "    if walks.baseline:\n",
         _TESTS,
     ),
