@@ -1,5 +1,6 @@
 """Counters that say where packets were lost."""
 
+import json
 import re
 
 from lab import Lab
@@ -19,10 +20,20 @@ def overflows(lab: Lab) -> int:
 
 
 def drops(lab: Lab) -> dict[str, int]:
-    """Packets that the switches have dropped, by node and reason, such as `datapath_drop_meter`."""
+    """Packets dropped since the start, by where and why, such as `node1 datapath_drop_meter`.
+
+    By the switches (`ovs-appctl coverage/show`), and by interfaces and UDP sockets (nstat(8)).
+    """
     found: dict[str, int] = {}
     for node in NODES:
         shown = lab.exec(node, ["ovs-appctl", "coverage/show"]).stdout
         for reason, count in re.findall(r"^(\w*drop\w*) .*total: (\d+)$", shown, re.MULTILINE):
             found[f"{node} {reason}"] = int(count)
-    return found
+    for where in (*NODES, *(f"{pod.namespace}/{pod.name}" for pod in lab.pods())):
+        counted = json.loads(lab.exec(where, ["nstat", "-a", "-s", "-z", "-j"]).stdout)["kernel"]
+        for reason in ("UdpNoPorts", "UdpInErrors", "IpInDiscards", "IpOutDiscards"):
+            found[f"{where} {reason}"] = counted[reason]
+        for link in json.loads(lab.exec(where, ["ip", "-s", "-j", "link"]).stdout):
+            for way, stats in link["stats64"].items():
+                found[f"{where} {link['ifname']} {way}"] = stats["dropped"] + stats["errors"]
+    return {name: count for name, count in found.items() if count}

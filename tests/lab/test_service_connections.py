@@ -130,9 +130,10 @@ def test_two_queries_at_once_from_one_socket_are_answered(lab: Lab, client: str)
     wait_until(lambda: served(lab, client, "10.96.1.1", 53, "udp"))
     command = [sys.executable, "-c", RESOLVER, "10.96.1.1", "53", "10000"]
     before = overflows(lab)
-    counts = Counter(json.loads(lab.exec(client, command, timeout=300).stdout))
+    done = lab.exec(client, command, timeout=300)
+    counts = Counter(json.loads(done.stdout))
     lost = counts.pop("timed out", 0)
-    assert lost <= overflows(lab) - before, (lost, drops(lab))
+    assert lost <= overflows(lab) - before, (done.stderr, drops(lab))
     assert counts.keys() == {A1, A2, B1}
     assert counts.total() + lost == 10_000
 
@@ -151,10 +152,13 @@ for number in range(tries):
         questions = [f"{number} A".encode(), f"{number} AAAA".encode()]
         for question in questions:
             client.send(question)
+        answers = []
         try:
-            answers = [client.recv(100).split(b" ", 3) for _ in questions]
+            for _ in questions:
+                answers.append(client.recv(100).split(b" ", 3))
         except TimeoutError:
             counts["timed out"] += 1
+            print(f"try {number}: {answers}", file=sys.stderr)
             if counts["timed out"] > 5:
                 sys.exit(f"try {number}: timed out")
             continue
