@@ -10,7 +10,9 @@ import pytest
 from flows import names
 from flows.features import policy
 from flows.flow import Flow
+from flows.pipeline import Feature
 from flows.policy import EVERY_PORT, Walks
+from flows.transition import transition
 from flows.view import Attachment, ClusterView
 from tests.flows import tracing, worlds
 from tests.flows.policies import ACCEPT, DENY, FROM_POD, PASS, SCTP, TCP, TO_POD, UDP, Policies
@@ -421,3 +423,37 @@ def test_more_resubmits_than_the_switch_allows_are_closed(node: Node1) -> None:
     node.become(made)
     assert policy.resubmits(made.walks[long]) > policy.MOST_RESUBMITS
     assert not node.passes(pod(B, A))
+
+
+def test_between_two_states_a_switch_lets_pass_what_both_allow(node: Node1) -> None:
+    states = []
+    for peers, ports in (((B, C), ((TCP, 80), (UDP, 80))), ((C, D, X), ((TCP, 80), (TCP, 81)))):
+        made = Policies()
+        rule = (made.peers(TO_POD, *peers), made.ports(*ports))
+        made.isolate(A, TO_POD, made.walk("in", TO_POD, rule))
+        made.isolate(B, FROM_POD, made.walk("out", FROM_POD, (None, made.ports(ports[0]))))
+        states.append(made)
+    packets = [
+        each(one, A, port, protocol)
+        for each, one in ((pod, B), (pod, C), (pod, D), (remote, X))
+        for port in (80, 81)
+        for protocol in ("tcp", "udp")
+    ]
+    allowed = []
+    for made in states:
+        node.become(made)
+        allowed.append([node.passes(packet) for packet in packets])
+    assert [sum(each) for each in allowed] == [3, 6]
+    old, new = (
+        [f for f in tracing.flows(made.on(VIEW), "node1") if f.feature == Feature.POLICY]
+        for made in states
+    )
+    between = transition(old, new)
+    for control, expected in (
+        ("single", allowed[0]),
+        ("both", [one and two for one, two in zip(*allowed, strict=True)]),
+        ("new", allowed[1]),
+        ("closed", [False] * len(packets)),
+    ):
+        node.become(Policies(), more=[*between, *policy.control(control)])
+        assert [node.passes(packet) for packet in packets] == expected, control
