@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from controller.inventory import Inventory
 from controller.kubernetes_api import MERGE, Write
 from controller.problems import PortRef, Problem, ReporterKind
-from controller.sources.objects import API_VERSIONS, Metadata
+from controller.sources.metadata import Metadata
+from controller.sources.objects import API_VERSIONS
 from flows.refs import ObjectRef
 
 SETTLE: Final = 5.0
@@ -75,20 +76,12 @@ def _reason(problem: Problem, inventory: Inventory) -> str:
     """The reason of the Event; empty: no Event is written."""
     subject, nodes = problem.subject, inventory.view.nodes
     kind = subject.kind if isinstance(subject, ObjectRef) else ""
-    match problem.reporter.kind:
-        case ReporterKind.SOURCE | ReporterKind.INVENTORY:
-            # A Node may take part and have a problem, for example with one of its addresses.
-            if isinstance(subject, ObjectRef) and kind == "Node" and subject.name in nodes:
-                return "NodeProblem"
-            return _REFUSED.get(kind, "")
-        case ReporterKind.PORTS:
-            return "PortRefused"
-        case ReporterKind.COMPILER:
-            return "FlowsNotCompiled"
-        case ReporterKind.SWITCH:
-            return "FlowsRefused"
-        case ReporterKind.AGENT:
-            return {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"}.get(kind, "")
+    reporter = problem.reporter.kind
+    # A Node may take part and have a problem, for example with one of its addresses.
+    if reporter in _REFUSING and kind == "Node" and getattr(subject, "name", "") in nodes:
+        return "NodeProblem"
+    reasons = _REASONS[reporter]
+    return reasons.get(kind, reasons.get("", ""))
 
 
 _REFUSED: Final = {
@@ -96,7 +89,21 @@ _REFUSED: Final = {
     "Pod": "PodRefused",
     "Service": "ServiceRefused",
     "EndpointSlice": "EndpointsRefused",
+    "Namespace": "NamespaceRefused",
+    "NetworkPolicy": "PolicyRefused",
+    "ClusterNetworkPolicy": "PolicyRefused",
 }
+_REFUSING: Final = (ReporterKind.SOURCE, ReporterKind.INVENTORY)
+_REASONS: Final[dict[ReporterKind, dict[str, str]]] = {
+    ReporterKind.SOURCE: _REFUSED,
+    ReporterKind.INVENTORY: _REFUSED,
+    ReporterKind.POLICIES: {"Pod": "PoliciesRefused", "": "PolicyProblem"},
+    ReporterKind.PORTS: {"": "PortRefused"},
+    ReporterKind.COMPILER: {"": "FlowsNotCompiled"},
+    ReporterKind.SWITCH: {"": "FlowsRefused"},
+    ReporterKind.AGENT: {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"},
+}
+"""By reporter and kind of the subject, the reason of an Event; an empty kind stands for others."""
 
 
 @dataclass(slots=True)

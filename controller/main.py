@@ -83,6 +83,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         [("the host range", network) for network in shared.host_ranges],
         excluded=own.excluded_nodes,
         protected=_protected(settings),
+        mirror_pods_as_members=shared.policy.mirror_pods_as_members,
     )
     reconciler = Reconciler(inventory)
     directory = directory or own.directory

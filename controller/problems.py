@@ -85,6 +85,8 @@ class ReporterKind(Enum):
     """An object, a file or a collection cannot be read."""
     INVENTORY = "the inventory"
     """An object is refused."""
+    POLICIES = "the policies"
+    """Something in a policy is invalid, or the policies of a Pod are refused."""
     PORTS = "the ports"
     """A port of a node's switch is refused."""
     COMPILER = "the compiler"
@@ -111,6 +113,7 @@ class Reporter(NamedTuple):
 
 SOURCE: Final = Reporter(ReporterKind.SOURCE)
 INVENTORY: Final = Reporter(ReporterKind.INVENTORY)
+POLICIES: Final = Reporter(ReporterKind.POLICIES)
 
 Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Reporter
 """A `Reporter` is the subject of one problem only: that it has more problems than are kept."""

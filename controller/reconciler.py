@@ -101,7 +101,7 @@ class Reconciler:
     def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on its host's interfaces."""
         self.inventory.report_addresses(node, addresses)
-        self._settle()
+        self._settle(WorkBudget())
 
     def report(self, subject: Subject, problem: str) -> None:
         """Say what is wrong with a subject of the source; empty: nothing any more."""
@@ -123,30 +123,37 @@ class Reconciler:
         while self._intake and not budget.over:
             item = self._intake.popleft()
             if isinstance(item, ObjectRef):
-                self._remove(item)
+                self._remove(item, budget)
             elif isinstance(item, partial):
                 # It concerns everything that came before it.
-                self._settle()
+                self._settle(budget)
+                if not self.inventory.is_settled:
+                    self._intake.appendleft(item)
+                    break
                 item()
             else:
                 self._touched |= self.inventory.set_object(item)
             budget.spend(OBJECT_COST)
-        self._settle()
-        if self._intake:
+        self._settle(budget)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """See to it that what is left is done in the next turn."""
+        if (self._intake or not self.inventory.is_settled) and self._taking is None:
             self._taking = asyncio.get_running_loop().call_soon(self._take_slice)
 
-    def _remove(self, gone: ObjectRef) -> None:
+    def _remove(self, gone: ObjectRef, budget: WorkBudget) -> None:
         self._touched |= self.inventory.remove_object(*gone)
         self.problems.clear_subject(gone)
         if gone.kind == "Node":
             self.problems.clear_reporter(Reporter(ReporterKind.AGENT, gone.name))
-            self._settle()
+            self._settle(budget)
             self.switches.drop_ports(gone.name)
 
-    def _settle(self) -> None:
+    def _settle(self, budget: WorkBudget) -> None:
         """Update what depends on the objects that were taken in."""
         touched, self._touched = self._touched, set()
-        self._absorb(touched | self.inventory.settle())
+        self._absorb(touched | self.inventory.settle(budget))
         self._follow_services()
 
     def _complete(self, whole: bool) -> None:
@@ -177,6 +184,8 @@ class Reconciler:
         self.compilation.touch(touched)
         if any(key.kind in {"peer", "node"} for key in touched):
             self.switches.wake_nodes()
+        if not self.inventory.is_settled:
+            self._go_on()
 
     def _follow_services(self) -> None:
         """Update what changes with Services besides flows: hosts and conntrack."""

@@ -17,6 +17,7 @@ from controller.problems import Reporter, ReporterKind, SwitchRef
 from controller.rates import Rate
 from controller.session import Session
 from controller.session_state import State
+from controller.work_budget import WorkBudget
 from flows import names
 from flows.view import Key
 from openflow.batch import message_text
@@ -128,7 +129,7 @@ class Switches:
     def drop_ports(self, node: str) -> None:
         """Drop the ports of a node that is neither connected nor known."""
         if node not in self.sessions and not self._inventory.knows_node(node):
-            self._absorb(self._inventory.set_ports(node, []))
+            self._absorb(self._inventory.set_ports(node, [], WorkBudget()))
 
     # --- one switch ---
 
@@ -143,10 +144,12 @@ class Switches:
         metrics.SESSIONS.set(len(self.sessions))
         try:
             if (address := _address(switch.host)) is not None:
-                self._absorb(self._inventory.node_connected(node, address))
+                self._absorb(self._inventory.node_connected(node, address, WorkBudget()))
             async with self._turn():
                 ports = [BridgePort(p.name, p.ofport, p.mac) for p in switch.ports.values()]
-                self._absorb_ports(node, lambda: self._inventory.set_ports(node, ports))
+                self._absorb_ports(
+                    node, lambda: self._inventory.set_ports(node, ports, WorkBudget())
+                )
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
@@ -236,8 +239,9 @@ class Switches:
     def _take_port(self, node: str, event: PortStatus) -> set[Key]:
         port = event.port
         if event.reason is PortReason.DELETE:
-            return self._inventory.remove_port(node, port.name)
-        return self._inventory.set_port(node, BridgePort(port.name, port.ofport, port.mac))
+            return self._inventory.remove_port(node, port.name, WorkBudget())
+        found = BridgePort(port.name, port.ofport, port.mac)
+        return self._inventory.set_port(node, found, WorkBudget())
 
     def _absorb_ports(self, node: str, change: Callable[[], set[Key]]) -> None:
         conntrack_flush = self._conntrack_flush()

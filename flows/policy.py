@@ -151,6 +151,11 @@ def policy_digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") or 1
 
 
+def blocks_id(peer_set: int) -> int:
+    """The id under which a set that has the pod range, too, looks up its blocks."""
+    return policy_digest(f"blocks of {peer_set:016x}")
+
+
 def rule_id(text: str) -> int:
     """32 bits of a digest, not 0: the id of a rule, as `ct_label` holds it."""
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big") or 1

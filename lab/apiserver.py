@@ -36,7 +36,13 @@ metadata:
   name: sluice-lab-controller
 rules:
   - apiGroups: [""]
-    resources: [nodes, pods, services]
+    resources: [nodes, pods, services, namespaces]
+    verbs: [get, list, watch]
+  - apiGroups: [networking.k8s.io]
+    resources: [networkpolicies]
+    verbs: [get, list, watch]
+  - apiGroups: [policy.networking.k8s.io]
+    resources: [clusternetworkpolicies]
     verbs: [get, list, watch]
   - apiGroups: [discovery.k8s.io]
     resources: [endpointslices]

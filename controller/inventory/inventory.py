@@ -6,11 +6,14 @@ from typing import Final
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
 from controller.inventory.nodes import Nodes
-from controller.inventory.pods import Pods
+from controller.inventory.pods import Pods, port_prefixes
+from controller.inventory.policy_kinds import NamespaceKind, PolicyKind
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
+from controller.policies import PolicyInventory
 from controller.problems import (
     INVENTORY,
+    POLICIES,
     BridgeRef,
     PortRef,
     Problems,
@@ -19,7 +22,9 @@ from controller.problems import (
     Subject,
 )
 from controller.services import ServiceInventory
-from controller.sources.objects import Metadata, NodeObject, Object, PodObject
+from controller.sources.metadata import Metadata
+from controller.sources.objects import NodeObject, Object, PodObject
+from controller.work_budget import WorkBudget
 from flows.family import IPAddress
 from flows.view import Cluster, ClusterView, Key
 
@@ -39,11 +44,14 @@ class Inventory:
         problems: Problems | None = None,
         protected: Mapping[IPAddress, str] | None = None,
         excluded: Iterable[str] = (),
+        *,
+        mirror_pods_as_members: bool = False,
     ) -> None:
         """`reserved` are ranges that no podCIDR may overlap, besides the Service range.
 
         `protected` are addresses that no Service may take, and what they are. `excluded` are the
         labels of Nodes that Sluice leaves alone, each `KEY` or `KEY=VALUE`.
+        `mirror_pods_as_members`: whether selectors of policies match mirror pods as peers.
         """
         self.problems: Final = Problems() if problems is None else problems
         """The registry of all problems, also of those that others report."""
@@ -52,11 +60,25 @@ class Inventory:
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = ServiceInventory(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
+        self.policies: Final = PolicyInventory(
+            cluster,
+            self._note_policy,
+            self.pods.owner,
+            self.ports.attachments,
+            self.nodes.accepted,
+            mirror_pods_as_members=mirror_pods_as_members,
+        )
+        self.nodes.followers.append(self._policies_follow_nodes)
+        self.pods.followers.append(self._policies_follow_pod)
+        self.ports.followers.append(self.policies.attachment_changed)
         self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
             "Pod": self.pods,
             "Service": ServiceKind(self.services),
             "EndpointSlice": SliceKind(self.services),
+            "Namespace": NamespaceKind(self.policies),
+            "NetworkPolicy": PolicyKind("NetworkPolicy", self.policies),
+            "ClusterNetworkPolicy": PolicyKind("ClusterNetworkPolicy", self.policies),
         }
         self.view: Final = ClusterView(
             cluster,
@@ -66,6 +88,12 @@ class Inventory:
             self.services.local,
             self.services.targets.view,
             self.services.targets.services,
+            self.policies.isolations,
+            self.policies.walks.view,
+            self.policies.peers.view,
+            self.policies.peers.members,
+            self.policies.ports.view,
+            self.policies.needed_by,
         )
 
     # --- objects and ports in ---
@@ -78,26 +106,39 @@ class Inventory:
         """An object was removed."""
         return self._kinds[kind].remove(namespace, name)
 
-    def settle(self) -> set[Key]:
-        """Decide what depends on several objects, once after any number of changes."""
-        return self.nodes.settle() | self.services.settle()
+    def settle(self, budget: WorkBudget | None = None) -> set[Key]:
+        """Decide what depends on several objects, once after any number of changes.
 
-    def node_connected(self, node: str, address: IPAddress) -> set[Key]:
+        With a budget, policies are decided as far as it reaches: call it again until `is_settled`.
+        """
+        touched = self.nodes.settle() | self.services.settle()
+        return touched | self.policies.settle(budget)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the view is what the objects and ports say."""
+        return self.policies.is_settled
+
+    def node_connected(
+        self, node: str, address: IPAddress, budget: WorkBudget | None = None
+    ) -> set[Key]:
         """A node's switch opened a session from this address, which counts until the next one."""
         self.nodes.connected(node, address)
-        return self.settle()
+        return self.settle(budget)
 
-    def set_ports(self, node: str, ports: Iterable[BridgePort]) -> set[Key]:
+    def set_ports(
+        self, node: str, ports: Iterable[BridgePort], budget: WorkBudget | None = None
+    ) -> set[Key]:
         """All ports of a node's bridge, after its switch connected."""
-        return self.ports.put_all(node, ports)
+        return self.ports.put_all(node, ports) | self.policies.settle(budget)
 
-    def set_port(self, node: str, port: BridgePort) -> set[Key]:
+    def set_port(self, node: str, port: BridgePort, budget: WorkBudget | None = None) -> set[Key]:
         """A port was added or changed."""
-        return self.ports.put(node, port)
+        return self.ports.put(node, port) | self.policies.settle(budget)
 
-    def remove_port(self, node: str, name: str) -> set[Key]:
+    def remove_port(self, node: str, name: str, budget: WorkBudget | None = None) -> set[Key]:
         """A port was removed."""
-        return self.ports.remove(node, name)
+        return self.ports.remove(node, name) | self.policies.settle(budget)
 
     def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on the host's interfaces; `settle` has to follow."""
@@ -112,6 +153,22 @@ class Inventory:
         }
         self.services.set_node_addresses(dict(self.nodes.addresses))
         return touched
+
+    def _policies_follow_nodes(self, changed: Collection[str]) -> set[Key]:
+        self.policies.nodes_changed(changed)
+        return set()
+
+    def _policies_follow_pod(self, old: PodObject | None, new: PodObject | None) -> set[Key]:
+        concerned = {
+            (pod.spec.node_name, prefix)
+            for pod in (old, new)
+            if pod is not None
+            for prefix in port_prefixes(pod)
+        }
+        for node, prefix in concerned:
+            for port in self.ports.with_prefix(node, prefix):
+                self.policies.attachment_changed(node, port)
+        return set()
 
     # --- what others ask ---
 
@@ -141,6 +198,9 @@ class Inventory:
         known = self._kinds.get(kind)
         found = known.get(namespace, name) if known else None
         return found.metadata if found else None
+
+    def _note_policy(self, subject: Subject, problem: str) -> None:
+        self.problems.set(POLICIES, subject, problem)
 
     def _note(self, subject: Subject, problem: str) -> None:
         # Problems of a node's ports are bounded for each node, and end with its session.

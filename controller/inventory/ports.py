@@ -4,7 +4,7 @@ A switch that reports invented ports harms its own node only: the number of port
 the cost of judging one port does not grow with the number of others.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
@@ -108,6 +108,8 @@ class Ports:
         """See `ClusterView.attachments`."""
         self._nodes = nodes
         self._pods = pods
+        self.followers: Final[list[Callable[[str, str], None]]] = []
+        """Called with node and port of each attachment that was added, changed or removed."""
         self._note = note
         self._bridges: dict[str, _Bridge] = {}
         nodes.followers.append(self._follow_nodes)
@@ -141,6 +143,11 @@ class Ports:
             return set()
         bridge.beyond.pop(name, None)
         return self._judge(node, bridge.drop(name) if name in bridge.ports else ())
+
+    def with_prefix(self, node: str, prefix: str) -> Collection[str]:
+        """The names of the ports on a node that begin with this prefix."""
+        bridge = self._bridges.get(node)
+        return bridge.by_prefix.get(prefix, ()) if bridge else ()
 
     @staticmethod
     def _add(bridge: _Bridge, port: BridgePort) -> set[str]:
@@ -198,6 +205,8 @@ class Ports:
             else:
                 accepted[name] = attachment
             touched.add(Key(node, "attachment", name))
+            for follower in self.followers:
+                follower(node, name)
         self._note(BridgeRef(node), _too_many(bridge.beyond))
         if not accepted:
             del self.attachments[node]

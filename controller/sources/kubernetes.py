@@ -20,6 +20,7 @@ from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.problems import ApiPathRef
 from controller.sources.feed import Feed, in_slices
 from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
+from controller.sources.policy_objects import NamespaceObject, NetworkPolicyObject
 from flows.refs import ObjectRef
 from settings import SettingsError
 
@@ -103,6 +104,8 @@ class ApiServer:
             ("/api/v1/pods", PodObject),
             ("/api/v1/services", ServiceObject),
             ("/apis/discovery.k8s.io/v1/endpointslices", SliceObject),
+            ("/api/v1/namespaces", NamespaceObject),
+            ("/apis/networking.k8s.io/v1/networkpolicies", NetworkPolicyObject),
         )
         self._reflectors = tuple(
             Reflector(kubeconfig, path, kind, feed, self._on_progress) for path, kind in kinds

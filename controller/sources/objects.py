@@ -4,11 +4,18 @@ Decoded straight from bytes or YAML into trimmed structs; a Pod of 5 KB costs mi
 """
 
 import re
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 import msgspec
 
 from controller.faults import ControllerFault
+from controller.sources.metadata import MOST_SHARED, Metadata, shared_labels
+from controller.sources.policy_objects import (
+    ClusterNetworkPolicyObject,
+    NamespaceObject,
+    NetworkPolicyObject,
+)
 from flows.refs import ObjectRef
 from settings.plain_yaml import shown
 
@@ -19,15 +26,6 @@ class ObjectError(ControllerFault):
 
 class UnknownKindError(ObjectError):
     """An object of a kind that no flow depends on."""
-
-
-class Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    """ObjectMeta. Kinds of which labels or annotations matter add those that do."""
-
-    name: str
-    namespace: str = ""
-    uid: str = ""
-    creation_timestamp: str | None = None
 
 
 class NodeMetadata(Metadata, frozen=True, rename="camel"):
@@ -125,10 +123,39 @@ class PodMetadata(Metadata, frozen=True, rename="camel"):
     annotations: PodAnnotations | None = None
     owner_references: list[OwnerReference] | None = None
     """Kept for mirror pods only: in a large cluster they would take most of the memory."""
+    labels: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.annotations is None or not self.annotations.config_mirror:
             msgspec.structs.force_setattr(self, "owner_references", None)
+        if self.labels is not None:
+            msgspec.structs.force_setattr(self, "labels", shared_labels(self.labels))
+
+
+class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 ContainerPort."""
+
+    name: str = ""
+    container_port: int = 0
+    protocol: str = "TCP"
+
+
+class Container(msgspec.Struct, frozen=True, rename="camel"):
+    """core/v1 Container."""
+
+    ports: tuple[ContainerPort, ...] | None = None
+    restart_policy: str = ""
+
+
+@lru_cache(maxsize=MOST_SHARED)
+def _with_named_ports(containers: tuple[Container, ...]) -> tuple[Container, ...]:
+    """What the names of ports depend on, shared with other Pods that have the same."""
+    named = [tuple(port for port in each.ports or () if port.name) for each in containers]
+    return tuple(
+        msgspec.structs.replace(each, ports=ports)
+        for each, ports in zip(containers, named, strict=True)
+        if ports
+    )
 
 
 class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
@@ -136,6 +163,23 @@ class PodSpec(msgspec.Struct, frozen=True, rename="camel"):
 
     node_name: str = ""
     host_network: bool = False
+    containers: tuple[Container, ...] | None = None
+    """Only those that have ports with names, and of their ports only these."""
+    init_containers: tuple[Container, ...] | None = None
+    """In the same way."""
+
+    def __post_init__(self) -> None:
+        for field in ("containers", "init_containers"):
+            if (given := getattr(self, field)) is not None:
+                kept = _with_named_ports(given) or None
+                msgspec.structs.force_setattr(self, field, kept)
+
+    @property
+    def named_ports(self) -> tuple[ContainerPort, ...]:
+        """The ports that have a name, of all containers that run as long as the Pod."""
+        sidecars = (c for c in self.init_containers or () if c.restart_policy == "Always")
+        of = (*(self.containers or ()), *sidecars)
+        return tuple(port for container in of for port in container.ports or ())
 
 
 class PodObject(msgspec.Struct, frozen=True):
@@ -145,6 +189,12 @@ class PodObject(msgspec.Struct, frozen=True):
 
     metadata: PodMetadata
     spec: PodSpec = PodSpec()
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether it calls itself a mirror pod: then a kubelet may have invented its labels."""
+        annotations = self.metadata.annotations
+        return annotations is not None and bool(annotations.config_mirror)
 
     @property
     def mirrored(self) -> tuple[str, str] | None:
@@ -349,13 +399,38 @@ class SliceObject(msgspec.Struct, frozen=True, rename="camel"):
         return labels.service or ""
 
 
-Object = NodeObject | PodObject | ServiceObject | SliceObject
+Object = (
+    NodeObject
+    | PodObject
+    | ServiceObject
+    | SliceObject
+    | NamespaceObject
+    | NetworkPolicyObject
+    | ClusterNetworkPolicyObject
+)
 KINDS: dict[str, type[Object]] = {
-    kind.kind: kind for kind in (NodeObject, PodObject, ServiceObject, SliceObject)
+    kind.kind: kind
+    for kind in (
+        NodeObject,
+        PodObject,
+        ServiceObject,
+        SliceObject,
+        NamespaceObject,
+        NetworkPolicyObject,
+        ClusterNetworkPolicyObject,
+    )
 }
-CLUSTER_SCOPED: Final = frozenset({NodeObject.kind})
+CLUSTER_SCOPED: Final = frozenset(
+    {NodeObject.kind, NamespaceObject.kind, ClusterNetworkPolicyObject.kind}
+)
 """The kinds without a namespace."""
-API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
+API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "ClusterNetworkPolicy": "policy.networking.k8s.io/v1beta1",
+}
+_FURTHER_VERSIONS: Final = {"ClusterNetworkPolicy": {"policy.networking.k8s.io/v1alpha2"}}
+"""By kind, versions of which the schema is the same."""
 
 
 def ref(given: Object) -> ObjectRef:
@@ -376,9 +451,9 @@ def from_manifest(content: Any) -> Object:
         raise UnknownKindError(
             f"object {name}: kind {shown(kind)} is unknown here; known: {', '.join(KINDS)}"
         )
-    if content.get("apiVersion") != API_VERSIONS[wanted.kind]:
-        version = shown(content.get("apiVersion"))
-        due = API_VERSIONS[wanted.kind]
+    given_version, due = content.get("apiVersion"), API_VERSIONS[wanted.kind]
+    if given_version not in (due, *_FURTHER_VERSIONS.get(wanted.kind, ())):
+        version = shown(given_version)
         raise ObjectError(f"{kind} {name}: apiVersion: {version} is not {due!r}")
     try:
         made = msgspec.convert(content, wanted)

@@ -38,6 +38,7 @@ from flows.policy import (
     PortRange,
     PortSet,
     Walks,
+    blocks_id,
     policy_digest,
 )
 from flows.shapes import Piece, Pieces, Shape
@@ -395,7 +396,7 @@ def peer_set(cluster: Cluster, found: PeerSet) -> Iterable[Flow]:
     blocks: list[Action] = []
     if found.outsiders is not None and found.blocks:
         # Addresses that no pod has are judged by the blocks, which have an id of their own.
-        number = policy_digest(f"blocks of {found.id:016x}")
+        number = blocks_id(found.id)
         blocks = [
             LAYOUT.load("PeerSet", number), _PEERS, LAYOUT.load("PeerSet", found.id)
         ]  # fmt: skip

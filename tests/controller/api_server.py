@@ -117,7 +117,7 @@ class Resource:
 
 
 class ApiServer:
-    """Nodes, Pods, Services and EndpointSlices over HTTP, on a port of 127.0.0.1 that was free."""
+    """What the controller watches, over HTTP, on a port of 127.0.0.1 that was free."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.version = 100
@@ -126,11 +126,15 @@ class ApiServer:
         self.pods = Resource("Pod", self)
         self.services = Resource("Service", self)
         self.slices = Resource("EndpointSlice", self)
+        self.namespaces = Resource("Namespace", self)
+        self.policies = Resource("NetworkPolicy", self)
         self.resources = {
             "/api/v1/nodes": self.nodes,
             "/api/v1/pods": self.pods,
             "/api/v1/services": self.services,
             "/apis/discovery.k8s.io/v1/endpointslices": self.slices,
+            "/api/v1/namespaces": self.namespaces,
+            "/apis/networking.k8s.io/v1/networkpolicies": self.policies,
         }
         self.kubeconfig = kubeconfig
         self._port = 0

@@ -1,0 +1,139 @@
+"""Which nodes need which walk and which set: `ClusterView.needed_by`, and the keys that changed."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from flows.kinds import MOST_OWNERS, PEER_MEMBER, PEER_SET, PORT_SET, WALK
+from flows.refs import ObjectRef
+from flows.view import SOME_SCOPE, Key
+
+KINDS: Final = (WALK.name, PEER_SET.name, PEER_MEMBER.name, PORT_SET.name)
+
+
+class Changes:
+    """Keys of the view that changed and were not handed over yet."""
+
+    def __init__(self) -> None:
+        self.keys: set[Key] = set()
+
+    def take(self) -> set[Key]:
+        """All of them, once."""
+        taken, self.keys = self.keys, set()
+        return taken
+
+    def content(self, kind: str, name: str) -> None:
+        """A fragment that some nodes need changed."""
+        self.keys.add(Key(SOME_SCOPE, kind, name))
+
+    def need(self, node: str, kind: str, name: str) -> None:
+        """A node needs a fragment now, or does not need it any more."""
+        self.keys.add(Key(node, kind, name))
+
+
+class Needed:
+    """A walk or a set: something that nodes need as long as something there refers to it."""
+
+    __slots__ = ("is_refused", "key", "name", "nodes", "number")
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        """What the id is a digest of."""
+        self.number = number
+        """Its id."""
+        self.key = f"{number:016x}"
+        self.is_refused = False
+        """Whether another name has its id."""
+        self.nodes: dict[str, int] = {}
+        """By node, how many refer to it there."""
+
+    def fragments(self) -> Iterator[tuple[str, str]]:
+        """The kinds and names of the keys that a node needs with it."""
+        raise NotImplementedError
+
+    def begin(self, node: str, changes: Changes) -> bool:
+        """One more refers to it on a node. Returns whether it is the first."""
+        count = self.nodes.get(node, 0)
+        self.nodes[node] = count + 1
+        if not count and not self.is_refused:
+            for kind, name in self.fragments():
+                changes.need(node, kind, name)
+        return not count
+
+    def cease(self, node: str, changes: Changes) -> bool:
+        """One fewer refers to it on a node. Returns whether it was the last."""
+        count = self.nodes[node] - 1
+        if count:
+            self.nodes[node] = count
+            return False
+        del self.nodes[node]
+        if not self.is_refused:
+            for kind, name in self.fragments():
+                changes.need(node, kind, name)
+        return True
+
+    def touch(self, changes: Changes, fragments: Iterable[tuple[str, str]]) -> None:
+        """Some of its fragments changed."""
+        if self.nodes:
+            for kind, name in fragments:
+                changes.content(kind, name)
+
+
+class NeededBy(Mapping[Key, AbstractSet[str]]):
+    """`ClusterView.needed_by`, without a set of nodes for each of very many keys."""
+
+    def __init__(self, by_kind: Mapping[str, Mapping[str, Needed]]) -> None:
+        """`by_kind`: of each kind of key, what has these ids; refused ones are not in there."""
+        self._by_kind = by_kind
+
+    def __getitem__(self, key: Key) -> AbstractSet[str]:
+        scope, kind, name = key
+        if scope == SOME_SCOPE and kind in self._by_kind:
+            found = self._by_kind[kind].get(name[:16])
+            if found is not None and found.nodes:
+                return found.nodes.keys()
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[Key]:
+        for found in {each for by_id in self._by_kind.values() for each in by_id.values()}:
+            if found.nodes:
+                for kind, name in found.fragments():
+                    yield Key(SOME_SCOPE, kind, name)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Users:
+    """The policies that use a set, sorted, and how often the others than once."""
+
+    __slots__ = ("_more", "refs")
+
+    def __init__(self) -> None:
+        self.refs: list[ObjectRef] = []
+        self._more: dict[ObjectRef, int] = {}
+
+    def add(self, user: ObjectRef) -> bool:
+        """A policy uses it once more. Returns whether those that are named changed."""
+        place = bisect_left(self.refs, user)
+        if place < len(self.refs) and self.refs[place] == user:
+            self._more[user] = self._more.get(user, 0) + 1
+            return False
+        self.refs.insert(place, user)
+        return place < MOST_OWNERS
+
+    def remove(self, user: ObjectRef) -> bool:
+        """A policy uses it once less. Returns whether those that are named changed."""
+        more = self._more.pop(user, 0)
+        if more:
+            if more > 1:
+                self._more[user] = more - 1
+            return False
+        place = bisect_left(self.refs, user)
+        del self.refs[place]
+        return place < MOST_OWNERS
+
+    @property
+    def named(self) -> tuple[ObjectRef, ...]:
+        return tuple(self.refs[:MOST_OWNERS])

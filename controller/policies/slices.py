@@ -1,0 +1,18 @@
+"""Work that is done in slices, so that it does not hold the event loop."""
+
+from collections.abc import Generator
+from typing import TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Slices: TypeAlias = Generator[None, None, T]
+"""A generator that yields where it may wait, and returns its result."""
+
+
+def complete(work: Slices[T]) -> T:
+    """Do all of it now."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

@@ -1,0 +1,389 @@
+"""The walks of policies, and which of them each group of attachments goes through."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from controller.policies.drafts import PolicyDraft, Rule, Tier
+from controller.policies.ids import Ids
+from controller.policies.needs import Changes, Needed
+from controller.policies.peer_sets import PeerSets, PeerSetState
+from controller.policies.pod_groups import PodGroup, SelectionState
+from controller.policies.port_sets import NamedPort, PortSets, PortSetState, merged
+from controller.policies.slices import Slices
+from flows.features.policy import MOST_RESUBMITS, resubmits
+from flows.kinds import WALK
+from flows.policy import (
+    EVERY_PORT,
+    Direction,
+    PolicyAction,
+    PolicyStep,
+    PolicyWalk,
+    PortRange,
+    Walks,
+    rule_id,
+)
+from flows.refs import ObjectRef
+
+Resolution = tuple[tuple[PortRange, ...], ...]
+"""For each named port of a policy's rules to the pod, its numbers on the pods of a group."""
+
+
+class WalkState(Needed):
+    """One walk of a policy: for the groups on which its named ports have the same numbers."""
+
+    __slots__ = (
+        "cost",
+        "direction",
+        "groups",
+        "policy",
+        "port_sets",
+        "resolution",
+        "sets",
+        "steps",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        policy: "PolicyState",
+        direction: Direction,
+        resolution: Resolution,
+    ) -> None:
+        super().__init__(name, number)
+        self.policy = policy
+        self.direction = direction
+        self.resolution = resolution
+        self.groups = 0
+        """How many groups go through it."""
+        self.steps: tuple[PolicyStep, ...] = ()
+        self.sets: tuple[Needed, ...] = ()
+        """The sets of its steps, each once."""
+        self.port_sets: tuple[PortSetState, ...] = ()
+        """The sets of ports that it uses, with those of steps that are left out."""
+        self.cost = 0
+        """Resubmits of a packet that no step decides."""
+
+    def fragments(self) -> Iterator[tuple[str, str]]:
+        yield WALK.name, self.key
+
+
+class RuleState(NamedTuple):
+    """A rule with its sets."""
+
+    rule: Rule
+    id: int
+    peers: PeerSetState | None
+    """None: everybody, or nobody where `rule.peers` is empty."""
+    named: tuple[tuple[PeerSetState, PortRange], ...] = ()
+    """From the pod: for each number of a named port, the peers that have it."""
+
+
+class PolicyState:
+    """A policy that is in force."""
+
+    __slots__ = ("draft", "is_current", "peer_sets", "rules", "subject", "walks")
+
+    def __init__(self, draft: PolicyDraft) -> None:
+        self.draft = draft
+        self.is_current = False
+        """Whether it is in force: not yet before all of its sets are complete."""
+        self.subject: SelectionState | None = None
+        self.rules: dict[Direction, tuple[RuleState, ...]] = {}
+        """The directions that it says something about."""
+        self.walks: dict[Direction, dict[Resolution, WalkState]] = {d: {} for d in Direction}
+        self.peer_sets: dict[PeerSetState, None] = {}
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The object."""
+        return self.draft.ref
+
+    def named_ports(self, direction: Direction) -> tuple[NamedPort, ...]:
+        """The named ports that depend on the pod itself, in the order of rules."""
+        if direction is Direction.FROM_POD:
+            return ()
+        found = (rule.ports.named for rule in self.draft.to_pod or () if rule.ports is not None)
+        return tuple(sorted({port for named in found for port in named}, key=str))
+
+    def resolution(self, direction: Direction, group: PodGroup) -> Resolution:
+        """The numbers of its named ports on the pods of a group."""
+        return tuple(numbers_on(group, port) for port in self.named_ports(direction))
+
+
+def numbers_on(group: PodGroup, port: NamedPort) -> tuple[PortRange, ...]:
+    """The numbers of a named port on the pods of a group."""
+    return tuple(
+        PortRange(protocol, number, number)
+        for (name, protocol), number in group.key.named_ports
+        if name == port.name and port.protocol in {None, protocol} and protocol is not None
+    )
+
+
+class GroupWalks(NamedTuple):
+    """What the attachments of a group go through."""
+
+    from_pod: Walks | None
+    to_pod: Walks | None
+    used: tuple[WalkState, ...]
+    """All walks, also those without steps."""
+    refusal: str = ""
+    """Why nothing may pass; empty: its policies decide."""
+
+
+NO_WALKS: Final = GroupWalks(None, None, ())
+
+
+class AllWalks:
+    """Builds the walks of policies, and keeps account of who needs them."""
+
+    def __init__(self, ports: PortSets, changes: Changes) -> None:
+        self.view: Final[dict[str, PolicyWalk]] = {}
+        """See `ClusterView.walks`."""
+        self.states: Final[dict[str, WalkState]] = {}
+        """By id, those that are not refused."""
+        self.changed: Callable[[PolicyState], None] = lambda _: None
+        """Called with a policy whose groups have to go through other walks, or longer ones."""
+        self._ports = ports
+        self._changes = changes
+        self._ids: Ids[WalkState] = Ids()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    # --- steps ---
+
+    def build(self, walk: WalkState, *, is_new: bool = False) -> None:
+        """Build the steps of a walk, or build them again."""
+        policy = walk.policy
+        steps: dict[tuple[PolicyAction, int | None, int], PolicyStep] = {}
+        used: dict[Needed, None] = {}
+        port_sets: list[PortSetState] = []
+        numbers = dict(
+            zip(policy.named_ports(walk.direction), walk.resolution, strict=True)
+            if walk.resolution
+            else ()
+        )
+        for state in policy.rules.get(walk.direction, ()):
+            for peers, ports in self._pairs(state, numbers, policy.ref, port_sets):
+                involved: list[Needed] = [each for each in (peers, ports) if each is not None]
+                if not any(each.is_refused for each in involved):
+                    step = PolicyStep(
+                        state.id,
+                        state.rule.action,
+                        peers.number if peers is not None else None,
+                        ports.number if ports is not None else EVERY_PORT,
+                    )
+                elif state.rule.action is PolicyAction.ACCEPT:
+                    continue
+                else:
+                    step, involved = PolicyStep(state.id, PolicyAction.DENY, None), []
+                if steps.setdefault(step[1:], step) is step:
+                    used.update(dict.fromkeys(involved))
+        cost = walk.cost
+        self._switch(walk, tuple(steps.values()), tuple(used))
+        if walk.cost != cost and not is_new:
+            self.changed(policy)
+        old, walk.port_sets = walk.port_sets, tuple(port_sets)
+        for each in old:
+            self._ports.release(each, policy.ref)
+
+    def _pairs(
+        self,
+        state: RuleState,
+        numbers: Mapping[NamedPort, tuple[PortRange, ...]],
+        ref: ObjectRef,
+        port_sets: list[PortSetState],
+    ) -> Iterator[tuple[PeerSetState | None, PortSetState | None]]:
+        """The pairs of peers and ports that a rule matches; None: all of them."""
+        rule = state.rule
+        if rule.peers is None or rule.peers:
+            if rule.ports is None:
+                yield state.peers, None
+            else:
+                ranges = rule.ports.ranges
+                if numbers and rule.ports.named:
+                    named = (found for port in rule.ports.named for found in numbers[port])
+                    ranges = merged((*ranges, *named))
+                if ranges:
+                    port_sets.append(self._ports.use(ranges, ref))
+                    yield state.peers, port_sets[-1]
+        for peers, port in state.named:
+            port_sets.append(self._ports.use((port,), ref))
+            yield peers, port_sets[-1]
+
+    def _switch(
+        self, walk: WalkState, steps: tuple[PolicyStep, ...], sets: tuple[Needed, ...]
+    ) -> None:
+        """Give a walk other steps. Nodes need the new sets first, and the old ones no more."""
+        before, walk.sets = walk.sets, sets
+        for node in walk.nodes:
+            for each in sets:
+                each.begin(node, self._changes)
+        walk.steps = steps
+        walk.cost = resubmits(_shown(walk)) if steps else 0
+        self._show(walk)
+        for node in walk.nodes:
+            for each in before:
+                each.cease(node, self._changes)
+
+    def _show(self, walk: WalkState) -> None:
+        """What the view says about a walk has changed."""
+        if self.states.get(walk.key) is not walk:
+            return
+        if walk.steps:
+            made = _shown(walk)
+            if self.view.get(walk.key) == made:
+                return
+            self.view[walk.key] = made
+        elif self.view.pop(walk.key, None) is None:
+            return
+        walk.touch(self._changes, walk.fragments())
+
+    # --- walks of groups ---
+
+    def of(self, policy: PolicyState, direction: Direction, group: PodGroup) -> WalkState:
+        """The walk of a policy for a group."""
+        resolution = policy.resolution(direction, group)
+        known = policy.walks[direction]
+        walk = known.get(resolution)
+        if walk is None:
+            name = name_of_walk(policy.ref, direction, resolution)
+            walk = WalkState(name, self._ids.number(name), policy, direction, resolution)
+            known[resolution] = walk
+            self._judged(self._ids.claim(walk))
+            if not walk.is_refused:
+                self.states[walk.key] = walk
+            self.build(walk, is_new=True)
+        return walk
+
+    def begin(self, walk: WalkState, nodes: Iterable[str]) -> None:
+        """The attachments of a group on these nodes go through a walk now."""
+        for node in nodes:
+            if walk.begin(node, self._changes):
+                for each in walk.sets:
+                    each.begin(node, self._changes)
+
+    def cease(self, walk: WalkState, nodes: Iterable[str]) -> None:
+        """The attachments of a group on these nodes do not go through a walk any more."""
+        for node in nodes:
+            if walk.cease(node, self._changes):
+                for each in walk.sets:
+                    each.cease(node, self._changes)
+
+    def drop_if_unused(self, walk: WalkState) -> None:
+        """Forget a walk that no group goes through."""
+        if walk.groups or walk.policy.walks[walk.direction].get(walk.resolution) is not walk:
+            return
+        del walk.policy.walks[walk.direction][walk.resolution]
+        for each in walk.port_sets:
+            self._ports.release(each, walk.policy.ref)
+        if not walk.is_refused:
+            del self.states[walk.key]
+            self.view.pop(walk.key, None)
+        self._judged(self._ids.release(walk))
+
+    def _judged(self, changed: Iterable[WalkState]) -> None:
+        """Of these, `is_refused` has changed."""
+        for each in sorted(changed, key=lambda each: not each.is_refused):
+            if each.is_refused:
+                del self.states[each.key]
+                self.view.pop(each.key, None)
+            else:
+                self.states[each.key] = each
+                self._show(each)
+            for node in each.nodes:
+                self._changes.need(node, WALK.name, each.key)
+            self.changed(each.policy)
+
+
+def _shown(walk: WalkState) -> PolicyWalk:
+    return PolicyWalk(walk.number, walk.direction, walk.policy.ref, walk.steps)
+
+
+def name_of_walk(ref: ObjectRef, direction: Direction, resolution: Resolution) -> str:
+    """What the id of a walk is a digest of."""
+    numbers = ";".join(",".join(f"{r.protocol}:{r.first}" for r in each) for each in resolution)
+    return f"walk {ref} {direction.value} {numbers}".rstrip()
+
+
+def name_of_rule(ref: ObjectRef, direction: Direction, number: int) -> str:
+    """What the id of a rule is a digest of."""
+    return f"{ref} {direction.value} {number}"
+
+
+def group_walks(walks: AllWalks, group: PodGroup) -> GroupWalks:
+    """What the attachments of a group go through now."""
+    policies = [
+        user
+        for state in group.selected
+        for user in state.users
+        if isinstance(user, PolicyState) and user.is_current
+    ]
+    if not policies:
+        return NO_WALKS
+    policies.sort(key=lambda policy: (policy.draft.tier, policy.draft.order))
+    used: list[WalkState] = []
+    from_pod, why_from = _of_direction(walks, group, policies, Direction.FROM_POD, used)
+    to_pod, why_to = _of_direction(walks, group, policies, Direction.TO_POD, used)
+    refusals = (f"{why}; nothing may pass" for why in (why_from, why_to) if why)
+    return GroupWalks(from_pod, to_pod, tuple(used), "; ".join(refusals))
+
+
+def _of_direction(
+    walks: AllWalks,
+    group: PodGroup,
+    policies: Iterable[PolicyState],
+    direction: Direction,
+    used: list[WalkState],
+) -> tuple[Walks | None, str]:
+    """The walks of a group in one direction, and why it is refused; adds all walks to `used`."""
+    tiers: dict[Tier, list[int]] = {tier: [] for tier in Tier}
+    isolated = False
+    cost = 0
+    refusal = ""
+    for policy in policies:
+        tier = policy.draft.tier
+        if direction not in policy.rules or (tier is Tier.BASELINE and isolated):
+            continue
+        isolated |= tier is Tier.POLICY
+        walk = walks.of(policy, direction, group)
+        used.append(walk)
+        if walk.is_refused:
+            refusal = f"{policy.ref} has the id of another policy"
+        elif walk.steps:
+            tiers[tier].append(walk.number)
+            cost += walk.cost
+    if cost > MOST_RESUBMITS:
+        refusal = (
+            f"its policies {_WORDS[direction]} would take {cost} look-ups of the switch for one"
+            f" packet, and {MOST_RESUBMITS} is the most"
+        )
+    if refusal:
+        return Walks(refused=True), refusal
+    admin, named, baseline = (tuple(tiers[tier]) for tier in Tier)
+    made = Walks(admin, isolated, named, baseline)
+    return (None if made == Walks() else made), ""
+
+
+_WORDS: Final = {Direction.FROM_POD: "from the pod", Direction.TO_POD: "to the pod"}
+
+
+def build_rules(policy: PolicyState, sets: PeerSets) -> Slices[None]:
+    """Find the sets of all rules of a policy."""
+    for direction in Direction:
+        rules = policy.draft.rules(direction)
+        if rules is None:
+            continue
+        states: list[RuleState] = []
+        for rule in rules:
+            yield
+            peers = None
+            if rule.peers:
+                peers = yield from sets.use(rule.peers, direction, None, policy.ref)
+                if peers in policy.peer_sets:
+                    sets.release(peers, policy.ref)
+                policy.peer_sets[peers] = None
+            number = rule_id(name_of_rule(policy.ref, direction, rule.number))
+            states.append(RuleState(rule, number, peers))
+        policy.rules[direction] = tuple(states)
