@@ -112,10 +112,11 @@ def test_no_packet_is_lost_without_the_api_server(lab: Lab, victim: str) -> None
         if victim == "kube-apiserver":
             paths = (
                 "/api/v1/nodes", "/api/v1/pods", "/api/v1/services",
-                "/apis/discovery.k8s.io/v1/endpointslices",
+                "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces",
+                "/apis/networking.k8s.io/v1/networkpolicies",
             )  # fmt: skip
-            all_four = {f"API server {path}" for path in paths}
-            wait_until(lambda: problems(lab).keys() == all_four)
+            all_kinds = {f"API server {path}" for path in paths}
+            wait_until(lambda: problems(lab).keys() == all_kinds)
         lab.up()
         pids = lab.status()["control"]["pids"]
         assert pids[victim] not in {None, before[victim]}
