@@ -372,7 +372,8 @@ def _control_key(node: str) -> Key:
 
 def _transition(change: Change) -> Fragment:
     old, new = change
-    fragment = new or old
-    assert fragment is not None  # noqa: S101 - a change without both has no effect
+    both = [fragment for fragment in (new, old) if fragment is not None]
+    owners = dict.fromkeys(owner for fragment in both for owner in fragment.owners)
+    directions = frozenset[Direction]().union(*(fragment.directions for fragment in both))
     flows = transition(old.flows if old else (), new.flows if new else ())
-    return Fragment(fragment.owners, tuple(flows), directions=fragment.directions)
+    return Fragment(tuple(owners), tuple(flows), directions=directions)

@@ -11,7 +11,7 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final
@@ -26,10 +26,12 @@ from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
-from flows.compile import Program
+from flows.compile import Fragment, Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import state
 from flows.flow import Flow, Group, Meter
+from flows.pipeline import LAYOUT
+from flows.policy import SET_REFS
 from flows.refs import ObjectRef
 from openflow.batch import (
     Batch,
@@ -422,22 +424,18 @@ class Session:
         They are tried again later, after `on_retry` was called, unless the session has ended.
 
         All flows of such an object are left out, because some of them could allow what the others
-        forbid.
+        forbid. Of a set of policy, so are the walks that use it: what a walk denies must be known.
         """
         causes: dict[ObjectRef, str] = {}
-        for message, error in rejected.rejections:
-            for program in (self.desired.shared, self.desired.program(self.node)):
-                if (cookie := _cookie_of(message, program)) and (
-                    found := program.cookies.get(cookie)
-                ):
-                    owners = found[1].owners
-                    self.left_out |= {
-                        of_it
-                        for of_it, (_, fragment) in program.cookies.items()
-                        if fragment.owners == owners
-                    }
+        for program in (self.desired.shared, self.desired.program(self.node)):
+            found: list[tuple[Flow, Fragment]] = []
+            for message, error in rejected.rejections:
+                if entry := program.cookies.get(_cookie_of(message, program)):
+                    found.append(entry)
                     why = f"the switch rejected {message_text(message)}: {error}"
-                    causes |= dict.fromkeys(found[1].owners, why)
+                    causes |= dict.fromkeys(entry[1].owners, why)
+            if found:
+                self.left_out |= _left_out_with(found, program)
         if causes and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(
                 RETRY_REJECTED, self._try_again, on_retry
@@ -457,6 +455,23 @@ def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> d
         for number, group in program.groups.items()
         if number in ids and program.companions[number] in cookies
     }
+
+
+def _left_out_with(rejected: Iterable[tuple[Flow, Fragment]], program: Program) -> set[int]:
+    """The cookies of all flows of a program that must go with rejected ones of it."""
+    owners, sets = set[tuple[ObjectRef, ...]](), set[ObjectRef]()
+    for flow, fragment in rejected:
+        owners.add(fragment.owners)
+        if flow.table in _SET_TABLES:
+            sets.update(owner for owner in fragment.owners if owner.kind in SET_REFS)
+    return {
+        cookie
+        for cookie, (_, fragment) in program.cookies.items()
+        if fragment.owners in owners or not sets.isdisjoint(fragment.owners)
+    }
+
+
+_SET_TABLES: Final = frozenset(LAYOUT.tables[t].number for t in ("PolicyPeers", "PolicyPorts"))
 
 
 def _cookie_of(message: Message, program: Program) -> int:

@@ -161,6 +161,10 @@ def rule_id(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "big") or 1
 
 
+SET_REFS: Final = frozenset({"PeerSet", "PortSet"})
+"""The kinds of references to sets."""
+
+
 @lru_cache(100_000)
 def set_ref(kind: str, number: int) -> ObjectRef:
     """`PeerSet 0123456789abcdef`: the reference to a set; `kind` is PeerSet or PortSet."""

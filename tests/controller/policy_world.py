@@ -3,7 +3,8 @@
 A state says for each pod and direction with whom the pod may have connections (None: with all).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from controller.compilation import Compilation
 from controller.desired import Desired
 from controller.inventory import Inventory
+from flows.flow import Flow
+from flows.pipeline import LAYOUT, Feature
 from flows.policy import (
     Direction,
     Isolation,
@@ -24,10 +27,13 @@ from flows.policy import (
     rule_id,
 )
 from flows.refs import ObjectRef
+from flows.text import actions_text, match_text
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Attachment, ClusterView, Key
 from tests.flows import worlds
+from tests.policy.simulator import Tables, numbers, product
 
 PODS = {1: ["default/a", "default/b"], 2: ["default/c", "default/d"], 3: ["default/e"]}
+NEW_CONNECTION = 0x21
 State = Mapping[tuple[str, Direction], frozenset[str] | None]
 
 
@@ -40,6 +46,39 @@ def judged(state: State, source: str, destination: str) -> tuple[bool, bool]:
 def allowed(state: State, source: str, destination: str) -> bool:
     """Whether a connection between these pods may be opened."""
     return all(judged(state, source, destination))
+
+
+Pairs = frozenset[tuple[str, str]]
+"""Source and destination of connections."""
+
+
+def line(flow: Flow) -> str:
+    def number(found: re.Match[str]) -> str:
+        return f"{found[1]}{LAYOUT.tables[found[2]].number}"
+
+    actions = re.sub(r"(goto_table:|resubmit\(,)([A-Za-z]\w*)", number, actions_text(flow))
+    return f"table={flow.table}, {match_text(flow)} actions={actions}"
+
+
+def judgements(
+    flows: Iterable[Flow], pods_: Mapping[str, tuple[str, Attachment]], node: str
+) -> tuple[Pairs, Pairs]:
+    """The new connections that a switch with these flows lets out of, and into, its pods."""
+    tables = Tables(line(flow) for flow in flows if flow.feature == Feature.POLICY)
+    pods = [(pod, each) for pod, (_, each) in sorted(pods_.items())]
+    local = [(pod, each) for pod, (at, each) in sorted(pods_.items()) if at == node]
+    fixed = [{"dl_type": 0x800, "ct_state": NEW_CONNECTION}]
+    ends = [{"in_port": each.ofport, "nw_src": int(each.address)} for _, each in local]
+    count, columns = product([fixed, ends, [{"nw_dst": int(each.address)} for _, each in pods]])
+    run = tables.run((1 << count) - 1, columns, LAYOUT.tables["PolicyFromPod"].number)
+    reached = run.reached.get(LAYOUT.tables["Forwarding"].number, 0)
+    out = {(local[n // len(pods)][0], pods[n % len(pods)][0]) for n in numbers(reached)}
+    ends = [{"reg1": each.ofport, "nw_dst": int(each.address)} for _, each in local]
+    count, columns = product([fixed, ends, [{"nw_src": int(each.address)} for _, each in pods]])
+    run = tables.run((1 << count) - 1, columns, LAYOUT.tables["PolicyToPod"].number)
+    reached = run.reached.get(LAYOUT.tables["Hairpin"].number, 0)
+    into = {(pods[n % len(pods)][0], local[n // len(pods)][0]) for n in numbers(reached)}
+    return frozenset(out), frozenset(into)
 
 
 @dataclass
@@ -91,11 +130,19 @@ class PolicyWorld:
         if (session := self.sessions.get(node)) is not None:
             session.changed()
 
-    def random_state(self, random: Random) -> State:
-        """Change the policies of some pods, or those of both ends of a pair in opposite ways."""
+    def judgements(self, node: str) -> tuple[Pairs, Pairs]:
+        """What the program of the node allows."""
+        programs = self.desired.shared, self.desired.program(node)
+        return judgements((f for each in programs for f in each.flows()), self.pods, node)
+
+    def random_state(self, random: Random, pods: Collection[str] = ()) -> State:
+        """Change the policies of some pods, or those of both ends of a pair in opposite ways.
+
+        The pair is one of `pods`, if any are given.
+        """
         state = dict(self.state)
         if random.random() < 0.7:
-            source, destination = random.sample(sorted(self.pods), 2)
+            source, destination = random.sample(sorted(pods or self.pods), 2)
             is_out, _ = judged(state, source, destination)
             everybody = frozenset(self.pods)
             for pod, direction, peer, is_member in (
