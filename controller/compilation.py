@@ -98,7 +98,7 @@ class Compilation:
             self._joining.add(node)
             self._nodes[node] = dict.fromkeys(sorted(self._desired.keys(node)))
             self._schedule()
-        while node in self._nodes:
+        while node in self._nodes or node in self._joining:
             await self._turn_ended.wait()
 
     def open(self) -> None:
@@ -117,7 +117,7 @@ class Compilation:
             for node in nodes:
                 if node in self._compiled:
                     self._touch(node, of)
-        if (self._nodes or self._policy) and self._timer is None:
+        if self._has_work and self._timer is None:
             self._work()
         if self._shared and self._open and not self._publishing and self._tick is None:
             # At once after a quiet while; what follows closely waits.
@@ -140,6 +140,14 @@ class Compilation:
         if self._timer is None:
             self._work()
 
+    @property
+    def _has_work(self) -> bool:
+        if self._nodes or self._policy:
+            return True
+        # A view that is half-way between two states of the policies is not published.
+        waits = self._policy_changes or self._joining
+        return bool(waits) and self._inventory.is_settled
+
     def _schedule(self) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_soon(self._work)
@@ -150,11 +158,13 @@ class Compilation:
         # Policy first: if all of it is published, a new attachment has its isolation at once.
         self._compile_policy(WorkBudget())
         self._compile_nodes(WorkBudget())
+        if self._inventory.is_settled:
+            self._joining &= self._nodes.keys()
         self._turn_ended.set()
         self._turn_ended = asyncio.Event()
         if self._publishing:
             self._publish(WorkBudget())
-        if self._nodes or self._policy or self._publishing:
+        if self._has_work or self._publishing:
             self._schedule()
 
     # --- the programs of nodes ---
@@ -168,13 +178,13 @@ class Compilation:
                 # The others come first.
                 self._nodes[node] = keys
                 continue
-            self._joining.discard(node)
             if node not in self._inventory.view.nodes:
                 self._leave(node)
 
     def _leave(self, node: str) -> None:
         """The Node is gone, and its program is empty."""
         self._compiled.discard(node)
+        self._joining.discard(node)
         for changes in (self._policy, self._policy_changes, self._refused_policy):
             changes.pop(node, None)
         self.policy.forget_node(node)
@@ -231,7 +241,8 @@ class Compilation:
     @property
     def _is_behind(self) -> bool:
         """Whether the programs have an older policy than the view."""
-        return bool(self._policy or self._policy_changes or self.policy.is_behind)
+        is_old = self._policy or self._policy_changes or self.policy.is_behind
+        return bool(is_old) or not self._inventory.is_settled
 
     def _compile_policy(self, budget: WorkBudget) -> None:
         """Compile policy, and publish it if no changed key is left."""
@@ -250,7 +261,7 @@ class Compilation:
                 self._refuse_policy(node, key, text)
             if refused and node not in self._refused_policy:
                 self._inventory.problems.clear_reporter(reporter)
-        if not self._policy and self._policy_changes:
+        if self._policy_changes and not self._policy and self._inventory.is_settled:
             changes_of_all, self._policy_changes = self._policy_changes, {}
             self.policy.offer(changes_of_all)
 

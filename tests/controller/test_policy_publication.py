@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from controller import policy_publication
+from controller.inventory import Inventory
 from controller.policy_effects import Effects
 from flows import names
 from flows.policy import Direction
@@ -407,3 +408,24 @@ def test_no_mixture_allows_what_no_state_allows_or_drops_what_all_allow(seed: in
 def test_mixtures_of_changes_in_one_phase_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Effects, "may_follow", lambda *_: True)
     assert any("True" in each.partition(", not")[0] for each in mixtures(0, 150))
+
+
+def test_view_that_is_half_way_between_two_states_is_not_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(story: Story) -> None:
+        monkeypatch.setattr(Inventory, "is_settled", False)
+        program = story.world.desired.program("node1")
+        version = program.version
+        story.put({(A, TO): "b"})
+        connecting = asyncio.create_task(story.connect("node3"))
+        await asyncio.sleep(0.01)
+        assert program.version == version
+        assert not connecting.done()
+        monkeypatch.setattr(Inventory, "is_settled", True)
+        story.world.compilation.touch([])
+        assert program.version == version + 1
+        async with asyncio.timeout(30):
+            await connecting
+
+    run(story, "node3")
