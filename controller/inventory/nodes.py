@@ -49,7 +49,8 @@ class Nodes:
         self.followers: Final[list[Follower]] = []
         self._cluster = cluster
         self._reserved = (("the Service range", cluster.service_range), *reserved)
-        self._excluded = tuple(excluded)
+        self.excluded: Final = tuple(excluded)
+        """The labels of Nodes that are left alone."""
         self._note = note
         self._drafts: dict[str, NodeDraft] = {}
         """Nodes that could take part; the last draft that could, where it cannot be used now."""
@@ -201,7 +202,7 @@ class Nodes:
         """The label by which a Node is excluded; empty: it is not, or is unknown."""
         given = self.objects.get(name)
         labels = (given.metadata.labels if given else None) or {}
-        for label in self._excluded:
+        for label in self.excluded:
             key, equals, value = label.partition("=")
             if key in labels and (not equals or labels[key] == value):
                 return f"{key}={labels[key]}"

@@ -1,6 +1,6 @@
 """Pods: to which of them a bridge's port belongs, by the port's name."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from controller.inventory.kind import Note
@@ -43,6 +43,11 @@ class Pods:
         """By node, the prefixes that a mirror pod claims."""
         self._in_conflict: set[Identity] = set()
         nodes.followers.append(self._follow_nodes)
+
+    @property
+    def objects(self) -> Mapping[Identity, PodObject]:
+        """Every Pod of the source."""
+        return self._objects
 
     def get(self, namespace: str, name: str) -> PodObject | None:
         """As `ObjectKind.get`."""

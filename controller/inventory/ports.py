@@ -144,6 +144,10 @@ class Ports:
         bridge.beyond.pop(name, None)
         return self._judge(node, bridge.drop(name) if name in bridge.ports else ())
 
+    def all(self) -> dict[str, tuple[BridgePort, ...]]:
+        """By node, its ports with an attachment's name, accepted or refused."""
+        return {node: tuple(bridge.ports.values()) for node, bridge in self._bridges.items()}
+
     def with_prefix(self, node: str, prefix: str) -> Collection[str]:
         """The names of the ports on a node that begin with this prefix."""
         bridge = self._bridges.get(node)

@@ -76,7 +76,7 @@ class PolicyInventory:
         self._owner = owner
         self._attachments = attachments
         self._nodes = nodes
-        self._mirror_pods_as_members = mirror_pods_as_members
+        self.mirror_pods_as_members: Final = mirror_pods_as_members
         self._changes = Changes()
         self.groups: Final = PodGroups()
         self.peers: Final = PeerSets(self.groups, self._changes, cluster.pod_range)
@@ -156,6 +156,25 @@ class PolicyInventory:
     def nodes_changed(self, names: Iterable[str]) -> None:
         """Nodes were added, changed or removed."""
         self._dirty_nodes.update(dict.fromkeys(names))
+
+    # --- what others ask ---
+
+    @property
+    def policies(self) -> Mapping[ObjectRef, PolicyState]:
+        """The policies that are in force."""
+        return self._policies
+
+    def group(self, node: str, port: str) -> PodGroup | None:
+        """The group of an attachment; None: it is no pod's."""
+        found = self._places.get(Place(node, port))
+        return found[1] if found else None
+
+    @staticmethod
+    def selecting(group: PodGroup) -> list[PolicyState]:
+        """The policies that select the attachments of a group, in the order of their tiers."""
+        found = (user for state in group.selected for user in state.users)
+        current = [user for user in found if isinstance(user, PolicyState) and user.is_current]
+        return sorted(current, key=lambda each: (each.draft.tier, each.draft.order))
 
     # --- the work ---
 
@@ -317,7 +336,7 @@ class PolicyInventory:
             pod.metadata.namespace,
             tuple(sorted((pod.metadata.labels or {}).items())),
             tuple(sorted(ports)),
-            self._mirror_pods_as_members or not pod.is_mirror,
+            self.mirror_pods_as_members or not pod.is_mirror,
         )
 
     def _isolate(self, place: Place, attachment: Attachment | None, group: PodGroup | None) -> None:

@@ -3,13 +3,17 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Final, TypeAlias
 
 from flows.kinds import MOST_OWNERS, PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.refs import ObjectRef
 from flows.view import SOME_SCOPE, Key
 
 KINDS: Final = (WALK.name, PEER_SET.name, PEER_MEMBER.name, PORT_SET.name)
+
+
+Needs: TypeAlias = Mapping[tuple[str, str], frozenset[str]]
+"""By kind of key and id, the nodes that need a walk or a set."""
 
 
 class Changes:
@@ -103,6 +107,14 @@ class NeededBy(Mapping[Key, AbstractSet[str]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def nodes(self) -> Needs:
+        """The nodes that need each walk and each set now."""
+        return {
+            (kind, name): frozenset(found.nodes)
+            for kind, by_id in self._by_kind.items()
+            for name, found in by_id.items()
+        }
 
 
 class Users:

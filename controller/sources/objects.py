@@ -5,6 +5,7 @@ Decoded straight from bytes or YAML into trimmed structs; a Pod of 5 KB costs mi
 
 import re
 from functools import lru_cache
+from sys import intern
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -124,8 +125,14 @@ class PodMetadata(Metadata, frozen=True, rename="camel"):
     owner_references: list[OwnerReference] | None = None
     """Kept for mirror pods only: in a large cluster they would take most of the memory."""
     labels: dict[str, str] | None = None
+    owner: str = ""
+    """The controller among its owners, `KIND/NAME`; empty: none. Manifests do not have this field.
+    """
 
     def __post_init__(self) -> None:
+        for each in self.owner_references or ():
+            if each.controller:
+                msgspec.structs.force_setattr(self, "owner", intern(f"{each.kind}/{each.name}"))
         if self.annotations is None or not self.annotations.config_mirror:
             msgspec.structs.force_setattr(self, "owner_references", None)
         if self.labels is not None:
