@@ -24,6 +24,7 @@ from controller import flow_report, metrics, service_report
 from controller.agent_problems import take_problems
 from controller.enrolment import Enrolment
 from controller.pod_mtus import PodMtus
+from controller.policy_api import PolicyApi
 from controller.rates import Rates
 from controller.reconciler import Reconciler
 from flows.labels import Labels
@@ -70,6 +71,7 @@ class Api:
         self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
         self._cluster = cluster
         self._enrolment = enrolment
+        self._policy = PolicyApi(reconciler, cluster)
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
@@ -105,6 +107,7 @@ class Api:
                     web.get("/v1/nodes/{node}/flows", self._flows),
                     web.get("/v1/services", self._all_services),
                     web.get("/v1/services/{namespace}/{name}", self._one_service),
+                    *self._policy.routes(),
                 ]
             )
         return application

@@ -1,0 +1,73 @@
+"""What local users may ask about policies, and the copy of the cluster that they compute with."""
+
+import msgspec
+from aiohttp import web
+
+from controller.offline.cluster_copy import copy_of
+from controller.policy_reports.ends import QuestionError
+from controller.policy_reports.pods import pod_policies
+from controller.policy_reports.verdict import PROTOCOL_WORDS, verdict
+from controller.reconciler import Reconciler
+from settings import ClusterSettings
+from wire.documents import Refusal, encode
+
+NOT_READ = "the controller has not read the cluster yet"
+
+
+class PolicyApi:
+    """Routes and answers; see `routes`."""
+
+    def __init__(self, reconciler: Reconciler, cluster: ClusterSettings) -> None:
+        self._reconciler = reconciler
+        self._cluster = cluster
+
+    def routes(self) -> list[web.RouteDef]:
+        """They tell of the whole cluster."""
+        return [web.get("/v1/policy", self._policy), web.get("/v1/cluster", self._copy)]
+
+    async def _policy(self, request: web.Request) -> web.Response:
+        """With `?pod=POD` its policies; with `?from=&to=&port=&protocol=` a verdict."""
+        if not self._reconciler.listed.is_set():
+            return _error(503, NOT_READ)
+        inventory, query = self._reconciler.inventory, request.query
+        if (pod := query.get("pod")) is not None:
+            answer = pod_policies(inventory, pod)
+            return _error(404, answer) if isinstance(answer, str) else _json(answer)
+        missing = [word for word in ("from", "to") if not query.get(word)]
+        if missing:
+            return _error(400, f"{missing[0]}: give this, or pod")
+        protocol = query.get("protocol", "TCP").upper()
+        if protocol not in PROTOCOL_WORDS:
+            return _error(400, f"protocol: none of {', '.join(PROTOCOL_WORDS)}")
+        try:
+            return _json(
+                verdict(
+                    inventory,
+                    (query["from"], query["to"]),
+                    query.get("port", ""),
+                    protocol,
+                    node_dns=self._cluster.policy.node_local_dns,
+                )
+            )
+        except QuestionError as error:
+            return _error(404, str(error))
+
+    async def _copy(self, request: web.Request) -> web.StreamResponse:
+        """What policies depend on, as lines of JSON: see `controller.offline.cluster_copy`."""
+        if not self._reconciler.listed.is_set():
+            return _error(503, NOT_READ)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for line in copy_of(self._reconciler.inventory):
+            await response.write(line)
+        await response.write_eof()
+        return response
+
+
+def _json(content: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+
+def _error(status: int, sentence: str) -> web.Response:
+    body = encode(Refusal(sentence))
+    return web.Response(status=status, body=body, content_type="application/json")
