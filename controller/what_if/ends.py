@@ -39,6 +39,8 @@ class End(NamedTuple):
     """Whether it can open connections in this role."""
     accepts: bool = True
     """Whether it can accept connections in this role."""
+    range: IPNetwork | None = None
+    """The range that it stands for, without longer ranges and the cluster's pods."""
 
 
 def outside(text: str) -> ObjectRef:
@@ -123,6 +125,28 @@ class Ends:
         pairs = sorted((int(end.address), number) for number, end in enumerate(self.ends))
         return [address for address, _ in pairs], [number for _, number in pairs]
 
+    def find(self, address: IPAddress) -> int:
+        """The number of the end that an address belongs to."""
+        number = self.by_address.get(address)
+        for length, ranges in () if number is not None else self._ranges:
+            shift = 32 - length
+            number = ranges.get(int(address) >> shift << shift)
+            if number is not None:
+                break
+        if number is None:
+            raise KeyError(address)
+        return number
+
+    @cached_property
+    def _ranges(self) -> list[tuple[int, dict[int, int]]]:
+        """By length of prefix, the longest first: the end of each range, by its first address."""
+        found: dict[int, dict[int, int]] = {}
+        for number, end in enumerate(self.ends):
+            if end.range is not None:
+                of_length = found.setdefault(end.range.prefixlen, {})
+                of_length[int(end.range.network_address)] = number
+        return sorted(found.items(), reverse=True)
+
     def bits(self, numbers: Iterable[int]) -> int:
         """The set of these ends."""
         return bits_of(numbers, len(self.ends))
@@ -200,7 +224,7 @@ def _ranges(blocks: set[IPNetwork], pod_range: IPNetwork, taken: set[IPAddress])
                 address += 1
             else:
                 name = "any other address" if block == ANYWHERE else str(block)
-                yield End(outside(name), found, name)
+                yield End(outside(name), found, name, range=block)
                 break
 
 
