@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import click
+import msgspec
 
 from lab.layout import LabLayout
 
@@ -26,7 +27,16 @@ def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> Any:
-    """Ask a lab's controller, or the one at `socket`. Raises `RequestError`."""
+    """Ask a lab's controller, or the one at `socket`, for JSON. Raises `RequestError`."""
+    return msgspec.json.decode(_ask(name, socket, path, query))
+
+
+def ask_lines(name: str, socket: Path | None, path: str) -> list[bytes]:
+    """Ask for lines of JSON. Raises `RequestError`."""
+    return _ask(name, socket, path, {}).splitlines()
+
+
+def _ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> bytes:
     if socket is None:
         try:
             socket = LabLayout(name).api_socket
@@ -37,16 +47,16 @@ def ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> 
     return asyncio.run(_get(socket, path, query))
 
 
-async def _get(socket: Path, path: str, query: Mapping[str, str]) -> Any:
+async def _get(socket: Path, path: str, query: Mapping[str, str]) -> bytes:
     connector = aiohttp.UnixConnector(str(socket))
     try:
         async with (
             aiohttp.ClientSession(connector=connector) as session,
             session.get(f"http://controller{path}", params=query) as response,
         ):
-            content = await response.json()
+            content = await response.read()
             if response.status != 200:
-                raise RequestError(content["error"])
+                raise RequestError(msgspec.json.decode(content)["error"])
             return content
     except (aiohttp.ClientError, TimeoutError) as error:
         raise RequestError(f"no controller answers on {socket}: {error}") from error

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"cni", "controller", "flows", "hostile", "node_agent", "openflow", "settings", "wire"}
+FOLDERS = {
+    "cli",
+    "cni",
+    "controller",
+    "flows",
+    "hostile",
+    "node_agent",
+    "openflow",
+    "settings",
+    "wire",
+}
 REAL_PARTS = {"lab", "name", "one", "ovs", "scratch", "switch", "three"}
 """Fixtures that start programs: a switch, a node or a whole lab."""
 SLOW = {

@@ -1,0 +1,58 @@
+"""Where questions about policies are answered: by a controller, or here, from manifests."""
+
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cli.controller import RequestError, controller_options
+from controller.offline.from_manifests import Offline, from_manifests
+from controller.offline.manifests import ManifestError, Manifests
+
+
+def _network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Network | None:
+    try:
+        return IPv4Network(value) if value is not None else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--cluster`, `--pod-range`, and the options that say which controller to ask."""
+    command = controller_options(command)
+    command = click.option(
+        "--pod-range",
+        metavar="CIDR",
+        callback=_network,
+        help="With --cluster: the range of all pods.  [default: the smallest with all podCIDRs]",
+    )(command)
+    return click.option(
+        "--cluster",
+        metavar="DIR",
+        type=click.Path(path_type=Path, exists=True),
+        help="Ask no controller: read the cluster from the manifests in this directory or file, for"
+        " example the output of `kubectl get -A -o json`.",
+    )(command)
+
+
+def read_cluster(path: Path, pod_range: IPv4Network | None) -> tuple[Offline, Manifests]:
+    """The cluster of some manifests; what cannot be read of it is told on standard error."""
+    given = Manifests()
+    try:
+        given.read(path)
+        made = from_manifests(given, pod_range)
+    except (ManifestError, ValueError) as error:
+        raise RequestError(str(error)) from error
+    for problem in given.problems:
+        click.echo(f"ignored: {problem}", err=True)
+    for assumed in made.assumed:
+        click.echo(f"assumed: {assumed}", err=True)
+    return made, given
+
+
+def print_json(content: Any) -> None:
+    """Everything, as one object."""
+    click.echo(msgspec.json.format(msgspec.json.encode(content)).decode())
