@@ -19,6 +19,7 @@ from bench import (
     service_size,
     services,
     traffic,
+    what_if,
 )
 from bench.figures import Figure, show, write
 from lab import LabError
@@ -33,6 +34,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "service_size": service_size.measure,
     "services": services.measure,
     "kube_proxy": kube_proxy.measure,
+    "what_if": what_if.measure,
     "fleet": fleet.measure,
     "kubelets": kubelets.measure,
 }

@@ -15,6 +15,7 @@ from bench import (
     service_size,
     services,
     traffic,
+    what_if,
 )
 from bench.figures import Figure, percentile, show, versus, write
 
@@ -27,6 +28,10 @@ def names(figures: list[Figure]) -> set[str]:
 def test_a_fleet_comes_in_sync_and_gets_a_new_node():
     figures = fleet.measure(nodes=5, pods=3, rounds=1, new_nodes=1)
     assert names(figures) == {"fleet_sync_s", "fleet_new_node_ms", "fleet_rss_mb"}
+
+
+def test_changes_of_policies_are_judged():
+    assert names(what_if.measure(policies=20, pods=60, rounds=1)) == {"what_if_s"}
 
 
 def test_flows_are_pushed_by_both():
