@@ -60,7 +60,9 @@ class Judge:
         evaluator = Evaluator(cluster)
         said = {text: evaluator.allows(packet_of(cluster, text)[0]) for text in verdicts}
         assert said == dict(verdicts), "the evaluator"
-        proof = Proof(cluster, self.controlled, self._switches)
+        self.controlled.become(cluster)
+        contents = self.controlled.contents(self._switches.nodes)
+        proof = Proof(cluster, contents, self._switches)
         done = {text: proof.goes(*packet_of(cluster, text)) for text in verdicts}
         assert done == dict(verdicts), "ofproto/trace"
         found = list(proof.differences())

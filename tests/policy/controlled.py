@@ -76,11 +76,15 @@ class Controlled:
             else:
                 self.desired.update_node(scope, changes)
 
-    def contents(self, node: str) -> Contents:
-        """What the bridge of a node should hold."""
-        shared, own = self.desired.shared, self.desired.program(node)
-        flows = {cookie: flow for p in (shared, own) for cookie, (flow, _) in p.cookies.items()}
-        return Contents(flows, {**shared.meters, **own.meters})
+    def contents(self, nodes: Iterable[str]) -> dict[str, Contents]:
+        """By node, what its bridge should hold."""
+        shared = self.desired.shared
+        made = {}
+        for node in nodes:
+            own = self.desired.program(node)
+            flows = {cookie: flow for p in (shared, own) for cookie, (flow, _) in p.cookies.items()}
+            made[node] = Contents(flows, {**shared.meters, **own.meters})
+        return made
 
 
 def ofport_of(address: str) -> int:

@@ -73,7 +73,8 @@ class Fuzz:
     def _difference(self, controlled: Controlled, cluster: Cluster, seed: int) -> str:
         """The first difference, as text; empty: there is none."""
         try:
-            proof = Proof(cluster, controlled, self._switches)
+            controlled.become(cluster)
+            proof = Proof(cluster, controlled.contents(self._switches.nodes), self._switches)
             for each in proof.differences():
                 return str(each)
             for packet, allowed, arrives in proof.traced(Random(seed), self._traces):  # noqa: S311

@@ -15,11 +15,11 @@ from typing import Final
 from flows import names
 from flows.pipeline import LAYOUT, Source
 from tests.flows.worlds import CLUSTER
-from tests.policy.controlled import Controlled, ofport_of
+from tests.policy.controlled import ofport_of
 from tests.policy.evaluator import Cluster, Evaluator, Packet, gateway, node_addresses
 from tests.policy.simulator import FRAGMENTS, IN_PORT, Columns, PacketSet, numbers
 from tests.policy.space import NUMBERS, Kind, Space, number_of
-from tests.policy.switches import Switches, sent_by
+from tests.policy.switches import Contents, Switches, sent_by
 
 _FORWARDING, _AFTER = (LAYOUT.tables[name].number for name in ("Forwarding", "Hairpin"))
 NEW, ESTABLISHED = 0x21, 0x22
@@ -53,17 +53,34 @@ class Difference:
 class Proof:
     """One cluster, in the switches and in the evaluator."""
 
-    def __init__(self, cluster: Cluster, controlled: Controlled, switches: Switches) -> None:
-        """The controller follows the cluster, and the switches hold what it says."""
+    def __init__(
+        self,
+        cluster: Cluster,
+        contents: Mapping[str, Contents],
+        switches: Switches,
+        *,
+        before: Cluster | None = None,
+    ) -> None:
+        """Make the switches hold `contents`, by node.
+
+        `before`: the switches should let pass only what the policies of both clusters allow, which
+        have the same pods.
+        """
         self.cluster = cluster
         self.nodes = switches.nodes
         self._switches = switches
-        controlled.become(cluster)
         for node in self.nodes:
-            switches.hold(node, controlled.contents(node))
+            switches.hold(node, contents[node])
+        clusters = [cluster] if before is None else [cluster, before]
         self.tables = {node: switches.tables(node) for node in self.nodes}
-        self.space = Space(cluster, self.tables)
-        self._evaluator = Evaluator(cluster)
+        self.space = Space(clusters, self.tables.values())
+        self._evaluators = [Evaluator(each) for each in clusters]
+
+    def _allows_from_pod(self, packet: Packet) -> bool:
+        return all(each.allows_from_pod(packet) for each in self._evaluators)
+
+    def _allows_to_pod(self, packet: Packet) -> bool:
+        return all(each.allows_to_pod(packet) for each in self._evaluators)
 
     @cached_property
     def _checked(self) -> PacketSet:
@@ -111,8 +128,8 @@ class Proof:
                 if checked:
                     for bit, kind in enumerate(space.kinds):
                         packet = Packet(source, destination, kind.protocol, kind.port)
-                        passes_from |= self._evaluator.allows_from_pod(packet) << bit
-                        passes_to |= self._evaluator.allows_to_pod(packet) << bit
+                        passes_from |= self._allows_from_pod(packet) << bit
+                        passes_to |= self._allows_to_pod(packet) << bit
                 from_pod.append(f"{passes_from & checked:0{width}b}")
                 to_pod.append(f"{passes_to & checked:0{width}b}")
         return int("".join(reversed(from_pod)), 2), int("".join(reversed(to_pod)), 2)
@@ -276,7 +293,7 @@ class Proof:
             packet = self.space.packet(number)
             yield (
                 packet,
-                self._evaluator.allows(packet),
+                all(each.allows(packet) for each in self._evaluators),
                 self.goes(packet, self.space.kind(number)),
             )
 

@@ -5,7 +5,7 @@ piece are treated alike, so one representative of each piece is enough.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
@@ -36,8 +36,11 @@ class Kind(NamedTuple):
 class Space:
     """The packets of a cluster: one of each piece, as numbers and as columns."""
 
-    def __init__(self, cluster: Cluster, tables: Mapping[str, Tables]) -> None:
-        self.cluster = cluster
+    def __init__(self, clusters: Sequence[Cluster], tables: Iterable[Tables]) -> None:
+        """The first of the clusters has the pods. Of the others only the policies count."""
+        cluster = clusters[0]
+        self._objects = [each for one in clusters for each in one.objects]
+        tables = list(tables)
         pods = [
             End(each.address, each.pod or f"/{each.address}", each.node)
             for each in cluster.attachments
@@ -49,10 +52,10 @@ class Space:
             for name, node in self.nodes.items()
             for address in node_addresses(node)
         ]
-        outside = [End(address) for address in self._outside(tables.values())]
+        outside = [End(address) for address in self._outside(tables)]
         self.sources = [*pods, *own, *status, *outside]
         self.destinations = [*pods, *own, *(End(end.address) for end in status), *outside]
-        self.kinds = self._kinds(tables.values())
+        self.kinds = self._kinds(tables)
         self.count, self.columns = product(
             [
                 [{"nw_src": number_of(end.address)} for end in self.sources],
@@ -73,7 +76,7 @@ class Space:
     def _outside(self, tables: Iterable[Tables]) -> list[str]:
         """An address of each piece outside the pod range, but for addresses of nodes."""
         cuts = {0, 1 << 24, 1 << 32}
-        for network in (*_networks(self.cluster.objects), CLUSTER.pod_range, *_NOT_FORWARDED):
+        for network in (*_networks(self._objects), CLUSTER.pod_range, *_NOT_FORWARDED):
             cuts |= {int(network[0]), int(network[-1]) + 1}
         for each in tables:
             for value, mask in each.addresses(_POLICY_TABLES):
@@ -96,7 +99,7 @@ class Space:
     def _kinds(self, tables: Iterable[Tables]) -> list[Kind]:
         """A packet of each piece of the protocols and their ports."""
         cuts: dict[str, set[int]] = {protocol: {0} for protocol in evaluator.PROTOCOLS}
-        for protocol, first, last in _port_ranges(self.cluster.objects):
+        for protocol, first, last in _port_ranges(self._objects):
             for each in cuts if protocol is None else (protocol,):
                 cuts[each] |= {first, last + 1}
         for tables_of_one in tables:
