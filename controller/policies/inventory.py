@@ -449,11 +449,11 @@ class PolicyInventory:
         new.is_current = True
         if old is not None:
             self._retire(old)
-            new.walks = old.walks
-            old.walks = {direction: {} for direction in old.walks}
-            for walks in new.walks.values():
-                for walk in walks.values():
-                    walk.policy = new
+            for direction, walks in old.walks.items():
+                if new.named_ports(direction) == old.named_ports(direction):
+                    new.walks[direction], old.walks[direction] = walks, {}
+                    for walk in walks.values():
+                        walk.policy = new
             self._build(new)
         self._dirty_groups.update(new.subject.groups)
 

@@ -58,11 +58,15 @@ class Needed:
 
     def begin(self, node: str, changes: Changes) -> bool:
         """One more refers to it on a node. Returns whether it is the first."""
+        was_needed = bool(self.nodes)
         count = self.nodes.get(node, 0)
         self.nodes[node] = count + 1
         if not count and not self.is_refused:
             for kind, name in self.fragments():
                 changes.need(node, kind, name)
+                if not was_needed:
+                    # It may have changed since it was needed the last time.
+                    changes.content(kind, name)
         return not count
 
     def cease(self, node: str, changes: Changes) -> bool:

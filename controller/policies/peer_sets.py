@@ -324,5 +324,11 @@ class PeerSets:
             self._member_changed(of, address)
 
     def _member_changed(self, of: PeerSetState, address: str) -> None:
-        if not of.is_refused:
-            of.touch(self._changes, [(PEER_MEMBER.name, f"{of.key} {address}")])
+        if of.is_refused:
+            return
+        name = f"{of.key} {address}"
+        of.touch(self._changes, [(PEER_MEMBER.name, name)])
+        if address not in of.members:
+            # The set may be needed nowhere when the changes are taken, but the switches hold it.
+            for node in of.nodes:
+                self._changes.need(node, PEER_MEMBER.name, name)

@@ -248,7 +248,8 @@ class AllWalks:
         known = policy.walks[direction]
         walk = known.get(resolution)
         if walk is None:
-            name = name_of_walk(policy.ref, direction, resolution)
+            ports = policy.named_ports(direction)
+            name = name_of_walk(policy.ref, direction, ports, resolution)
             walk = WalkState(name, self._ids.number(name), policy, direction, resolution)
             known[resolution] = walk
             self._judged(self._ids.claim(walk))
@@ -301,9 +302,14 @@ def _shown(walk: WalkState) -> PolicyWalk:
     return PolicyWalk(walk.number, walk.direction, walk.policy.ref, walk.steps)
 
 
-def name_of_walk(ref: ObjectRef, direction: Direction, resolution: Resolution) -> str:
+def name_of_walk(
+    ref: ObjectRef, direction: Direction, ports: Iterable[NamedPort], resolution: Resolution
+) -> str:
     """What the id of a walk is a digest of."""
-    numbers = ";".join(",".join(f"{r.protocol}:{r.first}" for r in each) for each in resolution)
+    numbers = ";".join(
+        f"{port}={','.join(f'{r.protocol}:{r.first}' for r in each)}"
+        for port, each in zip(ports, resolution, strict=True)
+    )
     return f"walk {ref} {direction.value} {numbers}".rstrip()
 
 
