@@ -79,6 +79,8 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             shared.service_range,
             shared.tunnel_port,
             shared.new_connections_per_second,
+            node_local_dns=shared.policy.node_local_dns,
+            cut_established=shared.policy.established == "cut",
         ),
         [("the host range", network) for network in shared.host_ranges],
         excluded=own.excluded_nodes,

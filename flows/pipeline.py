@@ -211,10 +211,9 @@ SNAT_ZONE: Final = 101
 
 CT_MARK: Final = (
     Bits("FromService", (0, 0), "translated by a Service; its replies must be translated back"),
-    Bits("Blocked", (1, 1), "refused by policy after it was established, in both directions"),
+    Bits("Blocked", (1, 1), "cut by policy after it was established, in both directions"),
     Bits("NeedsSnat", (2, 2), "passes the SNAT zone in both directions"),
     Bits("Known", (3, 3), "metered and committed; it may still be +new while there is no reply"),
-    Bits("PolicyEpoch", (8, 15), "the policy generation that allowed the connection"),
     Bits(
         "Endpoint",
         (16, 31),
@@ -222,9 +221,9 @@ CT_MARK: Final = (
     ),
 )
 ENDPOINT: Final = next(bits for bits in CT_MARK if bits.name == "Endpoint")
-FROM_SERVICE, NEEDS_SNAT, KNOWN = (
+FROM_SERVICE, BLOCKED, NEEDS_SNAT, KNOWN = (
     next(bits.mask for bits in CT_MARK if bits.name == name)
-    for name in ("FromService", "NeedsSnat", "Known")
+    for name in ("FromService", "Blocked", "NeedsSnat", "Known")
 )
 CT_LABEL: Final = (
     Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that allowed the connection"),
@@ -282,6 +281,14 @@ REGISTERS: Final = (
         writers=("PolicyFromPod",),
         readers=("PolicyToPod",),
         doc="a pod sends to itself, through a Service: always allowed",
+    ),
+    RegisterField(
+        "Rejudged", "reg0", (9, 9),
+        writers=("DestinationGuard",),
+        readers=(
+            "PolicyFromPod", "PolicyFromPodVerdict", "PolicyToPod", "PolicyToPodVerdict", "Commit",
+        ),
+        doc="a packet of an established connection that policy may cut",
     ),
     RegisterField(
         "AttachmentTag", "reg0", (12, 31),
@@ -596,9 +603,10 @@ TABLES: Final = (
         74, "DestinationGuard",
         "Drops traffic to destinations that pods must not reach, with or without a Service. Every"
         " packet passes, so that a new guard also applies to old connections.",
-        writers=(Feature.CONNTRACK,),
-        match=("ct_state", "dl_type", "nw_proto", "nw_dst", "nw_frag", "tp_dst", "Source"),
-        next=("Forwarding",),
+        writers=(Feature.CONNTRACK, Feature.POLICY),
+        match=("ct_state", "ct_mark", "dl_type", "nw_proto", "nw_dst", "nw_frag", "tp_dst",
+               "Source"),
+        writes=("Rejudged",), next=("PolicyFromPod", "Forwarding"),
         miss="PolicyFromPod", miss_doc="a new connection to a permitted destination",
     ),
     Table(
@@ -613,7 +621,7 @@ TABLES: Final = (
         80, "PolicyFromPod",
         "Policy from the pod: has new connections judged.",
         writers=(Feature.POLICY,),
-        match=("ct_state", "in_port", "dl_type", "nw_proto", "nw_dst", "tp_dst"),
+        match=("ct_state", "in_port", "dl_type", "nw_proto", "nw_dst", "tp_dst", "Rejudged"),
         writes=("ToItself", *_JUDGED),
         next=("PolicyFromPodAgain", "IsolationFromPod", "PolicyFromPodVerdict", "Forwarding"),
         miss="Forwarding", miss_doc="not a new connection",
@@ -638,8 +646,8 @@ TABLES: Final = (
         90, "PolicyFromPodVerdict",
         "Lets pass what policy from the pod allows, and remembers the rule.",
         writers=(Feature.POLICY,),
-        match=("Verdict", "Selected", "Isolated"), reads=("DecidedRule",),
-        writes=("RuleFromPod", *_JUDGED),
+        match=("dl_type", "Verdict", "Selected", "Isolated", "Rejudged"), reads=("DecidedRule",),
+        writes=("ct_mark", "RuleFromPod", *_JUDGED),
         next=("DeniedFromPod", "Forwarding"),
         miss="DeniedFromPod", miss_doc="denied",
     ),
@@ -663,7 +671,7 @@ TABLES: Final = (
         110, "PolicyToPod",
         "Policy to the pod: has new connections judged.",
         writers=(Feature.POLICY,),
-        match=("ct_state", "dl_type", "nw_src", "Source", "ToItself"), writes=_JUDGED,
+        match=("ct_state", "dl_type", "nw_src", "Source", "ToItself", "Rejudged"), writes=_JUDGED,
         next=("PolicyToPodAgain", "IsolationToPod", "PolicyToPodVerdict", "Hairpin"),
         miss="Hairpin", miss_doc="not a new connection",
     ),
@@ -687,7 +695,8 @@ TABLES: Final = (
         114, "PolicyToPodVerdict",
         "Lets pass what policy to the pod allows.",
         writers=(Feature.POLICY,),
-        match=("Verdict", "Selected", "Isolated"), writes=_JUDGED,
+        match=("dl_type", "Verdict", "Selected", "Isolated", "Rejudged"),
+        writes=("ct_mark", *_JUDGED),
         next=("Hairpin", "DeniedToPod"),
         miss="DeniedToPod", miss_doc="denied",
     ),
@@ -708,9 +717,9 @@ TABLES: Final = (
     Table(
         120, "Commit",
         "Commits a new connection that was allowed.",
-        writers=(Feature.CONNTRACK, Feature.DIRECT),
+        writers=(Feature.CONNTRACK, Feature.DIRECT, Feature.POLICY),
         match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
-               "Hairpin", "SourcePortConflict", "OutputPort"),
+               "Hairpin", "SourcePortConflict", "OutputPort", "Rejudged"),
         reads=("RuleFromPod", "DecidedRule"), writes=("ct_mark", "ct_label"), next=("Snat",),
         miss="Snat", miss_doc="the connection is already committed",
     ),

@@ -48,6 +48,8 @@ class Cluster:
     new_connections_per_second: int
     node_local_dns: bool = False
     """Whether policy from the pod lets every pod reach port 53 (UDP, TCP) of its own node."""
+    cut_established: bool = False
+    """Whether policy cuts established connections that it does not allow any more."""
 
     @property
     def families(self) -> tuple[Family, ...]:

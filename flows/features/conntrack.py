@@ -89,7 +89,7 @@ def _states() -> Iterable[Flow]:
         [],
         "an ICMP error from a pod about a connection of others",
     )  # fmt: skip
-    # Established connections skip policy: a new policy will cut them by `PolicyEpoch`.
+    # Established connections skip policy, unless it may cut them (`flows.features.policy`).
     for state in ("+trk+est-new-rel-inv", _ICMP_ERROR):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "DestinationGuard", Priority.DEFAULT,

@@ -23,9 +23,18 @@ from typing import Final, Literal
 
 from flows.family import Family, IPNetwork, family_of
 from flows.features.protocols import TCP, UDP
-from flows.flow import ANY_FRAGMENT, Action, Flow, MatchValue, ct_state, ip, net
+from flows.flow import ANY_FRAGMENT, Action, Ct, Flow, MatchValue, SetField, ct_state, ip, net
 from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK
-from flows.pipeline import LAYOUT, Feature, Pass, Priority, Source, Verdict
+from flows.pipeline import (
+    BLOCKED,
+    CT_ZONE,
+    LAYOUT,
+    Feature,
+    Pass,
+    Priority,
+    Source,
+    Verdict,
+)
 from flows.policy import (
     EVERY_PORT,
     Direction,
@@ -105,12 +114,14 @@ def _flow(
     return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
 
 
-def every_node(_: Cluster, __: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The course of each judgement, without any policy."""
     for direction in Direction:
         yield _judge(direction, "single", Priority.SHARED)
         yield from _again(_SIDES[direction])
         yield from _verdicts(direction)
+    if cluster.cut_established:
+        yield from _cut(cluster)
     yield _flow(
         "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],
         "a pod to itself: always allowed",
@@ -132,9 +143,76 @@ def control(state: Control) -> Iterable[Flow]:
     if state != "single":
         for direction in Direction:
             yield _judge(direction, state, Priority.OVERRIDE)
+            yield _judge_again(direction, state, Priority.OVERRIDE)
+
+
+def _cut(cluster: Cluster) -> Iterable[Flow]:
+    """Established connections are judged like new ones, by the packets of who opened them.
+
+    Replies are not judged: their addresses and ports are exchanged, and those that a Service
+    translated have its address. A connection that is denied gets the mark Blocked, which drops its
+    replies; what is allowed again loses the mark.
+    """
+    yield _flow(
+        "DestinationGuard", Priority.OVERRIDE, {"ct_state": ct_state("+trk+est-new-rel-rpl-inv")},
+        [LAYOUT.load("Rejudged", 1), LAYOUT.goto("PolicyFromPod")],
+        "a packet of an established connection, from who opened it: judge it",
+    )  # fmt: skip
+    yield _flow(
+        "DestinationGuard", Priority.GUARD,
+        {"ct_state": ct_state("+trk+est+rpl"), "ct_mark": (BLOCKED, BLOCKED)}, [],
+        "a reply of a connection that policy has cut",
+    )  # fmt: skip
+    for direction, side in _SIDES.items():
+        yield _judge_again(direction, "single", Priority.SHARED)
+        for family in cluster.families:
+            yield _flow(
+                side.verdict, Priority.DEFAULT, {"dl_type": family.ether_type, "Rejudged": 1},
+                [_mark(BLOCKED), LAYOUT.goto(side.denied)],
+                "denied, although established: cut it",
+            )  # fmt: skip
+    for family in cluster.families:
+        yield _flow(
+            "Commit", Priority.OVERRIDE,
+            {"dl_type": family.ether_type, "Rejudged": 1, "ct_mark": (BLOCKED, BLOCKED)},
+            [_mark(0), LAYOUT.goto("Snat")],
+            "allowed again",
+        )  # fmt: skip
+
+
+def _mark(value: int) -> Ct:
+    return Ct(CT_ZONE, commit=True, exec=(SetField("ct_mark", value, BLOCKED),))
 
 
 def _judge(direction: Direction, state: Control, priority: Priority) -> Flow:
+    return _judgement(
+        direction, state, priority, {"ct_state": _NEW},
+        {
+            "single": "a new connection: judge it",
+            "both": "a new connection while policies change: judge it by the old and the new ones",
+            "new": "a new connection while policies change: judge it by the new ones",
+            "closed": "a new connection while policies are incomplete: pods with policies wait",
+        }[state],
+    )  # fmt: skip
+
+
+def _judge_again(direction: Direction, state: Control, priority: Priority) -> Flow:
+    side = _SIDES[direction]
+    if state == "closed":
+        return _flow(
+            side.entry, priority, {"Rejudged": 1}, [LAYOUT.goto(side.onward)],
+            "an established connection while policies are incomplete: it goes on",
+        )  # fmt: skip
+    return _judgement(direction, state, priority, {"Rejudged": 1}, "an established connection")
+
+
+def _judgement(
+    direction: Direction,
+    state: Control,
+    priority: Priority,
+    fields: dict[str, MatchValue],
+    reason: str,
+) -> Flow:
     side = _SIDES[direction]
     first: dict[str, int] = {"DecidedRule": 0}
     if state == "new":
@@ -142,19 +220,14 @@ def _judge(direction: Direction, state: Control, priority: Priority) -> Flow:
     elif state == "closed":
         first["Verdict"] = Verdict.DENY
     return _flow(
-        side.entry, priority, {"ct_state": _NEW},
+        side.entry, priority, fields,
         [
             *LAYOUT.loads(**first),
             LAYOUT.resubmit(side.isolation),
             *([LAYOUT.resubmit(side.again)] if state == "both" else []),
             LAYOUT.goto(side.verdict),
         ],
-        {
-            "single": "a new connection: judge it",
-            "both": "a new connection while policies change: judge it by the old and the new ones",
-            "new": "a new connection while policies change: judge it by the new ones",
-            "closed": "a new connection while policies are incomplete: those that any selects wait",
-        }[state],
+        reason,
     )  # fmt: skip
 
 
@@ -185,11 +258,11 @@ def _verdicts(direction: Direction) -> Iterable[Flow]:
         side.verdict, Priority.GUARD, {"Selected": 0}, [*reset, onward], "no policy selects the pod"
     )
     yield _flow(
-        side.verdict, Priority.DEFAULT, {"Verdict": Verdict.ACCEPT}, [*remember, *reset, onward],
+        side.verdict, Priority.SHARED, {"Verdict": Verdict.ACCEPT}, [*remember, *reset, onward],
         "allowed by a rule",
     )  # fmt: skip
     yield _flow(
-        side.verdict, Priority.DEFAULT, {"Verdict": 0, "Isolated": 0}, [*reset, onward],
+        side.verdict, Priority.SHARED, {"Verdict": 0, "Isolated": 0}, [*reset, onward],
         "no rule concerns it, and no NetworkPolicy selects the pod",
     )  # fmt: skip
 

@@ -158,7 +158,7 @@ def test_numbers_never_change() -> None:
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
         "TopologyZone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),
-        "ToItself": ("reg0", (8, 8)),
+        "ToItself": ("reg0", (8, 8)), "Rejudged": ("reg0", (9, 9)),
         "Walk": ("xreg4", (0, 63)), "PeerSet": ("xreg5", (0, 63)), "PortSet": ("xreg6", (0, 63)),
         "PolicyRule": ("reg14", (0, 31)), "Verdict": ("reg15", (0, 1)),
         "StepAction": ("reg15", (2, 3)), "Selected": ("reg15", (4, 4)),
