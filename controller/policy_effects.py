@@ -14,14 +14,14 @@ Everything else is published in two phases (`controller.policy_publication`).
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, NamedTuple
 
 from flows.compile import Fragment
 from flows.kinds import ATTACHMENT, ISOLATION, PEER_MEMBER, PEER_SET, WALK
 from flows.pipeline import LAYOUT
-from flows.policy import Direction, PolicyAction
+from flows.policy import Direction, Isolation, PolicyAction, PolicyStep, PolicyWalk, Walks
 from flows.view import SOME_SCOPE, ClusterView, Key
 
 
@@ -151,10 +151,10 @@ class Judge:
         """
         found, effective = Effects(), set[Key]()
         for key, change in changes.items():
-            for direction, (before, after) in _by_direction(change).items():
+            for direction in _directions(change):
                 if key.kind == ISOLATION.name:
-                    attachment = changes.get(Key(node, ATTACHMENT.name, key.name))
-                    effect = None if attachment is not None else _of_isolation(before, after)
+                    is_new = Key(node, ATTACHMENT.name, key.name) in changes
+                    effect = None if is_new else _of_isolation(change, direction)
                 else:
                     effect = self._of_shared(key, change, changes)
                 if effect is not None:
@@ -169,6 +169,8 @@ class Judge:
         one, and a member whose pod is gone.
         """
         comes_or_goes = change.old is None or change.new is None
+        if key.kind == WALK.name and not comes_or_goes:
+            return _of_walk(change)
         if key.kind != PEER_MEMBER.name:
             return None if comes_or_goes else Effect.MIXED
         name, _, address = key.name.partition(" ")
@@ -182,21 +184,50 @@ class Judge:
         return Effect.OPENS if change.old is None else Effect.CLOSES
 
 
-def _of_isolation(before: bool, after: bool) -> Effect:
-    """Without an isolation everything may pass."""
-    if not before:
+def _of_isolation(change: Change, direction: Direction) -> Effect:
+    old, new = (_walks(fragment, direction) for fragment in change)
+    # Without an isolation everything may pass.
+    if old is None:
         return Effect.CLOSES
-    return Effect.MIXED if after else Effect.OPENS
+    if new is None:
+        return Effect.OPENS
+    if replace(old, policies=()) != replace(new, policies=()) or old.refused:
+        return Effect.MIXED
+    # Rules of NetworkPolicies only accept.
+    return _of_accepting(frozenset(old.policies), frozenset(new.policies))
 
 
-def _by_direction(change: Change) -> dict[Direction, tuple[bool, bool]]:
-    """The directions in which the flows differ, and whether there are flows before and after."""
+def _walks(fragment: Fragment | None, direction: Direction) -> Walks | None:
+    found = fragment.subject if fragment is not None else None
+    if not isinstance(found, Isolation):
+        return None
+    return found.from_pod if direction is Direction.FROM_POD else found.to_pod
+
+
+def _of_walk(change: Change) -> Effect:
+    steps: list[frozenset[PolicyStep]] = []
+    for fragment in change:
+        walk = fragment.subject if fragment is not None else None
+        if not isinstance(walk, PolicyWalk):
+            return Effect.MIXED
+        if any(step.action is not PolicyAction.ACCEPT for step in walk.steps):
+            return Effect.MIXED
+        # The id of a rule decides nothing.
+        steps.append(frozenset(step._replace(rule=1) for step in walk.steps))
+    return _of_accepting(*steps)
+
+
+def _of_accepting(old: AbstractSet[object], new: AbstractSet[object]) -> Effect:
+    """The effect of other walks, or other steps, of which all accept."""
+    if old <= new:
+        return Effect.OPENS
+    return Effect.CLOSES if new <= old else Effect.MIXED
+
+
+def _directions(change: Change) -> list[Direction]:
+    """The directions in which the flows differ."""
     before, after = _flows_by_direction(change.old), _flows_by_direction(change.new)
-    return {
-        direction: (bool(before.get(direction)), bool(after.get(direction)))
-        for direction in Direction
-        if before.get(direction) != after.get(direction)
-    }
+    return [each for each in Direction if before.get(each) != after.get(each)]
 
 
 def _flows_by_direction(fragment: Fragment | None) -> dict[Direction, set[int]]:

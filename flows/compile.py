@@ -10,7 +10,7 @@ hold the same `Fragment` and `Flow` objects: they are compiled once and encoded 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -60,6 +60,8 @@ class Fragment:
     """Each has a companion flow among `flows` (`flows.features.state.companion`)."""
     directions: frozenset[Direction] = frozenset()
     """The directions of policy that its flows belong to; empty: they are not policy."""
+    subject: object = field(default=None, compare=False, repr=False)
+    """The object of the view that it was made of."""
 
     @cached_property
     def flows_with_owner(self) -> tuple[tuple[Flow, "Fragment"], ...]:
@@ -120,7 +122,7 @@ class Compiler:
         except FormError as error:
             raise PipelineError(f"{owners[0]}: {error}") from None
         directions = frozenset[Direction]() if kind.directions is None else kind.directions(found)
-        return Fragment(owners, tuple(flows), tuple(meters), tuple(groups), directions)
+        return Fragment(owners, tuple(flows), tuple(meters), tuple(groups), directions, found)
 
     def _kind(self, key: Key) -> Kind[Any]:
         return self._kinds[scope_type(key.scope), key.kind]
@@ -229,7 +231,13 @@ class Program:
         old_groups = {group.id for f in old for group in f.groups}
         delta = Delta(
             adds=tuple(flow for cookie, (flow, _) in added.items() if cookie not in removed),
-            deletes=tuple(sorted(cookie for cookie in removed if cookie not in added)),
+            # A flow goes before the flows that it leads to.
+            deletes=tuple(
+                sorted(
+                    (cookie for cookie in removed if cookie not in added),
+                    key=lambda cookie: (self._flows[cookie][0].table, cookie),
+                )
+            ),
             meters_set=tuple(
                 meter for f in new for meter in f.meters if self.meters.get(meter.id) != meter
             ),

@@ -39,6 +39,7 @@ class Delta:
     """The change of a switch from one state to another.
 
     Order on the switch: meters, `groups_set`, `adds`, `deletes`, then groups and meters to delete.
+    The deletes of a program's change begin with the first table.
     Deletes are by cookie, so a flow that replaced another flow stays.
     """
 

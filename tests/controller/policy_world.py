@@ -48,6 +48,8 @@ def allowed(state: State, source: str, destination: str) -> bool:
     return all(judged(state, source, destination))
 
 
+WAYS = ("label", "list", "each")
+"""See `PolicyWorld.put`."""
 Pairs = frozenset[tuple[str, str]]
 """Source and destination of connections."""
 
@@ -159,21 +161,53 @@ class PolicyWorld:
                 state[pod, direction] = random.choice([None, peers, peers, peers])
         return state
 
-    def put(self, state: State, *, by_label: bool = True) -> None:
+    def put(self, state: State, how: str = "label") -> None:
         """Change the view, and touch what differs.
 
-        `by_label`: a set keeps its name and gets other members; if not, a walk gets another set.
+        How the peers of a pod are given: "label": the set keeps its name and gets other members;
+        "list": the walk gets another set; "each": each peer has a step of its own, or a walk.
         """
-        touched = self._change(state, by_label=by_label)
+        touched = self._change(state, how)
         self.state = state
         self.compilation.touch(touched)
 
-    def _change(self, state: State, *, by_label: bool) -> set[Key]:
+    def _change(self, state: State, how: str) -> set[Key]:  # noqa: C901
         isolations: dict[str, dict[str, Isolation]] = {}
         walks: dict[str, PolicyWalk] = {}
         sets: dict[str, PeerSet] = {}
         members: dict[str, dict[str, PeerMember]] = {}
         needed: dict[Key, frozenset[str]] = {}
+
+        def need(node: str, kind: str, name: str) -> None:
+            key = Key(SOME_SCOPE, kind, name)
+            needed[key] = needed.get(key, frozenset()) | {node}
+
+        def walk_for(node: str, title: str, direction: Direction, lists: Mapping[str, Any]) -> int:
+            """Make a walk with one step for each list of peers, by name."""
+            steps = []
+            for name, peers in lists.items():
+                number = policy_digest(f"set {direction} {name}")
+                steps.append(PolicyStep(rule_id(f"{title} {name}"), PolicyAction.ACCEPT, number))
+                hexadecimal = f"{number:016x}"
+                sets[hexadecimal] = PeerSet(number, direction)
+                members[hexadecimal] = {}
+                need(node, "policy-peers", hexadecimal)
+                for peer in peers:
+                    address = self.pods[peer][1].address
+                    members[hexadecimal][str(address)] = PeerMember(
+                        number, direction, address, ObjectRef.namespaced("Pod", peer)
+                    )
+                    need(node, "policy-member", f"{hexadecimal} {address}")
+            walk = PolicyWalk(
+                policy_digest(f"walk {title}"),
+                direction,
+                ObjectRef("NetworkPolicy", "default", title),
+                tuple(steps),
+            )
+            walks[f"{walk.id:016x}"] = walk
+            need(node, "policy-walk", f"{walk.id:016x}")
+            return walk.id
+
         for pod, (node, attachment) in self.pods.items():
             of_pod: dict[Direction, Walks] = {}
             for direction in Direction:
@@ -181,34 +215,18 @@ class PolicyWorld:
                 if peers is None:
                     continue
                 title = f"{pod} {direction}"
-                name = title if by_label else f"{direction} {sorted(peers)}"
-                number = policy_digest(f"set {name}")
-                walk = PolicyWalk(
-                    policy_digest(f"walk {title}"),
-                    direction,
-                    ObjectRef("NetworkPolicy", "default", title),
-                    (PolicyStep(rule_id(title), PolicyAction.ACCEPT, number),),
-                )
-                of_pod[direction] = Walks(isolated=True, policies=(walk.id,))
-                walks[f"{walk.id:016x}"] = walk
-                sets[f"{number:016x}"] = PeerSet(number, direction)
-                members[f"{number:016x}"] = {
-                    str(self.pods[peer][1].address): PeerMember(
-                        number, direction, self.pods[peer][1].address,
-                        ObjectRef.namespaced("Pod", peer),
-                    )
-                    for peer in peers
-                }  # fmt: skip
-                keys = [
-                    Key(SOME_SCOPE, "policy-walk", f"{walk.id:016x}"),
-                    Key(SOME_SCOPE, "policy-peers", f"{number:016x}"),
-                    *(
-                        Key(SOME_SCOPE, "policy-member", f"{number:016x} {address}")
-                        for address in members[f"{number:016x}"]
-                    ),
-                ]
-                for key in keys:
-                    needed[key] = needed.get(key, frozenset()) | {node}
+                each = {f"only {peer}": [peer] for peer in sorted(peers)}
+                made: list[int] = []
+                if how == "label":
+                    made.append(walk_for(node, title, direction, {f"label {pod}": peers}))
+                elif how == "list":
+                    made.append(walk_for(node, title, direction, {str(sorted(peers)): peers}))
+                elif direction is Direction.FROM_POD:
+                    made.append(walk_for(node, title, direction, each))
+                else:
+                    for name, only in each.items():
+                        made.append(walk_for(node, f"{title} {name}", direction, {name: only}))
+                of_pod[direction] = Walks(isolated=True, policies=tuple(made))
             if of_pod:
                 isolations.setdefault(node, {})[attachment.port] = Isolation(
                     attachment,

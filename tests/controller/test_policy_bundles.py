@@ -19,7 +19,7 @@ from flows.flow import Flow
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.messages import ErrorMessage, InstalledFlow
 from openflow.switch import Rejected
-from tests.controller.policy_world import Pairs, PolicyWorld, State, allowed, judgements
+from tests.controller.policy_world import WAYS, Pairs, PolicyWorld, State, allowed, judgements
 from tests.policy.simulator import AmbiguityError
 
 SIZE = 3
@@ -107,9 +107,9 @@ class Story:
             await self.world.compilation.compiled(node)
             await self.connect(node).sync()
 
-    def put(self, state: State, *, by_label: bool = True) -> None:
+    def put(self, state: State, how: str) -> None:
         self.states.append(state)
-        self.world.put(state, by_label=by_label)
+        self.world.put(state, how)
 
     async def quiet(self) -> None:
         policy = self.world.compilation.policy
@@ -159,7 +159,7 @@ async def many_changes(story: Story) -> None:
     random = Random(5)  # noqa: S311
     for _ in range(40):
         state = story.world.random_state(random, LOCAL)
-        story.put(state, by_label=random.random() < 0.5)
+        story.put(state, how=random.choice(WAYS))
         await story.quiet()
 
 
@@ -200,7 +200,7 @@ def test_switch_with_an_unknown_old_policy_is_closed_while_it_is_corrected(
                 for key, peers in story.world.random_state(random, LOCAL).items()
             }
             story.states = [story.states[-1]]
-            story.put(state, by_label=random.random() < 0.5)
+            story.put(state, how=random.choice(WAYS))
             story.connect("node1")
             await story.quiet()
             held = {flow.cookie for flow in story.switches["node1"].flows.values()}

@@ -21,7 +21,7 @@ from controller.session import Session
 from flows import names
 from openflow.batch import Batch
 from openflow.watch import connect
-from tests.controller.policy_world import PolicyWorld, State, allowed, judged
+from tests.controller.policy_world import WAYS, PolicyWorld, State, allowed, judged
 from tests.flows.tracing import fixed_ports, from_pod, outputs
 from tests.ovs import Ovs, running
 
@@ -170,7 +170,7 @@ class Hammer:
         for _ in range(self.random.choice([1, 1, 1, 2])):
             state = self.world.random_state(self.random)
             self.states.append(state)
-            self.world.put(state, by_label=self.random.random() < 0.5)
+            self.world.put(state, how=self.random.choice(WAYS))
             if self.random.random() < 0.3:
                 await asyncio.sleep(self.random.choice([0, 0.001, 0.005]))
         await self.quiet()

@@ -19,7 +19,7 @@ from controller.policy_effects import Effects
 from flows import names
 from flows.policy import Direction
 from flows.view import Attachment, Key
-from tests.controller.policy_world import Pairs, PolicyWorld, State, allowed
+from tests.controller.policy_world import WAYS, Pairs, PolicyWorld, State, allowed
 
 FROM, TO = Direction.FROM_POD, Direction.TO_POD
 A, B, C, D, E = "default/a", "default/b", "default/c", "default/d", "default/e"
@@ -69,7 +69,7 @@ class Story:
         session.acknowledge()
         return session
 
-    def put(self, changes: dict[tuple[str, Direction], str | None], **how: bool) -> None:
+    def put(self, changes: dict[tuple[str, Direction], str | None], **how: str) -> None:
         """Pods are named by single letters: `{(A, TO): "ab"}`."""
         state = dict(self.world.state)
         for key, peers in changes.items():
@@ -193,7 +193,7 @@ def test_what_both_states_allow_passes_in_every_mixture() -> None:
         story.put({(A, FROM): "ce", (C, TO): "ab"})
         await story.settle()
         # The same pair is allowed by another set, while others change.
-        story.put({(A, FROM): "cd", (C, TO): "ad"}, by_label=False)
+        story.put({(A, FROM): "cd", (C, TO): "ad"}, how="list")
         assert story.transitions() == {"node1", "node2"}
         assert story.passes(A, C) == {True}
         await story.settle()
@@ -363,7 +363,7 @@ def test_programs_end_as_compiled_from_nothing() -> None:
     async def story(story: Story) -> None:
         random = Random(7)  # noqa: S311
         for _ in range(60):
-            story.world.put(story.world.random_state(random), by_label=random.random() < 0.5)
+            story.world.put(story.world.random_state(random), how=random.choice(WAYS))
             await story.settle()
             for node in story.world.view.nodes:
                 oracle = story.world.desired._compiler.program(story.world.view, node)
@@ -382,7 +382,7 @@ def mixtures(seed: int, steps: int) -> list[str]:
         for _ in range(steps):
             if random.random() < 0.4:
                 states.append(story.world.random_state(random))
-                story.world.put(states[-1], by_label=random.random() < 0.5)
+                story.world.put(states[-1], how=random.choice(WAYS))
             else:
                 story.acknowledge(random.choice(sorted(story.world.sessions)))
             for _ in range(random.randint(0, 3)):
