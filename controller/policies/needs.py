@@ -58,15 +58,11 @@ class Needed:
 
     def begin(self, node: str, changes: Changes) -> bool:
         """One more refers to it on a node. Returns whether it is the first."""
-        was_needed = bool(self.nodes)
         count = self.nodes.get(node, 0)
         self.nodes[node] = count + 1
         if not count and not self.is_refused:
             for kind, name in self.fragments():
                 changes.need(node, kind, name)
-                if not was_needed:
-                    # It may have changed since it was needed the last time.
-                    changes.content(kind, name)
         return not count
 
     def cease(self, node: str, changes: Changes) -> bool:
@@ -82,10 +78,13 @@ class Needed:
         return True
 
     def touch(self, changes: Changes, fragments: Iterable[tuple[str, str]]) -> None:
-        """Some of its fragments changed."""
-        if self.nodes:
-            for kind, name in fragments:
-                changes.content(kind, name)
+        """Some of its fragments changed.
+
+        Also if no node needs them now: one may need them again before the changes are taken, and
+        must not get what was compiled before.
+        """
+        for kind, name in fragments:
+            changes.content(kind, name)
 
 
 class NeededBy(Mapping[Key, AbstractSet[str]]):

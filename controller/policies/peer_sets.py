@@ -193,6 +193,7 @@ class PeerSets:
         """Remove a set from the view, if it is there."""
         if gone.is_refused and not refused:
             return
+        gone.touch(self._changes, gone.fragments())
         for node in gone.nodes:
             for kind, name in gone.fragments():
                 self._changes.need(node, kind, name)

@@ -280,6 +280,7 @@ class AllWalks:
         for each in walk.port_sets:
             self._ports.release(each, walk.policy.ref)
         if not walk.is_refused:
+            walk.touch(self._changes, walk.fragments())
             del self.states[walk.key]
             self.view.pop(walk.key, None)
         self._judged(self._ids.release(walk))

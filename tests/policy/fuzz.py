@@ -11,10 +11,12 @@ from typing import Final
 
 from tests.policy.controlled import Controlled
 from tests.policy.evaluator import Cluster
-from tests.policy.generator import as_yaml, generate, shrink
+from tests.policy.generator import NODES, as_yaml, generate, shrink
 from tests.policy.proof import Proof
-from tests.policy.switches import Switches
+from tests.policy.switches import Contents, Switches
 
+FROM_NOTHING: Final = 10
+"""Each cluster of so many is compiled from nothing as well, and must give the same flows."""
 KEPT: Final = 500
 """Clusters before a counterexample that are kept to repeat it."""
 
@@ -74,7 +76,10 @@ class Fuzz:
         """The first difference, as text; empty: there is none."""
         try:
             controlled.become(cluster)
-            proof = Proof(cluster, controlled.contents(self._switches.nodes), self._switches)
+            contents = controlled.contents(self._switches.nodes)
+            if seed % FROM_NOTHING == FROM_NOTHING - 1 and _from_nothing(cluster) != contents:
+                return "history: from nothing the controller compiles other flows"
+            proof = Proof(cluster, contents, self._switches)
             for each in proof.differences():
                 return str(each)
             for packet, allowed, arrives in proof.traced(Random(seed), self._traces):  # noqa: S311
@@ -131,6 +136,13 @@ class Fuzz:
             if fails(fewer):
                 needed = fewer
         return needed
+
+
+def _from_nothing(cluster: Cluster) -> dict[str, Contents]:
+    """What a controller compiles that has known no other cluster."""
+    controlled = Controlled()
+    controlled.become(cluster)
+    return controlled.contents(node for node in cluster.nodes if node in NODES[:2])
 
 
 def _kind(found: str) -> str:

@@ -30,9 +30,23 @@ _BLOCKS: Final = (
 )  # fmt: skip
 
 
+HISTORY: Final = 5
+"""Clusters of successive seeds of which each is the one before with small changes."""
+
+
 def generate(seed: int) -> Cluster:
     """The cluster of this seed."""
-    return _Generator(Random(seed)).cluster()  # noqa: S311 - no secret
+    first = seed - seed % HISTORY
+    cluster = _Generator(_random(first)).cluster()
+    for step in range(first + 1, seed + 1):
+        generator = _Generator(_random(step))
+        for _ in range(generator.random.choice((1, 1, 2, 3))):
+            cluster = generator.changed(cluster)
+    return cluster
+
+
+def _random(seed: int) -> Random:
+    return Random(seed)  # noqa: S311 - no secret
 
 
 class _Generator:
@@ -83,10 +97,15 @@ class _Generator:
         }
 
     def attach(self, made: Part, others: list[Attachment]) -> Attachment:
-        on = made["spec"]["nodeName"]
-        free = 2 + sum(other.node == on for other in others)
         name = f"{made['metadata']['namespace']}/{made['metadata']['name']}"
-        return Attachment(name, on, f"10.244.{on[-1]}.{free}")
+        return self.attachment(name, made["spec"]["nodeName"], others)
+
+    @staticmethod
+    def attachment(name: str, on: str, others: list[Attachment]) -> Attachment:
+        """At the first free address, so that addresses are used again."""
+        taken = {other.address for other in others}
+        addresses = (f"10.244.{on[-1]}.{number}" for number in range(2, 10))
+        return Attachment(name, on, next(each for each in addresses if each not in taken))
 
     def oddities(self, objects: list[Part], attachments: list[Attachment]) -> None:
         """Pods that are not simply there."""
@@ -117,9 +136,93 @@ class _Generator:
         if random.random() < 0.2:
             usual["status"] = {"phase": "Running", "podIP": random.choice(attachments).address}
         if random.random() < 0.15:
-            on = random.choice(NODES[:2])
-            free = 2 + sum(other.node == on for other in attachments)
-            attachments.append(Attachment("", on, f"10.244.{on[-1]}.{free}"))
+            attachments.append(self.attachment("", random.choice(NODES[:2]), attachments))
+
+    # --- changes ---
+
+    def changed(self, cluster: Cluster) -> Cluster:
+        """The same cluster with one small change, or none where there is nothing to change."""
+        changes = (
+            self.relabel, self.relabel, self.relabel, self.replace_policy, self.replace_policy,
+            self.replace_pod, self.remove_one, self.add_policy, self.add_pod,
+        )  # fmt: skip
+        objects, attachments = list(cluster.objects), list(cluster.attachments)
+        self.random.choice(changes)(objects, attachments)
+        return Cluster(objects, attachments)
+
+    def some(self, objects: list[Part], *kinds: str) -> int | None:
+        """The index of an object of these kinds."""
+        found = [index for index, each in enumerate(objects) if each["kind"] in kinds]
+        return self.random.choice(found) if found else None
+
+    def relabel(self, objects: list[Part], _: list[Attachment]) -> None:
+        index = self.some(objects, "Pod", "Pod", "Namespace")
+        if index is not None:
+            old = objects[index]
+            objects[index] = {**old, "metadata": {**old["metadata"], "labels": self.labels(0.6)}}
+
+    def replace_policy(self, objects: list[Part], _: list[Attachment]) -> None:
+        """Another policy of the same name, or the same one without a rule."""
+        index = self.some(objects, "NetworkPolicy", "ClusterNetworkPolicy")
+        if index is None:
+            return
+        old = objects[index]
+        if self.random.random() < 0.5:
+            is_namespaced = old["kind"] == "NetworkPolicy"
+            new = self.network_policy(0) if is_namespaced else self.cluster_policy(0)
+            objects[index] = {**old, "spec": new["spec"]}
+            return
+        direction = self.random.choice(("ingress", "egress"))
+        if rules := old["spec"].get(direction):
+            rules = list(rules)
+            rules.pop(self.random.randrange(len(rules)))
+            objects[index] = {**old, "spec": {**old["spec"], direction: rules}}
+
+    def replace_pod(self, objects: list[Part], attachments: list[Attachment]) -> None:
+        """Another pod at the same address."""
+        places = [i for i, each in enumerate(attachments) if each.pod and "/p" in each.pod]
+        if not places:
+            return
+        place = self.random.choice(places)
+        old = attachments[place]
+        new = self.pod(f"q{self.random.randrange(1000)}")
+        new["spec"]["nodeName"] = old.node
+        name = f"{new['metadata']['namespace']}/{new['metadata']['name']}"
+        if any(each.pod == name for each in attachments):
+            return
+        self.remove_pod(objects, old.pod)
+        objects.append(new)
+        attachments[place] = Attachment(name, old.node, old.address)
+
+    @staticmethod
+    def remove_pod(objects: list[Part], name: str) -> None:
+        for index, each in enumerate(objects):
+            metadata = each["metadata"]
+            if each["kind"] == "Pod" and name == f"{metadata['namespace']}/{metadata['name']}":
+                del objects[index]
+                return
+
+    def remove_one(self, objects: list[Part], attachments: list[Attachment]) -> None:
+        index = self.some(objects, "Pod", "Namespace", "NetworkPolicy", "ClusterNetworkPolicy")
+        if index is None:
+            return
+        gone = objects.pop(index)
+        metadata = gone["metadata"]
+        if gone["kind"] == "Pod":
+            name = f"{metadata['namespace']}/{metadata['name']}"
+            attachments[:] = [each for each in attachments if each.pod != name]
+
+    def add_policy(self, objects: list[Part], _: list[Attachment]) -> None:
+        number = 10 + self.random.randrange(1000)
+        make = self.random.choice((self.network_policy, self.network_policy, self.cluster_policy))
+        objects.append(make(number))
+
+    def add_pod(self, objects: list[Part], attachments: list[Attachment]) -> None:
+        made = self.pod(f"p{10 + self.random.randrange(1000)}")
+        on = made["spec"]["nodeName"]
+        if sum(each.node == on for each in attachments) < 6:
+            objects.append(made)
+            attachments.append(self.attach(made, attachments))
 
     # --- selectors ---
 

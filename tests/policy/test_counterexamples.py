@@ -83,3 +83,23 @@ def test_gateway_of_a_node_is_a_member_where_a_block_has_the_address_of_the_node
         {"node3 > a/server TCP 80": True, "172.30.1.1 > a/server TCP 80": False}
         | {"node1 > a/server TCP 80": True},
     )  # fmt: skip
+
+
+def test_set_that_another_policy_uses_in_the_same_change_has_no_old_members(judge: Judge) -> None:
+    judge.decides(
+        cluster(
+            client("a/client"),
+            allow("a/allow", ingress=[{"from": [{"podSelector": {}}]}]),
+            attachments=at("a/client 10.244.1.3"),
+        ),
+        {},
+    )
+    judge.decides(
+        cluster(
+            client("c/client"),
+            server("c/server", on="node1"),
+            allow("c/allow", ingress=[{"from": [{"namespaceSelector": in_namespace("a")}]}]),
+            attachments=at("c/client 10.244.1.3", "c/server 10.244.1.5"),
+        ),
+        {"c/client > c/server TCP 80": False},
+    )
