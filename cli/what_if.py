@@ -179,8 +179,9 @@ def _show(given: WhatIf) -> None:
         click.echo(click.style(f"\nwarning: {warning.subject}: {warning.text}", fg="yellow"))
     cost = given.cost
     click.echo(
-        f"\ncost: {_count(cost.nodes, 'switch', 'switches')}, {cost.flows_added} flows added and"
-        f" {cost.flows_removed} removed; the longest walk has"
+        f"\ncost: {_count(cost.nodes, 'switch', 'switches')},"
+        f" {_count(cost.flows_added, 'flow', 'flows')} added and {cost.flows_removed:,} removed;"
+        f" the longest walk has"
         f" {_count(cost.longest_walk.after, 'rule', 'rules')} (before: {cost.longest_walk.before})"
     )
 

@@ -6,6 +6,7 @@ They are contracts between processes of different versions: change them only tog
 
 import base64
 import hashlib
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import overload
 
@@ -67,6 +68,7 @@ def port_name(namespace: str, name: str, uid: str, ifname: str, container_id: st
 PREFIX_LENGTH = 11
 
 
+@lru_cache(maxsize=1024)
 def pod_port_prefix(namespace: str, name: str, uid: str, ifname: str = "eth0") -> str:
     """The first `PREFIX_LENGTH` characters of `port_name`: they identify the pod."""
     return "p" + _base32(f"{namespace}/{name}/{uid}/{ifname}", 10)

@@ -5,6 +5,7 @@ writing it down. The copy is of one moment, though it is written in slices.
 """
 
 from collections.abc import AsyncIterator, Iterable
+from functools import cache
 from ipaddress import ip_network
 from typing import Any, Final
 
@@ -46,7 +47,7 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     """Objects of one kind, or the ports of a node."""
 
     kind: str = ""
-    objects: list[msgspec.Raw] = []
+    objects: msgspec.Raw = msgspec.Raw(b"[]")
     node: str = ""
     ports: list[_Port] = []
 
@@ -125,19 +126,24 @@ def load(lines: Iterable[bytes]) -> Inventory:
                     BridgePort(each.name, each.ofport, each.mac) for each in read.ports
                 ]
                 continue
-            wanted = KINDS[read.kind]
-            for raw in read.objects:
-                content = msgspec.json.decode(raw, type=wanted)
-                if read.kind.endswith("Policy"):
-                    late.append(content)
-                else:
-                    made.set_object(content)
+            objects = _decoder(read.kind).decode(read.objects)
+            if read.kind.endswith("Policy"):
+                late += objects
+            else:
+                for each in objects:
+                    made.set_object(each)
     except (KeyError, ValueError) as error:
         if isinstance(error, CopyError):
             raise
         raise CopyError(f"the controller's copy cannot be read: {error}") from error
     fill(made, ports, late)
     return made
+
+
+@cache
+def _decoder(kind: str) -> msgspec.json.Decoder[list[Any]]:
+    wanted: Any = KINDS[kind]
+    return msgspec.json.Decoder(list[wanted])
 
 
 def fill(

@@ -102,12 +102,17 @@ class _Comparing:
     def _side(self, direction: Direction) -> Side:
         place = 0 if direction is Direction.FROM_POD else 1
         old, new = self._before.state, self._after.state
-        members: dict[tuple[Walks | None, Walks | None], list[int]] = {}
+        # First by identity: most pods share the walks of others, and to hash them takes long.
+        alike: dict[tuple[int, int], tuple[Walks | None, Walks | None, list[int]]] = {}
+        nobody = None, None
         for pod in old.isolations.keys() | new.isolations.keys():
             if (number := self._ends.by_pod.get(pod)) is not None:
-                pair = tuple(state.isolations.get(pod, (None, None))[place] for state in (old, new))
-                members.setdefault((pair[0], pair[1]), []).append(number)
-        found = {pair: self._ends.bits(numbers) for pair, numbers in members.items()}
+                one = old.isolations.get(pod, nobody)[place]
+                two = new.isolations.get(pod, nobody)[place]
+                alike.setdefault((id(one), id(two)), (one, two, []))[2].append(number)
+        found: dict[tuple[Walks | None, Walks | None], int] = {}
+        for one, two, numbers in alike.values():
+            found[one, two] = found.get((one, two), 0) | self._ends.bits(numbers)
         rest = self._ends.all
         for bits in found.values():
             rest &= ~bits

@@ -5,7 +5,7 @@ get.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,14 +15,16 @@ from controller.offline.workloads import workload_of
 from controller.policies.drafts import PolicyDraft, Tier
 from controller.policies.walks import name_of_rule
 from controller.policy_reports import words
+from controller.policy_reports.doubts import doubts
 from controller.references import Reference
 from controller.sources.objects import Object, SliceObject, ref
 from controller.sources.policy_objects import NamespaceObject
 from controller.what_if.bits import numbers_of
 from controller.what_if.compare import Change, Comparison, compare
 from controller.what_if.connections import Connection, lost_connections
-from controller.what_if.cost import Moment, cost
+from controller.what_if.cost import cost
 from controller.what_if.ends import NODES, Ends, make_ends
+from controller.what_if.moment import Moment
 from controller.what_if.ports import in_words
 from controller.what_if.report import (
     Caution,
@@ -37,6 +39,7 @@ from controller.what_if.report import (
 from controller.what_if.rows import Rows
 from controller.what_if.state import Decider, Evaluator, Reason, State
 from flows.family import IPNetwork
+from flows.kinds import PEER_MEMBER, PEER_SET
 from flows.policy import Direction, rule_id
 from flows.refs import ObjectRef
 from flows.view import Key
@@ -103,8 +106,9 @@ def what_if(
         for pod in inventory.pods.objects.values()
     }
     missing = frozenset(offline.without_pods)
-    ends = make_ends(view, workloads, missing, _blocks(*states))
-    evaluators = Evaluator(states[0], ends, view), Evaluator(states[1], ends, view)
+    ends = make_ends(view, workloads, missing, _blocks((before, after), touched))
+    first = Evaluator(states[0], ends, view)
+    evaluators = first, Evaluator(states[1], ends, view, first, _touched_sets(touched))
     found = compare(*evaluators)
     rows = _Rows(ends, found, (old, new))
     losses, gains = rows.rows(lost=True), rows.rows(lost=False)
@@ -115,7 +119,7 @@ def what_if(
         tuple(gains[:MOST_ROWS]),
         found.more + sum(max(0, len(some) - MOST_ROWS) for some in (losses, gains)),
         tuple(map(Reference.of, sorted(offline.without_pods.values()))),
-        tuple(_warnings(changes, old, new)),
+        tuple(_warnings(inventory, changes, old, new)),
         cost(before, after, touched),
         None if connections is None else lost_connections(connections, *evaluators),
         tuple(offline.assumed),
@@ -156,41 +160,48 @@ def _content(given: Object) -> object:
     return None if isinstance(given, SliceObject) else given.spec
 
 
-def _blocks(before: State, after: State) -> set[IPNetwork]:
-    """The address blocks of all sets that changed walks use, and of changed sets.
+def _blocks(moments: Iterable[Moment], touched: Collection[Key]) -> set[IPNetwork]:
+    """The address blocks in the policies of pods that the change concerns.
 
-    No other class of pods is compared with ranges outside.
+    There may be very many in a large cluster, and each is a range outside to be compared.
     """
-    concerned: set[int] = set()
-    pods = before.isolations.keys() | after.isolations.keys()
-    pairs = {(before.isolations.get(pod), after.isolations.get(pod)) for pod in pods}
-    for old, new in pairs:
-        for place in (0, 1):
-            walks = [
-                state.known_walks(given[place]) if given else ()
-                for state, given in ((before, old), (after, new))
-            ]
-            concerned |= {
-                step.peers for some in walks for w in some for step in w.steps if step.peers
-            }
     return {
         block.network
-        for state in (before, after)
-        for number in concerned
-        if (found := state.peer_sets.get(number)) is not None
-        for block in found.blocks
+        for moment in moments
+        for concerned in [moment.concerned_sets(touched)]
+        for page in moment.view.peer_sets.values()
+        if page.id in concerned
+        for block in page.blocks
     }
+
+
+def _touched_sets(touched: Iterable[Key]) -> set[int]:
+    """The peer sets among what a change touched."""
+    kinds = {PEER_SET.name, PEER_MEMBER.name}
+    return {int(key.name[:16], 16) for key in touched if key.kind in kinds}
 
 
 def _total(rows: Rows) -> Total:
     return Total(rows.workload_pairs, rows.pairs)
 
 
-def _warnings(changes: Iterable[PolicyChange], old: _Policies, new: _Policies) -> Iterator[Caution]:
+def _warnings(
+    inventory: Inventory, changes: Iterable[PolicyChange], old: _Policies, new: _Policies
+) -> Iterator[Caution]:
     """What is questionable in the changed policies, and what has become so in others."""
+    policies = inventory.policies
+    groups = {
+        group: None
+        for node, some in inventory.view.attachments.items()
+        for port in some
+        if (group := policies.group(node, port)) is not None
+    }
     for change in changes:
         if change.change == "unchanged":
             yield Caution(str(change.object), "this changes nothing")
+        if (policy := policies.policies.get(change.object.ref)) is not None:
+            for doubt in doubts(policy, groups):
+                yield Caution(str(change.object), doubt)
     changed = {change.object.ref for change in changes}
     for subject in sorted(new.problems):
         known = () if subject in changed else old.problems.get(subject, ())
@@ -208,7 +219,9 @@ class _Rows:
         self._found = found
         self._policies = policies
         self._shares: dict[int, tuple[Share, ...]] = {}
-        self._sizes = {workload: bits.bit_count() for workload, bits in ends.members.items()}
+        self._sizes = {
+            workload: (bits & ends.existing).bit_count() for workload, bits in ends.members.items()
+        }
 
     def rows(self, *, lost: bool) -> list[ChangeRow]:
         """The losses or the gains, those of the most pairs first."""

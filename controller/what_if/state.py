@@ -1,6 +1,7 @@
 """What policies allow in one state of the cluster, for all ends at once."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
@@ -111,12 +112,18 @@ class Evaluator:
     ends: Ends
     view: ClusterView
     """Only for what policies do not change."""
+    before: "Evaluator | None" = None
+    """Of the state before this one."""
+    touched: AbstractSet[int] = frozenset()
+    """The peer sets that are not as they were before."""
     _sets: dict[int, int] = field(default_factory=dict)
 
     def peers(self, number: int | None) -> int:
         """The ends in a peer set."""
         if number is None:
             return self.ends.all
+        if self.before is not None and number not in self.touched:
+            return self.before.peers(number)
         found = self._sets.get(number)
         if found is None:
             members = self.state.peer_members.get(number, {}).values()
