@@ -81,6 +81,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             shared.new_connections_per_second,
             node_local_dns=shared.policy.node_local_dns,
             cut_established=shared.policy.established == "cut",
+            log_denials=shared.policy.log_denials,
         ),
         [("the host range", network) for network in shared.host_ranges],
         excluded=own.excluded_nodes,

@@ -234,6 +234,20 @@ class Resubmit:
 
 
 @dataclass(frozen=True, slots=True)
+class ToController:
+    """Send the first `size` bytes of the packet to the connections that gave themselves this id.
+
+    Others get nothing, the controller's among them (ovs-actions(7), *controller*).
+    """
+
+    id: int
+    size: int
+
+    def canonical(self) -> bytes:
+        return b"\x10" + self.id.to_bytes(2, "big") + self.size.to_bytes(2, "big")
+
+
+@dataclass(frozen=True, slots=True)
 class Learn:
     """Add a flow made from the packet (ovs-actions(7), *learn*).
 
@@ -277,6 +291,7 @@ Action: TypeAlias = (
     | Note
     | ToGroup
     | Resubmit
+    | ToController
     | Learn
     | Goto
 )

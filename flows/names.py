@@ -36,9 +36,12 @@ HOST_DNAT_RANGE = IPv4Network("169.254.1.16/28")
 # The switch's own meters. Those of attachments have numbers from `FIRST_ATTACHMENT_OFPORT` on.
 REFUSAL_METER = 1
 POD_REFUSAL_METER = 2
+DENIAL_METER = 3
 # The number of an attachment's meter is its ofport plus one of these. The kernel datapath takes
 # numbers below 200,000 (DP_METER_NUM_MAX of net/openvswitch/meter.h).
 _CONNECTION_METERS, _FRAGMENT_METERS, _REFUSAL_METERS = 0, 0x1_0000, 0x2_0000
+# The id of an agent's connection to its bridge. It alone gets the packets that are to be logged.
+AGENT_CONNECTION = 0x534C
 # Group ids of Sluice; groups with other ids are foreign.
 GROUPS = range(0x1000_0000, 0x2000_0000)
 
@@ -129,7 +132,7 @@ def refusal_meter(ofport: int) -> int:
 
 def is_our_meter(number: int) -> bool:
     """Whether Sluice uses this meter id: for an attachment, or for the switch."""
-    if number in (REFUSAL_METER, POD_REFUSAL_METER):
+    if number in (REFUSAL_METER, POD_REFUSAL_METER, DENIAL_METER):
         return True
     kind, ofport = number & ~0xFFFF, number & 0xFFFF
     return kind in (_CONNECTION_METERS, _FRAGMENT_METERS, _REFUSAL_METERS) and ofport in range(

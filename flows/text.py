@@ -32,6 +32,7 @@ from flows.flow import (
     Push,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
 )
 from flows.labels import Labels, bits_name, register_field
@@ -216,6 +217,8 @@ def action_text(action: Action, labels: Labels | None = None, table: int = 0) ->
             return f"group:{labels.group(group) if labels else group}"
         case Resubmit(table):
             return f"resubmit(,{table_name(table)})"
+        case ToController(number, size):
+            return f"controller(max_len={size},id={number})"
         case Learn():
             return _learn(action, labels)
         case Goto(table):

@@ -50,6 +50,8 @@ class Cluster:
     """Whether policy from the pod lets every pod reach port 53 (UDP, TCP) of its own node."""
     cut_established: bool = False
     """Whether policy cuts established connections that it does not allow any more."""
+    log_denials: bool = False
+    """Whether switches report packets that policy denies to the agents, a few each second."""
 
     @property
     def families(self) -> tuple[Family, ...]:

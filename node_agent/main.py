@@ -15,6 +15,7 @@ from node_agent import addresses, cni_server, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_loop
 from node_agent.connection_limits import ConnectionLimits
+from node_agent.denials import Denials
 from node_agent.enrolment import stay_enrolled
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
@@ -108,7 +109,8 @@ async def _run(agent: Agent) -> None:
     ovsdb = Ovsdb(agent.ovsdb)
     switch = LocalSwitch(agent, ovsdb)
     mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
-    watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number)
+    denials = Denials(leases.all)
+    watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number, denials.packet)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
             table = HostTable(leases, Sysctls.of(agent))

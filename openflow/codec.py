@@ -35,6 +35,7 @@ from flows.flow import (
     Push,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
 )
 from openflow.compat import (
@@ -392,6 +393,8 @@ def _action(action: Action, whose: Flow | Bucket, protocol: int | None) -> Any: 
             return parser.OFPActionGroup(group)
         case Resubmit(table):
             return parser.NXActionResubmitTable(table_id=table)
+        case ToController(number, size):
+            return parser.NXActionController(size, number, ofproto.OFPR_APPLY_ACTION)
         case Learn():
             return learn(
                 action.table,

@@ -19,6 +19,7 @@ from openflow.messages import (
     ErrorMessage,
     FlowUpdate,
     Multipart,
+    PacketIn,
     Port,
     PortStatus,
     ProtocolError,
@@ -107,7 +108,9 @@ class Closed:
     reason: str
 
 
-Event: TypeAlias = HandshakeDone | PortStatus | Reply | ErrorReply | FlowUpdate | Unhandled | Closed
+Event: TypeAlias = (
+    HandshakeDone | PortStatus | Reply | ErrorReply | FlowUpdate | PacketIn | Unhandled | Closed
+)
 
 MAX_REPLY: Final = 256 << 20
 """Bytes in memory of all unfinished multipart replies of one connection: about 600,000 flows. More
@@ -116,6 +119,8 @@ MAX_PORTS_REPLY: Final = 16 << 20
 """Bytes in memory of the list of ports, which every peer may send after its HELLO: 65,536 ports."""
 _ENTRY_COST: Final = 150
 """Bytes in memory of one entry of a reply, beside those on the wire."""
+_NX_VENDOR_ID: Final = 0x2320
+_NXT_SET_CONTROLLER_ID: Final = 20
 
 
 @dataclass(slots=True)
@@ -176,6 +181,14 @@ class Connection:
     def request_echo(self) -> int:
         """Ask for an echo, to see whether the switch still answers."""
         return self._send(parser.OFPEchoRequest(DATAPATH, b""))
+
+    def identify(self, number: int) -> None:
+        """Give this connection an id: it gets the packets that flows send to this id (`PacketIn`).
+
+        There is no answer (NXT_SET_CONTROLLER_ID of OVS's nicira-ext.h).
+        """
+        data = struct.pack("!6xH", number)
+        self._send(parser.OFPExperimenter(DATAPATH, _NX_VENDOR_ID, _NXT_SET_CONTROLLER_ID, data))
 
     def monitor_flows(self, table: int) -> int:
         """Ask to be told of a table's flows, now and as they come and go, by `FlowUpdate`.
@@ -338,6 +351,9 @@ class Connection:
         if self.state is ConnectionState.READY:
             yield status
 
+    def _packet_in(self, _version: int, _xid: int, body: memoryview) -> Iterator[Event]:
+        yield messages.packet_in(body)
+
     def _error(self, _version: int, xid: int, body: memoryview) -> Iterator[Event]:
         error = messages.error(body)
         if self.state is not ConnectionState.READY:
@@ -404,6 +420,7 @@ _HANDLERS: Final[Mapping[int, Any]] = {
     Type.ECHO_REQUEST: Connection._echo_request,  # noqa: SLF001
     Type.ECHO_REPLY: Connection._plain_reply,  # noqa: SLF001
     Type.FEATURES_REPLY: Connection._features,  # noqa: SLF001
+    Type.PACKET_IN: Connection._packet_in,  # noqa: SLF001
     Type.PORT_STATUS: Connection._port_status,  # noqa: SLF001
     Type.MULTIPART_REPLY: Connection._multipart,  # noqa: SLF001
     Type.BARRIER_REPLY: Connection._plain_reply,  # noqa: SLF001

@@ -35,6 +35,7 @@ class Type(IntEnum):
     FEATURES_REQUEST = 5
     FEATURES_REPLY = 6
     SET_CONFIG = 9
+    PACKET_IN = 10
     PORT_STATUS = 12
     MULTIPART_REQUEST = 18
     MULTIPART_REPLY = 19
@@ -132,6 +133,19 @@ class FlowUpdate:
     key: bytes
     cookie: int
     gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PacketIn:
+    """A packet that a flow sent to us, with what the pipeline knew of it."""
+
+    table: int
+    cookie: int
+    in_port: int
+    registers: dict[int, int]
+    """By number; those that are not 0."""
+    data: bytes
+    """The frame, from its start; perhaps not all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +395,36 @@ def meters(body: memoryview) -> Iterator[Meter]:
                 rate, burst = band_rate, band_burst
         yield Meter(number, rate, burst)
         body = body[length:]
+
+
+def packet_in(body: memoryview) -> PacketIn:
+    """The body of OFPT_PACKET_IN (7.4.1)."""
+    table, cookie = struct.unpack_from("!BQ", body, _PACKET_IN_TABLE)
+    (length,) = struct.unpack_from("!H", body, _PACKET_IN_MATCH + 2)
+    in_port, registers = 0, {}
+    at, end = _PACKET_IN_MATCH + 4, _PACKET_IN_MATCH + length
+    while at < end:
+        kind, number, size = struct.unpack_from("!HBB", body, at)
+        value = bytes(body[at + 4 : at + 4 + size])
+        if (kind, number) == (_OPENFLOW_BASIC, ofproto.OFPXMT_OFB_IN_PORT << 1):
+            in_port = int.from_bytes(value, "big")
+        elif kind == _NXM_1 and number >> 1 < _REGISTERS:
+            registers[number >> 1] = int.from_bytes(value[:4], "big")
+        elif kind == _PACKET_REGISTERS:
+            high, low = struct.unpack_from("!II", value)
+            registers |= {number & ~1: high, number | 1: low}
+        at += 4 + size
+    data = bytes(body[_PACKET_IN_MATCH + -(-length // 8) * 8 + 2 :])
+    return PacketIn(table, cookie, in_port, {n: v for n, v in registers.items() if v}, data)
+
+
+_PACKET_IN_TABLE: Final = 7
+_PACKET_IN_MATCH: Final = 16
+"""Of struct ofp_packet_in: buffer id, total length and reason stand before the table."""
+_OPENFLOW_BASIC: Final = 0x8000
+_PACKET_REGISTERS: Final = 0x8001
+_NXM_1: Final = 0x0001
+_REGISTERS: Final = 16
 
 
 def flow_updates(body: memoryview) -> Iterator[FlowUpdate]:

@@ -28,6 +28,7 @@ from openflow.messages import (
     FlowUpdate,
     InstalledFlow,
     InstalledGroup,
+    PacketIn,
     Port,
     PortReason,
     PortStatus,
@@ -93,6 +94,7 @@ class Switch(asyncio.Protocol):
         on_closed: Callable[["Switch", str], None],
         on_flow_update: Callable[[FlowUpdate], None] | None = None,
         timeouts: Timeouts | None = None,
+        on_packet: Callable[[PacketIn], None] | None = None,
     ) -> None:
         """Must be made on the event loop; `on_closed` is also told the reason."""
         self.dpid = 0
@@ -102,6 +104,7 @@ class Switch(asyncio.Protocol):
         self._on_ready = on_ready
         self._on_closed = on_closed
         self._on_flow_update = on_flow_update
+        self._on_packet = on_packet
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(self._loop.time(), timeouts)
         self._transport: asyncio.Transport | None = None
@@ -201,6 +204,11 @@ class Switch(asyncio.Protocol):
         `RequestRejected`.
         """
         await self._request(self._connection.monitor_flows(table))
+
+    def identify(self, number: int) -> None:
+        """Have the packets that flows send to this id reported to `on_packet`."""
+        self._connection.identify(number)
+        self._flush()
 
     def close(self, reason: str) -> None:
         """Cut the connection. Everything in progress ends with `ConnectionLost`."""
@@ -343,7 +351,9 @@ class Switch(asyncio.Protocol):
                 self._answer(xid, error)
             case FlowUpdate() if self._on_flow_update is not None:
                 self._on_flow_update(event)
-            case FlowUpdate() | Unhandled():
+            case PacketIn() if self._on_packet is not None:
+                self._on_packet(event)
+            case FlowUpdate() | PacketIn() | Unhandled():
                 _log.debug("switch %s: %r ignored", self.peer, event)
             case Closed(reason):
                 self._end(reason)

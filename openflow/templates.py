@@ -33,6 +33,7 @@ from flows.flow import (
     Push,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
 )
 from openflow import codec
@@ -346,7 +347,7 @@ def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # n
             return (register,), [], []
         case Move(source, destination):
             return (source, destination), [], []
-        case MoveBits():
+        case MoveBits() | ToController():
             return (action,), [], []
         case Push(field) | Pop(field):
             return (field,), [], []

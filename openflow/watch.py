@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from flows import names
 from openflow.connection import Timeouts
 from openflow.errors import ConnectionLost, SwitchError
-from openflow.messages import FlowUpdate, InstalledFlow
+from openflow.messages import FlowUpdate, InstalledFlow, PacketIn
 from openflow.switch import Switch
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ async def connect(
     path: Path,
     on_flow_update: Callable[[FlowUpdate], None] | None = None,
     timeouts: Timeouts | None = None,
+    on_packet: Callable[[PacketIn], None] | None = None,
 ) -> AsyncIterator[Switch]:
     """A bridge by its management socket, closed at the end of the context.
 
@@ -42,7 +44,7 @@ async def connect(
             ready.set_exception(ConnectionLost(f"{path}: {reason}"))
 
     _, switch = await loop.create_unix_connection(
-        lambda: Switch(ready.set_result, on_closed, on_flow_update, timeouts), str(path)
+        lambda: Switch(ready.set_result, on_closed, on_flow_update, timeouts, on_packet), str(path)
     )
     try:
         yield await ready
@@ -57,14 +59,18 @@ async def read_flows(path: Path) -> list[InstalledFlow]:
 
 
 class FlowWatch:
-    """Follows which flows one table of a bridge holds, by cookie.
+    """Follows which flows one table of a bridge holds, by cookie, and gets packets for the agent.
 
     Keeps one connection to the bridge's management socket, and connects again when it is lost.
     Meanwhile the contents of the table are unknown; afterwards the switch reports them again.
     """
 
-    def __init__(self, path: Path, table: int) -> None:
+    def __init__(
+        self, path: Path, table: int, on_packet: Callable[[PacketIn], None] | None = None
+    ) -> None:
+        """`on_packet` gets the packets that flows send to `names.AGENT_CONNECTION`."""
         self._path = path
+        self._on_packet = on_packet
         self._table = table
         self._cookies: dict[bytes, int] = {}
         self._waiting: defaultdict[int, set[asyncio.Future[None]]] = defaultdict(set)
@@ -114,7 +120,11 @@ class FlowWatch:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with connect(self._path, self._on_update) as switch:
+                async with connect(
+                    self._path, self._on_update, on_packet=self._on_packet
+                ) as switch:
+                    if self._on_packet is not None:
+                        switch.identify(names.AGENT_CONNECTION)
                     async with asyncio.timeout(_MONITOR_TIMEOUT):
                         await switch.monitor_flows(self._table)
                     self._connected = True

@@ -21,10 +21,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
+from flows import names
 from flows.family import Family, IPNetwork, family_of
 from flows.features.protocols import TCP, UDP
-from flows.flow import ANY_FRAGMENT, Action, Ct, Flow, MatchValue, SetField, ct_state, ip, net
-from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK
+from flows.flow import (
+    ANY_FRAGMENT,
+    Action,
+    ApplyMeter,
+    Ct,
+    Flow,
+    MatchValue,
+    Meter,
+    SetField,
+    ToController,
+    ct_state,
+    ip,
+    net,
+)
+from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK, Entry
 from flows.pipeline import (
     BLOCKED,
     CT_ZONE,
@@ -71,6 +85,10 @@ Control = Literal["single", "both", "new", "closed"]
 - "closed": nothing new passes that a policy could deny.
 """
 
+LOGGED_PER_SECOND: Final = 100
+"""Denied packets that one switch reports to its agent."""
+_LOGGED_SIZE: Final = 128
+"""Bytes of each: enough for all headers."""
 _DNS_PORT: Final = 53
 _DNS_PROTOCOLS: Final = (UDP, TCP)
 _NEW: Final = ct_state("+trk+new")
@@ -114,7 +132,7 @@ def _flow(
     return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
 
 
-def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Entry]:
     """The course of each judgement, without any policy."""
     for direction in Direction:
         yield _judge(direction, "single", Priority.SHARED)
@@ -122,6 +140,8 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
         yield from _verdicts(direction)
     if cluster.cut_established:
         yield from _cut(cluster)
+    if cluster.log_denials:
+        yield Meter(names.DENIAL_METER, LOGGED_PER_SECOND, LOGGED_PER_SECOND)
     yield _flow(
         "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],
         "a pod to itself: always allowed",
@@ -309,16 +329,16 @@ def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
             )  # fmt: skip
 
 
-def isolation(_: Cluster, found: Isolation) -> Iterable[Flow]:
+def isolation(cluster: Cluster, found: Isolation) -> Iterable[Flow]:
     """The policies of one attachment, the way to itself, and the counters of what is denied."""
     attachment = found.attachment
     yield _to_itself(family_of(attachment.address)).flow(
         (attachment.ofport, ip(attachment.address))
     )
     if found.from_pod is not None:
-        yield from _isolated(attachment, Direction.FROM_POD, found.from_pod)
+        yield from _isolated(cluster, attachment, Direction.FROM_POD, found.from_pod)
     if found.to_pod is not None:
-        yield from _isolated(attachment, Direction.TO_POD, found.to_pod)
+        yield from _isolated(cluster, attachment, Direction.TO_POD, found.to_pod)
 
 
 @cache
@@ -332,10 +352,10 @@ def _to_itself(family: Family) -> Shape:
     return Shape(flow, ("in_port", family.destination))
 
 
-def _of_pod(table: str, field: str, reason: str) -> Shape:
+def _of_pod(table: str, field: str, reason: str, actions: Iterable[Action] = ()) -> Shape:
     register = LAYOUT.registers.get(field)
     return Shape(
-        _flow(table, Priority.LOCAL, {field: 0}, [], reason),
+        _flow(table, Priority.LOCAL, {field: 0}, actions, reason),
         [register.register if register else field],
     )
 
@@ -348,10 +368,22 @@ _DENIED: Final = {
     direction: _of_pod(side.denied, side.port, "denied by the policies of this pod")
     for direction, side in _SIDES.items()
 }
+_LOGGED: Final = {
+    direction: _of_pod(
+        side.denied, side.port, "denied by the policies of this pod, and reported to the agent",
+        [
+            ApplyMeter(names.DENIAL_METER),
+            ToController(names.AGENT_CONNECTION, _LOGGED_SIZE),
+        ],
+    )
+    for direction, side in _SIDES.items()
+}  # fmt: skip
 _ACTIONS: Final = {direction: Pieces(side.isolation) for direction, side in _SIDES.items()}
 
 
-def _isolated(attachment: Attachment, direction: Direction, walks: Walks) -> Iterable[Flow]:
+def _isolated(
+    cluster: Cluster, attachment: Attachment, direction: Direction, walks: Walks
+) -> Iterable[Flow]:
     pieces = _ACTIONS[direction]
     isolated = walks.isolated or walks.refused
     (selected,) = LAYOUT.loads(Selected=1, Isolated=isolated)
@@ -375,7 +407,8 @@ def _isolated(attachment: Attachment, direction: Direction, walks: Walks) -> Ite
             actions.append(pieces.action(_END_OF_TIER))
     reason = "the policies of this pod do not fit: nothing may pass" if walks.refused else ""
     yield _ISOLATED[direction].flow((attachment.ofport,), reason, actions)
-    yield _DENIED[direction].flow((attachment.ofport,))
+    denied = _LOGGED if cluster.log_denials else _DENIED
+    yield denied[direction].flow((attachment.ofport,))
 
 
 def _through(ids: Iterable[int], pieces: Pieces) -> list[Piece]:

@@ -32,6 +32,7 @@ from flows.flow import (
     Push,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     match,
 )
@@ -76,6 +77,7 @@ ACTIONS: list[tuple[Action, str]] = [
         "0d 3e 0064 0a00000000000009 2a30 02 02 42 17 43 44",
     ),
     (Goto(110), "0e 6e"),
+    (ToController(0x534C, 128), "10 534c 0080"),
 ]
 
 FLOW = Flow(

@@ -184,10 +184,10 @@ def test_every_meter_has_a_unique_number_and_is_ours() -> None:
     kinds = (names.connection_meter, names.fragment_meter, names.refusal_meter)
     ofports = range(names.FIRST_ATTACHMENT_OFPORT, names.LAST_ATTACHMENT_OFPORT + 1)
     numbers = [kind(ofport) for kind in kinds for ofport in ofports]
-    numbers += [names.REFUSAL_METER, names.POD_REFUSAL_METER]
+    numbers += [names.REFUSAL_METER, names.POD_REFUSAL_METER, names.DENIAL_METER]
     assert len(set(numbers)) == len(numbers)
     assert all(map(names.is_our_meter, numbers))
     # The limit of the kernel datapath (DP_METER_NUM_MAX).
     assert max(numbers) < 200_000
-    others = (0, 3, 0xFFFF, names.fragment_meter(3), names.refusal_meter(0xFFFF), 0x3_0010)
+    others = (0, 4, 0xFFFF, names.fragment_meter(3), names.refusal_meter(0xFFFF), 0x3_0010)
     assert not any(map(names.is_our_meter, others))

@@ -30,6 +30,7 @@ from flows.flow import (
     Push,
     Resubmit,
     SetField,
+    ToController,
     ToGroup,
     ct_state,
     match,
@@ -118,6 +119,7 @@ def handmade() -> list[Flow]:
             ),
         ),
         (Note(b"six by"), Goto(100)),
+        (ToController(0x534C, 128),),
         (SetField("xreg4", 0x0102_0304_0506_0708), MoveBits("reg15", 2, "reg15", 0, 2)),
         (MoveBits("reg14", 0, "reg6", 0, 32), MoveBits("reg15", 4, "reg0", 8, 1), Resubmit(152)),
         (

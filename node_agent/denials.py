@@ -1,0 +1,91 @@
+"""Packets that policy denied, as lines of the log.
+
+Flows of policy report them if the cluster's setting `logDenials` says so. The switch reports no
+more than `flows.features.policy.LOGGED_PER_SECOND`, which bounds the work here.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+
+import structlog
+
+from flows.features.protocols import IPV4, LAYER_4_NAMES
+from flows.pipeline import LAYOUT
+from flows.policy import Direction
+from node_agent.leases import Lease
+from openflow.messages import PacketIn
+
+log = structlog.get_logger()
+
+_TABLES: Final = {
+    LAYOUT.tables["DeniedFromPod"].number: Direction.FROM_POD,
+    LAYOUT.tables["DeniedToPod"].number: Direction.TO_POD,
+}
+_RULE, _OUTPUT_PORT = (
+    int(LAYOUT.registers[name].register.removeprefix("reg"))
+    for name in ("DecidedRule", "OutputPort")
+)
+_ETHERNET: Final = 14
+_ICMP: Final = 1
+_VERSION: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A packet that was denied. `port` is None where there is none to see."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    protocol: str
+    port: int | None
+
+
+def denial(frame: bytes) -> Denial | None:
+    """The ends of an IPv4 packet; None for any other frame, or one that is cut off."""
+    try:
+        (kind,) = struct.unpack_from("!H", frame, 12)
+        first, fragment, number = struct.unpack_from("!B5xHxB", frame, _ETHERNET)
+        source, destination = struct.unpack_from("!4s4s", frame, _ETHERNET + 12)
+    except struct.error:
+        return None
+    if kind != IPV4 or first >> 4 != _VERSION:
+        return None
+    layer_4 = frame[_ETHERNET + 4 * (first & 0xF) :]
+    port = None
+    if number in LAYER_4_NAMES and not fragment & 0x1FFF and len(layer_4) >= 4:
+        (port,) = struct.unpack_from("!2xH", layer_4)
+    name = "icmp" if number == _ICMP else LAYER_4_NAMES.get(number, str(number))
+    return Denial(IPv4Address(source), IPv4Address(destination), name, port)
+
+
+class Denials:
+    """Writes one line for each packet that the switch reports."""
+
+    def __init__(self, leases: Callable[[], Iterable[Lease]]) -> None:
+        """`leases` are all of this node: they have the names of its pods."""
+        self._leases = leases
+
+    def packet(self, packet: PacketIn) -> None:
+        """A packet that a flow of this node's bridge has sent to the agent."""
+        direction = _TABLES.get(packet.table)
+        found = denial(packet.data)
+        if direction is None or found is None:
+            return
+        own = packet.in_port
+        if direction is Direction.TO_POD:
+            own = packet.registers.get(_OUTPUT_PORT, 0)
+        pod = next((lease.title for lease in self._leases() if lease.ofport == own), None)
+        rule = packet.registers.get(_RULE)
+        log.info(
+            "denied by policy",
+            direction=direction.value,
+            pod=pod,
+            source=str(found.source),
+            destination=str(found.destination),
+            protocol=found.protocol,
+            port=found.port,
+            reason=f"rule {rule:#x} denies it" if rule else "no rule allows it",
+        )
