@@ -6,29 +6,19 @@ OVN has them as load balancers of one logical switch with a port on each node.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from pyroute2 import netns
 
-from bench import ovn
+from bench import in_process, ovn
 from bench import service_objects as objects
-from bench.controller import node_manifest, write_manifests
+from bench.controller import write_manifests
 from bench.figures import Figure, versus
-from bench.nodes import bare_lab, dial, make_bridge, ofctl, unique
-from controller import garbage
-from controller.inventory import Inventory
-from controller.reconciler import Reconciler
-from controller.sources.objects import Object, ServiceObject, SliceObject, from_manifest, ref
-from flows.features import state
-from flows.view import Cluster, Node
+from bench.nodes import bare_lab, ofctl, unique
+from controller.sources.objects import Object, ServiceObject, SliceObject, ref
 from lab import Lab, LabError
-from lab.layout import CONTROL_ADDRESS, OPENFLOW_PORT, POD_RANGE, SERVICE_RANGE, NodeLayout
-from openflow.messages import FlowUpdate
-from openflow.server import serve
-from openflow.watch import connect
+from lab.layout import NodeLayout
 
 NODES = 3
 PATIENCE = 120.0
@@ -135,7 +125,7 @@ class Ours:
         manifest = objects.slice_of(self._nodes, number, endpoints)
         ready = self.lab.layout.directory / path.name
         write_manifests(ready, [manifest])
-        async with _sealed_anew(self._nodes) as sealed, asyncio.timeout(PATIENCE):
+        async with in_process.sealed_anew(self._nodes) as sealed, asyncio.timeout(PATIENCE):
             await asyncio.sleep(PAUSE)
             began = time.monotonic()
             ready.rename(path)
@@ -216,93 +206,27 @@ async def _loads(
     ]
     ours: list[float] = []
     theirs: list[float] = []
-    async with _controller(lab) as reconciler:
+    async with in_process.controller(lab, NODES) as reconciler:
         for _ in range(rounds):
-            version = reconciler.desired.shared.version
             began = time.monotonic()
-            made = [*_decoded(lists[0], ServiceObject), *_decoded(lists[1], SliceObject)]
+            made: list[Object] = [
+                *in_process.decoded(lists[0], ServiceObject),
+                *in_process.decoded(lists[1], SliceObject),
+            ]
             reconciler.update(made, [])
-            await _acknowledged(reconciler, version)
+            await in_process.acknowledged(reconciler, NODES)
             ours.append(time.monotonic() - began)
             if any(len(_groups(node)) != services for node in nodes):
                 raise LabError("not every switch has the group of each Service")
             gone = [ref(o) for o in made]
-            version = reconciler.desired.shared.version
             reconciler.update([], gone)
-            await _acknowledged(reconciler, version)
+            await in_process.acknowledged(reconciler, NODES)
 
             theirs.append(await asyncio.to_thread(other.load, range(services)))
             if any(len(_groups(node)) != services for node in other.lab.layout.nodes(NODES)):
                 raise LabError("not every switch has the group of each load balancer")
             await asyncio.to_thread(other.unload, range(services))
     return ours, theirs
-
-
-def _decoded(data: bytes, kind: type[ServiceObject] | type[SliceObject]) -> list[Object]:
-    """As `controller.sources.kubernetes` does it, one by one."""
-    items = msgspec.json.decode(data, type=list[msgspec.Raw])
-    return [msgspec.json.decode(item, type=kind) for item in items]
-
-
-@asynccontextmanager
-async def _controller(lab: Lab) -> AsyncIterator[Reconciler]:
-    """The controller without its processes, listening in a bare lab, with its switches in sync."""
-    garbage.collect_rarely()
-    cluster = Cluster(POD_RANGE, SERVICE_RANGE, 6081, 1000)
-    reconciler = Reconciler(Inventory(cluster))
-    nodes = lab.layout.nodes(NODES)
-    known = [Node(each.name, each.name, each.address, each.pod_cidr) for each in nodes]
-    reconciler.update([from_manifest(node_manifest(each)) for each in known], [])
-    reconciler.source_complete(True)
-    async with AsyncExitStack() as stack:
-        netns.pushns(lab.layout.netns("control"))
-        try:
-            listening = serve(str(CONTROL_ADDRESS), OPENFLOW_PORT, reconciler.on_switch)
-            await stack.enter_async_context(listening)
-        finally:
-            netns.popns()
-        for node in nodes:
-            await asyncio.to_thread(make_bridge, node)
-            await asyncio.to_thread(dial, node, f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}")
-        await _acknowledged(reconciler, 0)
-        yield reconciler
-
-
-async def _acknowledged(reconciler: Reconciler, after: int) -> None:
-    """Until every switch holds what all should have as of a version later than this."""
-
-    def done() -> bool:
-        version = reconciler.desired.shared.version
-        sessions = reconciler.sessions.values()
-        return (
-            version > after
-            and len(sessions) == NODES
-            and all(each.in_sync and each.shared_version == version for each in sessions)
-        )
-
-    async with asyncio.timeout(PATIENCE):
-        while not done():  # noqa: ASYNC110 - it tells nobody
-            await asyncio.sleep(0.001)
-
-
-@asynccontextmanager
-async def _sealed_anew(nodes: Sequence[NodeLayout]) -> AsyncIterator["asyncio.Future[list[None]]"]:
-    """Done when each switch has a new seal, which comes last in the bundle it vouches for."""
-    loop = asyncio.get_running_loop()
-    waiting: list[asyncio.Future[None]] = [loop.create_future() for _ in nodes]
-    watching = False
-    async with AsyncExitStack() as stack:
-        for node, sealed in zip(nodes, waiting, strict=True):
-
-            def on_update(update: FlowUpdate, sealed: "asyncio.Future[None]" = sealed) -> None:
-                new = not update.gone and state.is_seal(update.table, update.cookie)
-                if watching and new and not sealed.done():
-                    sealed.set_result(None)
-
-            switch = await stack.enter_async_context(connect(node.mgmt, on_update))
-            await switch.monitor_flows(state.TABLE)
-        watching = True
-        yield asyncio.gather(*waiting)
 
 
 def _groups(node: NodeLayout) -> list[str]:

@@ -101,6 +101,12 @@ class Compilation:
         while node in self._nodes or node in self._joining:
             await self._turn_ended.wait()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the programs have everything that the view has."""
+        waits = self._nodes or self._joining or self._shared or self._publishing
+        return not waits and not self._is_behind
+
     def open(self) -> None:
         """The source was read once: publish what there is, and from now on whatever changes."""
         self._open = True

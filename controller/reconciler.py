@@ -78,6 +78,11 @@ class Reconciler:
         return self.switches.sessions
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the programs have everything that sources and switches have reported."""
+        return not self._intake and self.compilation.is_idle
+
+    @property
     def changed(self) -> asyncio.Event:
         """Set, and replaced, when Nodes or ranges change: wakes agents that wait."""
         return self.switches.nodes_changed

@@ -12,6 +12,8 @@ from bench import (
     kube_proxy,
     pod_ready,
     pods,
+    policies,
+    policy_scale,
     service_size,
     services,
     traffic,
@@ -80,6 +82,27 @@ def test_what_a_service_costs_is_counted():
     # A bucket more or less, of 80 bytes; but all of them where the datapath chooses among them.
     assert 0 < max(many.samples) < 1000
     assert 1000 < max(few.samples) < 2000
+
+
+def test_policies_load_and_change_on_both():
+    figures = policies.measure(policies=12, users=2, few=3, many=30, rounds=1, loads=1)
+    assert names(figures) == {
+        "policy_load_s",
+        "flows_per_policy",
+        "policy_pod_added_ms",
+        "policy_label_10k_vs_100",
+        "policy_update_vs_ovn",
+    }
+
+
+def test_policies_of_many_nodes_are_compiled():
+    figures = {
+        figure.name: figure for figure in policy_scale.measure(namespaces=3, nodes=2, rounds=1)
+    }
+    assert {"policy_scale_s", "policy_scale_mb"} == names([*figures.values()])
+    # Of each of 12 pods four of its own, and one to itself. Of a policy with rules a walk and a
+    # set of two pods, on each of two nodes.
+    assert figures["policy_scale_flows"].samples == [12 * 5 + 6 * 3 * 2]
 
 
 def test_what_is_written_is_what_the_table_shows(tmp_path: Path):
