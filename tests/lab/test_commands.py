@@ -1,10 +1,12 @@
-"""`sluice services`: what people and scripts read."""
+"""`sluice services`, `sluice policy` and `sluice what-if`: what a controller answers to people."""
 
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,9 +53,11 @@ spec:
 """
 
 
-def sluice(lab: Lab, *words: str, columns: int = 80) -> subprocess.CompletedProcess[str]:
+def sluice(
+    lab: Lab, *words: str, columns: int = 80, command: str = "services"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", "services", "--name", lab.name, *words],
+        [sys.executable, "-m", "cli.main", command, "--name", lab.name, *words],
         capture_output=True,
         text=True,
         check=False,
@@ -151,3 +155,103 @@ def test_mistakes_get_one_sentence(lab: Lab, words: list[str], code: int, senten
     assert sentence in done.stderr
     if code == 1:
         assert done.stderr.count("\n") == 1
+
+
+# --- policies ---
+
+POLICIES = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: sales}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: front}}}]
+    ports: [{port: 8080}]
+"""
+DENY_ALL = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: shop}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(lab: Lab) -> Iterator[Lab]:
+    pods = ("web", "front", "other")
+    (lab.layout.cluster / "policies.yaml").write_text(POLICIES)
+    for name in pods:
+        lab.pod_add("shop", name, "node1", {"app": name})
+    wait_until(lambda: "isolated" in sluice(lab, "shop/web", command="policy").stdout)
+    yield lab
+    (lab.layout.cluster / "policies.yaml").unlink()
+    for name in pods:
+        lab.pod_del("shop", name)
+
+
+def connects(lab: Lab, pod: str, address: str, port: int) -> bool:
+    """Whether a pod reaches a server that answers at this address."""
+    argv = [sys.executable, "-c", CONNECT, address, str(port)]
+    done = subprocess.run(lab.command(pod, argv), check=False, timeout=30, capture_output=True)
+    return done.returncode == 0
+
+
+CONNECT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 2) as server:
+    assert server.recv(2) == b"ok"
+"""
+SERVE = """
+import socket, sys
+listening = socket.create_server(("", int(sys.argv[1])))
+print("listening", flush=True)
+while True:
+    client, _ = listening.accept()
+    client.sendall(b"ok")
+    client.close()
+"""
+
+
+def test_verdicts_are_what_packets_do(shop: Lab) -> None:
+    web = shop.pod("shop", "web").address
+    argv = shop.command("shop/web", [sys.executable, "-c", SERVE, "8080"])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            assert server.stdout.readline() == "listening\n"
+            for pod in ("shop/front", "shop/other"):
+                done = sluice(shop, pod, "shop/web", "8080", "--json", command="policy")
+                assert json.loads(done.stdout)["accepted"] == connects(shop, pod, web, 8080)
+        finally:
+            server.kill()
+
+
+def test_denial_on_a_live_cluster_says_what_is_missing(shop: Lab) -> None:
+    done = sluice(shop, "shop/other", "shop/web", "8080", command="policy")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("denied  TCP from pod shop/other (")
+    assert done.stdout.endswith(
+        "    nearest: spec.ingress[0] of NetworkPolicy shop/web; missing:\n"
+        "      label: pod shop/other has app=other, and the rule wants app=front\n"
+    )
+
+
+def test_change_is_judged_on_a_live_cluster_and_not_made(shop: Lab, tmp_path: Path) -> None:
+    (tmp_path / "deny.yaml").write_text(DENY_ALL)
+    words = ("-f", str(tmp_path / "deny.yaml"), "--fail-on", "loses")
+    dump = tmp_path / "connections.txt"
+    node = shop.command("node1", ["ovs-appctl", "dpctl/dump-conntrack"])
+    dump.write_text(subprocess.run(node, check=True, capture_output=True, text=True).stdout)
+    done = sluice(shop, *words, "--connections", str(dump), command="what-if")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.startswith("NetworkPolicy shop/deny-all: added\n")
+    assert (
+        "\nloses  Pod shop/front\n    to  Pod shop/web\n    at  8080/TCP  (1 pair)\n" in done.stdout
+    )
+    assert "\nexisting connections: " in done.stdout
+    assert "deny-all" not in sluice(shop, "shop/front", command="policy").stdout
