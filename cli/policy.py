@@ -9,6 +9,7 @@ import msgspec
 
 from cli.controller import RequestError, ask
 from cli.question import cluster_options, print_json, read_cluster
+from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
 from controller.policy_reports.report import (
@@ -93,7 +94,7 @@ def _pod(
     if pod.count("/") != 1 or not all(pod.split("/")):
         raise click.UsageError(f"POD: {pod!r} is not of the form NAMESPACE/NAME")
     if cluster is not None:
-        made = pod_policies(read_cluster(cluster, pod_range)[0].inventory, pod)
+        made = complete(pod_policies(read_cluster(cluster, pod_range)[0].inventory, pod))
         if isinstance(made, str):
             raise RequestError(made)
         answer = made
@@ -118,7 +119,7 @@ def _verdict(
     if cluster is not None:
         inventory = read_cluster(cluster, pod_range)[0].inventory
         try:
-            answer = verdict(inventory, (source, destination), port, protocol)
+            answer = complete(verdict(inventory, (source, destination), port, protocol))
         except QuestionError as error:
             raise RequestError(str(error)) from error
     else:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
 from controller.inventory import Inventory
 from controller.policy_reports.pods import Attached, attached, why_not_attached
@@ -10,6 +11,10 @@ from controller.service_fields import PROTOCOL_NAMES, PROTOCOLS
 from controller.sources.objects import PodObject
 from flows.family import IPAddress
 from flows.view import Node
+
+
+MOST_ENDPOINTS: Final = 100
+"""Endpoints of a Service that are judged. They are usually alike."""
 
 
 class QuestionError(ValueError):
@@ -45,7 +50,7 @@ def source(inventory: Inventory, text: str) -> End:
 
 
 def destinations(inventory: Inventory, text: str, port: str, protocol: int) -> list[End]:
-    """Who accepts it; of a Service, all of its endpoints. Raises `QuestionError`.
+    """Who accepts it; of a Service, its first `MOST_ENDPOINTS` endpoints. Raises `QuestionError`.
 
     `port` is a number, or the name of a port of the pod or the Service. It is empty for protocols
     without ports.
@@ -173,7 +178,7 @@ def _endpoints(inventory: Inventory, name: str, text: str, protocol: int) -> lis
         raise QuestionError(f"PORT {text}: Service {name} has no such port; it has {known}")
     found: list[End] = []
     for port in ports:
-        for endpoint in port.endpoints:
+        for endpoint in port.endpoints[: MOST_ENDPOINTS - len(found)]:
             end = at(inventory, endpoint.address, opens=False)
             found.append(End(end.name, end.address, end.pod, end.node, endpoint.port))
     if not found:

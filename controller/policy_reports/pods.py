@@ -7,6 +7,7 @@ from controller.inventory import Inventory
 from controller.offline.workloads import workload_of
 from controller.policies.pod_groups import PodGroup
 from controller.policies.selectors import NAMESPACE_NAME
+from controller.policies.slices import Slices
 from controller.policies.walks import PolicyState
 from controller.policy_reports import words
 from controller.policy_reports.report import DirectionRow, PodPolicies, PolicyRow, RuleRow
@@ -67,7 +68,7 @@ def namespace_labels(inventory: Inventory, name: str) -> Mapping[str, str]:
     return {**given, NAMESPACE_NAME: name}
 
 
-def pod_policies(inventory: Inventory, pod: str) -> PodPolicies | str:
+def pod_policies(inventory: Inventory, pod: str) -> Slices[PodPolicies | str]:
     """The report; a text where there is none."""
     found = attached(inventory, pod)
     if found is None:
@@ -75,6 +76,10 @@ def pod_policies(inventory: Inventory, pod: str) -> PodPolicies | str:
     namespace, _, name = pod.partition("/")
     known = inventory.pod(namespace, name)
     ref = ObjectRef("Pod", namespace, name)
+    directions = []
+    for direction in Direction:
+        row = yield from _direction(inventory, found, direction)
+        directions.append(row)
     return PodPolicies(
         Reference.of(ref),
         Reference.of(workload_of(known) if known else ref),
@@ -82,7 +87,7 @@ def pod_policies(inventory: Inventory, pod: str) -> PodPolicies | str:
         str(found.attachment.address),
         dict(found.group.key.labels) if found.group else {},
         dict(namespace_labels(inventory, namespace)),
-        tuple(_direction(inventory, found, direction) for direction in Direction),
+        tuple(directions),
         tuple(problem.text for problem in inventory.problems.of_subject(ref)),
     )
 
@@ -103,31 +108,40 @@ def why_not_attached(inventory: Inventory, pod: str) -> str:
     return f"Pod {pod} has no interface on Node {known.spec.node_name} (it has ended, or starts)"
 
 
-def _direction(inventory: Inventory, found: Attached, direction: Direction) -> DirectionRow:
+def _direction(inventory: Inventory, found: Attached, direction: Direction) -> Slices[DirectionRow]:
     walks = found.walks(inventory, direction)
+    policies = []
+    for policy in found.policies(direction):
+        row = yield from policy_row(inventory, policy, direction)
+        policies.append(row)
     return DirectionRow(
         words.DIRECTIONS[direction],
         walks is not None and walks.isolated,
         walks is not None and walks.refused,
-        tuple(policy_row(inventory, each, direction) for each in found.policies(direction)),
+        tuple(policies),
     )
 
 
-def policy_row(inventory: Inventory, policy: PolicyState, direction: Direction) -> PolicyRow:
+def policy_row(
+    inventory: Inventory, policy: PolicyState, direction: Direction
+) -> Slices[PolicyRow]:
     """A policy with its rules for one direction."""
     draft = policy.draft
+    rules: list[RuleRow] = []
+    for state in policy.rules.get(direction, ()):
+        yield
+        rules.append(
+            RuleRow(
+                words.rule_field(direction, state.rule.number),
+                words.ACTIONS[state.rule.action],
+                words.of_peers(state.rule.peers, draft.ref.namespace),
+                words.of_ports(state.rule.ports),
+            )
+        )
     return PolicyRow(
         Reference.of(draft.ref),
         words.TIERS[draft.tier],
         draft.priority,
-        tuple(
-            RuleRow(
-                words.rule_field(direction, state.rule.number),
-                words.ACTIONS[state.rule.action],
-                tuple(words.of_peers(state.rule.peers, draft.ref.namespace)),
-                tuple(words.of_ports(state.rule.ports)),
-            )
-            for state in policy.rules.get(direction, ())
-        ),
+        tuple(rules),
         tuple(problem.text for problem in inventory.problems.of_subject(draft.ref)),
     )

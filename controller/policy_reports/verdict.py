@@ -9,9 +9,10 @@ from typing import Final
 
 from controller.inventory import Inventory
 from controller.policies.drafts import Tier
+from controller.policies.slices import Slices
 from controller.policies.walks import PolicyState, RuleState
 from controller.policy_reports import words
-from controller.policy_reports.ends import End, destinations, source
+from controller.policy_reports.ends import MOST_ENDPOINTS, End, destinations, source
 from controller.policy_reports.missing import Missing
 from controller.policy_reports.report import CaseRow, JudgementRow, StepRow, Verdict
 from controller.references import Reference
@@ -35,17 +36,17 @@ def verdict(
     protocol: str,
     *,
     node_dns: bool = False,
-) -> Verdict:
+) -> Slices[Verdict]:
     """The report for a connection `asked` from one end to the other.
 
     `node_dns`: whether pods may always reach port 53 of their own node. Raises `QuestionError`.
     """
     number = PROTOCOL_WORDS[protocol.upper()]
     opener = source(inventory, asked[0])
-    cases = [
-        _case(inventory, opener, target, number, node_dns=node_dns)
-        for target in destinations(inventory, asked[1], port, number)
-    ]
+    cases: list[CaseRow] = []
+    for target in destinations(inventory, asked[1], port, number):
+        case = yield from _case(inventory, opener, target, number, node_dns=node_dns)
+        cases.append(case)
     known = {case.destination.port for case in cases}
     return Verdict(
         asked[0],
@@ -54,11 +55,13 @@ def verdict(
         protocol.upper(),
         all(case.accepted for case in cases),
         tuple(cases),
-        tuple(_notes(inventory, opener, number)),
+        tuple(_notes(inventory, opener, number, len(cases))),
     )
 
 
-def _notes(inventory: Inventory, opener: End, protocol: int) -> Iterator[str]:
+def _notes(inventory: Inventory, opener: End, protocol: int, cases: int) -> Iterator[str]:
+    if cases == MOST_ENDPOINTS:
+        yield f"only the first {MOST_ENDPOINTS} endpoints are judged"
     if not inventory.policies.is_settled:
         yield "changes of policies are being taken in at this moment"
     if protocol == ICMP:
@@ -71,14 +74,14 @@ def _notes(inventory: Inventory, opener: End, protocol: int) -> Iterator[str]:
 
 def _case(
     inventory: Inventory, opener: End, target: End, protocol: int, *, node_dns: bool
-) -> CaseRow:
+) -> Slices[CaseRow]:
     judgements: tuple[JudgementRow, ...]
     if why := _bypass(opener, target, protocol, node_dns=node_dns):
         judgements = (JudgementRow("", "", True, why),)
     else:
         judgements = (
-            _Judge(inventory, Direction.FROM_POD, (opener, target), protocol).judge(),
-            _Judge(inventory, Direction.TO_POD, (opener, target), protocol).judge(),
+            (yield from _Judge(inventory, Direction.FROM_POD, (opener, target), protocol).judge()),
+            (yield from _Judge(inventory, Direction.TO_POD, (opener, target), protocol).judge()),
         )
     accepted = all(each.accepted for each in judgements)
     return CaseRow(opener.row, target.row, accepted, judgements)
@@ -119,7 +122,7 @@ class _Judge:
         self._protocol, self._port = protocol, target.port
         self._steps: list[StepRow] = []
 
-    def judge(self) -> JudgementRow:
+    def judge(self) -> Slices[JudgementRow]:
         """What they say."""
         pod = self._end.pod
         if pod is None:
@@ -135,7 +138,7 @@ class _Judge:
         by_ref = {each.ref: each for each in policies}
         passed = ""
         for numbers in (walks.admin, walks.policies if walks.isolated else walks.baseline):
-            action = self._tier(numbers, by_ref)
+            action = yield from self._tier(numbers, by_ref)
             if action is PolicyAction.PASS:
                 passed = f"{self._last} passes it on; "
             elif action is not None:
@@ -149,14 +152,14 @@ class _Judge:
 
     def _tier(
         self, numbers: Iterable[int], policies: Mapping[ObjectRef, PolicyState]
-    ) -> PolicyAction | None:
+    ) -> Slices[PolicyAction | None]:
         """Go through the walks of a tier; what the step that matches does."""
         for number in numbers:
             walk = self._inventory.view.walks.get(f"{number:016x}")
             if walk is None or walk.policy not in policies:
                 # As the switch does it with an unknown walk.
                 return PolicyAction.DENY
-            action = self._walk(policies[walk.policy], walk.steps)
+            action = yield from self._walk(policies[walk.policy], walk.steps)
             if action is not None:
                 return action
         return None
@@ -172,12 +175,15 @@ class _Judge:
         way = words.DIRECTIONS[self._direction]
         return JudgementRow(way, name, accepted, because, tuple(self._steps), nearest)
 
-    def _walk(self, policy: PolicyState, steps: Iterable[PolicyStep]) -> PolicyAction | None:
+    def _walk(
+        self, policy: PolicyState, steps: Iterable[PolicyStep]
+    ) -> Slices[PolicyAction | None]:
         """Go through a walk up to the step that matches; what that does."""
         by_rule: dict[int, list[PolicyStep]] = {}
         for step in steps:
             by_rule.setdefault(step.rule, []).append(step)
         for state in policy.rules.get(self._direction, ()):
+            yield
             of_rule = by_rule.get(state.id, ())
             hits = [step for step in of_rule if self._matches(step)]
             if hits or len(self._steps) < MOST_STEPS:
@@ -224,9 +230,9 @@ class _Judge:
             words.TIERS[draft.tier],
             words.rule_field(self._direction, rule.number),
             words.ACTIONS[rule.action],
-            tuple(words.of_peers(rule.peers, draft.ref.namespace)),
+            words.of_peers(rule.peers, draft.ref.namespace),
             is_peer,
-            tuple(words.of_ports(rule.ports)),
+            words.of_ports(rule.ports),
             holds_port,
             decides,
             missing,

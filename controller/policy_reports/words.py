@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from controller.policies.drafts import Peers, PolicyDraft, Rule, Tier
+from controller.policies.drafts import Peers, Tier
 from controller.policies.port_sets import NamedPort, Ports
 from controller.policies.selectors import NAMESPACE_NAME, Requirement, Selection, Selector
 from controller.service_fields import PROTOCOL_NAMES
 from flows.policy import Direction, PeerBlock, PolicyAction, PortRange
-from flows.refs import ObjectRef
 
 EVERY_PORT: Final = "every port and protocol"
 EVERYBODY: Final = "everybody"
@@ -20,6 +19,10 @@ ACTIONS: Final = {
     PolicyAction.PASS: "pass",
 }
 TIERS: Final = {Tier.ADMIN: "Admin", Tier.POLICY: "NetworkPolicy", Tier.BASELINE: "Baseline"}
+MOST_TEXTS: Final = 1_000
+"""Peers of one rule that a report tells; the object itself has all."""
+MOST_HOLES: Final = 10
+"""Parts of a block that are excepted and named."""
 _FIELDS: Final = {Direction.FROM_POD: "egress", Direction.TO_POD: "ingress"}
 
 
@@ -63,26 +66,34 @@ def of_selection(given: Selection, own: str) -> str:
 
 def of_blocks(blocks: Iterable[PeerBlock]) -> Iterator[str]:
     """`192.0.2.0/24 but 192.0.2.128/25`, for each block."""
-    given = sorted(blocks, key=lambda each: each.network.prefixlen)
-    parts: dict[PeerBlock, list[PeerBlock]] = {each: [] for each in given if each.is_member}
-    members = sorted(parts, key=lambda each: -each.network.prefixlen)
-    for each in given:
-        if not each.is_member:
-            around = (m for m in members if m.network.supernet_of(each.network))  # type: ignore[arg-type]
-            if (within := next(around, None)) is not None:
-                parts[within].append(each)
-    for block, holes in parts.items():
-        but = f" but {', '.join(str(each.network) for each in holes)}" if holes else ""
-        yield f"{block.network}{but}"
+    # From left to right, the larger ones first: what contains a block is on the stack.
+    around: list[PeerBlock] = []
+    holes: dict[PeerBlock, list[str]] = {}
+    for each in sorted(blocks, key=lambda each: each.network):
+        while around and each.network.network_address > around[-1].network.broadcast_address:  # type: ignore[operator]
+            around.pop()
+        if each.is_member:
+            holes[each] = []
+        elif within := [block for block in around if block.is_member][-1:]:
+            holes[within[0]].append(str(each.network))
+        around.append(each)
+    for block, parts in holes.items():
+        yield f"{block.network}{' but ' if parts else ''}{_some(parts)}"
 
 
-def of_peers(given: Peers | None, own: str) -> list[str]:
-    """The peers of a rule, each as one text."""
+def of_peers(given: Peers | None, own: str) -> tuple[str, ...]:
+    """The peers of a rule, each as one text; of very many the first."""
     if given is None:
-        return [EVERYBODY]
-    found = [of_selection(each, own) for each in given.selections]
-    found += of_blocks(given.blocks)
-    return found or [NOBODY]
+        return (EVERYBODY,)
+    found = [of_selection(each, own) for each in given.selections[:MOST_TEXTS]]
+    found += of_blocks(given.blocks[: MOST_TEXTS - len(found)])
+    more = len(given.selections) + len(given.blocks) - MOST_TEXTS
+    return (*found, *([f"{more} more"] if more > 0 else [])) or (NOBODY,)
+
+
+def _some(texts: list[str]) -> str:
+    more = len(texts) - MOST_HOLES
+    return ", ".join(texts[:MOST_HOLES]) + (f" and {more} more" if more > 0 else "")
 
 
 def of_range(given: PortRange) -> str:
@@ -100,23 +111,8 @@ def of_named(given: NamedPort) -> str:
     return f"port {given.name}{protocol}"
 
 
-def of_ports(given: Ports | None) -> list[str]:
+def of_ports(given: Ports | None) -> tuple[str, ...]:
     """The ports of a rule, each as one text."""
     if given is None:
-        return [EVERY_PORT]
-    found = [*map(of_range, given.ranges), *map(of_named, given.named)]
-    return found or ["no port"]
-
-
-def of_rule(rule: Rule, direction: Direction, ref: ObjectRef) -> str:
-    """`accept from pods with app=web in namespace shop at 80/TCP`."""
-    way = "from" if direction is Direction.TO_POD else "to"
-    peers = " or ".join(of_peers(rule.peers, ref.namespace))
-    return f"{ACTIONS[rule.action]} {way} {peers} at {', '.join(of_ports(rule.ports))}"
-
-
-def of_policy(draft: PolicyDraft) -> str:
-    """`NetworkPolicy shop/web`, `ClusterNetworkPolicy strict (Admin, priority 10)`."""
-    if draft.tier is Tier.POLICY:
-        return str(draft.ref)
-    return f"{draft.ref} ({TIERS[draft.tier]}, priority {draft.priority})"
+        return (EVERY_PORT,)
+    return (*map(of_range, given.ranges), *map(of_named, given.named)) or ("no port",)
