@@ -40,6 +40,8 @@ class Audit:
     def __init__(self, session: "Session") -> None:
         self.foreign = 0
         """Flows and groups on the switch that Sluice does not manage, from the last digest."""
+        self.datapath_flows = 0
+        """Flows in the datapath's cache, from the last digest; 0: unknown."""
         self._session = session
         self._suspect: set[int] = set()
         """Ranges of cookies that differ. Empty despite drift: meters or groups differ."""
@@ -53,7 +55,7 @@ class Audit:
     def judge(self, given: SwitchDigest) -> Verdict:
         """Compare a digest with what the switch acknowledged."""
         session = self._session
-        self.foreign = given.foreign
+        self.foreign, self.datapath_flows = given.foreign, given.datapath_flows
         digests = session.desired.digests(session.node)
         if session.state is not State.IN_SYNC or digests is None:
             return Verdict.SUPERSEDED

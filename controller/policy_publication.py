@@ -218,6 +218,7 @@ class PolicyPublication:
     def _give_up(self) -> None:
         slow = self._unacknowledged()
         self._lagging |= slow
+        # None: all have acknowledged, but a datapath may not have followed yet.
         log.warning(
             "a change of policy does not wait for slow switches any more",
             nodes=sorted(slow)[:MAX_NAMED],

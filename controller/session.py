@@ -49,7 +49,14 @@ log = structlog.get_logger()
 LONGEST_APPLY: Final = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
 SETTLE: Final = 0.05
-"""Seconds in which a switch's datapath has followed the flows that it has acknowledged."""
+"""Seconds in which a datapath with few flows in its cache follows the flows that its switch has
+acknowledged."""
+SETTLE_OF_FLOW: Final = 25e-6
+"""Seconds for each flow in the datapath's cache. Open vSwitch translates each one anew, in some
+10 µs, and it does so twice if it had just begun when the change came. It has no message that says
+when it is done."""
+UNKNOWN_FLOWS: Final = 8_192
+"""Flows in the cache of a datapath whose agent has not told their number yet."""
 MAX_TO_FORGET: Final = 4_096
 """Conntrack flushes that wait for one switch."""
 RETRY_REJECTED: Final = 60.0
@@ -120,7 +127,7 @@ class Session:
     @property
     def settle_time(self) -> float:
         """Seconds in which the datapath follows the flows that the switch has acknowledged."""
-        return SETTLE
+        return max(SETTLE, (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW)
 
     @property
     def needs_comparison(self) -> bool:
@@ -400,7 +407,7 @@ class Session:
         needed = self._rounds_begun + self.dirty.is_set()
         while self._rounds_ended < needed:
             await self._round_ended.wait()
-        await asyncio.sleep(SETTLE)
+        await asyncio.sleep(self.settle_time)
 
     async def apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.

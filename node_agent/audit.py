@@ -18,7 +18,8 @@ from flows.diff import is_ours
 from flows.features import state
 from flows.flow import Meter
 from flows.pipeline import Feature
-from node_agent import affinity, snapshot
+from node_agent import affinity, datapath, snapshot
+from node_agent.appctl import AppctlError
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
@@ -54,7 +55,7 @@ class Dump:
     digest: SwitchDigest
 
 
-async def look(switch: Switch) -> Dump:
+async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
     """Dump a switch. Raises `ConnectionLost`, `RequestRejected`.
 
     The controller may change the switch between two of these dumps. So the seals come first: a
@@ -89,6 +90,7 @@ async def look(switch: Switch) -> Dump:
             meters=digest.of_meters(meters.values()),
             groups=digest.total(map(digest.of_group_entry, our_groups)),
             foreign=len(flows) - len(ours) + len(groups) - len(our_groups),
+            datapath_flows=datapath_flows,
         ),
     )
 
@@ -107,7 +109,7 @@ async def audit_loop(agent: Agent, bridge: Path) -> None:
             await asyncio.sleep(agent.audit_interval * random.uniform(0.8, 1.2))  # noqa: S311
             try:
                 async with connect(bridge) as switch:
-                    dump = await look(switch)
+                    dump = await look(switch, await _cached_flows(agent))
                     long = await switch.dump_flows(None, affinity.COOKIE, affinity.COOKIE_MASK)
                     await affinity.forget_idle(switch, long)
                 if dump.digest == found_right:
@@ -122,6 +124,13 @@ async def audit_loop(agent: Agent, bridge: Path) -> None:
                 await _keep(agent, dump)
             elif verdict is Verdict.DRIFT:
                 log.warning("the switch differs from what it should hold; the controller repairs")
+
+
+async def _cached_flows(agent: Agent) -> int:
+    try:
+        return await datapath.cached_flows(agent.ovs_run)
+    except AppctlError:
+        return 0
 
 
 async def _keep(agent: Agent, dump: Dump) -> None:

@@ -103,6 +103,9 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     """Sum of all groups of Sluice."""
     foreign: int
     """Number of flows and groups that Sluice did not make."""
+    datapath_flows: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
+    """Number of flows in the datapath's cache, rounded up to a power of two; 0: unknown. The more
+    there are, the later the datapath follows a change of the switch's flows."""
 
 
 class Verdict(Enum):

@@ -34,7 +34,7 @@ def tiny_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(of.__func__.__kwdefaults__, "bundle_size", SIZE)
     monkeypatch.setattr(journal, "BUNDLE_SIZE", SIZE)
     monkeypatch.setattr(policy_publication, "BUNDLE_SIZE", SIZE)
-    monkeypatch.setattr(session_module, "SETTLE", 0.0)
+    monkeypatch.setattr(Session, "settle_time", 0.0)
 
 
 class Switch:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from controller import session as session_module
 from controller.policy_effects import Effects
 from controller.session import Session
 from flows import names
@@ -216,7 +215,7 @@ def test_no_packet_passes_that_no_state_allows_and_none_is_dropped_that_all_allo
     switches: dict[str, Ovs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Traces see the flow tables themselves, so there is no datapath that follows.
-    monkeypatch.setattr(session_module, "SETTLE", 0.001)
+    monkeypatch.setattr(Session, "settle_time", 0.001)
     hammer = asyncio.run(hammered(switches, 1_000, seed=13))
     assert not hammer.wrong
     assert hammer.checks > 5_000
@@ -225,7 +224,7 @@ def test_no_packet_passes_that_no_state_allows_and_none_is_dropped_that_all_allo
 def test_hammer_finds_a_change_in_one_phase(
     switches: dict[str, Ovs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "SETTLE", 0.001)
+    monkeypatch.setattr(Session, "settle_time", 0.001)
     monkeypatch.setattr(Effects, "may_follow", lambda *_: True)
     hammer = asyncio.run(hammered(switches, 150, seed=13))
     assert any(" True, not {False}" in each for each in hammer.wrong)
