@@ -14,8 +14,8 @@ POLICY: Final = (
     Fault(
         "policy concerns packets of established connections",
         _FLOWS,
-        '        side.entry, priority, {"ct_state": _NEW},\n',
-        "        side.entry, priority, {},\n",
+        '        direction, state, priority, {"ct_state": _NEW},\n',
+        "        direction, state, priority, {},\n",
         _TESTS,
     ),
     Fault(
