@@ -12,7 +12,6 @@ from controller.sources.objects import PodObject
 from flows.family import IPAddress
 from flows.view import Node
 
-
 MOST_ENDPOINTS: Final = 100
 """Endpoints of a Service that are judged. They are usually alike."""
 
