@@ -154,28 +154,32 @@ func (c shellClient) ExecuteRemoteCommand(
 	return string(printed), stderr, nil, err
 }
 
-// script returns a shell script that prints the numbers of the requests that succeed. All connections
-// are opened at once. An address is resolved once, by its absolute name.
+// script returns a shell script that prints the numbers of the requests that succeed. It resolves all
+// addresses, by their absolute names, and opens all connections at once.
 func script(requests []*worker.Request) string {
 	lines := []string{
-		"declare -A address",
-		"resolve() { set -- $1 $(getent ahostsv4 $1.); address[$1]=$2; }",
 		"TCP() { exec 3<>/dev/tcp/$1/$2; }",
 		"UDP() { exec 3<>/dev/udp/$1/$2 && echo >&3 && read -n 1 -u 3; }",
+		"address_of() { set -- $(getent ahostsv4 $1.); echo $1; }",
 	}
-	resolved := map[string]bool{}
+	hosts := []string{}
+	connections := map[string][]string{}
 	for i, request := range requests {
-		if !resolved[request.Host] {
-			resolved[request.Host] = true
-			lines = append(lines, "resolve "+request.Host)
+		if connections[request.Host] == nil {
+			hosts = append(hosts, request.Host)
 		}
-		lines = append(lines, fmt.Sprintf("( %s ${address[%s]} %d 2>/dev/null && echo %d ) &",
-			request.Protocol, request.Host, request.Port, i))
+		connections[request.Host] = append(connections[request.Host], fmt.Sprintf(
+			"  ( %s $address %d && echo %d ) &", request.Protocol, request.Port, i))
+	}
+	for _, host := range hosts {
+		lines = append(lines, "( address=$(address_of "+host+") && [ $address ] || exit")
+		lines = append(lines, connections[host]...)
+		lines = append(lines, "  wait ) 2>/dev/null &")
 	}
 	lines = append(lines,
 		fmt.Sprintf("for ((tenths = 0; tenths < %d; tenths++)); do", 10**timeout),
-		"  [ -z \"$(jobs -rp)\" ] && exit 0; sleep 0.1",
+		"  [ -z \"$(jobs -rp)\" ] && exit; sleep 0.1",
 		"done",
-		"kill $(jobs -rp) 2>/dev/null; true")
+		"trap '' TERM; kill -- -$$") // all processes of this script but this one
 	return strings.Join(lines, "\n")
 }
