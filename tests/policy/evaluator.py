@@ -302,12 +302,6 @@ class Evaluator:
         if "pods" in given:
             both = given["pods"]
             return self._is_pod(both["namespaceSelector"], both["podSelector"], end)
-        if "nodes" in given:
-            return any(
-                end.address in {*node_addresses(node), gateway(node)}
-                for node in self.cluster.nodes.values()
-                if selects(given["nodes"], _labels_of(node))
-            )
         return self._in_networks(given["networks"], (), end)
 
     def _is_protocol(self, given: Object, packet: Packet) -> bool:
@@ -316,13 +310,9 @@ class Evaluator:
                 packet.destination, name, packet.protocol
             )
         ((protocol, content),) = given.items()
-        if packet.protocol != protocol.upper():
+        if packet.protocol != protocol.upper() or packet.port is None:
             return False
-        port = (content or {}).get("destinationPort")
-        if port is None:
-            return True
-        if packet.port is None:
-            return False
+        port = content["destinationPort"]
         if "number" in port:
             return bool(packet.port == port["number"])
         return bool(port["range"]["start"] <= packet.port <= port["range"]["end"])
@@ -330,24 +320,33 @@ class Evaluator:
 
 # --- parts of objects ---
 
-_PEERS = {
-    "ingress": {"namespaces", "pods"},
-    "egress": {"namespaces", "pods", "networks", "nodes"},
-}
+_PEERS = {"ingress": {"namespaces", "pods"}, "egress": {"namespaces", "pods", "networks"}}
+"""The kinds of peers that are supported. `nodes` and `domainNames` are experimental."""
 _PROTOCOLS = {"tcp", "udp", "sctp", "destinationNamedPort"}
 
 
 def _is_understood(rule: Object, direction: str) -> bool:
-    """Whether each peer and each protocol is of a known kind. One that is not fails closed."""
-    peers = rule.get("from" if direction == "ingress" else "to") or ()
+    """Whether each peer and each protocol is of a known kind, and has exactly one.
+
+    If not, a field is unknown here, and the rule fails closed.
+    """
+    peers, protocols = rule.get("from" if direction == "ingress" else "to"), rule.get("protocols")
     return (
-        len(peers) > 0
+        bool(peers)
         and all(len(_PEERS[direction] & peer.keys()) == 1 == len(peer) for peer in peers)
-        and all(
-            len(_PROTOCOLS & protocol.keys()) == 1 == len(protocol)
-            for protocol in rule.get("protocols") or ()
-        )
+        and (protocols is None or bool(protocols))
+        and all(_is_protocol_understood(each) for each in protocols or ())
     )
+
+
+def _is_protocol_understood(given: Object) -> bool:
+    if len(_PROTOCOLS & given.keys()) != 1 or len(given) != 1:
+        return False
+    if "destinationNamedPort" in given:
+        return True
+    (content,) = given.values()
+    port = (content or {}).get("destinationPort") or {}
+    return len(port) == 1 and bool({"number", "range"} & port.keys())
 
 
 def affected(spec: Object) -> set[str]:

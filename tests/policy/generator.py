@@ -374,7 +374,7 @@ class _Generator:
         made[peers] = [self.cluster_peer(peers) for _ in range(random.choice((1, 1, 2)))]
         if random.random() < 0.5:
             named = peers == "from" or not any(
-                {"networks", "nodes", "domainNames"} & peer.keys() for peer in made[peers]
+                {"networks", "domainNames"} & peer.keys() for peer in made[peers]
             )
             made["protocols"] = [self.protocol(named) for _ in range(random.choice((1, 1, 2)))]
         return made
@@ -382,30 +382,21 @@ class _Generator:
     def cluster_peer(self, peers: str) -> Part:
         random = self.random
         if random.random() < 0.04:
-            return random.choice(({}, {"domainNames": ["*.example.com"]}, {"planets": {}}))
+            unknown = ({}, {"domainNames": ["*.example.com"]}, {"planets": {}}, {"nodes": {}})
+            return random.choice(unknown)
         if peers == "to" and random.random() < 0.4:
-            if random.random() < 0.25:
-                return {"nodes": self.node_selector()}
             return {"networks": random.sample(_BLOCKS, random.choice((1, 1, 2)))}
         return self.cluster_pods()
-
-    def node_selector(self) -> Part:
-        not_x = {"key": "zone", "operator": "NotIn", "values": ["x"]}
-        return self.random.choice(
-            ({}, {"matchLabels": {"zone": "x"}}, {"matchExpressions": [not_x]})
-        )
 
     def protocol(self, named: bool) -> Part:
         random = self.random
         if random.random() < 0.04:
-            return random.choice(({}, {"quic": {"destinationPort": {"number": 443}}}))
+            return random.choice(({}, {"tcp": {}}, {"quic": {"destinationPort": {"number": 443}}}))
         if named and random.random() < 0.25:
             return {"destinationNamedPort": random.choice(_PORT_NAMES)}
         protocol = random.choice(_PROTOCOLS).lower()
-        match random.randrange(4):
+        match random.randrange(3):
             case 0:
-                return {protocol: {}}
-            case 1:
                 first, last = sorted(random.sample(_PORTS, 2))
                 return {protocol: {"destinationPort": {"range": {"start": first, "end": last}}}}
             case _:

@@ -13,7 +13,6 @@ from tests.policy.manifests import (
     in_namespace,
     labels,
     named,
-    node,
     pod,
     server,
 )
@@ -111,7 +110,10 @@ def test_pass_skips_the_other_policies_of_its_tier_only(judge: Judge) -> None:
         {"to": [{}]},
         {"to": [{"namespaces": {}}, {"planets": {}}]},
         {"to": [{"namespaces": {}}], "protocols": [{"quic": {}}]},
-        {"to": [{"namespaces": {}}], "protocols": [{"tcp": {}}, {}]},
+        {"to": [{"nodes": {}}]},
+        {"to": [{"namespaces": {}}], "protocols": [{"tcp": {"destinationPort": {}}}]},
+        {"to": [{"namespaces": {}}], "protocols": [{"sctp": {}}]},
+        {"to": [{"namespaces": {}}], "protocols": []},
     ],
     ids=str,
 )
@@ -155,21 +157,21 @@ def test_networks_of_a_cluster_policy(judge: Judge) -> None:
     )  # fmt: skip
 
 
-def test_nodes_and_named_ports_of_a_cluster_policy(judge: Judge) -> None:
+def test_named_port_of_a_cluster_policy_is_of_any_protocol(judge: Judge) -> None:
     judge.decides(
         cluster(
-            node(3, role="edge"),
             client(),
-            pod("a/server", "node2", {"app": "server"}, [named("http", 8080)]),
+            pod("a/server", "node2", {"app": "server"}, [named("dns", 5353, "UDP")]),
+            pod("a/web", "node2", {"app": "server"}, [named("dns", 53)]),
             cluster_policy("deny", subject={"namespaces": {}}, egress=[
-                {"action": "Deny", "to": [{"nodes": labels(role="edge")}]},
                 {"action": "Deny", "to": [{"namespaces": {}}],
-                 "protocols": [{"destinationNamedPort": "http"}]}]),
+                 "protocols": [{"destinationNamedPort": "dns"}]}]),
         ),
         {
-            "a/client > 172.30.1.3 TCP 80": False,
-            "a/client > 172.30.1.2 TCP 80": True,
-            "a/client > a/server TCP 8080": False,
-            "a/client > a/server TCP 80": True,
+            "a/client > a/server UDP 5353": False,
+            "a/client > a/server UDP 53": True,
+            "a/client > a/server TCP 5353": True,
+            "a/client > a/web TCP 53": False,
+            "a/client > a/web TCP 5353": True,
         },
     )  # fmt: skip
