@@ -1,12 +1,14 @@
 """From objects to flows by the controller's own path: manifests, inventory, compiler."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
 from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
+from controller.policy_effects import Change, Judge
 from controller.sources.objects import from_manifest, ref
 from flows import names
+from flows.compile import Fragment, Program
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 from tests.flows.worlds import CLUSTER
@@ -22,6 +24,9 @@ class Controlled:
         self.desired = Desired(self.inventory.view)
         self._objects: dict[ObjectRef, Object] = {}
         self._ports: dict[str, dict[str, BridgePort]] = {}
+        self.judge = Judge(self.inventory.view)
+        self.changes: dict[str, dict[Key, Change]] = {}
+        """By node, what the last change was of its own program."""
         self._take({Key(CLUSTER_SCOPE, "cluster", "")})
 
     def become(self, cluster: Cluster) -> None:
@@ -62,7 +67,9 @@ class Controlled:
     def _take(self, touched: Iterable[Key]) -> None:
         """Compile what changed, as `controller.compilation` does."""
         by_scope: dict[str, set[Key]] = {}
+        self.changes = {}
         for key in touched:
+            self.judge.follow(key)
             if key.scope == CLUSTER_SCOPE:
                 by_scope.setdefault(CLUSTER_SCOPE, set()).add(key)
                 continue
@@ -73,18 +80,25 @@ class Controlled:
             changes = {key: self.desired.fragment(scope, key) for key in keys}
             if scope == CLUSTER_SCOPE:
                 self.desired.update_shared(changes)
-            else:
-                self.desired.update_node(scope, changes)
+                continue
+            had = self.desired.program(scope).fragments
+            self.changes[scope] = {key: Change(had.get(key), new) for key, new in changes.items()}
+            self.desired.update_node(scope, changes)
 
     def contents(self, nodes: Iterable[str]) -> dict[str, Contents]:
         """By node, what its bridge should hold."""
-        shared = self.desired.shared
-        made = {}
-        for node in nodes:
-            own = self.desired.program(node)
-            flows = {cookie: flow for p in (shared, own) for cookie, (flow, _) in p.cookies.items()}
-            made[node] = Contents(flows, {**shared.meters, **own.meters})
-        return made
+        return {node: self.contents_with(node, {}) for node in nodes}
+
+    def contents_with(self, node: str, fragments: Mapping[Key, Fragment | None]) -> Contents:
+        """What the bridge of a node should hold with these instead of its own fragments."""
+        shared, own = self.desired.shared, self.desired.program(node)
+        if not fragments:
+            flows = [flow for program in (shared, own) for flow in program.flows()]
+            return Contents({flow.cookie: flow for flow in flows}, {**shared.meters, **own.meters})
+        program = Program(node)
+        program.update({**own.fragments, **fragments})
+        flows = [*shared.flows(), *program.flows()]
+        return Contents({flow.cookie: flow for flow in flows}, {**shared.meters, **program.meters})
 
 
 def ofport_of(address: str) -> int:

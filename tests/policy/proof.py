@@ -76,14 +76,8 @@ class Proof:
         self.space = Space(clusters, self.tables.values())
         self._evaluators = [Evaluator(each) for each in clusters]
 
-    def _allows_from_pod(self, packet: Packet) -> bool:
-        return all(each.allows_from_pod(packet) for each in self._evaluators)
-
-    def _allows_to_pod(self, packet: Packet) -> bool:
-        return all(each.allows_to_pod(packet) for each in self._evaluators)
-
     @cached_property
-    def _checked(self) -> PacketSet:
+    def checked(self) -> PacketSet:
         """All packets that can be sent, and that nothing but policy drops."""
         packets = 0
         for node in self.space.nodes:
@@ -93,7 +87,7 @@ class Proof:
     @property
     def pairs(self) -> int:
         """How many packets are checked."""
-        return self._checked.bit_count()
+        return self.checked.bit_count()
 
     def _guarded(self) -> PacketSet:
         """What is dropped without policy: tunnel packets and fragments of pods to nodes."""
@@ -111,9 +105,21 @@ class Proof:
 
     # --- what the evaluator says ---
 
-    @cached_property
+    @property
     def expected(self) -> tuple[PacketSet, PacketSet]:
         """The packets that pass policy from the pod, and those that pass policy to the pod."""
+        from_pod = to_pod = ~0
+        for passes_from, passes_to in self.verdicts:
+            from_pod &= passes_from
+            to_pod &= passes_to
+        return from_pod, to_pod
+
+    @cached_property
+    def verdicts(self) -> list[tuple[PacketSet, PacketSet]]:
+        """The same for each of the clusters."""
+        return [self._verdicts(evaluator) for evaluator in self._evaluators]
+
+    def _verdicts(self, evaluator: Evaluator) -> tuple[PacketSet, PacketSet]:
         space = self.space
         width = len(space.kinds)
         every_kind = (1 << width) - 1
@@ -122,14 +128,14 @@ class Proof:
         number = 0
         for source in space.sources:
             for destination in space.destinations:
-                checked = self._checked >> number & every_kind
+                checked = self.checked >> number & every_kind
                 number += width
                 passes_from = passes_to = 0
                 if checked:
                     for bit, kind in enumerate(space.kinds):
                         packet = Packet(source, destination, kind.protocol, kind.port)
-                        passes_from |= self._allows_from_pod(packet) << bit
-                        passes_to |= self._allows_to_pod(packet) << bit
+                        passes_from |= evaluator.allows_from_pod(packet) << bit
+                        passes_to |= evaluator.allows_to_pod(packet) << bit
                 from_pod.append(f"{passes_from & checked:0{width}b}")
                 to_pod.append(f"{passes_to & checked:0{width}b}")
         return int("".join(reversed(from_pod)), 2), int("".join(reversed(to_pod)), 2)
@@ -270,16 +276,15 @@ class Proof:
         expected_from, expected_to = self.expected
         actual_from, arrived = self.sent(NEW)
         _, established = self.sent(ESTABLISHED)
-        checked = self._checked
         actual_to = to_pods = 0
         for node in self.nodes:
             actual_to |= self._passed_to(node)
             to_pods |= self._to_node(node)
         for check, expected, actual, of in (
-            ("from the pod", expected_from, actual_from, checked),
-            ("to the pod", expected_to, actual_to, checked & to_pods & ~self._to_themselves()),
-            ("all the way", expected_from & expected_to, arrived, checked),
-            ("established", checked, established, checked),
+            ("from the pod", expected_from, actual_from, self.checked),
+            ("to the pod", expected_to, actual_to, self.checked & to_pods & ~self._to_themselves()),
+            ("all the way", expected_from & expected_to, arrived, self.checked),
+            ("established", self.checked, established, self.checked),
         ):
             for number in numbers((expected ^ actual) & of):
                 allowed = bool(expected >> number & 1)
@@ -289,7 +294,7 @@ class Proof:
 
     def traced(self, random: Random, count: int) -> Iterator[tuple[Packet, bool, bool]]:
         """Some packets, with what the evaluator and `ofproto/trace` say of their whole way."""
-        for number in random.choices(list(numbers(self._checked)), k=count if self._checked else 0):
+        for number in random.choices(list(numbers(self.checked)), k=count if self.checked else 0):
             packet = self.space.packet(number)
             yield (
                 packet,
