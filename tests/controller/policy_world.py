@@ -122,6 +122,12 @@ class PolicyWorld:
         self.compilation.touch(
             Key(node, "attachment", each.port) for node, each in self.pods.values()
         )
+        self.compilation.touch(
+            Key(node, key.kind, key.name)
+            for key, nodes in self.view.needed_by.items()
+            for node in nodes
+        )
+        # The state that nobody has put is that of no policies.
         self.state: State = {(pod, each): None for pod in self.pods for each in Direction}
         keys = [Key(CLUSTER_SCOPE, "cluster", "")]
         keys += [Key(CLUSTER_SCOPE, "peer", node) for node in self.view.nodes]

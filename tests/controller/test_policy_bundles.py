@@ -16,6 +16,8 @@ from controller import journal, policy_order, policy_publication
 from controller import session as session_module
 from controller.session import Session
 from flows.flow import Flow
+from flows.pipeline import LAYOUT
+from flows.view import Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.messages import ErrorMessage, InstalledFlow
 from openflow.switch import Rejected
@@ -255,5 +257,48 @@ def test_policy_that_a_switch_rejects_leaves_the_pod_closed(kind: str) -> None:
             assert classifier <= holds
             assert not [pair for pair in out if pair[0] == pods[0] and pair[1] != pods[0]]
             assert not [pair for pair in into if pair[1] == pods[0] and pair[0] != pods[0]]
+
+    run(story)
+
+
+def test_pod_is_not_let_in_before_its_isolation_is_there() -> None:
+    async def story(story: Story) -> None:
+        world = story.world
+        state = dict(world.state)
+        pod = "default/b"
+        for key in state:
+            if key[0] == pod:
+                state[key] = frozenset({"default/c", "default/e"})
+        node, attachment = world.pods[pod]
+        view: Any = world.view
+        key = Key(node, "attachment", attachment.port)
+        del view.attachments[node][attachment.port]
+        world.compilation.touch([key])
+        await story.quiet()
+        story.states = [state]
+        bare: list[str] = []
+
+        def look() -> None:
+            flows = story.switches[node].flows.values()
+            ofport = attachment.ofport
+            tables = {
+                LAYOUT.by_number[flow.table].name
+                for flow in flows
+                if {("in_port", ofport, None), ("reg1", ofport, None)} & set(flow.match)
+            }
+            if "Classifier" in tables and not {"IsolationFromPod", "IsolationToPod"} <= tables:
+                bare.append(str(tables))
+
+        story.switches[node]._on_bundle = look
+        # The policy and the pod come together, and the policy is new on this node.
+        view.attachments[node][attachment.port] = attachment
+        touched = world._change(state, "each")
+        world.compilation.touch([key, *touched])
+        before = story.switches[node].bundles
+        await story.quiet()
+        assert story.switches[node].bundles > before + 3
+        assert not bare
+        held = {flow.cookie for flow in story.switches[node].flows.values()}
+        assert world.desired.program(node).cookies.keys() <= held
 
     run(story)

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -429,3 +430,46 @@ def test_view_that_is_half_way_between_two_states_is_not_published(
             await connecting
 
     run(story, "node3")
+
+
+def test_controller_that_starts_in_the_middle_compiles_the_new_state() -> None:
+    async def story(story: Story) -> None:
+        random = Random(3)  # noqa: S311
+        for _ in range(20):
+            old = story.world.state
+            story.world.put(story.world.random_state(random), how=random.choice(WAYS))
+            for session in story.world.sessions.values():
+                # Each switch has the first phase, if there are two, or a new controller's program.
+                del session.possible[:-1]
+            anew = PolicyWorld(view=story.world.view)
+            for node, session in story.world.sessions.items():
+                await anew.compilation.compiled(node)
+                session.possible.append(anew.judgements(node))
+            for source, destination in permutations(story.world.pods, 2):
+                states = (old, story.world.state)
+                right = {allowed(state, source, destination) for state in states}
+                assert story.passes(source, destination) <= right
+            await story.settle()
+
+    run(story)
+
+
+def test_node_that_goes_in_a_transition_ends_its_part_of_it() -> None:
+    async def story(story: Story) -> None:
+        story.put({(A, FROM): "", (C, TO): "a"})
+        await story.settle()
+        story.put({(A, FROM): "c", (C, TO): ""})
+        view: Any = story.world.view
+        node = view.nodes.pop("node2")
+        keys = set(story.world.desired.program("node2").fragments)
+        story.world.compilation.touch(
+            key for key in keys if key.scope == "node2" and key.kind != "policy-transition"
+        )
+        await story.until(lambda: not story.world.desired.program("node2").fragments)
+        story.acknowledge("node1")
+        await story.until(lambda: not story.transitions())
+        view.nodes["node2"] = node
+        await story.connect("node2")
+        assert not story.in_transition("node2")
+
+    run(story)
