@@ -39,7 +39,10 @@ class ClusterSource(Protocol):
         """Make any other object be as the manifest says, or make it."""
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Remove such an object; one that is not there is no error."""
+        """Remove such an object; one that is not there is no error.
+
+        `namespace` is empty for kinds that have none.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,15 @@ class DirectorySource:
 
     def apply(self, manifest: Mapping[str, Any]) -> None:
         metadata = manifest["metadata"]
-        path = self._path(manifest["kind"], metadata["namespace"], metadata["name"])
+        path = self._path(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
         self._write(path, {**manifest, "metadata": {"creationTimestamp": _now(), **metadata}})
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         self._path(kind, namespace, name).unlink(missing_ok=True)
 
     def _path(self, kind: str, namespace: str, name: str) -> Path:
-        return self.directory / f"{kind.lower()}s" / f"{namespace}.{name}.yaml"
+        file = f"{namespace}.{name}.yaml" if namespace else f"{name}.yaml"
+        return self.directory / f"{kind.lower()}s".replace("ys", "ies") / file
 
     def _pod_path(self, namespace: str, name: str) -> Path:
         return self.directory / "pods" / f"{namespace}.{name}.yaml"
@@ -136,7 +140,8 @@ class KubernetesSource:
         self._run(["apply", "--server-side", "--force-conflicts", "-f", "-"], manifest)
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        self._run(["delete", kind, "-n", namespace, name, "--ignore-not-found"])
+        of = ["-n", namespace] if namespace else []
+        self._run(["delete", kind, *of, name, "--ignore-not-found"])
 
     def _patch_status(
         self, what: Sequence[str], status: Mapping[str, Any], kind: str = "merge"

@@ -403,8 +403,8 @@ def gateway(node: Object) -> str:
 
 
 def node_addresses(node: Object) -> list[str]:
-    """All in its status."""
-    return [each["address"] for each in node["status"]["addresses"]]
+    """All in its status, without its names."""
+    return [each["address"] for each in node["status"]["addresses"] if each["type"].endswith("IP")]
 
 
 def container_ports(pod: Object) -> Iterator[Object]:
