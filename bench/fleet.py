@@ -1,4 +1,4 @@
-"""fleet_*: one controller, a thousand switches.
+"""fleet_*, policy_fleet_s: one controller, a thousand switches.
 
 The controller is the real one, out of a directory. The switches are simulated by one other
 process (`bench.switches`), which dials by TCP and acknowledges.
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import policy_objects as objects
 from bench.controller import (
     CLUSTER,
+    Manifest,
     StandaloneController,
     node,
     node_manifest,
@@ -23,6 +25,8 @@ from bench.controller import (
     write_manifests,
 )
 from bench.figures import Figure
+from controller.inventory import BridgePort, Inventory
+from controller.sources.objects import from_manifest
 from flows import names
 from flows.compile import compile_scope
 from flows.view import CLUSTER_SCOPE, Cluster, ClusterView
@@ -36,30 +40,32 @@ PATIENCE = 120.0
 
 
 def measure(
-    *, nodes: int = 1000, pods: int = 20, rounds: int = 5, new_nodes: int = 2
+    *, nodes: int = 1000, pods: int = 20, rounds: int = 5, new_nodes: int = 2, policies: int = 2
 ) -> list[Figure]:
-    """Start controller and fleet `rounds` times, and add new nodes to each."""
-    sync, new_node, resident = [], [], []
+    """Start controller and fleet `rounds` times, and add new policies and nodes to each."""
+    sync, policy, new_node, resident = [], [], [], []
     with standalone("fleet") as controller:
-        plan = FleetPlan(nodes, pods, new_nodes)
+        plan = FleetPlan(nodes, pods, new_nodes, policies)
         plan.write(controller.cluster)
         for _ in range(rounds):
             with _running(plan, controller) as fleet:
                 sync.append(fleet.said() - fleet.started)
                 resident.append(fleet.resident_mb())
+                policy += [fleet.add_policy(number) for number in range(policies)]
                 new_node += [1000 * fleet.add_node(number) for number in range(new_nodes)]
                 controller.wait([each.name for each in plan.nodes])
     return [
         Figure("fleet_sync_s", "s", sync, at_most=20),
         Figure("fleet_new_node_ms", "ms", new_node, at_most=1000),
         Figure("fleet_rss_mb", "MB", resident, at_most=600),
+        Figure("policy_fleet_s", "s", policy, at_most=1),
     ]
 
 
 class FleetPlan:
     """The cluster: what the manifests say, what the switches tell, what they should hold."""
 
-    def __init__(self, nodes: int, pods: int, new_nodes: int) -> None:
+    def __init__(self, nodes: int, pods: int, new_nodes: int, policies: int) -> None:
         everything = [node(number) for number in range(1, nodes + new_nodes + 1)]
         self.nodes, self.new_nodes = everything[:nodes], everything[nodes:]
         self._pods = {
@@ -98,6 +104,32 @@ class FleetPlan:
             }
             for each in self.nodes
         ]
+        self.policies = [_policy(number) for number in range(1, policies + 1)]
+        self.for_policy = [self._of_policy(cluster, each) for each in self.policies]
+        """By policy the cookies that every switch gets for it."""
+
+    def _of_policy(self, cluster: Cluster, policy: Manifest) -> list[int]:
+        # A pod has the same ofport on each node, so what two nodes get for it all others get too.
+        # Only the flow of the pod to itself has its address.
+        inventory = Inventory(cluster)
+        for each in self.nodes[:2]:
+            inventory.set_object(from_manifest(node_manifest(each)))
+        inventory.settle()
+        for each in self.nodes[:2]:
+            for attachment, manifest in self._pods[each.name]:
+                inventory.set_object(from_manifest(manifest))
+                inventory.set_port(
+                    each.name, BridgePort(attachment.port, attachment.ofport, attachment.mac)
+                )
+        inventory.settle()
+        without = {each.name: compile_scope(inventory.view, each.name) for each in self.nodes[:2]}
+        inventory.set_object(from_manifest(policy))
+        inventory.settle()
+        added = [
+            compile_scope(inventory.view, name).cookies.keys() - before.cookies.keys()
+            for name, before in without.items()
+        ]
+        return sorted(added[0].intersection(*added[1:]))
 
     def write(self, directory: Path) -> None:
         """The manifests, one file a node, and what `bench.switches` reads beside them."""
@@ -107,8 +139,21 @@ class FleetPlan:
         _switches(directory).write_text(json.dumps(self.switches))
 
 
+def _policy(number: int) -> Manifest:
+    """For the pod with this number of every node: what all pods and a range may do."""
+    ingress = [
+        objects.from_([objects.namespaces({})], 8080),
+        objects.from_([objects.block("192.168.0.0/16", "192.168.7.0/24")], 443),
+    ]
+    return objects.policy("default", f"app-{number}", {"app": f"app-{number}"}, ingress=ingress)
+
+
 def _switches(directory: Path) -> Path:
     return directory.with_name("switches.json")
+
+
+def _policy_path(directory: Path, number: int) -> Path:
+    return directory / f"policy-{number}.yaml"
 
 
 @dataclass
@@ -127,6 +172,14 @@ class _Fleet:
         path = self.controller.cluster / f"{added.name}.yaml"
         began = time.monotonic()
         write_manifests(path, [node_manifest(added)])
+        return self.said() - began
+
+    def add_policy(self, number: int) -> float:
+        """Seconds from the manifest of one more policy until every switch has its flows."""
+        self.expect(self.plan.for_policy[number])
+        path = _policy_path(self.controller.cluster, number)
+        began = time.monotonic()
+        write_manifests(path, [self.plan.policies[number]])
         return self.said() - began
 
     def expect(self, cookies: list[int]) -> None:
@@ -154,6 +207,8 @@ def _running(plan: FleetPlan, controller: StandaloneController) -> Iterator[_Fle
     command = python("bench.switches", controller.address, str(_switches(controller.cluster)))
     for added in plan.new_nodes:
         (controller.cluster / f"{added.name}.yaml").unlink(missing_ok=True)
+    for number in range(len(plan.policies)):
+        _policy_path(controller.cluster, number).unlink(missing_ok=True)
     with running(inside(controller.netns, command)) as process:
         try:
             started = time.monotonic()

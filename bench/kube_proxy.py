@@ -6,29 +6,22 @@ one PUT, while the client connects to the Service again and again and is told wh
 kube-proxy has the node's kernel and nftables, as it would have on a real one.
 """
 
-import http
-import http.client
-import json
-import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
-
-from pyroute2 import netns
 
 from bench import service_objects as objects
+from bench.api_connection import ApiConnection
 from bench.controller import Manifest
 from bench.figures import Figure, versus
 from bench.nodes import unique
 from lab import Lab, LabError
-from lab.apiserver import PORT as API_SERVER_PORT
 from lab.commands import inside, run
 from lab.control import ControlPlane, built, kubernetes_binaries
 from lab.daemons import Daemons
-from lab.layout import CONTROL_ADDRESS, FABRIC_ADDRESS, POD_RANGE, UNDERLAY, LabLayout, NodeLayout
+from lab.layout import FABRIC_ADDRESS, POD_RANGE, UNDERLAY, LabLayout, NodeLayout
 from lab.network import UPLINK, configure, connect, create_namespace
 from lab.processes import Process, running
 from lab.programs import python
@@ -71,7 +64,7 @@ class ProxySide:
 
     def __init__(
         self,
-        api: "ProxyApi",
+        api: ApiConnection,
         layout: LabLayout,
         client: str,
         servers: Mapping[str, tuple[str, str]],
@@ -116,48 +109,11 @@ class ProxySide:
 
 
 def _fill(layout: LabLayout, nodes: Sequence[NodeLayout], numbers: Iterable[int]) -> None:
-    with closing(ProxyApi(layout)) as api:
+    with closing(ApiConnection(layout)) as api:
         for number in numbers:
             service, its_slice = objects.both(nodes, number)
             api.send("POST", SERVICES, service)
             api.send("POST", SLICES, its_slice)
-
-
-class ProxyApi:
-    """One connection to the API server of a lab, as its administrator."""
-
-    def __init__(self, layout: LabLayout) -> None:
-        pki = layout.control / "apiserver" / "pki"
-        self._token = (pki / "admin.token").read_text()
-        trusted = ssl.create_default_context(cafile=str(pki / "ca.crt"))
-        self._connection = http.client.HTTPSConnection(
-            str(CONTROL_ADDRESS), API_SERVER_PORT, context=trusted, timeout=PATIENCE
-        )
-        # A socket stays in the namespace in which it was made.
-        netns.pushns(layout.netns("control"))
-        try:
-            self._connection.connect()
-        finally:
-            netns.popns()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def send(self, method: str, path: str, content: Manifest) -> dict[str, Any]:
-        """One request with an object, whose uid is the API server's to give; the answer.
-
-        Raises `LabError`.
-        """
-        metadata = {key: value for key, value in content["metadata"].items() if key != "uid"}
-        body = json.dumps({**content, "metadata": metadata})
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        self._connection.request(method, path, body, headers)
-        response = self._connection.getresponse()
-        answer: dict[str, Any] = json.load(response)
-        if response.status not in {http.HTTPStatus.OK, http.HTTPStatus.CREATED}:
-            raise LabError(f"{method} {path}: {answer.get('message', response.reason)}")
-        return answer
 
 
 @contextmanager
@@ -166,7 +122,7 @@ def _sluice() -> Iterator[ProxySide]:
         pods = {name: lab.pod_add("default", name, "node1") for name in (*SERVERS, "client")}
         servers = {name: (pods[name].netns, str(pods[name].address)) for name in SERVERS}
         _serve(stack, servers)
-        api = stack.enter_context(closing(ProxyApi(lab.layout)))
+        api = stack.enter_context(closing(ApiConnection(lab.layout)))
         yield ProxySide(api, lab.layout, pods["client"].netns, servers)
 
 
@@ -208,7 +164,7 @@ def _kube_proxy(program: Path) -> Iterator[ProxySide]:
         )
         with ExitStack() as stack:
             _serve(stack, servers)
-            api = stack.enter_context(closing(ProxyApi(lab.layout)))
+            api = stack.enter_context(closing(ApiConnection(lab.layout)))
             yield ProxySide(api, lab.layout, pods["client"][0], servers)
             daemons.check()
     finally:

@@ -1,8 +1,10 @@
-"""stream_, rr_ and crr_vs_bare, crr_service_vs_direct: what the pipeline costs packets.
+"""stream_, rr_ and crr_vs_bare, crr_service_vs_direct, crr_policy_vs_none: what packets cost.
 
 Across nodes. The rival is a bridge with one flow, NORMAL, and the same tunnel, between the same
-kind of nodes and the same kind of pods; a Service's is the way to the same pod without it. All have
-the userspace datapath, so only the ratio means anything.
+kind of nodes and the same kind of pods; a Service's is the way to the same pod without it. That of
+policies is a pair of pods that no policy selects; many policies select both pods of the other pair,
+in both directions, and only the last one allows the connection. All have the userspace datapath, so
+only the ratio means anything.
 """
 
 import json
@@ -14,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import service_objects as objects
-from bench.controller import write_manifests
+from bench import policy_objects as objects
+from bench import service_objects
+from bench.controller import Manifest, write_manifests
 from bench.figures import Figure, versus
-from bench.nodes import bare_lab, compiled, unique, vsctl
+from bench.nodes import bare_lab, compiled, ofctl, unique, vsctl
 from flows import names
+from flows.pipeline import LAYOUT
 from lab import Lab, LabError
 from lab.commands import inside, run
 from lab.layout import POD_RANGE
@@ -27,6 +31,7 @@ from lab.patience import PROGRAM_TIMEOUT
 
 PORT = "5201"
 ENDPOINT_PORT = "5202"
+PATIENCE = 120.0
 MTU = 1500 - names.ENCAPSULATION_OVERHEAD
 
 
@@ -40,7 +45,7 @@ class Pair:
     port: str = PORT
 
 
-def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
+def measure(*, rounds: int = 15, seconds: float = 1.0, policies: int = 1000) -> list[Figure]:
     """Alternate between the two, and in who comes first."""
     with (
         Lab(unique("traffic")).running(nodes=2) as lab,
@@ -48,7 +53,8 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
     ):
         load = compiled("load.c", lab.layout.directory / "load")
         ours, bare = _sluice(lab), _bare(rival)
-        for pair in (ours, bare):
+        selected = _selected(lab, policies)
+        for pair in (ours, bare, selected):
             for netns in (pair.client, pair.server):
                 # A server's TIME_WAIT would stall the client when ports come round again.
                 run(["sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0"], netns=netns)
@@ -62,6 +68,7 @@ def measure(*, rounds: int = 15, seconds: float = 1.0) -> list[Figure]:
             ("crr_service_vs_direct", "transactions/s", crr, (service, ours), "direct", 0.9),
             # Directly, but to a port at which Services have endpoints: flows/features/direct.py.
             ("crr_endpoint_vs_direct", "transactions/s", crr, (endpoint, ours), "direct", None),
+            ("crr_policy_vs_none", "transactions/s", crr, (selected, ours), "none", 0.95),
         ):
             for pair in pairs:
                 once(pair, min(seconds, 1.0))  # neighbours, megaflows
@@ -79,15 +86,49 @@ def _sluice(lab: Lab) -> Pair:
     return Pair(client.netns, server.netns, str(server.address))
 
 
+def _selected(lab: Lab, policies: int) -> Pair:
+    """Two more pods, and so many policies that select both."""
+    client, server = (
+        lab.pod_add("default", f"selected{n}", f"node{n}", {"app": "selected"}) for n in (1, 2)
+    )
+    pair = Pair(client.netns, server.netns, str(server.address))
+    write_manifests(lab.layout.cluster / "policies.yaml", map(_policy, range(policies)))
+    deadline = time.monotonic() + PATIENCE
+    table = LAYOUT.tables["PolicyWalk"].number
+    for node in lab.layout.nodes(2):
+        # One in each direction, and what every node has.
+        while len(ofctl(node, "dump-flows", f"table={table}").splitlines()) < 2 * policies:
+            if time.monotonic() > deadline:
+                raise LabError(f"policies that no switch has: {lab.status()['problems']}")
+            time.sleep(1)
+    return pair
+
+
+def _policy(number: int) -> Manifest:
+    """It allows its pods one range of addresses; the policy that is tried last: one another."""
+    labels = {"app": "selected"}
+    outside = objects.block(f"192.{168 + number // 256}.{number % 256}.0/24")
+    peer = objects.pods(labels) if number == 0 else outside
+    ports = [{"protocol": "TCP", "port": int(PORT)}]
+    return objects.policy(
+        "default",
+        # Walks are tried in the order of names.
+        f"policy-{9999 - number}",
+        labels,
+        ingress=[{"from": [peer], "ports": ports}],
+        egress=[{"to": [peer], "ports": ports}],
+    )
+
+
 def _by_service(lab: Lab, direct: Pair, load: Path) -> tuple[Pair, Pair]:
     """The same two pods by a ClusterIP, whose only endpoint is the second one; and directly."""
     to_server = [(lab.layout.node(2), direct.address)]
     manifests = [
-        objects.service(0, int(ENDPOINT_PORT)),
-        objects.endpoint_slice(0, to_server, int(ENDPOINT_PORT)),
+        service_objects.service(0, int(ENDPOINT_PORT)),
+        service_objects.endpoint_slice(0, to_server, int(ENDPOINT_PORT)),
     ]
     write_manifests(lab.layout.cluster / "service.yaml", manifests)
-    pair = Pair(direct.client, direct.server, str(objects.cluster_ip(0)), ENDPOINT_PORT)
+    pair = Pair(direct.client, direct.server, str(service_objects.cluster_ip(0)), ENDPOINT_PORT)
     with _serving(pair, [str(load), "serve", pair.port]):
         _until_answered(pair)
     return pair, replace(direct, port=ENDPOINT_PORT)

@@ -13,6 +13,7 @@ from bench import (
     pod_ready,
     pods,
     policies,
+    policy_api,
     policy_scale,
     service_size,
     services,
@@ -28,8 +29,13 @@ def names(figures: list[Figure]) -> set[str]:
 
 
 def test_a_fleet_comes_in_sync_and_gets_a_new_node():
-    figures = fleet.measure(nodes=5, pods=3, rounds=1, new_nodes=1)
-    assert names(figures) == {"fleet_sync_s", "fleet_new_node_ms", "fleet_rss_mb"}
+    figures = fleet.measure(nodes=5, pods=3, rounds=1, new_nodes=1, policies=2)
+    assert names(figures) == {
+        "fleet_sync_s",
+        "fleet_new_node_ms",
+        "fleet_rss_mb",
+        "policy_fleet_s",
+    }
 
 
 def test_changes_of_policies_are_judged():
@@ -54,9 +60,9 @@ def test_both_networks_bind_pods():
 
 
 def test_traffic_flows_on_both():
-    figures = traffic.measure(rounds=1, seconds=0.2)
+    figures = traffic.measure(rounds=1, seconds=0.2, policies=4)
     bare = {"stream_vs_bare", "rr_vs_bare", "crr_vs_bare"}
-    assert names(figures) == {*bare, "crr_service_vs_direct"}
+    assert names(figures) == {*bare, "crr_service_vs_direct", "crr_policy_vs_none"}
 
 
 def test_services_change_and_load_on_both():
@@ -93,6 +99,11 @@ def test_policies_load_and_change_on_both():
         "policy_label_10k_vs_100",
         "policy_update_vs_ovn",
     }
+
+
+def test_a_policy_goes_from_the_api_server_to_all_switches():
+    figures = policy_api.measure(policies=2, rounds=1, changes=2)
+    assert names(figures) == {"policy_api_to_switch_ms", "policy_api_to_switch_ms_p99"}
 
 
 def test_policies_of_many_nodes_are_compiled():
