@@ -299,9 +299,14 @@ def test_denied_packets_are_counted_for_their_pod(lab: Lab, stations: Stations) 
     with applied(lab, network_policy("x/p", podSelector={}, policyTypes=["Ingress", "Egress"])):
         denied = [Probe("y/a", "x/b"), Probe("x/a", "y/b")]
         stations.check(dict.fromkeys(denied, False))
+
+        def counted() -> bool:
+            assert stations.arrived(denied) == set()
+            to_b, from_a = denials(lab, "node2", "x/b"), denials(lab, "node1", "x/a")
+            return to_b["DeniedToPod"] > 0 and from_a["DeniedFromPod"] > 0
+
         # The userspace datapath adds what its megaflows have counted every half second.
-        wait_until(lambda: denials(lab, "node2", "x/b")["DeniedToPod"] >= 2)
-        wait_until(lambda: denials(lab, "node1", "x/a")["DeniedFromPod"] >= 2)
+        wait_until(counted)
 
 
 def denials(lab: Lab, node: str, pod: str) -> dict[str, int]:
