@@ -53,6 +53,8 @@ class Desired:
         self._needs: dict[str, set[Key]] = {}
         """By node, the keys of `SOME_SCOPE` that it needs."""
         self._journals: WeakValueDictionary[str, Journal] = WeakValueDictionary()
+        self._held: dict[str, int] = {}
+        """By node, the version of its program before the change that is made now."""
         self._log: deque[SharedChange] = deque()
         self._log_cost = 0
         self._everything: tuple[tuple[int, bool], Batch] | None = None
@@ -114,9 +116,27 @@ class Desired:
             self.drop_program(node)
         return bool(delta)
 
+    def hold(self, node: str) -> None:
+        """The changes of a node's program until `release` are parts of one: send none of them."""
+        self._held[node] = self.program(node).version
+        if journal := self._journals.get(node):
+            journal.hold()
+
+    def release(self, node: str) -> bool:
+        """The change that `hold` began is complete; whether it changed anything."""
+        before = self._held.pop(node, None)
+        if journal := self._journals.get(node):
+            journal.release()
+        return before is not None and self.program(node).version != before
+
+    def is_held(self, node: str) -> bool:
+        """Whether only a part of a change is in the node's program."""
+        return node in self._held
+
     def drop_program(self, node: str) -> None:
         """The node's program is not kept up to date any more."""
         self._programs.pop(node, None)
+        self._held.pop(node, None)
         if journal := self._journals.get(node):
             journal.lose()
 

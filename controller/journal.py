@@ -5,10 +5,11 @@ journal is compared with the program instead.
 """
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Final
 
 from flows.diff import Delta, GroupChange
+from flows.flow import Flow, Meter
 from openflow.batch import BUNDLE_SIZE
 
 MAX_COST: Final = 50_000
@@ -23,6 +24,8 @@ class Journal:
         """Whether these are all changes since `restart`."""
         self._steps: deque[Delta] = deque()
         self._cost = 0
+        self._held: list[Delta] | None = None
+        """Parts of a change that is not complete; None: there is no such change."""
 
     def restart(self) -> None:
         """From now on, record every change."""
@@ -36,11 +39,25 @@ class Journal:
 
     def add(self, delta: Delta) -> None:
         """The program changed."""
-        if self.is_whole:
-            self._steps.append(delta)
-            self._cost += cost(delta)
-            if self._cost > MAX_COST:
-                self.lose()
+        if not self.is_whole:
+            return
+        if self._held is not None:
+            self._held.append(delta)
+            return
+        self._steps.append(delta)
+        self._cost += cost(delta)
+        if self._cost > MAX_COST:
+            self.lose()
+
+    def hold(self) -> None:
+        """The changes from now on, until `release`, are parts of one change."""
+        self._held = []
+
+    def release(self) -> None:
+        """The change is complete."""
+        held, self._held = self._held, None
+        if held:
+            self.add(_joined(held))
 
     def take(self) -> list[Delta]:
         """The changes, in their order, and with as few steps as possible. Empties the journal.
@@ -51,7 +68,7 @@ class Journal:
         taken: list[Delta] = []
         for step in self._steps:
             if taken and cost(taken[-1]) + cost(step) < BUNDLE_SIZE:
-                taken[-1] = _joined(taken[-1], step)
+                taken[-1] = _joined((taken[-1], step))
             else:
                 taken.append(step)
         self._clear()
@@ -76,38 +93,42 @@ def cost(delta: Delta) -> int:
     )
 
 
-def _joined(first: Delta, then: Delta) -> Delta:
-    """Both changes as one."""
-    added = {flow.cookie: flow for flow in first.adds}
-    deleted = dict.fromkeys(first.deletes)
-    for cookie in then.deletes:
-        # A flow that came and went: the switch never gets it. One that was replaced by a flow with
-        # the same match before it came is gone at the end, too.
-        if added.pop(cookie, None) is None:
-            deleted[cookie] = None
-    for flow in then.adds:
-        # A flow that went and came back stays. It is added nevertheless: a flow with its match may
-        # be what the switch holds.
-        deleted.pop(flow.cookie, None)
-        added[flow.cookie] = flow
-    meters = {meter.id: meter for meter in (*first.meters_set, *then.meters_set)}
+def _joined(steps: Iterable[Delta]) -> Delta:
+    """All of these changes as one."""
+    added: dict[int, Flow] = {}
+    deleted: dict[int, None] = {}
+    meters: dict[int, Meter] = {}
     groups: dict[int, GroupChange] = {}
-    for change in (*first.groups_set, *then.groups_set):
-        earlier = groups.get(change.new.id)
-        groups[change.new.id] = GroupChange(change.new, earlier.old if earlier else change.old)
-    for number in then.meters_delete:
-        meters.pop(number, None)
-    for number in then.groups_delete:
-        groups.pop(number, None)
+    meters_gone: dict[int, None] = {}
+    groups_gone: dict[int, None] = {}
+    for step in steps:
+        for cookie in step.deletes:
+            # A flow that came and went: the switch never gets it.
+            if added.pop(cookie, None) is None:
+                deleted[cookie] = None
+        for flow in step.adds:
+            # A flow that went and came back is added nevertheless: the switch may hold another one
+            # with its match.
+            deleted.pop(flow.cookie, None)
+            added[flow.cookie] = flow
+        for meter in step.meters_set:
+            meters_gone.pop(meter.id, None)
+            meters[meter.id] = meter
+        for number in step.meters_delete:
+            meters.pop(number, None)
+            meters_gone[number] = None
+        for change in step.groups_set:
+            groups_gone.pop(change.new.id, None)
+            earlier = groups.get(change.new.id)
+            groups[change.new.id] = GroupChange(change.new, earlier.old if earlier else change.old)
+        for number in step.groups_delete:
+            groups.pop(number, None)
+            groups_gone[number] = None
     return Delta(
-        adds=tuple(added.values()),
-        deletes=tuple(deleted),
-        meters_set=tuple(meters.values()),
-        meters_delete=_gone(first.meters_delete, then.meters_delete, meters),
-        groups_set=tuple(groups.values()),
-        groups_delete=_gone(first.groups_delete, then.groups_delete, groups),
+        tuple(added.values()),
+        tuple(deleted),
+        tuple(meters.values()),
+        tuple(meters_gone),
+        tuple(groups.values()),
+        tuple(groups_gone),
     )
-
-
-def _gone(first: tuple[int, ...], then: tuple[int, ...], kept: Collection[int]) -> tuple[int, ...]:
-    return tuple(number for number in dict.fromkeys((*first, *then)) if number not in kept)

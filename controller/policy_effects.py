@@ -12,7 +12,7 @@ Everything else is published in two phases (`controller.policy_publication`).
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -144,25 +144,27 @@ class Judge:
         elif key.kind == ATTACHMENT.name:
             self._attached.follow(key)
 
-    def effects(self, node: str, changes: Mapping[Key, Change]) -> tuple[Effects, set[Key]]:
-        """The effects of changes on one node, and the keys that have any.
+    def effects(
+        self, node: str, key: Key, change: Change, change_of: Callable[[Key], Change | None]
+    ) -> Effects:
+        """The effects of one of the changes on a node; `change_of` gives the others by key.
 
         The isolation of an attachment that changes itself has no effect: it had no connections.
         """
-        found, effective = Effects(), set[Key]()
-        for key, change in changes.items():
-            for direction in _directions(change):
-                if key.kind == ISOLATION.name:
-                    is_new = Key(node, ATTACHMENT.name, key.name) in changes
-                    effect = None if is_new else _of_isolation(change, direction)
-                else:
-                    effect = self._of_shared(key, change, changes)
-                if effect is not None:
-                    found.add(node, direction, effect)
-                    effective.add(key)
-        return found, effective
+        found = Effects()
+        for direction in _directions(change):
+            if key.kind == ISOLATION.name:
+                is_new = change_of(Key(node, ATTACHMENT.name, key.name)) is not None
+                effect = None if is_new else _of_isolation(change, direction)
+            else:
+                effect = self._of_shared(key, change, change_of)
+            if effect is not None:
+                found.add(node, direction, effect)
+        return found
 
-    def _of_shared(self, key: Key, change: Change, changes: Mapping[Key, Change]) -> Effect | None:
+    def _of_shared(
+        self, key: Key, change: Change, change_of: Callable[[Key], Change | None]
+    ) -> Effect | None:
         """The effect of a walk or a set, or a part of a set; None: it has none by itself.
 
         Without effect is what comes with the first flow that refers to it, or goes with the last
@@ -174,7 +176,7 @@ class Judge:
         if key.kind != PEER_MEMBER.name:
             return None if comes_or_goes else Effect.MIXED
         name, _, address = key.name.partition(" ")
-        whole = changes.get(Key(SOME_SCOPE, PEER_SET.name, name))
+        whole = change_of(Key(SOME_SCOPE, PEER_SET.name, name))
         if whole is not None and (whole.old is None or whole.new is None):
             return None
         if change.new is None and address not in self._attached:

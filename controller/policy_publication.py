@@ -24,8 +24,8 @@ state meets switches that allow the old state only where the new one allows it, 
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -38,6 +38,7 @@ from controller.policy_effects import Change, Effect, Effects, Judge
 from controller.policy_order import BOTH
 from controller.work_budget import WorkBudget
 from flows.compile import Fragment
+from flows.kinds import PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.pipeline import PipelineError
 from flows.policy import Direction
 from flows.refs import ObjectRef
@@ -49,6 +50,8 @@ log = structlog.get_logger()
 
 LONGEST_WAIT: Final = 2.0
 """Seconds that the second phase waits for the first one."""
+SLICE: Final = 200
+"""Keys of one node that are taken in at a time."""
 MAX_NAMED: Final = 10
 """Slow switches that the log names."""
 CONTROL: Final = ObjectRef("PolicyTransition", "", "")
@@ -82,16 +85,19 @@ class _Transaction:
     transitions: dict[tuple[Key, int, int], Fragment] = field(default_factory=dict)
     """Made, and encoded, once for several nodes. The numbers name two fragments of `effective`."""
 
-    def first_phase(self, node: str) -> dict[Key, Fragment | None]:
+    of_node: dict[str, Effects] = field(default_factory=dict)
+    messages: Counter[str] = field(default_factory=Counter)
+    """By node, at most so many are needed for its program."""
+
+    def first_phase(self, node: str, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
         """The fragments with which the node's program judges by the old and the new state.
 
         What has no effect by itself is added now. If it goes, the old state may still need it.
         """
-        effective = self.effective.get(node)
-        if not effective:
-            return {}
+        effective = self.effective[node]
         found: dict[Key, Fragment | None] = {}
-        for key, new in self.changes[node].items():
+        for key in keys:
+            new = self.changes[node][key]
             if (change := effective.get(key)) is not None:
                 name = key, id(change.old), id(change.new)
                 if name not in self.transitions:
@@ -99,7 +105,6 @@ class _Transaction:
                 found[key] = self.transitions[name]
             elif new is not None:
                 found[key] = new
-        found[_control_key(node)] = Fragment((CONTROL,), BOTH)
         return found
 
 
@@ -140,7 +145,9 @@ class PolicyPublication:
         """The transaction that is worked on, in slices: node by node."""
         self._stage = _Stage.JUDGED
         self._todo: deque[str] = deque()
-        """Its nodes that this stage has not reached yet."""
+        """Its nodes that this stage has not done yet."""
+        self._keys: list[Key] | None = None
+        """The keys that are left of the first of them; None: it has not begun."""
         self._second: _Transaction | None = None
         """The transaction whose second phase waits until everything earlier is in force."""
         self._flight = Effects()
@@ -229,11 +236,15 @@ class PolicyPublication:
     def _land(self, outcome: str) -> None:
         """Nothing is waited for any more."""
         if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
             metrics.POLICY_WAITS.labels(outcome).inc()
+        self._cancel_deadline()
         self._clear_flight(Effects())
         self._proceed()
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _clear_flight(self, effects: Effects) -> None:
         """Only these changes are under way now."""
@@ -256,6 +267,7 @@ class PolicyPublication:
                 if self._flight:
                     return
                 second, self._second = self._second, None
+                self._cancel_deadline()
                 self._clear_flight(Effects(set(second.changes), set(Direction), {Effect.OPENS}))
                 self._start(second, _Stage.SECOND)
             elif self._waiting:
@@ -272,26 +284,52 @@ class PolicyPublication:
     def _start(self, transaction: _Transaction, stage: _Stage) -> None:
         self._current, self._stage = transaction, stage
         self._todo = deque(transaction.changes)
+        self._keys = None
 
     def _work(self, transaction: _Transaction, budget: WorkBudget) -> None:
-        """Do the next node, or end the stage."""
+        """Do a part of the next node, or end the stage."""
         if not self._todo:
             self._end_stage(transaction)
             return
-        node = self._todo.popleft()
+        node = self._todo[0]
         changes = transaction.changes.get(node)
         if changes is None:
+            self._end_node(node)
             return
-        match self._stage:
-            case _Stage.JUDGED:
-                self._judge_node(transaction, node, changes)
-            case _Stage.WHOLE:
-                self._update(node, changes)
-            case _Stage.FIRST:
-                self._update(node, transaction.first_phase(node))
-            case _Stage.SECOND:
-                self._update(node, {**changes, _control_key(node): None})
-        budget.spend(1 + sum(len(each.flows) for each in changes.values() if each is not None))
+        if self._keys is None:
+            self._keys = sorted(changes, key=lambda key: _rank(key, changes[key]), reverse=True)
+            if self._stage is not _Stage.JUDGED:
+                # The switch gets all of it as one change.
+                self._desired.hold(node)
+        part = [key for key in self._keys[-SLICE:] if key in changes]
+        del self._keys[-SLICE:]
+        self._do_part(transaction, node, part)
+        fragments = [fragment for key in part if (fragment := changes[key]) is not None]
+        budget.spend(1 + len(part) + sum(len(fragment.flows) for fragment in fragments))
+        if not self._keys:
+            self._end_node(node)
+
+    def _do_part(self, transaction: _Transaction, node: str, part: Iterable[Key]) -> None:
+        """Do what the stage does with these keys of a node."""
+        changes = transaction.changes[node]
+        if self._stage is _Stage.JUDGED:
+            self._judge_part(transaction, node, changes, part)
+        elif self._stage is _Stage.FIRST:
+            self._update(node, transaction.first_phase(node, part))
+            if not self._keys and transaction.effective[node]:
+                self._update(node, {_control_key(node): Fragment((CONTROL,), BOTH)})
+        else:
+            self._update(node, {key: changes[key] for key in part})
+            if not self._keys and self._stage is _Stage.SECOND:
+                self._update(node, {_control_key(node): None})
+
+    def _end_node(self, node: str) -> None:
+        """The stage is done with a node."""
+        self._todo.popleft()
+        self._keys = None
+        if self._stage is not _Stage.JUDGED and self._desired.release(node):
+            self._versions[node] = self._desired.program(node).version
+            self._on_node(node)
 
     def _end_stage(self, transaction: _Transaction) -> None:
         self._current = None
@@ -327,44 +365,60 @@ class PolicyPublication:
         if flight:
             self._versions = versions
 
-    def _judge_node(
-        self, transaction: _Transaction, node: str, changes: Mapping[Key, Fragment | None]
+    def _judge_part(
+        self,
+        transaction: _Transaction,
+        node: str,
+        changes: Mapping[Key, Fragment | None],
+        part: Iterable[Key],
     ) -> None:
         fragments = self._desired.program(node).fragments
-        all_ = {key: Change(fragments.get(key), new) for key, new in changes.items()}
-        effects, effective = self._judge.effects(node, all_)
+
+        def change_of(key: Key) -> Change | None:
+            return Change(fragments.get(key), changes[key]) if key in changes else None
+
+        effects = transaction.of_node.setdefault(node, Effects())
+        effective = transaction.effective.setdefault(node, {})
+        for key in part:
+            change = Change(fragments.get(key), changes[key])
+            found = self._judge.effects(node, key, change, change_of)
+            if found:
+                effects.update(found)
+                effective[key] = change
+            transaction.messages[node] += sum(
+                len(each.flows) for each in change if each is not None
+            )
         if node in self._sessions:
             # A switch that is away keeps the old state, whatever the others do.
             transaction.effects.update(effects)
-        transaction.effective[node] = {key: all_[key] for key in effective}
-        if effects.opens and effects.closes:
-            messages = sum(
-                len(fragment.flows)
-                for change in all_.values()
-                for fragment in change
-                if fragment is not None
-            )
-            # In the first phase, an old flow takes two messages.
-            transaction.is_large |= 2 * messages >= BUNDLE_SIZE
+        # In the first phase, an old flow takes two messages.
+        is_large = 2 * transaction.messages[node] >= BUNDLE_SIZE
+        transaction.is_large |= is_large and effects.opens and effects.closes
 
-    def _update(self, node: str, changes: dict[Key, Fragment | None]) -> None:
-        """Take changes into a node's program, as one change of it."""
-        changed = False
+    def _update(self, node: str, changes: Mapping[Key, Fragment | None]) -> None:
+        """Take changes into a node's program."""
         try:
-            changed = self._desired.update_node(node, changes)
+            self._desired.update_node(node, changes)
         except PipelineError:
             for key, fragment in changes.items():
-                changed |= self._update_one(node, key, fragment)
-        if changed:
-            self._versions[node] = self._desired.program(node).version
-            self._on_node(node)
+                self._update_one(node, key, fragment)
 
-    def _update_one(self, node: str, key: Key, fragment: Fragment | None) -> bool:
+    def _update_one(self, node: str, key: Key, fragment: Fragment | None) -> None:
         try:
-            return self._desired.update_node(node, {key: fragment})
+            self._desired.update_node(node, {key: fragment})
         except PipelineError as error:
             self._on_refused(node, key, str(error))
-        return False
+
+
+def _rank(key: Key, new: Fragment | None) -> tuple[int, bool]:
+    """A fragment goes before the fragments that its flows lead to, and before new ones of a kind.
+
+    A new one may have the flow of an old one.
+    """
+    return _RANKS.get(key.kind, 0), new is not None
+
+
+_RANKS: Final = {WALK.name: 1, PEER_SET.name: 2, PEER_MEMBER.name: 2, PORT_SET.name: 3}
 
 
 def _control_key(node: str) -> Key:

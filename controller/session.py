@@ -297,6 +297,8 @@ class Session:
         """Send what the node's own flows, groups and meters lack."""
         if not self.desired.has_program(self.node):
             return
+        while self.desired.is_held(self.node):  # noqa: ASYNC110 - for a few turns
+            await asyncio.sleep(0)
         program = self.desired.program(self.node)
         version = program.version
         sealed = self.desired.source_complete and not self.left_out
