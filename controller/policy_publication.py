@@ -12,10 +12,10 @@ state allows. So such a change has two phases:
 Changes that are safe in any mixture (`controller.policy_effects`) have one phase. Changes that come
 while another one waits for its second phase are gathered, and are the next change.
 
-The second phase waits for the connected switches, `LONGEST_WAIT` at most. A switch that is slower,
-or away, keeps the old state, perhaps while the others already have the new one. It is not waited
-for again until it has caught up. Nothing waits for it to be closed: the connections of its pods go
-on by a state that was right once.
+The second phase waits for the switches that were connected when the first one began, `LONGEST_WAIT`
+at most: one that restarts may be back by then. A switch that is slower, or away, keeps the old
+state, perhaps while the others already have the new one. It is not waited for again until it has
+caught up.
 
 A node's program in transition is content like any other. A controller that starts in the middle
 compiles the new state and knows nothing of the old one. This is safe: a switch that has the new
@@ -205,7 +205,7 @@ class PolicyPublication:
 
     def _holds(self, node: str, version: int) -> bool:
         session = self._sessions.get(node)
-        return session is None or session.held_version >= version
+        return session is not None and session.held_version >= version
 
     def _unacknowledged(self) -> set[str]:
         behind = {
@@ -328,7 +328,8 @@ class PolicyPublication:
         self._todo.popleft()
         self._keys = None
         if self._stage is not _Stage.JUDGED and self._desired.release(node):
-            self._versions[node] = self._desired.program(node).version
+            if node in self._sessions:
+                self._versions[node] = self._desired.program(node).version
             self._on_node(node)
 
     def _end_stage(self, transaction: _Transaction) -> None:

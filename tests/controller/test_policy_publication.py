@@ -253,7 +253,28 @@ def test_changes_that_come_meanwhile_are_the_next_change() -> None:
     run(story)
 
 
-def test_switch_that_goes_is_not_waited_for() -> None:
+def test_switch_that_goes_is_waited_for_until_it_is_back() -> None:
+    async def story(story: Story) -> None:
+        story.put({(A, FROM): "", (C, TO): "a"})
+        await story.settle()
+        story.put({(A, FROM): "c", (C, TO): ""})
+        story.acknowledge("node1")
+        # Perhaps it restarts, and its agent restores an older state.
+        del story.world.sessions["node2"]
+        story.policy.acknowledged("node2")
+        await asyncio.sleep(0.01)
+        assert story.transitions() == {"node1", "node2"}
+        await story.connect("node2")
+        await story.until(lambda: not story.transitions())
+
+    run(story)
+
+
+def test_switch_that_stays_away_is_waited_for_until_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy_publication, "LONGEST_WAIT", 0.05)
+
     async def story(story: Story) -> None:
         story.put({(A, FROM): "", (C, TO): "a"})
         await story.settle()
@@ -262,6 +283,13 @@ def test_switch_that_goes_is_not_waited_for() -> None:
         del story.world.sessions["node2"]
         story.policy.acknowledged("node2")
         await story.until(lambda: not story.transitions())
+        story.acknowledge("node1")
+        await story.until(lambda: not story.policy._flight)
+        # From now on it is away: nothing waits for it.
+        monkeypatch.setattr(policy_publication, "LONGEST_WAIT", 30.0)
+        story.put({(A, FROM): "", (C, TO): "a"})
+        story.acknowledge("node1")
+        await story.until(lambda: not story.policy.is_behind)
 
     run(story)
 
