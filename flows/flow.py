@@ -13,7 +13,7 @@ tests/flows/test_canonical.py has examples that must not change.
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, TypeAlias
@@ -40,6 +40,8 @@ _GROUP: Final = struct.Struct("!IB")
 
 MatchValue: TypeAlias = int | tuple[int, int]
 """A field's exact value, or (value, mask)."""
+MatchField: TypeAlias = tuple[str, int, int | None]
+"""A field's name, its value, and the mask if there is one."""
 
 
 class FormError(ValueError):
@@ -297,8 +299,26 @@ Action: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
-class Flow:
+class _Kept:
+    """What is computed of a flow once. There are millions of flows, so a flow has no `__dict__`."""
+
+    __slots__ = ("cookie_", "encoded", "key_", "new_state", "old_state")
+
+    cookie_: int
+    key_: bytes
+    encoded: bytes
+    """The message that adds it, if it is shared (`openflow.templates`)."""
+    old_state: "Flow"
+    new_state: "Flow"
+    """The flow in one state of a change of policies (`flows.transition`)."""
+
+    def keep(self, name: str, value: object) -> None:
+        """Remember something that was computed."""
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow(_Kept):
     """One flow of one table.
 
     `match` is a tuple of (field, value, mask or None) in `FIELDS` order. Empty `actions` drop the
@@ -308,22 +328,30 @@ class Flow:
     feature: int
     table: int
     priority: int
-    match: tuple[tuple[str, int, int | None], ...]
+    match: tuple[MatchField, ...]
     actions: tuple[Action, ...]
     reason: str
     is_shared: bool = field(default=False, compare=False)
     """The programs of several nodes hold this object, so its encoded bytes are cached."""
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """Table, priority and match: no table has two flows with one key."""
-        return b"".join([self.head(), *[value_bytes(*field) for field in self.match]])
+        try:
+            return self.key_
+        except AttributeError:
+            self.keep("key_", b"".join([self.head(), *[value_bytes(*f) for f in self.match]]))
+            return self.key_
 
-    @cached_property
+    @property
     def cookie(self) -> int:
         """`feature` (8 bits), then 56 bits of a digest of `canonical`."""
-        digest = blake2b(self.canonical(), digest_size=7).digest()
-        return self.feature << 56 | int.from_bytes(digest, "big")
+        try:
+            return self.cookie_
+        except AttributeError:
+            digest = blake2b(self.canonical(), digest_size=7).digest()
+            self.keep("cookie_", self.feature << 56 | int.from_bytes(digest, "big"))
+            return self.cookie_
 
     def canonical(self) -> bytes:
         """All that the switch holds of the flow, as bytes. Raises `FormError`."""
@@ -342,7 +370,8 @@ class Flow:
 
     def share(self, is_shared: bool) -> None:
         """Say whether the programs of several nodes will hold this object: before they do."""
-        self.__dict__["is_shared"] = is_shared
+        if is_shared != self.is_shared:
+            self.keep("is_shared", is_shared)
 
     def head(self) -> bytes:
         """The first part of `canonical`."""
@@ -444,13 +473,13 @@ class Group:
         return total & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None], ...]:
+def match(fields: Mapping[str, MatchValue]) -> tuple[MatchField, ...]:
     """The match of a flow, in the order of `FIELDS`.
 
     Raises `ValueError` for a field that is not in `FIELDS`, or a value with bits outside its mask
     (the switch would store another flow).
     """
-    made = []
+    made: list[MatchField] = []
     for name, given in fields.items():
         if name not in FIELD_ORDER:
             raise ValueError(f"unknown match field {name!r}")
@@ -462,8 +491,14 @@ def match(fields: Mapping[str, MatchValue]) -> tuple[tuple[str, int, int | None]
                 mask = None
             elif mask == 0:
                 continue
-        made.append((name, value, mask))
+        made.append(match_field(name, value, mask))
     return tuple(sorted(made, key=lambda field: FIELD_ORDER[field[0]]))
+
+
+@lru_cache(4_096)
+def match_field(name: str, value: int, mask: int | None) -> MatchField:
+    """A field of a match. The flows of one pod, or one set, share it."""
+    return name, value, mask
 
 
 def ip(address: IPv4Address | IPv6Address) -> int:

@@ -165,7 +165,7 @@ SET_REFS: Final = frozenset({"PeerSet", "PortSet"})
 """The kinds of references to sets."""
 
 
-@lru_cache(100_000)
+@lru_cache(16_384)
 def set_ref(kind: str, number: int) -> ObjectRef:
     """`PeerSet 0123456789abcdef`: the reference to a set; `kind` is PeerSet or PortSet."""
     return ObjectRef(kind, "", f"{number:016x}")

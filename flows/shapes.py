@@ -13,12 +13,20 @@ from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 from flows.fields import WIDTHS, value_bytes
-from flows.flow import Action, Flow, FormError, SetField
+from flows.flow import Action, Flow, FormError, SetField, match_field
 from flows.pipeline import LAYOUT
 
 Piece: TypeAlias = tuple[Action, bytes]
 """An action that was checked for its table, and its canonical bytes."""
-_MOST_PIECES: Final = 50_000
+_new: Final = object.__new__
+_feature, _table, _priority, _match, _actions, _reason, _is_shared, _key, _cookie = (
+    getattr(Flow, name).__set__
+    for name in (
+        "feature", "table", "priority", "match", "actions", "reason", "is_shared",
+        "key_", "cookie_",
+    )
+)  # fmt: skip
+_MOST_PIECES: Final = 4_096
 """Of each field: the actions that are kept, because other flows have them, too."""
 _CODES: Final = {8: "B", 16: "H", 32: "I", 64: "Q"}
 
@@ -65,7 +73,7 @@ class Shape:
         sample = self._sample
         match = self._match.copy()
         for (index, name, mask), value in zip(self._varied, values, strict=True):
-            match[index] = name, value, mask
+            match[index] = match_field(name, value, mask)
         arguments = self._arguments.copy()
         arguments[1::2] = values
         try:
@@ -80,18 +88,17 @@ class Shape:
             done = tuple([piece[0] for piece in pieces])
             form = key + b"".join([piece[1] for piece in pieces])
         digest = int.from_bytes(blake2b(form, digest_size=7).digest(), "big")
-        made = object.__new__(Flow)
+        made = _new(Flow)
         # As its `__init__` would do it, and `key` and `cookie` at their first use.
-        fields = made.__dict__
-        fields["feature"] = sample.feature
-        fields["table"] = sample.table
-        fields["priority"] = sample.priority
-        fields["match"] = tuple(match)
-        fields["actions"] = done
-        fields["reason"] = reason or sample.reason
-        fields["is_shared"] = False
-        fields["key"] = key
-        fields["cookie"] = sample.feature << 56 | digest
+        _feature(made, sample.feature)
+        _table(made, sample.table)
+        _priority(made, sample.priority)
+        _match(made, tuple(match))
+        _actions(made, done)
+        _reason(made, reason or sample.reason)
+        _is_shared(made, False)
+        _key(made, key)
+        _cookie(made, sample.feature << 56 | digest)
         return made
 
 

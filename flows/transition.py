@@ -21,6 +21,7 @@ from flows.pipeline import LAYOUT, Pass
 _TABLES: Final = frozenset(
     table.number for table in LAYOUT.tables.values() if "Pass" in table.match
 )
+_KEPT: Final = {Pass.OLD: "old_state", Pass.NEW: "new_state"}
 _REGISTER: Final = LAYOUT.registers["Pass"].register
 
 
@@ -50,12 +51,14 @@ def conditional(flow: Flow, state: Pass) -> Flow:
     """
     if flow.table not in _TABLES:
         return flow
-    kept: Flow | None = flow.__dict__.get(state.name)
+    name = _KEPT[state]
+    kept: Flow | None = getattr(flow, name, None)
     if kept is None:
         fields = {name: (value, mask) for name, value, mask in flow.match}
         value, mask = fields.pop(_REGISTER, (0, 0))
         bit, bits = LAYOUT.registers["Pass"].value(state)
         given = {n: v if m is None else (v, m) for n, (v, m) in fields.items()}
         given[_REGISTER] = value | bit, (mask or 0) | bits
-        kept = flow.__dict__[state.name] = replace(flow, match=match(given))
+        kept = replace(flow, match=match(given))
+        flow.keep(name, kept)
     return kept

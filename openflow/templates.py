@@ -145,9 +145,11 @@ class FlowEncoder:
         """
         if not flow.is_shared:
             return self._encoded(flow, xid)
-        kept: bytes | None = flow.__dict__.get("_encoded")
-        if kept is None:
-            kept = flow.__dict__["_encoded"] = self._encoded(flow, 0)
+        try:
+            kept = flow.encoded
+        except AttributeError:
+            kept = self._encoded(flow, 0)
+            flow.keep("encoded", kept)
         return numbered(kept, xid)
 
     def _encoded(self, flow: Flow, xid: int) -> bytes:
