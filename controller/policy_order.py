@@ -1,7 +1,7 @@
 """The order of messages for a change of policy that one bundle cannot hold.
 
 Between two bundles a switch has a mixture of the flows before and after the change. So that a
-mixture never judges a packet, the flows of `flows.features.policy.control` are the first or the
+mixture never judges a packet, the flows of `flows.features.judgement.control` are the first or the
 last of the change:
 
 - first phase of a change: all conditional flows, then the flows that judge by both states;
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from flows.diff import Delta
-from flows.features.policy import control
+from flows.features.judgement import control
 from flows.flow import Flow
 from flows.pipeline import Feature
 from openflow.batch import DeleteByCookie

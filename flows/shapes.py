@@ -18,6 +18,8 @@ from flows.pipeline import LAYOUT
 
 Piece: TypeAlias = tuple[Action, bytes]
 """An action that was checked for its table, and its canonical bytes."""
+Done: TypeAlias = tuple[tuple[Action, ...], bytes]
+"""All actions of a flow, and their canonical bytes."""
 _new: Final = object.__new__
 _feature, _table, _priority, _match, _actions, _reason, _is_shared, _key, _cookie = (
     getattr(Flow, name).__set__
@@ -56,16 +58,15 @@ class Shape:
                 constants[-1] += value_bytes(name, value, mask)
         if len(self._varied) != len(varied):
             raise ValueError(f"{varied} are not fields of the match in this order")
-        self._actions = b"".join([action.canonical() for action in sample.actions])
+        tail = b"".join([action.canonical() for action in sample.actions])
+        self._actions: Done = sample.actions, tail
         layout += f"{len(constants[-1])}s"
         self._pack = struct.Struct(layout).pack
         # Constant, value, constant, ..., constant: as `pack` wants them.
         self._arguments: list[Any] = [0] * (2 * len(constants) - 1)
         self._arguments[::2] = constants
 
-    def flow(
-        self, values: Sequence[int], reason: str = "", actions: Iterable[Piece] | None = None
-    ) -> Flow:
+    def flow(self, values: Sequence[int], reason: str = "", actions: Done | None = None) -> Flow:
         """The flow with these values of the varied fields; by default as the sample is.
 
         Raises `FormError` for a value that does not fit.
@@ -80,13 +81,8 @@ class Shape:
             key = self._pack(*arguments)
         except struct.error as error:
             raise FormError(f"flow for {reason or sample.reason!r}: {error!r}") from None
-        if actions is None:
-            form = key + self._actions
-            done = sample.actions
-        else:
-            pieces = list(actions)
-            done = tuple([piece[0] for piece in pieces])
-            form = key + b"".join([piece[1] for piece in pieces])
+        made_actions, tail = self._actions if actions is None else actions
+        form = key + tail
         digest = int.from_bytes(blake2b(form, digest_size=7).digest(), "big")
         made = _new(Flow)
         # As its `__init__` would do it, and `key` and `cookie` at their first use.
@@ -94,12 +90,18 @@ class Shape:
         _table(made, sample.table)
         _priority(made, sample.priority)
         _match(made, tuple(match))
-        _actions(made, done)
+        _actions(made, made_actions)
         _reason(made, reason or sample.reason)
         _is_shared(made, False)
         _key(made, key)
         _cookie(made, sample.feature << 56 | digest)
         return made
+
+
+def done(pieces: Iterable[Piece]) -> Done:
+    """These actions as all of a flow."""
+    pieces = list(pieces)
+    return tuple([piece[0] for piece in pieces]), b"".join([piece[1] for piece in pieces])
 
 
 class Pieces:

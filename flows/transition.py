@@ -8,7 +8,7 @@ switches, phase two leaves the new ones alone.
 
 In phase one the tables of policy hold both states. The register field `Pass` tells them apart:
 flows that only one of the states has match it, and flows of both states do not. The flows of
-`flows.features.policy.control` judge each new connection with `Pass` OLD and then NEW.
+`flows.features.judgement.control` judge each new connection with `Pass` OLD and then NEW.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Packets that policy denied, as lines of the log.
 
 Flows of policy report them if the cluster's setting `logDenials` says so. The switch reports no
-more than `flows.features.policy.LOGGED_PER_SECOND`, which bounds the work here.
+more than `flows.features.judgement.LOGGED_PER_SECOND`, which bounds the work here.
 """
 
 import struct

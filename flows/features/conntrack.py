@@ -89,7 +89,7 @@ def _states() -> Iterable[Flow]:
         [],
         "an ICMP error from a pod about a connection of others",
     )  # fmt: skip
-    # Established connections skip policy, unless it may cut them (`flows.features.policy`).
+    # Established connections skip policy, unless it may cut them (`flows.features.judgement`).
     for state in ("+trk+est-new-rel-inv", _ICMP_ERROR):
         yield LAYOUT.flow(
             Feature.CONNTRACK, "DestinationGuard", Priority.DEFAULT,

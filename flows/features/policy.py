@@ -17,40 +17,31 @@ whatever is missing (a walk, a member) closes. Established connections and ICMP 
 """
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Final, Literal
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import Final
 
 from flows import names
 from flows.family import Family, IPNetwork, family_of
-from flows.features.protocols import TCP, UDP
+from flows.features import judgement
+from flows.features.judgement import SIDES, decide, policy_flow
 from flows.flow import (
     ANY_FRAGMENT,
     Action,
     ApplyMeter,
-    Ct,
     Flow,
     MatchValue,
-    Meter,
-    SetField,
     ToController,
-    ct_state,
     ip,
     net,
 )
-from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK, Entry
+from flows.kinds import EVERY_NODE, ISOLATION, NODE, PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.pipeline import (
-    BLOCKED,
-    CT_ZONE,
     LAYOUT,
-    Feature,
-    Pass,
     Priority,
-    Source,
     Verdict,
 )
 from flows.policy import (
-    EVERY_PORT,
     Direction,
     Isolation,
     PeerMember,
@@ -64,8 +55,8 @@ from flows.policy import (
     blocks_id,
     policy_digest,
 )
-from flows.shapes import Piece, Pieces, Shape
-from flows.view import Attachment, Cluster, Node
+from flows.shapes import Done, Piece, Pieces, Shape, done
+from flows.view import Attachment, Cluster
 
 MOST_STEPS: Final = 400
 """The most steps of a walk in one flow: 80 bytes each. A flow message has at most 64 KB, and Open
@@ -76,274 +67,24 @@ MOST_RESUBMITS: Final = 4_000
 """The most resubmits of one packet in one direction. Open vSwitch drops the packet after 4,096
 (MAX_RESUBMITS of ofproto-dpif-xlate.c), and its other tables need some, too."""
 
-Control = Literal["single", "both", "new", "closed"]
-"""How the policies of a switch are applied at a time:
-
-- "single": one state of the policies is in force;
-- "both": what the old *and* the new state allow (`flows.transition`);
-- "new": what the new state allows;
-- "closed": nothing new passes that a policy could deny.
-"""
-
-LOGGED_PER_SECOND: Final = 100
-"""Denied packets that one switch reports to its agent."""
 _LOGGED_SIZE: Final = 128
-"""Bytes of each: enough for all headers."""
-_DNS_PORT: Final = 53
-_DNS_PROTOCOLS: Final = (UDP, TCP)
-_NEW: Final = ct_state("+trk+new")
-_RESET: Final = {"Verdict": 0, "Selected": 0, "Isolated": 0, "Pass": 0, "DecidedRule": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """The names of one direction in the layout."""
-
-    entry: str
-    again: str
-    isolation: str
-    verdict: str
-    denied: str
-    onward: str
-    """The table behind the judgement."""
-    port: str
-    """The field that has the pod's ofport."""
-
-
-_SIDES: Final = {
-    Direction.FROM_POD: _Side(
-        "PolicyFromPod", "PolicyFromPodAgain", "IsolationFromPod", "PolicyFromPodVerdict",
-        "DeniedFromPod", "Forwarding", "in_port",
-    ),
-    Direction.TO_POD: _Side(
-        "PolicyToPod", "PolicyToPodAgain", "IsolationToPod", "PolicyToPodVerdict",
-        "DeniedToPod", "Hairpin", "OutputPort",
-    ),
-}  # fmt: skip
-
-
-def _flow(
-    table: str,
-    priority: int,
-    fields: dict[str, MatchValue],
-    actions: Iterable[Action],
-    reason: str,
-) -> Flow:
-    return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
-
-
-def every_node(cluster: Cluster, _: Cluster) -> Iterable[Entry]:
-    """The course of each judgement, without any policy."""
-    for direction in Direction:
-        yield _judge(direction, "single", Priority.SHARED)
-        yield from _again(_SIDES[direction])
-        yield from _verdicts(direction)
-    if cluster.cut_established:
-        yield from _cut(cluster)
-    if cluster.log_denials:
-        yield Meter(names.DENIAL_METER, LOGGED_PER_SECOND, LOGGED_PER_SECOND)
-    yield _flow(
-        "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],
-        "a pod to itself: always allowed",
-    )  # fmt: skip
-    # `GatewayGuard` lets only the node's own addresses be `HOST`.
-    yield _flow(
-        "PolicyToPod", Priority.LOCAL, {"Source": Source.HOST}, [LAYOUT.goto("Hairpin")],
-        "the node to its own pods: always allowed",
-    )  # fmt: skip
-    yield from _walk_control()
-    yield _flow(
-        "PolicyPorts", Priority.GUARD, {"Verdict": 0, "PortSet": EVERY_PORT}, _decide(),
-        "all ports of all protocols",
-    )  # fmt: skip
-
-
-def control(state: Control) -> Iterable[Flow]:
-    """The flows of one node that put another state of control in place of "single"."""
-    if state != "single":
-        for direction in Direction:
-            yield _judge(direction, state, Priority.OVERRIDE)
-            yield _judge_again(direction, state, Priority.OVERRIDE)
-
-
-def _cut(cluster: Cluster) -> Iterable[Flow]:
-    """Established connections are judged like new ones, by the packets of who opened them.
-
-    Replies are not judged: their addresses and ports are exchanged, and those that a Service
-    translated have its address. A connection that is denied gets the mark Blocked, which drops its
-    replies; what is allowed again loses the mark.
-    """
-    yield _flow(
-        "DestinationGuard", Priority.OVERRIDE, {"ct_state": ct_state("+trk+est-new-rel-rpl-inv")},
-        [LAYOUT.load("Rejudged", 1), LAYOUT.goto("PolicyFromPod")],
-        "a packet of an established connection, from who opened it: judge it",
-    )  # fmt: skip
-    yield _flow(
-        "DestinationGuard", Priority.GUARD,
-        {"ct_state": ct_state("+trk+est+rpl"), "ct_mark": (BLOCKED, BLOCKED)}, [],
-        "a reply of a connection that policy has cut",
-    )  # fmt: skip
-    for direction, side in _SIDES.items():
-        yield _judge_again(direction, "single", Priority.SHARED)
-        for family in cluster.families:
-            yield _flow(
-                side.verdict, Priority.DEFAULT, {"dl_type": family.ether_type, "Rejudged": 1},
-                [_mark(BLOCKED), LAYOUT.goto(side.denied)],
-                "denied, although established: cut it",
-            )  # fmt: skip
-    for family in cluster.families:
-        yield _flow(
-            "Commit", Priority.OVERRIDE,
-            {"dl_type": family.ether_type, "Rejudged": 1, "ct_mark": (BLOCKED, BLOCKED)},
-            [_mark(0), LAYOUT.goto("Snat")],
-            "allowed again",
-        )  # fmt: skip
-
-
-def _mark(value: int) -> Ct:
-    return Ct(CT_ZONE, commit=True, exec=(SetField("ct_mark", value, BLOCKED),))
-
-
-def _judge(direction: Direction, state: Control, priority: Priority) -> Flow:
-    return _judgement(
-        direction, state, priority, {"ct_state": _NEW},
-        {
-            "single": "a new connection: judge it",
-            "both": "a new connection while policies change: judge it by the old and the new ones",
-            "new": "a new connection while policies change: judge it by the new ones",
-            "closed": "a new connection while policies are incomplete: pods with policies wait",
-        }[state],
-    )  # fmt: skip
-
-
-def _judge_again(direction: Direction, state: Control, priority: Priority) -> Flow:
-    side = _SIDES[direction]
-    if state == "closed":
-        return _flow(
-            side.entry, priority, {"Rejudged": 1}, [LAYOUT.goto(side.onward)],
-            "an established connection while policies are incomplete: it goes on",
-        )  # fmt: skip
-    return _judgement(direction, state, priority, {"Rejudged": 1}, "an established connection")
-
-
-def _judgement(
-    direction: Direction,
-    state: Control,
-    priority: Priority,
-    fields: dict[str, MatchValue],
-    reason: str,
-) -> Flow:
-    side = _SIDES[direction]
-    first: dict[str, int] = {"DecidedRule": 0}
-    if state == "new":
-        first["Pass"] = Pass.NEW
-    elif state == "closed":
-        first["Verdict"] = Verdict.DENY
-    return _flow(
-        side.entry, priority, fields,
-        [
-            *LAYOUT.loads(**first),
-            LAYOUT.resubmit(side.isolation),
-            *([LAYOUT.resubmit(side.again)] if state == "both" else []),
-            LAYOUT.goto(side.verdict),
-        ],
-        reason,
-    )  # fmt: skip
-
-
-def _again(side: _Side) -> Iterable[Flow]:
-    accepted: tuple[tuple[dict[str, MatchValue], str], ...] = (
-        ({"Verdict": Verdict.ACCEPT}, "accepted by the old policies"),
-        ({"Verdict": 0, "Isolated": 0}, "no old policy denies it"),
-    )
-    for fields, reason in accepted:
-        yield _flow(
-            side.again, Priority.DEFAULT, fields,
-            [
-                *LAYOUT.loads(**{**_RESET, "Pass": Pass.NEW}),
-                LAYOUT.resubmit(side.isolation),
-            ],
-            f"{reason}: judge it by the new ones",
-        )  # fmt: skip
-
-
-def _verdicts(direction: Direction) -> Iterable[Flow]:
-    side = _SIDES[direction]
-    onward = LAYOUT.goto(side.onward)
-    # The last judgement leaves its rule in DecidedRule for the commit.
-    last = direction is Direction.TO_POD
-    reset: list[Action] = [] if last else [*LAYOUT.loads(**_RESET)]
-    remember: list[Action] = [] if last else [LAYOUT.move("DecidedRule", "RuleFromPod")]
-    yield _flow(
-        side.verdict, Priority.GUARD, {"Selected": 0}, [*reset, onward], "no policy selects the pod"
-    )
-    yield _flow(
-        side.verdict, Priority.SHARED, {"Verdict": Verdict.ACCEPT}, [*remember, *reset, onward],
-        "allowed by a rule",
-    )  # fmt: skip
-    yield _flow(
-        side.verdict, Priority.SHARED, {"Verdict": 0, "Isolated": 0}, [*reset, onward],
-        "no rule concerns it, and no NetworkPolicy selects the pod",
-    )  # fmt: skip
-
-
-def _walk_control() -> Iterable[Flow]:
-    yield _flow(
-        "PolicyWalk", Priority.DEFAULT, {}, LAYOUT.loads(Verdict=Verdict.DENY),
-        "an unknown policy: denied",
-    )  # fmt: skip
-    for bit in (1, 2):
-        yield _flow(
-            "PolicyWalk", Priority.GUARD, {"Verdict": (bit, bit)}, [],
-            "decided by an earlier policy",
-        )  # fmt: skip
-    yield _flow(
-        "PolicyTier", Priority.DEFAULT, {"Verdict": Verdict.PASS},
-        LAYOUT.loads(Verdict=0, DecidedRule=0),
-        "passed: the next tier decides",
-    )  # fmt: skip
-
-
-def _decide() -> list[Action]:
-    return [LAYOUT.move("StepAction", "Verdict"), LAYOUT.move("PolicyRule", "DecidedRule")]
-
-
-def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
-    """The node's own DNS server, if every pod may reach it."""
-    if not cluster.node_local_dns:
-        return
-    for address in (node.gateway, node.address, *node.further_addresses):
-        family = family_of(address)
-        for protocol in _DNS_PROTOCOLS:
-            yield _flow(
-                "PolicyFromPod", Priority.LOCAL,
-                {
-                    "ct_state": _NEW,
-                    "dl_type": family.ether_type,
-                    "nw_proto": protocol,
-                    family.destination: ip(address),
-                    "tp_dst": _DNS_PORT,
-                },
-                [*LAYOUT.loads(DecidedRule=0), LAYOUT.goto("Forwarding")],
-                "to a DNS server of the node: allowed for every pod",
-            )  # fmt: skip
+"""Bytes of a denied packet that are reported: enough for all headers."""
 
 
 def isolation(cluster: Cluster, found: Isolation) -> Iterable[Flow]:
     """The policies of one attachment, the way to itself, and the counters of what is denied."""
     attachment = found.attachment
-    yield _to_itself(family_of(attachment.address)).flow(
-        (attachment.ofport, ip(attachment.address))
-    )
+    to_itself = _to_itself(family_of(attachment.address))
+    yield to_itself.flow((attachment.ofport, ip(attachment.address)))
     if found.from_pod is not None:
-        yield from _isolated(cluster, attachment, Direction.FROM_POD, found.from_pod)
+        yield from _FROM_POD.flows(cluster, attachment, found.from_pod)
     if found.to_pod is not None:
-        yield from _isolated(cluster, attachment, Direction.TO_POD, found.to_pod)
+        yield from _TO_POD.flows(cluster, attachment, found.to_pod)
 
 
 @cache
 def _to_itself(family: Family) -> Shape:
-    flow = _flow(
+    flow = policy_flow(
         "PolicyFromPod", Priority.LOCAL,
         {"in_port": 0, "dl_type": family.ether_type, family.destination: 0},
         [*LAYOUT.loads(ToItself=1, DecidedRule=0), LAYOUT.goto("Forwarding")],
@@ -352,63 +93,82 @@ def _to_itself(family: Family) -> Shape:
     return Shape(flow, ("in_port", family.destination))
 
 
-def _of_pod(table: str, field: str, reason: str, actions: Iterable[Action] = ()) -> Shape:
-    register = LAYOUT.registers.get(field)
-    return Shape(
-        _flow(table, Priority.LOCAL, {field: 0}, actions, reason),
-        [register.register if register else field],
-    )
+class _Isolating:
+    """The flows of isolated attachments in one direction."""
 
+    def __init__(self, direction: Direction) -> None:
+        side = SIDES[direction]
+        self._direction = direction
+        self._pieces = Pieces(side.isolation)
+        # Most pods share their policies with others.
+        self._shared = lru_cache(4_096)(self._judged_by)
+        self._isolated = self._shape(side.isolation, "the policies of this pod")
+        self._denied = self._shape(side.denied, "denied by the policies of this pod")
+        self._logged = self._shape(
+            side.denied, "denied by the policies of this pod, and reported to the agent",
+            [
+                ApplyMeter(names.DENIAL_METER),
+                ToController(names.AGENT_CONNECTION, _LOGGED_SIZE),
+            ],
+        )  # fmt: skip
 
-_ISOLATED: Final = {
-    direction: _of_pod(side.isolation, side.port, "the policies of this pod")
-    for direction, side in _SIDES.items()
-}
-_DENIED: Final = {
-    direction: _of_pod(side.denied, side.port, "denied by the policies of this pod")
-    for direction, side in _SIDES.items()
-}
-_LOGGED: Final = {
-    direction: _of_pod(
-        side.denied, side.port, "denied by the policies of this pod, and reported to the agent",
-        [
-            ApplyMeter(names.DENIAL_METER),
-            ToController(names.AGENT_CONNECTION, _LOGGED_SIZE),
-        ],
-    )
-    for direction, side in _SIDES.items()
-}  # fmt: skip
-_ACTIONS: Final = {direction: Pieces(side.isolation) for direction, side in _SIDES.items()}
+    def _shape(self, table: str, reason: str, actions: Iterable[Action] = ()) -> Shape:
+        field = SIDES[self._direction].port
+        register = LAYOUT.registers.get(field)
+        flow = policy_flow(table, Priority.LOCAL, {field: 0}, actions, reason)
+        return Shape(flow, [register.register if register else field])
 
-
-def _isolated(
-    cluster: Cluster, attachment: Attachment, direction: Direction, walks: Walks
-) -> Iterable[Flow]:
-    pieces = _ACTIONS[direction]
-    isolated = walks.isolated or walks.refused
-    (selected,) = LAYOUT.loads(Selected=1, Isolated=isolated)
-    actions = [pieces.action(selected)]
-    tiers = [(walks.admin, True), (walks.policies, False)]
-    if not isolated:
-        tiers.append((walks.baseline, True))
-    for ids, may_pass in tiers if not walks.refused else ():
-        if len(ids) > MOST_WALKS:
-            # Pages are walks with ids of their own.
-            pages: list[int] = []
-            for at in range(0, len(ids), MOST_WALKS):
-                name = f"{attachment.port} {direction.value} {ids[0]}"
-                pages.append(_page_id(name, len(pages)))
-                part = _through(ids[at : at + MOST_WALKS], _WALK_ACTIONS)
-                yield _walk_flow(pages[-1], part, "a page of the policies of this pod")
-            actions += _through(pages, pieces)
+    def flows(self, cluster: Cluster, attachment: Attachment, walks: Walks) -> Iterable[Flow]:
+        """The flow that judges, and the one that counts denials."""
+        ofport = (attachment.ofport,)
+        if walks.refused:
+            reason = "the policies of this pod do not fit: nothing may pass"
+            yield self._isolated.flow(ofport, reason, self._shared(walks))
+        elif max(len(walks.admin), len(walks.policies), len(walks.baseline)) > MOST_WALKS:
+            walks, pages = _in_pages(f"{attachment.port} {self._direction.value}", walks)
+            yield from pages
+            yield self._isolated.flow(ofport, "", self._judged_by(walks))
         else:
-            actions += _through(ids, pieces)
-        if ids and may_pass:
-            actions.append(pieces.action(_END_OF_TIER))
-    reason = "the policies of this pod do not fit: nothing may pass" if walks.refused else ""
-    yield _ISOLATED[direction].flow((attachment.ofport,), reason, actions)
-    denied = _LOGGED if cluster.log_denials else _DENIED
-    yield denied[direction].flow((attachment.ofport,))
+            yield self._isolated.flow(ofport, "", self._shared(walks))
+        yield (self._logged if cluster.log_denials else self._denied).flow(ofport)
+
+    def _judged_by(self, walks: Walks) -> Done:
+        pieces = self._pieces
+        isolated = walks.isolated or walks.refused
+        (selected,) = LAYOUT.loads(Selected=1, Isolated=isolated)
+        actions = [pieces.action(selected)]
+        if not walks.refused:
+            actions += _through(walks.admin, pieces)
+            if walks.admin:
+                actions.append(pieces.action(_END_OF_TIER))
+            actions += _through(walks.policies, pieces)
+            if walks.baseline and not isolated:
+                actions += _through(walks.baseline, pieces)
+                actions.append(pieces.action(_END_OF_TIER))
+        return done(actions)
+
+
+def _in_pages(name: str, walks: Walks) -> tuple[Walks, list[Flow]]:
+    """The same walks with each tier in pages: those are walks with ids of their own."""
+    flows: list[Flow] = []
+
+    def paged(ids: tuple[int, ...]) -> tuple[int, ...]:
+        if len(ids) <= MOST_WALKS:
+            return ids
+        pages: list[int] = []
+        for at in range(0, len(ids), MOST_WALKS):
+            pages.append(_page_id(f"{name} {ids[0]}", len(pages)))
+            actions = _through(ids[at : at + MOST_WALKS], _WALK_ACTIONS)
+            flows.append(_walk_flow(pages[-1], done(actions), "a page of the policies of this pod"))
+        return tuple(pages)
+
+    made = replace(
+        walks,
+        admin=paged(walks.admin),
+        policies=paged(walks.policies),
+        baseline=paged(walks.baseline),
+    )
+    return made, flows
 
 
 def _through(ids: Iterable[int], pieces: Pieces) -> list[Piece]:
@@ -426,6 +186,7 @@ _PEERS: Final = LAYOUT.resubmit("PolicyPeers")
 _PORTS: Final = LAYOUT.resubmit("PolicyPorts")
 _DENIALS: Final = LAYOUT.resubmit("PolicyDenials")
 _WALK_ACTIONS: Final = Pieces("PolicyWalk")
+_FROM_POD, _TO_POD = map(_Isolating, (Direction.FROM_POD, Direction.TO_POD))
 
 
 def walk(_: Cluster, found: PolicyWalk) -> Iterable[Flow]:
@@ -439,7 +200,7 @@ def walk(_: Cluster, found: PolicyWalk) -> Iterable[Flow]:
     for at in range(0, len(steps), MOST_STEPS):
         pages.append(_page_id(f"{found.id:016x}", len(pages)))
         yield from _page(pages[-1], steps[at : at + MOST_STEPS], f"{title}, page {len(pages)}")
-    yield _walk_flow(found.id, _through(pages, _WALK_ACTIONS), f"{title}, in pages")
+    yield _walk_flow(found.id, done(_through(pages, _WALK_ACTIONS)), f"{title}, in pages")
 
 
 def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow]:
@@ -465,9 +226,9 @@ def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow
     denying = dict.fromkeys(s.rule for s in steps if s.action is PolicyAction.DENY)
     if denying:
         actions.append(pieces.action(_DENIALS))
-    yield _walk_flow(number, actions, title)
+    yield _walk_flow(number, done(actions), title)
     for rule in denying:
-        yield _flow(
+        yield policy_flow(
             "PolicyDenials", Priority.SHARED,
             {"Walk": number, "DecidedRule": rule, "Verdict": Verdict.DENY}, [],
             f"{title}: denied by rule {rule:#x}",
@@ -475,11 +236,11 @@ def _page(number: int, steps: Sequence[PolicyStep], title: str) -> Iterable[Flow
 
 
 _WALK_SHAPE: Final = Shape(
-    _flow("PolicyWalk", Priority.SHARED, {"Walk": 0}, [], ""), ("reg8", "reg9")
+    policy_flow("PolicyWalk", Priority.SHARED, {"Walk": 0}, [], ""), ("reg8", "reg9")
 )
 
 
-def _walk_flow(number: int, actions: Iterable[Piece], reason: str) -> Flow:
+def _walk_flow(number: int, actions: Done, reason: str) -> Flow:
     return _WALK_SHAPE.flow((number >> 32, number & 0xFFFF_FFFF), reason, actions)
 
 
@@ -566,7 +327,7 @@ def _peers(
     reason: str,
 ) -> Flow:
     fields = {"Verdict": 0, "PeerSet": number, "dl_type": family.ether_type, **end}
-    return _flow("PolicyPeers", priority, fields, actions, reason)
+    return policy_flow("PolicyPeers", priority, fields, actions, reason)
 
 
 def _field(family: Family, direction: Direction) -> str:
@@ -580,7 +341,7 @@ def _end(family: Family, direction: Direction, network: IPNetwork) -> dict[str, 
 
 def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
     """The ports of a set, by masks."""
-    decide = _decide()
+    actions = decide()
     for family in cluster.families:
         for protocol in sorted({each.protocol for each in found.ranges}):
             ranges = [each for each in found.ranges if each.protocol == protocol]
@@ -594,7 +355,9 @@ def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
                 }
                 if masked is not None:
                     fields["tp_dst"] = masked
-                yield _flow("PolicyPorts", Priority.SHARED, fields, decide, "a port of the set")
+                yield policy_flow(
+                    "PolicyPorts", Priority.SHARED, fields, actions, "a port of the set"
+                )
             if None not in masks:
                 yield _fragment(found.id, family, protocol)
 
@@ -602,7 +365,7 @@ def port_set(cluster: Cluster, found: PortSet) -> Iterable[Flow]:
 def _fragment(number: int, family: Family, protocol: int) -> Flow:
     # A fragment shows no port. What accepts a port does not match it; what denies a port, or passes
     # it to the next tier, must.
-    return _flow(
+    return policy_flow(
         "PolicyPorts", Priority.DEFAULT,
         {
             "Verdict": 0,
@@ -612,7 +375,7 @@ def _fragment(number: int, family: Family, protocol: int) -> Flow:
             "nw_proto": protocol,
             "nw_frag": ANY_FRAGMENT,
         },
-        [*_decide(), *LAYOUT.loads(Verdict=Verdict.DENY)],
+        [*decide(), *LAYOUT.loads(Verdict=Verdict.DENY)],
         "a fragment, which may be to a port that is denied or passed on",
     )  # fmt: skip
 
@@ -640,8 +403,8 @@ def port_masks(ranges: Iterable[PortRange]) -> list[tuple[int, int] | None]:
 
 
 WRITES: Final = (
-    EVERY_NODE.by(every_node),
-    NODE.by(node),
+    EVERY_NODE.by(judgement.every_node),
+    NODE.by(judgement.node),
     ISOLATION.by(isolation),
     WALK.by(walk),
     PEER_SET.by(peer_set),

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import pytest
 
 from flows import names
-from flows.features import policy
+from flows.features import judgement, policy
 from flows.flow import Flow
 from flows.pipeline import Feature
 from flows.policy import EVERY_PORT, Walks
@@ -455,5 +455,5 @@ def test_between_two_states_a_switch_lets_pass_what_both_allow(node: Node1) -> N
         ("new", allowed[1]),
         ("closed", [False] * len(packets)),
     ):
-        node.become(Policies(), more=[*between, *policy.control(control)])
+        node.become(Policies(), more=[*between, *judgement.control(control)])
         assert [node.passes(packet) for packet in packets] == expected, control

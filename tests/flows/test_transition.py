@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.compile import COMPILER, compile_scope
-from flows.features import policy
+from flows.features import judgement, policy
 from flows.flow import Flow, ct_state, ip
 from flows.pipeline import LAYOUT, Feature, Pass, Source
 from flows.policy import EVERY_PORT, Direction, Walks
@@ -106,12 +106,12 @@ def packets() -> list[tuple[Packet, str]]:
 PACKETS = packets()
 
 
-def judgements(flows: list[Flow], control: policy.Control = "single") -> list[Judgement]:
-    tables = Tables([*EVERY_NODE, *flows, *policy.control(control)])
+def judgements(flows: list[Flow], control: judgement.Control = "single") -> list[Judgement]:
+    tables = Tables([*EVERY_NODE, *flows, *judgement.control(control)])
     return [tables.judged(packet, entry) for packet, entry in PACKETS]
 
 
-def passes(flows: list[Flow], control: policy.Control = "single") -> list[bool]:
+def passes(flows: list[Flow], control: judgement.Control = "single") -> list[bool]:
     return [bool(each.onward) for each in judgements(flows, control)]
 
 
@@ -195,8 +195,8 @@ def test_flow_of_one_state_keeps_its_cookie_from_call_to_call() -> None:
 
 
 @pytest.mark.parametrize("control", ["single", "both", "new", "closed"])
-def test_established_packets_are_not_judged(control: policy.Control) -> None:
-    tables = Tables([*EVERY_NODE, *policy.control(control)])
+def test_established_packets_are_not_judged(control: judgement.Control) -> None:
+    tables = Tables([*EVERY_NODE, *judgement.control(control)])
     for state in ("+trk+est", "+trk+est+rpl", "+trk+rel"):
         for entry, onward in (("PolicyFromPod", "Forwarding"), ("PolicyToPod", "Hairpin")):
             found = tables.judged({"ct_state": ct_state(state)[0]}, entry)

@@ -8,12 +8,13 @@ from typing import Final
 from tests.mutants.fault import Fault
 
 _FLOWS = "flows/features/policy.py"
+_JUDGEMENT = "flows/features/judgement.py"
 _TESTS = ("tests/policy/test_clusters_first.py",)
 
 POLICY: Final = (
     Fault(
         "policy concerns packets of established connections",
-        _FLOWS,
+        _JUDGEMENT,
         '        direction, state, priority, {"ct_state": _NEW},\n',
         "        direction, state, priority, {},\n",
         _TESTS,
@@ -42,8 +43,8 @@ POLICY: Final = (
     Fault(
         "what the Admin tier passes on is denied",
         _FLOWS,
-        "        if ids and may_pass:\n",
-        "        if ids and not may_pass:\n",
+        "            if walks.admin:\n",
+        "            if walks.baseline:\n",
         _TESTS,
     ),
     Fault(
@@ -55,7 +56,7 @@ POLICY: Final = (
     ),
     Fault(
         "the outside reaches every pod, as a node reaches its own",
-        _FLOWS,
+        _JUDGEMENT,
         '        "PolicyToPod", Priority.LOCAL, {"Source": Source.HOST},',
         '        "PolicyToPod", Priority.LOCAL, {"Source": Source.GATEWAY},',
         _TESTS,
@@ -69,7 +70,7 @@ POLICY: Final = (
     ),
     Fault(
         "the verdict at the source's node goes on to the destination's policies",
-        _FLOWS,
+        _JUDGEMENT,
         "[] if last else [*LAYOUT.loads(**_RESET)]",
         "[]",
         _TESTS,
@@ -77,8 +78,8 @@ POLICY: Final = (
     Fault(
         "the Baseline tier concerns pods that a NetworkPolicy selects",
         _FLOWS,
-        "    if not isolated:\n",
-        "    if walks.baseline:\n",
+        "            if walks.baseline and not isolated:\n",
+        "            if walks.baseline:\n",
         _TESTS,
     ),
     Fault(
@@ -90,7 +91,7 @@ POLICY: Final = (
     ),
     Fault(
         "a pod does not reach itself",
-        _FLOWS,
+        _JUDGEMENT,
         '        "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
         '        "PolicyToPod", Priority.MISS + 1, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
         _TESTS,
