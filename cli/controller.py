@@ -1,15 +1,19 @@
 """How commands ask a controller, of a lab or of this machine, by its unix socket."""
 
-import asyncio
+import http.client
+import socket as sockets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlencode
 
-import aiohttp
 import click
 import msgspec
 
 from lab.layout import LabLayout
+
+LONGEST_WAIT: Final = 60.0
+"""Seconds without a byte of an answer. A controller that starts may be busy for a while."""
 
 
 class RequestError(click.ClickException):
@@ -44,19 +48,37 @@ def _ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) ->
             raise RequestError(str(error)) from None
         if not socket.exists():
             raise RequestError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
-    return asyncio.run(_get(socket, path, query))
-
-
-async def _get(socket: Path, path: str, query: Mapping[str, str]) -> bytes:
-    connector = aiohttp.UnixConnector(str(socket))
+    connection = _Connection(socket)
     try:
-        async with (
-            aiohttp.ClientSession(connector=connector) as session,
-            session.get(f"http://controller{path}", params=query) as response,
-        ):
-            content = await response.read()
-            if response.status != 200:
-                raise RequestError(msgspec.json.decode(content)["error"])
-            return content
-    except (aiohttp.ClientError, TimeoutError) as error:
+        connection.request("GET", f"{path}?{urlencode(query)}" if query else path)
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException) as error:
         raise RequestError(f"no controller answers on {socket}: {error}") from error
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise RequestError(_sentence(content) or f"{response.status} {response.reason}")
+    return content
+
+
+def _sentence(content: bytes) -> str:
+    """What a controller says that is wrong."""
+    try:
+        return str(msgspec.json.decode(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP on a unix socket. By the standard library, because aiohttp takes long to load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("controller", timeout=LONGEST_WAIT)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = sockets.socket(sockets.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

@@ -1,25 +1,42 @@
 """`sluice`: one program, its commands in one file each."""
 
+from importlib import import_module
+from typing import Final
+
 import click
 
-from cli.flows import flows
-from cli.lab import lab
-from cli.policy import policy
-from cli.services import services
-from cli.what_if import what_if_command
+COMMANDS: Final = {
+    "flows": "cli.flows:flows",
+    "lab": "cli.lab:lab",
+    "policy": "cli.policy:policy",
+    "services": "cli.services:services",
+    "what-if": "cli.what_if:what_if_command",
+}
+"""Each command with the module that has it. Only that of the command that runs is loaded."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [*COMMANDS]
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        found = getattr(import_module(module), attribute)
+        assert isinstance(found, click.Command)  # noqa: S101  what the type checker cannot see
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sluice")
 def main() -> None:
     """A Kubernetes network on Open vSwitch that you can read."""
 
-
-main.add_command(flows)
-main.add_command(lab)
-main.add_command(policy)
-main.add_command(services)
-main.add_command(what_if_command)
 
 if __name__ == "__main__":
     main()

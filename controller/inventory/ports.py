@@ -144,9 +144,15 @@ class Ports:
         bridge.beyond.pop(name, None)
         return self._judge(node, bridge.drop(name) if name in bridge.ports else ())
 
-    def all(self) -> dict[str, tuple[BridgePort, ...]]:
-        """By node, its ports with an attachment's name, accepted or refused."""
-        return {node: tuple(bridge.ports.values()) for node, bridge in self._bridges.items()}
+    def adopt(self, node: str, attachments: Iterable[Attachment]) -> None:
+        """Take what another inventory has accepted, as it is.
+
+        Ports that come later must not claim an address or an ofport of these.
+        """
+        self.attachments[node] = {each.port: each for each in attachments}
+        for each in self.attachments[node]:
+            for follower in self.followers:
+                follower(node, each)
 
     def with_prefix(self, node: str, prefix: str) -> Collection[str]:
         """The names of the ports on a node that begin with this prefix."""

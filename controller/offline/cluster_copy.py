@@ -6,15 +6,15 @@ writing it down. The copy is of one moment, though it is written in slices.
 
 from collections.abc import AsyncIterator, Iterable
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from typing import Any, Final
 
 import msgspec
 
-from controller.inventory import BridgePort, Inventory
+from controller.inventory import Inventory
 from controller.sources.feed import in_slices
 from controller.sources.objects import KINDS, Object
-from flows.view import Cluster
+from flows.view import Attachment, Cluster
 
 VERSION: Final = 1
 """Of the form. A command refuses a copy of another version."""
@@ -37,19 +37,20 @@ class _Header(msgspec.Struct, frozen=True, rename="camel"):
     mirror_pods_as_members: bool
 
 
-class _Port(msgspec.Struct, frozen=True, array_like=True):
-    name: str
+class _Attached(msgspec.Struct, frozen=True, array_like=True):
+    port: str
     ofport: int
-    mac: str
+    address: str
+    pod: str
 
 
 class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Objects of one kind, or the ports of a node."""
+    """Objects of one kind, or the attachments of a node."""
 
     kind: str = ""
     objects: msgspec.Raw = msgspec.Raw(b"[]")
     node: str = ""
-    ports: list[_Port] = []
+    attachments: list[_Attached] = []
 
 
 class _Objects(msgspec.Struct, frozen=True):
@@ -70,10 +71,7 @@ async def copy_of(inventory: Inventory) -> AsyncIterator[bytes]:
     }
     for policy in policies.objects.values():
         by_kind[policy.kind].append(policy)
-    ports = {
-        node: [_Port(each.name, each.ofport, each.mac) for each in some]
-        for node, some in inventory.ports.all().items()
-    }
+    attachments = {node: list(some.values()) for node, some in inventory.view.attachments.items()}
     yield _line(
         _Header(
             VERSION,
@@ -88,9 +86,10 @@ async def copy_of(inventory: Inventory) -> AsyncIterator[bytes]:
     for kind in _KINDS:
         async for some in in_slices(by_kind[kind], AT_ONCE):
             yield _line(_Objects(kind, some))
-    async for some_ports in in_slices(ports.items(), 1):
-        for node, of_node in some_ports:
-            yield _line(_Line(node=node, ports=of_node))
+    async for some_nodes in in_slices(attachments.items(), 1):
+        for node, of_node in some_nodes:
+            ours = [_Attached(a.port, a.ofport, str(a.address), a.pod) for a in of_node]
+            yield _line(_Line(node=node, attachments=ours))
 
 
 def _line(content: Any) -> bytes:
@@ -118,12 +117,13 @@ def load(lines: Iterable[bytes]) -> Inventory:
             mirror_pods_as_members=header.mirror_pods_as_members,
         )
         late: list[Object] = []
-        ports: dict[str, list[BridgePort]] = {}
+        attachments: dict[str, list[Attachment]] = {}
         for line in given:
             read = msgspec.json.decode(line, type=_Line)
             if read.node:
-                ports[read.node] = [
-                    BridgePort(each.name, each.ofport, each.mac) for each in read.ports
+                attachments[read.node] = [
+                    Attachment(each.port, each.ofport, IPv4Address(each.address), each.pod)
+                    for each in read.attachments
                 ]
                 continue
             objects = _decoder(read.kind).decode(read.objects)
@@ -136,7 +136,13 @@ def load(lines: Iterable[bytes]) -> Inventory:
         if isinstance(error, CopyError):
             raise
         raise CopyError(f"the controller's copy cannot be read: {error}") from error
-    fill(made, ports, late)
+    # In this order nothing is computed twice.
+    made.settle()
+    for node, some in attachments.items():
+        made.ports.adopt(node, some)
+    for policy in late:
+        made.set_object(policy)
+    made.settle()
     return made
 
 
@@ -144,15 +150,3 @@ def load(lines: Iterable[bytes]) -> Inventory:
 def _decoder(kind: str) -> msgspec.json.Decoder[list[Any]]:
     wanted: Any = KINDS[kind]
     return msgspec.json.Decoder(list[wanted])
-
-
-def fill(
-    inventory: Inventory, ports: dict[str, list[BridgePort]], policies: Iterable[Object]
-) -> None:
-    """Add ports, then policies: in this order nothing is computed twice."""
-    inventory.settle()
-    for node, some in ports.items():
-        inventory.set_ports(node, some)
-    for policy in policies:
-        inventory.set_object(policy)
-    inventory.settle()

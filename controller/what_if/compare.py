@@ -71,6 +71,12 @@ class _Comparing:
         self._peers_differ: dict[int | None, bool] = {}
         self._to_pod = self._side(Direction.TO_POD)
         self._from_pod = self._side(Direction.FROM_POD)
+        self._concerned = [
+            (side, each)
+            for side in (self._to_pod, self._from_pod)
+            for each in side.classes
+            if each.concerned
+        ]
         self._lost, self._gained, self._kept = Rows(self._ends), Rows(self._ends), Rows(self._ends)
         self._found: dict[tuple[Class, int, bool, int, int], _Found] = {}
 
@@ -161,6 +167,11 @@ class _Comparing:
 
     def _at(self, place: int, before: Signature, after: Signature) -> None:
         """Compare at all ports with these signatures."""
+        if not any(
+            (decided := self._decided(each, side.direction, (before, after))).before | decided.after
+            for side, each in self._concerned
+        ):
+            return
         self._from_pod.look(before, after)
         self._to_pod.look(before, after)
         for source, target in self._pairs():
