@@ -146,6 +146,8 @@ class _Comparing:
             for step in walk.steps:
                 if old.ranges(step.ports) != new.ranges(step.ports):
                     return True
+                if self._after.is_untouched(step.peers):
+                    continue
                 if step.peers not in self._peers_differ:
                     self._peers_differ[step.peers] = self._before.peers(
                         step.peers

@@ -7,7 +7,7 @@ the policies, and each piece is one end: no policy can tell two addresses of a p
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
@@ -53,6 +53,9 @@ class Ends:
     """All ends, by number."""
 
     ends: tuple[End, ...]
+    _all_pods: dict[tuple[IPNetwork, tuple[IPNetwork, ...], int | None], int] = field(
+        default_factory=dict
+    )
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -158,6 +161,19 @@ class Ends:
         high = bisect_right(addresses, int(network.broadcast_address))
         return self.bits(numbers[low:high])
 
+    def all_pods(
+        self, pod_range: IPNetwork, outsiders: tuple[IPNetwork, ...], mask: int | None
+    ) -> int:
+        """The ends in the pod range that are pods; many sets have all of them."""
+        key = pod_range, outsiders, mask
+        if key not in self._all_pods:
+            pods = self.inside(pod_range)
+            for network in outsiders:
+                gone = self.inside(network) if mask is None else self.masked(network, mask)
+                pods &= ~gone
+            self._all_pods[key] = pods
+        return self._all_pods[key]
+
     def masked(self, network: IPNetwork, mask: int) -> int:
         """The ends whose address agrees with the network's in the bits of a mask."""
         wanted = int(network.network_address) & mask
@@ -239,12 +255,7 @@ def set_members(
         inside = ends.inside(block.network)
         bits = bits | inside if block.is_member else bits & ~inside
     if found.outsiders is not None:
-        pods = ends.inside(pod_range)
-        for network in found.outsiders:
-            mask = found.outsiders_mask
-            gone = ends.inside(network) if mask is None else ends.masked(network, mask)
-            pods &= ~gone
-        bits |= pods
+        bits |= ends.all_pods(pod_range, found.outsiders, found.outsiders_mask)
     known = ends.by_address
     return bits | ends.bits(known[address] for address in members if address in known)
 

@@ -118,11 +118,15 @@ class Evaluator:
     """The peer sets that are not as they were before."""
     _sets: dict[int, int] = field(default_factory=dict)
 
+    def is_untouched(self, number: int | None) -> bool:
+        """Whether a peer set is as it was before, as far as that is known."""
+        return self.before is not None and number not in self.touched
+
     def peers(self, number: int | None) -> int:
         """The ends in a peer set."""
         if number is None:
             return self.ends.all
-        if self.before is not None and number not in self.touched:
+        if self.before is not None and self.is_untouched(number):
             return self.before.peers(number)
         found = self._sets.get(number)
         if found is None:
