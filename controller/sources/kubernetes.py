@@ -6,9 +6,9 @@ bytes are decoded straight into trimmed structs, some forty times faster than in
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import aiohttp
 import msgspec
@@ -20,11 +20,20 @@ from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.problems import ApiPathRef
 from controller.sources.feed import Feed, in_slices
 from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
-from controller.sources.policy_objects import NamespaceObject, NetworkPolicyObject
+from controller.sources.policy_objects import (
+    ClusterNetworkPolicyObject,
+    NamespaceObject,
+    NetworkPolicyObject,
+)
 from flows.refs import ObjectRef
 from settings import SettingsError
 
 log = structlog.get_logger()
+
+CLUSTER_POLICY_PATHS: Final = tuple(
+    f"/apis/policy.networking.k8s.io/{version}/clusternetworkpolicies"
+    for version in ("v1beta1", "v1alpha2")
+)
 
 T = TypeVar("T", bound=Object)
 S = TypeVar("S")
@@ -45,6 +54,8 @@ CONNECT_SECONDS = 10
 FIRST_BACKOFF = 0.4
 LONGEST_BACKOFF = 30.0
 """Seconds between tries; each wait is between half and all of what is due."""
+ABSENT_SECONDS = 5.0
+"""Seconds until a kind without CRD is tried again."""
 LONGEST_LINE = 64 << 20
 """Bytes of one event of a watch. etcd takes no object of more than some 1.5 MB."""
 
@@ -107,8 +118,15 @@ class ApiServer:
             ("/api/v1/namespaces", NamespaceObject),
             ("/apis/networking.k8s.io/v1/networkpolicies", NetworkPolicyObject),
         )
-        self._reflectors = tuple(
-            Reflector(kubeconfig, path, kind, feed, self._on_progress) for path, kind in kinds
+        self._reflectors: tuple[Reflector[Any], ...] = (
+            *(Reflector(kubeconfig, path, kind, feed, self._on_progress) for path, kind in kinds),
+            OptionalReflector(
+                kubeconfig,
+                CLUSTER_POLICY_PATHS,
+                ClusterNetworkPolicyObject,
+                feed,
+                self._on_progress,
+            ),
         )
 
     async def run(self) -> None:
@@ -162,6 +180,8 @@ class Reflector(Generic[T]):
                 async with await connect(self._kubeconfig) as api:
                     await self._follow(api)
             except ApiError as error:
+                if error.code == 404 and await self._on_absence():
+                    continue
                 problem = str(error)
                 wait = error.wait
                 if error.code == 410 and not self._version:
@@ -188,6 +208,10 @@ class Reflector(Generic[T]):
             self._report(problem)
             due = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures - 1, 16))
             await asyncio.sleep(max(wait, due * _jitter(0.5, 1.0)))
+
+    async def _on_absence(self) -> bool:
+        """The server does not know the path. Returns whether to try again without a backoff."""
+        return False
 
     async def _follow(self, api: client.ApiClient) -> None:
         """LIST unless we know from where to go on, then one WATCH after the other."""
@@ -304,6 +328,41 @@ class Reflector(Generic[T]):
         if problem:
             log.warning("not following the API server", path=self._path, problem=problem)
         self._feed.report(ApiPathRef(self._path), problem)
+
+
+class OptionalReflector(Reflector[T]):
+    """A reflector of a kind that a CRD defines. Without the CRD there are no objects of the kind.
+
+    The CRD may come and go at any time, and serve any of several versions with one schema.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path | None,
+        paths: Sequence[str],
+        kind: type[T],
+        feed: Feed,
+        on_progress: Callable[[], None],
+    ) -> None:
+        """`paths` are those of the versions, the preferred one first."""
+        super().__init__(kubeconfig, paths[0], kind, feed, on_progress)
+        self._paths = paths
+
+    async def _on_absence(self) -> bool:
+        """Try the next version; after the last one, forget all objects and wait for the CRD."""
+        self._version = ""
+        self._feed.report(ApiPathRef(self._path), "")
+        following = self._paths.index(self._path) + 1
+        self._path = self._paths[following % len(self._paths)]
+        if following < len(self._paths):
+            return True
+        async for identities in in_slices(self._known | self.unreadable):
+            self._forget(set(identities))
+        self.listed = True
+        self._failures = 0
+        self._on_progress()
+        await asyncio.sleep(ABSENT_SECONDS)
+        return True
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

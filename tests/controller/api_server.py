@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from controller.sources.kubernetes import CLUSTER_POLICY_PATHS
 from controller.sources.objects import CLUSTER_SCOPED, KINDS, Object
 
 Manifest = dict[str, Any]
@@ -29,6 +30,8 @@ class Resource:
         }
         self.piece = 1 << 20
         """How many bytes of a watch are written at once."""
+        self.absent_paths: set[str] = set()
+        """Paths at which the server does not know this kind."""
         self._clock = clock
         self._history: list[tuple[int, str, Manifest]] = []
         self._oldest = 0
@@ -76,6 +79,9 @@ class Resource:
         self.requests.append(query)
         if request.headers.get("Authorization") != f"Bearer {self._clock.token}":
             return status(401, "Unauthorized")
+        if request.path in self.absent_paths:
+            self._clock.asked()
+            return status(404, "the server could not find the requested resource")
         verb = "watch" if "watch" in query else "continue" if "continue" in query else "list"
         fault = self.faults[verb].popleft() if self.faults[verb] else None
         self._clock.asked()
@@ -128,6 +134,8 @@ class ApiServer:
         self.slices = Resource("EndpointSlice", self)
         self.namespaces = Resource("Namespace", self)
         self.policies = Resource("NetworkPolicy", self)
+        self.cluster_policies = Resource("ClusterNetworkPolicy", self)
+        self.cluster_policies.absent_paths |= {*CLUSTER_POLICY_PATHS}
         self.resources = {
             "/api/v1/nodes": self.nodes,
             "/api/v1/pods": self.pods,
@@ -135,6 +143,7 @@ class ApiServer:
             "/apis/discovery.k8s.io/v1/endpointslices": self.slices,
             "/api/v1/namespaces": self.namespaces,
             "/apis/networking.k8s.io/v1/networkpolicies": self.policies,
+            **dict.fromkeys(CLUSTER_POLICY_PATHS, self.cluster_policies),
         }
         self.kubeconfig = kubeconfig
         self._port = 0

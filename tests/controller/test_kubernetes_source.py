@@ -15,6 +15,7 @@ from aiohttp import web
 
 from controller.problems import Subject
 from controller.sources import kubernetes as source
+from controller.sources.kubernetes import CLUSTER_POLICY_PATHS
 from controller.sources.objects import Object
 from settings import SettingsError
 from tests.controller.api_server import (
@@ -63,6 +64,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     sleep = asyncio.sleep
 
     async def note(seconds: float) -> None:
+        if seconds == source.ABSENT_SECONDS:
+            await sleep(0.02)  # no backoff, and without any pause it would ask all the time
+            return
         if seconds:
             asked.append(seconds)
         await sleep(0)
@@ -516,3 +520,44 @@ def test_fault_in_sluice_is_not_reported_as_the_servers(
     with pytest.raises(ExceptionGroup) as raised:
         play(story)
     assert [str(error) for error in raised.value.exceptions] == ["a bug"]
+
+
+# A kind that a CRD defines
+
+
+def test_without_the_crd_there_are_no_cluster_policies(play: Play) -> None:
+    feed = play(equal)
+    assert feed.said == []
+
+
+@pytest.mark.parametrize("served", [{*CLUSTER_POLICY_PATHS}, *({p} for p in CLUSTER_POLICY_PATHS)])
+def test_cluster_policies_are_read_once_their_crd_is_there(play: Play, served: set[str]) -> None:
+    async def story(server: ApiServer, feed: Feed) -> None:
+        await equal(server, feed)
+        server.cluster_policies.set("one")
+        server.cluster_policies.absent_paths -= served
+        await equal(server, feed)
+        server.cluster_policies.set("two")
+        await equal(server, feed)
+
+    feed = play(story)
+    assert {name for kind, _, name in feed.objects if kind == "ClusterNetworkPolicy"} == {
+        "one",
+        "two",
+    }
+    assert feed.said == []
+
+
+def test_cluster_policies_go_with_their_crd(play: Play) -> None:
+    def prepare(server: ApiServer) -> None:
+        server.cluster_policies.absent_paths.clear()
+        server.cluster_policies.set("one")
+
+    async def story(server: ApiServer, feed: Feed) -> None:
+        await equal(server, feed)
+        del server.cluster_policies.objects["one"]
+        server.cluster_policies.absent_paths |= {*CLUSTER_POLICY_PATHS}
+        await server.cluster_policies.end_watches()
+        await equal(server, feed)
+
+    assert play(story, prepare).said == []

@@ -30,7 +30,7 @@ from tests.namespaces import namespace
 
 NETNS = f"sluice-reflectors-{os.getpid()}"
 ADDRESS = "10.99.0.2"
-KINDS = 4
+KINDS = 7
 """Each has a reflector of its own, and a complaint of its own where nobody answers."""
 POST = """
 import sys, urllib.request
