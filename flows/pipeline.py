@@ -1003,7 +1003,12 @@ class Layout:
 
     def goto(self, name: str) -> Goto:
         """The action that continues at a table."""
-        return Goto(self.tables[name].number)
+        return self._gotos[name]
+
+    @cached_property
+    def _gotos(self) -> Mapping[str, Goto]:
+        # Many flows share one object.
+        return {name: Goto(table.number) for name, table in self.tables.items()}
 
     def misses(self) -> Iterable[Flow]:
         """The miss of every table."""

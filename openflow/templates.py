@@ -163,14 +163,15 @@ class FlowEncoder:
             cookie = flow.cookie
         except FormError:
             return numbered(codec.flow_add(flow), xid)  # which names the field
-        *first, last = flow.actions
-        end = [last] if isinstance(last, Goto) else []
-        if not end:
-            first.append(last)
+        first, tail = flow.actions, b""
+        if isinstance(first[-1], Goto):
+            tail = codec.flow_add(_only(first[-1:]), (0, None))[_INSTRUCTIONS_AT:]
+            first = first[:-1]
         protocol = codec.protocol_of(flow)
-        head = numbered(codec.flow_add(replace(flow, actions=()), (cookie, protocol)), xid)
+        bare = replace(flow, actions=())
+        bare.keep("cookie_", cookie)
+        head = self._flows.encoded(bare, xid)
         actions = b"".join([self._actions.encoded((a, protocol), 0)[_ACTIONS_AT:] for a in first])
-        tail = codec.flow_add(_only(end), (0, None))[_INSTRUCTIONS_AT:]
         length = len(head) + _INSTRUCTION.size + len(actions) + len(tail)
         try:
             instruction = _INSTRUCTION.pack(_APPLY, _INSTRUCTION.size + len(actions))

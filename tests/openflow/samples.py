@@ -256,9 +256,9 @@ buckets = st.builds(Bucket, _numbers, _ports, st.lists(_actions, max_size=4).map
 
 
 @st.composite
-def flows(draw: st.DrawFn) -> Flow:
-    """Anything that can be written, whether a switch takes it or not."""
-    actions = draw(st.lists(_actions, max_size=5))
+def flows(draw: st.DrawFn, least: int = 0, most: int = 5) -> Flow:
+    """Anything that can be written, with so many actions, whether a switch takes it or not."""
+    actions = draw(st.lists(_actions, min_size=least, max_size=most))
     if draw(st.booleans()):
         actions.append(Goto(draw(st.integers(0, 0xFE))))
     return Flow(

@@ -33,6 +33,28 @@ def test_a_template_makes_the_bytes_that_os_ken_makes(flow):
         assert ENCODER.add(flow, XID) == numbered(codec.flow_add(flow), XID)
 
 
+@given(samples.flows(least=templates.MOST_ACTIONS, most=20))
+def test_flow_with_many_actions_has_the_bytes_that_os_ken_makes(flow):
+    for _ in range(2):
+        assert ENCODER.add(flow, XID) == numbered(codec.flow_add(flow), XID)
+
+
+def test_flow_with_many_actions_gets_no_template_of_its_own():
+    """Each of its values would have os-ken encode all its actions again."""
+    encoder = FlowEncoder()
+    walk = Flow(8, 150, 200, match({"reg8": 1, "reg9": 2}), (SetField("reg14", 1),) * 2_000, "walk")
+    for number in range(3):
+        encoder.add(replace(walk, priority=number))
+    assert all(not shape[3:] for shape in encoder._flows._templates)
+    assert len(encoder._actions._templates) == 1
+
+
+def test_flow_that_is_too_long_for_a_message_is_refused_by_name():
+    long = Flow(8, 150, 200, (), (SetField("reg14", 1),) * 5_000, "all of them")
+    with pytest.raises(codec.CodecError, match=r"'all of them'.* are too long for a message"):
+        ENCODER.add(long)
+
+
 @given(samples.flows())
 def test_every_shape_has_a_template(flow):
     encoder = FlowEncoder()
