@@ -241,6 +241,8 @@ class Compilation:
             # Without it, the pod must not be connected.
             changes[key] = None
             problems[key] = str(error)
+            # A change of policy may mend it, too.
+            self._refused_policy.setdefault(node, {}).update({key: None, isolation: None})
 
     # --- policy ---
 
@@ -264,6 +266,7 @@ class Compilation:
                 # The others come first.
                 self._policy[node] = keys
             for key, text in problems.items():
+                self._close(node, key)
                 self._refuse_policy(node, key, text)
             if refused and node not in self._refused_policy:
                 self._inventory.problems.clear_reporter(reporter)
@@ -271,8 +274,18 @@ class Compilation:
             changes_of_all, self._policy_changes = self._policy_changes, {}
             self.policy.offer(changes_of_all)
 
+    def _close(self, node: str, key: Key) -> None:
+        """A fragment cannot be compiled: nothing may pass that it could forbid."""
+        changes = self._policy_changes[node]
+        # A walk that is missing denies. An attachment without isolation must not be connected.
+        changes[key] = None
+        if key.kind == ISOLATION.name:
+            attachment = key._replace(kind=ATTACHMENT.name)
+            changes[attachment] = None
+            self._refused_policy.setdefault(node, {})[attachment] = None
+
     def _refuse_policy(self, node: str, key: Key, text: str) -> None:
-        """A fragment cannot be part of a program: the old one stays until something changes."""
+        """A fragment cannot be part of a program. It is tried again with the node's next change."""
         self._refused_policy.setdefault(node, {})[key] = None
         reporter = Reporter(ReporterKind.COMPILER, node, POLICY)
         self._inventory.problems.set(reporter, ObjectRef.node(node), text)
@@ -368,14 +381,19 @@ class Compilation:
         except PipelineError:
             pass
         # One bad object must not stop the others: add each by itself, until no further one fits.
+        # An attachment is never added without its isolation.
+        waiting: dict[Key, dict[Key, Fragment | None]] = {}
+        for key, fragment in changes.items():
+            attachment = key._replace(kind=ATTACHMENT.name)
+            together = key.kind == ISOLATION.name and attachment in changes
+            waiting.setdefault(attachment if together else key, {})[key] = fragment
         changed = False
         refused: dict[Key, str] = {}
-        waiting = dict(changes)
         while waiting:
             refused.clear()
-            for key, fragment in waiting.items():
+            for key, together_with in waiting.items():
                 try:
-                    changed |= update({key: fragment})
+                    changed |= update(together_with)
                 except PipelineError as error:
                     refused[key] = str(error)
             if len(refused) == len(waiting):

@@ -38,7 +38,7 @@ from controller.policy_effects import Change, Effect, Effects, Judge
 from controller.policy_order import BOTH
 from controller.work_budget import WorkBudget
 from flows.compile import Fragment
-from flows.kinds import PEER_MEMBER, PEER_SET, PORT_SET, WALK
+from flows.kinds import ATTACHMENT, ISOLATION, PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.pipeline import PipelineError
 from flows.policy import Direction
 from flows.refs import ObjectRef
@@ -409,6 +409,9 @@ class PolicyPublication:
             self._desired.update_node(node, {key: fragment})
         except PipelineError as error:
             self._on_refused(node, key, str(error))
+            if key.kind == ISOLATION.name and key not in self._desired.program(node).fragments:
+                # Without its isolation an attachment must not be connected.
+                self._update(node, {key._replace(kind=ATTACHMENT.name): None})
 
 
 def _rank(key: Key, new: Fragment | None) -> tuple[int, bool]:

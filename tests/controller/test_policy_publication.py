@@ -18,6 +18,8 @@ from controller import policy_publication
 from controller.inventory import Inventory
 from controller.policy_effects import Effects
 from flows import names
+from flows.compile import Compiler
+from flows.pipeline import PipelineError
 from flows.policy import Direction
 from flows.view import Attachment, Key
 from tests.controller.policy_world import WAYS, Pairs, PolicyWorld, State, allowed
@@ -499,5 +501,43 @@ def test_node_that_goes_in_a_transition_ends_its_part_of_it() -> None:
         view.nodes["node2"] = node
         await story.connect("node2")
         assert not story.in_transition("node2")
+
+    run(story)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_attachment_whose_isolation_cannot_be_compiled_is_not_connected(
+    is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Compiler.fragment
+    broken = True
+
+    def partly(compiler: Any, view: Any, key: Key) -> Any:
+        if broken and key.kind == "isolation":
+            raise PipelineError("no such thing")
+        return make(compiler, view, key)
+
+    async def story(story: Story) -> None:
+        nonlocal broken
+        view: Any = story.world.view
+        node, attachment = story.world.pods[A]
+        key = Key(node, "attachment", attachment.port)
+        if is_new:
+            unplug(story, A)
+            story.world.compilation.touch([key])
+            view.attachments[node][attachment.port] = attachment
+        monkeypatch.setattr(Compiler, "fragment", partly)
+        story.put({(A, TO): "b"})
+        story.world.compilation.touch([key])
+        await story.settle()
+        assert key not in story.world.desired.program(node).fragments
+        # It is tried again with the next change.
+        broken = False
+        story.put({(A, TO): "c", (B, TO): "a"})
+        if is_new:
+            story.world.compilation.touch([key])
+        await story.settle()
+        isolation = key._replace(kind="isolation")
+        assert {key, isolation} <= story.world.desired.program(node).fragments.keys()
 
     run(story)
