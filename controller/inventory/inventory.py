@@ -70,7 +70,7 @@ class Inventory:
         )
         self.nodes.followers.append(self._policies_follow_nodes)
         self.pods.followers.append(self._policies_follow_pod)
-        self.ports.followers.append(self.policies.attachment_changed)
+        self.ports.followers.append(self.policies.attachments.changed)
         self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
             "Pod": self.pods,
@@ -88,7 +88,7 @@ class Inventory:
             self.services.local,
             self.services.targets.view,
             self.services.targets.services,
-            self.policies.isolations,
+            self.policies.attachments.isolations,
             self.policies.walks.view,
             self.policies.peers.view,
             self.policies.peers.members,
@@ -167,7 +167,7 @@ class Inventory:
         }
         for node, prefix in concerned:
             for port in self.ports.with_prefix(node, prefix):
-                self.policies.attachment_changed(node, port)
+                self.policies.attachments.changed(node, port)
         return set()
 
     # --- what others ask ---

@@ -88,12 +88,19 @@ def read_range(text: str, field: str, problems: list[str]) -> Range | None:
     return Range(first, length)
 
 
-def _why_not(text: str) -> str:
+def is_ipv6(text: str) -> bool:
+    """Whether it is a range of IPv6 addresses."""
     try:
         IPv6Network(text, strict=False)
     except ValueError:
-        return "not a range of addresses"
-    return "not IPv4: no address of this cluster is in it"
+        return False
+    return True
+
+
+def _why_not(text: str) -> str:
+    if is_ipv6(text):
+        return "not IPv4: no address of this cluster is in it"
+    return "not a range of addresses"
 
 
 def union(blocks: Iterable[Block]) -> Slices[tuple[PeerBlock, ...]]:

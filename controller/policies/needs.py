@@ -21,6 +21,9 @@ class Changes:
 
     def __init__(self) -> None:
         self.keys: set[Key] = set()
+        self.ceased: set[Needed] = set()
+        """What no node needed for a moment since the last complete batch: whoever compiles may
+        still have its fragments, so each change of them counts."""
 
     def take(self) -> set[Key]:
         """All of them, once."""
@@ -72,19 +75,18 @@ class Needed:
             self.nodes[node] = count
             return False
         del self.nodes[node]
+        if not self.nodes:
+            changes.ceased.add(self)
         if not self.is_refused:
             for kind, name in self.fragments():
                 changes.need(node, kind, name)
         return True
 
     def touch(self, changes: Changes, fragments: Iterable[tuple[str, str]]) -> None:
-        """Some of its fragments changed.
-
-        Also if no node needs them now: one may need them again before the changes are taken, and
-        must not get what was compiled before.
-        """
-        for kind, name in fragments:
-            changes.content(kind, name)
+        """Some of its fragments changed."""
+        if self.nodes or self in changes.ceased:
+            for kind, name in fragments:
+                changes.content(kind, name)
 
 
 class NeededBy(Mapping[Key, AbstractSet[str]]):

@@ -7,7 +7,7 @@ no look at any selector.
 A selection is looked for by what it requires: first of the Namespace, then of the pod.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from controller.policies.port_sets import NamedPort
 from controller.policies.selectors import (
@@ -19,6 +19,7 @@ from controller.policies.selectors import (
     matches,
 )
 from controller.policies.slices import Slices
+from flows.policy import PortRange
 from flows.view import Attachment
 
 SLICE: Final = 200
@@ -44,6 +45,16 @@ class GroupKey(NamedTuple):
     """Whether selectors of peers match it."""
 
 
+class Watcher(Protocol):
+    """Is told which groups a selection matches."""
+
+    def joined(self, group: "PodGroup") -> None:
+        """It matches a group now."""
+
+    def left(self, group: "PodGroup") -> None:
+        """It does not match a group any more."""
+
+
 class PodGroup:
     """Attachments that every selection matches, or does not match, together."""
 
@@ -60,25 +71,27 @@ class PodGroup:
         self.state: object = None
         """See `walks.GroupWalks`."""
 
-    def numbers(self, port: NamedPort) -> frozenset[int]:
+    def numbers(self, port: NamedPort) -> tuple[PortRange, ...]:
         """The numbers of its ports with this name; a container of the pod may have each."""
-        return frozenset(
-            number
+        return tuple(
+            PortRange(protocol, number, number)
             for (name, protocol), number in self.key.named_ports
-            if name == port.name and port.protocol in {None, protocol}
+            if name == port.name and port.protocol in {None, protocol} and protocol is not None
         )
 
 
 class SelectionState:
     """A selection that something uses, with the groups that it matches."""
 
-    __slots__ = ("groups", "selection", "users")
+    __slots__ = ("groups", "selection", "users", "watchers")
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         self.groups: dict[PodGroup, None] = {}
         self.users: dict[object, None] = {}
         """The peer sets and the policies that use it."""
+        self.watchers: dict[Watcher, None] = {}
+        """Users that are told which groups it matches."""
 
 
 class _NamespaceSelection:
@@ -147,9 +160,8 @@ class PodGroups:
         namespace = self._namespaces.get(group.key.namespace)
         if group.attachments or namespace is None or namespace.groups.get(group.key) is not group:
             return
-        for found in group.selected:
-            found.groups.pop(group, None)
-        group.selected.clear()
+        for found in list(group.selected):
+            _leave(group, found)
         del namespace.groups[group.key]
         self._drop_namespace(namespace)
 
@@ -197,8 +209,7 @@ class PodGroups:
         for state in joined:
             _join(group, state)
         for state in left:
-            del state.groups[group]
-        group.selected = now
+            _leave(group, state)
         return joined, left
 
     # --- selections ---
@@ -295,5 +306,15 @@ class PodGroups:
 
 
 def _join(group: PodGroup, found: SelectionState) -> None:
-    group.selected.add(found)
-    found.groups[group] = None
+    if group not in found.groups:
+        group.selected.add(found)
+        found.groups[group] = None
+        for watcher in found.watchers:
+            watcher.joined(group)
+
+
+def _leave(group: PodGroup, found: SelectionState) -> None:
+    group.selected.discard(found)
+    del found.groups[group]
+    for watcher in found.watchers:
+        watcher.left(group)

@@ -5,8 +5,9 @@ from typing import Final, NamedTuple
 
 from controller.policies.drafts import PolicyDraft, Rule, Tier
 from controller.policies.ids import Ids
+from controller.policies.named_ports import PortNumbers
 from controller.policies.needs import Changes, Needed
-from controller.policies.peer_sets import PeerSets, PeerSetState
+from controller.policies.peer_sets import PeerSetState
 from controller.policies.pod_groups import PodGroup, SelectionState
 from controller.policies.port_sets import NamedPort, PortSets, PortSetState, merged
 from controller.policies.slices import Slices
@@ -20,12 +21,11 @@ from flows.policy import (
     PolicyWalk,
     PortRange,
     Walks,
-    rule_id,
 )
 from flows.refs import ObjectRef
 
-Resolution = tuple[tuple[PortRange, ...], ...]
-"""For each named port of a policy's rules to the pod, its numbers on the pods of a group."""
+Resolution = tuple[tuple[NamedPort, tuple[PortRange, ...]], ...]
+"""Each named port of a policy's rules to the pod, with its numbers on the pods of a group."""
 
 
 class WalkState(Needed):
@@ -37,6 +37,7 @@ class WalkState(Needed):
         "groups",
         "policy",
         "port_sets",
+        "refused_rules",
         "resolution",
         "sets",
         "steps",
@@ -61,6 +62,8 @@ class WalkState(Needed):
         """The sets of its steps, each once."""
         self.port_sets: tuple[PortSetState, ...] = ()
         """The sets of ports that it uses, with those of steps that are left out."""
+        self.refused_rules: frozenset[int] = frozenset()
+        """The rules of which a set is refused."""
         self.cost = 0
         """Resubmits of a packet that no step decides."""
 
@@ -75,14 +78,20 @@ class RuleState(NamedTuple):
     id: int
     peers: PeerSetState | None
     """None: everybody, or nobody where `rule.peers` is empty."""
+    numbers: tuple[PortNumbers, ...] = ()
+    """From the pod: the numbers of each named port."""
     named: tuple[tuple[PeerSetState, PortRange], ...] = ()
     """From the pod: for each number of a named port, the peers that have it."""
+    has_too_many: bool = False
+    """Whether a named port has more numbers than there are steps for."""
 
 
 class PolicyState:
     """A policy that is in force."""
 
-    __slots__ = ("draft", "is_current", "peer_sets", "rules", "subject", "walks")
+    __slots__ = (
+        "draft", "is_current", "named_sets", "peer_sets", "rules", "subject", "walks",
+    )  # fmt: skip
 
     def __init__(self, draft: PolicyDraft) -> None:
         self.draft = draft
@@ -93,6 +102,8 @@ class PolicyState:
         """The directions that it says something about."""
         self.walks: dict[Direction, dict[Resolution, WalkState]] = {d: {} for d in Direction}
         self.peer_sets: dict[PeerSetState, None] = {}
+        self.named_sets: list[PeerSetState] = []
+        """The sets of `RuleState.named`."""
 
     @property
     def ref(self) -> ObjectRef:
@@ -108,16 +119,7 @@ class PolicyState:
 
     def resolution(self, direction: Direction, group: PodGroup) -> Resolution:
         """The numbers of its named ports on the pods of a group."""
-        return tuple(numbers_on(group, port) for port in self.named_ports(direction))
-
-
-def numbers_on(group: PodGroup, port: NamedPort) -> tuple[PortRange, ...]:
-    """The numbers of a named port on the pods of a group."""
-    return tuple(
-        PortRange(protocol, number, number)
-        for (name, protocol), number in group.key.named_ports
-        if name == port.name and port.protocol in {None, protocol} and protocol is not None
-    )
+        return tuple((port, group.numbers(port)) for port in self.named_ports(direction))
 
 
 class GroupWalks(NamedTuple):
@@ -142,8 +144,12 @@ class AllWalks:
         """See `ClusterView.walks`."""
         self.states: Final[dict[str, WalkState]] = {}
         """By id, those that are not refused."""
+        self.unused: dict[WalkState, None] = {}
+        """Walks that no group went through for a moment."""
         self.changed: Callable[[PolicyState], None] = lambda _: None
         """Called with a policy whose groups have to go through other walks, or longer ones."""
+        self.variants_changed: Callable[[PolicyState], None] = lambda _: None
+        """Called with a policy that has other walks now."""
         self._ports = ports
         self._changes = changes
         self._ids: Ids[WalkState] = Ids()
@@ -159,12 +165,13 @@ class AllWalks:
         steps: dict[tuple[PolicyAction, int | None, int], PolicyStep] = {}
         used: dict[Needed, None] = {}
         port_sets: list[PortSetState] = []
-        numbers = dict(
-            zip(policy.named_ports(walk.direction), walk.resolution, strict=True)
-            if walk.resolution
-            else ()
-        )
+        numbers = dict(walk.resolution)
+        refused: set[int] = set()
         for state in policy.rules.get(walk.direction, ()):
+            if state.has_too_many and state.rule.action is not PolicyAction.ACCEPT:
+                step = PolicyStep(state.id, PolicyAction.DENY, None)
+                steps.setdefault(step[1:], step)
+                continue
             for peers, ports in self._pairs(state, numbers, policy.ref, port_sets):
                 involved: list[Needed] = [each for each in (peers, ports) if each is not None]
                 if not any(each.is_refused for each in involved):
@@ -174,12 +181,14 @@ class AllWalks:
                         peers.number if peers is not None else None,
                         ports.number if ports is not None else EVERY_PORT,
                     )
-                elif state.rule.action is PolicyAction.ACCEPT:
-                    continue
                 else:
+                    refused.add(state.rule.number)
+                    if state.rule.action is PolicyAction.ACCEPT:
+                        continue
                     step, involved = PolicyStep(state.id, PolicyAction.DENY, None), []
                 if steps.setdefault(step[1:], step) is step:
                     used.update(dict.fromkeys(involved))
+        walk.refused_rules = frozenset(refused)
         cost = walk.cost
         self._switch(walk, tuple(steps.values()), tuple(used))
         if walk.cost != cost and not is_new:
@@ -203,7 +212,7 @@ class AllWalks:
             else:
                 ranges = rule.ports.ranges
                 if numbers and rule.ports.named:
-                    named = (found for port in rule.ports.named for found in numbers[port])
+                    named = (each for port in rule.ports.named for each in numbers.get(port, ()))
                     ranges = merged((*ranges, *named))
                 if ranges:
                     port_sets.append(self._ports.use(ranges, ref))
@@ -248,35 +257,53 @@ class AllWalks:
         known = policy.walks[direction]
         walk = known.get(resolution)
         if walk is None:
-            ports = policy.named_ports(direction)
-            name = name_of_walk(policy.ref, direction, ports, resolution)
+            name = name_of_walk(policy.ref, direction, resolution)
             walk = WalkState(name, self._ids.number(name), policy, direction, resolution)
             known[resolution] = walk
+            self.variants_changed(policy)
             self._judged(self._ids.claim(walk))
             if not walk.is_refused:
                 self.states[walk.key] = walk
             self.build(walk, is_new=True)
         return walk
 
+    def enter(self, walk: WalkState, nodes: Iterable[str]) -> None:
+        """A group with attachments on these nodes goes through a walk now."""
+        walk.groups += 1
+        self.begin(walk, nodes)
+
+    def leave(self, walk: WalkState, nodes: Iterable[str]) -> None:
+        """A group with attachments on these nodes does not go through a walk any more."""
+        walk.groups -= 1
+        self.cease(walk, nodes)
+        if not walk.groups:
+            self.unused[walk] = None
+
     def begin(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """The attachments of a group on these nodes go through a walk now."""
+        """A group that goes through a walk has attachments on these nodes, too, now."""
         for node in nodes:
             if walk.begin(node, self._changes):
                 for each in walk.sets:
                     each.begin(node, self._changes)
 
     def cease(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """The attachments of a group on these nodes do not go through a walk any more."""
+        """A group that goes through a walk has no attachment on these nodes any more."""
         for node in nodes:
             if walk.cease(node, self._changes):
                 for each in walk.sets:
                     each.cease(node, self._changes)
 
-    def drop_if_unused(self, walk: WalkState) -> None:
-        """Forget a walk that no group goes through."""
-        if walk.groups or walk.policy.walks[walk.direction].get(walk.resolution) is not walk:
-            return
+    def drop_unused(self) -> Slices[None]:
+        """Forget the walks that no group goes through."""
+        unused, self.unused = self.unused, {}
+        for walk in unused:
+            yield
+            if not walk.groups and walk.policy.walks[walk.direction].get(walk.resolution) is walk:
+                self._drop(walk)
+
+    def _drop(self, walk: WalkState) -> None:
         del walk.policy.walks[walk.direction][walk.resolution]
+        self.variants_changed(walk.policy)
         for each in walk.port_sets:
             self._ports.release(each, walk.policy.ref)
         if not walk.is_refused:
@@ -303,15 +330,13 @@ def _shown(walk: WalkState) -> PolicyWalk:
     return PolicyWalk(walk.number, walk.direction, walk.policy.ref, walk.steps)
 
 
-def name_of_walk(
-    ref: ObjectRef, direction: Direction, ports: Iterable[NamedPort], resolution: Resolution
-) -> str:
+def name_of_walk(ref: ObjectRef, direction: Direction, resolution: Resolution) -> str:
     """What the id of a walk is a digest of."""
-    numbers = ";".join(
-        f"{port}={','.join(f'{r.protocol}:{r.first}' for r in each)}"
-        for port, each in zip(ports, resolution, strict=True)
+    numbers = (
+        f"{port}={','.join(f'{each.protocol}:{each.first}' for each in found)}"
+        for port, found in resolution
     )
-    return f"walk {ref} {direction.value} {numbers}".rstrip()
+    return " ".join(("walk", str(ref), direction.value, *numbers))
 
 
 def name_of_rule(ref: ObjectRef, direction: Direction, number: int) -> str:
@@ -319,17 +344,18 @@ def name_of_rule(ref: ObjectRef, direction: Direction, number: int) -> str:
     return f"{ref} {direction.value} {number}"
 
 
+def selecting(group: PodGroup) -> list[PolicyState]:
+    """The policies that select the attachments of a group, in the order of their tiers."""
+    found = (user for state in group.selected for user in state.users)
+    current = [user for user in found if isinstance(user, PolicyState) and user.is_current]
+    return sorted(current, key=lambda policy: (policy.draft.tier, policy.draft.order))
+
+
 def group_walks(walks: AllWalks, group: PodGroup) -> GroupWalks:
     """What the attachments of a group go through now."""
-    policies = [
-        user
-        for state in group.selected
-        for user in state.users
-        if isinstance(user, PolicyState) and user.is_current
-    ]
+    policies = selecting(group)
     if not policies:
         return NO_WALKS
-    policies.sort(key=lambda policy: (policy.draft.tier, policy.draft.order))
     used: list[WalkState] = []
     from_pod, why_from = _of_direction(walks, group, policies, Direction.FROM_POD, used)
     to_pod, why_to = _of_direction(walks, group, policies, Direction.TO_POD, used)
@@ -374,23 +400,3 @@ def _of_direction(
 
 
 _WORDS: Final = {Direction.FROM_POD: "from the pod", Direction.TO_POD: "to the pod"}
-
-
-def build_rules(policy: PolicyState, sets: PeerSets) -> Slices[None]:
-    """Find the sets of all rules of a policy."""
-    for direction in Direction:
-        rules = policy.draft.rules(direction)
-        if rules is None:
-            continue
-        states: list[RuleState] = []
-        for rule in rules:
-            yield
-            peers = None
-            if rule.peers:
-                peers = yield from sets.use(rule.peers, direction, None, policy.ref)
-                if peers in policy.peer_sets:
-                    sets.release(peers, policy.ref)
-                policy.peer_sets[peers] = None
-            number = rule_id(name_of_rule(policy.ref, direction, rule.number))
-            states.append(RuleState(rule, number, peers))
-        policy.rules[direction] = tuple(states)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from controller.policies.pod_groups import PodGroup
-from controller.policies.walks import PolicyState, RuleState, numbers_on
+from controller.policies.walks import PolicyState, RuleState
 from controller.policy_reports import words
 from flows.policy import Direction
 
@@ -24,7 +24,7 @@ def doubts(policy: PolicyState, groups: Iterable[PodGroup]) -> Iterator[str]:
                 continue
             having = [*subject.groups] if direction is Direction.TO_POD else peers
             for port in state.rule.ports.named if state.rule.ports else ():
-                if not any(group.attachments and numbers_on(group, port) for group in having):
+                if not any(group.attachments and group.numbers(port) for group in having):
                     whose = "selected pod" if direction is Direction.TO_POD else "peer"
                     yield f"{field}.ports: no {whose} has {words.of_named(port)}"
 

@@ -52,13 +52,8 @@ class PolicyCluster:
     def pod(self, path: str, address: str, labels: Mapping[str, str] = {}, **spec: Any) -> set[Key]:
         """A pod that runs: `path` is `NAMESPACE/NAME`; its third byte is the number of its node."""
         node = f"node{address.split('.')[2]}"
-        of, name = path.split("/")
         touched = self.put(pod(path, node, labels, **spec))
-        port = BridgePort(
-            names.port_name(of, name, f"uid-{name}", "eth0", f"sandbox-{address}"),
-            16 + int(address.split(".")[3]),
-            names.mac_of(IPv4Address(address)),
-        )
+        port = bridge_port(path, address)
         self.ports[path] = node, port
         return touched | self.inventory.set_port(node, port)
 
@@ -114,6 +109,16 @@ class PolicyCluster:
 
     def problems(self) -> dict[str, str]:
         return self.inventory.problems.texts()
+
+
+def bridge_port(path: str, address: str) -> BridgePort:
+    """The port of a pod on its node's bridge."""
+    of, name = path.split("/")
+    return BridgePort(
+        names.port_name(of, name, f"uid-{name}", "eth0", f"sandbox-{address}"),
+        16 + int(address.split(".")[3]),
+        names.mac_of(IPv4Address(address)),
+    )
 
 
 def namespace(name: str, labels: Mapping[str, str] = {}) -> Object:
