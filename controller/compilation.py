@@ -15,6 +15,7 @@ one would be a mixture.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ from flows.pipeline import PipelineError
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 
+TOUCHED_SLICE: Final = 100
+"""Changed keys that are given to nodes before the time is looked at."""
 SHARED_TICK: Final = 0.005
 """Seconds after one batch of shared changes in which further ones are gathered into the next."""
 
@@ -74,6 +77,8 @@ class Compilation:
         """Those that are compiled, but not published yet."""
         self._refused_policy: dict[str, dict[Key, None]] = {}
         """Keys of policy whose fragments could not be compiled, or not be added."""
+        self._touched: deque[Key] = deque()
+        """Changed keys that were not given to the nodes yet which they concern."""
         self._shared: dict[Key, None] = {}
         """Changed keys of what all nodes share."""
         self._uncompiled: dict[str, dict[Key, None]] = {}
@@ -114,21 +119,29 @@ class Compilation:
 
     def touch(self, keys: Iterable[Key]) -> None:
         """The objects of these keys changed."""
-        for key in keys:
-            self._judge.follow(key)
-            if key.scope == CLUSTER_SCOPE:
-                self._shared[key] = None
-                continue
-            of, nodes = self._desired.touch(key)
-            for node in nodes:
-                if node in self._compiled:
-                    self._touch(node, of)
+        self._touched.extend(keys)
+        self._share_out(WorkBudget())
         if self._has_work and self._timer is None:
             self._work()
         if self._shared and self._open and not self._publishing and self._tick is None:
             # At once after a quiet while; what follows closely waits.
             due = self._published_at + SHARED_TICK
             self._tick = asyncio.get_running_loop().call_at(due, self._begin)
+
+    def _share_out(self, budget: WorkBudget) -> None:
+        """Give the changed keys to the nodes that they concern."""
+        while self._touched and not budget.over:
+            for _ in range(min(len(self._touched), TOUCHED_SLICE)):
+                key = self._touched.popleft()
+                self._judge.follow(key)
+                if key.scope == CLUSTER_SCOPE:
+                    self._shared[key] = None
+                    continue
+                of, nodes = self._desired.touch(key)
+                for node in nodes:
+                    if node in self._compiled:
+                        self._touch(node, of)
+            budget.spend(1)
 
     def _touch(self, node: str, key: Key) -> None:
         keys = self._nodes.get(node, {})
@@ -148,7 +161,7 @@ class Compilation:
 
     @property
     def _has_work(self) -> bool:
-        if self._nodes or self._policy:
+        if self._touched or self._nodes or self._policy:
             return True
         # A view that is half-way between two states of the policies is not published.
         waits = self._policy_changes or self._joining
@@ -161,6 +174,7 @@ class Compilation:
     def _work(self) -> None:
         """Do the work of one turn, and schedule the next one."""
         self._timer = None
+        self._share_out(WorkBudget())
         # Policy first: if all of it is published, a new attachment has its isolation at once.
         self._compile_policy(WorkBudget())
         self._compile_nodes(WorkBudget())
@@ -249,7 +263,7 @@ class Compilation:
     @property
     def _is_behind(self) -> bool:
         """Whether the programs have an older policy than the view."""
-        is_old = self._policy or self._policy_changes or self.policy.is_behind
+        is_old = self._touched or self._policy or self._policy_changes or self.policy.is_behind
         return bool(is_old) or not self._inventory.is_settled
 
     def _compile_policy(self, budget: WorkBudget) -> None:

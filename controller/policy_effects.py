@@ -89,11 +89,15 @@ class DenyingSets:
 
     def follow(self, key: Key) -> None:
         """The walk of this key changed."""
-        self._uses -= Counter(self._by_walk.pop(key.name, ()))
+        # The cost must not depend on how many sets there are.
+        for peers in self._by_walk.pop(key.name, ()):
+            self._uses[peers] -= 1
+            if not self._uses[peers]:
+                del self._uses[peers]
         walk = self._view.walks.get(key.name)
         steps = walk.steps if walk is not None else ()
-        if used := frozenset(s.peers for s in steps if s.action is not PolicyAction.ACCEPT):
-            self._by_walk[key.name] = used
+        if used := {step.peers for step in steps if step.action is not PolicyAction.ACCEPT}:
+            self._by_walk[key.name] = frozenset(used)
             self._uses.update(used)
 
     def __contains__(self, peer_set: int) -> bool:
@@ -152,14 +156,14 @@ class Judge:
         The isolation of an attachment that changes itself has no effect: it had no connections.
         """
         found = Effects()
+        if key.kind == ISOLATION.name:
+            if change_of(Key(node, ATTACHMENT.name, key.name)) is not None:
+                return found
+            of_shared = None
+        elif (of_shared := self._of_shared(key, change, change_of)) is None:
+            return found
         for direction in _directions(change):
-            if key.kind == ISOLATION.name:
-                is_new = change_of(Key(node, ATTACHMENT.name, key.name)) is not None
-                effect = None if is_new else _of_isolation(change, direction)
-            else:
-                effect = self._of_shared(key, change, change_of)
-            if effect is not None:
-                found.add(node, direction, effect)
+            found.add(node, direction, of_shared or _of_isolation(change, direction))
         return found
 
     def _of_shared(

@@ -49,6 +49,9 @@ FEATURES: Final[tuple[Iterable[Writer], ...]] = (
 )
 
 
+_NO_DIRECTIONS: Final = frozenset[Direction]()
+
+
 @dataclass(frozen=True)
 class Fragment:
     """The flows, meters and groups of one object in one scope, and their owners."""
@@ -106,22 +109,22 @@ class Compiler:
         groups: list[Group] = []
         for write in self._writers[kind]:
             for entry in write(view.cluster, found):
-                match entry:
-                    case Flow():
-                        flows.append(entry)
-                    case Group():
-                        groups.append(entry)
-                    case Meter():
-                        meters.append(entry)
+                if isinstance(entry, Flow):
+                    flows.append(entry)
+                elif isinstance(entry, Group):
+                    groups.append(entry)
+                else:
+                    meters.append(entry)
         owners = tuple(kind.owners(view, found))
         try:
             flows += map(state.companion, groups)
             for flow in flows:
-                flow.share(kind.scope == "some")
+                if kind.scope == "some":
+                    flow.share(is_shared=True)
                 flow.cookie  # noqa: B018 - computed here, so that an error names the owner
         except FormError as error:
             raise PipelineError(f"{owners[0]}: {error}") from None
-        directions = frozenset[Direction]() if kind.directions is None else kind.directions(found)
+        directions = _NO_DIRECTIONS if kind.directions is None else kind.directions(found)
         return Fragment(owners, tuple(flows), tuple(meters), tuple(groups), directions, found)
 
     def _kind(self, key: Key) -> Kind[Any]:

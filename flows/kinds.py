@@ -147,12 +147,16 @@ def _walk_owners(_: ClusterView, walk: PolicyWalk) -> Iterable[ObjectRef]:
     yield from {set_ref("PortSet", step.ports): None for step in walk.steps if step.ports}
 
 
+_ALL_DIRECTIONS: Final = frozenset(Direction)
+_ONE_DIRECTION: Final = {each: frozenset({each}) for each in Direction}
+
+
 def _direction(of: PolicyWalk | PeerSet | PeerMember) -> frozenset[Direction]:
-    return frozenset({of.direction})
+    return _ONE_DIRECTION[of.direction]
 
 
 def _both_directions(_: object) -> frozenset[Direction]:
-    return frozenset(Direction)
+    return _ALL_DIRECTIONS
 
 
 EVERY_NODE: Final = Kind[Cluster](

@@ -28,6 +28,9 @@ class Direction(Enum):
     FROM_POD = "from-pod"
     TO_POD = "to-pod"
 
+    # There is one object of each. `Enum` would hash its name, each time.
+    __hash__ = object.__hash__
+
 
 class PolicyAction(IntEnum):
     """What a step does with the packets that it matches: values of the register field `Verdict`.

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flows.kinds import MOST_OWNERS, PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.refs import ObjectRef
@@ -103,6 +103,13 @@ class NeededBy(Mapping[Key, AbstractSet[str]]):
             if found is not None and found.nodes:
                 return found.nodes.keys()
         raise KeyError(key)
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """As `Mapping.get`, but many times a change: without an exception."""
+        found = self._by_kind.get(key.kind, {}).get(key.name[:16])
+        if found is None or not found.nodes or key.scope != SOME_SCOPE:
+            return default
+        return found.nodes.keys()
 
     def __iter__(self) -> Iterator[Key]:
         for found in {each for by_id in self._by_kind.values() for each in by_id.values()}:
