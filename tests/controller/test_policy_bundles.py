@@ -125,6 +125,10 @@ class Story:
                 await asyncio.sleep(0)
         self.states = self.states[-1:]
         self.check()
+        for node, session in self.world.sessions.items():
+            if session.in_sync:
+                held = {flow.cookie for flow in self.switches[node].flows.values()}
+                assert held == self.world.desired.of(node).keys()
 
     def judged(self, node: str) -> tuple[Pairs, Pairs]:
         return judgements(self.switches[node].flows.values(), self.world.pods, node)
