@@ -190,17 +190,11 @@ def _warnings(
 ) -> Iterator[Caution]:
     """What is questionable in the changed policies, and what has become so in others."""
     policies = inventory.policies
-    groups = {
-        group: None
-        for node, some in inventory.view.attachments.items()
-        for port in some
-        if (group := policies.group(node, port)) is not None
-    }
     for change in changes:
         if change.change == "unchanged":
             yield Caution(str(change.object), "this changes nothing")
         if (policy := policies.policies.get(change.object.ref)) is not None:
-            for doubt in doubts(policy, groups):
+            for doubt in doubts(policy):
                 yield Caution(str(change.object), doubt)
     changed = {change.object.ref for change in changes}
     for subject in sorted(new.problems):

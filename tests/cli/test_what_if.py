@@ -184,8 +184,8 @@ def test_exit_code_for_ci(cluster: Path, change: str, fail_on: list[str], code: 
 def test_named_port_that_no_pod_has_is_a_warning(cluster: Path) -> None:
     done = sluice(cluster, ALLOW_IDLE.replace("port: 5000, endPort: 5010", "port: grpc"))
     assert (
-        "\nwarning: NetworkPolicy shop/idle: spec.ingress[0].ports: no selected pod has port"
-        " grpc/TCP\n" in done.stdout
+        '\nwarning: NetworkPolicy shop/idle: spec.ingress[0]: no selected pod has a port "grpc"\n'
+        in done.stdout
     )
     # From the pod, it is a port of the peers.
     change = """
@@ -201,8 +201,8 @@ spec:
   - to: [{ipBlock: {cidr: 192.0.2.0/24}}]
 """
     assert [warning.text for warning in answer(cluster, change).warnings] == [
-        "spec.egress[0].ports: no peer has port grpc/TCP",
         "spec.egress[1]: no pod that there is now is a peer",
+        'spec.egress[0]: none of its peers has a port "grpc"',
     ]
     nobody = change.replace("{app: front}", "{app: nobody}")
     assert [warning.text for warning in answer(cluster, nobody).warnings] == [

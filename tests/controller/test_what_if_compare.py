@@ -243,6 +243,7 @@ def test_comparison_equals_that_of_each_pair(seed: int) -> None:
             known |= at
     for source, target in product(range(len(ends)), repeat=2):
         if undecided(ends, source, target):
+            assert not any(row[source] >> target & 1 for row in rows.values())
             continue
         old, new = (
             {at for at in SAMPLES if reaches(view, ends, source, target, at)}
