@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cli.controller import RequestError, ask
-from cli.question import cluster_options, print_json, read_cluster
+from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
@@ -69,6 +69,7 @@ def policy(
     Exit code 1 where the connection is denied, for scripts:
       sluice policy shop/front shop/web-0 80 --json | jq -e .accepted
     """  # noqa: D301  click's mark for lines that are to stay as they are
+    say_nothing_by_itself()
     if len(ends) == 1:
         if protocol is not None:
             raise click.UsageError("--protocol goes with FROM TO PORT")

@@ -1,5 +1,6 @@
 """Where questions about policies are answered: by a controller, or here, from manifests."""
 
+import logging
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import click
 import msgspec
+import structlog
 
 from cli.controller import RequestError, controller_options
 from controller.offline.from_manifests import Offline, from_manifests
@@ -36,6 +38,11 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Ask no controller: read the cluster from the manifests in this directory or file, for"
         " example the output of `kubectl get -A -o json`.",
     )(command)
+
+
+def say_nothing_by_itself() -> None:
+    """Keep the controller's code from logging: the answer is all that a command says."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def read_cluster(path: Path, pod_range: IPv4Network | None) -> tuple[Offline, Manifests]:

@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from cli.controller import RequestError, ask_lines
-from cli.question import cluster_options, print_json, read_cluster
+from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.offline.cluster_copy import CopyError, load
 from controller.offline.from_manifests import Offline
 from controller.offline.manifests import ManifestError, Manifests
@@ -89,6 +89,7 @@ def what_if_command(
     """  # noqa: D301  click's mark for lines that are to stay as they are
     # One answer, and the process ends: nothing needs to be collected before.
     gc.disable()
+    say_nothing_by_itself()
     change = _read_change(files)
     existing = _read_connections(connections) if connections else None
     offline = _cluster(cluster, pod_range, name, socket, change)
