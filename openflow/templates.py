@@ -137,6 +137,8 @@ class FlowEncoder:
     def __init__(self) -> None:
         self._flows = _ByShape(split, codec.flow_add, _template)
         self._actions = _ByShape(_split_action, _action_alone, _action_template)
+        # Pods with the same policies share their actions, and come one after the other.
+        self._latest: tuple[tuple[Action, ...], int | None, bytes] = (), None, b""
 
     def add(self, flow: Flow, xid: int = 0) -> bytes:
         """The message that adds this flow. Raises `codec.CodecError`.
@@ -171,7 +173,11 @@ class FlowEncoder:
         bare = replace(flow, actions=())
         bare.keep("cookie_", cookie)
         head = self._flows.encoded(bare, xid)
-        actions = b"".join([self._actions.encoded((a, protocol), 0)[_ACTIONS_AT:] for a in first])
+        kept, of, actions = self._latest
+        if kept is not flow.actions or of != protocol:
+            encoded = [self._actions.encoded((each, protocol), 0) for each in first]
+            actions = b"".join([each[_ACTIONS_AT:] for each in encoded])
+            self._latest = flow.actions, protocol, actions
         length = len(head) + _INSTRUCTION.size + len(actions) + len(tail)
         try:
             instruction = _INSTRUCTION.pack(_APPLY, _INSTRUCTION.size + len(actions))
