@@ -9,6 +9,7 @@ from tests.mutants.fault import Fault
 
 _FLOWS = "flows/features/policy.py"
 _JUDGEMENT = "flows/features/judgement.py"
+_NETWORK_POLICIES = "controller/policies/network_policies.py"
 _TESTS = ("tests/policy/test_clusters_first.py",)
 
 POLICY: Final = (
@@ -94,6 +95,34 @@ POLICY: Final = (
         _JUDGEMENT,
         '        "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
         '        "PolicyToPod", Priority.MISS + 1, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],\n',
+        _TESTS,
+    ),
+    Fault(
+        "an `except` drops, also what another block allows",
+        "controller/policies/blocks.py",
+        "        is_member = effective > 0\n",
+        "        is_member = effective > 0 and not any(outside.values())\n",
+        _TESTS,
+    ),
+    Fault(
+        "a peer without a namespaceSelector is of any Namespace",
+        _NETWORK_POLICIES,
+        "        namespaces, namespaces_valid = own, True\n",
+        "        namespaces, namespaces_valid = (), True\n",
+        _TESTS,
+    ),
+    Fault(
+        "a policy selects pods of all Namespaces",
+        _NETWORK_POLICIES,
+        "        Selection(own, pods),\n",
+        "        Selection((), pods),\n",
+        _TESTS,
+    ),
+    Fault(
+        "a policy without policyTypes also isolates what pods send",
+        _NETWORK_POLICIES,
+        "types = set(spec.policy_types or (TYPES if spec.egress else TYPES[:1]))",
+        "types = set(spec.policy_types or TYPES)",
         _TESTS,
     ),
 )
