@@ -284,6 +284,14 @@ class _Generator:
         made: Part = {}
         if random.random() < 0.85:
             made[peers] = [self.peer() for _ in range(random.choice((0, 1, 1, 1, 2, 3)))]
+            excepted = [
+                x for peer in made[peers] for x in peer.get("ipBlock", {}).get("except", ())
+            ]
+            if excepted and random.random() < 0.4:
+                # Another block of the same rule has what the first one excepts.
+                other = IPv4Network(random.choice(excepted))
+                wider = other.supernet() if random.random() < 0.3 and other.prefixlen else other
+                made[peers].append({"ipBlock": {"cidr": str(wider)}})
         elif random.random() < 0.1:
             made[peers] = None
         if random.random() < 0.6:
