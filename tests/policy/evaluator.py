@@ -129,15 +129,15 @@ class Evaluator:
         if not subject.pod or subject == peer:
             return True  # a pod reaches itself
         rules = self._rules_about(direction, subject, peer)
-        verdict = self._first(rules.admin, packet)
+        verdict = self._first(rules.admin, packet, direction)
         if verdict in {ACCEPT, DENY}:
             return verdict == ACCEPT
         if rules.is_isolated:
             return any(
-                not ports or any(self._is_port(each, packet) for each in ports)
+                not ports or any(self._is_port(each, packet, direction) for each in ports)
                 for ports in rules.policies
             )
-        return self._first(rules.baseline, packet) != DENY
+        return self._first(rules.baseline, packet, direction) != DENY
 
     def _rules_about(self, direction: str, subject: End, peer: End) -> "Rules":
         """All rules that match the two ends of a packet."""
@@ -233,7 +233,7 @@ class Evaluator:
             for address in addresses
         )
 
-    def _is_port(self, given: Object, packet: Packet) -> bool:
+    def _is_port(self, given: Object, packet: Packet, direction: str) -> bool:
         if packet.protocol != given.get("protocol", "TCP"):
             return False
         port = given.get("port")
@@ -242,18 +242,19 @@ class Evaluator:
         if packet.port is None:
             return False
         if isinstance(port, str):
-            return packet.port == self._named(packet.destination, port, packet.protocol)
+            return packet.port == self._named(packet, port, direction)
         return bool(port <= packet.port <= given.get("endPort", port))
 
-    def _named(self, destination: End, name: str | None, protocol: str) -> int | None:
-        """The number of a named port of the destination, which has to be a pod."""
-        pod = self.cluster.pods.get(destination.pod)
-        for port in container_ports(pod) if pod is not None else ():
-            if (
-                name is not None
-                and port.get("name") == name
-                and port.get("protocol", "TCP") == protocol
-            ):
+    def _named(self, packet: Packet, name: str | None, direction: str) -> int | None:
+        """The number of a named port of the destination, which has to be a pod.
+
+        For policy from a pod, a mirror pod has none: whoever makes it may name any port so.
+        """
+        pod = self.cluster.pods.get(packet.destination.pod)
+        if pod is None or name is None or (direction == "egress" and _is_mirror(pod)):
+            return None
+        for port in container_ports(pod):
+            if port.get("name") == name and port.get("protocol", "TCP") == packet.protocol:
                 return int(port["containerPort"])
         return None
 
@@ -276,23 +277,31 @@ class Evaluator:
                     found.append((rule["action"], rule.get("protocols")))
         return found
 
-    def _first(self, rules: Iterable[tuple[str, Any]], packet: Packet) -> str | None:
+    def _first(
+        self, rules: Iterable[tuple[str, Any]], packet: Packet, direction: str
+    ) -> str | None:
         """The action of the first of these rules that matches; None: none does.
 
         Whether a fragment matches a port is unknown. Then only an Accept goes on to the next rule.
         """
         for action, protocols in rules:
-            if not protocols or any(self._is_protocol(each, packet) for each in protocols):
+            if not protocols or any(
+                self._is_protocol(each, packet, direction) for each in protocols
+            ):
                 return action
-            if packet.port is None and action != ACCEPT and self._may_match(protocols, packet):
+            if (
+                packet.port is None
+                and action != ACCEPT
+                and self._may_match(protocols, packet, direction)
+            ):
                 return DENY
         return None
 
-    def _may_match(self, protocols: Iterable[Object], packet: Packet) -> bool:
+    def _may_match(self, protocols: Iterable[Object], packet: Packet, direction: str) -> bool:
         """Whether there is a port with which a fragment would match."""
         return packet.protocol in PROTOCOLS and any(
             packet.protocol.lower() in each
-            or self._named(packet.destination, each.get("destinationNamedPort"), packet.protocol)
+            or self._named(packet, each.get("destinationNamedPort"), direction)
             for each in protocols
         )
 
@@ -304,11 +313,9 @@ class Evaluator:
             return self._is_pod(both["namespaceSelector"], both["podSelector"], end)
         return self._in_networks(given["networks"], (), end)
 
-    def _is_protocol(self, given: Object, packet: Packet) -> bool:
+    def _is_protocol(self, given: Object, packet: Packet, direction: str) -> bool:
         if name := given.get("destinationNamedPort"):
-            return packet.port is not None and packet.port == self._named(
-                packet.destination, name, packet.protocol
-            )
+            return packet.port is not None and packet.port == self._named(packet, name, direction)
         ((protocol, content),) = given.items()
         if packet.protocol != protocol.upper() or packet.port is None:
             return False

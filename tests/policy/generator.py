@@ -458,6 +458,10 @@ _NEEDED = {
 }  # fmt: skip
 
 
+_WHOLE = {"annotations", "ownerReferences"}
+"""What makes a pod a mirror pod."""
+
+
 def _less(given: Any) -> Iterator[Any]:  # noqa: C901 - two kinds of containers, each in two ways
     """The same with one part left out, somewhere inside."""
     if isinstance(given, dict):
@@ -465,7 +469,7 @@ def _less(given: Any) -> Iterator[Any]:  # noqa: C901 - two kinds of containers,
             if key not in _NEEDED and not (key == "port" and "endPort" in given):
                 yield {other: value for other, value in given.items() if other != key}
         for key, value in given.items():
-            for less in _less(value):
+            for less in _less(value) if key not in _WHOLE else ():
                 yield {**given, key: less}
     elif isinstance(given, list):
         for index in range(len(given)):
