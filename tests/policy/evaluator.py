@@ -148,10 +148,10 @@ class Evaluator:
                 self._cluster_rules(admin, direction, peer),
                 bool(policies),
                 [
-                    rule.get("ports")
+                    ports
                     for policy in policies
                     for rule in policy["spec"].get(direction) or ()
-                    if self._rule_matches(policy, rule, direction, peer)
+                    if (ports := self._ports_for(policy, rule, direction, peer)) is not None
                 ],
                 self._cluster_rules(baseline, direction, peer),
             )
@@ -188,10 +188,22 @@ class Evaluator:
 
     # --- NetworkPolicy ---
 
-    def _rule_matches(self, policy: Object, rule: Object, direction: str, peer: End) -> bool:
-        """Whether `from` (or `to`) matches. A rule without it matches everybody."""
+    def _ports_for(
+        self, policy: Object, rule: Object, direction: str, peer: End
+    ) -> list[Object] | None:
+        """The ports of a rule for this peer; empty: all of them; None: it is no peer of the rule.
+
+        A rule without peers is for everybody. A block has no named ports, as the API says of
+        `networks`: for policy from a pod, a name is a port of pods that a selector selects.
+        """
         peers = rule.get("from" if direction == "ingress" else "to")
-        return not peers or any(self._is_peer(policy, each, peer) for each in peers)
+        ports = rule.get("ports") or []
+        matching = [each for each in peers or () if self._is_peer(policy, each, peer)]
+        if peers and not matching:
+            return None
+        if direction == "egress" and ports and peers and all("ipBlock" in p for p in matching):
+            return [each for each in ports if not isinstance(each.get("port"), str)] or None
+        return ports
 
     def _is_peer(self, policy: Object, given: Object, end: End) -> bool:
         if block := given.get("ipBlock"):

@@ -103,6 +103,31 @@ def test_named_port_of_egress_to_everybody_is_that_of_each_pod(judge: Judge) -> 
     )
 
 
+def test_block_has_no_named_ports(judge: Judge) -> None:
+    """As the API says of the `networks` of a ClusterNetworkPolicy."""
+    judge.decides(
+        cluster(
+            client(),
+            pod("a/one", "node2", {"app": "server"}, [named("http", 80)]),
+            pod("b/two", "node1", {}, [named("http", 80)]),
+            allow(
+                policyTypes=["Egress"],
+                egress=[
+                    {
+                        "to": [block("10.244.0.0/16"), {"podSelector": labels(app="server")}],
+                        "ports": [{"port": "http"}, {"port": 81}],
+                    }
+                ],
+            ),
+        ),
+        {
+            "a/client > a/one TCP 80": True,
+            "a/client > b/two TCP 80": False,
+            "a/client > b/two TCP 81": True,
+        },
+    )
+
+
 def test_protocol_alone_is_all_its_ports_and_the_default_is_tcp(judge: Judge) -> None:
     judge.decides(
         cluster(
