@@ -1,6 +1,5 @@
 """Switches for clusters of policy, and a judge who asks both the evaluator and the switches."""
 
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -19,8 +18,6 @@ from tests.policy.switches import Switches, switches_for
 @pytest.fixture(scope="session")
 def switches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Switches]:
     """The switches of the nodes that run pods."""
-    if importlib.util.find_spec("controller.policies.cluster_policies") is None:
-        pytest.skip("the controller does not read ClusterNetworkPolicies yet")
     # A problem is reported by a line of the log, for each of thousands of clusters.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with switches_for(tmp_path_factory.mktemp("ovs"), NODES[:2]) as made:
