@@ -10,7 +10,9 @@ from itertools import pairwise
 import pytest
 
 from controller.policy_effects import Effects
-from controller.policy_publication import _Transaction
+from controller.policy_order import BOTH
+from controller.policy_publication import CONTROL, _control_key, _Transaction
+from flows.compile import Fragment
 from tests.policy.controlled import Controlled
 from tests.policy.evaluator import Cluster
 from tests.policy.generator import as_yaml, generate
@@ -18,7 +20,7 @@ from tests.policy.proof import NEW, Proof
 from tests.policy.simulator import numbers
 from tests.policy.switches import Contents, Switches
 
-CHANGES = 20
+CHANGES = 8
 """Changes of one test."""
 
 
@@ -58,21 +60,22 @@ class Change:
         )
         for node in nodes:
             changes = controlled.changes.get(node, {})
-            of_node, effective = controlled.judge.effects(node, changes)
-            effects.update(of_node)
-            transaction.effective[node] = {key: changes[key] for key in effective}
+            effective = transaction.effective[node] = {}
+            for key, change in changes.items():
+                found = controlled.judge.effects(node, key, change, changes.get)
+                effects.update(found)
+                if found:
+                    effective[key] = change
         self.has_two_phases = not effects.may_follow(Effects())
         """Whether the controller publishes it in two phases."""
-        self.between = {
-            node: controlled.contents_with(
-                node,
-                {
-                    **{key: change.old for key, change in controlled.changes.get(node, {}).items()},
-                    **transaction.first_phase(node),
-                },
-            )
-            for node in nodes
-        }
+        self.between = {}
+        for node in nodes:
+            changes = controlled.changes.get(node, {})
+            fragments = {key: change.old for key, change in changes.items()}
+            if transaction.effective[node]:
+                fragments |= transaction.first_phase(node, changes)
+                fragments[_control_key(node)] = Fragment((CONTROL,), BOTH)
+            self.between[node] = controlled.contents_with(node, fragments)
 
     def mixtures(self) -> list[dict[str, Contents]]:
         """All combinations of states that two switches may have at one time."""
