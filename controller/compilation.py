@@ -284,7 +284,8 @@ class Compilation:
                 self._refuse_policy(node, key, text)
             if refused and node not in self._refused_policy:
                 self._inventory.problems.clear_reporter(reporter)
-        if self._policy_changes and not self._policy and self._inventory.is_settled:
+        is_all = not self._touched and not self._policy and self._inventory.is_settled
+        if self._policy_changes and is_all:
             changes_of_all, self._policy_changes = self._policy_changes, {}
             self.policy.offer(changes_of_all)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from controller import policy_publication
+from controller import compilation, policy_publication, work_budget
 from controller.inventory import Inventory
 from controller.policy_effects import Effects
 from flows import names
@@ -91,6 +91,10 @@ class Story:
         for node in nodes or self.world.sessions:
             self.world.sessions[node].acknowledge()
 
+    @property
+    def is_idle(self) -> bool:
+        return self.world.compilation.is_idle and not self.policy._flight
+
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(30):
             while not condition():
@@ -99,7 +103,7 @@ class Story:
     async def settle(self) -> None:
         """Every switch acknowledges everything."""
         async with asyncio.timeout(30):
-            while self.policy.is_behind or self.policy._flight:
+            while not self.is_idle:
                 self.acknowledge()
                 await asyncio.sleep(0)
 
@@ -418,7 +422,7 @@ def mixtures(seed: int, steps: int) -> list[str]:
                 story.acknowledge(random.choice(sorted(story.world.sessions)))
             for _ in range(random.randint(0, 3)):
                 await asyncio.sleep(0)
-            if not story.policy.is_behind and not story.policy._flight:
+            if story.is_idle:
                 states = states[-1:]
             for source in story.world.pods:
                 for destination in story.world.pods.keys() - {source}:
@@ -541,3 +545,13 @@ def test_attachment_whose_isolation_cannot_be_compiled_is_not_connected(
         assert {key, isolation} <= story.world.desired.program(node).fragments.keys()
 
     run(story)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_change_that_is_taken_in_slice_by_slice_is_published_as_a_whole(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "TOUCHED_SLICE", 1)
+    monkeypatch.setattr(policy_publication, "SLICE", 1)
+    monkeypatch.setattr(work_budget, "MAX_COST", 1)
+    assert not mixtures(seed, 150)
