@@ -50,8 +50,8 @@ conformance: cluster ## run the network tests of Kubernetes and of ClusterNetwor
 	@exec $(PYTHON) -m lab.conformance --name $(CLUSTER) $(if $(FOCUS),--focus '$(FOCUS)') \
 	    $(if $(PROCS),--procs $(PROCS)) $(if $(filter-out 0,$(SKIPPED)),--skipped)
 
-cyclonus: cluster ## run Cyclonus against that cluster: 216 cases of NetworkPolicy (builds it once, 2 min). INCLUDE=TAG: only these
-	@exec $(PYTHON) -m lab.cyclonus_suite --name $(CLUSTER) $(if $(INCLUDE),--include $(INCLUDE))
+cyclonus: cluster ## run Cyclonus against that cluster: 216 cases of NetworkPolicy (builds it once, 2 min). INCLUDE=TAG: only these. FIRST=N
+	@exec $(PYTHON) -m lab.cyclonus_suite --name $(CLUSTER) $(if $(INCLUDE),--include $(INCLUDE)) $(if $(FIRST),--first $(FIRST))
 
 image: setup ## build the container images of controller and agent: build/sluice-images.tar (1 min, then seconds)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)

@@ -34,21 +34,25 @@ _LIMIT_HOURS = 6
 @click.command()
 @click.option("--name", default="cluster", show_default=True, help="The lab, which must be up.")
 @click.option("--include", multiple=True, metavar="TAG", help="Only cases with one of these tags.")
+@click.option(
+    "--first", default=1, show_default=True, type=click.IntRange(min=1), help="The first case."
+)
 @click.option("--list", "listing", is_flag=True, help="Print the cases' names, and run none.")
-def main(name: str, include: Sequence[str], listing: bool) -> None:
+def main(name: str, include: Sequence[str], first: int, listing: bool) -> None:
     """Run the test cases of Cyclonus against a lab of kubelets."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
         with one_interrupt():
             program = built("cyclonus")
-            cases = known_cases(program, include)
+            selection = [f"-include={','.join(include)}", f"-first={first}"]
+            cases = known_cases(program, selection)
             if listing:
                 console.print("\n".join(cases))
                 return
             lab = Lab(name)
             need_kubelets(lab)
             began = time.monotonic()
-            results = run(lab, program, include, REPORTS, printer(console, len(cases)))
+            results = run(lab, program, selection, REPORTS, printer(console, len(cases)))
     except LabError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
@@ -76,9 +80,9 @@ def printer(console: Console, total: int) -> Ended:
     return ended
 
 
-def known_cases(program: Path, include: Sequence[str] = ()) -> list[str]:
-    """Return the names of the cases, in order. Raises `LabError`."""
-    listed = complete([str(program), *OPTIONS, _included(include), "-list"])
+def known_cases(program: Path, selection: Sequence[str] = ()) -> list[str]:
+    """Return the names of the cases, in order; `selection` are options. Raises `LabError`."""
+    listed = complete([str(program), *OPTIONS, *selection, "-list"])
     cases = listed.stdout.splitlines()
     if not cases:
         raise LabError(f"{program} has no such cases: {listed.stderr.strip()}")
@@ -86,7 +90,7 @@ def known_cases(program: Path, include: Sequence[str] = ()) -> list[str]:
 
 
 def run(
-    lab: Lab, program: Path, include: Sequence[str], reports: Path, ended: Ended
+    lab: Lab, program: Path, selection: Sequence[str], reports: Path, ended: Ended
 ) -> list[Result]:
     """Run the cases one after the other; return their results in this order.
 
@@ -97,17 +101,13 @@ def run(
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
     log, junit = reports / "cyclonus.log", reports / "junit.xml"
-    cases = known_cases(program, include)
-    command = [str(program), *OPTIONS, _included(include), f"-junit={junit}"]
+    cases = known_cases(program, selection)
+    command = [str(program), *OPTIONS, *selection, f"-junit={junit}"]
     with running(lab, command, log, _LIMIT_HOURS * 3600) as lines:
         results = _results(lines, ended)
     if len(results) < len(cases):
         raise LabError(f"stopped after {len(results)} of {len(cases)} cases; {end_of(log)}")
     return results
-
-
-def _included(tags: Sequence[str]) -> str:
-    return f"-include={','.join(tags)}"
 
 
 def _results(lines: Iterable[str], ended: Ended) -> list[Result]:

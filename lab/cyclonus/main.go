@@ -36,6 +36,7 @@ var (
 	list    = flag.Bool("list", false, "print the names of the cases, and run none")
 	include = flag.String("include", "", "only cases with one of these tags, separated by commas")
 	exclude = flag.String("exclude", "", "no cases with one of these tags")
+	first   = flag.Int("first", 1, "the number of the first case; those before it do not run")
 	wait    = flag.Int("wait", 5, "seconds from a change until it must be in force")
 	timeout = flag.Int("timeout", 2, "seconds after which a connection counts as denied")
 	junit   = flag.String("junit", "", "write a JUnit report to this file")
@@ -90,8 +91,9 @@ func main() {
 }
 
 func casesFor(address string) []*generator.TestCase {
-	return generator.NewTestCaseGenerator(
+	cases := generator.NewTestCaseGenerator(
 		true, address, namespaces, split(*include), split(*exclude)).GenerateTestCases()
+	return cases[min(max(*first, 1)-1, len(cases)):]
 }
 
 func split(tags string) []string {
