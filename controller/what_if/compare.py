@@ -77,6 +77,7 @@ class _Comparing:
             for each in side.classes
             if each.concerned
         ]
+        self._usually_accept = self._accept_at(frozenset(), frozenset())
         self._lost, self._gained, self._kept = Rows(self._ends), Rows(self._ends), Rows(self._ends)
         self._found: dict[tuple[Class, int, bool, int, int], _Found] = {}
 
@@ -165,14 +166,19 @@ class _Comparing:
             found = of.decided[key] = Decided((old, new), accepted(old), accepted(new))
         return found
 
+    def _accept_at(self, before: Signature, after: Signature) -> bool:
+        """Whether any class that the change concerns accepts anybody at these ports."""
+        for side, each in self._concerned:
+            decided = self._decided(each, side.direction, (before, after))
+            if decided.before | decided.after:
+                return True
+        return False
+
     # --- rectangles ---
 
     def _at(self, place: int, before: Signature, after: Signature) -> None:
         """Compare at all ports with these signatures."""
-        if not any(
-            (decided := self._decided(each, side.direction, (before, after))).before | decided.after
-            for side, each in self._concerned
-        ):
+        if not (self._usually_accept or self._accept_at(before, after)):
             return
         self._from_pod.look(before, after)
         self._to_pod.look(before, after)

@@ -6,6 +6,7 @@ from controller.policies.needs import KINDS
 from controller.what_if.moment import NO_COOKIES, Moment
 from controller.what_if.report import Cost, LongestWalk
 from flows.compile import Compiler
+from flows.kinds import ISOLATION
 from flows.view import SOME_SCOPE, Key
 
 
@@ -14,17 +15,10 @@ def cost(before: Moment, after: Moment, touched: Iterable[Key]) -> Cost:
     compiler = Compiler()
     nodes: set[str] = set()
     added = removed = 0
-    keys = {
-        each if each.kind == "isolation" else Key(SOME_SCOPE, each.kind, each.name)
-        for each in touched
-        if each.kind == "isolation" or each.kind in KINDS
-    }
+    keys = {Key(SOME_SCOPE, each.kind, each.name) for each in touched if each.kind in KINDS}
     for key in keys:
         flows = before.cookies(compiler, key), after.cookies(compiler, key)
-        if key.scope == SOME_SCOPE:
-            needing = before.nodes(key), after.nodes(key)
-        else:
-            needing = frozenset({key.scope}), frozenset({key.scope})
+        needing = before.nodes(key), after.nodes(key)
         for node in needing[0] | needing[1]:
             had, has = (
                 some if node in these else NO_COOKIES
@@ -34,5 +28,16 @@ def cost(before: Moment, after: Moment, touched: Iterable[Key]) -> Cost:
                 nodes.add(node)
                 added += len(has - had)
                 removed += len(had - has)
+    # Pods with the same policies have flows that differ in their ofport alone.
+    alike: dict[tuple[int, ...], list[Key]] = {}
+    for key in {each for each in touched if each.kind == ISOLATION.name}:
+        walks = (*before.walks_of(key), *after.walks_of(key))
+        alike.setdefault(tuple(map(id, walks)), []).append(key)
+    for same in alike.values():
+        had, has = before.cookies(compiler, same[0]), after.cookies(compiler, same[0])
+        if had != has:
+            nodes.update(key.scope for key in same)
+            added += len(has - had) * len(same)
+            removed += len(had - has) * len(same)
     longest = LongestWalk(before.longest_walk(), after.longest_walk())
     return Cost(len(nodes), added, removed, longest)

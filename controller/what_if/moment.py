@@ -77,6 +77,11 @@ class Moment:
             if step.peers is not None
         }
 
+    def walks_of(self, key: Key) -> tuple[Walks | None, Walks | None]:
+        """The walks of the attachment of this key, from the pod and to the pod."""
+        found = self.view.isolations.get(key.scope, {}).get(key.name)
+        return (None, None) if found is None else (found.from_pod, found.to_pod)
+
     def longest_walk(self) -> int:
         """The most rules that a packet of one pod goes through in one direction."""
         lengths = {int(name, 16): len(walk.steps) for name, walk in self.view.walks.items()}

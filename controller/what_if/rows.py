@@ -7,6 +7,20 @@ from controller.what_if.ends import Ends
 from flows.refs import ObjectRef
 
 
+def pairs_of(ends: Ends, sources: int, destinations: int) -> int:
+    """How many pairs of ends that exist a rectangle has.
+
+    Without those that policies never decide about: a pod and itself, a node and its own pods.
+    """
+    sources &= ends.existing
+    destinations &= ends.existing
+    found = sources.bit_count() * destinations.bit_count()
+    found -= (sources & destinations).bit_count()
+    for node in numbers_of(sources & ends.all_node_clients):
+        found -= (ends.node_clients[node] & destinations).bit_count()
+    return found
+
+
 class Rows:
     """Pairs of ends: for each source the set of its destinations."""
 

@@ -36,7 +36,7 @@ from controller.what_if.report import (
     Totals,
     WhatIf,
 )
-from controller.what_if.rows import Rows
+from controller.what_if.rows import Rows, pairs_of
 from controller.what_if.state import Decider, Evaluator, Reason, State
 from flows.family import IPNetwork
 from flows.kinds import PEER_MEMBER, PEER_SET
@@ -229,13 +229,11 @@ class _Rows:
         for decided, pods in self._by_isolation(change, own).items():
             sources = change.sources if is_target else pods
             destinations = pods if is_target else change.destinations
-            rows = Rows(self._ends)
-            rows.add(sources, destinations)
             yield ChangeRow(
                 self._share(sources),
                 self._share(destinations),
                 tuple(in_words(change.pieces, self._found.pieces)),
-                rows.pairs,
+                pairs_of(self._ends, sources, destinations),
                 *decided,
             )
 
