@@ -133,8 +133,8 @@ SWITCHES: Final = (
     Fault(
         "the seal comes before the deletion of meters",
         "openflow/batch.py",
-        "        if not gone:\n",
-        "        if True:\n",
+        "        if bundles and not gone and len(ending) <= room:\n",
+        "        if bundles and len(ending) <= room:\n",
         _AUDIT_TESTS,
     ),
     Fault(
