@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Final
 
 from flows.family import FIELD_OF_IPV4
 from flows.fields import FIELDS, PORT_FIELDS, WIDTHS
@@ -298,17 +299,20 @@ class Layout:
     ) -> Flow:
         """A flow, checked against the declaration of its table. Raises `PipelineError`."""
         stage = self.tables[table]
-        if feature not in stage.writers:
-            raise PipelineError(f"{feature.name} is no declared writer of {table}")
-        for name in fields:
-            if not _declared(name, stage.match):
-                raise PipelineError(f"{table} does not declare a match on {name}")
+        kind = (int(feature), table, *fields)
+        if kind not in self._sound:
+            if feature not in stage.writers:
+                raise PipelineError(f"{feature.name} is no declared writer of {table}")
+            for name in fields:
+                if not _declared(name, stage.match):
+                    raise PipelineError(f"{table} does not declare a match on {name}")
+            self._sound.add(kind)
         actions = tuple(actions)
         for action in actions:
             self._check_action(stage, action)
-        return Flow(
-            int(feature), stage.number, int(priority), match(self._resolve(fields)), actions, reason
-        )
+        number = _NUMBERS.get(int(priority), int(priority))
+        matched = match(self._resolve(fields))
+        return Flow(int(feature), stage.number, number, matched, actions, reason)
 
     def bucket(self, table: str, number: int, weight: int, actions: Iterable[Action]) -> Bucket:
         """A bucket of a group that flows of `table` use. Raises `PipelineError`."""
@@ -403,7 +407,23 @@ class Layout:
         """Raises `PipelineError` if a table does not declare what this action needs."""
         self._check_action(self.tables[table], action)
 
+    @cached_property
+    def _sound(self) -> set[object]:
+        """The kinds of matches and actions that were found to be declared. There are few."""
+        return set()
+
     def _check_action(self, stage: Table, action: Action) -> None:
+        kind: object = None
+        if isinstance(action, SetField):
+            kind = stage.number, action.field, action.mask
+        elif isinstance(action, Goto | Resubmit):
+            kind = stage.number, type(action), action.table
+        if kind is None or kind not in self._sound:
+            self._check_declared(stage, action)
+            if kind is not None:
+                self._sound.add(kind)
+
+    def _check_declared(self, stage: Table, action: Action) -> None:
         match action:
             case Goto(table) | Resubmit(table) | Ct(table=int(table)) if not any(
                 self.tables[name].number == table for name in stage.next
@@ -428,6 +448,10 @@ class Layout:
                 written |= register.mask
         if mask & ~written:
             raise PipelineError(f"{stage.name} does not declare all it writes of {name}")
+
+
+_NUMBERS: Final = {int(priority): int(priority) for priority in Priority}
+"""The priorities as plain numbers: one object each, for millions of flows."""
 
 
 def _declared(name: str, fields: Collection[str]) -> bool:

@@ -270,20 +270,20 @@ def attachment(cluster: Cluster, attachment: Attachment) -> Iterable[Entry]:
     address = ip(attachment.address)
     endpoint, bits = ENDPOINT.value(address)
     fields: tuple[tuple[str, MatchValue, str], ...] = (
-        (family.opener, address, "that the pod opened"),
-        (family.opened_to, address, "that was opened to the pod"),
+        (family.opener, address, "an ICMP error about a connection that the pod opened"),
+        (family.opened_to, address, "an ICMP error about a connection that was opened to the pod"),
         (
             "ct_mark",
             (endpoint | FROM_SERVICE, bits | FROM_SERVICE),
-            "that a Service translated to the pod",
+            "an ICMP error about a connection that a Service translated to the pod",
         ),
     )
-    for field, value, which in fields:
+    for field, value, reason in fields:
         yield LAYOUT.flow(
             Feature.CONNTRACK, "IcmpError", Priority.LOCAL,
             {**from_pod, "ct_state": ct_state(_ICMP_ERROR), field: value},
             [LAYOUT.goto("DestinationGuard")],
-            f"an ICMP error about a connection {which}",
+            reason,
         )  # fmt: skip
 
 
