@@ -58,7 +58,7 @@ def running(
     are stopped, if they still run. Raises `LabError` if it runs longer than `seconds`.
     """
     argv = lab.command("control", [str(part) for part in command])
-    with scratch_environment() as environment, log.open("w") as copy:
+    with scratch_environment() as environment, log.open("w", buffering=1) as copy:
         popen = subprocess.Popen(
             argv,
             env=environment,

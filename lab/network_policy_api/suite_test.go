@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,6 +24,7 @@ import (
 	api "sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/network-policy-api/conformance"
 	"sigs.k8s.io/network-policy-api/conformance/tests"
+	timeouts "sigs.k8s.io/network-policy-api/conformance/utils/config"
 	"sigs.k8s.io/network-policy-api/conformance/utils/flags"
 	"sigs.k8s.io/network-policy-api/conformance/utils/suite"
 )
@@ -63,6 +65,8 @@ func TestConformance(t *testing.T) {
 		SupportedFeatures:          suite.ParseSupportedFeatures(*flags.SupportedFeatures),
 		ExemptFeatures:             suite.ParseSupportedFeatures(*flags.ExemptFeatures),
 		EnableAllSupportedFeatures: *flags.EnableAllSupportedFeatures,
+		// Upstream's 10 s are too short where executing a command alone takes some seconds.
+		TimeoutConfig: timeouts.TimeoutConfig{PokeTimeout: 30 * time.Second},
 	}
 	if !kernelHasSCTP() {
 		t.Log("this kernel has no SCTP: the containers that serve it are left out")
