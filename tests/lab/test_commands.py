@@ -255,3 +255,21 @@ def test_change_is_judged_on_a_live_cluster_and_not_made(shop: Lab, tmp_path: Pa
     )
     assert "\nexisting connections: " in done.stdout
     assert "deny-all" not in sluice(shop, "shop/front", command="policy").stdout
+
+
+def test_problem_of_a_policy_is_in_the_status_and_at_its_pods(shop: Lab) -> None:
+    file = shop.layout.cluster / "bad.yaml"
+    file.write_text("""
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: bad, namespace: shop}
+spec: {podSelector: {matchLabels: {app: other}}, ingress: [{ports: [{port: 70000}]}]}
+""")
+    problem = "spec.ingress[0].ports[0].port: 70000 is not from 1 to 65535"
+    try:
+        wait_until(lambda: problem in sluice(shop, "shop/other", command="policy").stdout)
+        status = shop.ask("/v1/status")
+        assert status
+        assert status["problems"]["NetworkPolicy shop/bad"] == problem
+    finally:
+        file.unlink()
