@@ -125,4 +125,13 @@ POLICY: Final = (
         "types = set(spec.policy_types or TYPES)",
         _TESTS,
     ),
+    Fault(
+        "a named port from a pod is the union of its numbers, for all peers of the rule",
+        "controller/policies/rules.py",
+        "self._peers.use(peers, Direction.FROM_POD, of, policy.ref)",
+        "self._peers.use(\n"
+        "                    peers, Direction.FROM_POD, None if peers else of, policy.ref\n"
+        "                )",
+        _TESTS,
+    ),
 )
