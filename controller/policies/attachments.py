@@ -83,7 +83,7 @@ class Attachments:
         while self._moved:
             if budget and budget.over:
                 return
-            self._move(next(iter(self._moved)))
+            self._move(self._moved.popitem()[0])
             if budget:
                 budget.spend(1)
         emptied, self._emptied = self._emptied, {}
@@ -203,7 +203,6 @@ class Attachments:
 
     def _move(self, address: IPAddress) -> None:
         """Bring the sets up to date with who has an address."""
-        del self._moved[address]
         old = self._joined.pop(address, None)
         place = self._at.get(address)
         new = self._placed[place] if place is not None else None

@@ -111,6 +111,8 @@ def union(blocks: Iterable[Block]) -> Slices[tuple[PeerBlock, ...]]:
     """
     marks: dict[Range, list[tuple[int, bool]]] = {}
     for number, block in enumerate(blocks):
+        if number % SLICE == SLICE - 1:
+            yield
         marks.setdefault(block.range, []).append((number, True))
         for part in block.excepts:
             marks.setdefault(part, []).append((number, False))
@@ -159,13 +161,22 @@ class Lookup:
 
     __slots__ = ("_by_length",)
 
-    def __init__(self, blocks: Iterable[PeerBlock]) -> None:
+    def __init__(self) -> None:
+        self._by_length: list[tuple[int, dict[int, bool]]] = []
+
+    @classmethod
+    def of(cls, blocks: Iterable[PeerBlock]) -> Slices["Lookup"]:
+        """Make one."""
+        made = cls()
         lengths: dict[int, dict[int, bool]] = {}
-        for block in blocks:
+        for done, block in enumerate(blocks):
+            if done % SLICE == SLICE - 1:
+                yield
             network = block.network
             prefixes = lengths.setdefault(network.prefixlen, {})
             prefixes[int(network.network_address)] = block.is_member
-        self._by_length = sorted(lengths.items(), reverse=True)
+        made._by_length = sorted(lengths.items(), key=lambda pair: -pair[0])
+        return made
 
     def __contains__(self, address: int) -> bool:
         for length, prefixes in self._by_length:

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
+from controller.policies.blocks import SLICE
 from controller.policies.port_sets import NamedPort, Ports
 from controller.policies.selectors import Selection
+from controller.policies.slices import Slices
 from controller.policies.texts import short_name
 from flows.policy import Direction, PeerBlock, PolicyAction
 from flows.refs import ObjectRef
@@ -79,7 +81,7 @@ def peers_of(selections: Iterable[Selection], blocks: tuple[PeerBlock, ...]) -> 
 
 def name_of_peers(
     peers: Peers | None, direction: Direction, named: tuple[NamedPort, int] | None
-) -> str:
+) -> Slices[str]:
     """A text that is equal for equal peers, and for no others.
 
     `named`: only those pods whose port of this name has this number.
@@ -91,5 +93,8 @@ def name_of_peers(
         parts.append("everybody")
     else:
         parts += map(str, peers.selections)
-        parts += (f"{'' if block.is_member else '!'}{block.network}" for block in peers.blocks)
+        for done, block in enumerate(peers.blocks):
+            if done % SLICE == SLICE - 1:
+                yield
+            parts.append(f"{'' if block.is_member else '!'}{block.network}")
     return short_name("|".join(parts))

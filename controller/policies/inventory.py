@@ -201,7 +201,7 @@ class PolicyInventory:
                         return touched
             self._batch = None
             touched |= self._changes.take()
-            self._changes.ceased.clear()
+            self._changes.delivered()
         return touched
 
     def _work(self) -> Generator[None, None, None]:
@@ -237,9 +237,10 @@ class PolicyInventory:
                 yield
                 if (policy := self._policies.get(ref)) is not None:
                     self._build(policy)
-            while self._dirty_groups:
-                group = next(iter(self._dirty_groups))
-                del self._dirty_groups[group]
+                    self._dirty_groups_of(policy)
+                    self._dirty_problems[ref] = None
+            groups, self._dirty_groups = self._dirty_groups, {}
+            for group in groups:
                 yield from self.attachments.walk_again(group)
 
     # --- Namespaces ---
@@ -290,6 +291,8 @@ class PolicyInventory:
     def _number_again(self, policy: PolicyState) -> Slices[None]:
         old = yield from self._rules.number_again(policy)
         self._build(policy)
+        # Also those that are refused and so go through no walk.
+        self._dirty_groups_of(policy)
         for each in old:
             yield
             self.peers.release(each, policy.ref)

@@ -24,11 +24,18 @@ class Changes:
         self.ceased: set[Needed] = set()
         """What no node needed for a moment since the last complete batch: whoever compiles may
         still have its fragments, so each change of them counts."""
+        self.removed: dict[Needed, dict[tuple[str, str], None]] = {}
+        """Fragments that were removed since then: a node that needs the rest no more holds them."""
 
     def take(self) -> set[Key]:
         """All of them, once."""
         taken, self.keys = self.keys, set()
         return taken
+
+    def delivered(self) -> None:
+        """All keys so far were handed over."""
+        self.ceased.clear()
+        self.removed.clear()
 
     def content(self, kind: str, name: str) -> None:
         """A fragment that some nodes need changed."""
@@ -78,7 +85,7 @@ class Needed:
         if not self.nodes:
             changes.ceased.add(self)
         if not self.is_refused:
-            for kind, name in self.fragments():
+            for kind, name in (*self.fragments(), *changes.removed.get(self, ())):
                 changes.need(node, kind, name)
         return True
 

@@ -5,12 +5,13 @@ a way that lets more packets pass: an invalid peer or port matches nothing, and 
 of the policy is invalid, the policy isolates all pods that it may mean and accepts nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from controller.policies.blocks import SLICE, Block, read_block, union
 from controller.policies.drafts import Peers, PolicyDraft, Rule, Tier, peers_of
 from controller.policies.port_sets import (
     MOST_MASKS,
+    MOST_PORTS,
     PORT_NAME,
     NamedPort,
     Ports,
@@ -19,7 +20,13 @@ from controller.policies.port_sets import (
     read_protocol,
     read_range,
 )
-from controller.policies.selectors import Selection, Selector, in_namespace, read_selector
+from controller.policies.selectors import (
+    MOST_SELECTORS,
+    Selection,
+    Selector,
+    in_namespace,
+    read_selector,
+)
 from controller.policies.slices import Slices
 from controller.sources.policy_objects import NetworkPolicyObject, PolicyPeer, PolicyPort
 from flows.policy import PolicyAction, PortRange
@@ -33,6 +40,7 @@ def read_network_policy(given: NetworkPolicyObject) -> Slices[PolicyDraft]:
     """The draft of a NetworkPolicy."""
     metadata, spec = given.metadata, given.spec
     problems: list[str] = []
+    selectors: list[str] = []
     pods, is_valid = read_selector(spec.pod_selector, "spec.podSelector", problems)
     types = set(spec.policy_types or (TYPES if spec.egress else TYPES[:1]))
     for number, each in enumerate(spec.policy_types or ()):
@@ -49,13 +57,13 @@ def read_network_policy(given: NetworkPolicyObject) -> Slices[PolicyDraft]:
         if "Ingress" in types:
             for number, rule in enumerate(spec.ingress or ()):
                 field = f"spec.ingress[{number}]"
-                peers = yield from _peers(rule.from_, own, f"{field}.from", problems)
+                peers = yield from _peers(rule.from_, own, f"{field}.from", problems, selectors)
                 ports = yield from _ports(rule.ports, f"{field}.ports", problems)
                 to_pod.append(Rule(number, PolicyAction.ACCEPT, peers, ports))
         if "Egress" in types:
             for number, out in enumerate(spec.egress or ()):
                 field = f"spec.egress[{number}]"
-                peers = yield from _peers(out.to, own, f"{field}.to", problems)
+                peers = yield from _peers(out.to, own, f"{field}.to", problems, selectors)
                 ports = yield from _ports(out.ports, f"{field}.ports", problems)
                 from_pod.append(Rule(number, PolicyAction.ACCEPT, peers, ports))
     return PolicyDraft(
@@ -70,9 +78,16 @@ def read_network_policy(given: NetworkPolicyObject) -> Slices[PolicyDraft]:
 
 
 def _peers(
-    given: Iterable[PolicyPeer] | None, own: Selector, field: str, problems: list[str]
+    given: Iterable[PolicyPeer] | None,
+    own: Selector,
+    field: str,
+    problems: list[str],
+    selectors: list[str],
 ) -> Slices[Peers | None]:
-    """The peers of a rule; None, everybody, if it names none."""
+    """The peers of a rule; None, everybody, if it names none.
+
+    `selectors` has the fields of all peers with selectors that were read so far.
+    """
     if not given:
         return None
     selections: list[Selection] = []
@@ -91,26 +106,40 @@ def _peers(
             if block is not None:
                 blocks.append(block)
             continue
-        if peer.pod_selector is None and peer.namespace_selector is None:
-            problems.append(f"{at}: it has no selector and no ipBlock; it matches nothing")
-            continue
-        pods, pods_valid = read_selector(peer.pod_selector, f"{at}.podSelector", problems)
-        namespaces, namespaces_valid = own, True
-        if peer.namespace_selector is not None:
-            namespaces, namespaces_valid = read_selector(
-                peer.namespace_selector, f"{at}.namespaceSelector", problems
-            )
-        if pods_valid and namespaces_valid:
-            selections.append(Selection(namespaces, pods))
+        if (found := _selection(peer, own, at, problems, selectors)) is not None:
+            selections.append(found)
     return peers_of(selections, (yield from union(blocks)))
 
 
+def _selection(
+    peer: PolicyPeer, own: Selector, field: str, problems: list[str], selectors: list[str]
+) -> Selection | None:
+    """The pods that a peer with selectors means; None: it matches nothing."""
+    if peer.pod_selector is None and peer.namespace_selector is None:
+        problems.append(f"{field}: it has no selector and no ipBlock; it matches nothing")
+        return None
+    if len(selectors) >= MOST_SELECTORS:
+        problems.append(f"{field}: {MOST_SELECTORS} peers with selectors are the most of a policy")
+        return None
+    selectors.append(field)
+    pods, pods_valid = read_selector(peer.pod_selector, f"{field}.podSelector", problems)
+    namespaces, namespaces_valid = own, True
+    if peer.namespace_selector is not None:
+        namespaces, namespaces_valid = read_selector(
+            peer.namespace_selector, f"{field}.namespaceSelector", problems
+        )
+    return Selection(namespaces, pods) if pods_valid and namespaces_valid else None
+
+
 def _ports(
-    given: Iterable[PolicyPort] | None, field: str, problems: list[str]
+    given: Collection[PolicyPort] | None, field: str, problems: list[str]
 ) -> Slices[Ports | None]:
     """The ports of a rule; None, all of them, if it names none."""
     if not given:
         return None
+    if len(given) > MOST_PORTS:
+        problems.append(f"{field}: {MOST_PORTS} are the most; they match nothing")
+        return Ports()
     ranges: list[PortRange] = []
     named: set[NamedPort] = set()
     for number, port in enumerate(given):

@@ -61,7 +61,8 @@ class PeerSetState(Needed):
         """By address."""
         self.gateways: dict[str, str] = {}
         """By node, the address of its gateway if that is a member."""
-        self.lookup = Lookup(peers.blocks) if peers.blocks else None
+        self.lookup: Lookup | None = None
+        """Of the blocks, if there are any."""
         self.users = Users()
         self.pages = max(1, -(-len(peers.blocks) // PAGE))
 
@@ -130,11 +131,13 @@ class PeerSets:
 
         `peers` may be None, everybody, with a `port` only.
         """
-        name = name_of_peers(peers, direction, port)
+        name = yield from name_of_peers(peers, direction, port)
         found = self._by_name.get(name)
         if found is None:
             number = self._ids.number(name)
             found = PeerSetState(name, number, direction, peers or Peers((_ALL_PODS,)), port)
+            if found.peers.blocks:
+                found.lookup = yield from Lookup.of(found.peers.blocks)
             # Before the members, so that whoever comes meanwhile is one.
             states = []
             for selection in found.wanted:
@@ -287,7 +290,9 @@ class PeerSets:
     def _find_gateways(self, of: PeerSetState) -> Slices[None]:
         """A set that contains an address of a node has the node's gateway as a member, too."""
         names = dict.fromkeys(of.gateways)
-        for block in of.peers.blocks:
+        for number, block in enumerate(of.peers.blocks):
+            if number % SLICE == SLICE - 1:
+                yield
             if not block.is_member:
                 continue
             for done, (_, node) in enumerate(self.gateways.nodes_in(block)):
@@ -329,7 +334,5 @@ class PeerSets:
             return
         name = f"{of.key} {address}"
         of.touch(self._changes, [(PEER_MEMBER.name, name)])
-        if address not in of.members:
-            # The set may be needed nowhere when the changes are taken, but the switches hold it.
-            for node in of.nodes:
-                self._changes.need(node, PEER_MEMBER.name, name)
+        if address not in of.members and of.nodes:
+            self._changes.removed.setdefault(of, {})[PEER_MEMBER.name, name] = None

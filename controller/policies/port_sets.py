@@ -15,6 +15,8 @@ from settings.plain_yaml import shown
 
 MOST_MASKS: Final = 1024
 """Masked ports (flows) of one list. Single ports need one each, a range at most 30."""
+MOST_PORTS: Final = 4096
+"""Entries of the list of ports of one rule."""
 PORT_NAME: Final = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9]|-(?!-)){0,13}[a-z0-9]|[a-z]")
 """Names of ports (IANA_SVC_NAME, apimachinery, util/validation)."""
 _LAST: Final = 0xFFFF

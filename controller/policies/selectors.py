@@ -10,6 +10,8 @@ from settings.plain_yaml import shown
 OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """The label that the API server gives each Namespace: its name."""
+MOST_SELECTORS: Final = 1_000
+"""Peers with selectors that one policy may have. Each may match all pods of the cluster."""
 MOST_INDEXED_VALUES: Final = 16
 """A requirement `In` with more values is indexed by its key alone."""
 

@@ -260,6 +260,8 @@ class AllWalks:
             name = name_of_walk(policy.ref, direction, resolution)
             walk = WalkState(name, self._ids.number(name), policy, direction, resolution)
             known[resolution] = walk
+            # Until a group goes through it.
+            self.unused[walk] = None
             self.variants_changed(policy)
             self._judged(self._ids.claim(walk))
             if not walk.is_refused:
@@ -374,24 +376,28 @@ def _of_direction(
     tiers: dict[Tier, list[int]] = {tier: [] for tier in Tier}
     isolated = False
     cost = 0
+    found: list[WalkState] = []
     refusal = ""
     for policy in policies:
         tier = policy.draft.tier
         if direction not in policy.rules or (tier is Tier.BASELINE and isolated):
             continue
         isolated |= tier is Tier.POLICY
+        if not policy.rules[direction]:
+            continue
         walk = walks.of(policy, direction, group)
-        used.append(walk)
+        found.append(walk)
         if walk.is_refused:
             refusal = f"{policy.ref} has the id of another policy"
         elif walk.steps:
             tiers[tier].append(walk.number)
             cost += walk.cost
-    if cost > MOST_RESUBMITS:
-        refusal = (
-            f"its policies {_WORDS[direction]} would take {cost} look-ups of the switch for one"
-            f" packet, and {MOST_RESUBMITS} is the most"
-        )
+        if cost > MOST_RESUBMITS:
+            return Walks(refused=True), (
+                f"its policies {_WORDS[direction]} would take more than {MOST_RESUBMITS} look-ups"
+                " of the switch for one packet"
+            )
+    used += found
     if refusal:
         return Walks(refused=True), refusal
     admin, named, baseline = (tuple(tiers[tier]) for tier in Tier)
