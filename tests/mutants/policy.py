@@ -77,13 +77,6 @@ POLICY: Final = (
         _TESTS,
     ),
     Fault(
-        "the Baseline tier concerns pods that a NetworkPolicy selects",
-        _FLOWS,
-        "            if walks.baseline and not isolated:\n",
-        "            if walks.baseline:\n",
-        _TESTS,
-    ),
-    Fault(
         "the gateway addresses of nodes count as pods",
         _FLOWS,
         "        for network in found.outsiders:\n",
