@@ -51,7 +51,7 @@ def measure(*, policies: int = 1_000, pods: int = 10_000, rounds: int = 5) -> li
                 {
                     "name": "metrics",
                     "action": "Deny",
-                    "from": [{"namespaces": {"matchLabels": {"team": "team-3"}}}],
+                    "from": [{"namespaces": {"matchLabels": {"team": "team-0"}}}],
                     "protocols": [{"tcp": {"destinationPort": {"number": 9090}}}],
                 }
             ],
@@ -68,26 +68,28 @@ async def _asked(inventory: Inventory, changes: dict[str, Manifest], rounds: int
     runner = web.AppRunner(Api(reconciler, settings).application(local=True))
     await runner.setup()
     samples: dict[str, list[float]] = {name: [] for name in changes}
-    with tempfile.TemporaryDirectory() as directory:
-        socket = Path(directory) / "api.sock"
-        await web.UnixSite(runner, str(socket)).start()
-        for name, change in changes.items():
-            (Path(directory) / f"{name}.json").write_text(json.dumps(change))
-        for _ in range(rounds):
-            for name, seconds in samples.items():
-                command = [sys.executable, "-m", "cli.main", "what-if", "--json"]
-                command += ["--socket", str(socket), "-f", f"{directory}/{name}.json"]
-                began = time.monotonic()
-                process = await asyncio.create_subprocess_exec(
-                    *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-                )
-                out, problem = await process.communicate()
-                seconds.append(time.monotonic() - began)
-                if process.returncode:
-                    raise LabError(f"sluice what-if: {problem.decode()}")
-                if not json.loads(out)["totals"]["loses"]["podPairs"]:
-                    raise LabError(f"{name}: the change loses nothing, so it measures nothing")
-    await runner.cleanup()
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            socket = Path(directory) / "api.sock"
+            await web.UnixSite(runner, str(socket)).start()
+            for name, change in changes.items():
+                (Path(directory) / f"{name}.json").write_text(json.dumps(change))
+            for _ in range(rounds):
+                for name, seconds in samples.items():
+                    command = [sys.executable, "-m", "cli.main", "what-if", "--json"]
+                    command += ["--socket", str(socket), "-f", f"{directory}/{name}.json"]
+                    began = time.monotonic()
+                    process = await asyncio.create_subprocess_exec(
+                        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+                    )
+                    out, problem = await process.communicate()
+                    seconds.append(time.monotonic() - began)
+                    if process.returncode:
+                        raise LabError(f"sluice what-if: {problem.decode()}")
+                    if not json.loads(out)["totals"]["loses"]["podPairs"]:
+                        raise LabError(f"{name}: the change loses nothing, so it measures nothing")
+    finally:
+        await runner.cleanup()
     return [
         Figure(name, "s", seconds, at_most=2.0 if name == "what_if_s" else None)
         for name, seconds in samples.items()
