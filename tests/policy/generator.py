@@ -454,7 +454,7 @@ def _smaller(cluster: Cluster) -> Iterator[Cluster]:
 _NEEDED = {
     "name", "namespace", "uid", "nodeName", "tier", "priority", "subject", "action", "key",
     "operator", "cidr", "from", "to", "protocols", "namespaceSelector", "podSelector",
-    "containerPort", "annotations", "ownerReferences", "namespaces", "pods", "networks", "nodes",
+    "containerPort", "annotations", "ownerReferences", "namespaces", "pods", "networks", "values",
 }  # fmt: skip
 
 
