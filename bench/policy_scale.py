@@ -6,8 +6,9 @@ Namespace has two pods of each of two applications, a policy that denies everyth
 directions, and a policy for each application, whose pods may reach one another.
 
 The controller is its own code in a process of its own, without switches. Its Pods and their ports
-are there and compiled. The clock starts with the Namespaces and policies, decoded, and ends when
-the programs of all nodes have them.
+are there. The clock starts with the Namespaces and policies, decoded, and ends when the programs of
+all nodes have them. The programs have the flows of policy alone: those for the connectivity of so
+many pods would take more memory than all of this.
 
     python -m bench.policy_scale NAMESPACES NODES    one line of JSON, {"seconds": S, "mb": N, ...}
 """
@@ -27,6 +28,9 @@ from controller import garbage
 from controller.inventory import BridgePort, Inventory
 from controller.reconciler import Reconciler
 from controller.sources.objects import Object, from_manifest
+from flows.compile import FEATURES, Compiler
+from flows.features import policy
+from flows.kinds import Writer
 from flows.view import Cluster, Node
 from lab import LabError
 from lab.commands import run
@@ -62,7 +66,7 @@ async def _measure(namespaces: int, nodes: int) -> dict[str, float]:
         CLUSTER.new_connections_per_second,
     )
     everyone = [_node(number) for number in range(nodes)]
-    reconciler = Reconciler(Inventory(cluster))
+    reconciler = Reconciler(Inventory(cluster), Compiler([policy.WRITES, _without_policy()]))
     reconciler.update([from_manifest(node_manifest(each)) for each in everyone], [])
     reconciler.source_complete(True)
     pods, ports, policies = _objects(namespaces, everyone)
@@ -91,6 +95,13 @@ async def _measure(namespaces: int, nodes: int) -> dict[str, float]:
         "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
         "flows": _flows(reconciler, everyone) - without,
     }
+
+
+def _without_policy() -> list[Writer]:
+    """For every kind of object of the other features: no flows."""
+    ours = {kind for kind, _ in policy.WRITES}
+    others = dict.fromkeys(kind for feature in FEATURES for kind, _ in feature if kind not in ours)
+    return [kind.by(lambda _, __: ()) for kind in others]
 
 
 async def _idle(reconciler: Reconciler) -> None:

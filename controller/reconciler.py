@@ -23,6 +23,7 @@ from controller.session import Session
 from controller.sources.objects import Object
 from controller.switches import Switches
 from controller.work_budget import WorkBudget
+from flows.compile import Compiler
 from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
@@ -39,9 +40,10 @@ OBJECT_COST = 10
 class Reconciler:
     """Takes in what sources and switches report, and keeps the switches up to date."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, compiler: Compiler | None = None) -> None:
+        """`compiler`: of all features by default."""
         self.inventory = inventory
-        self.desired = Desired(inventory.view)
+        self.desired = Desired(inventory.view, compiler)
         self.listed = asyncio.Event()
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()

@@ -49,7 +49,7 @@ class Changes:
 class Needed:
     """A walk or a set: something that nodes need as long as something there refers to it."""
 
-    __slots__ = ("is_refused", "key", "name", "nodes", "number")
+    __slots__ = ("is_empty", "is_refused", "key", "name", "nodes", "number")
 
     def __init__(self, name: str, number: int) -> None:
         self.name = name
@@ -59,6 +59,8 @@ class Needed:
         self.key = f"{number:016x}"
         self.is_refused = False
         """Whether another name has its id."""
+        self.is_empty = False
+        """Whether it has no fragments at all: very many policies have no rules in a direction."""
         self.nodes: dict[str, int] = {}
         """By node, how many refer to it there."""
 
@@ -107,14 +109,14 @@ class NeededBy(Mapping[Key, AbstractSet[str]]):
         scope, kind, name = key
         if scope == SOME_SCOPE and kind in self._by_kind:
             found = self._by_kind[kind].get(name[:16])
-            if found is not None and found.nodes:
+            if found is not None and found.nodes and not found.is_empty:
                 return found.nodes.keys()
         raise KeyError(key)
 
     def get(self, key: Key, default: Any = None) -> Any:
         """As `Mapping.get`, but many times a change: without an exception."""
         found = self._by_kind.get(key.kind, {}).get(key.name[:16])
-        if found is None or not found.nodes or key.scope != SOME_SCOPE:
+        if found is None or not found.nodes or found.is_empty or key.scope != SOME_SCOPE:
             return default
         return found.nodes.keys()
 

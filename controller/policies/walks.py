@@ -55,6 +55,7 @@ class WalkState(Needed):
         self.policy = policy
         self.direction = direction
         self.resolution = resolution
+        self.is_empty = True  # until it has steps
         self.groups = 0
         """How many groups go through it."""
         self.steps: tuple[PolicyStep, ...] = ()
@@ -68,7 +69,8 @@ class WalkState(Needed):
         """Resubmits of a packet that no step decides."""
 
     def fragments(self) -> Iterator[tuple[str, str]]:
-        yield WALK.name, self.key
+        if not self.is_empty:
+            yield WALK.name, self.key
 
 
 class RuleState(NamedTuple):
@@ -229,7 +231,7 @@ class AllWalks:
         for node in walk.nodes:
             for each in sets:
                 each.begin(node, self._changes)
-        walk.steps = steps
+        walk.steps, walk.is_empty = steps, not steps
         walk.cost = resubmits(_shown(walk)) if steps else 0
         self._show(walk)
         for node in walk.nodes:
@@ -240,14 +242,17 @@ class AllWalks:
         """What the view says about a walk has changed."""
         if self.states.get(walk.key) is not walk:
             return
-        if walk.steps:
-            made = _shown(walk)
-            if self.view.get(walk.key) == made:
-                return
-            self.view[walk.key] = made
-        elif self.view.pop(walk.key, None) is None:
+        old, new = self.view.get(walk.key), _shown(walk) if walk.steps else None
+        if old == new:
             return
-        walk.touch(self._changes, walk.fragments())
+        if new is None:
+            del self.view[walk.key]
+        else:
+            self.view[walk.key] = new
+        self._changes.content(WALK.name, walk.key)
+        if old is None or new is None:
+            for node in walk.nodes:
+                self._changes.need(node, WALK.name, walk.key)
 
     # --- walks of groups ---
 
