@@ -19,7 +19,7 @@ from controller.policies.named_ports import NamedPorts
 from controller.policies.needs import KINDS, Changes, NeededBy
 from controller.policies.network_policies import read_network_policy
 from controller.policies.peer_sets import PeerSets
-from controller.policies.pod_groups import SLICE, PodGroup, PodGroups
+from controller.policies.pod_groups import PodGroup, PodGroups
 from controller.policies.port_sets import PortSets
 from controller.policies.priorities import Priorities
 from controller.policies.rules import Rules, problems_of
@@ -249,9 +249,8 @@ class PolicyInventory:
         found = self.namespaces.get(name)
         labels = None if found is None else found.metadata.labels or {}
         groups = yield from self.groups.set_namespace(name, labels)
-        for number, group in enumerate(groups):
-            if number % SLICE == 0:
-                yield
+        for group in groups:
+            yield
             if group.attachments and (yield from self.attachments.select_again(group)):
                 self._dirty_groups[group] = None
 
