@@ -48,13 +48,18 @@ log = structlog.get_logger()
 
 LONGEST_APPLY: Final = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
-SETTLE: Final = 0.05
+SETTLE: Final = 0.1
 """Seconds in which a datapath with few flows in its cache follows the flows that its switch has
 acknowledged."""
 SETTLE_OF_FLOW: Final = 25e-6
 """Seconds for each flow in the datapath's cache. Open vSwitch translates each one anew, in some
 10 µs, and it does so twice if it had just begun when the change came. It has no message that says
 when it is done."""
+SETTLE_OF_ACKNOWLEDGEMENT: Final = 4
+"""Times what the acknowledgement took: a busy machine delays the threads that translate flows, too,
+and those begin after it."""
+LONGEST_DELAY: Final = 1.0
+"""The most seconds because of a slow acknowledgement."""
 UNKNOWN_FLOWS: Final = 8_192
 """Flows in the cache of a datapath whose agent has not told their number yet."""
 MAX_TO_FORGET: Final = 4_096
@@ -96,6 +101,8 @@ class Session:
         self.audit = Audit(self)
         self.held_version = -1
         """The version of the node's own program that the switch acknowledged last; -1: none."""
+        self._acknowledging = 0.0
+        """Seconds that the switch took to acknowledge the last change of the node's own program."""
         self._on_acknowledged = on_acknowledged
         self._journal = desired.follow(node)
         self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
@@ -127,7 +134,9 @@ class Session:
     @property
     def settle_time(self) -> float:
         """Seconds in which the datapath follows the flows that the switch has acknowledged."""
-        return max(SETTLE, (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW)
+        translating = (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW
+        delayed = min(self._acknowledging * SETTLE_OF_ACKNOWLEDGEMENT, LONGEST_DELAY)
+        return max(SETTLE, translating, delayed)
 
     @property
     def needs_comparison(self) -> bool:
@@ -300,6 +309,7 @@ class Session:
         while self.desired.is_held(self.node):  # noqa: ASYNC110 - for a few turns
             await asyncio.sleep(0)
         program = self.desired.program(self.node)
+        began = time.monotonic()
         version = program.version
         sealed = self.desired.source_complete and not self.left_out
         seal = program.seal
@@ -315,6 +325,7 @@ class Session:
             if delta or (seal.cookie if sealed else 0) != self._seal:
                 await self._apply_own(delta, seal, sealed=sealed, known=False)
         self.held_version = version
+        self._acknowledging = time.monotonic() - began
         self._on_acknowledged(self.node)
 
     def _lacking(self, program: Program) -> Delta:

@@ -166,12 +166,12 @@ class Traffic:
         with Stations.at(churn.lab, (*NEVER_PODS, *ALWAYS_PODS)) as stations:
             churn.isolate()
             traffic = cls(stations)
-            stations.check(traffic.expected())
+            traffic.check()
             yield traffic
 
-    def expected(self) -> dict[Probe, bool]:
-        """In every state."""
-        return {probe: probe.port == ALWAYS for probe in self._probes()}
+    def check(self) -> None:
+        """Wait until what passes is what every state says."""
+        self._stations.check({probe: probe.port == ALWAYS for probe in self._probes()})
 
     def _probes(self) -> Iterator[Probe]:
         for pods, ports in ((NEVER_PODS, NEVER), (ALWAYS_PODS, (ALWAYS,))):
