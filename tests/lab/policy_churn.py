@@ -25,6 +25,8 @@ BY_POD_LABEL: Final = 8005
 """Pods with role red may send to it, and what comes from role blue is accepted."""
 BY_NAMESPACE_LABEL: Final = 8006
 """Pods may send to namespaces of team red, and what comes from those of team blue is accepted."""
+MEETING_PORT: Final = 40000
+"""Of the connections between stations. A restart of ovs-vswitchd forgets that they are there."""
 NEVER: Final = (*BY_POLICY, BY_POD_LABEL, BY_NAMESPACE_LABEL)
 
 NEVER_PODS: Final = {"c/n1": "node1", "c/n2": "node2", "c/n3": "node1"}
@@ -49,8 +51,8 @@ def both_ends(opened_at_sender: Sequence[int]) -> Part:
     return network_policy(
         "c/both",
         podSelector=_CELL["podSelector"],
-        egress=[{"to": [_CELL], **udp(ALWAYS, *opened_at_sender)}],
-        ingress=[{"from": [_CELL], **udp(ALWAYS, *others)}],
+        egress=[{"to": [_CELL], **udp(ALWAYS, MEETING_PORT, *opened_at_sender)}],
+        ingress=[{"from": [_CELL], **udp(ALWAYS, MEETING_PORT, *others)}],
         policyTypes=["Egress", "Ingress"],
     )
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-PATIENCE = 30.0 * float(os.environ.get("SLUICE_PATIENCE") or 1)
+PATIENCE = 10.0 * float(os.environ.get("SLUICE_PATIENCE") or 1)
 """Seconds in which an answer on a connection must come."""
 MEETING_PORT = 40000
 """Of both ends of the connections between stations."""

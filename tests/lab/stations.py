@@ -26,6 +26,8 @@ PAUSE = 0.0005 * PATIENCE
 """Seconds between packets: the sockets of the userspace datapath hold some 90."""
 LONGEST_CHANGE = 20.0 * PATIENCE
 """Seconds in which a change must be in force."""
+MOST_ATTEMPTS = 4
+"""Times that a word is said."""
 PORTLESS = {"ICMP", "FRAGMENTS"}
 
 
@@ -91,15 +93,24 @@ class Stations:
 
         `of`: by place, who has sent to it.
         """
-        self._rounds += 1
-        told = defaultdict(list)
-        for place, senders in of.items():
-            for sender in senders:
-                told[sender].append(self.addresses[place])
-        for sender, to in told.items():
-            self.ask(sender, "end", word=f"{self._rounds} {sender}", to=to, pause=APART)
-        words = {place: [f"{self._rounds} {s}" for s in senders] for place, senders in of.items()}
-        return {place: self.ask(place, "collect", words=words[place]) for place in of}
+        for attempt in range(MOST_ATTEMPTS):
+            self._rounds += 1
+            told = defaultdict(list)
+            for place, senders in of.items():
+                for sender in senders:
+                    told[sender].append(self.addresses[place])
+            for sender, to in told.items():
+                self.ask(sender, "end", word=f"{self._rounds} {sender}", to=to, pause=APART)
+            for place, senders in of.items():
+                words = [f"{self._rounds} {sender}" for sender in senders]
+                self.say(place, "collect", words=words)
+            heard = {place: self.answer(place) for place in of}
+            # A word may be lost, as any packet may, while a switch starts again.
+            if attempt + 1 == MOST_ATTEMPTS or not any(isinstance(h, str) for h in heard.values()):
+                break
+        complaints = [h for h in heard.values() if isinstance(h, str)]
+        assert not complaints, complaints
+        return heard
 
     def arrived(self, probes: Iterable[Probe]) -> set[Probe]:
         """Send one packet for each; those that have arrived."""

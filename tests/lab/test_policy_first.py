@@ -46,17 +46,23 @@ def test_no_packet_passes_that_the_policies_of_a_new_pod_forbid(lab: Lab) -> Non
         running([sys.executable, "-I", str(PROGRAM)]) as pods,
     ):
         assert pods.line() == "ready"
+        last = highest_addresses(lab)
         for number in range(STARTS // AT_ONCE):
-            start(lab, stations, pods, number)
+            last = start(lab, stations, pods, number, last)
 
 
-def start(lab: Lab, stations: Stations, pods: Process, number: int) -> None:
-    """Start some pods, and end them when what is allowed has passed."""
+def start(
+    lab: Lab, stations: Stations, pods: Process, number: int, last: dict[str, int]
+) -> dict[str, int]:
+    """Start some pods, and end them when what is allowed has passed.
+
+    `last` is by node the address that was handed out last; returns it as it is then.
+    """
     names = [f"p{number}-{index}" for index in range(AT_ONCE)]
     numbers = dict(zip(names, stations.numbers(2 * AT_ONCE)[::2], strict=True))
     inside = {name: lab.layout.pod_netns("locked", name) for name in names}
     for place in OPEN:
-        targets = [[at, port, 0] for at in next_addresses(lab) for port in (FORBIDDEN, ALLOWED)]
+        targets = [[at, port, 0] for at in following(last) for port in (FORBIDDEN, ALLOWED)]
         stations.say(place, "stream", targets=targets, pause=PAUSE)
     for name in names:
         pods.say(json.dumps([inside[name], numbers[name], [*map(stations.addresses.get, OPEN)]]))
@@ -93,16 +99,21 @@ def start(lab: Lab, stations: Stations, pods: Process, number: int) -> None:
 
         wait_until(all_are_seen)
         assert not seen & forbidden
+    last = highest_addresses(lab)
     for name in names:
         pods.say(f'"{inside[name]}"\n')
         assert "forbidden" not in received[inside[name]]
         lab.pod_del("locked", name)
+    return last
 
 
-def next_addresses(lab: Lab) -> list[str]:
-    """Those that the next pods get: addresses are handed out in turn."""
-    found = []
-    for node in NODES:
-        given = [int(IPv4Address(pod.address)) for pod in lab.pods() if pod.node == node]
-        found += [str(IPv4Address(max(given) + 1 + index)) for index in range(AT_ONCE // 2)]
+def highest_addresses(lab: Lab) -> dict[str, int]:
+    found = dict.fromkeys(NODES, 0)
+    for pod in lab.pods():
+        found[pod.node] = max(found[pod.node], int(IPv4Address(pod.address)))
     return found
+
+
+def following(last: dict[str, int]) -> list[str]:
+    """The addresses that the next pods get: they are handed out in turn."""
+    return [str(IPv4Address(at + 1 + i)) for at in last.values() for i in range(AT_ONCE // 2)]
