@@ -76,7 +76,11 @@ class Desired:
         if key.scope == SOME_SCOPE:
             self._some.pop(key, None)
             # A copy: the view changes in place.
-            return key, tuple(self._view.needed_by.get(key, ()))
+            nodes = tuple(self._view.needed_by.get(key, ()))
+            # Also nodes that have no program yet: it begins with what they need then.
+            for node in nodes:
+                self._needs.setdefault(node, set()).add(key)
+            return key, nodes
         if not self._compiler.has_kind("some", key.kind):
             return key, (key.scope,)
         shared = Key(SOME_SCOPE, key.kind, key.name)

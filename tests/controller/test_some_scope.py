@@ -156,3 +156,13 @@ def test_switch_holds_only_what_its_node_needs(ovs: Ovs, monkeypatch: pytest.Mon
                 assert (world.cookies() == before) == (not held)
 
     run(story)
+
+
+def test_a_first_program_has_what_came_while_its_node_needed_it() -> None:
+    """A member of a set that a node needs already: its own key changed, not what the node needs."""
+    world = World()
+    world.node(0)
+    needed: Any = world.view.needed_by
+    needed[toy.key("x")] = frozenset({NODES[0].name})
+    world.desired.touch(toy.key("x"))
+    assert toy.key("x") in world.desired.keys(NODES[0].name)
