@@ -48,7 +48,7 @@ def tell(history: list[Event], told: Told) -> Told:
 
 
 @given(histories)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_was_compiled_key_by_key_is_right_after_each_event(history: list[Event]) -> None:
     told = Told()
     for event in history:
@@ -57,20 +57,20 @@ def test_what_was_compiled_key_by_key_is_right_after_each_event(history: list[Ev
 
 
 @given(histories)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_history_leaves_no_trace(history: list[Event]) -> None:
     told = tell(history, Told())
     same(told, told.again())
 
 
 @given(histories)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_work_in_slices_gives_the_same(history: list[Event]) -> None:
     same(tell(history, Told()), tell(history, Told(OneSlice)))
 
 
 @given(histories)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_history_leaves_no_trace_where_ids_collide(history: list[Event]) -> None:
     with patch.object(policy, "policy_digest", few_digests):
         told = tell(history, Told(OneSlice))
