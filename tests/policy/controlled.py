@@ -27,7 +27,10 @@ class Controlled:
         self.judge = Judge(self.inventory.view)
         self.changes: dict[str, dict[Key, Change]] = {}
         """By node, what the last change was of its own program."""
-        self._take({Key(CLUSTER_SCOPE, "cluster", "")})
+        self._touched: dict[str, set[Key]] = {}
+        """By scope, what has to be compiled."""
+        self._touch({Key(CLUSTER_SCOPE, "cluster", "")})
+        self._compile()
 
     def become(self, cluster: Cluster) -> None:
         """Take only what differs from the cluster before, as the events of an API server."""
@@ -37,22 +40,23 @@ class Controlled:
             node: {port.name: port for port in ports_of(cluster, node)}
             for node in cluster.nodes.keys() | self._ports.keys()
         }
-        touched: set[Key] = set()
+        self._begin()
         for node, had in self._ports.items():
-            for name in had.keys() - ports[node].keys():
-                touched |= inventory.remove_port(node, name)
-        for gone in self._objects.keys() - wanted.keys():
-            touched |= inventory.remove_object(gone.kind, gone.namespace, gone.name)
+            for name in sorted(had.keys() - ports[node].keys()):
+                self._touch(inventory.remove_port(node, name))
+        for gone in sorted(self._objects.keys() - wanted.keys()):
+            self._touch(inventory.remove_object(gone.kind, gone.namespace, gone.name))
         for identity, each in wanted.items():
             if self._objects.get(identity) != each:
-                touched |= inventory.set_object(from_manifest(each))
-        touched |= inventory.settle()
+                self._touch(inventory.set_object(from_manifest(each)))
+        self._touch(inventory.settle())
         for node, now in ports.items():
             for name, port in now.items():
                 if self._ports.get(node, {}).get(name) != port:
-                    touched |= inventory.set_port(node, port)
+                    self._touch(inventory.set_port(node, port))
         self._objects, self._ports = wanted, ports
-        self._take(touched | inventory.settle())
+        self._touch(inventory.settle())
+        self._compile()
 
     def remove_object(self, kind: str, namespace: str, name: str) -> None:
         """Remove one object, and leave the ports alone."""
@@ -61,22 +65,27 @@ class Controlled:
             for identity, each in self._objects.items()
             if (identity.kind, identity.namespace, identity.name) != (kind, namespace, name)
         }
-        touched = self.inventory.remove_object(kind, namespace, name)
-        self._take(touched | self.inventory.settle())
+        self._begin()
+        self._touch(self.inventory.remove_object(kind, namespace, name))
+        self._touch(self.inventory.settle())
+        self._compile()
 
-    def _take(self, touched: Iterable[Key]) -> None:
-        """Compile what changed, as `controller.compilation` does."""
-        by_scope: dict[str, set[Key]] = {}
-        self.changes = {}
-        for key in touched:
+    def _begin(self) -> None:
+        self._touched = {}
+
+    def _touch(self, keys: Iterable[Key]) -> None:
+        """Take what an event changed, at once, as `controller.compilation` does."""
+        for key in sorted(keys):
             self.judge.follow(key)
-            if key.scope == CLUSTER_SCOPE:
-                by_scope.setdefault(CLUSTER_SCOPE, set()).add(key)
-                continue
-            of, nodes = self.desired.touch(key)
+            of, nodes = (key, (key.scope,))
+            if key.scope != CLUSTER_SCOPE:
+                of, nodes = self.desired.touch(key)
             for node in nodes:
-                by_scope.setdefault(node, set()).add(of)
-        for scope, keys in by_scope.items():
+                self._touched.setdefault(node, set()).add(of)
+
+    def _compile(self) -> None:
+        self.changes = {}
+        for scope, keys in self._touched.items():
             changes = {key: self.desired.fragment(scope, key) for key in keys}
             if scope == CLUSTER_SCOPE:
                 self.desired.update_shared(changes)
