@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants ansible-test cluster-test kernel-test \
-    kills hostile fuzz bench lint docs lock clean need-root
+    kills churn hostile fuzz bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
 # Written when scripts/setup succeeded. If its prerequisites are newer, setup runs again.
@@ -87,6 +87,9 @@ hostile: need-root setup $(TESTS_READY) ## attack a lab, and print how much the 
 
 fuzz: need-root setup $(TESTS_READY) ## compare random policies with an evaluator of the API's text: SECONDS=60. SEED=N: repeat a run
 	@exec $(PYTHON) -m tests.policy --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+churn: need-root setup $(TESTS_READY) ## change policies, labels and pods under new connections: SECONDS=300 for each of two tests
+	@SLUICE_CHURN_SECONDS=$(or $(SECONDS),300) exec .venv/bin/pytest -q -s tests/lab/test_policy_churn.py
 
 kills: need-root setup $(TESTS_READY) ## kill every daemon of a cluster under traffic, and print the loss (3 min)
 	@scripts/kube-images >/dev/null

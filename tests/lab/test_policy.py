@@ -86,6 +86,14 @@ TABLES: dict[str, list[Part]] = {
     "a named port of the selected pods": [
         network_policy("x/p", podSelector={}, ingress=[{"ports": [{"port": "web"}]}])
     ],
+    "a named port of the peers: each pod has its own number": [
+        network_policy(
+            "y/p",
+            podSelector={},
+            egress=[{"to": [{"namespaceSelector": {}}], "ports": [{"port": "web"}]}],
+            policyTypes=["Egress"],
+        )
+    ],
     "ranges of ports, and SCTP": [
         network_policy(
             "x/p",

@@ -1,6 +1,6 @@
 """Ten changes of policies, labels and pods a second, while new connections begin all the time.
 
-`SLUICE_CHURN_SECONDS=300` has it run for five minutes.
+`make churn` has each test run for five minutes.
 """
 
 import os
