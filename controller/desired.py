@@ -44,6 +44,9 @@ class Desired:
         """`compiler`: of all features by default."""
         self.source_complete = False
         """Whether all of the source was read; until then nothing is removed or sealed."""
+        self.members_known = False
+        """Whether the pods of all nodes are known, or were waited for long enough. Until then no
+        switch loses members of peer sets: they may be pods of a node that has not connected yet."""
         self.shared = Program(CLUSTER_SCOPE)
         self._view = view
         self._compiler = COMPILER if compiler is None else compiler

@@ -28,7 +28,7 @@ from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
 from flows.compile import Fragment, Program
 from flows.diff import Delta, GroupChange, diff, is_ours
-from flows.features import state
+from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
 from flows.pipeline import LAYOUT
 from flows.policy import SET_REFS
@@ -117,6 +117,12 @@ class Session:
         """The groups that belong to `_cookies`, by id. None: the group's content is unknown."""
         self._seal = 0
         """The cookie of the node's seal that the switch holds; 0: none."""
+        self._members: set[int] = set()
+        """Cookies of the members of peer sets that a comparison found."""
+        self.kept_members = False
+        """Whether the switch has members that may be pods of nodes that have not connected yet.
+
+        Without the seal: the switch has more than its program."""
         self._retry: asyncio.TimerHandle | None = None
 
     # What happens to it.
@@ -205,12 +211,16 @@ class Session:
             finally:
                 # Also after a rejection: conntrack flushes must not wait until it is resolved.
                 self._end_round()
-            is_whole = self.desired.source_complete and not self.left_out
+            is_whole = self._may_seal and not self.kept_members
             self._take(Event.SENT if is_whole else Event.SENT_PARTLY)
             self.was_synced = True
             if self.needs_comparison or not self.desired.has_program(self.node):
                 return
         metrics.SYNCS.inc()
+
+    @property
+    def _may_seal(self) -> bool:
+        return self.desired.source_complete and not self.left_out
 
     def _begin_round(self) -> None:
         if self.state is State.RETRY:
@@ -229,10 +239,10 @@ class Session:
         self.held_version = -1
         if await self._is_sealed():
             return
-        installed = {
-            flow.cookie
-            for flow in await self.switch.dump_flows()
-            if not state.is_seal(flow.table, flow.cookie)
+        dump = await self.switch.dump_flows()
+        installed = {flow.cookie for flow in dump if not state.is_seal(flow.table, flow.cookie)}
+        self._members = {
+            flow.cookie for flow in dump if policy.is_member(flow.table, flow.priority)
         }
         self.meters = dict(await self.switch.dump_meters())
         ids = {group.id for group in await self.switch.dump_groups() if group.id in names.GROUPS}
@@ -258,7 +268,7 @@ class Session:
                     ),
                 ),
                 desired.shared.seal,
-                sealed=desired.source_complete and not self.left_out,
+                sealed=self._may_seal,
                 first=[DeleteStrict(desired.program(self.node).seal)],
             )
         else:
@@ -311,9 +321,9 @@ class Session:
         program = self.desired.program(self.node)
         began = time.monotonic()
         version = program.version
-        sealed = self.desired.source_complete and not self.left_out
+        sealed = self._may_seal
         seal = program.seal
-        if sealed and self._journal.is_whole:
+        if sealed and self._journal.is_whole and not self.kept_members:
             steps = self._journal.take()
             for number, step in enumerate(steps, 1):
                 is_last = number == len(steps)
@@ -322,6 +332,7 @@ class Session:
         else:
             self._journal.restart()
             delta = self._lacking(program)
+            sealed = sealed and not self.kept_members
             if delta or (seal.cookie if sealed else 0) != self._seal:
                 await self._apply_own(delta, seal, sealed=sealed, known=False)
         self.held_version = version
@@ -345,6 +356,10 @@ class Session:
         )
         if not self.desired.source_complete:
             delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
+        kept = set() if self.desired.members_known else self._members.intersection(delta.deletes)
+        self.kept_members = bool(kept)
+        if kept:
+            delta = replace(delta, deletes=tuple(c for c in delta.deletes if c not in kept))
         return delta
 
     def _without_shared(self, delta: Delta) -> Delta:

@@ -49,6 +49,10 @@ PORT_EVENTS_PER_SECOND: Final = 200
 PORT_EVENTS_BURST: Final = 1_000
 """A node with all of its pods started at once has fewer."""
 
+LONGEST_WAIT_FOR_MEMBERS: Final = 30.0
+"""Seconds that a controller waits after its start for the switches of all nodes to connect, before
+it removes members of peer sets that it does not know (`Desired.members_known`)."""
+
 Absorb = Callable[[set[Key]], None]
 
 
@@ -82,6 +86,8 @@ class Switches:
         self._unclaimed: dict[int, Switch] = {}
         """By datapath id, switches that wait for their Node."""
         self._pruning: asyncio.TimerHandle | None = None
+        self._connected: set[str] = set()
+        """Nodes whose ports are known, until `Desired.members_known`."""
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
 
     # --- what others ask for ---
@@ -111,6 +117,23 @@ class Switches:
         """The source is complete: compare every switch, to find and delete stale flows."""
         for session in self.sessions.values():
             session.invalidate()
+        if not self._desired.members_known and not self._knows_members():
+            asyncio.get_running_loop().call_later(LONGEST_WAIT_FOR_MEMBERS, self._members_known)
+
+    def _knows_members(self) -> bool:
+        """Note it if the switch of every Node has connected once."""
+        nodes = self._inventory.view.nodes
+        if len(self._connected) < len(nodes) or not nodes.keys() <= self._connected:
+            return False
+        self._members_known()
+        return True
+
+    def _members_known(self) -> None:
+        self._desired.members_known = True
+        self._connected.clear()
+        for session in self.sessions.values():
+            if session.kept_members:
+                session.changed()
 
     def forget(self, flush: AnyFlush) -> None:
         """Flush connections on every switch."""
@@ -150,6 +173,10 @@ class Switches:
                 self._absorb_ports(
                     node, lambda: self._inventory.set_ports(node, ports, WorkBudget())
                 )
+            if not self._desired.members_known:
+                self._connected.add(node)
+                if self._desired.source_complete:
+                    self._knows_members()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))

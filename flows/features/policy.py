@@ -303,6 +303,11 @@ def _block(family: Family, direction: Direction, length: int, is_member: bool) -
     return Shape(flow, ("reg10", "reg11", field) if length else ("reg10", "reg11"))
 
 
+def is_member(table: int, priority: int) -> bool:
+    """Whether a flow of this table and priority is a member of a peer set."""
+    return priority == Priority.MEMBER and table == LAYOUT.tables["PolicyPeers"].number
+
+
 def peer_member(_: Cluster, found: PeerMember) -> Iterable[Flow]:
     """One member of a set."""
     number = found.peer_set

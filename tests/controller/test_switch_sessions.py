@@ -17,6 +17,7 @@ from controller.reconciler import Reconciler
 from controller.session import Session
 from flows import names
 from flows.flow import Flow
+from flows.pipeline import LAYOUT, Feature, Priority
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.errors import ConnectionLost
 from openflow.messages import ErrorMessage, InstalledFlow
@@ -181,6 +182,51 @@ def test_nothing_is_removed_or_sealed_before_the_whole_source_was_read() -> None
         assert known <= switch.cookies
         assert not seals(desired) & switch.cookies
         assert not session.in_sync
+
+    asyncio.run(main())
+
+
+def test_members_of_peer_sets_stay_until_the_pods_of_all_nodes_are_known() -> None:
+    member = InstalledFlow(
+        Feature.POLICY << 56 | 1, LAYOUT.tables["PolicyPeers"].number, Priority.MEMBER, 0, 0, b""
+    )
+
+    async def main() -> None:
+        made = cluster(NODE2)
+        await settled(made)
+        both = Switch(), Switch(names.datapath_id("node2"))
+        both[0].flows[member.table, member.priority, "a pod of node2"] = member
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(made.on_switch(both[0]))]  # type: ignore[arg-type]
+            while "node1" not in made.sessions or not made.sessions["node1"].was_synced:
+                await asyncio.sleep(0.01)
+            session = made.sessions["node1"]
+            assert member.cookie in both[0].cookies
+            assert wanted(made.desired) <= both[0].cookies
+            assert made.desired.program("node1").seal.cookie not in both[0].cookies
+            assert not session.in_sync
+            tasks.append(group.create_task(made.on_switch(both[1])))  # type: ignore[arg-type]
+            while not session.in_sync:
+                await asyncio.sleep(0.01)
+            assert both[0].cookies == (
+                wanted(made.desired) | seals(made.desired) | {FOREIGN.cookie}
+            )
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(main())
+
+
+def test_members_of_peer_sets_do_not_wait_for_a_node_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(switches, "LONGEST_WAIT_FOR_MEMBERS", 0.05)
+
+    async def main() -> None:
+        made = cluster(NODE2)
+        async with asyncio.timeout(30):
+            while not made.desired.members_known:
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 
