@@ -2,10 +2,12 @@
 
 What is invalid is left out and reported; the rest of the policy is in force. Nothing is left out in
 a way that lets more packets pass: an invalid peer or port matches nothing, and where the selector
-of the policy is invalid, the policy isolates all pods that it may mean and accepts nothing.
+of the policy is invalid, the policy isolates all pods that it may mean and accepts nothing. A type
+that is unknown may mean either direction.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from controller.policies.blocks import SLICE, Block, read_block, union
 from controller.policies.drafts import Peers, PolicyDraft, Rule, Tier, peers_of
@@ -34,6 +36,8 @@ from flows.refs import ObjectRef
 from settings.plain_yaml import shown
 
 TYPES = ("Ingress", "Egress")
+MOST_RULES: Final = 2_000
+"""Of one policy in one direction. A packet can try some of them only (`MOST_RESUBMITS`)."""
 
 
 def read_network_policy(given: NetworkPolicyObject) -> Slices[PolicyDraft]:
@@ -46,22 +50,27 @@ def read_network_policy(given: NetworkPolicyObject) -> Slices[PolicyDraft]:
     for number, each in enumerate(spec.policy_types or ()):
         if each not in TYPES:
             problems.append(
-                f"spec.policyTypes[{number}]: {shown(each)} is none of {', '.join(TYPES)}"
+                f"spec.policyTypes[{number}]: {shown(each)} is none of {', '.join(TYPES)};"
+                " the policy is for both"
             )
+            types = set(TYPES)
     own = in_namespace(metadata.namespace)
     to_pod: list[Rule] = []
     from_pod: list[Rule] = []
+    for name, rules in (("ingress", spec.ingress), ("egress", spec.egress)):
+        if len(rules or ()) > MOST_RULES:
+            problems.append(f"spec.{name}[{MOST_RULES}]: {MOST_RULES} rules are the most")
     if not is_valid:
         problems.append("it accepts nothing, because spec.podSelector is invalid")
     else:
         if "Ingress" in types:
-            for number, rule in enumerate(spec.ingress or ()):
+            for number, rule in enumerate((spec.ingress or ())[:MOST_RULES]):
                 field = f"spec.ingress[{number}]"
                 peers = yield from _peers(rule.from_, own, f"{field}.from", problems, selectors)
                 ports = yield from _ports(rule.ports, f"{field}.ports", problems)
                 to_pod.append(Rule(number, PolicyAction.ACCEPT, peers, ports))
         if "Egress" in types:
-            for number, out in enumerate(spec.egress or ()):
+            for number, out in enumerate((spec.egress or ())[:MOST_RULES]):
                 field = f"spec.egress[{number}]"
                 peers = yield from _peers(out.to, own, f"{field}.to", problems, selectors)
                 ports = yield from _ports(out.ports, f"{field}.ports", problems)

@@ -12,6 +12,10 @@ NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """The label that the API server gives each Namespace: its name."""
 MOST_SELECTORS: Final = 1_000
 """Peers with selectors that one policy may have. Each may match all pods of the cluster."""
+MOST_REQUIREMENTS: Final = 100
+"""Of one selector. It may be compared with every pod of the cluster, and with each new one."""
+MOST_VALUES: Final = 1_000
+"""Of one requirement."""
 MOST_INDEXED_VALUES: Final = 16
 """A requirement `In` with more values is indexed by its key alone."""
 
@@ -101,6 +105,9 @@ def read_selector(
         return EVERYTHING, True
     found: set[Requirement] = set()
     before = len(problems)
+    if len(given.match_labels or ()) + len(given.match_expressions or ()) > MOST_REQUIREMENTS:
+        problems.append(f"{field}: {MOST_REQUIREMENTS} requirements are the most of a selector")
+        return EVERYTHING, False
     for key, value in (given.match_labels or {}).items():
         at = f"{field}.matchLabels"
         if _is_valid(key, (value,), at, problems):
@@ -119,6 +126,9 @@ def _requirement(given: SelectorRequirement, field: str, problems: list[str]) ->
         problems.append(
             f"{field}.operator: {shown(given.operator)} is none of {', '.join(OPERATORS)}"
         )
+        return None
+    if len(values) > MOST_VALUES:
+        problems.append(f"{field}.values: {MOST_VALUES} are the most")
         return None
     if given.operator in {"In", "NotIn"}:
         if not values:

@@ -172,6 +172,59 @@ def test_policy_with_too_many_selectors_keeps_the_first(cluster: PolicyCluster) 
     assert text == "spec.ingress[0].from[1000]: 1000 peers with selectors are the most of a policy"
 
 
+@pytest.mark.parametrize(
+    ("selector", "problem"),
+    [
+        (
+            {
+                "matchExpressions": [
+                    {"key": f"k{n}", "operator": "DoesNotExist"} for n in range(101)
+                ]
+            },
+            "podSelector: 100 requirements are the most of a selector",
+        ),
+        (
+            {
+                "matchExpressions": [
+                    {"key": "k", "operator": "NotIn", "values": [f"v{n}" for n in range(1001)]}
+                ]
+            },
+            "podSelector.matchExpressions[0].values: 1000 are the most",
+        ),
+    ],
+)
+def test_selector_that_is_too_long_fails_closed(
+    cluster: PolicyCluster, selector: object, problem: str
+) -> None:
+    """Each new pod of the cluster is compared with it."""
+    rule = {"from": [{"podSelector": selector}]}
+    cluster.put(policy("shop/p", podSelector=WEB, ingress=[rule]))
+    assert cluster.rules("shop/web", TO) == []
+    (text,) = cluster.problems().values()
+    assert text == f"spec.ingress[0].from[0].{problem}"
+    cluster.put(policy("shop/p", podSelector=selector, ingress=[{}]))
+    assert cluster.rules("shop/web", TO) == []
+    (text,) = cluster.problems().values()
+    assert text.startswith(f"spec.{problem}; it accepts nothing")
+
+
+def test_policy_with_too_many_rules_keeps_the_first(cluster: PolicyCluster) -> None:
+    rules: list[object] = [{"ports": [{"port": 80}]}] * 2000
+    cluster.put(policy("shop/p", podSelector=WEB, ingress=[*rules, {}]))
+    assert cluster.rules("shop/web", TO) == ["ACCEPT everybody 6:80"]
+    (text,) = cluster.problems().values()
+    assert text == "spec.ingress[2000]: 2000 rules are the most"
+
+
+def test_unknown_policy_type_isolates_both_directions(cluster: PolicyCluster) -> None:
+    cluster.put(policy("shop/p", podSelector=WEB, policyTypes=["ingress"]))
+    assert cluster.rules("shop/web", TO) == cluster.rules("shop/web", FROM) == []
+    (text,) = cluster.problems().values()
+    assert text == (
+        "spec.policyTypes[0]: 'ingress' is none of Ingress, Egress; the policy is for both"
+    )
+
+
 def test_two_sets_with_one_id_do_not_become_one(cluster: PolicyCluster) -> None:
     """The one whose name comes later accepts nobody, and is reported."""
     with patch.object(flows_policy, "policy_digest", lambda text: 7 + text.startswith("walk")):
