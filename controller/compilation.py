@@ -57,6 +57,8 @@ class Compilation:
         when all gathered changes are in it. `sessions` are of the connected switches, by node.
         """
         self._inventory = inventory
+        # Otherwise policies that change all the time would keep everything from being published.
+        inventory.policies.may_begin = lambda: not self._is_compiling
         self._desired = desired
         self._on_node = on_node
         self._on_shared = on_shared
@@ -165,7 +167,7 @@ class Compilation:
             return True
         # A view that is half-way between two states of the policies is not published.
         waits = self._policy_changes or self._joining
-        return bool(waits) and self._inventory.is_settled
+        return bool(waits) and self._inventory.is_consistent
 
     def _schedule(self) -> None:
         if self._timer is None:
@@ -178,7 +180,7 @@ class Compilation:
         # Policy first: if all of it is published, a new attachment has its isolation at once.
         self._compile_policy(WorkBudget())
         self._compile_nodes(WorkBudget())
-        if self._inventory.is_settled:
+        if self._inventory.is_consistent:
             self._joining &= self._nodes.keys()
         self._turn_ended.set()
         self._turn_ended = asyncio.Event()
@@ -261,10 +263,15 @@ class Compilation:
     # --- policy ---
 
     @property
+    def _is_compiling(self) -> bool:
+        """Whether a part of a state of the policies is not compiled, or not published yet."""
+        return bool(self._touched or self._policy or self._policy_changes)
+
+    @property
     def _is_behind(self) -> bool:
         """Whether the programs have an older policy than the view."""
-        is_old = self._touched or self._policy or self._policy_changes or self.policy.is_behind
-        return bool(is_old) or not self._inventory.is_settled
+        is_old = self._is_compiling or self.policy.is_behind
+        return is_old or not self._inventory.is_settled
 
     def _compile_policy(self, budget: WorkBudget) -> None:
         """Compile policy, and publish it if no changed key is left."""
@@ -284,7 +291,7 @@ class Compilation:
                 self._refuse_policy(node, key, text)
             if refused and node not in self._refused_policy:
                 self._inventory.problems.clear_reporter(reporter)
-        is_all = not self._touched and not self._policy and self._inventory.is_settled
+        is_all = not self._touched and not self._policy and self._inventory.is_consistent
         if self._policy_changes and is_all:
             changes_of_all, self._policy_changes = self._policy_changes, {}
             self.policy.offer(changes_of_all)

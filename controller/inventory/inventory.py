@@ -119,6 +119,11 @@ class Inventory:
         """Whether the view is what the objects and ports say."""
         return self.policies.is_settled
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the view is in one state of the policies, though newer objects may wait."""
+        return self.policies.is_consistent
+
     def node_connected(
         self, node: str, address: IPAddress, budget: WorkBudget | None = None
     ) -> set[Key]:

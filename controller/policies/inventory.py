@@ -87,6 +87,9 @@ class PolicyInventory:
             note,
             mirror_pods_as_members=mirror_pods_as_members,
         )
+        self.may_begin: Callable[[], bool] = lambda: True
+        """Whether `settle` with a budget may begin a batch. As long as it must not, the view stays
+        in one state of the policies, so that whoever compiles it can finish."""
         self.needed_by: Final = NeededBy(
             dict(
                 zip(
@@ -169,6 +172,11 @@ class PolicyInventory:
         return self.attachments.is_settled and not (self._batch or self._has_batch)
 
     @property
+    def is_consistent(self) -> bool:
+        """Whether the view is in one state of the policies, though newer objects may wait."""
+        return self.attachments.is_settled and self._batch is None
+
+    @property
     def _has_batch(self) -> bool:
         return bool(
             self._dirty_nodes
@@ -193,6 +201,8 @@ class PolicyInventory:
         self._changes.keys = withheld
         while self.attachments.is_settled and (self._batch or self._has_batch):
             if self._batch is None:
+                if budget and not self.may_begin():
+                    break
                 self._batch = self._work()
             for _ in self._batch:
                 if budget:
@@ -202,6 +212,9 @@ class PolicyInventory:
             self._batch = None
             touched |= self._changes.take()
             self._changes.delivered()
+            if budget and touched:
+                # It is compiled before the next batch changes it again.
+                break
         return touched
 
     def _work(self) -> Generator[None, None, None]:

@@ -449,7 +449,7 @@ def test_view_that_is_half_way_between_two_states_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def story(story: Story) -> None:
-        monkeypatch.setattr(Inventory, "is_settled", False)
+        monkeypatch.setattr(Inventory, "is_consistent", False)
         program = story.world.desired.program("node1")
         version = program.version
         story.put({(A, TO): "b"})
@@ -457,7 +457,7 @@ def test_view_that_is_half_way_between_two_states_is_not_published(
         await asyncio.sleep(0.01)
         assert program.version == version
         assert not connecting.done()
-        monkeypatch.setattr(Inventory, "is_settled", True)
+        monkeypatch.setattr(Inventory, "is_consistent", True)
         story.world.compilation.touch([])
         assert program.version == version + 1
         async with asyncio.timeout(30):
