@@ -16,8 +16,7 @@ from typing import Final
 from flows.family import IPAddress
 from flows.features.protocols import UDP
 from flows.view import Service, ServicePort
-from openflow.batch import Forget
-from openflow.codec import CtTuple
+from openflow.conntrack import CtTuple, Forget
 
 MAX_PAIRS: Final = 64
 """Pairs of a frontend and an endpoint that one change of a Service port flushes one by one. If

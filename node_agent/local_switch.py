@@ -29,8 +29,8 @@ from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
-from openflow.batch import Batch, Forget, of_addresses
-from openflow.codec import CtTuple
+from openflow.batch import Batch
+from openflow.conntrack import CtTuple, Forget, of_addresses
 from openflow.errors import ConnectionLost, SwitchError
 from openflow.switch import Rejected, Switch
 from openflow.watch import connect

@@ -1,7 +1,7 @@
 """The connections that the switch tracks: which addresses they belong to.
 
-Open vSwitch forgets connections over OpenFlow (`openflow.batch.Forget`), but it only tells by its
-control socket what it still knows.
+Open vSwitch forgets connections over OpenFlow (`openflow.conntrack.Forget`), but it only tells by
+its control socket what it still knows.
 """
 
 import asyncio

@@ -7,7 +7,7 @@ and the bytes are the same for all. A connection has one batch at a time, so thi
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Final, Self, TypeAlias
@@ -16,8 +16,9 @@ from flows.diff import GroupChange
 from flows.family import IPAddress
 from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Meter
 from openflow import codec
-from openflow.codec import ANY, CtTuple, MeterCommand
+from openflow.codec import MeterCommand
 from openflow.compat import ofproto
+from openflow.conntrack import Forget, of_addresses
 from openflow.messages import (
     InstalledFlow,
     InstalledGroup,
@@ -114,55 +115,6 @@ class GroupDelete:
     def __str__(self) -> str:
         """For people."""
         return f"the deletion of group {self.group:#x}"
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Deletes the conntrack entries of a zone that match these tuples.
-
-    `reply` matches packets of the reply direction as they arrive: their source is the real peer,
-    after the translation of a Service. `protocol` 0 matches every protocol.
-    """
-
-    zone: int
-    protocol: int = 0
-    original: CtTuple = ANY
-    reply: CtTuple = ANY
-
-    @classmethod
-    def endpoint(cls, zone: int, protocol: int, address: IPAddress, port: int) -> Self:
-        """Those that this address and port answers, translated or not."""
-        return cls(zone, protocol, reply=CtTuple(source=address, source_port=port))
-
-    @classmethod
-    def frontend(cls, zone: int, protocol: int, address: IPAddress | None, port: int) -> Self:
-        """Those opened to this address (None: to any) and port, whoever answers."""
-        return cls(zone, protocol, original=CtTuple(destination=address, destination_port=port))
-
-    @classmethod
-    def untranslated(cls, zone: int, protocol: int, address: IPAddress | None, port: int) -> Self:
-        """Those of `frontend` that it answers itself (address None: at that port)."""
-        return replace(
-            cls.frontend(zone, protocol, address, port),
-            reply=CtTuple(source=address, source_port=port),
-        )
-
-    def __str__(self) -> str:
-        """For people."""
-        tuples = (("opened", self.original), ("answered", self.reply))
-        like = " and ".join(f"{word} {given}" for word, given in tuples if given != ANY)
-        of = f" of protocol {self.protocol}" if self.protocol else ""
-        return (
-            f"the flush of connections{of} {like or 'of all kinds'}, in zone {self.zone}"
-            " (Open vSwitch does this from 3.1 on)"
-        )
-
-
-def of_addresses(zone: int, addresses: Iterable[IPAddress]) -> Iterable[Forget]:
-    """Every connection of these addresses, whoever has opened it."""
-    for address in addresses:
-        yield Forget(zone, original=CtTuple(source=address))
-        yield Forget(zone, reply=CtTuple(source=address))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,9 @@ bytes for shapes seen before.
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
-from flows.family import IPAddress
 from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     MOST_BUCKETS,
@@ -56,6 +54,7 @@ from openflow.compat import (
     push,
     serialized,
 )
+from openflow.conntrack import CtTuple
 from openflow.errors import SwitchError
 
 BUNDLE_ID: Final = 1
@@ -89,32 +88,6 @@ class MeterCommand(IntEnum):
     ADD = ofproto.OFPMC_ADD
     MODIFY = ofproto.OFPMC_MODIFY
     DELETE = ofproto.OFPMC_DELETE
-
-
-@dataclass(frozen=True, slots=True)
-class CtTuple:
-    """What the packets of one direction of a connection are like; None: whatever it is."""
-
-    source: IPAddress | None = None
-    destination: IPAddress | None = None
-    source_port: int | None = None
-    destination_port: int | None = None
-
-    def __str__(self) -> str:
-        """For people."""
-        ends = (
-            ("from", self.source, self.source_port),
-            ("to", self.destination, self.destination_port),
-        )
-        return " ".join(
-            f"{word} {'any address' if address is None else address}"
-            + ("" if port is None else f":{port}")
-            for word, address, port in ends
-            if (address, port) != (None, None)
-        )
-
-
-ANY: Final = CtTuple()
 
 
 def flow_add(flow: Flow, stand_in: tuple[int, int | None] | None = None) -> bytes:

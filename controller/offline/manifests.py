@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.offline.workloads import KINDS, Workload, read_workload
-from controller.sources.directory import MAX_FILE_SIZE, is_manifest, items
+from controller.sources.manifest_files import MAX_FILE_SIZE, is_manifest, items
 from controller.sources.objects import (
     Object,
     ObjectError,

@@ -10,9 +10,9 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import watchfiles
@@ -21,6 +21,7 @@ from watchfiles._rust_notify import WatchfilesRustInternalError
 from controller.faults import ControllerFault
 from controller.problems import FileRef
 from controller.sources.feed import OBJECTS_AT_ONCE, Feed, in_slices
+from controller.sources.manifest_files import MAX_FILE_SIZE, is_manifest, items
 from controller.sources.objects import Object, ObjectError, UnknownKindError, from_manifest, ref
 from flows.refs import ObjectRef
 from settings.plain_yaml import documents
@@ -29,8 +30,6 @@ log = structlog.get_logger()
 
 MAX_PROBLEMS = 5
 """Problems of one file that are named."""
-MAX_FILE_SIZE: Final = 64 << 20
-"""Bytes. Reading a file takes about ten times as much memory."""
 MAX_STEPS: Final = 1000
 """Objects that are looked at, without feeding them, before the event loop has its turn."""
 WRITING_TIMEOUT: Final = 10.0
@@ -198,11 +197,6 @@ class Directory:
         return os.fsencode(path.relative_to(self._root)).decode(errors="backslashreplace")
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether a file of this name holds objects."""
-    return path.suffix in {".yaml", ".yml", ".json"} and not path.name.startswith(".")
-
-
 def _changes(
     path: Path, old: Mapping[ObjectRef, Object]
 ) -> tuple[dict[ObjectRef, Object], str, bool, set[ObjectRef]]:
@@ -276,13 +270,3 @@ def _objects(text: str) -> tuple[dict[ObjectRef, Object], str, bool]:
     more = len(problems) - MAX_PROBLEMS
     shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
     return objects, "; ".join(shown), bool(unreadable)
-
-
-def items(contents: Iterable[Any]) -> Iterator[Any]:
-    """The objects of some documents: those of a `List` one by one."""
-    for document in contents:
-        if isinstance(document, dict) and document.get("kind") == "List":
-            items = document.get("items")
-            yield from items if isinstance(items, list) else [items]
-        elif document is not None:
-            yield document

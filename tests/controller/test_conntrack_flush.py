@@ -17,7 +17,8 @@ from controller.conntrack_flush import (
 from controller.stale_udp import StalePair
 from flows.features.protocols import UDP
 from flows.pipeline import CT_ZONE
-from openflow.batch import Batch, Forget
+from openflow.batch import Batch
+from openflow.conntrack import Forget
 from tests.controller.service_inventory import inventory, put
 from tests.controller.service_objects import endpoint_slice, service
 

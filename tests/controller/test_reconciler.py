@@ -17,7 +17,8 @@ from flows.kinds import Entry
 from flows.pipeline import PipelineError
 from flows.refs import ObjectRef
 from flows.view import Attachment, Cluster, Service
-from openflow.batch import Batch, BucketRemove, BucketsInsert, Forget, Part
+from openflow.batch import Batch, BucketRemove, BucketsInsert, Part
+from openflow.conntrack import Forget
 from openflow.switch import Switch
 from tests.controller.events import node_object, pod_object
 from tests.controller.service_objects import endpoint_slice, service

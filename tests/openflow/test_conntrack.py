@@ -11,8 +11,8 @@ import pytest
 
 from lab.processes import running
 from openflow import codec
-from openflow.batch import Batch, Forget
-from openflow.codec import ANY, CtTuple
+from openflow.batch import Batch
+from openflow.conntrack import ANY, CtTuple, Forget
 from openflow.switch import Rejected
 from openflow.templates import numbered
 from openflow.watch import connect

@@ -9,9 +9,10 @@ import pytest
 from flows import names
 from flows.diff import Delta, GroupChange
 from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Learn, Output, SetField, ToGroup, match
-from openflow import batch, codec, digest
+from openflow import batch, digest
 from openflow.batch import Batch, BucketRemove, BucketsInsert, DeleteByCookie, GroupDelete
 from openflow.codec import CodecError
+from openflow.conntrack import CtTuple, Forget
 from openflow.errors import ConnectionLost
 from openflow.messages import InstalledGroup
 from openflow.switch import Rejected, Switch
@@ -297,10 +298,13 @@ def test_everything_of_a_group_counts_but_the_order_of_its_buckets():
 def test_what_is_to_be_forgotten_is_said_in_words():
     address = IPv4Address("10.0.0.1")
     for forget, text in (
-        (batch.Forget.endpoint(100, 17, address, 53), "of protocol 17 answered from 10.0.0.1:53"),
-        (batch.Forget.frontend(100, 17, address, 53), "of protocol 17 opened to 10.0.0.1:53"),
-        (batch.Forget.frontend(100, 17, None, 53), "of protocol 17 opened to any address:53"),
-        (batch.Forget(100, original=codec.CtTuple(source=address)), "opened from 10.0.0.1"),
-        (batch.Forget(100), "of all kinds"),
+        (
+            Forget.endpoint(100, 17, address, 53),
+            "of protocol 17 answered from 10.0.0.1:53",
+        ),
+        (Forget.frontend(100, 17, address, 53), "of protocol 17 opened to 10.0.0.1:53"),
+        (Forget.frontend(100, 17, None, 53), "of protocol 17 opened to any address:53"),
+        (Forget(100, original=CtTuple(source=address)), "opened from 10.0.0.1"),
+        (Forget(100), "of all kinds"),
     ):
         assert text + ", in zone 100" in str(forget)
