@@ -25,7 +25,7 @@ PARTS = {
 }
 SHARED = ("flows", "settings", "wire")
 OF_OTHERS = {"cli": ("controller", "openflow")}
-"""The command line reads manifests by the controller's inventory, which makes values of openflow."""
+"""The command line reads manifests by the inventory, which makes values of openflow."""
 IMPORT_EVERYTHING = """
 import importlib, json, sys
 from importlib.abc import MetaPathFinder
