@@ -58,6 +58,10 @@ when it is done."""
 SETTLE_OF_ACKNOWLEDGEMENT: Final = 4
 """Times what the acknowledgement took: a busy machine delays the threads that translate flows, too,
 and those begin after it."""
+REVALIDATED: Final = 0.6
+"""Seconds after which Open vSwitch has translated every flow of its cache again: it does so each
+500 ms (`other_config:max-revalidator`). A packet that is translated by the old tables just when
+they change makes a flow that the round for this change may miss. It stays until the next round."""
 LONGEST_DELAY: Final = 1.0
 """The most seconds because of a slow acknowledgement."""
 UNKNOWN_FLOWS: Final = 8_192
@@ -139,7 +143,12 @@ class Session:
 
     @property
     def settle_time(self) -> float:
-        """Seconds in which the datapath follows the flows that the switch has acknowledged."""
+        """Seconds after which no packet meets flows that the switch has replaced."""
+        return max(REVALIDATED, self.follow_time)
+
+    @property
+    def follow_time(self) -> float:
+        """Seconds in which nearly the whole datapath follows what the switch has acknowledged."""
         translating = (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW
         delayed = min(self._acknowledging * SETTLE_OF_ACKNOWLEDGEMENT, LONGEST_DELAY)
         return max(SETTLE, translating, delayed)
@@ -435,7 +444,7 @@ class Session:
         needed = self._rounds_begun + self.dirty.is_set()
         while self._rounds_ended < needed:
             await self._round_ended.wait()
-        await asyncio.sleep(self.settle_time)
+        await asyncio.sleep(self.follow_time)
 
     async def apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
