@@ -100,8 +100,8 @@ POLICY: Final = (
     Fault(
         "a peer without a namespaceSelector is of any Namespace",
         _NETWORK_POLICIES,
-        "        namespaces, namespaces_valid = own, True\n",
-        "        namespaces, namespaces_valid = (), True\n",
+        "    namespaces, namespaces_valid = own, True\n",
+        "    namespaces, namespaces_valid = (), True\n",
         _TESTS,
     ),
     Fault(

@@ -52,10 +52,17 @@ SWITCHES: Final = (
         _RECONCILER_TESTS,
     ),
     Fault(
+        "members that may be pods of a node that is away are removed",
+        _SESSION,
+        "        kept = set() if self.desired.members_known else",
+        "        kept = set() if self.desired.source_complete else",
+        ("tests/controller/test_switch_sessions.py",),
+    ),
+    Fault(
         "a switch that lacks refused flows is sealed",
         _SESSION,
-        "        sealed = self.desired.source_complete and not self.left_out\n",
-        "        sealed = self.desired.source_complete\n",
+        "        return self.desired.source_complete and not self.left_out\n",
+        "        return self.desired.source_complete\n",
         _RECONCILER_TESTS,
     ),
     Fault(
