@@ -105,6 +105,7 @@ class PolicyWorld:
         inventory: Any = Inventory(worlds.CLUSTER)
         inventory.view = self.view
         self.desired = Desired(self.view)
+        self.desired.members_known = True
         self.desired.source_complete = True
         self.compilation = Compilation(
             inventory,

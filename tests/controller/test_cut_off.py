@@ -84,8 +84,8 @@ class PlayedSwitch:
 
 
 class Held:
-    def __init__(self, cookie: int, table: int) -> None:
-        self.cookie, self.table = cookie, table
+    def __init__(self, cookie: int, table: int, priority: int = 0) -> None:
+        self.cookie, self.table, self.priority = cookie, table, priority
 
 
 async def world(*, complete: bool = True) -> Reconciler:

@@ -150,7 +150,7 @@ def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> N
     assert sorted(own, key=str) == [
         {
             "apiGroups": [""],
-            "resources": ["nodes", "pods", "services"],
+            "resources": ["nodes", "pods", "services", "namespaces"],
             "verbs": ["get", "list", "watch"],
         },
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
@@ -160,6 +160,16 @@ def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> N
             "verbs": ["get", "list", "watch"],
         },
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+        {
+            "apiGroups": ["networking.k8s.io"],
+            "resources": ["networkpolicies"],
+            "verbs": ["get", "list", "watch"],
+        },
+        {
+            "apiGroups": ["policy.networking.k8s.io"],
+            "resources": ["clusternetworkpolicies"],
+            "verbs": ["get", "list", "watch"],
+        },
     ]
 
 
