@@ -24,7 +24,7 @@ APART = 0.05 * (PATIENCE - 1)
 waits for ovs-vswitchd while later ones of a connection go past it."""
 PAUSE = 0.0005 * PATIENCE
 """Seconds between packets: the sockets of the userspace datapath hold some 90."""
-LONGEST_CHANGE = 20.0 * PATIENCE
+LONGEST_CHANGE = 60.0 * PATIENCE
 """Seconds in which a change must be in force."""
 MOST_ATTEMPTS = 4
 """Times that a word is said."""
