@@ -35,6 +35,8 @@ is a fault."""
 ALWAYS_PODS: Final = {"c/a1": "node1", "c/a2": "node2", "c/a3": "node1"}
 PAUSE: Final = 0.003 * PATIENCE
 """Seconds between two packets of a pod."""
+LONGEST_END: Final = 60.0 * PATIENCE
+"""Seconds until the last change is done."""
 CHANGES_PER_SECOND: Final = 10 / PATIENCE
 _BLOCK: Final = 10_000_000
 """Numbers of packets to one target."""
@@ -136,7 +138,8 @@ class Churn:
             yield
         finally:
             self._stop.set()
-            thread.join()
+            thread.join(timeout=LONGEST_END)
+            assert not thread.is_alive()
         if self.problem is not None:
             raise self.problem
 

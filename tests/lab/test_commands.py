@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from lab.processes import running
 from tests.waiting import wait_until
 
 MANIFESTS = """
@@ -219,16 +220,11 @@ while True:
 
 def test_verdicts_are_what_packets_do(shop: Lab) -> None:
     web = shop.pod("shop", "web").address
-    argv = shop.command("shop/web", [sys.executable, "-c", SERVE, "8080"])
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout
-            assert server.stdout.readline() == "listening\n"
-            for pod in ("shop/front", "shop/other"):
-                done = sluice(shop, pod, "shop/web", "8080", "--json", command="policy")
-                assert json.loads(done.stdout)["accepted"] == connects(shop, pod, web, 8080)
-        finally:
-            server.kill()
+    with running(shop.command("shop/web", [sys.executable, "-c", SERVE, "8080"])) as server:
+        assert server.line() == "listening"
+        for pod in ("shop/front", "shop/other"):
+            done = sluice(shop, pod, "shop/web", "8080", "--json", command="policy")
+            assert json.loads(done.stdout)["accepted"] == connects(shop, pod, web, 8080)
 
 
 def test_denial_on_a_live_cluster_says_what_is_missing(shop: Lab) -> None:
@@ -246,7 +242,9 @@ def test_change_is_judged_on_a_live_cluster_and_not_made(shop: Lab, tmp_path: Pa
     words = ("-f", str(tmp_path / "deny.yaml"), "--fail-on", "loses")
     dump = tmp_path / "connections.txt"
     node = shop.command("node1", ["ovs-appctl", "dpctl/dump-conntrack"])
-    dump.write_text(subprocess.run(node, check=True, capture_output=True, text=True).stdout)
+    dump.write_text(
+        subprocess.run(node, check=True, capture_output=True, text=True, timeout=60).stdout
+    )
     done = sluice(shop, *words, "--connections", str(dump), command="what-if")
     assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout.startswith("NetworkPolicy shop/deny-all: added\n")

@@ -281,7 +281,7 @@ def test_established_connections_and_icmp_errors_pass(lab: Lab, stations: Statio
         assert server.line() == "ready"
         with running(asks) as client:
             assert client.line() == "hello"
-            assert server.wait() == 0
+            assert server.wait(60) == 0
             assert say("before") == "before"
             with applied(lab, closed):
                 new = [Probe("y/a", "x/b"), Probe("x/a", "y/b", "UDP")]

@@ -15,14 +15,21 @@ from tests.policy.proof import Kind, Proof
 from tests.policy.switches import Switches, switches_for
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def switches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Switches]:
-    """The switches of the nodes that run pods."""
-    # A problem is reported by a line of the log, for each of thousands of clusters.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    """The switches of the nodes that run pods.
+
+    Of one file: a switch closes a connection that is not used while other files run.
+    """
     with switches_for(tmp_path_factory.mktemp("ovs"), NODES[:2]) as made:
         yield made
-    structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def errors_only(request: pytest.FixtureRequest) -> None:
+    """A problem is reported by a line of the log, for each of thousands of clusters."""
+    request.getfixturevalue("logging_as_before")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 BATCH: Final = 100
