@@ -322,7 +322,9 @@ def _as_dumped(row: dict[str, Any]) -> str:
     table = f"table={row['tableNumber']}, " if row["tableNumber"] else ""
     match = f",{row['match']}" if row["match"] else ""
     actions = re.sub(
-        r"(table[:=])(\w+)", lambda m: f"{m[1]}{LAYOUT.tables[m[2]].number}", row["actions"]
+        r"(table[:=]|resubmit\(,)(\w+)",
+        lambda found: f"{found[1]}{LAYOUT.tables[found[2]].number}",
+        row["actions"],
     )
     cookie = int(row["cookie"], 16)
     return f"cookie={cookie:#x}, {table}priority={row['priority']}{match} actions={actions}"
