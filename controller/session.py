@@ -122,7 +122,7 @@ class Session:
         self._seal = 0
         """The cookie of the node's seal that the switch holds; 0: none."""
         self._members: set[int] = set()
-        """Cookies of the members of peer sets that a comparison found."""
+        """Cookies of members of peer sets that a comparison found and the program never had."""
         self.kept_members = False
         """Whether the switch has members that may be pods of nodes that have not connected yet.
 
@@ -365,6 +365,8 @@ class Session:
         )
         if not self.desired.source_complete:
             delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
+        # Of a member that the program had, it is known why it is gone.
+        self._members.difference_update(wanted)
         kept = set() if self.desired.members_known else self._members.intersection(delta.deletes)
         self.kept_members = bool(kept)
         if kept:

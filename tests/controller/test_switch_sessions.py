@@ -5,6 +5,8 @@ The switch is simulated at the edge: it keeps what batches put there.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -16,8 +18,13 @@ from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from controller.session import Session
 from flows import names
+from flows.compile import Fragment
+from flows.features.policy import peer_member
 from flows.flow import Flow
 from flows.pipeline import LAYOUT, Feature, Priority
+from flows.policy import Direction, PeerMember
+from flows.refs import ObjectRef
+from flows.view import SOME_SCOPE, Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.errors import ConnectionLost
 from openflow.messages import ErrorMessage, InstalledFlow
@@ -213,6 +220,34 @@ def test_members_of_peer_sets_stay_until_the_pods_of_all_nodes_are_known() -> No
             )
             for task in tasks:
                 task.cancel()
+
+    asyncio.run(main())
+
+
+def test_member_that_the_program_had_goes_at_once() -> None:
+    pod = PeerMember(1, Direction.TO_POD, IPv4Address("10.244.1.9"), ObjectRef("Pod", "x", "a"))
+    (flow,) = peer_member(CLUSTER, pod)
+    key = Key(SOME_SCOPE, "policy-member", "of a test")
+
+    async def main() -> None:
+        desired = await settled(cluster(NODE2))
+        desired.update_node("node1", {key: Fragment((pod.owner,), (flow,))})
+        switch = Switch()
+        switch.flows[flow.table, flow.priority, flow.match] = InstalledFlow(
+            flow.cookie, flow.table, flow.priority, 0, 0, b""
+        )
+        unknown = replace(flow, match=flow.match[:-1])
+        switch.flows[unknown.table, unknown.priority, unknown.match] = InstalledFlow(
+            unknown.cookie, unknown.table, unknown.priority, 0, 0, b""
+        )
+        session = await synced(desired, switch)
+        assert {flow.cookie, unknown.cookie} <= switch.cookies
+        desired.update_node("node1", {key: None})
+        session.changed()
+        async with asyncio.timeout(30):
+            await session.sync()
+        assert flow.cookie not in switch.cookies
+        assert unknown.cookie in switch.cookies
 
     asyncio.run(main())
 
