@@ -51,7 +51,7 @@ class Desired:
         self._view = view
         self._compiler = COMPILER if compiler is None else compiler
         self._programs: dict[str, Program] = {}
-        self._some: dict[Key, Fragment | None] = {}
+        self._some: dict[Key, Fragment] = {}
         """Fragments that some nodes need, each compiled once for all of them."""
         self._needs: dict[str, set[Key]] = {}
         """By node, the keys of `SOME_SCOPE` that it needs."""
@@ -90,13 +90,17 @@ class Desired:
         holders = self._view.needed_by.get(shared, ())
         if key.scope in holders:
             self._needs.setdefault(key.scope, set()).add(shared)
-        elif keys := self._needs.get(key.scope):
-            keys.discard(shared)
-            if not keys:
-                del self._needs[key.scope]
+        else:
+            self._forget_need(key.scope, shared)
         if not holders:
             self._some.pop(shared, None)
         return shared, (key.scope,)
+
+    def _forget_need(self, node: str, key: Key) -> None:
+        if keys := self._needs.get(node):
+            keys.discard(key)
+            if not keys:
+                del self._needs[node]
 
     def keys(self, node: str) -> set[Key]:
         """The keys of all fragments that the node's program should have."""
@@ -157,9 +161,14 @@ class Desired:
             return self._compiler.fragment(self._view, key)
         if scope not in self._view.nodes or scope not in self._view.needed_by.get(key, ()):
             return None
-        if key not in self._some:
-            self._some[key] = self._compiler.fragment(self._view, key)
-        return self._some[key]
+        if (found := self._some.get(key)) is None:
+            found = self._compiler.fragment(self._view, key)
+            # Nobody is told when what does not exist comes to be while no node needs it.
+            if found is None:
+                self._forget_need(scope, key)
+            else:
+                self._some[key] = found
+        return found
 
     def update_shared(
         self, changes: Mapping[Key, Fragment | None], triggers: Iterable[float] = ()

@@ -103,3 +103,11 @@ def test_set_that_another_policy_uses_in_the_same_change_has_no_old_members(judg
         ),
         {"c/client > c/server TCP 80": False},
     )
+
+
+def test_member_that_comes_back_while_no_node_needs_its_set_is_a_member(judge: Judge) -> None:
+    policy = allow(selector=labels(app="server"), ingress=FROM_CLIENTS)
+    other = allow("b/other")
+    for objects in ([client(), server()], [server()], [server(), other], [other], [client()]):
+        judge.decides(cluster(*objects, policy), {})
+    judge.decides(cluster(client(), server(), policy), {"a/client > a/server TCP 80": True})
