@@ -25,6 +25,7 @@ from node_agent.node import LocalNode
 from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems, report_loop
 from node_agent.services import LocalServices
+from node_agent.stale_cache import StaleCache
 from node_agent.sysctl import Sysctls
 from node_agent.uninstall import UninstallError, uninstall
 from openflow.watch import FlowWatch
@@ -133,6 +134,8 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(audit_loop(agent, mgmt)),
                     tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
                 ]
+                if agent.datapath == "netdev":
+                    running.append(tasks.create_task(StaleCache(agent.ovs_run).run()))
                 if agent.tls is not None:
                     running.append(tasks.create_task(tls_files.follow(agent, agent.tls)))
                 if agent.enrolment is not None:
