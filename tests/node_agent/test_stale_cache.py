@@ -111,5 +111,5 @@ def test_cache_of_a_mended_version_stays(
         ("something else", False),
     ],
 )
-def test_version_that_is_not_known_is_taken_for_an_old_one(version: str, mended: bool) -> None:  # noqa: FBT001
+def test_version_that_is_not_known_is_taken_for_an_old_one(version: str, mended: bool) -> None:
     assert is_mended(version) == mended
