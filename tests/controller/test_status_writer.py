@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from controller import status_writer
+from controller import api_writes, status_writer
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
 from controller.status_writer import StatusWriter
@@ -92,9 +92,9 @@ Story = Callable[[Play], Awaitable[None]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(status_writer, "LOOK", 0.01)
-    monkeypatch.setattr(status_writer, "PACE", 0.0)
-    monkeypatch.setattr(status_writer, "BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(api_writes, "LOOK", 0.01)
+    monkeypatch.setattr(api_writes, "PACE", 0.0)
+    monkeypatch.setattr(api_writes, "BACKOFF", (0.01, 0.02))
 
     def run(story: Story, *, served: bool = True, listed: bool = True) -> None:
         async def main() -> None:

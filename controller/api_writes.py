@@ -1,0 +1,69 @@
+"""How the controller writes to the API server: paced, and patient with failures."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+import structlog
+from kubernetes.aio import client
+
+from controller.kubernetes_api import UNREACHABLE, ApiError, Write, ask
+from settings import SettingsError
+
+LOOK: Final = 2.0
+"""Seconds between two looks at what is due."""
+PACE: Final = 0.02
+"""Seconds between two requests of one writer: no more than 50 a second, whatever goes wrong."""
+BACKOFF: Final = (2.0, 60.0)
+"""Seconds after the first failure, and at most."""
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
+
+log = structlog.get_logger()
+
+
+async def keep_writing(write: Callable[[], Awaitable[None]], failure: str) -> None:
+    """Call `write` again and again, until cancelled: it sends what is due.
+
+    It raises if nothing more can be sent for now. `failure` says so in the log.
+    """
+    delay, trouble = BACKOFF[0], ""
+    while True:
+        await asyncio.sleep(LOOK)
+        try:
+            await write()
+        except (ApiError, SettingsError, *UNREACHABLE) as error:
+            problem = str(error) or repr(error)
+            if problem != trouble:
+                log.warning(failure, problem=problem)
+            asked = error.wait if isinstance(error, ApiError) else 0.0
+            # Not for security: it spreads the load.
+            await asyncio.sleep(max(asked, delay * random.uniform(0.5, 1)))  # noqa: S311
+            delay, trouble = min(delay * 2, BACKOFF[1]), problem
+        else:
+            delay, trouble = BACKOFF[0], ""
+
+
+async def send(api: client.ApiClient, write: Write) -> int:
+    """Zero, or the HTTP status with which only this write was refused.
+
+    Raises `ApiError` if any other write would fail too, and `UNREACHABLE`.
+    """
+    await asyncio.sleep(PACE)
+    try:
+        response = await ask(
+            api,
+            write.method,
+            write.path,
+            _TIMEOUT,
+            body=write.body,
+            content_type=write.content_type,
+        )
+    except ApiError as error:
+        if error.may_pass:
+            raise
+        log.info("refused by the API server", path=write.path, problem=str(error))
+        return error.code
+    response.release()
+    return 0
