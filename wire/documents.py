@@ -11,12 +11,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from flows.policy import Direction
 from wire.sentences import HIDDEN, MAX_SENTENCE
 
 MAX_PODS = 256
 """Pods in one `NodeProblems`; the agent chooses the latest ones."""
 MAX_SERVICES = 256
 """Services in one `NodeProblems`."""
+MAX_DENIED_PAIRS = 256
+"""Pairs in one `NodeDenials`; the agent keeps the first ones of a minute."""
+MAX_DENIED_PORTS = 5
+"""Ports in one `DeniedPair`; the agent keeps the first ones."""
 MAX_ADDRESSES = 64
 """Addresses in one `NodeAddresses`."""
 RANGES = 256
@@ -149,6 +154,40 @@ class NodeAddresses(msgspec.Struct, frozen=True, rename="camel"):
     """What pods get here; 0: unknown."""
 
 
+class DeniedPort(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What of a pair was denied, and by which rule."""
+
+    protocol: Annotated[int, Meta(ge=0, lt=1 << 8)]
+    """IANA's number."""
+    port: Annotated[int, Meta(ge=0, lt=1 << 16)] | None = None
+    """Of the destination; None: the protocol has none, or the packet is a later fragment."""
+    rule: Annotated[int, Meta(gt=0, lt=1 << 32)] | None = None
+    """The id of the rule that denies it (`flows.policy.rule_id`); None: no rule accepts it."""
+
+
+class DeniedPair(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A pod of the node, and another end that policy denied it, in one direction."""
+
+    attachment: Annotated[str, Meta(pattern=r"\Ap[a-z2-7]{14}\Z")]
+    """The name of the pod's OVS port, which also identifies the Pod (`flows.names.port_name`)."""
+    direction: Direction
+    other_end: IPv4Address
+    ports: Annotated[tuple[DeniedPort, ...], Meta(min_length=1, max_length=MAX_DENIED_PORTS)]
+    more_ports: bool = False
+    """Whether other ports were denied as well."""
+
+
+class NodeDenials(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Packets that policy denied on a node (`paths.DENIALS`).
+
+    The agent sends a pair at most once a minute. The controller writes Events about them.
+    """
+
+    pairs: Annotated[tuple[DeniedPair, ...], Meta(max_length=MAX_DENIED_PAIRS)] = ()
+    left_out: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
+    """Packets of further pairs, which the agent only counted."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """The body of every answer with a status of 400 or more."""
 
@@ -156,7 +195,13 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def encode(
-    document: NodeConfig | NodeServices | SwitchDigest | NodeProblems | NodeAddresses | Refusal,
+    document: NodeConfig
+    | NodeServices
+    | SwitchDigest
+    | NodeProblems
+    | NodeAddresses
+    | NodeDenials
+    | Refusal,
 ) -> bytes:
     """As JSON."""
     return msgspec.json.encode(document, enc_hook=str)
@@ -194,6 +239,11 @@ def decode_problems(data: bytes) -> NodeProblems:
 def decode_addresses(data: bytes) -> NodeAddresses:
     """From JSON. Raises `msgspec.MsgspecError`."""
     return msgspec.json.decode(data, type=NodeAddresses, dec_hook=_decode)
+
+
+def decode_denials(data: bytes) -> NodeDenials:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(data, type=NodeDenials, dec_hook=_decode)
 
 
 def decode_refusal(data: bytes) -> str:

@@ -12,6 +12,8 @@ PROBLEMS: Final = "/v1/nodes/{node}/problems"
 """POST: `NodeProblems`; the answer is 204 without a body."""
 ADDRESSES: Final = "/v1/nodes/{node}/addresses"
 """POST: `NodeAddresses`; the answer is 204 without a body."""
+DENIALS: Final = "/v1/nodes/{node}/denials"
+"""POST: `NodeDenials`; the answer is 204 without a body."""
 CERTIFICATE: Final = "/v1/nodes/{node}/certificate"
 """POST: a PKCS #10 request in PEM, with a ServiceAccount token (`Authorization: Bearer`); the
 answer is a certificate in PEM."""

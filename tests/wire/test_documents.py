@@ -9,10 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from flows import names
+from flows.policy import Direction
 from openflow.digest import RANGES
 from wire import documents
 from wire.documents import (
+    MAX_DENIED_PAIRS,
+    MAX_DENIED_PORTS,
+    DeniedPair,
+    DeniedPort,
     NodeConfig,
+    NodeDenials,
     NodeProblems,
     NodeServices,
     Refusal,
@@ -47,6 +54,10 @@ SERVICES = NodeServices(
     protected_addresses=(IPv4Address("172.30.0.10"),),
     host_endpoints=((None, 6, 80, IPv4Address("172.30.1.2"), 8080, "default/web"),),
 )
+PORT = "pabcdefghij2345"
+PAIR = DeniedPair(
+    PORT, Direction.TO_POD, IPv4Address("10.244.1.5"), (DeniedPort(6, 80, 7), DeniedPort(1)), True
+)
 # Fixed for ever: a change here breaks agents or controllers of another version.
 PINNED: list[tuple[Any, Any, bytes]] = [
     (
@@ -79,6 +90,14 @@ PINNED: list[tuple[Any, Any, bytes]] = [
         b'{"node":"a","pods":{"default/p":"b"},"services":{"default/web":"c"}}',
     ),
     (NodeProblems(), documents.decode_problems, b"{}"),
+    (
+        NodeDenials((PAIR,), 9),
+        documents.decode_denials,
+        b'{"pairs":[{"attachment":"pabcdefghij2345","direction":"to-pod","otherEnd":"10.244.1.5",'
+        b'"ports":[{"protocol":6,"port":80,"rule":7},{"protocol":1}],"morePorts":true}],'
+        b'"leftOut":9}',
+    ),
+    (NodeDenials(), documents.decode_denials, b"{}"),
 ]
 
 
@@ -140,6 +159,54 @@ def test_unreadable_documents_raise_one_error(data: bytes) -> None:
     ):
         with pytest.raises(msgspec.MsgspecError):
             decode(data)
+
+
+def test_largest_report_of_denials_is_read() -> None:
+    ports = tuple(DeniedPort(17, number, 1) for number in range(MAX_DENIED_PORTS))
+    whole = NodeDenials((msgspec.structs.replace(PAIR, ports=ports),) * MAX_DENIED_PAIRS, 2**32 - 1)
+    data = encode(whole)
+    assert documents.decode_denials(data) == whole
+    assert len(data) < 1 << 17, "aiohttp takes no more than a megabyte"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attachment": "pabcdefghij234"},
+        {"attachment": "pabcdefghij2345\n"},
+        {"attachment": "cabcdefghij2345"},
+        {"attachment": "default/a"},
+        {"direction": "sideways"},
+        {"otherEnd": "10.244.1.0/24"},
+        {"otherEnd": "fd00::1"},
+        {"otherEnd": ["10.244.1.5"]},
+        {"otherEnd": {}},
+        {"ports": []},
+        {"ports": [{"protocol": 6, "port": number} for number in range(10_000)]},
+        {"ports": [{"protocol": 256}]},
+        {"ports": [{"protocol": 6, "port": 65_536}]},
+        {"ports": [{"protocol": 6, "port": -1}]},
+        {"ports": [{"protocol": 6, "rule": 0}]},
+        {"ports": [{"protocol": 6, "rule": 2**32}]},
+    ],
+)
+def test_invalid_denied_pair_is_refused(change: dict[str, Any]) -> None:
+    valid = msgspec.json.decode(encode(NodeDenials((PAIR,))))
+    given = {"pairs": [valid["pairs"][0] | change]}
+    with pytest.raises(msgspec.ValidationError):
+        documents.decode_denials(msgspec.json.encode(given))
+
+
+def test_too_many_denials_are_refused() -> None:
+    for given in (NodeDenials((PAIR,) * (MAX_DENIED_PAIRS + 1)), NodeDenials(left_out=2**32)):
+        with pytest.raises(msgspec.ValidationError):
+            documents.decode_denials(encode(given))
+
+
+def test_denied_attachment_has_the_name_of_a_pods_port() -> None:
+    name = names.port_name("default", "a", "u", "eth0", "sandbox")
+    given = NodeDenials((msgspec.structs.replace(PAIR, attachment=name),))
+    assert documents.decode_denials(encode(given)) == given
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 257])
