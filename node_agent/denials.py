@@ -1,4 +1,4 @@
-"""Packets that policy denied, as lines of the log.
+"""Packets that policy denied: a line of the log for each, and what the controller is told.
 
 Flows of policy report them if the cluster's setting `logDenials` says so. The switch reports no
 more than `flows.features.judgement.LOGGED_PER_SECOND`, which bounds the work here.
@@ -15,8 +15,10 @@ import structlog
 from flows.features.protocols import IPV4, LAYER_4_NAMES
 from flows.pipeline import LAYOUT
 from flows.policy import Direction
+from node_agent.denied_pairs import DeniedPairs
 from node_agent.leases import Lease
 from openflow.messages import PacketIn
+from wire.documents import DeniedPort
 
 log = structlog.get_logger()
 
@@ -35,12 +37,21 @@ _VERSION: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A packet that was denied. `port` is None where there is none to see."""
+    """A packet that was denied."""
 
     source: IPv4Address
     destination: IPv4Address
-    protocol: str
+    protocol: int
+    """IANA's number."""
     port: int | None
+    """Of the destination; None: the packet does not show one."""
+
+    @property
+    def protocol_name(self) -> str:
+        """`tcp`; the number of a protocol without ports, except for `icmp`."""
+        if self.protocol == _ICMP:
+            return "icmp"
+        return LAYER_4_NAMES.get(self.protocol, str(self.protocol))
 
 
 def denial(frame: bytes) -> Denial | None:
@@ -57,16 +68,19 @@ def denial(frame: bytes) -> Denial | None:
     port = None
     if number in LAYER_4_NAMES and not fragment & 0x1FFF and len(layer_4) >= 4:
         (port,) = struct.unpack_from("!2xH", layer_4)
-    name = "icmp" if number == _ICMP else LAYER_4_NAMES.get(number, str(number))
-    return Denial(IPv4Address(source), IPv4Address(destination), name, port)
+    return Denial(IPv4Address(source), IPv4Address(destination), number, port)
 
 
 class Denials:
-    """Writes one line for each packet that the switch reports."""
+    """Takes the denied packets that the switch reports."""
 
-    def __init__(self, leases: Callable[[], Iterable[Lease]]) -> None:
-        """`leases` are all of this node: they have the names of its pods."""
+    def __init__(self, leases: Callable[[], Iterable[Lease]], pairs: DeniedPairs) -> None:
+        """`leases` are all of this node: they have the names of its pods.
+
+        `pairs` gathers the denials of pods for the controller.
+        """
         self._leases = leases
+        self._pairs = pairs
 
     def packet(self, packet: PacketIn) -> None:
         """A packet that a flow of this node's bridge has sent to the agent."""
@@ -74,18 +88,22 @@ class Denials:
         found = denial(packet.data)
         if direction is None or found is None:
             return
-        own = packet.in_port
+        own, other_end = packet.in_port, found.destination
         if direction is Direction.TO_POD:
-            own = packet.registers.get(_OUTPUT_PORT, 0)
-        pod = next((lease.title for lease in self._leases() if lease.ofport == own), None)
+            own, other_end = packet.registers.get(_OUTPUT_PORT, 0), found.source
+        lease = next((lease for lease in self._leases() if lease.ofport == own), None)
         rule = packet.registers.get(_RULE)
         log.info(
             "denied by policy",
             direction=direction.value,
-            pod=pod,
+            pod=lease.title if lease else None,
             source=str(found.source),
             destination=str(found.destination),
-            protocol=found.protocol,
+            protocol=found.protocol_name,
             port=found.port,
             reason=f"rule {rule:#x} denies it" if rule else "no rule allows it",
         )
+        # Without Kubernetes there is no object that an Event could be about.
+        if lease is not None and lease.pod is not None:
+            port = DeniedPort(found.protocol, found.port, rule or None)
+            self._pairs.add(lease.port, direction, other_end, port)

@@ -11,7 +11,7 @@ from pyroute2 import AsyncIPRoute
 
 from flows import names
 from flows.pipeline import LAYOUT
-from node_agent import addresses, cni_server, descriptors, install, tls_files
+from node_agent import addresses, cni_server, denied_pairs, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_loop
 from node_agent.connection_limits import ConnectionLimits
@@ -110,7 +110,8 @@ async def _run(agent: Agent) -> None:
     ovsdb = Ovsdb(agent.ovsdb)
     switch = LocalSwitch(agent, ovsdb)
     mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
-    denials = Denials(leases.all)
+    denied = denied_pairs.DeniedPairs()
+    denials = Denials(leases.all, denied)
     watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number, denials.packet)
     try:
         async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
@@ -131,6 +132,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(services.run()),
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(agent, node.addresses)),
+                    tasks.create_task(denied_pairs.report_loop(agent, denied)),
                     tasks.create_task(audit_loop(agent, mgmt)),
                     tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
                 ]

@@ -10,7 +10,9 @@ from structlog.testing import capture_logs
 
 from flows.flow import ApplyMeter
 from flows.policy import EVERY_PORT, Walks
+from node_agent.cni_call import Pod
 from node_agent.denials import Denial, Denials, denial
+from node_agent.denied_pairs import DeniedPairs
 from node_agent.leases import Lease
 from openflow.messages import PacketIn
 from openflow.watch import FlowWatch, connect
@@ -20,11 +22,15 @@ from tests.flows.test_policy_packets import A, B, C, ip_packet
 from tests.openflow.conftest import eventually
 from tests.ovs import Ovs, running
 from tests.policy.switches import Control
+from wire.documents import DeniedPair, DeniedPort
 
 TCP, UDP = 6, 17
 VIEW = worlds.view({1: ["default/a", "default/b", "default/c"]})
 LOGGED = replace(VIEW, cluster=replace(VIEW.cluster, log_denials=True))
-LEASES = [Lease("x", "eth0", A.port, IPv4Address(str(A.address)), A.ofport, None, None)]
+LEASES = [
+    Lease("x", "eth0", A.port, IPv4Address(str(A.address)), A.ofport, None, Pod("ns", "a", "u")),
+    Lease("y", "eth0", B.port, IPv4Address(str(B.address)), B.ofport, None, Pod("ns", "b", "v")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +56,10 @@ def test_switch_reports_denied_packets_to_the_agent_alone(switch: Ovs) -> None:
     (path,) = switch.directory.glob("ovs-vswitchd.*.ctl")
     control = Control(path)
     others: list[PacketIn] = []
+    pairs = DeniedPairs()
 
     async def main() -> None:
-        denials = Denials(lambda: LEASES)
+        denials = Denials(lambda: LEASES, pairs)
         watch = FlowWatch(switch.mgmt, 0, denials.packet)
         async with watch, connect(switch.mgmt, on_packet=others.append) as other:
             await eventually(lambda: watch.connected)
@@ -72,17 +79,21 @@ def test_switch_reports_denied_packets_to_the_agent_alone(switch: Ovs) -> None:
     common = {"event": "denied by policy", "log_level": "info"}
     assert list(lines) == [
         {
-            **common, "direction": "from-pod", "pod": "x", "source": "10.244.1.2",
+            **common, "direction": "from-pod", "pod": "ns/a", "source": "10.244.1.2",
             "destination": "10.244.1.3", "protocol": "tcp", "port": 80,
             "reason": "no rule allows it",
         },
         {
-            **common, "direction": "to-pod", "pod": None, "source": "10.244.1.4",
+            **common, "direction": "to-pod", "pod": "ns/b", "source": "10.244.1.4",
             "destination": "10.244.1.3", "protocol": "udp", "port": 53,
             "reason": f"rule {rule:#x} denies it",
         },
     ]  # fmt: skip
     assert others == []
+    assert pairs.due().pairs == (
+        DeniedPair(A.port, FROM_POD, B.address, (DeniedPort(TCP, 80),)),
+        DeniedPair(B.port, TO_POD, C.address, (DeniedPort(UDP, 53, rule),)),
+    )
 
 
 class _Denied:
@@ -117,12 +128,12 @@ def test_ends_of_a_frame() -> None:
     start = bytes(12) + b"\x08\x00"
     one, two = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
     for protocol, fragment, rest, expected in (
-        ("06", "0000", "0fa00050", Denial(one, two, "tcp", 80)),
-        ("11", "2000", "0fa00035", Denial(one, two, "udp", 53)),
-        ("11", "0010", "0fa00035", Denial(one, two, "udp", None)),  # a later fragment
-        ("06", "0000", "0fa0", Denial(one, two, "tcp", None)),
-        ("01", "0000", "08000000", Denial(one, two, "icmp", None)),
-        ("2f", "0000", "", Denial(one, two, "47", None)),
+        ("06", "0000", "0fa00050", Denial(one, two, TCP, 80)),
+        ("11", "2000", "0fa00035", Denial(one, two, UDP, 53)),
+        ("11", "0010", "0fa00035", Denial(one, two, UDP, None)),  # a later fragment
+        ("06", "0000", "0fa0", Denial(one, two, TCP, None)),
+        ("01", "0000", "08000000", Denial(one, two, 1, None)),
+        ("2f", "0000", "", Denial(one, two, 47, None)),
     ):
         text = f"4500002000 00{fragment}40{protocol}0000 0a000001 0a000002{rest}"
         assert denial(start + bytes.fromhex(text)) == expected
@@ -131,7 +142,17 @@ def test_ends_of_a_frame() -> None:
     assert denial(start + bytes([0x60]) + bytes(40)) is None
 
 
+def test_container_without_a_pod_has_only_a_line_in_the_log() -> None:
+    pairs = DeniedPairs()
+    lease = Lease("x", "eth0", A.port, A.address, A.ofport)
+    frame = bytes.fromhex("00" * 12 + "0800 4500002000000000 40060000 0a000001 0a000002 0fa00050")
+    with capture_logs() as captured:
+        Denials(lambda: [lease], pairs).packet(PacketIn(92, 0, A.ofport, {}, frame))
+    assert [line["pod"] for line in captured] == ["x"]
+    assert pairs.due().pairs == ()
+
+
 def test_packet_from_another_table_is_ignored() -> None:
     with capture_logs() as captured:
-        Denials(list).packet(PacketIn(80, 0, 16, {}, bytes(100)))
+        Denials(list, DeniedPairs()).packet(PacketIn(80, 0, 16, {}, bytes(100)))
     assert captured == []
