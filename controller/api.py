@@ -22,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import flow_report, metrics, service_report
 from controller.agent_problems import take_problems
+from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
@@ -38,6 +39,7 @@ from wire.documents import (
     NodeServices,
     Refusal,
     decode_addresses,
+    decode_denials,
     decode_digest,
     decode_problems,
     encode,
@@ -49,7 +51,7 @@ log = structlog.get_logger()
 LONGEST_DUMP = 10.0
 """Seconds that a switch may take to tell its flows to somebody who looks."""
 REPORTS_BURST = 50
-"""Reports (digests, problems, addresses) of one node that are taken as they come."""
+"""Reports (digests, problems, addresses, denials) of one node that are taken as they come."""
 REPORTS_PER_SECOND = 5.0
 """After these. An agent has one each few seconds."""
 MOST_WAITING = 8
@@ -65,9 +67,15 @@ class Api:
     """Routes and answers; see `application`."""
 
     def __init__(
-        self, reconciler: Reconciler, cluster: ClusterSettings, enrolment: Enrolment | None = None
+        self,
+        reconciler: Reconciler,
+        cluster: ClusterSettings,
+        enrolment: Enrolment | None = None,
+        denials: Denials | None = None,
     ) -> None:
+        """`denials` takes what agents report of them; None: there is no API server to tell."""
         self._reconciler = reconciler
+        self._denials = denials
         self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
         self._cluster = cluster
         self._enrolment = enrolment
@@ -96,6 +104,7 @@ class Api:
                 web.post(paths.DIGEST, self._digest),
                 web.post(paths.PROBLEMS, self._take_problems),
                 web.post(paths.ADDRESSES, self._take_addresses),
+                web.post(paths.DENIALS, self._take_denials),
             ]
         )
         if self._enrolment and not local:
@@ -265,6 +274,17 @@ class Api:
             return _error(429, f"Node {name}: too many reports of addresses")
         self._reconciler.report_addresses(name, given.addresses)
         self._pod_mtus.report(name, given.pod_mtu)
+        return web.Response(status=204)
+
+    async def _take_denials(self, request: web.Request) -> web.Response:
+        """What policy denied on the agent's node."""
+        name = self._reporter(request)
+        try:
+            given = decode_denials(await request.read())
+        except (msgspec.MsgspecError, ValueError) as error:
+            return _error(400, f"not a node's denials: {error}")
+        if self._denials is not None:
+            self._denials.take(name, given)
         return web.Response(status=204)
 
     def _node_config(self, name: str) -> NodeConfig | None:

@@ -132,6 +132,10 @@ class Telling:
     times: int
     at: datetime
 
+    def again(self) -> "Telling":
+        """The same Event, once more."""
+        return Telling(self.notice, self.event, self.times + 1, datetime.now(UTC))
+
     def write(self, instance: str) -> Write:
         """The request; `instance` says which controller this is."""
         regarding = self.notice.regarding
@@ -148,7 +152,7 @@ class Telling:
             "kind": "Event",
             "metadata": {"name": self.event, "namespace": namespace},
             "eventTime": now,
-            "type": "Normal" if self.notice.reason == IN_ORDER else "Warning",
+            "type": "Normal" if self.notice.reason in _NORMAL else "Warning",
             "reason": self.notice.reason,
             "action": "Connecting",
             "note": _at_most(self.notice.sentence, LONGEST_NOTE),
@@ -160,6 +164,11 @@ class Telling:
 
 
 IN_ORDER: Final = "InOrder"
+POLICY_DENIED: Final = "PolicyDenied"
+"""Not about a problem (see `controller.denials`)."""
+_NORMAL: Final = frozenset({IN_ORDER, POLICY_DENIED})
+"""Reasons for which nothing is wrong with the object. Somebody else's packets cause `PolicyDenied`:
+as a Warning, it would let a stranger raise alarms about any pod that a policy protects."""
 
 
 class Account:
@@ -202,7 +211,7 @@ class Account:
             return None
         told = self._told.get(notice)
         if told is None:
-            return _telling(notice)
+            return first_telling(notice)
         pause = PERIOD if told.at < spell.first else REPEAT
         if now - told.at < pause:
             return None
@@ -222,7 +231,7 @@ class Account:
                 del self._objects_with_problem[regarding]
                 continue
             sentence = f"the network of this {kind} is in order again"
-            due.append(_telling(Notice(regarding, IN_ORDER, sentence)))
+            due.append(first_telling(Notice(regarding, IN_ORDER, sentence)))
         return due
 
     def told(self, telling: Telling, now: float) -> None:
@@ -239,7 +248,8 @@ class Account:
         self._told.pop(telling.notice, None)
 
 
-def _telling(notice: Notice) -> Telling:
+def first_telling(notice: Notice) -> Telling:
+    """A new Event."""
     now = datetime.now(UTC)
     # As client-go's recorder names them.
     name = notice.regarding.name[:200].rstrip(".-")

@@ -14,6 +14,8 @@ import structlog
 
 from controller import garbage, listening, tls
 from controller.api import Api
+from controller.denial_writer import DenialWriter
+from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.inventory import Inventory
 from controller.kubernetes_api import connect
@@ -96,7 +98,9 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         else ApiServer(own.kubernetes.kubeconfig, reconciler)
     )
     enrolment, identity = _identity(own, directory, reconciler)
-    api = Api(reconciler, shared, enrolment)
+    # With a directory there is no API server to write to.
+    denials = None if directory else Denials(inventory)
+    api = Api(reconciler, shared, enrolment, denials)
     async with asyncio.TaskGroup() as group:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -107,11 +111,10 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             group.create_task(_serve_api(api, own, identity, bounds)),
             group.create_task(_serve_switches(reconciler, own, identity, bounds)),
         ]
-        if not directory:
-            # With a directory there is no API server to write to.
-            tasks.append(
-                group.create_task(StatusWriter(reconciler, own.kubernetes.kubeconfig).run())
-            )
+        if denials is not None:
+            kubeconfig = own.kubernetes.kubeconfig
+            tasks.append(group.create_task(StatusWriter(reconciler, kubeconfig).run()))
+            tasks.append(group.create_task(DenialWriter(denials, kubeconfig).run()))
         if enrolment:
             tasks.append(group.create_task(enrolment.run()))
         await stopped.wait()

@@ -20,6 +20,12 @@ REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch rejected")
 PROBLEMS = Gauge("sluice_problems", "Current problems with objects, files, ports and switches")
 EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["outcome"])
 EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems for which no Event was written yet")
+DENIALS = Counter(
+    "sluice_policy_denials",
+    "Denied pairs of a pod and another end: those told in Events, and those left out at a bound"
+    " (for some of these only packets are counted)",
+    ["outcome"],
+)
 NODES = Gauge("sluice_nodes", "Nodes that take part")
 ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
 SERVICES = Gauge("sluice_services", "Services that have an address")

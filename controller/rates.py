@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 MAX_NAMES: Final = 10_000
@@ -9,18 +10,27 @@ MAX_NAMES: Final = 10_000
 
 
 class Rate:
-    """One rate limit. It must be made and used on the event loop."""
+    """One rate limit. Without a clock it must be made and used on the event loop."""
 
-    def __init__(self, per_second: float, burst: int) -> None:
+    def __init__(
+        self, per_second: float, burst: int, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`clock` counts seconds and never jumps; None: the event loop's."""
         self._per_second = per_second
         self._burst = burst
+        self._clock = clock or asyncio.get_running_loop().time
         self._tokens = float(burst)
-        self._at = asyncio.get_running_loop().time()
+        self._at = self._clock()
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it may not happen once more, now."""
+        self._refill()
+        return self._tokens < 1
 
     def allows(self) -> bool:
-        """Whether it may happen once more, now."""
-        self._refill()
-        if self._tokens < 1:
+        """Whether it may happen once more, now; if so, it counts."""
+        if self.is_used_up:
             return False
         self._tokens -= 1
         return True
@@ -33,7 +43,7 @@ class Rate:
             await asyncio.sleep(-self._tokens / self._per_second)
 
     def _refill(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
         self._at = now
 
@@ -41,16 +51,20 @@ class Rate:
 class Rates:
     """One rate limit by name. The names that were not used for the longest time are forgotten."""
 
-    def __init__(self, per_second: float, burst: int) -> None:
+    def __init__(
+        self, per_second: float, burst: int, clock: Callable[[], float] | None = None
+    ) -> None:
+        """As `Rate` has them."""
         self._per_second = per_second
         self._burst = burst
+        self._clock = clock
         self._rates: OrderedDict[str, Rate] = OrderedDict()
 
     def allows(self, name: str) -> bool:
         """As `Rate.allows`."""
         rate = self._rates.get(name)
         if rate is None:
-            rate = self._rates[name] = Rate(self._per_second, self._burst)
+            rate = self._rates[name] = Rate(self._per_second, self._burst, self._clock)
             if len(self._rates) > MAX_NAMES:
                 self._rates.popitem(last=False)
         self._rates.move_to_end(name)

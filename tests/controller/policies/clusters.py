@@ -11,7 +11,7 @@ from controller.policies.port_sets import text_of
 from controller.sources.objects import Object, from_manifest
 from flows import names
 from flows.policy import EVERY_PORT, Direction, Walks
-from flows.view import Key
+from flows.view import Cluster, Key
 from tests.controller.events import node_object
 from tests.flows.worlds import CLUSTER
 
@@ -26,8 +26,8 @@ def objects(text: str) -> list[Object]:
 class PolicyCluster:
     """An inventory with three nodes, and pods whose attachments have the address that is given."""
 
-    def __init__(self, *, mirror_pods_as_members: bool = False) -> None:
-        self.inventory = Inventory(CLUSTER, mirror_pods_as_members=mirror_pods_as_members)
+    def __init__(self, cluster: Cluster = CLUSTER, *, mirror_pods_as_members: bool = False) -> None:
+        self.inventory = Inventory(cluster, mirror_pods_as_members=mirror_pods_as_members)
         self.ports: dict[str, tuple[str, BridgePort]] = {}
         """By pod, `NAMESPACE/NAME`."""
         for number, name in enumerate(NODES, 1):

@@ -1,0 +1,42 @@
+"""Writes Events about connections that policy denied.
+
+A loop of its own: what is wrong with the cluster never waits for these.
+"""
+
+import socket
+from pathlib import Path
+
+from controller import metrics
+from controller.api_writes import keep_writing, send
+from controller.denials import Denials
+from controller.kubernetes_api import connect
+
+
+class DenialWriter:
+    """Writes the Events that are due to the API server."""
+
+    def __init__(self, denials: Denials, kubeconfig: Path | None) -> None:
+        """`kubeconfig` as `kubernetes_api.connect` has it."""
+        self._denials = denials
+        self._kubeconfig = kubeconfig
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await keep_writing(self._tell, "Events about denied connections are not written")
+
+    async def _tell(self) -> None:
+        """Send what is due. Raises if nothing more can be sent for now."""
+        due = self._denials.due()
+        if not due:
+            return
+        async with await connect(self._kubeconfig) as api:
+            for pair in due:
+                telling = self._denials.telling(pair)
+                if telling is None:
+                    continue
+                code = await send(api, telling.write(socket.gethostname()))
+                if code == 404 and telling.times > 1:
+                    self._denials.lost(pair)
+                    continue
+                metrics.DENIALS.labels("refused" if code else "told").inc()
+                self._denials.told(pair, telling)
