@@ -15,7 +15,14 @@ from tests.lab.served import endpoints, service
 from tests.lab.stations import PORTLESS, Probe, Stations
 from tests.lab.test_restart import connection
 from tests.policy.evaluator import Evaluator, Packet
-from tests.policy.manifests import Part, namespace, network_policy
+from tests.policy.manifests import (
+    Part,
+    cluster_policy,
+    cluster_rule,
+    in_namespace,
+    namespace,
+    network_policy,
+)
 from tests.waiting import wait_until
 
 PODS = {"x/a": "node1", "x/b": "node2", "y/a": "node1", "y/b": "node2"}
@@ -112,6 +119,25 @@ TABLES: dict[str, list[Part]] = {
             podSelector={"matchLabels": {"app": "a"}},
             ingress=[{"from": [Y_B]}],
             egress=[{"to": [{"podSelector": {}}]}, {"to": [Y_B], "ports": [{"port": 81}]}],
+        ),
+    ],
+    "ClusterNetworkPolicies before and after a NetworkPolicy": [
+        cluster_policy(
+            "first",
+            subject={"namespaces": in_namespace("x")},
+            ingress=[
+                cluster_rule("Accept", protocols=[{"udp": {"destinationPort": {"number": 80}}}]),
+                {"action": "Pass", "from": [{"namespaces": in_namespace("x")}]},
+                cluster_rule("Deny", protocols=[{"tcp": {"destinationPort": {"number": 81}}}]),
+            ],
+        ),
+        network_policy("x/p", podSelector={"matchLabels": {"app": "a"}}, ingress=[{}]),
+        cluster_policy(
+            "last",
+            "Baseline",
+            subject={"namespaces": {}},
+            ingress=[{"action": "Deny", "from": [{"namespaces": in_namespace("y")}]}],
+            egress=[{"action": "Deny", "to": [{"networks": ["203.0.113.0/24"]}]}],
         ),
     ],
 }  # fmt: skip
