@@ -116,6 +116,9 @@ class Compiler:
                 else:
                     meters.append(entry)
         owners = tuple(kind.owners(view, found))
+        if meters and kind.scope != "node":
+            # What many nodes share is sent to a switch without meters.
+            raise PipelineError(f"{owners[0]}: meter {meters[0].id}: only one node's own")
         try:
             flows += map(state.companion, groups)
             for flow in flows:

@@ -93,7 +93,7 @@ def policy_flow(
     return LAYOUT.flow(Feature.POLICY, table, priority, fields, actions, reason)
 
 
-def every_node(cluster: Cluster, _: Cluster) -> Iterable[Entry]:
+def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     """The course of each judgement, without any policy."""
     for direction in Direction:
         yield _judge(direction, "single", Priority.SHARED)
@@ -101,8 +101,6 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Entry]:
         yield from _verdicts(direction)
     if cluster.cut_established:
         yield from _cut(cluster)
-    if cluster.log_denials:
-        yield Meter(names.DENIAL_METER, LOGGED_PER_SECOND, LOGGED_PER_SECOND)
     yield policy_flow(
         "PolicyToPod", Priority.GUARD, {"ToItself": 1}, [LAYOUT.goto("Hairpin")],
         "a pod to itself: always allowed",
@@ -270,8 +268,10 @@ def decide() -> list[Action]:
     return [LAYOUT.move("StepAction", "Verdict"), LAYOUT.move("PolicyRule", "DecidedRule")]
 
 
-def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
-    """The node's own DNS server, if every pod may reach it."""
+def node(cluster: Cluster, node: Node) -> Iterable[Entry]:
+    """The meter of reported denials; the node's own DNS server, if every pod may reach it."""
+    if cluster.log_denials:
+        yield Meter(names.DENIAL_METER, LOGGED_PER_SECOND, LOGGED_PER_SECOND)
     if not cluster.node_local_dns:
         return
     for address in (node.gateway, node.address, *node.further_addresses):
