@@ -27,7 +27,7 @@ from lab.layout import (
 from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
 from lab.sources import ClusterSource, DirectorySource, KubernetesSource
-from settings import ClusterSettings, Controller, Kubernetes, Settings, Tls
+from settings import ClusterSettings, Controller, Kubernetes, PolicySettings, Settings, Tls
 
 Tunnel = Literal["geneve", "vxlan"]
 
@@ -69,6 +69,7 @@ class ControlPlane:
     binaries: Path | None
     kubelets: bool
     tls: Tls | None
+    log_denials: bool = False
 
     @property
     def kubeconfig(self) -> Path:
@@ -110,6 +111,7 @@ class ControlPlane:
             service_range=SERVICE_RANGE,
             host_ranges=(UNDERLAY,),
             tunnel=self.tunnel,
+            policy=PolicySettings(log_denials=self.log_denials),
         )
         controller = Controller(
             openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",

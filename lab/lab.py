@@ -362,7 +362,9 @@ class Lab:
 
     def _control(self, spec: Spec) -> ControlPlane:
         tls = certificates.files(self.layout, certificates.CONTROLLER) if spec.tls else None
-        return ControlPlane(self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls)
+        return ControlPlane(
+            self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls, spec.log_denials
+        )
 
     def _pods(self) -> LabPods:
         return LabPods(self.layout, self._source())

@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     datapath: Datapath | None
     kubelets: bool | None
     sluice: bool | None
+    log_denials: bool | None
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -51,6 +52,8 @@ class Spec(msgspec.Struct, frozen=True):
     """Whether it is a whole Kubernetes, whose nodes run pods."""
     sluice: bool = True
     """Whether the lab starts controller and agents. If not, somebody deploys them."""
+    log_denials: bool = False
+    """`cluster.policy.logDenials`."""
     binaries: Path | None = None
     """Kubernetes' programs, where there is an API server."""
     images: Path | None = None

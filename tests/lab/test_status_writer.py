@@ -15,7 +15,9 @@ from lab.sources import KubernetesSource
 from tests.lab import kube
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.parametrize("lab", [{"source": "kube"}], indirect=True, ids=["kube"])
+pytestmark = pytest.mark.parametrize(
+    "lab", [{"source": "kube", "log_denials": True}], indirect=True, ids=["kube"]
+)
 
 MINUTES = 180.0
 """More than an Event takes: it comes some seconds after its problem, an end half a minute after."""
@@ -127,6 +129,39 @@ def test_failed_add_is_an_event_of_the_pod(lab: Lab) -> None:
     kubectl(lab, "delete", "pod", "torn", "--grace-period=0", "--force", "--wait=false")
     wait_until(lambda: lab.status()["problems"] == {})
     assert events(lab, "Pod", "torn") == [("AttachmentFailed", sentence)], "told once"
+
+
+def test_denied_connection_is_an_event_of_the_pod(lab: Lab) -> None:
+    """The switch has denied it, and the agent has no credentials to say so."""
+    opener = lab.pod_add("default", "opener", "node1")
+    closed = lab.pod_add("default", "closed", "node2", {"app": "closed"})
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"namespace": "default", "name": "closed"},
+        "spec": {"podSelector": {"matchLabels": {"app": "closed"}}, "policyTypes": ["Ingress"]},
+    }
+    lab.apply(policy)
+    try:
+        expected = (
+            f"policy to the pod denied ICMP from pod default/opener ({opener.address}) to pod"
+            f" default/closed ({closed.address}): NetworkPolicy default/closed isolates the pod,"
+            " and no rule accepts this connection"
+        )
+
+        def is_told() -> bool:
+            ping = ["ping", "-c1", "-W1", str(closed.address)]
+            lab.exec("default/opener", ping, check=False)
+            return ("PolicyDenied", expected) in events(lab, "Pod", "closed")
+
+        wait_until(is_told, MINUTES)
+        assert events(lab, "Pod", "closed") == [("PolicyDenied", expected)]
+        assert events(lab, "Pod", "opener") == []
+        assert lab.status()["problems"] == {}
+    finally:
+        lab.delete("NetworkPolicy", "default", "closed")
+        lab.pod_del("default", "opener")
+        lab.pod_del("default", "closed")
 
 
 def test_reports_arrive_after_the_api_server_was_away(lab: Lab) -> None:
