@@ -80,7 +80,7 @@ class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     """Whether selectors match mirror pods. A kubelet may create one with any namespace and labels,
     so then a stolen node can put a pod of its own into the peers of any policy."""
     log_denials: bool = False
-    """Whether the agents log denied packets, a bounded number per second."""
+    """Whether the agents log denied packets, and Pods get Events about them: a bounded number."""
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
