@@ -87,9 +87,9 @@ class FleetPlan:
         self.shared = [*known]
         self.for_new: dict[str, list[int]] = {each.name: [] for each in self.new_nodes}
         """By new node the cookies that every switch gets for it."""
-        for cookie, (_, fragment) in compile_scope(grown, CLUSTER_SCOPE).cookies.items():
+        for cookie, (_, owners) in compile_scope(grown, CLUSTER_SCOPE).cookies.items():
             if cookie not in known:
-                self.for_new[fragment.owners[0].name].append(cookie)
+                self.for_new[owners[0].name].append(cookie)
         self.switches = [
             {
                 "dpid": names.datapath_id(each.name),

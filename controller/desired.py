@@ -231,9 +231,9 @@ class Desired:
         """Every flow that a node should hold, by cookie, with the objects it exists for."""
         programs = {CLUSTER: self.shared, ObjectRef.node(node): self.program(node)}
         wanted = {
-            cookie: (flow, fragment.owners)
+            cookie: entry
             for program in programs.values()
-            for cookie, (flow, fragment) in program.cookies.items()
+            for cookie, entry in program.cookies.items()
         }
         if self.source_complete:
             for owner, program in programs.items():

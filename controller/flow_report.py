@@ -12,21 +12,18 @@
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Any, TypeAlias
+from typing import Any
 
 from flows import names
 from flows.diff import is_learned, is_ours
 from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
 from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
-from flows.refs import ObjectRef
+from flows.refs import Owners
 from flows.text import actions_text, bucket_text, match_text, table_name
 from flows.view import Service
 from openflow import digest, foreign
 from openflow.messages import InstalledFlow, InstalledGroup
-
-Owners: TypeAlias = tuple[ObjectRef, ...]
-"""The objects that a flow or a group exists for."""
 
 
 def flows(

@@ -26,13 +26,13 @@ from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
 from flows import names
-from flows.compile import Fragment, Program
+from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
 from flows.pipeline import LAYOUT
 from flows.policy import SET_REFS
-from flows.refs import ObjectRef
+from flows.refs import ObjectRef, Owners
 from openflow.batch import (
     Batch,
     BucketRemove,
@@ -474,12 +474,12 @@ class Session:
         """
         causes: dict[ObjectRef, str] = {}
         for program in (self.desired.shared, self.desired.program(self.node)):
-            found: list[tuple[Flow, Fragment]] = []
+            found: list[tuple[Flow, Owners]] = []
             for message, error in rejected.rejections:
                 if entry := program.cookies.get(_cookie_of(message, program)):
                     found.append(entry)
                     why = f"the switch rejected {message_text(message)}: {error}"
-                    causes |= dict.fromkeys(entry[1].owners, why)
+                    causes |= dict.fromkeys(entry[1], why)
             if found:
                 self.left_out |= _left_out_with(found, program)
         if causes and self._retry is None:
@@ -503,17 +503,17 @@ def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> d
     }
 
 
-def _left_out_with(rejected: Iterable[tuple[Flow, Fragment]], program: Program) -> set[int]:
+def _left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> set[int]:
     """The cookies of all flows of a program that must go with rejected ones of it."""
-    owners, sets = set[tuple[ObjectRef, ...]](), set[ObjectRef]()
-    for flow, fragment in rejected:
-        owners.add(fragment.owners)
+    owners, sets = set[Owners](), set[ObjectRef]()
+    for flow, of_flow in rejected:
+        owners.add(of_flow)
         if flow.table in _SET_TABLES:
-            sets.update(owner for owner in fragment.owners if owner.kind in SET_REFS)
+            sets.update(owner for owner in of_flow if owner.kind in SET_REFS)
     return {
         cookie
-        for cookie, (_, fragment) in program.cookies.items()
-        if fragment.owners in owners or not sets.isdisjoint(fragment.owners)
+        for cookie, (_, of_flow) in program.cookies.items()
+        if of_flow in owners or not sets.isdisjoint(of_flow)
     }
 
 

@@ -11,8 +11,7 @@ hold the same `Fragment` and `Flow` objects: they are compiled once and encoded 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flows.diff import Delta, GroupChange
 from flows.features import (
@@ -32,7 +31,7 @@ from flows.flow import Flow, FormError, Group, Meter
 from flows.kinds import Kind, ScopeType, Writer, scope_type
 from flows.pipeline import LAYOUT, PipelineError
 from flows.policy import Direction
-from flows.refs import ObjectRef
+from flows.refs import Owners
 from flows.view import Cluster, ClusterView, Key
 
 FEATURES: Final[tuple[Iterable[Writer], ...]] = (
@@ -52,11 +51,14 @@ FEATURES: Final[tuple[Iterable[Writer], ...]] = (
 _NO_DIRECTIONS: Final = frozenset[Direction]()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Fragment:
-    """The flows, meters and groups of one object in one scope, and their owners."""
+    """The flows, meters and groups of one object in one scope, and their owners.
 
-    owners: tuple[ObjectRef, ...]
+    Nobody changes it. It is not `frozen`, because that takes three times as long to make.
+    """
+
+    owners: Owners
     flows: tuple[Flow, ...]
     meters: tuple[Meter, ...] = ()
     groups: tuple[Group, ...] = ()
@@ -66,10 +68,21 @@ class Fragment:
     subject: object = field(default=None, compare=False, repr=False)
     """The object of the view that it was made of."""
 
-    @cached_property
-    def flows_with_owner(self) -> tuple[tuple[Flow, "Fragment"], ...]:
-        """Each flow with this fragment, as programs hold them. All programs share these tuples."""
-        return tuple((flow, self) for flow in self.flows)
+    entries: tuple[tuple[Flow, Owners], ...] = field(init=False, compare=False, repr=False)
+    """Each flow with the owners, as programs hold them. All programs share these tuples."""
+
+    def __post_init__(self) -> None:
+        # Not with the fragment itself: a cycle of references would keep it for ever, because the
+        # garbage collector never looks at what has been there for long (`controller.garbage`).
+        owners = self.owners
+        self.entries = tuple([(flow, owners) for flow in self.flows])
+
+
+class _Writing(NamedTuple):
+    """A kind of object, and the functions of features that write for it."""
+
+    kind: Kind[Any]
+    writers: list[Callable[[Cluster, Any], Iterable[Any]]]
 
 
 class Compiler:
@@ -77,13 +90,13 @@ class Compiler:
 
     def __init__(self, features: Iterable[Iterable[Writer]] = FEATURES) -> None:
         """Raises `ValueError` for two kinds with one name and scope."""
-        self._kinds: dict[tuple[ScopeType, str], Kind[Any]] = {}
-        self._writers: dict[Kind[Any], list[Callable[[Cluster, Any], Iterable[Any]]]] = {}
+        self._kinds: dict[tuple[ScopeType, str], _Writing] = {}
         for feature in features:
             for kind, write in feature:
-                if self._kinds.setdefault((kind.scope, kind.name), kind) is not kind:
+                known = self._kinds.setdefault((kind.scope, kind.name), _Writing(kind, []))
+                if known.kind is not kind:
                     raise ValueError(f"there are two kinds {kind.name} of scope {kind.scope}")
-                self._writers.setdefault(kind, []).append(write)
+                known.writers.append(write)
 
     def has_kind(self, scope: ScopeType, name: str) -> bool:
         """Whether objects of this kind have flows in scopes of this type."""
@@ -94,20 +107,20 @@ class Compiler:
 
         Raises `PipelineError` for a flow that breaks the layout, `KeyError` for an unknown kind.
         """
-        found = self._kind(key).find(view, key.scope, key.name)
+        found = self._writing(key).kind.find(view, key.scope, key.name)
         return None if found is None else self.fragment_of(view, key, found)
 
     def is_policy(self, key: Key) -> bool:
         """Whether the fragment of this key is part of network policy."""
-        return self._kind(key).directions is not None
+        return self._writing(key).kind.directions is not None
 
     def fragment_of(self, view: ClusterView, key: Key, found: Any) -> Fragment:
         """The fragment that this key has if the view has this object. Raises `PipelineError`."""
-        kind = self._kind(key)
+        kind, writers = self._writing(key)
         flows: list[Flow] = []
         meters: list[Meter] = []
         groups: list[Group] = []
-        for write in self._writers[kind]:
+        for write in writers:
             for entry in write(view.cluster, found):
                 if isinstance(entry, Flow):
                     flows.append(entry)
@@ -121,8 +134,9 @@ class Compiler:
             raise PipelineError(f"{owners[0]}: meter {meters[0].id}: only one node's own")
         try:
             flows += map(state.companion, groups)
+            is_shared = kind.scope == "some"
             for flow in flows:
-                if kind.scope == "some":
+                if is_shared:
                     flow.share(is_shared=True)
                 flow.cookie  # noqa: B018 - computed here, so that an error names the owner
         except FormError as error:
@@ -130,8 +144,9 @@ class Compiler:
         directions = _NO_DIRECTIONS if kind.directions is None else kind.directions(found)
         return Fragment(owners, tuple(flows), tuple(meters), tuple(groups), directions, found)
 
-    def _kind(self, key: Key) -> Kind[Any]:
-        return self._kinds[scope_type(key.scope), key.kind]
+    def _writing(self, key: Key) -> _Writing:
+        scope, kind, _ = key
+        return self._kinds[scope_type(scope), kind]
 
     def fragments(self, view: ClusterView, keys: Iterable[Key]) -> dict[Key, Fragment | None]:
         """The fragments of these keys in this view."""
@@ -142,7 +157,7 @@ class Compiler:
         wanted = scope_type(scope)
         return {
             Key(scope, kind.name, name)
-            for kind in self._kinds.values()
+            for kind, _ in self._kinds.values()
             if kind.scope == wanted
             for name in kind.names(view, scope)
         }
@@ -162,7 +177,7 @@ class Compiler:
 
 
 class Program:
-    """All flows, meters and groups of one scope, and the fragment of each flow.
+    """All flows, meters and groups of one scope, and the owners of each flow.
 
     `version` counts the updates that changed something, from 0.
     """
@@ -176,8 +191,9 @@ class Program:
         self.companions: dict[int, int] = {}
         """By a group's id, the cookie of its companion flow."""
         self._fragments: dict[Key, Fragment] = {}
-        self._flows: dict[int, tuple[Flow, Fragment]] = {}
-        self._taken: dict[object, int] = {}
+        self._flows: dict[int, tuple[Flow, Owners]] = {}
+        self._taken: dict[bytes, int] = {}
+        """By the key of each flow, its cookie."""
         self._total = 0
         self._seal: Flow | None = None
 
@@ -187,11 +203,11 @@ class Program:
         return self._fragments
 
     @property
-    def cookies(self) -> Mapping[int, tuple[Flow, Fragment]]:
-        """Every flow by its cookie, with its fragment."""
+    def cookies(self) -> Mapping[int, tuple[Flow, Owners]]:
+        """Every flow by its cookie, with its owners."""
         return self._flows
 
-    def groups_with_owners(self) -> dict[int, tuple[Group, tuple[ObjectRef, ...]]]:
+    def groups_with_owners(self) -> dict[int, tuple[Group, Owners]]:
         """Every group by its id, with its owners."""
         return {
             group.id: (group, fragment.owners)
@@ -219,19 +235,20 @@ class Program:
         old = [f for key in changes if (f := self._fragments.get(key)) is not None]
         new = [f for f in changes.values() if f is not None]
         removed = {flow.cookie for fragment in old for flow in fragment.flows}
-        wanted: dict[object, tuple[Flow, Fragment]] = {}
+        wanted: dict[bytes, tuple[Flow, Owners]] = {}
+        taken = self._taken
         for made in new:
-            for entry in made.flows_with_owner:
+            for entry in made.entries:
                 flow = entry[0]
-                holder = self._taken.get(flow.key)
-                clash = holder is not None and holder not in removed
-                if clash or flow.key in wanted:
+                key = flow.key
+                holder = taken.get(key)
+                if (holder is not None and holder not in removed) or key in wanted:
                     table = LAYOUT.by_number[flow.table].name
                     raise PipelineError(
                         f"{made.owners[0]}: {table} has a flow of priority {flow.priority}"
                         f" with the match {flow.match} already"
                     )
-                wanted[flow.key] = entry
+                wanted[key] = entry
         added = {entry[0].cookie: entry for entry in wanted.values()}
         groups = {group.id: group for f in new for group in f.groups}
         old_groups = {group.id for f in old for group in f.groups}
@@ -260,15 +277,14 @@ class Program:
             groups_delete=tuple(sorted(old_groups - groups.keys())),
         )
         for cookie in removed:
-            del self._taken[self._flows.pop(cookie)[0].key]
-        for cookie, entry in added.items():
-            self._flows[cookie] = entry
-            self._taken[entry[0].key] = cookie
-        for key, change in changes.items():
+            del taken[self._flows.pop(cookie)[0].key]
+        self._flows.update(added)
+        taken.update((key, flow.cookie) for key, (flow, _) in wanted.items())
+        for name, change in changes.items():
             if change is None:
-                self._fragments.pop(key, None)
+                self._fragments.pop(name, None)
             else:
-                self._fragments[key] = change
+                self._fragments[name] = change
         gone = [self.meters.pop(number) for number in delta.meters_delete]
         gone += [self.meters[m.id] for m in delta.meters_set if m.id in self.meters]
         self.meters.update((meter.id, meter) for meter in delta.meters_set)

@@ -4,7 +4,7 @@ A reference is a value to compare, sort and use as a key. Its text is for people
 parsed.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 
 class ObjectRef(NamedTuple):
@@ -35,5 +35,7 @@ class ObjectRef(NamedTuple):
         return cls(kind, namespace, name)
 
 
+Owners: TypeAlias = tuple[ObjectRef, ...]
+"""The objects that a flow or a group exists for."""
 CLUSTER: Final = ObjectRef("cluster", "", "")
 """The cluster as a whole: for flows and problems without a single object."""

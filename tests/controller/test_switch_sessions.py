@@ -300,7 +300,7 @@ def test_rejection_leaves_out_the_object_and_goes_on_with_the_rest(scope: str) -
             await session.sync()
         assert session.needs_comparison, "what was done of the batch is unknown"
         causes = session.leave_out(caught.value, lambda _: None)
-        assert list(causes) == list(program.cookies[cookie][1].owners)
+        assert list(causes) == list(program.cookies[cookie][1])
         await session.sync()
         session.end()
         assert switch.cookies >= wanted(desired) - session.left_out

@@ -33,8 +33,8 @@ def test_only_nodes_that_need_a_fragment_have_it() -> None:
     found = {
         scope: [
             flow_text(flow)
-            for flow, fragment in toy.TOY.program(given, scope).cookies.values()
-            if fragment.owners[0].kind == "BlockedAddress"
+            for flow, owners in toy.TOY.program(given, scope).cookies.values()
+            if owners[0].kind == "BlockedAddress"
         ]
         for scope in (CLUSTER_SCOPE, *given.nodes)
     }

@@ -1,11 +1,12 @@
 """What a change costs depends on what it concerns, not on how much else there is."""
 
+import gc
 import sys
 from collections.abc import Callable
 
 from flows.view import Key
 from tests.controller.policies.clusters import PolicyCluster, kinds, namespace, pod, policy
-from tests.controller.policies.histories import OneSlice
+from tests.controller.policies.histories import OneSlice, Told
 
 
 def cluster_of(pods: int) -> PolicyCluster:
@@ -67,3 +68,23 @@ def test_namespace_label_change_is_done_in_slices_and_handed_over_at_once() -> N
     assert len(slices) > 20
     assert not any(slices[:-1])
     assert len([key for key in slices[-1] if key.kind == "policy-member"]) == 600
+
+
+def test_change_leaves_nothing_that_only_the_garbage_collector_frees() -> None:
+    told = Told()
+    told.put(namespace("red", {}))
+    told.put(pod("red/a", "node1", {"app": "a1"}))
+    told.plug("red/a", "10.244.1.5")
+    made = [policy("red/p", ingress=[{"from": [{"podSelector": labels(app)}]}]) for app in (1, 2)]
+    told.put(made[0])
+    gc.collect()
+    gc.disable()
+    try:
+        told.put(made[1])
+        told.remove("NetworkPolicy", "red", "p")
+        told.put(made[0])
+        told.unplug("red/a")
+        told.plug("red/a", "10.244.1.5")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
