@@ -381,9 +381,9 @@ class Compilation:
         """
         changes: dict[Key, Fragment | None] = {}
         problems: dict[Key, str] = {}
-        while keys and not budget.over:
-            key = next(iter(keys))
-            del keys[key]
+        for key in keys:
+            if budget.over:
+                break
             try:
                 changes[key] = fragment = self._desired.fragment(scope, key)
             except PipelineError as error:
@@ -391,6 +391,9 @@ class Compilation:
                 budget.spend(1)
             else:
                 budget.spend(1 + _cost(fragment))
+        # At the end: to find the first key takes longer the more keys were deleted before it.
+        for key in (*changes, *problems):
+            del keys[key]
         return changes, problems
 
     @staticmethod

@@ -14,14 +14,22 @@ Everything else is published in two phases (`controller.policy_publication`).
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
 from flows.compile import Fragment
 from flows.kinds import ATTACHMENT, ISOLATION, PEER_MEMBER, PEER_SET, WALK
 from flows.pipeline import LAYOUT
-from flows.policy import Direction, Isolation, PolicyAction, PolicyStep, PolicyWalk, Walks
+from flows.policy import (
+    DIRECTIONS,
+    Direction,
+    Isolation,
+    PolicyAction,
+    PolicyStep,
+    PolicyWalk,
+    Walks,
+)
 from flows.view import SOME_SCOPE, ClusterView, Key
 
 
@@ -148,23 +156,29 @@ class Judge:
         elif key.kind == ATTACHMENT.name:
             self._attached.follow(key)
 
-    def effects(
-        self, node: str, key: Key, change: Change, change_of: Callable[[Key], Change | None]
-    ) -> Effects:
-        """The effects of one of the changes on a node; `change_of` gives the others by key.
+    def add_effects(
+        self,
+        found: Effects,
+        node: str,
+        key: Key,
+        change: Change,
+        change_of: Callable[[Key], Change | None],
+    ) -> bool:
+        """Add the effects of one of the changes on a node to `found`. Returns whether it has any.
 
-        The isolation of an attachment that changes itself has no effect: it had no connections.
+        `change_of` gives the other changes by key. The isolation of an attachment that changes
+        itself has no effect: it had no connections.
         """
-        found = Effects()
         if key.kind == ISOLATION.name:
             if change_of(Key(node, ATTACHMENT.name, key.name)) is not None:
-                return found
+                return False
             of_shared = None
         elif (of_shared := self._of_shared(key, change, change_of)) is None:
-            return found
-        for direction in _directions(change):
+            return False
+        directions = _directions(change)
+        for direction in directions:
             found.add(node, direction, of_shared or _of_isolation(change, direction))
-        return found
+        return bool(directions)
 
     def _of_shared(
         self, key: Key, change: Change, change_of: Callable[[Key], Change | None]
@@ -197,7 +211,7 @@ def _of_isolation(change: Change, direction: Direction) -> Effect:
         return Effect.CLOSES
     if new is None:
         return Effect.OPENS
-    if replace(old, policies=()) != replace(new, policies=()) or old.refused:
+    if old._replace(policies=()) != new._replace(policies=()) or old.refused:
         return Effect.MIXED
     # Rules of NetworkPolicies only accept.
     return _of_accepting(frozenset(old.policies), frozenset(new.policies))
@@ -233,7 +247,7 @@ def _of_accepting(old: AbstractSet[object], new: AbstractSet[object]) -> Effect:
 def _directions(change: Change) -> list[Direction]:
     """The directions in which the flows differ."""
     before, after = _flows_by_direction(change.old), _flows_by_direction(change.new)
-    return [each for each in Direction if before.get(each) != after.get(each)]
+    return [each for each in DIRECTIONS if before.get(each) != after.get(each)]
 
 
 def _flows_by_direction(fragment: Fragment | None) -> dict[Direction, set[int]]:
@@ -246,15 +260,14 @@ def _flows_by_direction(fragment: Fragment | None) -> dict[Direction, set[int]]:
 
 
 def _directions_of(table: int, declared: AbstractSet[Direction]) -> AbstractSet[Direction]:
-    name = LAYOUT.by_number[table].name
-    if name in _SUBROUTINES:
-        return declared
-    return _ISOLATION_TABLES.get(name, frozenset())
+    return declared if table in _SUBROUTINES else _ISOLATION_TABLES.get(table, frozenset())
 
 
-_SUBROUTINES: Final = frozenset({"PolicyWalk", "PolicyPeers", "PolicyPorts"})
+_SUBROUTINES: Final = frozenset(
+    LAYOUT.tables[name].number for name in ("PolicyWalk", "PolicyPeers", "PolicyPorts")
+)
 _ISOLATION_TABLES: Final = {
-    "IsolationFromPod": frozenset({Direction.FROM_POD}),
-    "IsolationToPod": frozenset({Direction.TO_POD}),
+    LAYOUT.tables["IsolationFromPod"].number: frozenset({Direction.FROM_POD}),
+    LAYOUT.tables["IsolationToPod"].number: frozenset({Direction.TO_POD}),
 }
 """Flows of other tables count, or concern a pod's packets to itself."""

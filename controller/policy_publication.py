@@ -28,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -297,8 +298,10 @@ class PolicyPublication:
             self._end_node(node)
             return
         if self._keys is None:
-            self._keys = sorted(changes, key=lambda key: _rank(key, changes[key]), reverse=True)
-            if self._stage is not _Stage.JUDGED:
+            if self._stage is _Stage.JUDGED:
+                self._keys = list(changes)
+            else:
+                self._keys = sorted(changes, key=partial(_rank, changes), reverse=True)
                 # The switch gets all of it as one change.
                 self._desired.hold(node)
         part = [key for key in self._keys[-SLICE:] if key in changes]
@@ -380,15 +383,15 @@ class PolicyPublication:
 
         effects = transaction.of_node.setdefault(node, Effects())
         effective = transaction.effective.setdefault(node, {})
+        messages = 0
         for key in part:
             change = Change(fragments.get(key), changes[key])
-            found = self._judge.effects(node, key, change, change_of)
-            if found:
-                effects.update(found)
+            if self._judge.add_effects(effects, node, key, change, change_of):
                 effective[key] = change
-            transaction.messages[node] += sum(
-                len(each.flows) for each in change if each is not None
-            )
+            for each in change:
+                if each is not None:
+                    messages += len(each.flows)
+        transaction.messages[node] += messages
         if node in self._sessions:
             # A switch that is away keeps the old state, whatever the others do.
             transaction.effects.update(effects)
@@ -414,12 +417,12 @@ class PolicyPublication:
                 self._update(node, {key._replace(kind=ATTACHMENT.name): None})
 
 
-def _rank(key: Key, new: Fragment | None) -> tuple[int, bool]:
+def _rank(changes: Mapping[Key, Fragment | None], key: Key) -> int:
     """A fragment goes before the fragments that its flows lead to, and before new ones of a kind.
 
     A new one may have the flow of an old one.
     """
-    return _RANKS.get(key.kind, 0), new is not None
+    return 2 * _RANKS.get(key.kind, 0) + (changes[key] is not None)
 
 
 _RANKS: Final = {WALK.name: 1, PEER_SET.name: 2, PEER_MEMBER.name: 2, PORT_SET.name: 3}

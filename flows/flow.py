@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from flows.actions import (
     IN_PORT,
@@ -104,10 +104,12 @@ class FormError(ValueError):
 class _Kept:
     """What is computed of a flow once. There are millions of flows, so a flow has no `__dict__`."""
 
-    __slots__ = ("cookie_", "encoded", "key_", "new_state", "old_state")
+    __slots__ = ("cookie", "encoded", "key", "new_state", "old_state")
 
-    cookie_: int
-    key_: bytes
+    cookie: int
+    """`feature` (8 bits), then 56 bits of a digest of `Flow.canonical`."""
+    key: bytes
+    """Table, priority and match: no table has two flows with one key."""
     encoded: bytes
     """The message that adds it, if it is shared (`openflow.templates`)."""
     old_state: "Flow"
@@ -136,24 +138,19 @@ class Flow(_Kept):
     is_shared: bool = field(default=False, compare=False)
     """The programs of several nodes hold this object, so its encoded bytes are cached."""
 
-    @property
-    def key(self) -> bytes:
-        """Table, priority and match: no table has two flows with one key."""
-        try:
-            return self.key_
-        except AttributeError:
-            self.keep("key_", b"".join([self.head(), *[value_bytes(*f) for f in self.match]]))
-            return self.key_
-
-    @property
-    def cookie(self) -> int:
-        """`feature` (8 bits), then 56 bits of a digest of `canonical`."""
-        try:
-            return self.cookie_
-        except AttributeError:
-            digest = blake2b(self.canonical(), digest_size=7).digest()
-            self.keep("cookie_", self.feature << 56 | int.from_bytes(digest, "big"))
-            return self.cookie_
+    def __getattr__(self, name: str) -> Any:
+        # Python calls it for what is not kept yet. A property would cost a call each time.
+        match name:
+            case "key":
+                made = b"".join([self.head(), *[value_bytes(*field) for field in self.match]])
+                self.keep(name, made)
+                return made
+            case "cookie":
+                digest = blake2b(self.canonical(), digest_size=7).digest()
+                number = self.feature << 56 | int.from_bytes(digest, "big")
+                self.keep(name, number)
+                return number
+        raise AttributeError(name)
 
     def canonical(self) -> bytes:
         """All that the switch holds of the flow, as bytes. Raises `FormError`."""

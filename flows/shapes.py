@@ -25,7 +25,7 @@ _feature, _table, _priority, _match, _actions, _reason, _is_shared, _key, _cooki
     getattr(Flow, name).__set__
     for name in (
         "feature", "table", "priority", "match", "actions", "reason", "is_shared",
-        "key_", "cookie_",
+        "key", "cookie",
     )
 )  # fmt: skip
 _MOST_PIECES: Final = 4_096

@@ -171,7 +171,7 @@ class FlowEncoder:
             first = first[:-1]
         protocol = codec.protocol_of(flow)
         bare = replace(flow, actions=())
-        bare.keep("cookie_", cookie)
+        bare.keep("cookie", cookie)
         head = self._flows.encoded(bare, xid)
         kept, of, actions = self._latest
         if kept is not flow.actions or of != protocol:

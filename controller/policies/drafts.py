@@ -76,7 +76,8 @@ class PolicyDraft(NamedTuple):
 
 def peers_of(selections: Iterable[Selection], blocks: tuple[PeerBlock, ...]) -> Peers:
     """Peers in their canonical form."""
-    return Peers(tuple(sorted(set(selections), key=str)), blocks)
+    unique = set(selections)
+    return Peers(tuple(sorted(unique, key=str) if len(unique) > 1 else unique), blocks)
 
 
 def name_of_peers(

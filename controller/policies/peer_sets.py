@@ -33,6 +33,7 @@ class PeerSetState(Needed):
     __slots__ = (
         "direction",
         "gateways",
+        "has_outsiders",
         "lookup",
         "members",
         "pages",
@@ -55,6 +56,8 @@ class PeerSetState(Needed):
         self.peers = peers
         self.port = port
         """Only pods whose port has this number."""
+        self.has_outsiders = port is None and peers.has_all_pods
+        """Whether all pods are in the set: then it needs no members."""
         self.selections: tuple[SelectionState, ...] = ()
         """What selects its members; empty where all pods are in the set."""
         self.members: dict[str, PeerMember] = {}
@@ -70,11 +73,6 @@ class PeerSetState(Needed):
     def wanted(self) -> tuple[Selection, ...]:
         """The selections that select its members."""
         return () if self.has_outsiders else self.peers.selections
-
-    @property
-    def has_outsiders(self) -> bool:
-        """Whether all pods are in the set: then it needs no members."""
-        return self.port is None and self.peers.has_all_pods
 
     def accepts(self, group: PodGroup) -> bool:
         """Whether the attachments of this group are members."""

@@ -8,7 +8,7 @@ from controller.policies.named_ports import MOST_NUMBERS, NamedPorts, PortNumber
 from controller.policies.peer_sets import PeerSets, PeerSetState
 from controller.policies.slices import Slices
 from controller.policies.walks import PolicyState, RuleState, name_of_rule
-from flows.policy import Direction, PortRange, rule_id
+from flows.policy import DIRECTIONS, Direction, PortRange, rule_id
 
 _FIELDS: Final = {Direction.FROM_POD: "spec.egress", Direction.TO_POD: "spec.ingress"}
 
@@ -22,7 +22,7 @@ class Rules:
 
     def build(self, policy: PolicyState) -> Slices[None]:
         """Find the sets of all rules of a new policy."""
-        for direction in Direction:
+        for direction in DIRECTIONS:
             rules = policy.draft.rules(direction)
             if rules is None:
                 continue

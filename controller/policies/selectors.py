@@ -1,7 +1,8 @@
 """Label selectors in a canonical form, and an index by what labels a selector requires."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from controller.sources.policy_objects import LabelSelector, SelectorRequirement
@@ -89,6 +90,7 @@ def text_of(selector: Selector) -> str:
     return ", ".join(map(str, selector)) or "*"
 
 
+@lru_cache(1_024)  # its policies come one after the other
 def in_namespace(namespace: str) -> Selector:
     """The selector of one Namespace."""
     return (Requirement(NAMESPACE_NAME, "In", frozenset((namespace,))),)
@@ -109,15 +111,23 @@ def read_selector(
         problems.append(f"{field}: {MOST_REQUIREMENTS} requirements are the most of a selector")
         return EVERYTHING, False
     for key, value in (given.match_labels or {}).items():
-        at = f"{field}.matchLabels"
-        if _is_valid(key, (value,), at, problems):
-            found.add(Requirement(key, "In", frozenset((value,))))
+        if _is_valid(key, (value,), f"{field}.matchLabels", problems):
+            found.add(_label(key, value))
     for number, each in enumerate(given.match_expressions or ()):
         if (
             made := _requirement(each, f"{field}.matchExpressions[{number}]", problems)
         ) is not None:
             found.add(made)
-    return tuple(sorted(found, key=str)), len(problems) == before
+    return _canonical(found), len(problems) == before
+
+
+def _canonical(found: Collection[Requirement]) -> Selector:
+    return tuple(found) if len(found) < 2 else tuple(sorted(found, key=str))
+
+
+@lru_cache(16_384)  # the policies of many Namespaces use the same labels
+def _label(key: str, value: str) -> Requirement:
+    return Requirement(key, "In", frozenset((value,)))
 
 
 def _requirement(given: SelectorRequirement, field: str, problems: list[str]) -> Requirement | None:

@@ -14,6 +14,7 @@ from controller.policies.slices import Slices
 from flows.features.policy import MOST_RESUBMITS, resubmits
 from flows.kinds import WALK
 from flows.policy import (
+    DIRECTIONS,
     EVERY_PORT,
     Direction,
     PolicyAction,
@@ -102,7 +103,7 @@ class PolicyState:
         self.subject: SelectionState | None = None
         self.rules: dict[Direction, tuple[RuleState, ...]] = {}
         """The directions that it says something about."""
-        self.walks: dict[Direction, dict[Resolution, WalkState]] = {d: {} for d in Direction}
+        self.walks: dict[Direction, dict[Resolution, WalkState]] = {d: {} for d in DIRECTIONS}
         self.peer_sets: dict[PeerSetState, None] = {}
         self.named_sets: list[PeerSetState] = []
         """The sets of `RuleState.named`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ def _whole(pages: Iterable[PeerSet]) -> dict[int, PeerSet]:
             found[page.id] = page
             continue
         has_outsiders = known if known.outsiders is not None else page
-        found[page.id] = replace(has_outsiders, blocks=(*known.blocks, *page.blocks))
+        found[page.id] = has_outsiders._replace(blocks=(*known.blocks, *page.blocks))
     return found
 
 

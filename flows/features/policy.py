@@ -17,7 +17,6 @@ whatever is missing (a walk, a member) closes. Established connections and ICMP 
 """
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Final
 
@@ -162,8 +161,7 @@ def _in_pages(name: str, walks: Walks) -> tuple[Walks, list[Flow]]:
             flows.append(_walk_flow(pages[-1], done(actions), "a page of the policies of this pod"))
         return tuple(pages)
 
-    made = replace(
-        walks,
+    made = walks._replace(
         admin=paged(walks.admin),
         policies=paged(walks.policies),
         baseline=paged(walks.baseline),

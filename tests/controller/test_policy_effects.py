@@ -53,7 +53,10 @@ def effects(key: Key, old: Any, new: Any, *, walks: Iterable[PolicyWalk] = ()) -
     judge.follow(WALK)
     judge.follow(Key("node1", "attachment", A.port))
     made = (None if each is None else COMPILER.fragment_of(view, key, each) for each in (old, new))
-    return judge.effects("node1", key, Change(*made), lambda _: None).effects
+    found = Effects()
+    is_found = judge.add_effects(found, "node1", key, Change(*made), lambda _: None)
+    assert is_found == bool(found)
+    return found.effects
 
 
 @pytest.mark.parametrize(
@@ -75,9 +78,10 @@ def test_isolation(old: Any, new: Any, effect: Effect) -> None:
 
 def test_isolation_concerns_only_the_direction_that_changes() -> None:
     old = Isolation(A, Walks(isolated=True, policies=(1,)), Walks(isolated=True, policies=(2,)))
-    new = replace(old, to_pod=Walks(isolated=True, policies=(2, 3)))
+    new = old._replace(to_pod=Walks(isolated=True, policies=(2, 3)))
     made = [COMPILER.fragment_of(VIEW, ISOLATION, each) for each in (old, new)]
-    found = Judge(VIEW).effects("node1", ISOLATION, Change(*made), lambda _: None)
+    found = Effects()
+    Judge(VIEW).add_effects(found, "node1", ISOLATION, Change(*made), lambda _: None)
     assert found.directions == {TO}
 
 

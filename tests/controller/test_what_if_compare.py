@@ -144,7 +144,7 @@ def variant(view: ClusterView, seed: int) -> ClusterView:
     if what == "isolations":
         some = {
             name: {
-                port: chance.choice([each, replace(each, to_pod=None), new[name][port]])
+                port: chance.choice([each, each._replace(to_pod=None), new[name][port]])
                 for port, each in pods.items()
             }
             for name, pods in old.items()

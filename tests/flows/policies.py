@@ -105,7 +105,7 @@ class Policies:
         old = self.isolations.get(attachment.port, Isolation(attachment))
         made = Walks(isolated=True, policies=walks)
         self.isolations[attachment.port] = (
-            replace(old, from_pod=made) if direction is FROM_POD else replace(old, to_pod=made)
+            old._replace(from_pod=made) if direction is FROM_POD else old._replace(to_pod=made)
         )
 
     def on(self, view: ClusterView, node: str = "node1") -> ClusterView:

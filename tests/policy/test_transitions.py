@@ -60,12 +60,11 @@ class Change:
         )
         for node in nodes:
             changes = controlled.changes.get(node, {})
-            effective = transaction.effective[node] = {}
-            for key, change in changes.items():
-                found = controlled.judge.effects(node, key, change, changes.get)
-                effects.update(found)
-                if found:
-                    effective[key] = change
+            transaction.effective[node] = {
+                key: change
+                for key, change in changes.items()
+                if controlled.judge.add_effects(effects, node, key, change, changes.get)
+            }
         self.has_two_phases = not effects.may_follow(Effects())
         """Whether the controller publishes it in two phases."""
         self.between = {}
