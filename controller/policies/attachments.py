@@ -1,14 +1,14 @@
 """Attachments: their groups, their isolation, and their membership of sets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from controller.inventory.kind import Note
 from controller.policies.needs import Changes
 from controller.policies.peer_sets import PeerSets
-from controller.policies.pod_groups import SLICE, GroupKey, Place, PodGroup, PodGroups
+from controller.policies.pod_groups import GroupKey, Place, PodGroup, PodGroups
 from controller.policies.port_sets import NamedPort
-from controller.policies.slices import Slices
+from controller.policies.slices import SLICE, Slices
 from controller.policies.walks import NO_WALKS, AllWalks, GroupWalks, PolicyState, group_walks
 from controller.service_fields import PROTOCOLS
 from controller.sources.objects import PodObject
@@ -16,7 +16,7 @@ from controller.work_budget import WorkBudget
 from flows.family import IPAddress
 from flows.kinds import ISOLATION
 from flows.policy import Isolation
-from flows.view import Attachment, Key
+from flows.view import Attachment
 
 
 class Attachments:
@@ -57,6 +57,8 @@ class Attachments:
         """Groups that had no attachment for a moment."""
         self._refused: set[Place] = set()
         """Attachments of which a problem was noted."""
+        self._work: Slices[None] | None = None
+        """What follows their isolation, in slices."""
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -73,22 +75,36 @@ class Attachments:
     @property
     def is_settled(self) -> bool:
         """Whether all attachments are in their groups and sets."""
-        return not (self._dirty or self._moved)
+        return not (self._dirty or self._work)
 
     def settle(self, budget: WorkBudget | None) -> None:
-        """Isolate all attachments that changed; join them to sets as far as the budget reaches."""
+        """Isolate all attachments that changed; do the rest as far as the budget reaches."""
         dirty, self._dirty = self._dirty, {}
         for place in dirty:
             self._place(place)
-        while self._moved:
+        if dirty and self._work is None:
+            self._work = self._follow()
+        while self._work is not None:
             if budget and budget.over:
                 return
-            self._move(self._moved.popitem()[0])
+            if next(self._work, self) is self:
+                self._work = None
             if budget:
                 budget.spend(1)
-        emptied, self._emptied = self._emptied, {}
-        for group in emptied:
-            self._forget_if_empty(group)
+
+    def _follow(self) -> Slices[None]:
+        """Join attachments to sets, and find the keys that nodes begin or cease to need.
+
+        Further attachments may change meanwhile.
+        """
+        while self._moved or self._emptied or self._changes.noted.whole:
+            while self._moved:
+                yield from self._move(self._moved.popitem()[0])
+                yield
+            emptied, self._emptied = self._emptied, {}
+            for group in emptied:
+                self._forget_if_empty(group)
+            yield from self._changes.spread()
 
     def _place(self, place: Place) -> None:
         """Find the group of an attachment, and isolate it."""
@@ -130,10 +146,10 @@ class Attachments:
         if group.state is None:
             group.state = walks = group_walks(self._walks, group)
             for walk in walks.used:
-                self._walks.enter(walk, group.nodes)
-        elif group.nodes[place.node] == 1:
+                self._walks.enter(walk)
+        if group.nodes[place.node] == 1:
             for walk in _walks_of(group).used:
-                self._walks.begin(walk, [place.node])
+                self._walks.begin(walk, place.node)
         return group
 
     def _leave(self, group: PodGroup, place: Place) -> None:
@@ -141,9 +157,13 @@ class Attachments:
         self._groups.remove(group, place)
         if not group.attachments:
             self._emptied[group] = None
-        if place.node not in group.nodes:
-            for walk in _walks_of(group).used:
-                self._walks.cease(walk, [place.node])
+        if place.node in group.nodes:
+            return
+        if place.node in group.entering:
+            del group.entering[place.node]
+            return
+        for walk in _walks_of(group).used:
+            self._walks.cease(walk, place.node)
 
     def _group_key(
         self,
@@ -189,7 +209,7 @@ class Attachments:
                 del self.isolations[place.node]
         else:
             self.isolations.setdefault(place.node, {})[place.port] = isolation
-        self._changes.keys.add(Key(place.node, ISOLATION.name, place.port))
+        self._changes.need(place.node, ISOLATION.name, place.port)
 
     def _note_refusal(self, place: Place, attachment: Attachment | None, refusal: str) -> None:
         known = self._placed.get(place)
@@ -201,7 +221,7 @@ class Attachments:
             if (gone := attachment or (known[0] if known else None)) is not None:
                 self._note(gone.ref, "")
 
-    def _move(self, address: IPAddress) -> None:
+    def _move(self, address: IPAddress) -> Slices[None]:
         """Bring the sets up to date with who has an address."""
         old = self._joined.pop(address, None)
         place = self._at.get(address)
@@ -210,19 +230,23 @@ class Attachments:
         after = self._peers.sets_of(new[1]) if new else {}
         if new:
             self._joined[address] = new
-            for each in after:
+            for done, each in enumerate(after, 1):
                 self._peers.add_member(each, new[0])
+                if done % SLICE == 0:
+                    yield
         if old:
-            for each in before:
+            for done, each in enumerate(before, 1):
                 if each not in after:
                     self._peers.remove_member(each, old[0])
+                if done % SLICE == 0:
+                    yield
 
     def _forget_if_empty(self, group: PodGroup) -> None:
         if group.attachments or group.state is None:
             return
         self._groups.drop_if_empty(group)
         for walk in _walks_of(group).used:
-            self._walks.leave(walk, ())
+            self._walks.leave(walk)
         group.state = None
 
     # --- changes of groups ---
@@ -234,13 +258,15 @@ class Attachments:
         after = self._peers.sets_of(group)
         users = (user for state in (*joined, *left) for user in state.users)
         is_concerned = any(isinstance(user, PolicyState) for user in users)
+        done = 0
         for change, concerned in (
             (self._peers.add_member, after.keys() - before.keys()),
             (self._peers.remove_member, before.keys() - after.keys()),
         ):
             for each in concerned:
-                for done, (place, attachment) in enumerate(list(group.attachments.items())):
-                    if done % SLICE == SLICE - 1:
+                for place, attachment in list(group.attachments.items()):
+                    done += 1
+                    if done % SLICE == 0:
                         yield
                     if group.attachments.get(place) is attachment:
                         change(each, attachment)
@@ -255,9 +281,8 @@ class Attachments:
         if old == new:
             return
         nodes = list(group.nodes)
-        group.state = new
-        for walk in new.used:
-            self._walks.enter(walk, nodes)
+        group.state, group.entering = new, dict.fromkeys(nodes)
+        yield from self._enter_walks(group, new)
         same = old._replace(used=()) == new._replace(used=())
         places = [] if same else list(group.attachments.items())
         for number, (place, attachment) in enumerate(places):
@@ -265,8 +290,28 @@ class Attachments:
                 yield
             if group.attachments.get(place) is attachment:
                 self._isolate(place, attachment, group)
+        yield from self._leave_walks(nodes, old)
+
+    def _enter_walks(self, group: PodGroup, new: GroupWalks) -> Slices[None]:
+        for walk in new.used:
+            self._walks.enter(walk)
+        done = 0
+        while group.entering:
+            node = group.entering.popitem()[0]
+            done += sum(self._walks.begin(walk, node) for walk in new.used)
+            if done >= SLICE:
+                done = 0
+                yield
+
+    def _leave_walks(self, nodes: Iterable[str], old: GroupWalks) -> Slices[None]:
+        done = 0
+        for node in nodes:
+            done += sum(self._walks.cease(walk, node) for walk in old.used)
+            if done >= SLICE:
+                done = 0
+                yield
         for walk in old.used:
-            self._walks.leave(walk, nodes)
+            self._walks.leave(walk)
 
 
 def _walks_of(group: PodGroup) -> GroupWalks:

@@ -16,7 +16,7 @@ from controller.policies.attachments import Attachments
 from controller.policies.cluster_policies import read_cluster_policy
 from controller.policies.drafts import PolicyDraft
 from controller.policies.named_ports import NamedPorts
-from controller.policies.needs import KINDS, Changes, NeededBy
+from controller.policies.needs import KINDS, Changes, NeededBy, Noted
 from controller.policies.network_policies import read_network_policy
 from controller.policies.peer_sets import PeerSets
 from controller.policies.pod_groups import PodGroup, PodGroups
@@ -68,6 +68,8 @@ class PolicyInventory:
         self._nodes = nodes
         self.mirror_pods_as_members: Final = mirror_pods_as_members
         self._changes = Changes()
+        self._of_attachments = Noted()
+        self._of_batch = self._changes.noted
         self.groups: Final = PodGroups()
         self.peers: Final = PeerSets(self.groups, self._changes, cluster.pod_range)
         self.ports: Final = PortSets(self._changes)
@@ -195,10 +197,12 @@ class PolicyInventory:
 
         Without a budget: all of it.
         """
-        withheld = self._changes.take()
+        if not (self._batch or self._of_attachments) and self.may_begin():
+            self._changes.compiled()
+        self._changes.noted = self._of_attachments
         self.attachments.settle(budget)
         touched = self._changes.take()
-        self._changes.keys = withheld
+        self._changes.noted = self._of_batch
         while self.attachments.is_settled and (self._batch or self._has_batch):
             if self._batch is None:
                 if budget and not self.may_begin():
@@ -211,7 +215,6 @@ class PolicyInventory:
                         return touched
             self._batch = None
             touched |= self._changes.take()
-            self._changes.delivered()
             if budget and touched:
                 # It is compiled before the next batch changes it again.
                 break
@@ -236,6 +239,7 @@ class PolicyInventory:
             yield
             if (policy := self._policies.get(ref)) is not None:
                 self._note_problems(policy)
+        yield from self._changes.spread()
 
     def _walk_again(self) -> Slices[None]:
         """Bring walks up to date with sets, and groups with walks."""
@@ -249,7 +253,7 @@ class PolicyInventory:
             for ref in steps:
                 yield
                 if (policy := self._policies.get(ref)) is not None:
-                    self._build(policy)
+                    yield from self._build(policy)
                     self._dirty_groups_of(policy)
                     self._dirty_problems[ref] = None
             groups, self._dirty_groups = self._dirty_groups, {}
@@ -297,12 +301,12 @@ class PolicyInventory:
             for walks in new.walks.values():
                 for walk in walks.values():
                     walk.policy = new
-            self._build(new)
+            yield from self._build(new)
         self._dirty_groups.update(new.subject.groups)
 
     def _number_again(self, policy: PolicyState) -> Slices[None]:
         old = yield from self._rules.number_again(policy)
-        self._build(policy)
+        yield from self._build(policy)
         # Also those that are refused and so go through no walk.
         self._dirty_groups_of(policy)
         for each in old:
@@ -317,10 +321,10 @@ class PolicyInventory:
             )
         self._note(policy.ref, sentence(problems))
 
-    def _build(self, policy: PolicyState) -> None:
+    def _build(self, policy: PolicyState) -> Slices[None]:
         for walks in policy.walks.values():
-            for walk in walks.values():
-                self.walks.build(walk)
+            for walk in list(walks.values()):
+                yield from self.walks.build(walk)
 
     def _retire(self, old: PolicyState) -> None:
         old.is_current = False

@@ -3,8 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
+from controller.policies.slices import SLICE, Slices
 from flows.kinds import MOST_OWNERS, PEER_MEMBER, PEER_SET, PORT_SET, WALK
 from flows.refs import ObjectRef
 from flows.view import SOME_SCOPE, Key
@@ -16,34 +18,63 @@ Needs: TypeAlias = Mapping[tuple[str, str], frozenset[str]]
 """By kind of key and id, the nodes that need a walk or a set."""
 
 
-class Changes:
-    """Keys of the view that changed and were not handed over yet."""
+class Noted:
+    """What has changed and was not handed over yet."""
 
     def __init__(self) -> None:
         self.keys: set[Key] = set()
+        self.whole: dict[tuple[Needed, str], None] = {}
+        """Walks and sets of which each fragment has changed, with the scope of its key."""
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.whole)
+
+
+class Changes:
+    """The keys of the view that changed."""
+
+    def __init__(self) -> None:
+        self.noted = Noted()
+        """Where changes are noted now."""
         self.ceased: set[Needed] = set()
-        """What no node needed for a moment since the last complete batch: whoever compiles may
-        still have its fragments, so each change of them counts."""
+        """What no node needed for a moment since all was compiled: whoever compiles may still have
+        its fragments, so each change of them counts."""
         self.removed: dict[Needed, dict[tuple[str, str], None]] = {}
         """Fragments that were removed since then: a node that needs the rest no more holds them."""
 
     def take(self) -> set[Key]:
-        """All of them, once."""
-        taken, self.keys = self.keys, set()
+        """The keys, once."""
+        taken, self.noted.keys = self.noted.keys, set()
         return taken
 
-    def delivered(self) -> None:
-        """All keys so far were handed over."""
+    def compiled(self) -> None:
+        """Everything that was handed over so far is compiled."""
         self.ceased.clear()
         self.removed.clear()
 
     def content(self, kind: str, name: str) -> None:
         """A fragment that some nodes need changed."""
-        self.keys.add(Key(SOME_SCOPE, kind, name))
+        self.noted.keys.add(Key(SOME_SCOPE, kind, name))
 
     def need(self, node: str, kind: str, name: str) -> None:
         """A node needs a fragment now, or does not need it any more."""
-        self.keys.add(Key(node, kind, name))
+        self.noted.keys.add(Key(node, kind, name))
+
+    def whole(self, changed: "Needed", scope: str) -> None:
+        """All fragments of a walk or a set changed, or a node begins or ceases to need them."""
+        self.noted.whole[changed, scope] = None
+
+    def spread(self) -> Slices[None]:
+        """Note the keys of all fragments of what changed as a whole."""
+        done = 0
+        while self.noted.whole:
+            changed, scope = self.noted.whole.popitem()[0]
+            removed = list(self.removed.get(changed, ()))
+            for kind, name in chain(changed.fragments(), removed):
+                self.noted.keys.add(Key(scope, kind, name))
+                done += 1
+                if done % SLICE == 0:
+                    yield
 
 
 class Needed:
@@ -65,7 +96,7 @@ class Needed:
         """By node, how many refer to it there."""
 
     def fragments(self) -> Iterator[tuple[str, str]]:
-        """The kinds and names of the keys that a node needs with it."""
+        """The kinds and names of the keys that a node needs with it; it may change meanwhile."""
         raise NotImplementedError
 
     def begin(self, node: str, changes: Changes) -> bool:
@@ -73,8 +104,7 @@ class Needed:
         count = self.nodes.get(node, 0)
         self.nodes[node] = count + 1
         if not count and not self.is_refused:
-            for kind, name in self.fragments():
-                changes.need(node, kind, name)
+            changes.whole(self, node)
         return not count
 
     def cease(self, node: str, changes: Changes) -> bool:
@@ -87,8 +117,7 @@ class Needed:
         if not self.nodes:
             changes.ceased.add(self)
         if not self.is_refused:
-            for kind, name in (*self.fragments(), *changes.removed.get(self, ())):
-                changes.need(node, kind, name)
+            changes.whole(self, node)
         return True
 
     def touch(self, changes: Changes, fragments: Iterable[tuple[str, str]]) -> None:

@@ -8,15 +8,15 @@ from controller.policies.drafts import Peers, name_of_peers
 from controller.policies.gateways import Gateways, addresses_of
 from controller.policies.ids import Ids
 from controller.policies.needs import Changes, Needed, Users
-from controller.policies.pod_groups import SLICE, PodGroup, PodGroups, SelectionState
+from controller.policies.pod_groups import PodGroup, PodGroups, SelectionState
 from controller.policies.port_sets import NamedPort
 from controller.policies.selectors import EVERYTHING, Selection
-from controller.policies.slices import Slices
+from controller.policies.slices import SLICE, Slices
 from flows.family import IPNetwork
 from flows.kinds import PEER_MEMBER, PEER_SET
 from flows.policy import Direction, PeerBlock, PeerMember, PeerSet, blocks_id
 from flows.refs import ObjectRef
-from flows.view import Attachment, Node
+from flows.view import SOME_SCOPE, Attachment, Node
 
 MANY_NODES: Final = 64
 """If more nodes change at once, a set looks which nodes are in its blocks, not the opposite."""
@@ -90,7 +90,7 @@ class PeerSetState(Needed):
         if self.peers.blocks or self.has_outsiders:
             for name in self.page_keys():
                 yield PEER_SET.name, name
-        for address in self.members:
+        for address in list(self.members):
             yield PEER_MEMBER.name, f"{self.key} {address}"
 
 
@@ -187,17 +187,16 @@ class PeerSets:
         self.members[new.key] = new.members
         self._show(new)
         for node in new.nodes:
-            for kind, name in new.fragments():
-                self._changes.need(node, kind, name)
+            self._changes.whole(new, node)
 
     def _withdraw(self, gone: PeerSetState, *, refused: bool = False) -> None:
         """Remove a set from the view, if it is there."""
         if gone.is_refused and not refused:
             return
-        gone.touch(self._changes, gone.fragments())
+        if gone.nodes or gone in self._changes.ceased:
+            self._changes.whole(gone, SOME_SCOPE)
         for node in gone.nodes:
-            for kind, name in gone.fragments():
-                self._changes.need(node, kind, name)
+            self._changes.whole(gone, node)
         del self.states[gone.key], self.members[gone.key]
         for name in gone.page_keys():
             del self.view[name]
@@ -256,6 +255,9 @@ class PeerSets:
         done = 0
         for state in new.selections:
             for group in list(state.groups):
+                done += 1
+                if done % SLICE == 0:
+                    yield
                 if not new.accepts(group):
                     continue
                 for attachment in list(group.attachments.values()):
@@ -332,5 +334,5 @@ class PeerSets:
             return
         name = f"{of.key} {address}"
         of.touch(self._changes, [(PEER_MEMBER.name, name)])
-        if address not in of.members and of.nodes:
+        if address not in of.members and (of.nodes or of in self._changes.ceased):
             self._changes.removed.setdefault(of, {})[PEER_MEMBER.name, name] = None

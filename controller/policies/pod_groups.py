@@ -18,12 +18,9 @@ from controller.policies.selectors import (
     SelectorIndex,
     matches,
 )
-from controller.policies.slices import Slices
+from controller.policies.slices import SLICE, Slices
 from flows.policy import PortRange
 from flows.view import Attachment
-
-SLICE: Final = 200
-"""Groups, Namespaces or members that are looked at before the event loop may have its turn."""
 
 
 class Place(NamedTuple):
@@ -58,7 +55,7 @@ class Watcher(Protocol):
 class PodGroup:
     """Attachments that every selection matches, or does not match, together."""
 
-    __slots__ = ("attachments", "key", "labels", "nodes", "selected", "state")
+    __slots__ = ("attachments", "entering", "key", "labels", "nodes", "selected", "state")
 
     def __init__(self, key: GroupKey) -> None:
         self.key = key
@@ -70,6 +67,8 @@ class PodGroup:
         """The selections that match it."""
         self.state: object = None
         """See `walks.GroupWalks`."""
+        self.entering: dict[str, None] = {}
+        """The nodes that do not need these walks for this group yet."""
 
     def numbers(self, port: NamedPort) -> tuple[PortRange, ...]:
         """The numbers of its ports with this name; a container of the pod may have each."""

@@ -1,10 +1,13 @@
 """Work that is done in slices, so that it does not hold the event loop."""
 
 from collections.abc import Generator
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
+SLICE: Final = 200
+"""Groups, Namespaces, members or keys that are looked at before the event loop may have its turn.
+"""
 Slices: TypeAlias = Generator[None, None, T]
 """A generator that yields where it may wait, and returns its result."""
 

@@ -10,7 +10,7 @@ from controller.policies.needs import Changes, Needed
 from controller.policies.peer_sets import PeerSetState
 from controller.policies.pod_groups import PodGroup, SelectionState
 from controller.policies.port_sets import NamedPort, PortSets, PortSetState, merged
-from controller.policies.slices import Slices
+from controller.policies.slices import SLICE, Slices, complete
 from flows.features.policy import MOST_RESUBMITS, resubmits
 from flows.kinds import WALK
 from flows.policy import (
@@ -33,6 +33,7 @@ class WalkState(Needed):
     """One walk of a policy: for the groups on which its named ports have the same numbers."""
 
     __slots__ = (
+        "behind",
         "cost",
         "direction",
         "groups",
@@ -41,6 +42,7 @@ class WalkState(Needed):
         "refused_rules",
         "resolution",
         "sets",
+        "sets_before",
         "steps",
     )
 
@@ -62,6 +64,9 @@ class WalkState(Needed):
         self.steps: tuple[PolicyStep, ...] = ()
         self.sets: tuple[Needed, ...] = ()
         """The sets of its steps, each once."""
+        self.behind: dict[str, None] = {}
+        """Nodes that still need `sets_before` instead, while its steps change."""
+        self.sets_before: tuple[Needed, ...] = ()
         self.port_sets: tuple[PortSetState, ...] = ()
         """The sets of ports that it uses, with those of steps that are left out."""
         self.refused_rules: frozenset[int] = frozenset()
@@ -162,7 +167,7 @@ class AllWalks:
 
     # --- steps ---
 
-    def build(self, walk: WalkState, *, is_new: bool = False) -> None:
+    def build(self, walk: WalkState, *, is_new: bool = False) -> Slices[None]:
         """Build the steps of a walk, or build them again."""
         policy = walk.policy
         steps: dict[tuple[PolicyAction, int | None, int], PolicyStep] = {}
@@ -193,7 +198,7 @@ class AllWalks:
                     used.update(dict.fromkeys(involved))
         walk.refused_rules = frozenset(refused)
         cost = walk.cost
-        self._switch(walk, tuple(steps.values()), tuple(used))
+        yield from self._switch(walk, tuple(steps.values()), tuple(used))
         if walk.cost != cost and not is_new:
             self.changed(policy)
         old, walk.port_sets = walk.port_sets, tuple(port_sets)
@@ -226,18 +231,30 @@ class AllWalks:
 
     def _switch(
         self, walk: WalkState, steps: tuple[PolicyStep, ...], sets: tuple[Needed, ...]
-    ) -> None:
-        """Give a walk other steps. Nodes need the new sets first, and the old ones no more."""
-        before, walk.sets = walk.sets, sets
-        for node in walk.nodes:
-            for each in sets:
-                each.begin(node, self._changes)
+    ) -> Slices[None]:
+        """Give a walk other steps. Each of its nodes needs the new sets then, and not the others.
+
+        Nodes may begin and cease to need the walk meanwhile.
+        """
         walk.steps, walk.is_empty = steps, not steps
         walk.cost = resubmits(_shown(walk)) if steps else 0
         self._show(walk)
-        for node in walk.nodes:
-            for each in before:
+        walk.sets_before, walk.sets = walk.sets, sets
+        new = set(sets).difference(walk.sets_before)
+        old = set(walk.sets_before).difference(sets)
+        walk.behind = dict.fromkeys(walk.nodes) if new or old else {}
+        done = 0
+        while walk.behind:
+            node = walk.behind.popitem()[0]
+            for each in new:
+                each.begin(node, self._changes)
+            for each in old:
                 each.cease(node, self._changes)
+            done += len(new) + len(old)
+            if done >= SLICE:
+                done = 0
+                yield
+        walk.sets_before = ()
 
     def _show(self, walk: WalkState) -> None:
         """What the view says about a walk has changed."""
@@ -272,34 +289,38 @@ class AllWalks:
             self._judged(self._ids.claim(walk))
             if not walk.is_refused:
                 self.states[walk.key] = walk
-            self.build(walk, is_new=True)
+            complete(self.build(walk, is_new=True))  # no node needs it yet
         return walk
 
-    def enter(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """A group with attachments on these nodes goes through a walk now."""
+    def enter(self, walk: WalkState) -> None:
+        """A group goes through a walk now; `begin` has to follow for each of its nodes."""
         walk.groups += 1
-        self.begin(walk, nodes)
 
-    def leave(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """A group with attachments on these nodes does not go through a walk any more."""
+    def leave(self, walk: WalkState) -> None:
+        """A group does not go through a walk any more, after `cease` for each of its nodes."""
         walk.groups -= 1
-        self.cease(walk, nodes)
         if not walk.groups:
             self.unused[walk] = None
 
-    def begin(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """A group that goes through a walk has attachments on these nodes, too, now."""
-        for node in nodes:
-            if walk.begin(node, self._changes):
-                for each in walk.sets:
-                    each.begin(node, self._changes)
+    def begin(self, walk: WalkState, node: str) -> int:
+        """A group that goes through a walk has attachments on a node now. Returns the cost."""
+        if not walk.begin(node, self._changes):
+            return 1
+        for each in walk.sets:
+            each.begin(node, self._changes)
+        return 1 + len(walk.sets)
 
-    def cease(self, walk: WalkState, nodes: Iterable[str]) -> None:
-        """A group that goes through a walk has no attachment on these nodes any more."""
-        for node in nodes:
-            if walk.cease(node, self._changes):
-                for each in walk.sets:
-                    each.cease(node, self._changes)
+    def cease(self, walk: WalkState, node: str) -> int:
+        """A group that goes through a walk has none on a node any more. Returns the cost."""
+        if not walk.cease(node, self._changes):
+            return 1
+        sets = walk.sets
+        if node in walk.behind:
+            del walk.behind[node]
+            sets = walk.sets_before
+        for each in sets:
+            each.cease(node, self._changes)
+        return 1 + len(sets)
 
     def drop_unused(self) -> Slices[None]:
         """Forget the walks that no group goes through."""

@@ -4,8 +4,16 @@ import gc
 import sys
 from collections.abc import Callable
 
+from controller.sources.objects import Object
 from flows.view import Key
-from tests.controller.policies.clusters import PolicyCluster, kinds, namespace, pod, policy
+from tests.controller.policies.clusters import (
+    PolicyCluster,
+    bridge_port,
+    kinds,
+    namespace,
+    pod,
+    policy,
+)
 from tests.controller.policies.histories import OneSlice, Told
 
 
@@ -19,6 +27,33 @@ def cluster_of(pods: int) -> PolicyCluster:
         peers = [{"podSelector": {"matchLabels": {"app": f"a{app}"}}}]
         made.put(policy(f"shop/a{app}", podSelector=labels(app), ingress=[{"from": peers}]))
     return made
+
+
+def cluster_with_large_sets(rules: int, members: int) -> PolicyCluster:
+    """Pods of node2 and node3 are members of the set of each rule to the pods `x`."""
+    made = PolicyCluster()
+    made.namespace("shop")
+    for number in range(members):
+        node, last = 2 + number % 2, 2 + number // 2
+        made.pod(f"shop/p{number}", f"10.244.{node}.{last}", {"app": "peer"})
+    made.put(policy_with_rules(rules, "a"))
+    return made
+
+
+def policy_with_rules(rules: int, prefix: str) -> Object:
+    ingress = []
+    for number in range(rules):
+        other = {"key": "app", "operator": "NotIn", "values": [f"{prefix}{number}"]}
+        ingress.append({"from": [{"podSelector": {"matchExpressions": [other]}}]})
+    return policy("shop/large", podSelector={"matchLabels": {"app": "x"}}, ingress=ingress)
+
+
+def calls_of_slices(cluster: PolicyCluster) -> list[int]:
+    """The calls of each slice until the inventory is settled."""
+    found = []
+    while not cluster.inventory.is_settled:
+        found.append(calls_of(lambda: cluster.inventory.settle(OneSlice())))  # type: ignore[arg-type]
+    return found
 
 
 def labels(app: int) -> dict[str, object]:
@@ -88,3 +123,40 @@ def test_change_leaves_nothing_that_only_the_garbage_collector_frees() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+MOST_CALLS = 8_000
+"""Of one slice: some milliseconds."""
+
+
+def test_attachment_that_needs_large_sets_comes_and_goes_in_slices() -> None:
+    rules, members = 100, 300
+    cluster = cluster_with_large_sets(rules, members)
+    cluster.put(pod("shop/x", "node1", {"app": "x"}))
+    port = bridge_port("shop/x", "10.244.1.5")
+    inventory = cluster.inventory
+    changes: list[Callable[[], set[Key]]] = [
+        lambda: inventory.set_port("node1", port, OneSlice()),  # type: ignore[arg-type]
+        lambda: inventory.remove_port("node1", port.name, OneSlice()),  # type: ignore[arg-type]
+    ]
+    for change in changes:
+        slices = [calls_of(change), *calls_of_slices(cluster)]
+        assert max(slices) < MOST_CALLS
+        assert sum(slices) > rules * members
+
+
+def test_walk_gets_other_large_sets_in_slices() -> None:
+    cluster = cluster_with_large_sets(50, 300)
+    cluster.pod("shop/x", "10.244.1.5", {"app": "x"})
+    cluster.inventory.set_object(policy_with_rules(50, "b"))
+    assert max(calls_of_slices(cluster)) < MOST_CALLS
+
+
+def test_pod_becomes_a_member_of_many_sets_in_slices() -> None:
+    cluster = cluster_with_large_sets(1_000, 2)
+    cluster.put(pod("shop/new", "node2", {"app": "peer"}))
+    port = bridge_port("shop/new", "10.244.2.200")
+    one = OneSlice()
+    slices = [calls_of(lambda: cluster.inventory.set_port("node2", port, one))]  # type: ignore[arg-type]
+    slices += calls_of_slices(cluster)
+    assert max(slices) < MOST_CALLS
