@@ -22,7 +22,7 @@ from typing import Any, Final
 from controller import metrics
 from controller.desired import Desired
 from controller.inventory import Inventory
-from controller.policy_effects import Judge
+from controller.policy_effects import FOLLOWED, Judge
 from controller.policy_publication import Follower, PolicyPublication
 from controller.problems import Reporter, ReporterKind, Subject
 from controller.work_budget import WorkBudget
@@ -103,7 +103,7 @@ class Compilation:
         if node not in self._compiled and node in self._inventory.view.nodes:
             self._compiled.add(node)
             self._joining.add(node)
-            self._nodes[node] = dict.fromkeys(sorted(self._desired.keys(node)))
+            self._nodes[node] = dict.fromkeys(self._desired.keys(node))
             self._schedule()
         while node in self._nodes or node in self._joining:
             await self._turn_ended.wait()
@@ -135,7 +135,8 @@ class Compilation:
         while self._touched and not budget.over:
             for _ in range(min(len(self._touched), TOUCHED_SLICE)):
                 key = self._touched.popleft()
-                self._judge.follow(key)
+                if key.kind in FOLLOWED:
+                    self._judge.follow(key)
                 if key.scope == CLUSTER_SCOPE:
                     self._shared[key] = None
                     continue

@@ -26,6 +26,7 @@ class Journal:
         self._cost = 0
         self._held: list[Delta] | None = None
         """Parts of a change that is not complete; None: there is no such change."""
+        self._cost_held = 0
 
     def restart(self) -> None:
         """From now on, record every change."""
@@ -43,6 +44,10 @@ class Journal:
             return
         if self._held is not None:
             self._held.append(delta)
+            self._cost_held += cost(delta)
+            if self._cost_held > MAX_COST:
+                self.lose()
+                self.hold()
             return
         self._steps.append(delta)
         self._cost += cost(delta)
@@ -51,7 +56,7 @@ class Journal:
 
     def hold(self) -> None:
         """The changes from now on, until `release`, are parts of one change."""
-        self._held = []
+        self._held, self._cost_held = [], 0
 
     def release(self) -> None:
         """The change is complete."""

@@ -142,6 +142,10 @@ class Change(NamedTuple):
     new: Fragment | None
 
 
+FOLLOWED: Final = frozenset({WALK.name, ATTACHMENT.name})
+"""The kinds of keys that `Judge.follow` has to be told of."""
+
+
 class Judge:
     """Tells the effects of changes."""
 

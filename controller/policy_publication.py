@@ -28,7 +28,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -86,6 +85,8 @@ class _Transaction:
     transitions: dict[tuple[Key, int, int], Fragment] = field(default_factory=dict)
     """Made, and encoded, once for several nodes. The numbers name two fragments of `effective`."""
 
+    ranked: dict[str, tuple[list[Key], ...]] = field(default_factory=dict)
+    """By node, the keys in the reverse of the order in which its program takes them in."""
     of_node: dict[str, Effects] = field(default_factory=dict)
     messages: Counter[str] = field(default_factory=Counter)
     """By node, at most so many are needed for its program."""
@@ -166,10 +167,16 @@ class PolicyPublication:
         """Whether changes wait, so that the programs have an older policy than the view."""
         return bool(self._waiting or self._current or self._second)
 
-    def offer(self, changes: Mapping[str, Mapping[Key, Fragment | None]]) -> None:
-        """Publish these changes as soon as that is safe, all of them together."""
+    def offer(self, changes: Mapping[str, dict[Key, Fragment | None]]) -> None:
+        """Publish these changes as soon as that is safe, all of them together.
+
+        They belong to this object from now on: there may be very many.
+        """
         for node, keys in changes.items():
-            self._waiting.setdefault(node, {}).update(keys)
+            if node in self._waiting:
+                self._waiting[node].update(keys)
+            else:
+                self._waiting[node] = keys
         self._proceed()
 
     def forget(self, node: str, key: Key) -> None:
@@ -301,14 +308,14 @@ class PolicyPublication:
             if self._stage is _Stage.JUDGED:
                 self._keys = list(changes)
             else:
-                self._keys = sorted(changes, key=partial(_rank, changes), reverse=True)
+                self._keys = [key for keys in transaction.ranked[node] for key in keys]
                 # The switch gets all of it as one change.
                 self._desired.hold(node)
         part = [key for key in self._keys[-SLICE:] if key in changes]
         del self._keys[-SLICE:]
         self._do_part(transaction, node, part)
         fragments = [fragment for key in part if (fragment := changes[key]) is not None]
-        budget.spend(1 + len(part) + sum(len(fragment.flows) for fragment in fragments))
+        budget.spend(1 + len(part) + sum([len(fragment.flows) for fragment in fragments]))
         if not self._keys:
             self._end_node(node)
 
@@ -383,8 +390,10 @@ class PolicyPublication:
 
         effects = transaction.of_node.setdefault(node, Effects())
         effective = transaction.effective.setdefault(node, {})
+        ranked = transaction.ranked.setdefault(node, tuple([] for _ in range(_MOST_RANKS)))
         messages = 0
         for key in part:
+            ranked[_rank(key, changes[key])].append(key)
             change = Change(fragments.get(key), changes[key])
             if self._judge.add_effects(effects, node, key, change, change_of):
                 effective[key] = change
@@ -417,15 +426,16 @@ class PolicyPublication:
                 self._update(node, {key._replace(kind=ATTACHMENT.name): None})
 
 
-def _rank(changes: Mapping[Key, Fragment | None], key: Key) -> int:
+def _rank(key: Key, new: Fragment | None) -> int:
     """A fragment goes before the fragments that its flows lead to, and before new ones of a kind.
 
-    A new one may have the flow of an old one.
+    A new one may have the flow of an old one. What has the highest rank comes first.
     """
-    return 2 * _RANKS.get(key.kind, 0) + (changes[key] is not None)
+    return 2 * _RANKS.get(key.kind, 0) + (new is not None)
 
 
 _RANKS: Final = {WALK.name: 1, PEER_SET.name: 2, PEER_MEMBER.name: 2, PORT_SET.name: 3}
+_MOST_RANKS: Final = 8
 
 
 def _control_key(node: str) -> Key:

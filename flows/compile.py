@@ -117,17 +117,13 @@ class Compiler:
     def fragment_of(self, view: ClusterView, key: Key, found: Any) -> Fragment:
         """The fragment that this key has if the view has this object. Raises `PipelineError`."""
         kind, writers = self._writing(key)
-        flows: list[Flow] = []
-        meters: list[Meter] = []
+        made = [entry for write in writers for entry in write(view.cluster, found)]
+        flows = [entry for entry in made if isinstance(entry, Flow)]
         groups: list[Group] = []
-        for write in writers:
-            for entry in write(view.cluster, found):
-                if isinstance(entry, Flow):
-                    flows.append(entry)
-                elif isinstance(entry, Group):
-                    groups.append(entry)
-                else:
-                    meters.append(entry)
+        meters: list[Meter] = []
+        if len(flows) < len(made):
+            groups += [entry for entry in made if isinstance(entry, Group)]
+            meters += [entry for entry in made if isinstance(entry, Meter)]
         owners = tuple(kind.owners(view, found))
         if meters and kind.scope != "node":
             # What many nodes share is sent to a switch without meters.

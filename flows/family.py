@@ -13,9 +13,12 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """One IP version: its numbers, its field names (ovs-fields(7)) and Sluice's addresses in it."""
+    """One IP version: its numbers, its field names (ovs-fields(7)) and Sluice's addresses in it.
+
+    There is one object of each, which are compared, and hashed, as such.
+    """
 
     version: int
     bits: int

@@ -4,7 +4,7 @@ A feature declares which kinds it writes for: `WRITES = (PEER.by(peer), NODE.by(
 A new kind is one more `Kind` here; there is no other list of kinds.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -40,11 +40,12 @@ MOST_OWNERS: Final = 64
 """The most owners of one fragment. If there are more, it names the first by name."""
 
 
+_SHARED_SCOPES: Final[Mapping[str, ScopeType]] = {CLUSTER_SCOPE: "cluster", SOME_SCOPE: "some"}
+
+
 def scope_type(scope: str) -> ScopeType:
     """The type of a `Key`'s scope: every switch, the switches that need it, or one."""
-    if scope == CLUSTER_SCOPE:
-        return "cluster"
-    return "some" if scope == SOME_SCOPE else "node"
+    return _SHARED_SCOPES.get(scope, "node")
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,8 @@ class PolicyAction(IntEnum):
     PASS = 3
     """Skip the rest of this tier."""
 
+    __hash__ = int.__hash__  # `Enum` would hash its name, each time
+
 
 class PolicyStep(NamedTuple):
     """One step of a walk: packets of these peers and these ports get this action."""

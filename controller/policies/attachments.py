@@ -78,16 +78,18 @@ class Attachments:
         return not (self._dirty or self._work)
 
     def settle(self, budget: WorkBudget | None) -> None:
-        """Isolate all attachments that changed; do the rest as far as the budget reaches."""
-        dirty, self._dirty = self._dirty, {}
-        for place in dirty:
-            self._place(place)
-        if dirty and self._work is None:
-            self._work = self._follow()
-        while self._work is not None:
+        """Isolate the attachments that changed, and then do the rest, as far as the budget reaches.
+
+        An attachment that is not isolated yet is not connected either: the inventory is not settled
+        (`controller.compilation`).
+        """
+        while not self.is_settled:
             if budget and budget.over:
                 return
-            if next(self._work, self) is self:
+            if self._dirty:
+                self._place(self._dirty.popitem()[0])
+                self._work = self._work or self._follow()
+            elif self._work is not None and next(self._work, self) is self:
                 self._work = None
             if budget:
                 budget.spend(1)

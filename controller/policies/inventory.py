@@ -1,11 +1,11 @@
 """All policies, with the Namespaces and attachments that they are about.
 
 Objects and attachments come in and are only noted. `settle` brings the view up to date in slices:
-first the isolation of changed attachments, because it is published together with their
-connectivity; then their membership of sets; then, as one batch, everything else. The keys that a
-batch touched are handed over when it is complete, so what belongs together is published together.
-A set is complete before a walk refers to it. The result depends on the objects and attachments
-alone, never on the order in which they came.
+first the isolation of changed attachments, because they are not connected without it; then their
+membership of sets; then, as one batch, everything else. The keys that a batch touched are handed
+over when it is complete, so what belongs together is published together. A set is complete before a
+walk refers to it. The result depends on the objects and attachments alone, never on the order in
+which they came.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -34,7 +34,6 @@ from controller.sources.policy_objects import (
     NetworkPolicyObject,
 )
 from controller.work_budget import WorkBudget
-from flows.policy import Direction
 from flows.refs import ObjectRef
 from flows.view import Attachment, Cluster, Key, Node
 
@@ -297,10 +296,9 @@ class PolicyInventory:
         if old is not None:
             self._retire(old)
             new.walks = old.walks
-            old.walks = {direction: {} for direction in old.walks}
-            for walks in new.walks.values():
-                for walk in walks.values():
-                    walk.policy = new
+            old.walks = {}
+            for walk in new.walks.values():
+                walk.policy = new
             yield from self._build(new)
         self._dirty_groups.update(new.subject.groups)
 
@@ -322,9 +320,8 @@ class PolicyInventory:
         self._note(policy.ref, sentence(problems))
 
     def _build(self, policy: PolicyState) -> Slices[None]:
-        for walks in policy.walks.values():
-            for walk in list(walks.values()):
-                yield from self.walks.build(walk)
+        for walk in list(policy.walks.values()):
+            yield from self.walks.build(walk)
 
     def _retire(self, old: PolicyState) -> None:
         old.is_current = False
@@ -349,7 +346,7 @@ class PolicyInventory:
         self._dirty_problems.update(dict.fromkeys(refs))
 
     def _dirty_problems_of(self, policy: PolicyState) -> None:
-        if policy.named_ports(Direction.TO_POD):
+        if policy.named_to_pod:
             self._dirty_problems[policy.ref] = None
 
     def _dirty_groups_of(self, policy: PolicyState) -> None:

@@ -88,10 +88,11 @@ class Rules:
 def problems_of(policy: PolicyState) -> Iterator[str]:
     """What is wrong with the rules of a policy in this cluster, though each by itself is valid."""
     for direction, states in policy.rules.items():
-        walks = policy.walks[direction].values()
+        walks = [walk for walk in policy.walks.values() if walk.direction is direction]
+        refused = {number for walk in walks for number in walk.refused_rules}
         for state in states:
             field = f"{_FIELDS[direction]}[{state.rule.number}]"
-            if any(state.rule.number in walk.refused_rules for walk in walks):
+            if state.rule.number in refused:
                 yield f"{field}: its peers or ports have the id of others; it fails closed"
             if state.has_too_many:
                 yield (
@@ -106,8 +107,12 @@ def problems_of(policy: PolicyState) -> Iterator[str]:
 
 def _unknown_names(policy: PolicyState) -> Iterator[str]:
     """Named ports that no pod has that the policy is for."""
-    variants = [dict(resolution) for resolution in policy.walks[Direction.TO_POD]]
-    for port in policy.named_ports(Direction.TO_POD):
+    if not policy.named_to_pod:
+        return
+    variants = [
+        dict(resolution) for direction, resolution in policy.walks if direction is Direction.TO_POD
+    ]
+    for port in policy.named_to_pod:
         if variants and not any(variant.get(port) for variant in variants):
             for state in policy.rules[Direction.TO_POD]:
                 if state.rule.ports is not None and port in state.rule.ports.named:

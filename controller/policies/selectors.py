@@ -192,11 +192,8 @@ class SelectorIndex(Generic[T]):
 
     def add(self, item: T, selector: Selector) -> None:
         """Add a thing with its selector."""
-        best = min(
-            (each for each in selector if each.operator in {"In", "Exists"}),
-            key=self._crowd,
-            default=None,
-        )
+        required = [each for each in selector if each.operator in {"In", "Exists"}]
+        best = required[0] if len(required) == 1 else min(required, key=self._crowd, default=None)
         self._places[item] = best
         for bucket, _, _ in self._buckets(best):
             bucket[item] = None

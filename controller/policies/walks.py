@@ -14,7 +14,6 @@ from controller.policies.slices import SLICE, Slices, complete
 from flows.features.policy import MOST_RESUBMITS, resubmits
 from flows.kinds import WALK
 from flows.policy import (
-    DIRECTIONS,
     EVERY_PORT,
     Direction,
     PolicyAction,
@@ -98,7 +97,8 @@ class PolicyState:
     """A policy that is in force."""
 
     __slots__ = (
-        "draft", "is_current", "named_sets", "peer_sets", "rules", "subject", "walks",
+        "draft", "is_current", "named_sets", "named_to_pod", "peer_sets", "rules", "subject",
+        "walks",
     )  # fmt: skip
 
     def __init__(self, draft: PolicyDraft) -> None:
@@ -108,26 +108,29 @@ class PolicyState:
         self.subject: SelectionState | None = None
         self.rules: dict[Direction, tuple[RuleState, ...]] = {}
         """The directions that it says something about."""
-        self.walks: dict[Direction, dict[Resolution, WalkState]] = {d: {} for d in DIRECTIONS}
+        self.walks: dict[tuple[Direction, Resolution], WalkState] = {}
         self.peer_sets: dict[PeerSetState, None] = {}
         self.named_sets: list[PeerSetState] = []
         """The sets of `RuleState.named`."""
+        named = {
+            port
+            for rule in draft.to_pod or ()
+            if rule.ports is not None
+            for port in rule.ports.named
+        }
+        self.named_to_pod = tuple(sorted(named, key=str))
+        """The named ports of its rules to the pod: their numbers depend on the pod itself."""
 
     @property
     def ref(self) -> ObjectRef:
         """The object."""
         return self.draft.ref
 
-    def named_ports(self, direction: Direction) -> tuple[NamedPort, ...]:
-        """The named ports that depend on the pod itself, in the order of rules."""
-        if direction is Direction.FROM_POD:
-            return ()
-        found = (rule.ports.named for rule in self.draft.to_pod or () if rule.ports is not None)
-        return tuple(sorted({port for named in found for port in named}, key=str))
-
     def resolution(self, direction: Direction, group: PodGroup) -> Resolution:
         """The numbers of its named ports on the pods of a group."""
-        return tuple((port, group.numbers(port)) for port in self.named_ports(direction))
+        if direction is Direction.FROM_POD:
+            return ()
+        return tuple([(port, group.numbers(port)) for port in self.named_to_pod])
 
 
 class GroupWalks(NamedTuple):
@@ -277,12 +280,11 @@ class AllWalks:
     def of(self, policy: PolicyState, direction: Direction, group: PodGroup) -> WalkState:
         """The walk of a policy for a group."""
         resolution = policy.resolution(direction, group)
-        known = policy.walks[direction]
-        walk = known.get(resolution)
+        walk = policy.walks.get((direction, resolution))
         if walk is None:
             name = name_of_walk(policy.ref, direction, resolution)
             walk = WalkState(name, self._ids.number(name), policy, direction, resolution)
-            known[resolution] = walk
+            policy.walks[direction, resolution] = walk
             # Until a group goes through it.
             self.unused[walk] = None
             self.variants_changed(policy)
@@ -327,11 +329,12 @@ class AllWalks:
         unused, self.unused = self.unused, {}
         for walk in unused:
             yield
-            if not walk.groups and walk.policy.walks[walk.direction].get(walk.resolution) is walk:
+            key = walk.direction, walk.resolution
+            if not walk.groups and walk.policy.walks.get(key) is walk:
                 self._drop(walk)
 
     def _drop(self, walk: WalkState) -> None:
-        del walk.policy.walks[walk.direction][walk.resolution]
+        del walk.policy.walks[walk.direction, walk.resolution]
         self.variants_changed(walk.policy)
         for each in walk.port_sets:
             self._ports.release(each, walk.policy.ref)
@@ -400,7 +403,7 @@ def _of_direction(
     used: list[WalkState],
 ) -> tuple[Walks | None, str]:
     """The walks of a group in one direction, and why it is refused; adds all walks to `used`."""
-    tiers: dict[Tier, list[int]] = {tier: [] for tier in Tier}
+    tiers: tuple[list[int], list[int], list[int]] = [], [], []
     isolated = False
     cost = 0
     found: list[WalkState] = []
@@ -427,8 +430,8 @@ def _of_direction(
     used += found
     if refusal:
         return Walks(refused=True), refusal
-    admin, named, baseline = (tuple(tiers[tier]) for tier in Tier)
-    made = Walks(admin, isolated, named, baseline)
+    admin, named, baseline = tiers
+    made = Walks(tuple(admin), isolated, tuple(named), tuple(baseline))
     return (None if made == Walks() else made), ""
 
 

@@ -74,11 +74,12 @@ def isolation(cluster: Cluster, found: Isolation) -> Iterable[Flow]:
     """The policies of one attachment, the way to itself, and the counters of what is denied."""
     attachment = found.attachment
     to_itself = _to_itself(family_of(attachment.address))
-    yield to_itself.flow((attachment.ofport, ip(attachment.address)))
+    flows = [to_itself.flow((attachment.ofport, ip(attachment.address)))]
     if found.from_pod is not None:
-        yield from _FROM_POD.flows(cluster, attachment, found.from_pod)
+        flows += _FROM_POD.flows(cluster, attachment, found.from_pod)
     if found.to_pod is not None:
-        yield from _TO_POD.flows(cluster, attachment, found.to_pod)
+        flows += _TO_POD.flows(cluster, attachment, found.to_pod)
+    return flows
 
 
 @cache
@@ -117,19 +118,17 @@ class _Isolating:
         flow = policy_flow(table, Priority.LOCAL, {field: 0}, actions, reason)
         return Shape(flow, [register.register if register else field])
 
-    def flows(self, cluster: Cluster, attachment: Attachment, walks: Walks) -> Iterable[Flow]:
-        """The flow that judges, and the one that counts denials."""
+    def flows(self, cluster: Cluster, attachment: Attachment, walks: Walks) -> list[Flow]:
+        """The flow that judges, and the one that counts denials; before them, its pages."""
         ofport = (attachment.ofport,)
+        denied = (self._logged if cluster.log_denials else self._denied).flow(ofport)
         if walks.refused:
             reason = "the policies of this pod do not fit: nothing may pass"
-            yield self._isolated.flow(ofport, reason, self._shared(walks))
-        elif max(len(walks.admin), len(walks.policies), len(walks.baseline)) > MOST_WALKS:
+            return [self._isolated.flow(ofport, reason, self._shared(walks)), denied]
+        if max(len(walks.admin), len(walks.policies), len(walks.baseline)) > MOST_WALKS:
             walks, pages = _in_pages(f"{attachment.port} {self._direction.value}", walks)
-            yield from pages
-            yield self._isolated.flow(ofport, "", self._judged_by(walks))
-        else:
-            yield self._isolated.flow(ofport, "", self._shared(walks))
-        yield (self._logged if cluster.log_denials else self._denied).flow(ofport)
+            return [*pages, self._isolated.flow(ofport, "", self._judged_by(walks)), denied]
+        return [self._isolated.flow(ofport, "", self._shared(walks)), denied]
 
     def _judged_by(self, walks: Walks) -> Done:
         pieces = self._pieces

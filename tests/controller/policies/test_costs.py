@@ -160,3 +160,13 @@ def test_pod_becomes_a_member_of_many_sets_in_slices() -> None:
     slices = [calls_of(lambda: cluster.inventory.set_port("node2", port, one))]  # type: ignore[arg-type]
     slices += calls_of_slices(cluster)
     assert max(slices) < MOST_CALLS
+
+
+def test_all_attachments_of_a_node_are_isolated_in_slices() -> None:
+    cluster = cluster_of(60)
+    for number in range(200):
+        unique = {"app": f"a{number % 20}", "pod": str(number)}
+        cluster.put(pod(f"shop/many{number}", "node1", unique))
+    ports = [bridge_port(f"shop/many{n}", f"10.244.1.{50 + n}") for n in range(200)]
+    cluster.inventory.ports.put_all("node1", ports)
+    assert max(calls_of_slices(cluster)) < MOST_CALLS
