@@ -63,12 +63,13 @@ def test_switch_reports_denied_packets_to_the_agent_alone(switch: Ovs) -> None:
         watch = FlowWatch(switch.mgmt, 0, denials.packet)
         async with watch, connect(switch.mgmt, on_packet=others.append) as other:
             await eventually(lambda: watch.connected)
-            for pod, to, protocol, port in (
-                (A, B, TCP, 80), (C, B, UDP, 53), (B, B, TCP, 80), (B, C, TCP, 80),
+            for pod, to, protocol, port, denied in (
+                (A, B, TCP, 80, 1), (C, B, UDP, 53, 2), (B, B, TCP, 80, 2), (B, C, TCP, 80, 2),
             ):  # fmt: skip
                 packet = ip_packet(pod, str(to.address), protocol, 4000, port, "syn")
                 control.call("netdev-dummy/receive", pod.port, packet)
-            await eventually(lambda: len(lines) == 2)
+                # One after another: the switch may report two packets in either order.
+                await eventually(lambda denied=denied: len(lines) == denied)
             await other.dump_meters()
 
     with capture_logs() as captured:
