@@ -213,16 +213,24 @@ class _Generator:
             attachments[:] = [each for each in attachments if each.pod != name]
 
     def add_policy(self, objects: list[Part], _: list[Attachment]) -> None:
-        number = 10 + self.random.randrange(1000)
+        number = self.unused_number(objects)
         make = self.random.choice((self.network_policy, self.network_policy, self.cluster_policy))
         objects.append(make(number))
 
     def add_pod(self, objects: list[Part], attachments: list[Attachment]) -> None:
-        made = self.pod(f"p{10 + self.random.randrange(1000)}")
+        made = self.pod(f"p{self.unused_number(objects)}")
         on = made["spec"]["nodeName"]
         if sum(each.node == on for each in attachments) < 6:
             objects.append(made)
             attachments.append(self.attach(made, attachments))
+
+    def unused_number(self, objects: list[Part]) -> int:
+        """A number that no object has in its name."""
+        names = [each["metadata"]["name"] for each in objects]
+        while True:
+            number = 10 + self.random.randrange(1000)
+            if not any(name.endswith(str(number)) for name in names):
+                return number
 
     # --- selectors ---
 
