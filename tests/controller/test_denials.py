@@ -300,8 +300,10 @@ def test_events_of_the_cluster_are_bounded_and_namespaces_take_turns() -> None:
     for number, path in enumerate(paths):
         story.cluster.pod(path, f"10.244.1.{number + 10}")
     pairs = [story.pair(of=path) for path in paths]
-    told: list[Telling] = []
     seconds = 40
+    story.report(*pairs)
+    told = story.write()
+    assert len({each.notice.regarding.namespace for each in told}) == EVENTS_BURST
     for _ in range(seconds):
         story.report(*pairs)
         told += story.write()
