@@ -34,7 +34,7 @@ def sentence_of(
 ) -> str:
     """`policy to the pod denied 80/TCP from pod x/a (10.244.1.5) to pod x/b (10.244.1.6): WHY`.
 
-    `has_more`: further ports were denied. Looks once at each Node.
+    `has_more`: further ports were denied. Looks at each Node, once or twice.
     """
     is_from_pod = direction is Direction.FROM_POD
     own = _named(pod.attachment)
@@ -97,7 +97,7 @@ def _name_of(inventory: Inventory, address: IPAddress, *, opens: bool) -> str:
         return str(address)
     if end.pod is not None:
         return _named(end.pod.attachment)
-    return f"node {end.name} ({address})" if end.node is not None else str(address)
+    return f"node {end.name} ({address})" if end.node is not None else f"{address} ({end.name})"
 
 
 def _named(attachment: Attachment) -> str:

@@ -9,6 +9,7 @@ from controller.policy_reports.pods import Attached, attached, why_not_attached
 from controller.policy_reports.report import EndRow
 from controller.service_fields import PROTOCOL_NAMES, PROTOCOLS
 from controller.sources.objects import PodObject
+from flows import names
 from flows.family import IPAddress
 from flows.view import Node
 
@@ -111,6 +112,9 @@ def at(inventory: Inventory, address: IPAddress, *, opens: bool) -> End:
 def _known_range(inventory: Inventory, address: IPAddress) -> str:
     cluster = inventory.view.cluster
     if address in cluster.pod_range:
+        for node in inventory.view.nodes.values():
+            if address == names.snat_address(node.pod_cidr):
+                return f"clients outside, through node {node.name}"
         return "nobody has this address of the pod range"
     if address in cluster.service_range:
         raise QuestionError(
