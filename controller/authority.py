@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controller.faults import ControllerFault
+from wire import viewing
 
-CONTROLLER: Final = "controller"
+CONTROLLER: Final = viewing.SERVER_NAME
 """The name of the controller's own certificate, in which its addresses stand besides."""
 _CA_LIFE: Final = timedelta(days=3650)
 _CLOCKS: Final = 24

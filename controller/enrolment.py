@@ -1,18 +1,15 @@
 """Enrolment: the controller is the CA of the nodes and signs certificates for their agents.
 
 An agent proves its node with a ServiceAccount token of its Pod. The API server reviews the token:
-its claims name the node of the Pod (KEP-4193). The token's audience is Sluice alone, so that it is
-worth nothing to others, and tokens for others are worth nothing here.
+its claims name the node of the Pod (KEP-4193).
 """
 
 import asyncio
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import aiohttp
 import msgspec
 import structlog
 from aiohttp import web
@@ -20,31 +17,29 @@ from kubernetes.aio import client
 
 from controller import authority
 from controller.authority import Authority, AuthorityError
-from controller.kubernetes_api import UNREACHABLE, ApiError, ask
+from controller.kubernetes_api import FAULTS, read, sentence
 from controller.sources.feed import Feed
+from controller.token_review import Connect, Refused, bearer, review
 from flows.refs import ObjectRef
 from settings import ControllerEnrolment, SettingsError
 from settings.tls import Identity
+from wire import viewing
 from wire.documents import Refusal, encode
 from wire.paths import MAX_CERTIFICATE_REQUEST
 
-NAME: Final = "sluice-ca"
+NAME: Final = viewing.CA
 """Name of the Secret and of the ConfigMap."""
 AUDIENCE: Final = "sluice"
 SERVICE_ACCOUNT: Final = "sluice-agent"
 _NODE_CLAIM: Final = "authentication.kubernetes.io/node-name"
 MOST_AT_ONCE: Final = 16
 """Requests that are handled at the same time; each asks the API server."""
-LONGEST_REVIEW: Final = 10.0
-"""Seconds until an answer of the API server."""
+LONGEST_BODY: Final = 10.0
+"""Seconds until the request has been sent."""
 _LOOK_AGAIN: Final = (2.0, 30.0)
 """Seconds between two reads of Secret and ConfigMap: before there is a CA, and after."""
 
 log = structlog.get_logger()
-
-_FAULTS: Final = (*UNREACHABLE, ApiError, ValueError, RecursionError)
-"""Errors of a request to the API server."""
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=LONGEST_REVIEW)
 
 
 class _Held(msgspec.Struct, frozen=True):
@@ -53,37 +48,13 @@ class _Held(msgspec.Struct, frozen=True):
     data: dict[str, str] | None = None
 
 
-class _User(msgspec.Struct, frozen=True):
-    username: str = ""
-    extra: dict[str, list[str]] = {}
-
-
-class _Verdict(msgspec.Struct, frozen=True):
-    authenticated: bool = False
-    audiences: list[str] = []
-    user: _User = _User()
-    error: str = ""
-
-
-class _Review(msgspec.Struct, frozen=True):
-    """`TokenReview` of authentication.k8s.io/v1."""
-
-    status: _Verdict = _Verdict()
-
-
-class _Refusal(Exception):  # noqa: N818  no error of ours
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 class Enrolment:
     """`identity` is the controller's own, `sign` is a route for agents; `run` maintains both."""
 
     def __init__(
         self,
         settings: ControllerEnrolment,
-        connect: Callable[[], Awaitable[client.ApiClient]],
+        connect: Connect,
         feed: Feed,
     ) -> None:
         """Raises `SettingsError` if the addresses of the controller are unknown."""
@@ -121,8 +92,8 @@ class Enrolment:
                 async with await self._connect() as api:
                     found = await self._secret(api)
                     bundle = await self._publish(api, found)
-            except (*_FAULTS, AuthorityError) as error:
-                self._feed.report(subject, _sentence(error))
+            except (*FAULTS, AuthorityError) as error:
+                self._feed.report(subject, sentence(error))
             else:
                 self._feed.report(subject, "")
                 if (self._authority, self._own.ca) != (found, bundle.encode()):
@@ -148,7 +119,7 @@ class Enrolment:
     async def _secret(self, api: client.ApiClient) -> Authority:
         """The CA of the Secret; an empty Secret gets a new one."""
         path = f"/api/v1/namespaces/{self._settings.namespace}/secrets/{NAME}"
-        secret = await _answer(api, "GET", path)
+        secret = await read(api, "GET", path)
         held = msgspec.json.decode(secret, type=_Held).data or {}
         try:
             certificate, key = (b64decode(held.get(name, "")) for name in ("tls.crt", "tls.key"))
@@ -161,14 +132,14 @@ class Enrolment:
         held["tls.key"] = b64encode(made.key_pem).decode()
         # With the resourceVersion that was read: if another controller was faster, this is a 409,
         # and the next read finds its CA.
-        await _answer(api, "PUT", path, msgspec.json.decode(secret) | {"data": held})
+        await read(api, "PUT", path, msgspec.json.decode(secret) | {"data": held})
         log.info("made a CA for the nodes", secret=f"{self._settings.namespace}/{NAME}")
         return made
 
     async def _publish(self, api: client.ApiClient, ours: Authority) -> str:
         """The bundle of the ConfigMap; our CA is added if it is missing."""
         path = f"/api/v1/namespaces/{self._settings.namespace}/configmaps/{NAME}"
-        shown = await _answer(api, "GET", path)
+        shown = await read(api, "GET", path)
         held = msgspec.json.decode(shown, type=_Held).data or {}
         try:
             bundle = authority.with_certificate(held.get("ca.crt", ""), ours)
@@ -176,7 +147,7 @@ class Enrolment:
             raise AuthorityError(f"ConfigMap: ca.crt: {error}") from None
         if bundle != held.get("ca.crt"):
             held["ca.crt"] = bundle
-            await _answer(api, "PUT", path, msgspec.json.decode(shown) | {"data": held})
+            await read(api, "PUT", path, msgspec.json.decode(shown) | {"data": held})
         return bundle
 
     async def sign(self, request: web.Request) -> web.Response:
@@ -184,7 +155,7 @@ class Enrolment:
         node = request.match_info["node"]
         try:
             certificate = await self._signed(node, request)
-        except _Refusal as refusal:
+        except Refused as refusal:
             log.warning("no certificate", node=node, peer=request.remote, reason=str(refusal))
             answer = encode(Refusal(str(refusal)))
             return web.Response(status=refusal.status, body=answer, content_type="application/json")
@@ -193,65 +164,36 @@ class Enrolment:
         return web.Response(body=certificate, content_type="application/pem-certificate-chain")
 
     async def _signed(self, node: str, request: web.Request) -> bytes:
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not token:
-            raise _Refusal(401, "a ServiceAccount token is needed (Authorization: Bearer)")
+        token = bearer(request)
         if self._authority is None:
-            raise _Refusal(503, self.problem)
+            raise Refused(503, self.problem)
         if self._turns.locked():
-            raise _Refusal(429, f"{MOST_AT_ONCE} nodes enrol already; try again")
+            raise Refused(429, f"{MOST_AT_ONCE} nodes enrol already; try again")
         async with self._turns:
             body = await _body(request)
             await self._check(node, token)
         try:
             asked = authority.read_request(body)
         except AuthorityError as error:
-            raise _Refusal(400, str(error)) from None
+            raise Refused(400, str(error)) from None
         return self._authority.for_node(node, asked, self._life)
 
     async def _check(self, node: str, token: str) -> None:
-        """Raise `_Refusal` unless this is the token of this node's agent."""
-        review = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [AUDIENCE]},
-        }
-        path = "/apis/authentication.k8s.io/v1/tokenreviews"
-        try:
-            async with await self._connect() as api:
-                answer = await _answer(api, "POST", path, review)
-            status = msgspec.json.decode(answer, type=_Review).status
-        except _FAULTS as error:
-            sentence = _sentence(error)
-            raise _Refusal(503, f"the API server cannot review the token: {sentence}") from error
-        # The API server does not authenticate a token for other audiences.
-        if not status.authenticated or AUDIENCE not in status.audiences:
-            why = status.error or "it is for another audience"
-            raise _Refusal(401, f"the token is not for {AUDIENCE!r} or not good: {why}")
-        ours = f"system:serviceaccount:{self._settings.namespace}:{SERVICE_ACCOUNT}"
-        if status.user.username != ours:
-            raise _Refusal(403, f"the token is {status.user.username}'s, not {ours}'s")
-        nodes = status.user.extra.get(_NODE_CLAIM, [])
+        """Raise `Refused` unless this is the token of this node's agent."""
+        account = (self._settings.namespace, SERVICE_ACCOUNT)
+        user = await review(self._connect, token, AUDIENCE, account)
+        nodes = user.extra.get(_NODE_CLAIM, [])
         if nodes != [node]:
             named = f"Node {nodes[0]}" if nodes else "no Pod on a node"
-            raise _Refusal(403, f"the token is for {named}, not Node {node}")
+            raise Refused(403, f"the token is for {named}, not Node {node}")
 
 
 async def _body(request: web.Request) -> bytes:
     try:
-        async with asyncio.timeout(LONGEST_REVIEW):
+        async with asyncio.timeout(LONGEST_BODY):
             await request.content.readexactly(MAX_CERTIFICATE_REQUEST + 1)
     except asyncio.IncompleteReadError as whole:
         return whole.partial
     except TimeoutError:
-        raise _Refusal(408, "the request does not come to its end") from None
-    raise _Refusal(413, f"a certificate request has {MAX_CERTIFICATE_REQUEST} bytes at most")
-
-
-async def _answer(api: client.ApiClient, method: str, path: str, body: object = None) -> bytes:
-    async with await ask(api, method, path, _TIMEOUT, body=body) as response:
-        return await response.read()
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) or type(error).__name__
+        raise Refused(408, "the request does not come to its end") from None
+    raise Refused(413, f"a certificate request has {MAX_CERTIFICATE_REQUEST} bytes at most")

@@ -27,6 +27,8 @@ _USELESS = (
 
 UNREACHABLE = (aiohttp.ClientError, OSError, config.ConfigException)
 """What `ask` raises if there is no answer; `TimeoutError` is an `OSError`."""
+LONGEST_ANSWER: Final = 10.0
+"""Seconds until `read` has an answer."""
 
 
 class ApiError(ControllerFault):
@@ -135,3 +137,19 @@ async def ask(
         min(float(wait), LONGEST_WAIT) if wait.isdecimal() else 0.0,
         [cause.reason for cause in status.details.causes],
     )
+
+
+async def read(api: client.ApiClient, method: str, path: str, body: object = None) -> bytes:
+    """Ask, and read the whole answer. Raises one of `FAULTS`, as decoding the answer may."""
+    timeout = aiohttp.ClientTimeout(total=LONGEST_ANSWER)
+    async with await ask(api, method, path, timeout, body=body) as response:
+        return await response.read()
+
+
+FAULTS: Final = (*UNREACHABLE, ApiError, ValueError, RecursionError)
+"""What `read` raises, and decoding what it returns."""
+
+
+def sentence(error: Exception) -> str:
+    """One of `FAULTS`, for people."""
+    return str(error) or type(error).__name__

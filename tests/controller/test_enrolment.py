@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from controller import enrolment, tls
+from controller import tls, token_review
 from controller.authority import Authority
 from controller.enrolment import Enrolment
 from settings import ControllerEnrolment
@@ -85,7 +85,7 @@ def asked(
         reviewed.append((method, path.rpartition("/")[2], body))
         return msgspec.json.encode({"status": verdict})
 
-    monkeypatch.setattr(enrolment, "_answer", answer)
+    monkeypatch.setattr(token_review, "read", answer)
     made = made or enrolling()
 
     async def main() -> tuple[int, str]:
