@@ -110,16 +110,18 @@ class Api:
         if self._enrolment and not local:
             application.add_routes([web.post(paths.CERTIFICATE, self._enrolment.sign)])
         if local:
-            application.add_routes(
-                [
-                    web.get("/v1/status", self._status),
-                    web.get("/v1/nodes/{node}/flows", self._flows),
-                    web.get("/v1/services", self._all_services),
-                    web.get("/v1/services/{namespace}/{name}", self._one_service),
-                    *self._policy.routes(),
-                ]
-            )
+            application.add_routes(self.report_routes())
         return application
+
+    def report_routes(self) -> list[web.RouteDef]:
+        """Reports, which tell of the whole cluster; see `controller.viewers` for who may ask."""
+        return [
+            web.get("/v1/status", self._status),
+            web.get("/v1/nodes/{node}/flows", self._flows),
+            web.get("/v1/services", self._all_services),
+            web.get("/v1/services/{namespace}/{name}", self._one_service),
+            *self._policy.routes(),
+        ]
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

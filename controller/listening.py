@@ -1,6 +1,6 @@
-"""The controller's sockets: switches on one port, the API on another one and on a unix socket.
+"""The controller's sockets: for switches, the API on TCP and on a unix socket, reports.
 
-Each port has a bound on its connections (`openflow.listener`), and both together leave descriptors
+Each port has a bound on its connections (`openflow.listener`), and all together leave descriptors
 for files, the API server and the unix socket: whatever strangers do, `/healthz` and the command
 line are answered.
 """
@@ -29,10 +29,12 @@ log = structlog.get_logger()
 
 MAX_SILENCE: Final = 75.0
 """Seconds that an HTTP connection may be open without a request. An agent asks every 30 s."""
-RESERVED: Final = 128
-"""Descriptors that connections from outside never take."""
 MAX_LOCAL: Final = 64
 """Connections to the unix socket."""
+MAX_VIEWERS: Final = 64
+"""Connections of viewers. One more ends the oldest."""
+RESERVED: Final = 64 + MAX_LOCAL + MAX_VIEWERS
+"""Descriptors that connections of switches and agents never take."""
 
 
 def raise_descriptor_limit() -> int:
@@ -69,12 +71,12 @@ async def serve_api(
     """
     host, port = _host_port(address)
     async with contextlib.AsyncExitStack() as stack:
-        remote = await _runner(api, stack, local=False)
+        remote = await _server(api.application(local=False), stack)
         await stack.enter_async_context(
             listen(bound_socket(host, port), remote, context=context, bounds=bounds)
         )
         if path is not None:
-            local = await _runner(api, stack, local=True)
+            local = await _server(api.application(local=True), stack)
             await stack.enter_async_context(
                 listen(_local_socket(path), local, bounds=Bounds(connections=MAX_LOCAL))
             )
@@ -84,9 +86,26 @@ async def serve_api(
         await asyncio.Event().wait()
 
 
-async def _runner(api: Api, stack: contextlib.AsyncExitStack, *, local: bool) -> web.Server:
+async def serve_reports(reports: web.Application, address: str, context: ssl.SSLContext) -> None:
+    """Serve reports to viewers at `address` (HOST:PORT); for ever.
+
+    Raises `OSError`, `SettingsError`.
+    """
+    host, port = _host_port(address)
+    # By a port-forward all viewers come from one address, and none of them has a certificate.
+    bounds = Bounds(MAX_VIEWERS, strangers=MAX_VIEWERS, strangers_of_address=MAX_VIEWERS)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await _server(reports, stack)
+        await stack.enter_async_context(
+            listen(bound_socket(host, port), server, context=context, bounds=bounds)
+        )
+        log.info("serving reports", address=address)
+        await asyncio.Event().wait()
+
+
+async def _server(application: web.Application, stack: contextlib.AsyncExitStack) -> web.Server:
     runner = web.AppRunner(
-        api.application(local=local),
+        application,
         access_log=None,
         logger=RequestLog(),
         shutdown_timeout=1.0,

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Final
 
 import click
 import structlog
 
-from controller import garbage, listening, tls
+from controller import garbage, listening, tls, viewers
 from controller.api import Api
 from controller.denial_writer import DenialWriter
 from controller.denials import Denials
@@ -26,10 +27,14 @@ from controller.status_writer import StatusWriter
 from flows.family import IPAddress
 from flows.view import Cluster
 from openflow.listener import Bounds
-from settings import Controller, Settings, SettingsError, load, logs
+from settings import Controller, Reports, Settings, SettingsError, load, logs
 from settings.tls import Identity, read
 
 log = structlog.get_logger()
+
+_NEEDS_API_SERVER: Final = (
+    "controller.{}: tokens are reviewed by an API server, and the cluster is read from {}"
+)
 
 
 @click.command()
@@ -115,6 +120,8 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             kubeconfig = own.kubernetes.kubeconfig
             tasks.append(group.create_task(StatusWriter(reconciler, kubeconfig).run()))
             tasks.append(group.create_task(DenialWriter(denials, kubeconfig).run()))
+        if own.reports and identity:
+            tasks.append(group.create_task(_serve_reports(api, own, own.reports, identity)))
         if enrolment:
             tasks.append(group.create_task(enrolment.run()))
         await stopped.wait()
@@ -145,11 +152,13 @@ def _identity(
     own: Controller, directory: Path | None, reconciler: Reconciler
 ) -> tuple[Enrolment | None, Callable[[], Identity] | None]:
     """What to ask for our certificate; None for plain TCP. Raises `SettingsError`."""
+    if own.reports and directory:
+        raise SettingsError(_NEEDS_API_SERVER.format("reports", directory))
     if own.enrolment is not None:
         if directory:
             raise SettingsError(
-                "controller.enrolment: tokens are reviewed by an API server, and the cluster is"
-                f" read from {directory}: give `tls` or `plainTcp: true` instead"
+                f"{_NEEDS_API_SERVER.format('enrolment', directory)}: give `tls` or"
+                " `plainTcp: true` instead"
             )
         api_server = partial(connect, own.kubernetes.kubeconfig)
         enrolment = Enrolment(own.enrolment, api_server, reconciler)
@@ -174,3 +183,13 @@ async def _serve_api(
 ) -> None:
     context = tls.for_agents(identity) if identity else None
     await listening.serve_api(api, own.api, own.api_socket, context, bounds)
+
+
+async def _serve_reports(
+    api: Api, own: Controller, reports: Reports, identity: Callable[[], Identity]
+) -> None:
+    api_server = partial(connect, own.kubernetes.kubeconfig)
+    application = viewers.application(
+        api.report_routes(), viewers.Viewers(reports.namespace, api_server)
+    )
+    await listening.serve_reports(application, reports.address, tls.for_viewers(identity))

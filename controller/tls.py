@@ -1,4 +1,4 @@
-"""The controller's TLS contexts, for agents and for switches."""
+"""The controller's TLS contexts, for agents, switches and viewers."""
 
 import ssl
 from collections.abc import Callable
@@ -17,6 +17,11 @@ def for_agents(identity: Callable[[], Identity]) -> ssl.SSLContext:
     The API checks the certificate where one is needed. Raises `SettingsError`.
     """
     return _listening(identity, ssl.CERT_OPTIONAL)
+
+
+def for_viewers(identity: Callable[[], Identity]) -> ssl.SSLContext:
+    """No certificate is asked for: people show a token. Raises `SettingsError`."""
+    return _listening(identity, ssl.CERT_NONE)
 
 
 def _listening(identity: Callable[[], Identity], clients: ssl.VerifyMode) -> ssl.SSLContext:

@@ -27,6 +27,7 @@ SocketAddress: TypeAlias = Annotated[
 """`HOST:PORT`."""
 Host: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,252}[a-zA-Z0-9])?$")]
 """An IPv4 address or a DNS name."""
+NamespaceName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 PortNumber: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -50,14 +51,24 @@ class ControllerEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     objects must exist; the controller fills them where they are empty.
     """
 
-    namespace: Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = (
-        "sluice-system"
-    )
+    namespace: NamespaceName = "sluice-system"
     addresses: tuple[Host, ...] = ()
     """Addresses of this controller, as in `agent.controllers`. Empty: $HOST_IP."""
     lifetime: Annotated[float, Meta(ge=5, le=366 * 86_400)] = 86_400.0
     """Seconds for which a certificate is valid, also the controller's own. It is renewed after two
     thirds of that time."""
+
+
+class Reports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A listener that serves reports to viewers.
+
+    A viewer is who may create a token of the ServiceAccount `sluice-viewer`.
+    """
+
+    address: SocketAddress = "127.0.0.1:6655"
+    """`HOST:PORT`. A port-forward reaches loopback."""
+    namespace: NamespaceName = "sluice-system"
+    """Where that ServiceAccount is."""
 
 
 class AgentEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +137,8 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     api: SocketAddress = "0.0.0.0:6654"
     api_socket: Path | None = None
     """A unix socket for local users of the same API, for example the command line."""
+    reports: Reports | None = None
+    """Serve reports to viewers too, with TLS. None: only on `apiSocket`."""
     directory: Path | None = None
     """Read manifests from this directory; overrides `kubernetes`. Same as `--cluster DIR`."""
     kubernetes: Kubernetes = Kubernetes()
@@ -138,6 +151,8 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     def __post_init__(self) -> None:
         """Raise `ValueError` unless exactly one way of authentication is given."""
         _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
+        if self.reports and self.plain_tcp:
+            raise ValueError("`reports` needs TLS: give `tls` or `enrolment`, not `plainTcp`")
 
 
 _NODE_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"

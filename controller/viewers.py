@@ -1,0 +1,136 @@
+"""Reports for viewers: people who may create a token of the ServiceAccount `sluice-viewer`.
+
+The same reports as on the unix socket, by TLS. The controller's Pod is in the host network, where
+every process of the node reaches its loopback address. So each request shows a token, wherever it
+comes from. Web browsers are kept out: a page of theirs could have a name that resolves to the
+controller's address (DNS rebinding).
+"""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from controller.rates import Rate, Rates
+from controller.token_review import Connect, Refused, bearer, review
+from wire.documents import Refusal, encode
+from wire.viewing import AUDIENCE, SERVER_NAME, SERVICE_ACCOUNT
+
+log = structlog.get_logger()
+
+REMEMBERED: Final = 60.0
+"""Seconds for which the review of a good token counts."""
+MOST_REMEMBERED: Final = 256
+"""Good tokens that are remembered; then the one with the oldest review is forgotten."""
+REVIEWS_PER_SECOND: Final = 5.0
+REVIEWS_BURST: Final = 20
+"""Tokens that the API server is asked about, of all strangers together."""
+REQUESTS_PER_SECOND: Final = 10.0
+REQUESTS_BURST: Final = 40
+"""Of one token."""
+MOST_AT_ONCE: Final = 4
+"""Reports that are made and sent at the same time."""
+LONGEST_TURN: Final = 10.0
+"""Seconds that a request waits for its turn."""
+LONGEST_REPORT: Final = 60.0
+"""Seconds until a report has been made and read; then its connection ends."""
+
+_HOSTS: Final = re.compile(rf"(localhost|{SERVER_NAME}|[0-9.]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{{1,5}})?")
+"""Hosts that no owner of a DNS name can choose."""
+
+
+class Viewers:
+    """Who may look: answers of the API server, the good ones remembered for a minute."""
+
+    def __init__(self, namespace: str, connect: Connect) -> None:
+        """`namespace` has the ServiceAccount. Must be made on the event loop."""
+        self._account = (namespace, SERVICE_ACCOUNT)
+        self._connect = connect
+        self._reviews = Rate(REVIEWS_PER_SECOND, REVIEWS_BURST)
+        self._good: OrderedDict[bytes, float] = OrderedDict()
+        """By the SHA-256 of a token, until when it counts."""
+
+    async def check(self, token: str) -> str:
+        """Return a name for the token, which does not tell the token. Raises `Refused`."""
+        digest = hashlib.sha256(token.encode()).digest()
+        now = asyncio.get_running_loop().time()
+        if now >= self._good.get(digest, now):
+            if not self._reviews.allows():
+                raise Refused(429, "too many tokens are shown to the controller; try again")
+            self._good.pop(digest, None)
+            await review(self._connect, token, AUDIENCE, self._account)
+            self._good[digest] = now + REMEMBERED
+            if len(self._good) > MOST_REMEMBERED:
+                self._good.popitem(last=False)
+        return digest.hex()
+
+
+def application(routes: list[web.RouteDef], viewers: Viewers) -> web.Application:
+    """The routes, for viewers alone. Must be made on the event loop."""
+    made = web.Application(middlewares=[_gate(viewers)])
+    made.add_routes(routes)
+    return made
+
+
+def _gate(viewers: Viewers) -> Middleware:
+    rates = Rates(REQUESTS_PER_SECOND, REQUESTS_BURST)
+    turns = asyncio.Semaphore(MOST_AT_ONCE)
+
+    async def admit(request: web.Request) -> None:
+        _check_form(request)
+        if not rates.allows(await viewers.check(bearer(request))):
+            raise Refused(429, "too many requests with this token; try again")
+        try:
+            async with asyncio.timeout(LONGEST_TURN):
+                await turns.acquire()
+        except TimeoutError:
+            raise Refused(429, "too many reports are being made; try again") from None
+
+    @web.middleware
+    async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            await admit(request)
+        except Refused as refusal:
+            log.info("a viewer is refused", peer=request.remote, reason=str(refusal),
+                     limit_by=str(request.remote))  # fmt: skip
+            return _refusal(refusal)
+        try:
+            async with asyncio.timeout(LONGEST_REPORT):
+                response = await handler(request)
+                # In this turn, until the viewer has read it: it is in memory as long.
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        finally:
+            turns.release()
+        return response
+
+    return gate
+
+
+def _check_form(request: web.Request) -> None:
+    """Raise `Refused` unless this may be the request of a command line."""
+    if request.method != hdrs.METH_GET:
+        raise Refused(405, "only GET is served here")
+    if request.can_read_body:
+        raise Refused(400, "a request for a report has no body")
+    if hdrs.ORIGIN in request.headers:
+        raise Refused(403, "no reports for web pages (Origin)")
+    if not _HOSTS.fullmatch(request.headers.get(hdrs.HOST, "")):
+        raise Refused(403, f"Host: neither an address nor localhost nor {SERVER_NAME}")
+
+
+def _refusal(refusal: Refused) -> web.Response:
+    body = encode(Refusal(str(refusal)))
+    response = web.Response(status=refusal.status, body=body, content_type="application/json")
+    # Whatever follows on this connection is not read.
+    response.force_close()
+    return response
