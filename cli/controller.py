@@ -1,8 +1,10 @@
-"""How commands ask a controller, of a lab or of this machine, by its unix socket."""
+"""How commands ask a controller: of a cluster, of a lab, or of this machine by its unix socket."""
 
+import functools
 import http.client
 import socket as sockets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -11,6 +13,7 @@ import click
 import msgspec
 
 from lab.layout import LabLayout
+from wire import viewing
 
 LONGEST_WAIT: Final = 60.0
 """Seconds without a byte of an answer. A controller that starts may be busy for a while."""
@@ -20,46 +23,140 @@ class RequestError(click.ClickException):
     """A controller does not answer, or refuses; the command ends with this one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Which cluster, and the way to its controller."""
+
+    kubeconfig: Path | None = None
+    """None: as kubectl, by $KUBECONFIG or at ~/.kube/config."""
+    context: str | None = None
+    """None: the current one of the kubeconfig."""
+    namespace: str = viewing.NAMESPACE
+    """Where Sluice runs."""
+    address: str | None = None
+    """`HOST:PORT` of a controller that is reached without a port-forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """Which controller to ask: of a lab, at a unix socket, else of a cluster."""
+
+    lab: str | None = None
+    socket: Path | None = None
+    cluster: Cluster = Cluster()
+
+
 def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--name` and `--socket`: the controller of a lab, or the one at a socket."""
-    command = click.option(
-        "--socket",
-        type=click.Path(path_type=Path),
-        help="Ask the controller with this apiSocket, and not a lab's.",
-    )(command)
-    return click.option("--name", default="lab", show_default=True, help="Which lab.")(command)
+    """Add the options that say which controller to ask; the command gets a `Controller`."""
+
+    @functools.wraps(command)
+    def with_controller(
+        *,
+        lab: str | None,
+        socket: Path | None,
+        kubeconfig: Path | None,
+        context: str | None,
+        namespace: str | None,
+        address: str | None,
+        **others: Any,
+    ) -> Any:
+        ways = {
+            "--lab": lab is not None,
+            "--socket": socket is not None,
+            "--kubeconfig, --context, --namespace, --address": any(
+                each is not None for each in (kubeconfig, context, namespace, address)
+            ),
+        }
+        given = [names for names, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise click.UsageError(f"{given[0]} does not go with {given[1]}")
+        cluster = Cluster(kubeconfig, context, namespace or viewing.NAMESPACE, address)
+        return command(controller=Controller(lab, socket, cluster), **others)
+
+    decorated: Callable[..., Any] = with_controller
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
 
 
-def ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> Any:
-    """Ask a lab's controller, or the one at `socket`, for JSON. Raises `RequestError`."""
-    return msgspec.json.decode(_ask(name, socket, path, query))
+_FILE: Final = click.Path(path_type=Path)
+_OPTIONS: Final = (
+    click.option(
+        "--kubeconfig",
+        type=_FILE,
+        help="Ask the controller of this cluster.  [default: as kubectl has it]",
+    ),
+    click.option("--context", help="The context of the kubeconfig.  [default: its current one]"),
+    click.option("--namespace", "-n", help=f"Where Sluice runs.  [default: {viewing.NAMESPACE}]"),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Reach the cluster's controller here, and not by a port-forward.",
+    ),
+    click.option("--lab", "--name", "lab", metavar="NAME", help="Ask the controller of this lab."),
+    click.option("--socket", type=_FILE, help="Ask the controller with this apiSocket."),
+)
 
 
-def ask_lines(name: str, socket: Path | None, path: str) -> list[bytes]:
+def ask(controller: Controller, path: str, query: Mapping[str, str]) -> Any:
+    """Ask for JSON. Raises `RequestError`."""
+    return msgspec.json.decode(_ask(controller, path, query))
+
+
+def ask_lines(controller: Controller, path: str) -> list[bytes]:
     """Ask for lines of JSON. Raises `RequestError`."""
-    return _ask(name, socket, path, {}).splitlines()
+    return _ask(controller, path, {}).splitlines()
 
 
-def _ask(name: str, socket: Path | None, path: str, query: Mapping[str, str]) -> bytes:
-    if socket is None:
-        try:
-            socket = LabLayout(name).api_socket
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-        if not socket.exists():
-            raise RequestError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
-    connection = _Connection(socket)
+def _ask(controller: Controller, path: str, query: Mapping[str, str]) -> bytes:
+    connected, where, token = _reach(controller)
+    connected.settimeout(LONGEST_WAIT)
+    connection = _Connection(connected)
     try:
-        connection.request("GET", f"{path}?{urlencode(query)}" if query else path)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection.request("GET", f"{path}?{urlencode(query)}" if query else path, headers=headers)
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise RequestError(f"no controller answers on {socket}: {error}") from error
+        raise RequestError(f"no controller answers {where}: {error}") from error
     finally:
         connection.close()
-    if response.status != http.client.OK:
-        raise RequestError(_sentence(content) or f"{response.status} {response.reason}")
-    return content
+    if response.status == http.client.OK:
+        return content
+    sentence = _sentence(content)
+    if response.status == http.client.NOT_FOUND and not sentence:
+        raise RequestError(f"the controller {where} is too old: it does not know {path}")
+    raise RequestError(sentence or f"{response.status} {response.reason}")
+
+
+def _reach(controller: Controller) -> tuple[sockets.socket, str, str]:
+    """A connection, where it leads, and the token to show there. Raises `RequestError`."""
+    path = controller.socket
+    if controller.lab is not None:
+        path = _socket_of_lab(controller.lab)
+    if path is None:
+        # Its packages take long to load.
+        from cli.cluster import reach  # noqa: PLC0415
+
+        connected, token = reach(controller.cluster)
+        return connected, "in the cluster", token
+    local = sockets.socket(sockets.AF_UNIX)
+    try:
+        local.connect(str(path))
+    except OSError as error:
+        local.close()
+        raise RequestError(f"no controller answers on {path}: {error}") from error
+    return local, f"on {path}", ""
+
+
+def _socket_of_lab(name: str) -> Path:
+    try:
+        path = LabLayout(name).api_socket
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if not path.exists():
+        raise RequestError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
+    return path
 
 
 def _sentence(content: bytes) -> str:
@@ -71,14 +168,11 @@ def _sentence(content: bytes) -> str:
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP on a unix socket. By the standard library, because aiohttp takes long to load."""
+    """HTTP on a connection that is there already.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("controller", timeout=LONGEST_WAIT)
-        self._path = path
+    By the standard library, because aiohttp takes long to load.
+    """
 
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = sockets.socket(sockets.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+    def __init__(self, connected: sockets.socket) -> None:
+        super().__init__(viewing.SERVER_NAME)
+        self.sock = connected

@@ -1,14 +1,13 @@
 """`sluice flows`: what a node's switch holds, and why."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 import msgspec
 
-from cli.controller import ask, controller_options
+from cli.controller import Controller, ask, controller_options
 from flows.pipeline import LAYOUT
 
 STATE_COLOURS = {
@@ -29,9 +28,7 @@ MAX_NAMED_ENDPOINTS = 16
 @click.option("--raw", is_flag=True, help="Registers and ofports as Open vSwitch prints them.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def flows(
-    node: str, table: str | None, raw: bool, as_json: bool, name: str, socket: Path | None
-) -> None:
+def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Controller) -> None:
     r"""Show the flows on NODE by table, each with the objects that it exists for.
 
     The flows are read from the switch at this moment. States of a flow:
@@ -50,7 +47,7 @@ def flows(
     query = {"table": table} if table else {}
     if not raw:
         query["names"] = ""
-    answer = ask(name, socket, f"/v1/nodes/{quote(node)}/flows", query)
+    answer = ask(controller, f"/v1/nodes/{quote(node)}/flows", query)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.controller import RequestError, ask
+from cli.controller import Controller, RequestError, ask
 from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
@@ -41,8 +41,7 @@ def policy(
     as_json: bool,
     cluster: Path | None,
     pod_range: IPv4Network | None,
-    name: str,
-    socket: Path | None,
+    controller: Controller,
 ) -> None:
     """Show which policies select a pod, or why a connection may pass or not.
 
@@ -73,21 +72,21 @@ def policy(
     if len(ends) == 1:
         if protocol is not None:
             raise click.UsageError("--protocol goes with FROM TO PORT")
-        _pod(ends[0], cluster, pod_range, (name, socket), as_json=as_json)
+        _pod(ends[0], cluster, pod_range, controller, as_json=as_json)
         return
     asked = protocol or "TCP"
     if len(ends) == 2 and asked == "ICMP":
         ends = (*ends, "")
     if len(ends) != 3:
         raise click.UsageError("give POD, or FROM TO PORT (FROM TO with --protocol ICMP)")
-    _verdict(ends, asked, cluster, pod_range, (name, socket), as_json=as_json)
+    _verdict(ends, asked, cluster, pod_range, controller, as_json=as_json)
 
 
 def _pod(
     pod: str,
     cluster: Path | None,
     pod_range: IPv4Network | None,
-    controller: tuple[str, Path | None],
+    controller: Controller,
     *,
     as_json: bool,
 ) -> None:
@@ -100,7 +99,7 @@ def _pod(
             raise RequestError(made)
         answer = made
     else:
-        answer = msgspec.convert(ask(*controller, "/v1/policy", {"pod": pod}), PodPolicies)
+        answer = msgspec.convert(ask(controller, "/v1/policy", {"pod": pod}), PodPolicies)
     if as_json:
         print_json(answer)
     else:
@@ -112,7 +111,7 @@ def _verdict(
     protocol: str,
     cluster: Path | None,
     pod_range: IPv4Network | None,
-    controller: tuple[str, Path | None],
+    controller: Controller,
     *,
     as_json: bool,
 ) -> None:
@@ -125,7 +124,7 @@ def _verdict(
             raise RequestError(str(error)) from error
     else:
         query = {"from": source, "to": destination, "port": port, "protocol": protocol}
-        answer = msgspec.convert(ask(*controller, "/v1/policy", query), Verdict)
+        answer = msgspec.convert(ask(controller, "/v1/policy", query), Verdict)
     if as_json:
         print_json(answer)
     else:

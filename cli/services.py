@@ -1,14 +1,13 @@
 """`sluice services`: what each Service is, and where its connections go."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 import msgspec
 
-from cli.controller import ask, controller_options
+from cli.controller import Controller, ask, controller_options
 
 NAMED_AT_MOST = 6
 """Nodes and endpoints of which a line gives the names."""
@@ -27,9 +26,7 @@ def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str
 @click.option("--node", help="Of one Service: only what this node does.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def services(
-    service: str | None, node: str | None, as_json: bool, name: str, socket: Path | None
-) -> None:
+def services(service: str | None, node: str | None, as_json: bool, controller: Controller) -> None:
     """Show all Services in a line each, or one: its endpoints, and which node sends what where.
 
     READY are the endpoints that get connections, of all that a Service has. Whatever of a Service
@@ -44,7 +41,7 @@ def services(
     if node is not None and service is None:
         raise click.UsageError("--node goes with NAMESPACE/NAME")
     path = "/v1/services" + (f"/{quote(service)}" if service else "")
-    answer = ask(name, socket, path, {"node": node} if node else {})
+    answer = ask(controller, path, {"node": node} if node else {})
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
     elif service is None:

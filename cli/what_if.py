@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from cli.controller import RequestError, ask_lines
+from cli.controller import Controller, RequestError, ask_lines
 from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.offline.cluster_copy import CopyError, load
 from controller.offline.from_manifests import Offline
@@ -62,8 +62,7 @@ def what_if_command(
     as_json: bool,
     cluster: Path | None,
     pod_range: IPv4Network | None,
-    name: str,
-    socket: Path | None,
+    controller: Controller,
 ) -> None:
     """Show what a change of policies would do, without making it.
 
@@ -92,7 +91,7 @@ def what_if_command(
     say_nothing_by_itself()
     change = _read_change(files)
     existing = _read_connections(connections) if connections else None
-    offline = _cluster(cluster, pod_range, name, socket, change)
+    offline = _cluster(cluster, pod_range, controller, change)
     refs = [identity for identity in change.objects if identity.kind in CHANGEABLE]
     put = [] if delete else [change.objects[identity] for identity in refs]
     answer = what_if(offline, put, refs if delete else (), existing)
@@ -140,8 +139,7 @@ def _read_connections(paths: Iterable[Path]) -> list[Connection]:
 def _cluster(
     path: Path | None,
     pod_range: IPv4Network | None,
-    name: str,
-    socket: Path | None,
+    controller: Controller,
     change: Manifests,
 ) -> Offline:
     workloads = dict(change.workloads)
@@ -150,7 +148,7 @@ def _cluster(
         workloads = manifests.workloads | workloads
     else:
         try:
-            offline = Offline(load(ask_lines(name, socket, "/v1/cluster")))
+            offline = Offline(load(ask_lines(controller, "/v1/cluster")))
         except CopyError as error:
             raise RequestError(str(error)) from error
     offline.add_templates(workloads)

@@ -137,13 +137,14 @@ def _protected(settings: Settings) -> dict[IPAddress, str]:
     if own and own.enrolment:
         named += own.enrolment.addresses
     if own:
-        named += [each.rpartition(":")[0] for each in (own.openflow, own.api)]
+        listening_at = [own.openflow, own.api, *([own.reports.address] if own.reports else ())]
+        named += [each.rpartition(":")[0] for each in listening_at]
     found: dict[IPAddress, str] = {}
     for text in named:
         # What is a DNS name only the agents resolve; they refuse its addresses by themselves.
         with contextlib.suppress(ValueError):
             address = ip_address(text)
-            if not address.is_unspecified:
+            if not (address.is_unspecified or address.is_loopback):
                 found[address] = "the address of a controller"
     return found
 

@@ -164,10 +164,15 @@ class Enrolling:
         settings = yaml.safe_load(given.read_text())
         controller = settings["controller"] | {"plainTcp": False, "tls": None}
         controller["enrolment"] = {"addresses": [str(CONTROL_ADDRESS)]} | enrolment
+        controller |= self.settings()
         file = self.folder / "controller.yaml"
         file.write_text(yaml.safe_dump(settings | {"controller": controller}))
         ours = control.daemons(self.lab.layout)
         ours.start("controller", python("controller", "--config", str(file)))
+
+    def settings(self) -> dict[str, Any]:
+        """Further settings of the controller."""
+        return {}
 
     def stop_controller(self) -> None:
         pid = control.daemons(self.lab.layout).pid("controller")

@@ -1,0 +1,215 @@
+"""The way to the controller of a cluster, with nothing but a kubeconfig.
+
+The caller creates a short-lived token of the ServiceAccount `sluice-viewer`, and shows it to a
+controller by TLS through a port-forward. So the permission to create that token is the permission
+to look, and the caller's own credential stays with the API server. The controller is known by the
+CA that it publishes in the cluster.
+"""
+
+import os
+import socket as sockets
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import websocket
+import yaml
+from kubernetes import client, config
+from kubernetes.stream import portforward
+from urllib3.exceptions import HTTPError, MaxRetryError
+
+from cli.controller import Cluster, RequestError
+from wire import viewing
+
+LONGEST_WAIT: Final = 15.0
+"""Seconds until an answer of the API server, or a connection."""
+TOKEN_LIFE: Final = 600
+"""Seconds. The API server makes no token of less (TokenRequest)."""
+MOST_TRIED: Final = 5
+"""Controllers that are tried."""
+
+_USELESS: Final = (
+    *(config.ConfigException, OSError, ValueError, yaml.YAMLError),
+    # The client uses the content of the file without checking its type.
+    *(TypeError, KeyError, AttributeError),
+)
+
+
+def reach(cluster: Cluster) -> tuple[ssl.SSLSocket, str]:
+    """A connection to a controller, and the token to show it. Raises `RequestError`."""
+    api = client.CoreV1Api(_client(cluster))
+    try:
+        token = _token(api, cluster.namespace)
+        context = _context(api, cluster.namespace)
+        if cluster.address is not None:
+            return _directly(cluster.address, context), token
+        return _forwarded(api, cluster.namespace, context), token
+    finally:
+        api.api_client.close()
+
+
+def _client(cluster: Cluster) -> client.ApiClient:
+    if cluster.kubeconfig is None:
+        files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+        if not any(Path(file).exists() for file in files.split(os.pathsep)):
+            raise RequestError(
+                f"there is no kubeconfig at {files}: give --kubeconfig, or --lab for a lab"
+            )
+    elif not cluster.kubeconfig.is_file():
+        raise RequestError(f"{cluster.kubeconfig}: there is no such kubeconfig")
+    settings = client.Configuration()
+    try:
+        config.load_kube_config(
+            None if cluster.kubeconfig is None else str(cluster.kubeconfig),
+            cluster.context, settings, persist_config=False,
+        )  # fmt: skip
+    except _USELESS as error:
+        raise RequestError(f"the kubeconfig cannot be used: {error}") from error
+    settings.retries = False
+    return client.ApiClient(settings)
+
+
+def _token(api: client.CoreV1Api, namespace: str) -> str:
+    """A new token. Only the right to create it makes a viewer."""
+    account = viewing.SERVICE_ACCOUNT
+    body = {"spec": {"audiences": [viewing.AUDIENCE], "expirationSeconds": TOKEN_LIFE}}
+    with _asking(
+        f"create serviceaccounts/token {account}", namespace,
+        absent=f"there is no ServiceAccount {account}; an older Sluice has none",
+    ):  # fmt: skip
+        made = api.create_namespaced_service_account_token(
+            account, namespace, body, _request_timeout=LONGEST_WAIT
+        )
+        return str(made.status.token)
+
+
+def _context(api: client.CoreV1Api, namespace: str) -> ssl.SSLContext:
+    """Trusts the cluster's controllers alone."""
+    with _asking(
+        f"get configmaps {viewing.CA}", namespace, absent=f"there is no ConfigMap {viewing.CA}"
+    ):
+        found = api.read_namespaced_config_map(viewing.CA, namespace, _request_timeout=LONGEST_WAIT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=(found.data or {}).get("ca.crt", ""))
+    except (ssl.SSLError, ValueError) as error:
+        raise RequestError(
+            f"namespace {namespace}: ConfigMap {viewing.CA}: ca.crt holds no certificate"
+        ) from error
+    return context
+
+
+def _directly(address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    host, _, port = address.rpartition(":")
+    try:
+        plain = sockets.create_connection((host.strip("[]"), int(port)), LONGEST_WAIT)
+    except (OSError, ValueError, OverflowError) as error:
+        raise RequestError(f"no controller answers at {address}: {error}") from error
+    try:
+        return context.wrap_socket(plain, server_hostname=viewing.SERVER_NAME)
+    except OSError as error:
+        plain.close()
+        raise RequestError(f"no controller answers at {address}: {_reason(error)}") from error
+
+
+def _forwarded(api: client.CoreV1Api, namespace: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """By a port-forward to the first ready controller that answers."""
+    with _asking("list pods", namespace, absent="there is no such namespace"):
+        pods = api.list_namespaced_pod(
+            namespace, label_selector=viewing.POD_LABEL, _request_timeout=LONGEST_WAIT
+        ).items
+    if not pods:
+        raise RequestError(f"namespace {namespace}: there is no controller ({viewing.POD_LABEL})")
+    ready = [pod for pod in pods if _is_ready(pod)]
+    if not ready:
+        raise RequestError(f"namespace {namespace}: none of {len(pods)} controllers is ready")
+    why: RequestError | None = None
+    for pod in ready[:MOST_TRIED]:
+        try:
+            return _to_pod(api, pod, context)
+        except RequestError as error:
+            why = error
+    assert why is not None  # noqa: S101  at least one was tried
+    raise why
+
+
+def _is_ready(pod: Any) -> bool:
+    conditions = pod.status.conditions or ()
+    ready = any(each.type == "Ready" and each.status == "True" for each in conditions)
+    return ready and pod.metadata.deletion_timestamp is None
+
+
+def _to_pod(api: client.CoreV1Api, pod: Any, context: ssl.SSLContext) -> ssl.SSLSocket:
+    namespace, name = pod.metadata.namespace, pod.metadata.name
+    ports = [
+        port.container_port
+        for container in pod.spec.containers
+        for port in container.ports or ()
+        if port.name == viewing.PORT_NAME
+    ]
+    if not ports:
+        raise RequestError(
+            f"Pod {namespace}/{name} has no port {viewing.PORT_NAME!r}: its Sluice is too old"
+        )
+    websocket.setdefaulttimeout(LONGEST_WAIT)
+    with _asking("create pods/portforward", namespace, absent=f"Pod {name} has gone"):
+        forward = portforward(
+            api.connect_get_namespaced_pod_portforward, name, namespace, ports=str(ports[0])
+        )
+    plain = forward.socket(ports[0])
+    plain.settimeout(LONGEST_WAIT)
+    try:
+        return context.wrap_socket(plain, server_hostname=viewing.SERVER_NAME)
+    except OSError as error:
+        forward.close()
+        said = (forward.error(ports[0]) or "").strip().splitlines()
+        why = said[-1] if said else _reason(error)
+        raise RequestError(f"Pod {namespace}/{name} serves no reports: {why}") from error
+
+
+@contextmanager
+def _asking(permission: str, namespace: str, *, absent: str) -> Iterator[None]:
+    """Turn what a request to the API server raises into `RequestError`.
+
+    `permission` is what it needs, `absent` what a 404 means.
+    """
+    try:
+        yield
+    except client.ApiException as error:
+        # The client of websockets gives no status, but a sentence of its own.
+        status = error.status or _status_in(str(error.reason))
+        if status == 403:
+            why = f"your user lacks the permission to {permission}"
+        elif status == 401:
+            why = "the API server does not accept the credentials of the kubeconfig"
+        elif status == 404:
+            why = absent
+        else:
+            why = f"the API server answers: {_message(error)}"
+        raise RequestError(f"namespace {namespace}: {why}") from error
+    except (HTTPError, OSError) as error:
+        cause = error.reason if isinstance(error, MaxRetryError) else error
+        raise RequestError(f"the API server does not answer: {cause}") from error
+
+
+def _status_in(reason: str) -> int:
+    """The status in `Handshake status 403 Forbidden ...` of the package websocket-client."""
+    words = reason.split()
+    is_handshake = words[:2] == ["Handshake", "status"] and words[2:3] and words[2].isdecimal()
+    return int(words[2]) if is_handshake else 0
+
+
+def _message(error: client.ApiException) -> str:
+    try:
+        return str(msgspec.json.decode(error.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error.reason)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate: {error.verify_message}"
+    return str(error) or type(error).__name__
