@@ -10,7 +10,7 @@ import os
 import socket as sockets
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,19 @@ _USELESS: Final = (
 )
 
 
+class _Forwarded(ssl.SSLSocket):
+    """TLS through a port-forward, whose other end is a thread of the Kubernetes client."""
+
+    def close(self) -> None:
+        """Let the thread end first. It would fail, and say so, if it met a closed socket."""
+        if self.fileno() >= 0:
+            with suppress(OSError):
+                self.shutdown(sockets.SHUT_WR)
+                while self.recv(1 << 16):
+                    pass
+        super().close()
+
+
 def reach(cluster: Cluster) -> tuple[ssl.SSLSocket, str]:
     """A connection to a controller, and the token to show it. Raises `RequestError`."""
     api = client.CoreV1Api(_client(cluster))
@@ -52,22 +65,22 @@ def reach(cluster: Cluster) -> tuple[ssl.SSLSocket, str]:
 
 
 def _client(cluster: Cluster) -> client.ApiClient:
-    if cluster.kubeconfig is None:
+    if cluster.kubeconfig is not None:
+        files = str(cluster.kubeconfig)
+    else:
         files = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
-        if not any(Path(file).exists() for file in files.split(os.pathsep)):
-            raise RequestError(
-                f"there is no kubeconfig at {files}: give --kubeconfig, or --lab for a lab"
-            )
-    elif not cluster.kubeconfig.is_file():
-        raise RequestError(f"{cluster.kubeconfig}: there is no such kubeconfig")
+    if not any(Path(file).exists() for file in files.split(os.pathsep)):
+        raise RequestError(
+            f"there is no kubeconfig at {files}: give --kubeconfig, or --lab for a lab"
+        )
     settings = client.Configuration()
     try:
         config.load_kube_config(
-            None if cluster.kubeconfig is None else str(cluster.kubeconfig),
-            cluster.context, settings, persist_config=False,
+            files, cluster.context, settings, persist_config=False
         )  # fmt: skip
     except _USELESS as error:
-        raise RequestError(f"the kubeconfig cannot be used: {error}") from error
+        why = " ".join(str(error).split())
+        raise RequestError(f"the kubeconfig cannot be used: {why}") from error
     settings.retries = False
     return client.ApiClient(settings)
 
@@ -161,10 +174,10 @@ def _to_pod(api: client.CoreV1Api, pod: Any, context: ssl.SSLContext) -> ssl.SSL
         )
     plain = forward.socket(ports[0])
     plain.settimeout(LONGEST_WAIT)
+    context.sslsocket_class = _Forwarded
     try:
         return context.wrap_socket(plain, server_hostname=viewing.SERVER_NAME)
     except OSError as error:
-        forward.close()
         said = (forward.error(ports[0]) or "").strip().splitlines()
         why = said[-1] if said else _reason(error)
         raise RequestError(f"Pod {namespace}/{name} serves no reports: {why}") from error

@@ -29,7 +29,7 @@ MAX_NAMED_ENDPOINTS = 16
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
 def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Controller) -> None:
-    r"""Show the flows on NODE by table, each with the objects that it exists for.
+    """Show the flows on NODE by table, each with the objects that it exists for.
 
     The flows are read from the switch at this moment. States of a flow:
 
@@ -43,7 +43,7 @@ def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Co
     Below a flow that leads to a group, you see what the group holds. Register fields, ofports and
     Service ports have names; flows that are altered, stale, learned or foreign are shown as they
     are on the switch.
-    """
+    """  # noqa: D301  click's mark for lines that are to stay as they are
     query = {"table": table} if table else {}
     if not raw:
         query["names"] = ""

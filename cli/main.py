@@ -10,6 +10,7 @@ COMMANDS: Final = {
     "lab": "cli.lab:lab",
     "policy": "cli.policy:policy",
     "services": "cli.services:services",
+    "status": "cli.status:status",
     "what-if": "cli.what_if:what_if_command",
 }
 """Each command with the module that has it. Only that of the command that runs is loaded."""

@@ -22,12 +22,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import flow_report, metrics, service_report
 from controller.agent_problems import take_problems
+from controller.cluster_status import cluster_status
 from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
 from controller.rates import Rates
 from controller.reconciler import Reconciler
+from controller.work_budget import in_turns
 from flows.labels import Labels
 from flows.pipeline import LAYOUT
 from openflow.errors import SwitchError
@@ -137,33 +139,8 @@ class Api:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _: web.Request) -> web.Response:
-        """Nodes with their sessions, attachments, and everything that is refused."""
-        reconciler = self._reconciler
-        view = reconciler.inventory.view
-        return _json(
-            {
-                "ready": reconciler.listed.is_set(),
-                "whole": reconciler.desired.source_complete,
-                "nodes": {
-                    name: {
-                        "address": str(node.address),
-                        "podCIDR": str(node.pod_cidr),
-                        "connected": name in reconciler.sessions,
-                        "inSync": name in reconciler.sessions and reconciler.sessions[name].in_sync,
-                        "attachments": {
-                            attachment.port: {
-                                "pod": attachment.pod,
-                                "address": str(attachment.address),
-                                "ofport": attachment.ofport,
-                            }
-                            for attachment in view.attachments.get(name, {}).values()
-                        },
-                    }
-                    for name, node in view.nodes.items()
-                },
-                "problems": reconciler.problems.texts(),
-            }
-        )
+        """See `controller.cluster_status`."""
+        return _json(await in_turns(cluster_status(self._reconciler)))
 
     async def _config(self, request: web.Request) -> web.Response:
         """What an agent must know of its node."""
@@ -338,7 +315,8 @@ class Api:
         """Every Service in short."""
         if not self._reconciler.listed.is_set():
             return _error(503, "the controller has not read the cluster yet")
-        return _json({"services": service_report.listed(self._reconciler.inventory)})
+        services = await in_turns(service_report.listed(self._reconciler.inventory))
+        return _json({"services": services})
 
     async def _one_service(self, request: web.Request) -> web.Response:
         """One Service, and who gets which of its endpoints; with `?node=NODE`, on that one."""

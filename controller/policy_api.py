@@ -1,22 +1,16 @@
 """What local users may ask about policies, and the copy of the cluster that they compute with."""
 
-import asyncio
-from typing import TypeVar, cast
-
 import msgspec
 from aiohttp import web
 
 from controller.offline.cluster_copy import copy_of
-from controller.policies.slices import Slices
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
 from controller.policy_reports.verdict import PROTOCOL_WORDS, verdict
 from controller.reconciler import Reconciler
-from controller.work_budget import WorkBudget
+from controller.work_budget import in_turns
 from settings import ClusterSettings
 from wire.documents import Refusal, encode
-
-T = TypeVar("T")
 
 NOT_READ = "the controller has not read the cluster yet"
 
@@ -38,7 +32,7 @@ class PolicyApi:
             return _error(503, NOT_READ)
         inventory, query = self._reconciler.inventory, request.query
         if (pod := query.get("pod")) is not None:
-            answer = await _in_turns(pod_policies(inventory, pod))
+            answer = await in_turns(pod_policies(inventory, pod))
             return _error(404, answer) if isinstance(answer, str) else _json(answer)
         missing = [word for word in ("from", "to") if not query.get(word)]
         if missing:
@@ -54,7 +48,7 @@ class PolicyApi:
                 protocol,
                 node_dns=self._cluster.policy.node_local_dns,
             )
-            return _json(await _in_turns(work))
+            return _json(await in_turns(work))
         except QuestionError as error:
             return _error(404, str(error))
 
@@ -68,23 +62,6 @@ class PolicyApi:
             await response.write(line)
         await response.write_eof()
         return response
-
-
-async def _in_turns(work: Slices[T]) -> T:
-    """Do some work in several turns of the event loop.
-
-    What it reads may change meanwhile: then the answer is about both moments.
-    """
-    budget = WorkBudget()
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return cast("T", end.value)
-        if budget.over:
-            await asyncio.sleep(0)
-            budget = WorkBudget()
-        budget.spend(1)
 
 
 def _json(content: object) -> web.Response:

@@ -6,7 +6,10 @@ They are made from the view, with the same code (`flows.topology`) that makes th
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from controller.inventory import Inventory
+from controller.policies.slices import Slices
 from controller.problems import Subject
 from controller.service_fields import PROTOCOL_NAMES
 from controller.slice_drafts import service_of
@@ -17,17 +20,22 @@ from flows.refs import ObjectRef
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
 
-def listed(inventory: Inventory) -> list[dict[str, Any]]:
-    """A short report of every Service, sorted by namespace and name."""
+def listed(inventory: Inventory) -> Slices[list[msgspec.Raw]]:
+    """A short report of every Service, encoded, sorted by namespace and name."""
     services = inventory.services
     by_service: dict[str, dict[str, str]] = {}
     for problem in inventory.problems:
         if name := _concerned(inventory, problem.subject):
             by_service.setdefault(name, {})[problem.title] = problem.text
-    return [
-        _in_short(inventory, name, by_service.get(name, {}))
-        for name in sorted({*services.names, *services.ignored}, key=lambda n: n.split("/"))
-    ]
+    yield
+    rows = []
+    for name in sorted({*services.names, *services.ignored}, key=lambda n: n.split("/")):
+        yield
+        if name not in services.names and name not in services.ignored:
+            continue  # it has gone meanwhile
+        row = _in_short(inventory, name, by_service.get(name, {}))
+        rows.append(msgspec.Raw(msgspec.json.encode(row)))
+    return rows
 
 
 def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[str, Any] | None:

@@ -99,16 +99,16 @@ def _gate(viewers: Viewers) -> Middleware:
             log.info("a viewer is refused", peer=request.remote, reason=str(refusal),
                      limit_by=str(request.remote))  # fmt: skip
             return _refusal(refusal)
+        response: web.StreamResponse = web.Response(status=503)
         try:
             async with asyncio.timeout(LONGEST_REPORT):
                 response = await handler(request)
                 # In this turn, until the viewer has read it: it is in memory as long.
                 await response.prepare(request)
                 await response.write_eof()
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             if request.transport is not None:
                 request.transport.abort()
-            raise
         finally:
             turns.release()
         return response

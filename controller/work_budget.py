@@ -6,9 +6,12 @@ reserve: the last step runs to its end whatever it costs, and other processes ma
 meanwhile.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import Final, TypeVar, cast
+
+T = TypeVar("T")
 
 MAX_COST: Final = 500
 """Flows, buckets and meters that one turn compiles; each object that it takes in counts ten."""
@@ -36,3 +39,20 @@ class WorkBudget:
         """Whether the work has to stop here and go on in a later turn."""
         # At least one step in each turn, or a very slow machine would never make progress.
         return self._begun and (self._left <= 0 or self._clock() >= self._end)
+
+
+async def in_turns(work: Generator[None, None, T]) -> T:
+    """Do some work in several turns of the event loop; it yields between its steps.
+
+    What it reads may change meanwhile: then the result is about both moments.
+    """
+    budget = WorkBudget()
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast("T", end.value)
+        if budget.over:
+            await asyncio.sleep(0)
+            budget = WorkBudget()
+        budget.spend(1)

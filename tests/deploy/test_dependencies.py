@@ -106,8 +106,8 @@ def test_locks_hold_nothing_that_is_pruned(lock: str) -> None:
     assert not names & (PRUNED | {"ovsdbapp", "lxml", "paramiko", "greenlet"})
 
 
-def test_the_command_line_needs_neither_openflow_nor_kubernetes() -> None:
-    heavy = {"os-ken", "kubernetes", "ovs", "pyroute2", "cryptography", "watchfiles"}
+def test_the_command_line_needs_no_openflow() -> None:
+    heavy = {"os-ken", "ovs", "pyroute2", "cryptography", "watchfiles"}
     assert not required("cli") & heavy
     assert not locked("agent") & {"kubernetes", "prometheus-client", "watchfiles", "rich"}
     assert not locked("controller") & {"pyroute2", "rich"}

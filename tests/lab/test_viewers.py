@@ -151,6 +151,6 @@ def test_web_page_is_refused_even_with_a_token(viewing: Viewing, header: str) ->
     assert status == 403, body
 
 
-def test_certificate_of_a_node_is_no_permission(viewing: Viewing) -> None:
+def test_token_opens_nothing_at_the_port_of_agents(viewing: Viewing) -> None:
     status, body = viewing.ask("/v1/status", token=viewing.viewer_token())
     assert status == 404, body

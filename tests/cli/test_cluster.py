@@ -1,0 +1,183 @@
+"""The way to a cluster's controller: a token, a port-forward, TLS; and what is said without one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import main
+from cli.question import say_nothing_by_itself
+from controller.authority import Authority
+from tests.cli.fake_cluster import FakeCluster, pod
+from tests.ports import free_port
+
+LACKS = "Error: namespace sluice-system: your user lacks the permission to "
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
+    say_nothing_by_itself()
+    made = FakeCluster(tmp_path)
+    with made.running():
+        yield made
+
+
+def sluice(cluster: FakeCluster, *words: str) -> Result:
+    return CliRunner().invoke(main, [*words, "--kubeconfig", str(cluster.kubeconfig)])
+
+
+def refusal(cluster: FakeCluster, *words: str) -> str:
+    """What a command says that fails; it is one line."""
+    done = sluice(cluster, *(words or ("status",)))
+    assert (done.exit_code, done.stdout) == (1, "")
+    line, end, rest = done.stderr.partition("\n")
+    assert (end, rest) == ("\n", "")
+    return line
+
+
+def test_each_command_asks_through_a_port_forward(cluster: FakeCluster, tmp_path: Path) -> None:
+    done = sluice(cluster, "status", "--json")
+    assert msgspec.json.decode(done.stdout)["nodes"].keys() == {"node1"}
+    # Its switch is not connected.
+    assert done.exit_code == 1
+    assert cluster.forwarded == ["one"]
+    assert cluster.audiences == ["sluice-reports"]
+    assert sluice(cluster, "services").stdout == "there are no Services\n"
+    assert refusal(cluster, "flows", "node1") == "Error: the switch of Node node1 is not connected"
+    assert "there is no Pod default/a" in refusal(cluster, "policy", "default/a")
+    policy = tmp_path / "policy.json"
+    policy.write_text(
+        '{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",'
+        ' "metadata": {"name": "a"}, "spec": {"podSelector": {}}}'
+    )
+    assert "NetworkPolicy default/a: added" in sluice(cluster, "what-if", "-f", str(policy)).stdout
+
+
+def test_kubeconfig_is_found_as_kubectl_finds_it(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    assert CliRunner().invoke(main, ["services"]).stdout == "there are no Services\n"
+    assert CliRunner().invoke(main, ["services", "--context", "x"]).exit_code == 0
+    done = CliRunner().invoke(main, ["services", "--context", "y"])
+    assert done.stderr.startswith("Error: the kubeconfig cannot be used: ")
+
+
+def test_next_ready_controller_is_asked_if_one_does_not_answer(cluster: FakeCluster) -> None:
+    cluster.pods = [
+        pod("not-ready", cluster.reports, conditions=[{"type": "Ready", "status": "False"}]),
+        pod("refusing", free_port()),
+        pod("old", None),
+        *cluster.pods,
+    ]
+    assert sluice(cluster, "services").exit_code == 0
+    assert cluster.forwarded == ["refusing", "one"]
+
+
+def test_controller_that_does_not_answer_is_named(cluster: FakeCluster) -> None:
+    cluster.pods = [pod("refusing", free_port())]
+    assert refusal(cluster) == (
+        "Error: Pod sluice-system/refusing serves no reports:"
+        " error forwarding port: connection refused"
+    )
+
+
+def test_older_controller_is_named(cluster: FakeCluster) -> None:
+    cluster.pods = [pod("old", None)]
+    assert refusal(cluster) == (
+        "Error: Pod sluice-system/old has no port 'reports': its Sluice is too old"
+    )
+    cluster.refused["/token"] = 404
+    assert refusal(cluster) == (
+        "Error: namespace sluice-system: there is no ServiceAccount sluice-viewer; an older Sluice"
+        " has none"
+    )
+
+
+def test_cluster_without_a_ready_controller_is_said(cluster: FakeCluster) -> None:
+    cluster.pods = [pod("one", 1, conditions=None)]
+    assert refusal(cluster) == "Error: namespace sluice-system: none of 1 controllers is ready"
+    cluster.pods = []
+    assert refusal(cluster).startswith("Error: namespace sluice-system: there is no controller (")
+
+
+@pytest.mark.parametrize(
+    ("end", "permission"),
+    [
+        ("/token", "create serviceaccounts/token sluice-viewer"),
+        ("/configmaps/sluice-ca", "get configmaps sluice-ca"),
+        ("/pods", "list pods"),
+        ("/portforward", "create pods/portforward"),
+    ],
+)
+def test_missing_permission_is_named(cluster: FakeCluster, end: str, permission: str) -> None:
+    cluster.refused[end] = 403
+    assert refusal(cluster) == f"{LACKS}{permission}"
+
+
+def test_other_refusals_of_the_api_server_are_told(cluster: FakeCluster) -> None:
+    cluster.refused["/token"] = 401
+    assert "does not accept the credentials of the kubeconfig" in refusal(cluster)
+    cluster.refused["/token"] = 500
+    assert refusal(cluster).endswith("the API server answers: refused: /token")
+
+
+def test_token_that_the_controller_refuses_is_told(cluster: FakeCluster) -> None:
+    cluster.refused["/tokenreviews"] = 403
+    assert "the API server cannot review the token" in refusal(cluster)
+
+
+@pytest.mark.parametrize(
+    ("ca", "sentence"),
+    [
+        (Authority.new().certificate_pem.decode(), "serves no reports: its certificate: "),
+        ("", "ConfigMap sluice-ca: ca.crt holds no certificate"),
+        ("nonsense", "ConfigMap sluice-ca: ca.crt holds no certificate"),
+    ],
+)
+def test_controller_of_another_ca_gets_no_token(
+    cluster: FakeCluster, ca: str, sentence: str
+) -> None:
+    cluster.shown_ca = ca
+    assert sentence in refusal(cluster)
+
+
+def test_address_is_a_way_without_a_port_forward(cluster: FakeCluster) -> None:
+    address = f"127.0.0.1:{cluster.reports}"
+    assert sluice(cluster, "services", "--address", address).exit_code == 0
+    assert cluster.forwarded == []
+    for wrong in (f"127.0.0.1:{free_port()}", "127.0.0.1", "127.0.0.1:99999999"):
+        said = refusal(cluster, "services", "--address", wrong)
+        assert said.startswith(f"Error: no controller answers at {wrong}: ")
+
+
+def test_api_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    assert refusal(FakeCluster(tmp_path)).startswith("Error: the API server does not answer: ")
+
+
+@pytest.mark.parametrize("content", ["", "[", "a", "{}", "contexts: 5", "\0", "current-context: x"])
+def test_kubeconfig_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    made = FakeCluster(tmp_path)
+    made.kubeconfig.write_text(content)
+    assert refusal(made).startswith("Error: the kubeconfig cannot be used: ")
+
+
+def test_no_kubeconfig_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    for words in ([], ["--kubeconfig", str(tmp_path / "none")]):
+        done = CliRunner().invoke(main, ["status", *words])
+        assert done.stderr == (
+            f"Error: there is no kubeconfig at {tmp_path}/none:"
+            " give --kubeconfig, or --lab for a lab\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "words", [("--lab", "a", "--socket", "b"), ("--socket", "b", "--context", "c")]
+)
+def test_two_controllers_at_once_are_refused(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main, ["status", *words])
+    assert done.exit_code == 2
+    assert " does not go with " in done.stderr
