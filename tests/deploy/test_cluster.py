@@ -11,6 +11,7 @@ from lab.control import kubernetes_binaries
 from lab.patience import PROGRAM_TIMEOUT
 from tests.deploy.conftest import KUSTOMIZE
 from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
+from tests.lab.viewer import new_user, sluice
 from tests.labs import unique_name
 from tests.waiting import wait_until
 
@@ -82,6 +83,22 @@ def pods_of_the_network(lab: Lab) -> list[str]:
     ]
 
 
+def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
+    new_user(lab, "viewer", folder / "viewer", viewer=True)
+    done = sluice(lab, folder / "viewer", "status")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout.startswith("switches: 3 of 3 in sync, 3 connected; ")
+    done = sluice(lab, folder / "viewer", "flows", "node1", "--table", "Forwarding")
+    assert "Node node2: to the pods of a peer" in done.stdout, done.stderr
+    assert not done.stderr
+    new_user(lab, "stranger", folder / "stranger", viewer=False)
+    done = sluice(lab, folder / "stranger", "status")
+    assert done.stderr == (
+        "Error: namespace sluice-system: your user lacks the permission to create"
+        " serviceaccounts/token sluice-viewer\n"
+    )
+
+
 def versions(lab: Lab, names: Iterable[str]) -> list[object]:
     """What changes when somebody writes a workload's spec, or data."""
     found = [get(lab, "-n", NAMESPACE, name) for name in names]
@@ -89,7 +106,7 @@ def versions(lab: Lab, names: Iterable[str]) -> list[object]:
 
 
 @pytest.mark.timeout(600)  # with a cluster of kubelets made and removed, on a busy machine
-def test_from_apply_to_delete(lab: Lab) -> None:
+def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     before = looks(lab)
     kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
     workloads = ("deployment/sluice-controller", "daemonset/sluice-agent")
@@ -98,6 +115,7 @@ def test_from_apply_to_delete(lab: Lab) -> None:
     deploy(lab, "web", 6)
     everybody_reaches_everybody(lab)
     assert looks(lab) != before
+    a_viewer_asks_through_a_port_forward(lab, tmp_path)
 
     # A new version of both, one node after the other; what runs does not mind.
     kubectl(lab, "-n", NAMESPACE, "rollout", "restart", *workloads)

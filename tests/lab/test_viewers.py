@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lab import Lab
 from lab.layout import CONTROL_ADDRESS
-from tests.lab.enrolling import NAMESPACE, Enrolling
+from tests.lab.enrolling import Enrolling
 from tests.lab.tokens import expired
+from tests.lab.viewer import new_user, sluice
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize(
@@ -37,11 +37,7 @@ class Viewing(Enrolling):
     def start(self) -> None:
         self.kubectl("apply", "-f", "-", stdin=RBAC.read_text())
         for user in ("viewer", "stranger"):
-            self.kubectl("create", "serviceaccount", user, "-n", "default")
-        self.kubectl(
-            "create", "rolebinding", "viewers", "-n", NAMESPACE, "--role=sluice-viewer",
-            "--serviceaccount=default:viewer",
-        )  # fmt: skip
+            new_user(self.lab, user, self.folder / user, viewer=user == "viewer")
         self.restart_controller()
         wait_until(lambda: "ca.crt" in self.data("configmap"))
         self.spread_ca()
@@ -57,27 +53,15 @@ class Viewing(Enrolling):
         """The answer to a request for the status; 0 if there is none."""
         authorization = [f"Authorization: Bearer {token}"] if token else []
         command = [sys.executable, "-c", RAW, REPORTS, str(self.ca), *authorization, *headers]
-        done = self._run(command)
+        done = subprocess.run(
+            self.lab.command("control", command),
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
         status, text = json.loads(done.stdout) if done.returncode == 0 else (0, done.stderr)
         return status, text
 
     def sluice(self, user: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """The program, for a user who has nothing but a kubeconfig."""
-        admin = yaml.safe_load(
-            self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "yaml")
-        )
-        token = self.kubectl("create", "token", user, "-n", "default")
-        admin["users"][0]["user"] = {"token": token}
-        file = self.folder / f"{user}.kubeconfig"
-        file.write_text(yaml.safe_dump(admin))
-        command = [sys.executable, "-m", "cli.main", *words, "--kubeconfig", str(file)]
-        return self._run(command)
-
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.lab.command("control", command),
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        return sluice(self.lab, self.folder / user, *words)
 
 
 @pytest.fixture(scope="module")
