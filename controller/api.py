@@ -354,14 +354,17 @@ class Api:
             return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
         desired, view = self._reconciler.desired, self._reconciler.inventory.view
         labels = Labels.of(view, name) if "names" in request.query else None
-        flows = flow_report.flows(installed, desired.of(name), view.services, labels)
-        found = flow_report.groups(groups, desired.groups_of(name), flows, labels)
+        flows = await in_turns(
+            flow_report.flows(installed, desired.of(name), view.services, labels)
+        )
+        found = await in_turns(flow_report.groups(groups, desired.groups_of(name), flows, labels))
         if table is not None:
             flows = [row for row in flows if row["table"] == table]
             shown = {number for row in flows for number in row["groups"]}
             shown |= {b["group"] for row in found if row["id"] in shown for b in row["buckets"]}
             found = [row for row in found if row["id"] in shown or row["state"] == "foreign"]
-        return _json({"node": name, "flows": flows, "groups": found})
+        rows, of_groups = [await in_turns(flow_report.encoded(each)) for each in (flows, found)]
+        return _json({"node": name, "flows": rows, "groups": of_groups})
 
 
 def _only_own_node(request: web.Request, node: str) -> None:

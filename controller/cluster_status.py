@@ -1,8 +1,9 @@
 """The state of the cluster for people: nodes, their sessions and ports, and what is refused."""
 
+from collections.abc import Generator
+
 import msgspec
 
-from controller.policies.slices import Slices
 from controller.reconciler import Reconciler
 
 
@@ -40,7 +41,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     """By subject, a sentence."""
 
 
-def cluster_status(reconciler: Reconciler) -> Slices[ClusterStatus]:
+def cluster_status(reconciler: Reconciler) -> Generator[None, None, ClusterStatus]:
     """Nodes that come or go meanwhile may be missing."""
     view = reconciler.inventory.view
     nodes: dict[str, msgspec.Raw] = {}

@@ -10,9 +10,11 @@
     foreign     not managed by Sluice
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Any
+
+import msgspec
 
 from flows import names
 from flows.diff import is_learned, is_ours
@@ -31,7 +33,7 @@ def flows(
     desired: Mapping[int, tuple[Flow, Owners]],
     services: Mapping[str, Service],
     labels: Labels | None = None,
-) -> list[dict[str, Any]]:
+) -> Generator[None, None, list[dict[str, Any]]]:
     """A row for each flow, sorted by table and descending priority.
 
     `desired` is by cookie, with owners.
@@ -43,6 +45,7 @@ def flows(
     rows: list[dict[str, Any]] = []
     learned: list[tuple[InstalledFlow, dict[str, Any]]] = []
     for entry in installed:
+        yield
         row = _row(entry, missing.pop(entry.cookie, None), labels)
         rows.append(row)
         if row["state"] == "learned":
@@ -59,6 +62,7 @@ def flows(
             row.update(_owned(by_group.get(digest.registers(entry.raw).get(register, 0), ())))
             row["reason"] = "a client keeps its endpoint"
     for cookie, (flow, owners) in missing.items():
+        yield
         rows.append(
             {
                 "table": table_name(flow.table),
@@ -71,7 +75,14 @@ def flows(
                 **_explained(flow, owners, labels),
             }
         )
-    return sorted(rows, key=lambda row: (row["tableNumber"], -row["priority"], row["match"]))
+    alike: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault((row["tableNumber"], -row["priority"]), []).append(row)
+    ordered: list[dict[str, Any]] = []
+    for at in sorted(alike):
+        yield
+        ordered += sorted(alike[at], key=lambda row: str(row["match"]))
+    return ordered
 
 
 def groups(
@@ -79,7 +90,7 @@ def groups(
     desired: Mapping[int, tuple[Group, Owners]],
     flow_rows: Iterable[Mapping[str, Any]],
     labels: Labels | None = None,
-) -> list[dict[str, Any]]:
+) -> Generator[None, None, list[dict[str, Any]]]:
     """A row for each group, by id. Its reason is that of the flow that uses it."""
     reasons = {number: row["reason"] for row in flow_rows for number in row["groups"]}
     for number, reason in list(reasons.items()):
@@ -101,6 +112,7 @@ def groups(
         )
 
     for entry in installed:
+        yield
         if entry.id not in missing:
             state = "stale" if entry.id in names.GROUPS else "foreign"
             add(entry.id, state, (), foreign.described_buckets(entry))
@@ -111,8 +123,18 @@ def groups(
         else:
             add(entry.id, "altered", owners, foreign.described_buckets(entry))
     for number, (group, owners) in missing.items():
+        yield
         add(number, "missing", owners, _buckets(group, labels))
     return sorted(rows, key=lambda row: row["id"])
+
+
+def encoded(rows: Iterable[Mapping[str, Any]]) -> Generator[None, None, list[msgspec.Raw]]:
+    """Rows as JSON: all at once would take long."""
+    made = []
+    for row in rows:
+        yield
+        made.append(msgspec.Raw(msgspec.json.encode(row)))
+    return made
 
 
 def _row(

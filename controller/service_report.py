@@ -3,13 +3,12 @@
 They are made from the view, with the same code (`flows.topology`) that makes the flows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from controller.inventory import Inventory
-from controller.policies.slices import Slices
 from controller.problems import Subject
 from controller.service_fields import PROTOCOL_NAMES
 from controller.slice_drafts import service_of
@@ -20,7 +19,7 @@ from flows.refs import ObjectRef
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
 
-def listed(inventory: Inventory) -> Slices[list[msgspec.Raw]]:
+def listed(inventory: Inventory) -> Generator[None, None, list[msgspec.Raw]]:
     """A short report of every Service, encoded, sorted by namespace and name."""
     services = inventory.services
     by_service: dict[str, dict[str, str]] = {}

@@ -4,13 +4,19 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 
+from controller import flow_report
 from controller.api import Api
+from controller.inventory import Inventory
+from controller.policies.slices import complete
 from controller.sources.objects import Object
 from flows import names
+from flows.compile import compile_scope
 from flows.pipeline import LAYOUT, Feature
 from flows.refs import ObjectRef
+from flows.view import CLUSTER_SCOPE
 from tests.controller.service_objects import endpoint, endpoint_slice, service
-from tests.controller.world import SETTINGS, World, controller, run
+from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
+from tests.flows.worlds import CLUSTER
 from tests.ovs import Ovs
 
 SERVICES: list[Object] = [
@@ -210,3 +216,18 @@ def test_more_endpoints_than_a_group_holds(ovs: Ovs) -> None:
             assert bucket["actions"] == f"group:{part}"
 
     run(story)
+
+
+def test_report_of_many_flows_is_made_in_small_steps() -> None:
+    made = Inventory(CLUSTER)
+    for each in (NODE, PEER, *SERVICES):
+        made.set_object(each)
+    made.settle()
+    desired = compile_scope(made.view, CLUSTER_SCOPE).cookies
+    steps = sum(1 for _ in flow_report.flows([], desired, made.view.services))
+    assert steps > len(desired)
+    rows = complete(flow_report.flows([], desired, made.view.services))
+    assert len(rows) == len(desired)
+    order = [(row["tableNumber"], -row["priority"], row["match"]) for row in rows]
+    assert order == sorted(order)
+    assert sum(1 for _ in flow_report.encoded(rows)) == len(rows)
