@@ -78,6 +78,11 @@ def test_controller_that_cannot_enrol_nodes_says_why(
         "sluice controller: controller.enrolment.addresses: none, and the environment has no"
         " HOST_IP\n"
     )
+    settings(tmp_path, plainTcp=False, enrolment={}, reports={})
+    assert said("--cluster", str(tmp_path)) == (
+        "sluice controller: controller.reports: tokens are reviewed by an API server, and the"
+        f" cluster is read from {tmp_path}\n"
+    )
 
 
 def test_address_or_socket_in_use_is_reported(tmp_path: Path) -> None:

@@ -111,3 +111,9 @@ def test_the_command_line_needs_no_openflow() -> None:
     assert not required("cli") & heavy
     assert not locked("agent") & {"kubernetes", "prometheus-client", "watchfiles", "rich"}
     assert not locked("controller") & {"pyroute2", "rich"}
+
+
+def test_kubectl_finds_the_program() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    # kubectl runs `kubectl sluice` as `kubectl-sluice` (Kubernetes: Extend kubectl with plugins).
+    assert scripts["kubectl-sluice"] == scripts["sluice"]

@@ -116,6 +116,27 @@ def test_the_agent_may_do_nothing(api: Api) -> None:
     assert account["automountServiceAccountToken"] is False
 
 
+def test_a_viewer_may_create_one_token_and_nothing_else(api: Api) -> None:
+    text = rendered(api.kubectl_path, KUSTOMIZE / "base")
+    api.kubectl("apply", "-f", "-", stdin=text)
+    for role, allowed in {
+        "sluice-viewer": {
+            "serviceaccounts/token [] [sluice-viewer] [create]",
+            "configmaps [] [sluice-ca] [get]",
+        },
+        "sluice-port-forward": {"pods [] [] [list]", "pods/portforward [] [] [get create]"},
+    }.items():
+        who = f"system:serviceaccount:default:{role}"
+        bound = [f"--role={role}", f"--serviceaccount=default:{role}"]
+        assert rights(api, who, "sluice-system") == set()
+        api.kubectl("-n", "sluice-system", "create", "rolebinding", role, *bound)
+        assert rights(api, who, "sluice-system") == allowed
+        assert rights(api, who, "default") == set()
+    # The token itself gives no right.
+    viewer = "system:serviceaccount:sluice-system:sluice-viewer"
+    assert rights(api, viewer, "sluice-system") == set()
+
+
 # The chart
 
 

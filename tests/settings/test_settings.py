@@ -103,6 +103,17 @@ def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str
             "`$.controller.enrolment.addresses[0]`",
         ),
         ("controller", "{enrolment: {lifetime: 1}}", "at `$.controller.enrolment.lifetime`"),
+        ("controller", "{plainTcp: true, reports: {}}", "`reports` needs TLS"),
+        (
+            "controller",
+            "{enrolment: {}, reports: {address: here}}",
+            "at `$.controller.reports.address`",
+        ),
+        (
+            "controller",
+            "{enrolment: {}, reports: {namespace: A}}",
+            "at `$.controller.reports.namespace`",
+        ),
         ("agent", f"{{node: '', {REST}}}", "`$.agent.node`"),
         ("agent", f"{{node: ../x, {REST}}}", "`$.agent.node`"),
         ("agent", "{node: n, controllers: [a]}", f"nothing where {EXACTLY_ONE}"),
