@@ -440,8 +440,10 @@ def _isolation_key(attachment: Key) -> Key:
 def _cost(fragment: Fragment | None) -> int:
     if fragment is None:
         return 0
-    buckets = sum(len(group.buckets) for group in fragment.groups)
-    return len(fragment.flows) + len(fragment.meters) + buckets
+    cost = len(fragment.flows) + len(fragment.meters)
+    for group in fragment.groups:
+        cost += len(group.buckets)
+    return cost
 
 
 def _service(key: Key) -> str:

@@ -40,6 +40,8 @@ class Effect(Enum):
     CLOSES = "allows less"
     MIXED = "may do both"
 
+    __hash__ = object.__hash__  # as `Direction`
+
 
 @dataclass
 class Effects:

@@ -91,12 +91,16 @@ class Compiler:
     def __init__(self, features: Iterable[Iterable[Writer]] = FEATURES) -> None:
         """Raises `ValueError` for two kinds with one name and scope."""
         self._kinds: dict[tuple[ScopeType, str], _Writing] = {}
+        self._policy: set[str] = set()
+        """The names of kinds of policy; kinds of all scopes with such a name are policy."""
         for feature in features:
             for kind, write in feature:
                 known = self._kinds.setdefault((kind.scope, kind.name), _Writing(kind, []))
                 if known.kind is not kind:
                     raise ValueError(f"there are two kinds {kind.name} of scope {kind.scope}")
                 known.writers.append(write)
+                if kind.directions is not None:
+                    self._policy.add(kind.name)
 
     def has_kind(self, scope: ScopeType, name: str) -> bool:
         """Whether objects of this kind have flows in scopes of this type."""
@@ -112,7 +116,7 @@ class Compiler:
 
     def is_policy(self, key: Key) -> bool:
         """Whether the fragment of this key is part of network policy."""
-        return self._writing(key).kind.directions is not None
+        return key.kind in self._policy
 
     def fragment_of(self, view: ClusterView, key: Key, found: Any) -> Fragment:
         """The fragment that this key has if the view has this object. Raises `PipelineError`."""

@@ -144,8 +144,11 @@ class NeededBy(Mapping[Key, AbstractSet[str]]):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """As `Mapping.get`, but many times a change: without an exception."""
-        found = self._by_kind.get(key.kind, {}).get(key.name[:16])
-        if found is None or not found.nodes or found.is_empty or key.scope != SOME_SCOPE:
+        scope, kind, name = key
+        if scope != SOME_SCOPE or (by_id := self._by_kind.get(kind)) is None:
+            return default
+        found = by_id.get(name[:16])
+        if found is None or not found.nodes or found.is_empty:
             return default
         return found.nodes.keys()
 
