@@ -8,7 +8,7 @@ from controller.policies.needs import Changes
 from controller.policies.peer_sets import PeerSets
 from controller.policies.pod_groups import GroupKey, Place, PodGroup, PodGroups
 from controller.policies.port_sets import NamedPort
-from controller.policies.slices import SLICE, Slices
+from controller.policies.slices import NOWHERE, SLICE, Slices
 from controller.policies.walks import NO_WALKS, AllWalks, GroupWalks, PolicyState, group_walks
 from controller.service_fields import PROTOCOLS
 from controller.sources.objects import PodObject
@@ -304,6 +304,7 @@ class Attachments:
             if done >= SLICE:
                 done = 0
                 yield
+        group.entering = NOWHERE
 
     def _leave_walks(self, nodes: Iterable[str], old: GroupWalks) -> Slices[None]:
         done = 0

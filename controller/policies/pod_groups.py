@@ -18,7 +18,7 @@ from controller.policies.selectors import (
     SelectorIndex,
     matches,
 )
-from controller.policies.slices import SLICE, Slices
+from controller.policies.slices import NOWHERE, SLICE, Slices
 from flows.policy import PortRange
 from flows.view import Attachment
 
@@ -67,7 +67,7 @@ class PodGroup:
         """The selections that match it."""
         self.state: object = None
         """See `walks.GroupWalks`."""
-        self.entering: dict[str, None] = {}
+        self.entering = NOWHERE
         """The nodes that do not need these walks for this group yet."""
 
     def numbers(self, port: NamedPort) -> tuple[PortRange, ...]:

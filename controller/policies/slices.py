@@ -8,6 +8,8 @@ T = TypeVar("T")
 SLICE: Final = 200
 """Groups, Namespaces, members or keys that are looked at before the event loop may have its turn.
 """
+NOWHERE: Final[dict[str, None]] = {}
+"""No nodes; never changed. There are very many objects of which mostly no node waits."""
 Slices: TypeAlias = Generator[None, None, T]
 """A generator that yields where it may wait, and returns its result."""
 

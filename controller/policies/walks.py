@@ -10,7 +10,7 @@ from controller.policies.needs import Changes, Needed
 from controller.policies.peer_sets import PeerSetState
 from controller.policies.pod_groups import PodGroup, SelectionState
 from controller.policies.port_sets import NamedPort, PortSets, PortSetState, merged
-from controller.policies.slices import SLICE, Slices, complete
+from controller.policies.slices import NOWHERE, SLICE, Slices, complete
 from flows.features.policy import MOST_RESUBMITS, resubmits
 from flows.kinds import WALK
 from flows.policy import (
@@ -63,7 +63,7 @@ class WalkState(Needed):
         self.steps: tuple[PolicyStep, ...] = ()
         self.sets: tuple[Needed, ...] = ()
         """The sets of its steps, each once."""
-        self.behind: dict[str, None] = {}
+        self.behind = NOWHERE
         """Nodes that still need `sets_before` instead, while its steps change."""
         self.sets_before: tuple[Needed, ...] = ()
         self.port_sets: tuple[PortSetState, ...] = ()
@@ -245,7 +245,7 @@ class AllWalks:
         walk.sets_before, walk.sets = walk.sets, sets
         new = set(sets).difference(walk.sets_before)
         old = set(walk.sets_before).difference(sets)
-        walk.behind = dict.fromkeys(walk.nodes) if new or old else {}
+        walk.behind = dict.fromkeys(walk.nodes) if new or old else NOWHERE
         done = 0
         while walk.behind:
             node = walk.behind.popitem()[0]
@@ -257,7 +257,7 @@ class AllWalks:
             if done >= SLICE:
                 done = 0
                 yield
-        walk.sets_before = ()
+        walk.behind, walk.sets_before = NOWHERE, ()
 
     def _show(self, walk: WalkState) -> None:
         """What the view says about a walk has changed."""
