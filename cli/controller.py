@@ -6,7 +6,7 @@ import socket as sockets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import click
@@ -14,6 +14,8 @@ import msgspec
 
 from lab.layout import LabLayout
 from wire import viewing
+
+T = TypeVar("T")
 
 LONGEST_WAIT: Final = 60.0
 """Seconds without a byte of an answer. A controller that starts may be busy for a while."""
@@ -100,7 +102,20 @@ _OPTIONS: Final = (
 
 def ask(controller: Controller, path: str, query: Mapping[str, str]) -> Any:
     """Ask for JSON. Raises `RequestError`."""
-    return msgspec.json.decode(_ask(controller, path, query))
+    try:
+        return msgspec.json.decode(_ask(controller, path, query))
+    except msgspec.DecodeError as error:
+        raise RequestError(f"the controller's answer is no JSON: {error}") from error
+
+
+def convert(answer: object, kind: type[T]) -> T:
+    """An answer as a report. Raises `RequestError` if a controller of another version made it."""
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise RequestError(
+            f"the controller is of another version of Sluice than this program: {error}"
+        ) from error
 
 
 def ask_lines(controller: Controller, path: str) -> list[bytes]:

@@ -5,9 +5,8 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import click
-import msgspec
 
-from cli.controller import Controller, RequestError, ask
+from cli.controller import Controller, RequestError, ask, convert
 from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
@@ -99,7 +98,7 @@ def _pod(
             raise RequestError(made)
         answer = made
     else:
-        answer = msgspec.convert(ask(controller, "/v1/policy", {"pod": pod}), PodPolicies)
+        answer = convert(ask(controller, "/v1/policy", {"pod": pod}), PodPolicies)
     if as_json:
         print_json(answer)
     else:
@@ -124,7 +123,7 @@ def _verdict(
             raise RequestError(str(error)) from error
     else:
         query = {"from": source, "to": destination, "port": port, "protocol": protocol}
-        answer = msgspec.convert(ask(controller, "/v1/policy", query), Verdict)
+        answer = convert(ask(controller, "/v1/policy", query), Verdict)
     if as_json:
         print_json(answer)
     else:

@@ -140,7 +140,15 @@ class Api:
 
     async def _status(self, _: web.Request) -> web.Response:
         """See `controller.cluster_status`."""
-        return _json(await in_turns(cluster_status(self._reconciler)))
+        reconciler = self._reconciler
+        in_sync = {name: session.in_sync for name, session in reconciler.sessions.items()}
+        work = cluster_status(
+            reconciler.inventory,
+            in_sync,
+            ready=reconciler.listed.is_set(),
+            whole=reconciler.desired.source_complete,
+        )
+        return _json(await in_turns(work))
 
     async def _config(self, request: web.Request) -> web.Response:
         """What an agent must know of its node."""
@@ -327,7 +335,7 @@ class Api:
         inventory = self._reconciler.inventory
         if node is not None and node not in inventory.view.nodes:
             return _error(404, f"Node {node}: {inventory.nodes.reason(node)}")
-        report = service_report.detailed(inventory, name, node)
+        report = await in_turns(service_report.detailed(inventory, name, node))
         return _error(404, f"there is no Service {name}") if report is None else _json(report)
 
     async def _flows(self, request: web.Request) -> web.Response:

@@ -1,10 +1,10 @@
 """The state of the cluster for people: nodes, their sessions and ports, and what is refused."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import msgspec
 
-from controller.reconciler import Reconciler
+from controller.inventory import Inventory
 
 
 class AttachmentStatus(msgspec.Struct, frozen=True):
@@ -41,29 +41,29 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     """By subject, a sentence."""
 
 
-def cluster_status(reconciler: Reconciler) -> Generator[None, None, ClusterStatus]:
-    """Nodes that come or go meanwhile may be missing."""
-    view = reconciler.inventory.view
+def cluster_status(
+    inventory: Inventory, in_sync: Mapping[str, bool], *, ready: bool, whole: bool
+) -> Generator[None, None, ClusterStatus]:
+    """`in_sync` has the nodes whose switch is connected.
+
+    Nodes that come or go meanwhile may be missing.
+    """
+    view = inventory.view
     nodes: dict[str, msgspec.Raw] = {}
     for name in list(view.nodes):
         yield
-        node, session = view.nodes.get(name), reconciler.sessions.get(name)
+        node = view.nodes.get(name)
         if node is None:
             continue
         status = NodeStatus(
             address=str(node.address),
             pod_cidr=str(node.pod_cidr),
-            connected=session is not None,
-            in_sync=session is not None and session.in_sync,
+            connected=name in in_sync,
+            in_sync=in_sync.get(name, False),
             attachments={
                 each.port: AttachmentStatus(each.pod, str(each.address), each.ofport)
                 for each in view.attachments.get(name, {}).values()
             },
         )
         nodes[name] = msgspec.Raw(msgspec.json.encode(status))
-    return ClusterStatus(
-        ready=reconciler.listed.is_set(),
-        whole=reconciler.desired.source_complete,
-        nodes=nodes,
-        problems=reconciler.problems.texts(),
-    )
+    return ClusterStatus(ready=ready, whole=whole, nodes=nodes, problems=inventory.problems.texts())

@@ -37,10 +37,13 @@ def listed(inventory: Inventory) -> Generator[None, None, list[msgspec.Raw]]:
     return rows
 
 
-def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[str, Any] | None:
+def detailed(
+    inventory: Inventory, name: str, node: str | None = None
+) -> Generator[None, None, dict[str, Any] | None]:
     """One Service with its endpoints, and which of them each node chooses, for all nodes or one.
 
-    None if there is no such Service. Raises `KeyError` for a node that the view does not hold.
+    The rows of a port are encoded. None if there is no such Service. Raises `KeyError` for a node
+    that the view does not hold.
     """
     services = inventory.services
     if name not in services.names and name not in services.ignored:
@@ -53,12 +56,14 @@ def detailed(inventory: Inventory, name: str, node: str | None = None) -> dict[s
     report = _in_short(inventory, name, own)
     service = view.services.get(name)
     for port, row in zip(service.ports if service else (), report["ports"], strict=True):
-        row["endpoints"] = [_endpoint(view, endpoint) for endpoint in port.endpoints]
-        row["choices"] = [
-            choice
-            for to, whence, is_local in _ways(port)
-            for choice in _choices(port, to, whence, zones, is_local=is_local)
-        ]
+        row["endpoints"] = []
+        for endpoint in port.endpoints:
+            yield
+            encoded = msgspec.json.encode(_endpoint(view, endpoint))
+            row["endpoints"].append(msgspec.Raw(encoded))
+        row["choices"] = []
+        for to, whence, is_local in _ways(port):
+            row["choices"] += yield from _choices(port, to, whence, zones, is_local=is_local)
     return report
 
 
@@ -153,13 +158,14 @@ def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
 
 def _choices(
     port: ServicePort, to: str, whence: str, zones: Mapping[str, str], *, is_local: bool
-) -> Iterable[dict[str, Any]]:
+) -> Generator[None, None, list[msgspec.Raw]]:
     """The endpoints that nodes choose from, in one row for all nodes with the same choice."""
     own = port.nodes_with_a_choice()
     alike: dict[str, topology.Endpoints] = {}
     """By zone, the choice of the nodes without a choice of their own."""
     found: dict[topology.Endpoints, list[str]] = {}
     for node, zone in sorted(zones.items()):
+        yield
         if node in own:
             endpoints = topology.chosen(port, node, zone, is_local=is_local)
         else:
@@ -167,8 +173,10 @@ def _choices(
                 alike[zone] = topology.chosen(port, node, zone, is_local=is_local)
             endpoints = alike[zone]
         found.setdefault(endpoints, []).append(node)
+    rows = []
     for endpoints, nodes in found.items():
-        yield {
+        yield
+        row = {
             "to": to,
             "from": whence,
             "nodes": nodes,
@@ -176,3 +184,5 @@ def _choices(
             # Refused: there is no endpoint at all. Dropped: other nodes may have one.
             "otherwise": "" if endpoints else "dropped" if port.endpoints else "refused",
         }
+        rows.append(msgspec.Raw(msgspec.json.encode(row)))
+    return rows

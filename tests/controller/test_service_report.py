@@ -63,6 +63,10 @@ def rows_of(made: Inventory) -> list[Any]:
     return [msgspec.json.decode(row) for row in complete(listed(made))]
 
 
+def details(made: Inventory, name: str, node: str | None = None) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(complete(detailed(made, name, node))))
+
+
 def inventory(*objects: Object) -> Inventory:
     made = Inventory(CLUSTER)
     for each in (*NODES, *objects):
@@ -163,7 +167,7 @@ def _senders(whence: str) -> list[Source]:
 )
 def test_report_of_each_node_agrees_with_its_flows(fields: Any, endpoints: Any) -> None:
     made = inventory(service("web", **fields), endpoint_slice("web-1", "web", endpoints))
-    report = detailed(made, "default/web")
+    report = details(made, "default/web")
     assert report is not None
     (port,) = report["ports"]
     nodes = {n.metadata.name: Node(made, n.metadata.name) for n in NODES}
@@ -184,7 +188,7 @@ def test_report_of_each_node_agrees_with_its_flows(fields: Any, endpoints: Any) 
     both = {"outside", "pods and nodes"} if "externalTrafficPolicy" in fields else {"anywhere"}
     assert external == (both if "type" in fields else set())
     # One node alone is told the same of itself.
-    alone = detailed(made, "default/web", "node3")
+    alone = details(made, "default/web", "node3")
     assert alone is not None
     of_three = [c | {"nodes": ["node3"]} for c in port["choices"] if "node3" in c["nodes"]]
     assert alone["ports"][0]["choices"] == of_three
@@ -199,7 +203,7 @@ def test_report_shows_the_parts_of_a_service() -> None:
         endpoint_slice("web-1", "web", SPREAD[:2]),
         endpoint_slice("web-2", "web", [endpoint("192.0.2.77", "", zones=["a"])]),
     )
-    report = detailed(made, "default/web")
+    report = details(made, "default/web")
     assert report is not None
     (port,) = report.pop("ports")
     assert report == {
@@ -246,7 +250,7 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
     made.problems.set(agent, web2, "not this one's")
     made.problems.set(switch, web, "the table is full")
     made.problems.set(switch, ObjectRef("Pod", "default", "web"), "no Service at all")
-    report = detailed(made, "default/web")
+    report = details(made, "default/web")
     assert report is not None
     of_pods = "spec.clusterIP: 10.244.1.9 is inside the pod range 10.244.0.0/16"
     loopback = "endpoints[0].addresses: 127.0.0.1 is a loopback address"
@@ -279,7 +283,7 @@ def test_problems_are_those_of_the_service_its_slices_and_its_nodes() -> None:
 )
 def test_report_says_why_there_is_nothing_to_do(fields: Any, why: str) -> None:
     made = inventory(service("web", **fields))
-    report = detailed(made, "default/web")
+    report = details(made, "default/web")
     assert report is not None
     assert report["nothingToDo"].startswith(why)
     assert [row["nothingToDo"] for row in rows_of(made)] == [report["nothingToDo"]]
@@ -292,7 +296,7 @@ def test_report_says_why_there_is_nothing_to_do(fields: Any, why: str) -> None:
     made.remove_object("Service", "default", "web")
     made.settle()
     assert rows_of(made) == []
-    assert detailed(made, "default/web") is None
+    assert details(made, "default/web") is None
 
 
 # --- over HTTP ---
@@ -332,3 +336,13 @@ def test_answers() -> None:
                 assert (await client.get(path)).status == 404
 
     asyncio.run(story())
+
+
+def test_report_of_many_endpoints_is_made_in_small_steps() -> None:
+    addresses = [f"10.244.1.{n}" for n in range(2, 102)]
+    made = inventory(
+        service("web", clusterIP="10.96.0.9"), endpoint_slice("web-1", "web", addresses)
+    )
+    steps = sum(1 for _ in detailed(made, "default/web"))
+    assert steps >= len(addresses) + len(NODES)
+    assert len(details(made, "default/web")["ports"][0]["endpoints"]) == len(addresses)

@@ -1,0 +1,91 @@
+"""`sluice status`: what it shows of a report, its exit code, and reports of other versions."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from cli import status
+from cli.main import main
+
+
+def node(address: str, *, connected: bool = True, in_sync: bool = True) -> dict[str, Any]:
+    port = {"pod": "default/a", "address": "10.244.1.2", "ofport": 16}
+    return {
+        "address": address,
+        "podCIDR": "10.244.1.0/24",
+        "connected": connected,
+        "inSync": in_sync,
+        "attachments": {"p1": port},
+    }
+
+
+GOOD: dict[str, Any] = {
+    "ready": True,
+    "whole": True,
+    "nodes": {"n1": node("172.30.1.1"), "n2": node("172.30.1.2")},
+    "problems": {},
+}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def show(answer: Any, *words: str) -> Result:
+        monkeypatch.setattr(status, "ask", lambda *_: answer)
+        return CliRunner().invoke(main, ["status", *words])
+
+    return show
+
+
+def test_cluster_in_sync_is_one_line_and_exit_code_0(shown: Any) -> None:
+    done = shown(GOOD)
+    assert done.stdout == (
+        "switches: 2 of 2 in sync, 2 connected; 2 pods attached\nproblems: none\n"
+    )
+    assert done.exit_code == 0
+
+
+def test_switches_that_are_late_are_named(shown: Any) -> None:
+    nodes = GOOD["nodes"] | {
+        "n2": node("172.30.1.2", in_sync=False),
+        "n3": node("172.30.1.3", connected=False, in_sync=False),
+    }
+    done = shown(GOOD | {"nodes": nodes, "problems": {"Service a/b": "it is refused"}})
+    assert done.stdout == (
+        "switches: 1 of 3 in sync, 2 connected; 3 pods attached\n"
+        "  n2 (172.30.1.2): not in sync\n"
+        "  n3 (172.30.1.3): not connected\n"
+        "problems: 1\n"
+        "  Service a/b: it is refused\n"
+    )
+    assert done.exit_code == 1
+
+
+def test_many_switches_are_counted(shown: Any) -> None:
+    nodes = {f"n{number}": node("172.30.1.1", in_sync=False) for number in range(1_000)}
+    lines = shown(GOOD | {"nodes": nodes}).stdout.splitlines()
+    assert lines[0].startswith("switches: 0 of 1,000 in sync, 1,000 connected")
+    assert lines[-2] == "  and 990 more; --json has all"
+    assert len(lines) == 13
+
+
+@pytest.mark.parametrize("field", ["ready", "whole"])
+def test_cluster_that_was_not_read_is_exit_code_1(shown: Any, field: str) -> None:
+    done = shown(GOOD | {field: False})
+    assert done.stdout.startswith("cluster: not ")
+    assert done.exit_code == 1
+
+
+def test_json_is_the_report(shown: Any) -> None:
+    newer = GOOD | {"new": 1}
+    assert msgspec.json.decode(shown(newer, "--json").stdout) == newer
+
+
+@pytest.mark.parametrize("answer", [{}, [], GOOD | {"nodes": {"n1": {}}}, GOOD | {"ready": 1}])
+def test_report_of_another_version_is_said(shown: Any, answer: Any) -> None:
+    done = shown(answer)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(
+        "Error: the controller is of another version of Sluice than this program: "
+    )
