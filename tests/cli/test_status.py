@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import status
+from cli.controller import RequestError
 from cli.main import main
 
 
@@ -89,3 +90,31 @@ def test_report_of_another_version_is_said(shown: Any, answer: Any) -> None:
     assert done.stderr.startswith(
         "Error: the controller is of another version of Sluice than this program: "
     )
+
+
+def test_wait_shows_what_is_missing_until_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = GOOD | {"nodes": {"n1": node("172.30.1.1", connected=False, in_sync=False)}}
+    answers = iter([RequestError("no controller is ready"), late, late, GOOD, GOOD])
+
+    def ask(*_: object) -> Any:
+        answer = next(answers)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(status, "ask", ask)
+    monkeypatch.setattr(status, "PAUSE", 0)
+    done = CliRunner().invoke(main, ["status", "--wait"])
+    assert done.stderr == (
+        "no controller is ready\nswitches: 0 of 1 in sync, 0 connected; 1 pod attached\n"
+    )
+    assert done.stdout.startswith("switches: 2 of 2 in sync")
+    assert done.exit_code == 0
+
+
+def test_wait_gives_up(shown: Any) -> None:
+    late = GOOD | {"nodes": {"n1": node("172.30.1.1", in_sync=False)}}
+    done = shown(late, "--wait", "--timeout", "0")
+    assert done.exit_code == 1
+    assert "n1 (172.30.1.1): not in sync" in done.stdout
+    assert shown(GOOD, "--timeout", "1").exit_code == 2

@@ -85,7 +85,7 @@ def pods_of_the_network(lab: Lab) -> list[str]:
 
 def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
     new_user(lab, "viewer", folder / "viewer", viewer=True)
-    done = sluice(lab, folder / "viewer", "status")
+    done = sluice(lab, folder / "viewer", "status", "--wait", "--timeout", "60")
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.startswith("switches: 3 of 3 in sync, 3 connected; ")
     done = sluice(lab, folder / "viewer", "flows", "node1", "--table", "Forwarding")
