@@ -3,10 +3,10 @@
 import functools
 import http.client
 import socket as sockets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 import click
@@ -16,6 +16,7 @@ from lab.layout import LabLayout
 from wire import viewing
 
 T = TypeVar("T")
+Completion: TypeAlias = Callable[[click.Context, click.Parameter, str], list[str]]
 
 LONGEST_WAIT: Final = 60.0
 """Seconds without a byte of an answer. A controller that starts may be busy for a while."""
@@ -52,28 +53,10 @@ def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which controller to ask; the command gets a `Controller`."""
 
     @functools.wraps(command)
-    def with_controller(
-        *,
-        lab: str | None,
-        socket: Path | None,
-        kubeconfig: Path | None,
-        context: str | None,
-        namespace: str | None,
-        address: str | None,
-        **others: Any,
-    ) -> Any:
-        ways = {
-            "--lab": lab is not None,
-            "--socket": socket is not None,
-            "--kubeconfig, --context, --namespace, --address": any(
-                each is not None for each in (kubeconfig, context, namespace, address)
-            ),
-        }
-        given = [names for names, is_given in ways.items() if is_given]
-        if len(given) > 1:
-            raise click.UsageError(f"{given[0]} does not go with {given[1]}")
-        cluster = Cluster(kubeconfig, context, namespace or viewing.NAMESPACE, address)
-        return command(controller=Controller(lab, socket, cluster), **others)
+    def with_controller(**given: Any) -> Any:
+        controller = _controller(given)
+        others = {name: value for name, value in given.items() if name not in _NAMES}
+        return command(controller=controller, **others)
 
     decorated: Callable[..., Any] = with_controller
     for option in reversed(_OPTIONS):
@@ -81,6 +64,41 @@ def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+def _controller(given: Mapping[str, Any]) -> Controller:
+    """Of the options' values. Raises `click.UsageError` if they name two controllers."""
+    lab, socket, *of_cluster = (given[name] for name in _NAMES)
+    ways = {
+        "--lab": lab is not None,
+        "--socket": socket is not None,
+        "--kubeconfig, --context, --namespace, --address": any(
+            each is not None for each in of_cluster
+        ),
+    }
+    chosen = [names for names, is_given in ways.items() if is_given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{chosen[0]} does not go with {chosen[1]}")
+    kubeconfig, context, namespace, address = of_cluster
+    cluster = Cluster(kubeconfig, context, namespace or viewing.NAMESPACE, address)
+    return Controller(lab, socket, cluster)
+
+
+def completion(path: str, names: Callable[[Any], Iterable[str]]) -> Completion:
+    """Complete an argument by the cluster's own names: `names` finds them in the report at `path`.
+
+    Where no controller answers there are none.
+    """
+
+    def complete(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+        try:
+            found = names(ask(_controller(context.params), path, {}))
+            return sorted(name for name in found if name.startswith(begun))
+        except (click.ClickException, AttributeError, KeyError, TypeError):
+            return []
+
+    return complete
+
+
+_NAMES: Final = ("lab", "socket", "kubeconfig", "context", "namespace", "address")
 _FILE: Final = click.Path(path_type=Path)
 _OPTIONS: Final = (
     click.option(

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from cli.controller import Controller, ask, controller_options
+from cli.controller import Controller, ask, completion, controller_options
 from flows.pipeline import LAYOUT
 
 STATE_COLOURS = {
@@ -23,7 +23,9 @@ MAX_NAMED_ENDPOINTS = 16
 
 
 @click.command("flows")
-@click.argument("node")
+@click.argument(
+    "node", shell_complete=completion("/v1/status", lambda report: report["nodes"].keys())
+)
 @click.option("--table", help="Only this table, by name; see docs/pipeline.md for all of them.")
 @click.option("--raw", is_flag=True, help="Registers and ofports as Open vSwitch prints them.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.controller import Controller, RequestError, ask, convert
+from cli.controller import Controller, RequestError, ask, completion, convert
 from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
@@ -25,8 +26,19 @@ SHOWN_AT_MOST = 12
 """Peers or ports of a rule, and rules of a walk, that are shown; `--json` has all."""
 
 
+def _pods(report: Any) -> Iterable[str]:
+    nodes = report["nodes"].values()
+    return {port["pod"] for node in nodes for port in node["attachments"].values()}
+
+
 @click.command("policy")
-@click.argument("ends", metavar="POD | FROM TO PORT", nargs=-1, required=True)
+@click.argument(
+    "ends",
+    metavar="POD | FROM TO PORT",
+    nargs=-1,
+    required=True,
+    shell_complete=completion("/v1/status", _pods),
+)
 @click.option(
     "--protocol",
     type=click.Choice([*PROTOCOL_WORDS], case_sensitive=False),

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from cli.controller import Controller, ask, controller_options
+from cli.controller import Controller, ask, completion, controller_options
 
 NAMED_AT_MOST = 6
 """Nodes and endpoints of which a line gives the names."""
@@ -21,8 +21,18 @@ def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str
     return value
 
 
+def _names(report: Any) -> Iterable[str]:
+    return [f"{row['namespace']}/{row['name']}" for row in report["services"]]
+
+
 @click.command("services")
-@click.argument("service", metavar="[NAMESPACE/NAME]", required=False, callback=_namespaced)
+@click.argument(
+    "service",
+    metavar="[NAMESPACE/NAME]",
+    required=False,
+    callback=_namespaced,
+    shell_complete=completion("/v1/services", _names),
+)
 @click.option("--node", help="Of one Service: only what this node does.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
+from cli import controller
 from cli.main import main
 from cli.question import say_nothing_by_itself
 from controller.authority import Authority
@@ -181,3 +184,41 @@ def test_two_controllers_at_once_are_refused(words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main, ["status", *words])
     assert done.exit_code == 2
     assert " does not go with " in done.stderr
+
+
+def completed(cluster: FakeCluster, *words: str) -> list[str]:
+    *before, begun = words
+    shell = ShellComplete(main, {}, "sluice", "_SLUICE_COMPLETE")
+    found = shell.get_completions([*before, "--kubeconfig", str(cluster.kubeconfig)], begun)
+    return [each.value for each in found]
+
+
+def test_names_of_the_cluster_are_completed(cluster: FakeCluster) -> None:
+    assert completed(cluster, "flows", "no") == ["node1"]
+    assert completed(cluster, "flows", "x") == []
+    cluster.refused["/token"] = 403
+    assert completed(cluster, "flows", "no") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "report", "names"),
+    [
+        (
+            "services",
+            {"services": [{"namespace": "shop", "name": "web"}, {"namespace": "a", "name": "b"}]},
+            ["shop/web"],
+        ),
+        (
+            "policy",
+            {"nodes": {"n": {"attachments": {"p1": {"pod": "shop/x"}, "p2": {"pod": "a/y"}}}}},
+            ["shop/x"],
+        ),
+        ("policy", {"nodes": []}, []),
+    ],
+)
+def test_names_in_a_report_are_completed(
+    monkeypatch: pytest.MonkeyPatch, command: str, report: Any, names: list[str]
+) -> None:
+    monkeypatch.setattr(controller, "ask", lambda *_: report)
+    shell = ShellComplete(main, {}, "sluice", "_SLUICE_COMPLETE")
+    assert [each.value for each in shell.get_completions([command], "sh")] == names
