@@ -30,6 +30,8 @@ MOST_REMEMBERED: Final = 256
 REVIEWS_PER_SECOND: Final = 5.0
 REVIEWS_BURST: Final = 20
 """Tokens that the API server is asked about, of all strangers together."""
+REVIEWS_AT_ONCE: Final = 16
+"""Of these, how many may wait for an answer of the API server."""
 REQUESTS_PER_SECOND: Final = 10.0
 REQUESTS_BURST: Final = 40
 """Of one token."""
@@ -52,6 +54,7 @@ class Viewers:
         self._account = (namespace, SERVICE_ACCOUNT)
         self._connect = connect
         self._reviews = Rate(REVIEWS_PER_SECOND, REVIEWS_BURST)
+        self._turns = asyncio.Semaphore(REVIEWS_AT_ONCE)
         self._good: OrderedDict[bytes, float] = OrderedDict()
         """By the SHA-256 of a token, until when it counts."""
 
@@ -60,10 +63,11 @@ class Viewers:
         digest = hashlib.sha256(token.encode()).digest()
         now = asyncio.get_running_loop().time()
         if now >= self._good.get(digest, now):
-            if not self._reviews.allows():
+            if self._turns.locked() or not self._reviews.allows():
                 raise Refused(429, "too many tokens are shown to the controller; try again")
             self._good.pop(digest, None)
-            await review(self._connect, token, AUDIENCE, self._account)
+            async with self._turns:
+                await review(self._connect, token, AUDIENCE, self._account)
             self._good[digest] = now + REMEMBERED
             if len(self._good) > MOST_REMEMBERED:
                 self._good.popitem(last=False)

@@ -37,6 +37,8 @@ class ApiServer:
         self.reviewed: list[str] = []
         self.verdicts: dict[str, Any] = {}
         """By token; for others, the token is good."""
+        self.answers: asyncio.Event | None = None
+        """Until it is set, nothing is answered."""
         monkeypatch.setattr(token_review, "read", self._read)
 
     async def connect(self) -> Any:
@@ -51,7 +53,7 @@ class ApiServer:
         assert body["spec"]["audiences"] == ["sluice-reports"]
         token = body["spec"]["token"]
         self.reviewed.append(token)
-        await asyncio.sleep(0)
+        await (self.answers.wait() if self.answers else asyncio.sleep(0))
         return msgspec.json.encode({"status": self.verdicts.get(token, GOOD)})
 
 
@@ -202,12 +204,34 @@ def test_strangers_do_not_make_the_controller_flood_the_api_server(server: ApiSe
         assert (await get())[0] == 200
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        answers = await asyncio.gather(*(get(str(number)) for number in range(count)))
+        answers = [await get(str(number)) for number in range(count)]
         refilled = (loop.time() - begun) * viewers.REVIEWS_PER_SECOND
         assert len(server.reviewed) <= viewers.REVIEWS_BURST + refilled + 1
         assert {status for status, _ in answers} == {401, 429}
         # Who has been reviewed is none the worse.
         assert (await get())[0] == 200
+
+    served(server, story)
+
+
+def test_api_server_that_does_not_answer_is_asked_few_questions(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewers, "REVIEWS_AT_ONCE", 2)
+
+    async def story(get: Get) -> None:
+        assert (await get())[0] == 200
+        server.answers = asyncio.Event()
+        waiting = [asyncio.create_task(get(token)) for token in "ab"]
+        while len(server.reviewed) < 3:
+            await asyncio.sleep(0)
+        status, text = await get("c")
+        assert (status, sorted(server.reviewed)) == (429, ["a", "b", "good"])
+        assert "too many tokens are shown" in text
+        assert (await get())[0] == 200
+        server.answers.set()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 2
+        assert (await get("c"))[0] == 200
 
     served(server, story)
 
