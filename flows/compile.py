@@ -72,8 +72,8 @@ class Fragment:
     """Each flow with the owners, as programs hold them. All programs share these tuples."""
 
     def __post_init__(self) -> None:
-        # Not with the fragment itself: a cycle of references would keep it for ever, because the
-        # garbage collector never looks at what has been there for long (`controller.garbage`).
+        # Not with the fragment itself: a cycle of references would keep it, because the garbage
+        # collector very rarely looks at what has been there for long (`controller.garbage`).
         owners = self.owners
         self.entries = tuple([(flow, owners) for flow in self.flows])
 
