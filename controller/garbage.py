@@ -12,7 +12,7 @@ import gc
 _ALLOCATIONS = 50_000
 """Allocations minus deallocations before new objects are examined. Python's default: 700."""
 _ROUNDS = 2
-"""Such rounds before their survivors are examined together: that takes 40 ms with 100,000 objects."""
+"""Such rounds before their survivors are examined together: 40 ms with 100,000 objects."""
 _ALL = 1_000
 """Times of that before all objects are examined."""
 
