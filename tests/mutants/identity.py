@@ -6,6 +6,7 @@ from tests.mutants.fault import Fault
 
 _AUTHORITY = "controller/authority.py"
 _ENROLMENT = "controller/enrolment.py"
+_TOKENS = "controller/token_review.py"
 _NODES = "controller/inventory/nodes.py"
 _CLAIMS = "controller/inventory/node_claims.py"
 _PODS = "controller/inventory/pods.py"
@@ -104,24 +105,24 @@ IDENTITY: Final = (
         _TOKEN_TESTS,
     ),
     Fault(
-        "any ServiceAccount may enrol",
-        _ENROLMENT,
+        "the token of any ServiceAccount is good",
+        _TOKENS,
         "if status.user.username != ours:",
         "if not status.user.username:",
         _TOKEN_TESTS,
     ),
     Fault(
         "a token for another audience is good",
-        _ENROLMENT,
-        "if not status.authenticated or AUDIENCE not in status.audiences:",
+        _TOKENS,
+        "if not status.authenticated or audience not in status.audiences:",
         "if not status.authenticated:",
         _TOKEN_TESTS,
     ),
     Fault(
         "a token that the API server refuses is good",
-        _ENROLMENT,
-        "if not status.authenticated or AUDIENCE not in status.audiences:",
-        "if AUDIENCE not in status.audiences:",
+        _TOKENS,
+        "if not status.authenticated or audience not in status.audiences:",
+        "if audience not in status.audiences:",
         _TOKEN_TESTS,
     ),
     Fault(
