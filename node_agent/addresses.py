@@ -10,21 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
-from node_agent.controllers import ControllerError, Controllers
+from node_agent.controllers import TAKEN_OR_UNKNOWN, Controllers
 from settings import Agent
 from wire import paths
-from wire.documents import NodeAddresses, encode
+from wire.documents import NodeAddresses
 
 _LOOK: Final = 1.0
 """Seconds between two looks at whether they have changed."""
 _REPEAT: Final = 60.0
 """Seconds after which they are told again: the controller may be a new one."""
-_TIMEOUT: Final = 15.0
-"""Seconds that the controller may take to answer."""
-
-log = structlog.get_logger()
 
 
 async def report_loop(agent: Agent, current: Callable[[], NodeAddresses | None]) -> None:
@@ -38,16 +32,5 @@ async def report_loop(agent: Agent, current: Callable[[], NodeAddresses | None])
             now = current()
             if now is None or (now == told and time.monotonic() - told_at < _REPEAT):
                 continue
-            try:
-                await controllers.ask(
-                    "POST",
-                    paths.path_for(paths.ADDRESSES, agent.node),
-                    # A controller of an older version has no such path, or the Node is unknown.
-                    answers=dict.fromkeys((204, 404, 405), bytes),
-                    timeout=_TIMEOUT,
-                    data=encode(now),
-                )
-            except ControllerError as error:
-                log.debug("addresses not told", reason=str(error))
-                continue
-            told, told_at = now, time.monotonic()
+            if await controllers.tell(paths.ADDRESSES, now, TAKEN_OR_UNKNOWN):
+                told, told_at = now, time.monotonic()

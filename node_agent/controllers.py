@@ -2,24 +2,34 @@
 
 import errno
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Never, Self
+from typing import Any, Final, Never, Self, TypeAlias
 
 import aiohttp
+import structlog
 from cryptography import x509
 
 from node_agent.faults import NodeFault
 from node_agent.tls_files import kept
 from settings import Agent
 from settings.tls import Replaceable, client_context, read
+from wire import paths
+from wire.documents import NodeAddresses, NodeDenials, NodeProblems, encode
 
 _CONNECT: Final = 5.0
 """Seconds within which a controller has to accept a connection."""
+_TELLING: Final = 15.0
+"""Seconds that the controller may take to answer a report."""
+TAKEN_OR_UNKNOWN: Final = (204, 404, 405)
+"""A controller of an older version has no such path, or the Node is unknown."""
+NodeReport: TypeAlias = NodeAddresses | NodeDenials | NodeProblems
+
+log = structlog.get_logger()
 
 
 class ControllerError(NodeFault):
@@ -91,6 +101,21 @@ class Controllers:
                 self._urls.sort(key=lambda other: other != url)
                 return answer
         raise ControllerError("; ".join(f"{url}: {reasons[url]}" for url in self._agent.api_urls))
+
+    async def tell(self, path: str, report: NodeReport, statuses: Iterable[int]) -> bool:
+        """Send a report of this node; whether a controller answered with one of these statuses."""
+        try:
+            await self.ask(
+                "POST",
+                paths.path_for(path, self._agent.node),
+                answers=dict.fromkeys(statuses, bytes),
+                timeout=_TELLING,
+                data=encode(report),
+            )
+        except ControllerError as error:
+            log.debug("not told", path=path, reason=str(error))
+            return False
+        return True
 
 
 def _no_answer(status: int, body: bytes) -> Never:

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final
 
-import structlog
-
 from flows.policy import Direction
-from node_agent.controllers import ControllerError, Controllers
+from node_agent.controllers import TAKEN_OR_UNKNOWN, Controllers
 from settings import Agent
 from wire import paths
 from wire.documents import (
@@ -21,7 +19,6 @@ from wire.documents import (
     DeniedPair,
     DeniedPort,
     NodeDenials,
-    encode,
 )
 
 MAX_OF_POD: Final = 16
@@ -32,11 +29,7 @@ PATIENCE: Final = 120.0
 """Seconds after which a pair that could not be told is dropped: its packets are too old."""
 _LOOK: Final = 5.0
 """Seconds between two looks at whether there is something to tell."""
-_TIMEOUT: Final = 15.0
-"""Seconds that the controller may take to answer."""
 _MAX_LEFT_OUT: Final = (1 << 32) - 1
-
-log = structlog.get_logger()
 
 _Key = tuple[str, Direction, IPv4Address]
 """The name of the pod's OVS port, the direction, and the other end."""
@@ -133,16 +126,5 @@ async def report_loop(agent: Agent, pairs: DeniedPairs) -> None:
             due = pairs.due()
             if not due.pairs:
                 continue
-            try:
-                await controllers.ask(
-                    "POST",
-                    paths.path_for(paths.DENIALS, agent.node),
-                    # A controller of an older version has no such path, or the Node is unknown.
-                    answers=dict.fromkeys((204, 404, 405), bytes),
-                    timeout=_TIMEOUT,
-                    data=encode(due),
-                )
-            except ControllerError as error:
-                log.debug("denials not told", reason=str(error))
-                continue
-            pairs.told(due)
+            if await controllers.tell(paths.DENIALS, due, TAKEN_OR_UNKNOWN):
+                pairs.told(due)

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import structlog
-
 from node_agent.cni_call import CniError, Pod
-from node_agent.controllers import ControllerError, Controllers
+from node_agent.controllers import Controllers
 from settings import Agent
 from wire import paths
-from wire.documents import MAX_PODS, NodeProblems, encode
+from wire.documents import MAX_PODS, NodeProblems
 from wire.sentences import readable
 
 LOOK: Final = 2.0
@@ -22,10 +20,6 @@ REPEAT: Final = 30.0
 """Seconds after which what is still so is said again: the controller may be a new one."""
 REMEMBER: Final = 300.0
 """Seconds after which a failed ADD is forgotten. While the pod is wanted, kubelet tries again."""
-_TIMEOUT: Final = 15.0
-"""Seconds that the controller may take to answer."""
-
-log = structlog.get_logger()
 
 
 class PodProblems:
@@ -83,19 +77,9 @@ async def report_loop(
             lasts = seen != NodeProblems() and time.monotonic() - told_at >= REPEAT
             if seen == told and not lasts:
                 continue
-            try:
-                await controllers.ask(
-                    "POST",
-                    paths.path_for(paths.PROBLEMS, agent.node),
-                    # 404: it knows no such Node, and says so where the configuration is asked for.
-                    answers={204: bytes, 404: bytes},
-                    timeout=_TIMEOUT,
-                    data=encode(seen),
-                )
-            except ControllerError as error:
-                log.debug("problems not told", reason=str(error))
-                continue
-            told, told_at = seen, time.monotonic()
+            # 404: it knows no such Node, and says so where the configuration is asked for.
+            if await controllers.tell(paths.PROBLEMS, seen, (204, 404)):
+                told, told_at = seen, time.monotonic()
 
 
 def _one_sentence(error: CniError) -> str:
