@@ -2,13 +2,16 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import aiohttp
 import structlog
 from kubernetes.aio import client
+from prometheus_client import Counter
 
+from controller.events import Telling
 from controller.kubernetes_api import UNREACHABLE, ApiError, Write, ask
 from settings import SettingsError
 
@@ -67,3 +70,15 @@ async def send(api: client.ApiClient, write: Write) -> int:
         return error.code
     response.release()
     return 0
+
+
+async def send_event(api: client.ApiClient, telling: Telling, outcomes: Counter) -> bool:
+    """Whether the Event was written, or refused for good; False: the one to repeat is gone.
+
+    The outcome is counted. Raises as `send` does.
+    """
+    code = await send(api, telling.write(socket.gethostname()))
+    if code == 404 and telling.times > 1:
+        return False
+    outcomes.labels("refused" if code else "told").inc()
+    return True

@@ -3,11 +3,10 @@
 A loop of its own: what is wrong with the cluster never waits for these.
 """
 
-import socket
 from pathlib import Path
 
 from controller import metrics
-from controller.api_writes import keep_writing, send
+from controller.api_writes import keep_writing, send_event
 from controller.denials import Denials
 from controller.kubernetes_api import connect
 
@@ -34,9 +33,7 @@ class DenialWriter:
                 telling = self._denials.telling(pair)
                 if telling is None:
                     continue
-                code = await send(api, telling.write(socket.gethostname()))
-                if code == 404 and telling.times > 1:
+                if await send_event(api, telling, metrics.DENIALS):
+                    self._denials.told(pair, telling)
+                else:
                     self._denials.lost(pair)
-                    continue
-                metrics.DENIALS.labels("refused" if code else "told").inc()
-                self._denials.told(pair, telling)

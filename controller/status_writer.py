@@ -4,14 +4,13 @@ A loop beside the reconciler, which never waits for it. Every look determines fr
 what is due, so nothing is lost while the API server is unavailable or refuses a write.
 """
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from controller import metrics
-from controller.api_writes import keep_writing, send
+from controller.api_writes import keep_writing, send, send_event
 from controller.conditions import Conditions
 from controller.events import Account, notices_of
 from controller.kubernetes_api import connect
@@ -58,9 +57,7 @@ class StatusWriter:
                 await send(api, patch.write)
                 self._conditions.patched(patch, self._monotonic())
             for telling in tellings:
-                code = await send(api, telling.write(socket.gethostname()))
-                if code == 404 and telling.times > 1:
+                if await send_event(api, telling, metrics.EVENTS):
+                    self._account.told(telling, self._monotonic())
+                else:
                     self._account.lost(telling)
-                    continue
-                metrics.EVENTS.labels("refused" if code else "told").inc()
-                self._account.told(telling, self._monotonic())
