@@ -46,11 +46,11 @@ def install_crd(lab: Lab, program: Path) -> None:
     """Install the CRD and wait until the API server serves it. Raises `LabError`."""
     apply = ["apply", "--server-side", "-f", str(program.with_name("crd.yaml"))]
     wait = ["wait", "--for=condition=Established", "--timeout=60s", f"crd/{CRD}"]
-    _kubectl(lab, apply)
+    lab.exec("control", ["kubectl", *apply])
     end = time.monotonic() + LONGEST_WAIT
     while True:
         try:
-            _kubectl(lab, wait)
+            lab.exec("control", ["kubectl", *wait], timeout=90)
         except LabError:
             # `kubectl wait` fails at once as long as the new CRD has no conditions at all.
             if time.monotonic() > end:
@@ -58,12 +58,6 @@ def install_crd(lab: Lab, program: Path) -> None:
             time.sleep(0.5)
         else:
             return
-
-
-def _kubectl(lab: Lab, arguments: Sequence[str]) -> None:
-    done = complete(lab.command("control", ["kubectl", *arguments]))
-    if done.returncode:
-        raise LabError(f"`kubectl {' '.join(arguments)}`: {done.stderr.strip()}")
 
 
 def run(
