@@ -12,13 +12,17 @@ def delta(number: int) -> Delta:
     return Delta(adds=(flow,))
 
 
-def test_change_that_is_too_large_is_not_kept_until_it_is_complete(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> journal.Journal:
+    """A small journal, in the middle of a change."""
     monkeypatch.setattr(journal, "MAX_COST", 10)
     made = journal.Journal()
     made.restart()
     made.hold()
+    return made
+
+
+def test_change_that_is_too_large_is_not_kept_until_it_is_complete(made: journal.Journal) -> None:
     for number in range(100):
         made.add(delta(number))
         assert len(made._held or ()) <= 11
@@ -27,11 +31,7 @@ def test_change_that_is_too_large_is_not_kept_until_it_is_complete(
     assert not made.take()
 
 
-def test_change_that_fits_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "MAX_COST", 10)
-    made = journal.Journal()
-    made.restart()
-    made.hold()
+def test_change_that_fits_is_one_step(made: journal.Journal) -> None:
     for number in range(10):
         made.add(delta(number))
     made.release()
