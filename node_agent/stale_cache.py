@@ -25,6 +25,8 @@ ROUND: Final = 0.6
 """Seconds in which Open vSwitch has looked at all cached flows after a change: a round is 0.5 s."""
 SHARE: Final = 20
 """A pause is at least so many times as long as it took to empty the cache before it."""
+LONGEST_PAUSE: Final = 10.0
+"""Seconds. A switch that did not answer for a moment has its next look soon."""
 MENDED_IN: Final = (3, 3)
 
 _VERSION: Final = re.compile(r"\(Open vSwitch\) (\d+)\.(\d+)")
@@ -49,16 +51,15 @@ class StaleCache:
     async def run(self) -> NoReturn:
         """Look for ever."""
         while True:
-            before = self._monotonic()
+            before, emptied = self._monotonic(), False
             try:
-                await self.look()
+                emptied = await self.look()
                 self._problem = ""
             except (AppctlError, OSError) as error:
                 if str(error) != self._problem:
                     self._problem = str(error)
                     log.warning("cached flows are not checked now", reason=self._problem)
-            took = self._monotonic() - before
-            await asyncio.sleep(max(INTERVAL, SHARE * took))
+            await asyncio.sleep(pause_after(self._monotonic() - before if emptied else 0.0))
 
     async def look(self) -> bool:
         """Empty the cache if that is needed now; returns whether it was. Raises `AppctlError`."""
@@ -75,6 +76,11 @@ class StaleCache:
             return False
         await appctl.call(self._run, "revalidator/purge")
         return True
+
+
+def pause_after(took: float) -> float:
+    """Seconds until the next look; `took` seconds to empty the cache, 0: it was not emptied."""
+    return min(max(INTERVAL, SHARE * took), LONGEST_PAUSE)
 
 
 def is_mended(version: str) -> bool:

@@ -5,7 +5,14 @@ import asyncio
 import pytest
 
 from node_agent import appctl, stale_cache
-from node_agent.stale_cache import ROUND, StaleCache, is_mended
+from node_agent.stale_cache import (
+    INTERVAL,
+    LONGEST_PAUSE,
+    ROUND,
+    StaleCache,
+    is_mended,
+    pause_after,
+)
 from tests.ovs import Ovs
 from tests.waiting import wait_until
 
@@ -113,3 +120,10 @@ def test_cache_of_a_mended_version_stays(
 )
 def test_version_that_is_not_known_is_taken_for_an_old_one(version: str, mended: bool) -> None:
     assert is_mended(version) == mended
+
+
+def test_switch_that_hangs_is_looked_at_again_soon() -> None:
+    """Also after the 20 s in which an answer may come."""
+    assert pause_after(0.0) == INTERVAL
+    assert INTERVAL < pause_after(0.1) < LONGEST_PAUSE
+    assert pause_after(appctl.PATIENCE) == LONGEST_PAUSE
