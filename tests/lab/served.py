@@ -1,6 +1,7 @@
 """Services for the lab's tests: their manifests, servers behind them, and clients before them."""
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from lab import Lab
 from lab.processes import running
 from tests.lab.pings import address
+from tests.waiting import wait_until
 
 A1, A2, B1 = "default/a1", "default/a2", "default/b1"
 NODE1, NODE2 = "172.30.1.1", "172.30.1.2"
@@ -123,14 +125,29 @@ def ask(
     return lab.exec(where, [sys.executable, "-c", ASKER, *words], timeout=300).stdout.splitlines()
 
 
+def answered(line: str) -> bool:
+    """Whether a server said this, and not the client's own kernel."""
+    return re.fullmatch(r"\S+ [0-9.]+ [0-9]+ \S+", line) is not None
+
+
 def answers(
     lab: Lab, where: str, address: str, port: int, *more: Any, **how: Any
 ) -> list[ServerAnswer]:
     """As `ask`; fails where a server does not answer."""
     heard = ask(lab, where, address, port, *more, **how)
+    assert all(map(answered, heard)), heard
     split = [line.split() for line in heard]
-    assert all(len(words) >= 3 for words in split), heard
     return [ServerAnswer(words[0], words[1], int(words[2])) for words in split]
+
+
+def wait_until_answered(
+    lab: Lab, clients: Iterable[str], address: str, port: int, protocol: str = "tcp"
+) -> None:
+    """Until a server answers each of the clients: nodes get their flows and rules one by one."""
+    for client in clients:
+        wait_until(
+            lambda c=client: answered(ask(lab, c, address, port, protocol, timeout=1)[0])  # type: ignore[misc]
+        )
 
 
 def service(
