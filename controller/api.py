@@ -27,6 +27,7 @@ from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
+from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
 from controller.reconciler import Reconciler
 from controller.work_budget import in_turns
@@ -82,6 +83,8 @@ class Api:
         self._cluster = cluster
         self._enrolment = enrolment
         self._policy = PolicyApi(reconciler, cluster)
+        self.questions = Questions(reconciler.inventory.knows_node)
+        """To agents."""
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
@@ -107,6 +110,8 @@ class Api:
                 web.post(paths.PROBLEMS, self._take_problems),
                 web.post(paths.ADDRESSES, self._take_addresses),
                 web.post(paths.DENIALS, self._take_denials),
+                web.get(paths.QUESTIONS, self._questions),
+                web.post(paths.ANSWER, self._take_answer),
             ]
         )
         if self._enrolment and not local:
@@ -174,13 +179,7 @@ class Api:
         name = request.match_info["node"]
         _only_own_node(request, name)
         after = request.query.get(paths.AFTER)
-        try:
-            wait = float(request.query.get(paths.WAIT, "0"))
-        except ValueError:
-            wait = math.nan
-        if math.isnan(wait):  # also when asked for: the event loop would lose its order over it
-            return _error(400, "wait: not a number of seconds")
-        deadline = asyncio.get_running_loop().time() + min(max(wait, 0.0), paths.MAX_WAIT)
+        deadline = asyncio.get_running_loop().time() + _seconds_to_wait(request)
         while True:
             changed = change()
             if not self._reconciler.listed.is_set():
@@ -273,6 +272,20 @@ class Api:
         if self._denials is not None:
             self._denials.take(name, given)
         return web.Response(status=204)
+
+    async def _questions(self, request: web.Request) -> web.Response:
+        """What the controller wants to know of the agent's node."""
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        if not self._reconciler.inventory.knows_node(name):
+            return _error(404, f"Node {name} is unknown")
+        return fetched(await self.questions.fetch(name, _seconds_to_wait(request)))
+
+    async def _take_answer(self, request: web.Request) -> web.Response:
+        name = request.match_info["node"]
+        _only_own_node(request, name)
+        body = await request.read()
+        return answered(self.questions.take(name, request.match_info["question"], body))
 
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)
@@ -394,6 +407,17 @@ def _only_own_node(request: web.Request, node: str) -> None:
     else:
         sentence = f"the certificate is {name or 'nobody'}'s, not Node {node}'s"
     raise _refused(web.HTTPForbidden, sentence)
+
+
+def _seconds_to_wait(request: web.Request) -> float:
+    """The query `WAIT` of a long poll. Raises `web.HTTPException`."""
+    try:
+        wait = float(request.query.get(paths.WAIT, "0"))
+    except ValueError:
+        wait = math.nan
+    if math.isnan(wait):  # also when asked for: the event loop would lose its order over it
+        raise _refused(web.HTTPBadRequest, "wait: not a number of seconds")
+    return min(max(wait, 0.0), paths.MAX_WAIT)
 
 
 def _refused(kind: type[web.HTTPError], sentence: str) -> web.HTTPError:

@@ -26,7 +26,7 @@ NodePort: TypeAlias = tuple[int, int]
 AddressPort: TypeAlias = tuple[IPv4Address, int, int]
 """An address, the protocol and the port."""
 
-_Elements: TypeAlias = dict[str, dict[str, str]]
+Elements: TypeAlias = dict[str, dict[str, str]]
 """By set, key and value as nft prints them; a plain set's values are empty."""
 
 _SETS: Final = (
@@ -95,7 +95,7 @@ class ServicePorts:
         }
 
     @classmethod
-    def read(cls, elements: "_Elements") -> Self:
+    def read(cls, elements: "Elements") -> Self:
         """The inverse of `elements`."""
         endpoints: dict[tuple[IPv4Address | None, int, int], tuple[IPv4Address, int]] = {}
         for key, value in elements["host-endpoints"].items():
@@ -129,6 +129,15 @@ class HostTable:
     def served(self) -> ServicePorts:
         """What is in the table, as `converge` left it."""
         return self._served
+
+    @property
+    def ranges(self) -> tuple[IPv4Network, IPv4Network] | None:
+        """The node's podCIDR and the range of all pods; None: not known yet."""
+        return self._ranges
+
+    async def elements(self) -> Elements:
+        """What the kernel has in the table now. Raises `NftError`."""
+        return await asyncio.to_thread(_elements, await nft.listed("ip"))
 
     def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
         """Set the node's ranges; before that, `converge` does nothing."""
@@ -210,7 +219,7 @@ def _host_ports(leases: Iterable[Lease]) -> dict[HostPort, IPv4Address]:
     return dict(claims.values())
 
 
-def _host_port_elements(leases: Iterable[Lease]) -> _Elements:
+def _host_port_elements(leases: Iterable[Lease]) -> Elements:
     anywhere, at = {}, {}
     for port, address in _host_ports(leases).items():
         key, value = f"{port.protocol} . {port.port}", f"{address} . {port.container_port}"
@@ -221,8 +230,8 @@ def _host_port_elements(leases: Iterable[Lease]) -> _Elements:
     return {"host-ports": anywhere, "host-ports-at": at}
 
 
-def _elements(listed: str) -> _Elements:
-    found: _Elements = {name: {} for name in _SETS}
+def _elements(listed: str) -> Elements:
+    found: Elements = {name: {} for name in _SETS}
     for name, elements in _SET.findall(listed):
         for element in filter(None, " ".join(elements.split()).split(", ")):
             key, _, value = element.partition(" : ")
@@ -245,7 +254,7 @@ def _address_and_port(value: str) -> tuple[IPv4Address, int]:
     return IPv4Address(address), int(port)
 
 
-def _difference(before: _Elements, after: _Elements) -> str:
+def _difference(before: Elements, after: Elements) -> str:
     """The transaction from one to the other; empty where there is nothing to do."""
     lines = []
     for name in _SETS:
@@ -260,7 +269,7 @@ def _difference(before: _Elements, after: _Elements) -> str:
     return "".join(lines)
 
 
-def _changed_udp(before: _Elements, after: _Elements) -> set[int]:
+def _changed_udp(before: Elements, after: Elements) -> set[int]:
     """The UDP ports of which the host translates connections differently now."""
     changed = set()
     for name in _TRANSLATING_SETS:

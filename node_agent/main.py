@@ -24,6 +24,7 @@ from node_agent.local_switch import LocalSwitch
 from node_agent.node import LocalNode
 from node_agent.ovsdb import Ovsdb
 from node_agent.problems import PodProblems, report_loop
+from node_agent.questions import answer_loop, answerer
 from node_agent.services import LocalServices
 from node_agent.stale_cache import StaleCache
 from node_agent.sysctl import Sysctls
@@ -134,6 +135,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(addresses.report_loop(agent, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(agent, denied)),
                     tasks.create_task(audit_loop(agent, mgmt)),
+                    tasks.create_task(answer_loop(agent, answerer(agent, netlink, table))),
                     tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
                 ]
                 if agent.datapath == "netdev":

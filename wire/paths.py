@@ -14,6 +14,10 @@ ADDRESSES: Final = "/v1/nodes/{node}/addresses"
 """POST: `NodeAddresses`; the answer is 204 without a body."""
 DENIALS: Final = "/v1/nodes/{node}/denials"
 """POST: `NodeDenials`; the answer is 204 without a body."""
+QUESTIONS: Final = "/v1/nodes/{node}/questions"
+"""GET: `wire.questions.NodeQuestions`. A long poll, without `AFTER`."""
+ANSWER: Final = "/v1/nodes/{node}/answers/{question}"
+"""POST: a `wire.questions.Answer`; the answer has no body. 410: nobody waits for it."""
 CERTIFICATE: Final = "/v1/nodes/{node}/certificate"
 """POST: a PKCS #10 request in PEM, with a ServiceAccount token (`Authorization: Bearer`); the
 answer is a certificate in PEM."""
@@ -28,6 +32,6 @@ MAX_CERTIFICATE_REQUEST: Final = 4096
 """Bytes of a certificate request. One for a P-256 key has about 400."""
 
 
-def path_for(path: str, node: str) -> str:
+def path_for(path: str, node: str, **more: str) -> str:
     """The path for one node."""
-    return path.format(node=node)
+    return path.format(node=node, **more)

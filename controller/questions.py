@@ -1,0 +1,161 @@
+"""Questions to agents: what only a node itself knows, for example what its conntrack holds.
+
+An agent fetches its questions by a long poll, so it needs no port that listens. A question waits
+for an answer for a bounded time. Agents answer only what they were asked: the name of an answer is
+a secret between the controller and one node.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from wire.documents import Refusal
+from wire.documents import encode as encode_document
+from wire.questions import (
+    MAX_ANSWER,
+    MAX_QUESTIONS,
+    Answer,
+    Asked,
+    Failure,
+    NodeQuestions,
+    Question,
+    decode_answer,
+    encode,
+)
+
+MOST_AT_ONCE: Final = 512
+"""Questions to all agents together that wait for an answer."""
+PATIENCE: Final = 15.0
+"""Seconds for an answer."""
+ABSENT: Final = 90.0
+"""Seconds after its last long poll in which an agent counts as there."""
+
+
+class NoAnswerError(Exception):
+    """An agent gives no answer; the text says which and why."""
+
+
+class _Node:
+    """What one node is asked."""
+
+    __slots__ = ("answers", "asked", "change", "polls", "seen")
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Asked] = {}
+        """By name, not fetched yet."""
+        self.answers: dict[str, asyncio.Future[Answer]] = {}
+        """By name, what is waited for."""
+        self.change = asyncio.Event()
+        self.seen: float | None = None
+        """When the last long poll ended or began; None: there was none."""
+        self.polls = 0
+        """Long polls so far."""
+
+
+class Questions:
+    """All questions that wait. `fetch` and `take` are the agents' side."""
+
+    def __init__(self, is_known: Callable[[str], bool]) -> None:
+        """`is_known` says whether there is such a Node."""
+        self._is_known = is_known
+        self._nodes: dict[str, _Node] = {}
+        self._waiting = 0
+
+    async def ask(self, node: str, question: Question, patience: float = PATIENCE) -> Answer:
+        """The answer of the node's agent.
+
+        A `Failure` of the agent is a `NoAnswerError`, too.
+        """
+        known = self._nodes.get(node)
+        now = asyncio.get_running_loop().time()
+        if known is None or known.seen is None or now - known.seen > ABSENT:
+            raise NoAnswerError(
+                f"Node {node}: its agent takes no questions; it does not run, or is too old"
+            )
+        if len(known.answers) >= MAX_QUESTIONS or self._waiting >= MOST_AT_ONCE:
+            raise NoAnswerError(f"Node {node}: too many questions wait for an answer; try again")
+        name = secrets.token_hex(8)
+        known.asked[name] = Asked(name, msgspec.Raw(encode(question)))
+        future = known.answers[name] = asyncio.get_running_loop().create_future()
+        known.change.set()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(patience):
+                answer: Answer = await future
+        except TimeoutError:
+            raise NoAnswerError(f"Node {node}: no answer in {patience:g} s") from None
+        finally:
+            self._waiting -= 1
+            known.answers.pop(name, None)
+            known.asked.pop(name, None)
+        if isinstance(answer, Failure):
+            raise NoAnswerError(f"Node {node}: {answer.reason}")
+        return answer
+
+    async def fetch(self, node: str, wait: float) -> NodeQuestions | None:
+        """What the node is asked now; None: nothing in so many seconds.
+
+        A later long poll of the node ends an earlier one, whose agent may be gone.
+        """
+        known = self._nodes.get(node) or self._add(node)
+        known.seen = asyncio.get_running_loop().time()
+        known.polls += 1
+        this = known.polls
+        known.change.set()
+        try:
+            async with asyncio.timeout(wait):
+                while not known.asked:
+                    known.change.clear()
+                    await known.change.wait()
+                    if known.polls != this:
+                        return None
+        except TimeoutError:
+            return None
+        finally:
+            known.seen = asyncio.get_running_loop().time()
+        asked = tuple(known.asked.values())
+        known.asked.clear()
+        return NodeQuestions(asked)
+
+    def take(self, node: str, name: str, body: bytes) -> bool:
+        """An answer; whether there was such a question.
+
+        An answer that cannot be read is a failure. At most `MAX_ANSWER` bytes are read.
+        """
+        known = self._nodes.get(node)
+        future = known.answers.get(name) if known is not None else None
+        if future is None or future.done():
+            return False
+        try:
+            if len(body) > MAX_ANSWER:
+                raise ValueError("it is too long")  # noqa: TRY301
+            answer = decode_answer(body)
+        except (msgspec.MsgspecError, ValueError) as error:
+            answer = Failure(f"its answer cannot be read: {str(error)[:200]}")
+        future.set_result(answer)
+        return True
+
+    def _add(self, node: str) -> _Node:
+        for gone in [name for name in self._nodes if not self._is_known(name)]:
+            del self._nodes[gone]
+        self._nodes[node] = _Node()
+        return self._nodes[node]
+
+
+def fetched(found: NodeQuestions | None) -> web.Response:
+    """As the agent gets it."""
+    if found is None:
+        return web.Response(status=304)
+    return web.Response(body=encode(found), content_type="application/json")
+
+
+def answered(known: bool) -> web.Response:
+    """What the agent gets for its answer."""
+    if known:
+        return web.Response(status=204)
+    body = encode_document(Refusal("there is no such question, or it waits no more"))
+    return web.Response(status=410, body=body, content_type="application/json")

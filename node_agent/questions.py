@@ -1,0 +1,127 @@
+"""Answers what the controller asks of this node."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+import msgspec
+import structlog
+from pyroute2 import AsyncIPRoute
+
+from node_agent.controllers import ControllerError, Controllers
+from node_agent.faults import NodeFault
+from node_agent.host_table import HostTable
+from node_agent.host_trace import trace_host
+from node_agent.switch_trace import trace_switch
+from settings import Agent
+from wire import paths
+from wire.questions import (
+    MAX_QUESTIONS,
+    Answer,
+    Asked,
+    Failure,
+    NodeQuestions,
+    Question,
+    TraceHost,
+    TraceSwitch,
+    decode_question,
+    decode_questions,
+    encode,
+)
+from wire.sentences import readable
+
+_WAIT: Final = 30
+"""Seconds that the controller may hold a request that has no news."""
+_BACKOFF: Final = (1.0, 20.0)
+"""Seconds before the second try, and at most."""
+_UNKNOWN: Final = 60.0
+"""Seconds until the next try, where the controller is too old to ask, or does not know the Node."""
+_TELLING: Final = 10.0
+
+log = structlog.get_logger()
+
+Answerer: TypeAlias = Callable[[Question], Awaitable[Answer]]
+
+
+def answerer(agent: Agent, netlink: AsyncIPRoute, table: HostTable) -> Answerer:
+    """Answers every kind of question that this version knows."""
+
+    async def answer(question: Question) -> Answer:
+        match question:
+            case TraceSwitch():
+                return await trace_switch(agent.ovs_run, agent.datapath, question)
+            case TraceHost():
+                return await trace_host(netlink, table, question)
+
+    return answer
+
+
+async def answer_loop(agent: Agent, answerer: Answerer) -> None:
+    """Fetch questions and answer them, a bounded number at the same time. Never ends.
+
+    A `NodeFault` or `OSError` of `answerer` is a `Failure`.
+    """
+    delay = _BACKOFF[0]
+    turns = asyncio.Semaphore(MAX_QUESTIONS)
+    async with Controllers(agent) as controllers, asyncio.TaskGroup() as tasks:
+        while True:
+            try:
+                asked = await _fetch(controllers, agent.node)
+            except ControllerError as error:
+                log.debug("no questions", reason=str(error))
+                await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
+                delay = min(delay * 2, _BACKOFF[1])
+                continue
+            delay = _BACKOFF[0]
+            if asked is None:
+                await asyncio.sleep(_UNKNOWN * random.uniform(0.5, 1))  # noqa: S311
+                continue
+            for each in asked.questions:
+                await turns.acquire()
+                task = tasks.create_task(_answer(controllers, agent.node, each, answerer))
+                task.add_done_callback(lambda _: turns.release())
+
+
+async def _fetch(controllers: Controllers, node: str) -> NodeQuestions | None:
+    """None: the controller is too old, or does not know the Node. Raises `ControllerError`."""
+
+    def read(body: bytes) -> NodeQuestions:
+        try:
+            return decode_questions(body)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"the questions cannot be read: {error}") from error
+
+    asked: NodeQuestions | None = await controllers.ask(
+        "GET",
+        paths.path_for(paths.QUESTIONS, node),
+        answers={
+            200: read,
+            304: lambda _: NodeQuestions(()),
+            **dict.fromkeys((404, 405), lambda _: None),
+        },
+        timeout=_WAIT + 15,
+        params={paths.WAIT: str(_WAIT)},
+    )
+    return asked
+
+
+async def _answer(controllers: Controllers, node: str, asked: Asked, answerer: Answerer) -> None:
+    answer: Answer
+    try:
+        answer = await answerer(decode_question(bytes(asked.question)))
+    except (msgspec.MsgspecError, ValueError) as error:
+        log.info("a question is not understood", reason=readable(str(error)))
+        answer = Failure("its agent is too old to answer this")
+    except (NodeFault, OSError) as error:
+        answer = Failure(readable(str(error)))
+    try:
+        await controllers.ask(
+            "POST",
+            paths.path_for(paths.ANSWER, node, question=asked.id),
+            answers=dict.fromkeys((204, 404, 410), bytes),
+            timeout=_TELLING,
+            data=encode(answer),
+        )
+    except ControllerError as error:
+        log.debug("an answer is not told", reason=str(error))
