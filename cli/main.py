@@ -6,6 +6,7 @@ from typing import Final
 import click
 
 COMMANDS: Final = {
+    "check": "cli.check:check",
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",
     "policy": "cli.policy:policy",

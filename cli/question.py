@@ -15,7 +15,8 @@ from controller.offline.from_manifests import Offline, from_manifests
 from controller.offline.manifests import ManifestError, Manifests
 
 
-def _network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Network | None:
+def network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Network | None:
+    """Read an option that is a range."""
     try:
         return IPv4Network(value) if value is not None else None
     except ValueError as error:
@@ -28,7 +29,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--pod-range",
         metavar="CIDR",
-        callback=_network,
+        callback=network,
         help="With --cluster: the range of all pods.  [default: the smallest with all podCIDRs]",
     )(command)
     return click.option(

@@ -23,7 +23,7 @@ from wire.documents import NodeConfig
 
 NUD_PERMANENT: Final = 0x80
 _RTN_UNICAST: Final = 1
-_FORWARDING_TYPES: Final = {_RTN_UNICAST, 6, 7, 8, 9}
+FORWARDING_TYPES: Final = {_RTN_UNICAST, 6, 7, 8, 9}
 """Also blackhole, unreachable, prohibit and throw (rtnetlink(7)): they take traffic as well."""
 _IFF_UP: Final = 1
 _IFF_LOOPBACK: Final = 8
@@ -73,7 +73,11 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
     links = {link["index"]: link async for link in await netlink.get_links()}
     addresses = [address async for address in await netlink.get_addr(family=socket.AF_INET)]
     uplink = next(
-        (links[a["index"]] for a in addresses if _of(a) == config.address and a["index"] in links),
+        (
+            links[a["index"]]
+            for a in addresses
+            if address_of(a) == config.address and a["index"] in links
+        ),
         None,
     )
     if uplink is None:
@@ -94,17 +98,17 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
     if len(set(mtus.values())) > 1:
         log.debug("uplinks of different MTU", mtus=mtus)
     own = {
-        _of(address)
+        address_of(address)
         for address in addresses
         if address["scope"] == _SCOPE_GLOBAL
         and link_names.get(address["index"]) != names.GATEWAY_PORT
-        and not _of(address).is_link_local
-        and not any(_of(address) in network for network in ranges.values())
+        and not address_of(address).is_link_local
+        and not any(address_of(address) in network for network in ranges.values())
     }
     return Uplink(min(mtus.values()), tuple(problems), tuple(sorted(own)))
 
 
-def _of(address: Any) -> IPv4Address:
+def address_of(address: Any) -> IPv4Address:
     return IPv4Address(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
 
 
@@ -117,8 +121,8 @@ def _taking_addresses(
     """
     for address in addresses:
         link = link_names.get(address["index"], "?")
-        if link != names.GATEWAY_PORT and _of(address) in pod_range:
-            yield "cluster.podRange", f"address {_of(address)}/{address['prefixlen']}", link
+        if link != names.GATEWAY_PORT and address_of(address) in pod_range:
+            yield "cluster.podRange", f"address {address_of(address)}/{address['prefixlen']}", link
 
 
 def _taking_routes(
@@ -131,7 +135,7 @@ def _taking_routes(
     for route in found:
         link = link_names.get(route.get_attr("RTA_OIF"), "?")
         network = routes.destination_of(route)
-        if link == names.GATEWAY_PORT or route["type"] not in _FORWARDING_TYPES:
+        if link == names.GATEWAY_PORT or route["type"] not in FORWARDING_TYPES:
             continue
         for field, cluster_range in ranges.items():
             # For the whole range, ours has the best metric: 0.

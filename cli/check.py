@@ -1,0 +1,200 @@
+"""`sluice check`: what is wrong with nodes, before and after installation."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from cli.controller import Controller, RequestError, controller_options
+from cli.question import network, print_json, say_nothing_by_itself
+from settings import Settings, SettingsError, load
+from wire.findings import Finding, NodeFindings, Severity
+
+COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
+    nodes: tuple[NodeFindings, ...]
+    unanswered: dict[str, str]
+    """Nodes that were not checked, and why."""
+
+
+def _addresses(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> tuple[IPv4Address, ...]:
+    try:
+        return tuple(map(IPv4Address, values))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command("check")
+@click.option("--before", is_flag=True, help="Check this machine, which has no Sluice yet.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --before: the configuration file that Sluice will have.",
+)
+@click.option(
+    "--pod-range", metavar="CIDR", callback=network,
+    help="With --before: the range of all pods.  [default: of --config, or 10.244.0.0/16]",
+)  # fmt: skip
+@click.option(
+    "--service-range", metavar="CIDR", callback=network,
+    help="With --before: the range of Services.  [default: of --config, or 10.96.0.0/12]",
+)  # fmt: skip
+@click.option(
+    "--node-address", "own", metavar="ADDRESS",
+    help="With --before: this node's address (InternalIP).  [default: by which --peer is reached]",
+)  # fmt: skip
+@click.option(
+    "--peer", "peers", metavar="ADDRESS", multiple=True, callback=_addresses,
+    help="With --before: the address of another node, to which full packets are sent. Can be"
+    " repeated.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
+@controller_options
+def check(
+    before: bool,
+    config: Path | None,
+    pod_range: IPv4Network | None,
+    service_range: IPv4Network | None,
+    own: str | None,
+    peers: tuple[IPv4Address, ...],
+    as_json: bool,
+    controller: Controller,
+) -> None:
+    """Find what is wrong with nodes: each finding names the object and its cure.
+
+    Looked at are versions (kernel, its modules, Open vSwitch, nftables), ranges that overlap,
+    ports that are taken or blocked, the MTU of the path to other nodes, clocks, certificates, and
+    what kube-proxy and other networks have left.
+
+    With --before it is this machine, as root, with the packages of `sluice[agent]`. It is not
+    changed, and packets go only to the controllers of FILE and to each --peer.
+
+    \b
+    Is this machine fit to be a node?
+      sluice check --before
+    With the configuration that it will have, and the path to another node?
+      sluice check --before --config sluice.yaml --peer 10.0.0.12
+
+    Exit code 1 if an error was found. A warning does not change the exit code.
+    """  # noqa: D301  click's mark for lines that are to stay as they are
+    given = {
+        "--config": config,
+        "--pod-range": pod_range,
+        "--service-range": service_range,
+        "--peer": peers,
+    }
+    say_nothing_by_itself()
+    if not before:
+        wrong = [name for name, value in given.items() if value]
+        if wrong:
+            raise click.UsageError(f"{wrong[0]} goes with --before")
+        raise click.UsageError("give --before")
+    report = Report((_here(config, pod_range, service_range, own, peers),), {})
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    failed = any(f.severity is Severity.ERROR for node in report.nodes for f in node.findings)
+    sys.exit(1 if failed or report.unanswered else 0)
+
+
+# --- this machine ---
+
+
+def _here(
+    config: Path | None,
+    pod_range: IPv4Network | None,
+    service_range: IPv4Network | None,
+    own: str | None,
+    peers: tuple[IPv4Address, ...],
+) -> NodeFindings:
+    try:
+        # Of the extra `agent`, which a laptop has no use for.
+        from node_agent.checks import facts, host_facts, local  # noqa: PLC0415
+    except ImportError as error:
+        raise RequestError(
+            f"to check this machine, install `sluice[agent]` on it: {error}"
+        ) from error
+    try:
+        settings = load(config) if config is not None else Settings()
+        address = _own_address(own, peers)
+    except (SettingsError, ValueError) as error:
+        raise RequestError(str(error)) from error
+    wanted = local.wanted_before(socket.gethostname(), settings)
+    wanted = msgspec.structs.replace(
+        wanted,
+        pod_range=pod_range or wanted.pod_range,
+        service_range=service_range or wanted.service_range,
+        address=address,
+        peers=tuple(facts.Peer(str(each), each) for each in peers),
+    )
+    agent = settings.agent
+    places = local.places_of(agent) if agent is not None else host_facts.Places()
+    try:
+        return asyncio.run(local.check(wanted, places))
+    except TimeoutError:
+        raise RequestError(
+            "the check was not done in time: look at what this machine does"
+        ) from None
+
+
+def _own_address(given: str | None, peers: Iterable[IPv4Address]) -> IPv4Address | None:
+    """The address from which this machine sends to its peers."""
+    if given is not None:
+        return IPv4Address(given)
+    for peer in peers:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            try:
+                # This sends nothing (udp(7)).
+                way.connect((str(peer), 9))
+            except OSError:
+                continue
+            return IPv4Address(way.getsockname()[0])
+    return None
+
+
+# --- the answer ---
+
+
+def _show(report: Report) -> None:
+    for node in report.nodes:
+        _show_node(node)
+    for name, why in sorted(report.unanswered.items()):
+        click.echo(click.style(f"{name}: not checked: {why}", fg="red"))
+
+
+def _show_node(given: NodeFindings) -> None:
+    errors = sum(each.severity is Severity.ERROR for each in given.findings)
+    warnings = len(given.findings) - errors
+    counts = [_count(errors, "error"), _count(warnings, "warning")]
+    found = ", ".join(filter(None, counts)) or "nothing is wrong"
+    click.echo(f"{click.style(given.node, bold=True)}: {found}")
+    for each in given.findings:
+        _show_finding(each)
+    if given.left_out:
+        click.echo(f"  and {given.left_out} more")
+    for sentence in given.unchecked:
+        click.echo(click.style(f"  not checked: {sentence}", dim=True))
+
+
+def _show_finding(given: Finding) -> None:
+    word = click.style(given.severity.value, fg=COLOURS[given.severity])
+    click.echo(f"  {word}  {given.subject}: {given.text}")
+    click.echo(f"         cure: {given.cure}")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number > 1)}" if number else ""

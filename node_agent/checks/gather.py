@@ -1,0 +1,128 @@
+"""Look at a host: all its facts."""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from pyroute2 import NetlinkError
+
+from flows import names
+from node_agent.checks import host_facts, probes
+from node_agent.checks.facts import Facts, HostAddress, Link, PathMtu, Peer, Reached, Wanted
+from node_agent.checks.host_facts import Notes, Places
+from node_agent.checks.network_facts import network
+
+LONGEST: Final = 45.0
+"""Seconds for everything."""
+MOST_CONTROLLERS: Final = 8
+
+
+async def gather(wanted: Wanted, places: Places) -> Facts:
+    """Everything that the findings depend on. Raises `TimeoutError` after `LONGEST`."""
+    notes = Notes()
+    async with asyncio.timeout(LONGEST):
+        try:
+            links, addresses, routes = await network()
+        except (NetlinkError, OSError) as error:
+            notes.append(f"interfaces, addresses and routes: {error}")
+            links, addresses, routes = [], [], []
+        async with asyncio.TaskGroup() as tasks:
+            chains = tasks.create_task(host_facts.nft_chains())
+            legacy = tasks.create_task(host_facts.legacy_chains(places, notes))
+            nft = tasks.create_task(host_facts.nft_version())
+            python = tasks.create_task(host_facts.python_version(places))
+            ovs = tasks.create_task(host_facts.open_vswitch(places))
+            reached = tasks.create_task(_reached(wanted))
+            offset = tasks.create_task(_offset(wanted, notes))
+            paths = tasks.create_task(_paths(wanted, links, addresses, notes))
+            release = os.uname().release
+            needed = ("openvswitch", wanted.tunnel) if wanted.datapath == "system" else ()
+            modules = await asyncio.to_thread(host_facts.modules, places, release, needed, notes)
+    found, tables, problem = chains.result()
+    return Facts(
+        kernel=release,
+        modules=modules,
+        python=python.result(),
+        nft=nft.result(),
+        nft_problem=problem,
+        chains=(*found, *legacy.result()),
+        tables=tuple(tables),
+        open_vswitch=ovs.result(),
+        links=tuple(links),
+        addresses=tuple(addresses),
+        routes=tuple(routes),
+        cni_files=tuple(host_facts.cni_files(places, notes)),
+        certificates=tuple(
+            each for path in wanted.certificates for each in host_facts.certificates(path, notes)
+        ),
+        listeners=host_facts.listeners(places),
+        reached=reached.result(),
+        paths=paths.result(),
+        clock_offset=offset.result(),
+        now=datetime.now(UTC),
+        unchecked=tuple(notes),
+    )
+
+
+async def _reached(wanted: Wanted) -> tuple[Reached, ...]:
+    ways = [
+        (host, port)
+        for host in wanted.controllers[:MOST_CONTROLLERS]
+        for port in (wanted.openflow_port, wanted.api_port)
+    ]
+    return tuple(await asyncio.gather(*(probes.reach(*way) for way in ways)))
+
+
+async def _offset(wanted: Wanted, notes: Notes) -> float | None:
+    for host in wanted.controllers[:MOST_CONTROLLERS]:
+        for scheme in ("https", "http"):
+            url = f"{scheme}://{host}:{wanted.api_port}"
+            if (found := await probes.clock_offset(url)) is not None:
+                return found
+    if wanted.controllers and wanted.installed:
+        notes.append("the clock: no controller says what time it is")
+    return None
+
+
+async def _paths(
+    wanted: Wanted, links: Iterable[Link], addresses: Iterable[HostAddress], notes: Notes
+) -> tuple[PathMtu, ...]:
+    mtus = {link.name: link.mtu for link in links}
+    peers = probes.some_peers(wanted.peers)
+    if not peers:
+        return ()
+    own = next((mtus.get(each.link) for each in addresses if each.address == wanted.address), None)
+    ways: list[tuple[Peer, int, bool]] = []
+    for peer in peers:
+        if own is not None:
+            # As much as the tunnel may send: less than the interface if `cluster.mtu` says so.
+            most = own if wanted.mtu is None else wanted.mtu + names.ENCAPSULATION_OVERHEAD
+            ways.append((peer, min(own, most), False))
+        if peer.gateway is not None and (gateway := mtus.get(names.GATEWAY_PORT)):
+            ways.append((peer, gateway, True))
+    try:
+        found = await asyncio.gather(
+            *(
+                probes.path_mtu(peer.gateway if inside and peer.gateway else peer.address, most)
+                for peer, most, inside in ways
+            )
+        )
+    except OSError as error:
+        notes.append(f"path MTU to other nodes: {error}")
+        return ()
+    silent = [
+        peer.name
+        for (peer, _, inside), mtu in zip(ways, found, strict=True)
+        if mtu is None and not inside
+    ]
+    if silent:
+        notes.append(
+            f"path MTU to {', '.join(silent)}: no answer to ICMP echo requests from their"
+            " addresses; open ICMP between the nodes"
+        )
+    return tuple(
+        PathMtu(peer, most, mtu, inside)
+        for (peer, most, inside), mtu in zip(ways, found, strict=True)
+    )
