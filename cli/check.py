@@ -11,20 +11,19 @@ from typing import Final
 import click
 import msgspec
 
-from cli.controller import Controller, RequestError, controller_options
+from cli.controller import (
+    Controller,
+    RequestError,
+    ask,
+    completion,
+    controller_options,
+    convert,
+)
 from cli.question import network, print_json, say_nothing_by_itself
 from settings import Settings, SettingsError, load
-from wire.findings import Finding, NodeFindings, Severity
+from wire.findings import MAX_NODES, CheckReport, Finding, NodeFindings, Peer, Severity
 
 COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What `--json` prints."""
-
-    nodes: tuple[NodeFindings, ...]
-    unanswered: dict[str, str]
-    """Nodes that were not checked, and why."""
 
 
 def _addresses(
@@ -37,6 +36,12 @@ def _addresses(
 
 
 @click.command("check")
+@click.argument(
+    "nodes",
+    metavar="[NODE]...",
+    nargs=-1,
+    shell_complete=completion("/v1/status", lambda report: report["nodes"].keys()),
+)
 @click.option("--before", is_flag=True, help="Check this machine, which has no Sluice yet.")
 @click.option(
     "--config",
@@ -64,6 +69,7 @@ def _addresses(
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
 def check(
+    nodes: tuple[str, ...],
     before: bool,
     config: Path | None,
     pod_range: IPv4Network | None,
@@ -75,20 +81,24 @@ def check(
 ) -> None:
     """Find what is wrong with nodes: each finding names the object and its cure.
 
-    Looked at are versions (kernel, its modules, Open vSwitch, nftables), ranges that overlap,
-    ports that are taken or blocked, the MTU of the path to other nodes, clocks, certificates, and
-    what kube-proxy and other networks have left.
+    The agents of all nodes, or of each NODE, look at the same time: at versions (kernel, its
+    modules, Open vSwitch, nftables), ranges that overlap, ports that are taken or blocked, the MTU
+    of the path to other nodes, clocks, certificates, and what kube-proxy and other networks have
+    left.
 
     With --before it is this machine, as root, with the packages of `sluice[agent]`. It is not
     changed, and packets go only to the controllers of FILE and to each --peer.
 
     \b
+    Is anything wrong on any node?
+      sluice check
     Is this machine fit to be a node?
       sluice check --before
     With the configuration that it will have, and the path to another node?
       sluice check --before --config sluice.yaml --peer 10.0.0.12
 
-    Exit code 1 if an error was found. A warning does not change the exit code.
+    Exit code 1 if an error was found, or a node gave no answer. A warning does not change the exit
+    code.
     """  # noqa: D301  click's mark for lines that are to stay as they are
     given = {
         "--config": config,
@@ -101,14 +111,34 @@ def check(
         wrong = [name for name, value in given.items() if value]
         if wrong:
             raise click.UsageError(f"{wrong[0]} goes with --before")
-        raise click.UsageError("give --before")
-    report = Report((_here(config, pod_range, service_range, own, peers),), {})
+        report = _agents(controller, nodes)
+    elif nodes:
+        raise click.UsageError("--before is about this machine: give no NODE")
+    else:
+        report = CheckReport((_here(config, pod_range, service_range, own, peers),), {})
     if as_json:
         print_json(report)
     else:
         _show(report)
     failed = any(f.severity is Severity.ERROR for node in report.nodes for f in node.findings)
     sys.exit(1 if failed or report.unanswered else 0)
+
+
+# --- the nodes of a cluster ---
+
+
+def _agents(controller: Controller, nodes: tuple[str, ...]) -> CheckReport:
+    names = sorted(nodes or ask(controller, "/v1/status", {})["nodes"])
+    found: list[NodeFindings] = []
+    unanswered: dict[str, str] = {}
+    for start in range(0, len(names), MAX_NODES):
+        if start:
+            click.echo(f"{start:,} of {len(names):,} nodes", err=True)
+        some = names[start : start + MAX_NODES]
+        report = convert(ask(controller, "/v1/check", {"node": some}), CheckReport)
+        found += report.nodes
+        unanswered |= report.unanswered
+    return CheckReport(tuple(found), unanswered)
 
 
 # --- this machine ---
@@ -123,7 +153,7 @@ def _here(
 ) -> NodeFindings:
     try:
         # Of the extra `agent`, which a laptop has no use for.
-        from node_agent.checks import facts, host_facts, local  # noqa: PLC0415
+        from node_agent.checks import host_facts, local  # noqa: PLC0415
     except ImportError as error:
         raise RequestError(
             f"to check this machine, install `sluice[agent]` on it: {error}"
@@ -139,7 +169,7 @@ def _here(
         pod_range=pod_range or wanted.pod_range,
         service_range=service_range or wanted.service_range,
         address=address,
-        peers=tuple(facts.Peer(str(each), each) for each in peers),
+        peers=tuple(Peer(str(each), each) for each in peers),
     )
     agent = settings.agent
     places = local.places_of(agent) if agent is not None else host_facts.Places()
@@ -169,7 +199,7 @@ def _own_address(given: str | None, peers: Iterable[IPv4Address]) -> IPv4Address
 # --- the answer ---
 
 
-def _show(report: Report) -> None:
+def _show(report: CheckReport) -> None:
     for node in report.nodes:
         _show_node(node)
     for name, why in sorted(report.unanswered.items()):

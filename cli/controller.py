@@ -3,7 +3,7 @@
 import functools
 import http.client
 import socket as sockets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -16,6 +16,8 @@ from lab.layout import LabLayout
 from wire import viewing
 
 T = TypeVar("T")
+Query: TypeAlias = Mapping[str, str | Sequence[str]]
+"""A sequence is repeated."""
 Completion: TypeAlias = Callable[[click.Context, click.Parameter, str], list[str]]
 
 LONGEST_WAIT: Final = 60.0
@@ -118,7 +120,7 @@ _OPTIONS: Final = (
 )
 
 
-def ask(controller: Controller, path: str, query: Mapping[str, str]) -> Any:
+def ask(controller: Controller, path: str, query: Query) -> Any:
     """Ask for JSON. Raises `RequestError`."""
     try:
         return msgspec.json.decode(_ask(controller, path, query))
@@ -141,13 +143,15 @@ def ask_lines(controller: Controller, path: str) -> list[bytes]:
     return _ask(controller, path, {}).splitlines()
 
 
-def _ask(controller: Controller, path: str, query: Mapping[str, str]) -> bytes:
+def _ask(controller: Controller, path: str, query: Query) -> bytes:
     connected, where, token = _reach(controller)
     connected.settimeout(LONGEST_WAIT)
     connection = _Connection(connected)
     try:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        connection.request("GET", f"{path}?{urlencode(query)}" if query else path, headers=headers)
+        connection.request(
+            "GET", f"{path}?{urlencode(query, doseq=True)}" if query else path, headers=headers
+        )
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -22,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller import flow_report, metrics, service_report
 from controller.agent_problems import take_problems
+from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
 from controller.denials import Denials
 from controller.enrolment import Enrolment
@@ -128,6 +129,7 @@ class Api:
             web.get("/v1/services", self._all_services),
             web.get("/v1/services/{namespace}/{name}", self._one_service),
             *self._policy.routes(),
+            *CheckApi(self._reconciler, self.questions).routes(),
         ]
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -125,6 +125,7 @@ async def _run(agent: Agent) -> None:
             )
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
+                answers = answerer(agent, netlink, table, node.config)
                 running = [
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),
@@ -135,7 +136,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(addresses.report_loop(agent, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(agent, denied)),
                     tasks.create_task(audit_loop(agent, mgmt)),
-                    tasks.create_task(answer_loop(agent, answerer(agent, netlink, table))),
+                    tasks.create_task(answer_loop(agent, answers)),
                     tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
                 ]
                 if agent.datapath == "netdev":

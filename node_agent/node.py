@@ -134,6 +134,10 @@ class LocalNode:
         """The host's own addresses and the pods' MTU; None before the first check."""
         return self._addresses
 
+    def config(self) -> NodeConfig | None:
+        """What the controller has said of the node; None: nothing yet."""
+        return self._wanted
+
     def report_enrolment(self, problem: str) -> None:
         """Note why this node cannot get its certificate; empty when it has one."""
         self._unenrolled = problem

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute
 
+from node_agent.checks.local import answer_check
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
@@ -16,10 +17,12 @@ from node_agent.host_trace import trace_host
 from node_agent.switch_trace import trace_switch
 from settings import Agent
 from wire import paths
+from wire.documents import NodeConfig
 from wire.questions import (
     MAX_QUESTIONS,
     Answer,
     Asked,
+    CheckNode,
     Failure,
     NodeQuestions,
     Question,
@@ -44,8 +47,17 @@ log = structlog.get_logger()
 Answerer: TypeAlias = Callable[[Question], Awaitable[Answer]]
 
 
-def answerer(agent: Agent, netlink: AsyncIPRoute, table: HostTable) -> Answerer:
-    """Answers every kind of question that this version knows."""
+def answerer(
+    agent: Agent,
+    netlink: AsyncIPRoute,
+    table: HostTable,
+    config: Callable[[], NodeConfig | None],
+) -> Answerer:
+    """Answers every kind of question that this version knows.
+
+    `config` is what the controller has said of the node; None: nothing yet.
+    """
+    one_check = asyncio.Lock()
 
     async def answer(question: Question) -> Answer:
         match question:
@@ -53,6 +65,9 @@ def answerer(agent: Agent, netlink: AsyncIPRoute, table: HostTable) -> Answerer:
                 return await trace_switch(agent.ovs_run, agent.datapath, question)
             case TraceHost():
                 return await trace_host(netlink, table, question)
+            case CheckNode():
+                async with one_check:
+                    return await answer_check(agent, config(), question)
 
     return answer
 

@@ -1,6 +1,7 @@
 """What is wrong with a node, found by looking at it: `sluice check`."""
 
 from enum import Enum
+from ipaddress import IPv4Address
 from typing import Annotated, Final
 
 import msgspec
@@ -11,6 +12,20 @@ from wire.documents import Sentence
 MAX_FINDINGS: Final = 64
 """Findings about one node; further ones are counted."""
 MAX_UNCHECKED: Final = 64
+MAX_PEERS: Final = 16
+"""Other nodes to which one node sends probes."""
+MAX_NODES: Final = 64
+"""Nodes of one report: their agents look at the same time."""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another node."""
+
+    name: Sentence
+    address: IPv4Address
+    gateway: IPv4Address | None = None
+    """Its own address among the pods, which is reached through the tunnel; None: before
+    installation."""
 
 
 class Severity(Enum):
@@ -43,3 +58,11 @@ class NodeFindings(msgspec.Struct, frozen=True, rename="camel"):
     """Findings beyond `MAX_FINDINGS`."""
     unchecked: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_UNCHECKED)] = ()
     """What could not be looked at, and why."""
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """Everything that was found on some nodes."""
+
+    nodes: tuple[NodeFindings, ...]
+    unanswered: dict[str, str]
+    """By name, the nodes that were not checked, and why."""

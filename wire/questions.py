@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from wire.documents import Sentence
+from wire.findings import MAX_PEERS, NodeFindings, Peer
 
 MAX_QUESTIONS: Final = 8
 """Questions that one agent has at a time."""
@@ -99,7 +100,14 @@ class TraceHost(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel",
     """What the stack has made of packets traced before; their replies are translated back."""
 
 
-Question: TypeAlias = TraceSwitch | TraceHost
+class CheckNode(msgspec.Struct, frozen=True, omit_defaults=True, tag="checkNode"):
+    """What is wrong with the node. The answer is a `Checked`."""
+
+    peers: Annotated[tuple[Peer, ...], Meta(max_length=MAX_PEERS)] = ()
+    """Other nodes, to which it sends probes."""
+
+
+Question: TypeAlias = TraceSwitch | TraceHost | CheckNode
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -177,13 +185,19 @@ class HostTrace(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel",
     """To which it goes `outside`; None: to the destination itself."""
 
 
+class Checked(msgspec.Struct, frozen=True, tag="checked"):
+    """What was found on the node."""
+
+    found: NodeFindings
+
+
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
     """Why there is no answer."""
 
     reason: Sentence
 
 
-Answer: TypeAlias = SwitchTrace | HostTrace | Failure
+Answer: TypeAlias = SwitchTrace | HostTrace | Checked | Failure
 
 
 def encode(content: Question | NodeQuestions | Answer) -> bytes:

@@ -10,15 +10,7 @@ from typing import Literal
 
 import msgspec
 
-
-class Peer(msgspec.Struct, frozen=True):
-    """Another node."""
-
-    name: str
-    address: IPv4Address
-    gateway: IPv4Address | None = None
-    """Its own address among the pods, which is reached through the tunnel; None: before
-    installation."""
+from wire.findings import Peer
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):

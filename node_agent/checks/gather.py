@@ -10,9 +10,10 @@ from pyroute2 import NetlinkError
 
 from flows import names
 from node_agent.checks import host_facts, probes
-from node_agent.checks.facts import Facts, HostAddress, Link, PathMtu, Peer, Reached, Wanted
+from node_agent.checks.facts import Facts, HostAddress, Link, PathMtu, Reached, Wanted
 from node_agent.checks.host_facts import Notes, Places
 from node_agent.checks.network_facts import network
+from wire.findings import Peer
 
 LONGEST: Final = 45.0
 """Seconds for everything."""

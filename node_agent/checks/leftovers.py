@@ -62,7 +62,7 @@ NETWORKS: Final = (
             ("kube-bridge", "kube-dummy-if"), ()),
     Network("kindnet", (), ("kindnet-*", "kube-network-policies"), (), ("kindnet",)),
     # Of the plugin `bridge` under the name that Flannel and K3s give to it.
-    Network("a network with the bridge cni0", (), (), ("cni0",), ()),
+    Network("the CNI plugin bridge", (), (), ("cni0",), ()),
 )  # fmt: skip
 
 

@@ -17,10 +17,9 @@ from typing import Final, Self
 
 import aiohttp
 
-from node_agent.checks.facts import Peer, Reached
+from node_agent.checks.facts import Reached
+from wire.findings import MAX_PEERS, Peer
 
-MOST_PEERS: Final = 16
-"""Other nodes that one node probes."""
 CONNECT: Final = 3.0
 """Seconds for a connection."""
 ECHO: Final = 0.7
@@ -184,7 +183,7 @@ def _checksum(data: bytes) -> int:
 
 def some_peers(peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
     """Those that are probed, other ones each time."""
-    if len(peers) <= MOST_PEERS:
+    if len(peers) <= MAX_PEERS:
         return peers
     start = int(time.monotonic()) % len(peers)
-    return (peers[start:] + peers[:start])[:MOST_PEERS]
+    return (peers[start:] + peers[:start])[:MAX_PEERS]
