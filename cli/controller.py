@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import click
 import msgspec
 
+from controller.reports import VERSION
 from lab.layout import LabLayout
 from wire import viewing
 
@@ -129,7 +130,16 @@ def ask(controller: Controller, path: str, query: Query) -> Any:
 
 
 def convert(answer: object, kind: type[T]) -> T:
-    """An answer as a report. Raises `RequestError` if a controller of another version made it."""
+    """An answer as a report; fields that this program does not know are ignored.
+
+    Raises `RequestError` if a controller of another version made it.
+    """
+    given = answer.get("version", VERSION) if isinstance(answer, dict) else VERSION
+    if given != VERSION:
+        raise RequestError(
+            f"the controller makes reports of version {given}, and this program reads version"
+            f" {VERSION}: take the command of the controller's version"
+        )
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as error:

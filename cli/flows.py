@@ -1,13 +1,15 @@
 """`sluice flows`: what a node's switch holds, and why."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 import click
-import msgspec
 
-from cli.controller import Controller, ask, completion, controller_options
+from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.output import print_json
+from controller.reports.flows import FlowReport, FlowRow, GroupRow
 from flows.pipeline import LAYOUT
 
 STATE_COLOURS = {
@@ -22,18 +24,73 @@ MAX_NAMED_ENDPOINTS = 16
 """Endpoints of a group; `--json` has all."""
 
 
+def _nodes(report: Any) -> Iterable[str]:
+    return [*report["nodes"]]
+
+
+def _pods(report: Any) -> Iterable[str]:
+    nodes = report["nodes"].values()
+    return {port["pod"] for node in nodes for port in node["attachments"].values()}
+
+
+def _services(report: Any) -> Iterable[str]:
+    return [f"{row['namespace']}/{row['name']}" for row in report["services"]]
+
+
+def _tables(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    return [name for name in LAYOUT.tables if name.lower().startswith(begun.lower())]
+
+
 @click.command("flows")
 @click.argument(
-    "node", shell_complete=completion("/v1/status", lambda report: report["nodes"].keys())
+    "node_argument",
+    metavar="[NODE]",
+    required=False,
+    shell_complete=completion("/v1/status", _nodes),
 )
-@click.option("--table", help="Only this table, by name; see docs/pipeline.md for all of them.")
+@click.option(
+    "--node", metavar="NODE", shell_complete=completion("/v1/status", _nodes), help="As NODE."
+)
+@click.option(
+    "--table",
+    shell_complete=_tables,
+    help="Only this table, by name or number; docs/pipeline.md has all of them.",
+)
+@click.option(
+    "--pod",
+    metavar="NAMESPACE/NAME",
+    shell_complete=completion("/v1/status", _pods),
+    help="Only flows that exist for this pod. NODE may be left out: it is the pod's.",
+)
+@click.option(
+    "--service",
+    metavar="NAMESPACE/NAME",
+    shell_complete=completion("/v1/services", _services),
+    help="Only flows that exist for this Service, also those that the switch learned.",
+)
+@click.option(
+    "--policy",
+    metavar="[NAMESPACE/]NAME",
+    help="Only flows of this NetworkPolicy (NAMESPACE/NAME) or ClusterNetworkPolicy (NAME).",
+)
+@click.option(
+    "--cookie", metavar="COOKIE[/MASK]", help="Only flows with this cookie, for example 0x7/0xff."
+)
 @click.option("--raw", is_flag=True, help="Registers and ofports as Open vSwitch prints them.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Controller) -> None:
+def flows(
+    node_argument: str | None,
+    node: str | None,
+    raw: bool,
+    as_json: bool,
+    controller: Controller,
+    **only: str | None,
+) -> None:
     """Show the flows on NODE by table, each with the objects that it exists for.
 
-    The flows are read from the switch at this moment. States of a flow:
+    The flows are read from the switch at this moment. The switch is asked only for those that are
+    wanted. States of a flow:
 
     \b
     missing   it should be there, and is not
@@ -45,22 +102,45 @@ def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Co
     Below a flow that leads to a group, you see what the group holds. Register fields, ofports and
     Service ports have names; flows that are altered, stale, learned or foreign are shown as they
     are on the switch.
+
+    \b
+    What does the switch hold for the pod web-0?
+      sluice flows --pod shop/web-0
+    How does node n1 choose an endpoint of the Service web?
+      sluice flows n1 --service shop/web --table EndpointChoice
+    Which flow has this cookie, as Open vSwitch shows it?
+      sluice flows n1 --cookie 0x72a94a6cee2d75a --raw
     """  # noqa: D301  click's mark for lines that are to stay as they are
-    query = {"table": table} if table else {}
+    if node_argument is not None and node is not None:
+        raise click.UsageError("NODE does not go with --node")
+    node = node_argument or node
+    if node is None and only["pod"] is None:
+        raise click.UsageError("give NODE, or --pod")
+    query = {name: value for name, value in only.items() if value is not None}
     if not raw:
         query["names"] = ""
-    answer = ask(controller, f"/v1/nodes/{quote(node)}/flows", query)
+    path = "/v1/flows" if node is None else f"/v1/nodes/{quote(node)}/flows"
+    answer = ask(controller, path, query)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
+        print_json(answer)
         return
-    groups = {group["id"]: group for group in answer["groups"]}
-    for number, rows in itertools.groupby(answer["flows"], lambda row: row["tableNumber"]):
+    report = convert(answer, FlowReport)
+    if node is None:
+        click.echo(f"on node {report.node}\n")
+    _show(report)
+
+
+def _show(report: FlowReport) -> None:
+    if not report.flows and not report.groups:
+        click.echo("no such flows")
+    groups = {group.id: group for group in report.groups}
+    for number, rows in itertools.groupby(report.flows, lambda row: row.table_number):
         stage = LAYOUT.by_number.get(number)
         title = click.style(f"{stage.name} ({number})" if stage else str(number), bold=True)
         click.echo(f"{title}  {stage.doc if stage else ''}")
         for row in rows:
             click.echo(_line(row))
-            for at in row["groups"]:
+            for at in row.groups:
                 _show_group(groups, at)
         click.echo()
     # What no flow leads to.
@@ -68,20 +148,21 @@ def flows(node: str, table: str | None, raw: bool, as_json: bool, controller: Co
         click.echo(_group_line(group, ""))
 
 
-def _show_group(groups: dict[int, Any], at: int, indent: str = " " * 9) -> None:
+def _show_group(groups: dict[int, GroupRow], at: int, indent: str = " " * 9) -> None:
     """A group, and below it those that it chooses among. They are taken out of `groups`."""
     if (group := groups.pop(at, None)) is not None:
         click.echo(_group_line(group, indent))
-        for bucket in group["buckets"]:
-            _show_group(groups, bucket["group"], indent + "  ")
+        for bucket in group.buckets:
+            if bucket.group is not None:
+                _show_group(groups, bucket.group, indent + "  ")
 
 
-def _group_line(group: dict[str, Any], indent: str) -> str:
-    state = group["state"]
+def _group_line(group: GroupRow, indent: str) -> str:
+    state = group.state
     weights: dict[str, int] = {}
-    for bucket in group["buckets"]:
-        to = bucket["endpoint"] or bucket["actions"].replace("group:", "group ")
-        weights[to] = weights.get(to, 0) + bucket["weight"]
+    for bucket in group.buckets:
+        to = bucket.endpoint or bucket.actions.replace("group:", "group ")
+        weights[to] = weights.get(to, 0) + bucket.weight
     # Only where they are not alike does a share say anything.
     total = sum(weights.values()) if len({*weights.values()}) > 1 else 0
     shares = sorted(weights.items())
@@ -89,28 +170,27 @@ def _group_line(group: dict[str, Any], indent: str) -> str:
     shown = ", ".join(named[:MAX_NAMED_ENDPOINTS])
     if len(named) > MAX_NAMED_ENDPOINTS:
         shown += f" and {len(named) - MAX_NAMED_ENDPOINTS} more"
-    line = f"{indent}group {group['id']}: "
+    line = f"{indent}group {group.id}: "
     if state != "installed":
         line += f"[{state}] {_because(group)}: "
     return click.style(line + (shown or "no buckets"), fg=STATE_COLOURS[state])
 
 
-def _because(row: dict[str, Any]) -> str:
-    if row["object"]:
-        return f"{row['object']}: {row['reason']}" if row["reason"] else str(row["object"])
-    if row["state"] == "foreign":
+def _because(row: FlowRow | GroupRow) -> str:
+    if row.object:
+        return f"{row.object}: {row.reason}" if row.reason else row.object
+    if row.state == "foreign":
         return "not managed by Sluice"
     return "no object needs it any more"
 
 
-def _line(row: dict[str, Any]) -> str:
-    state = row["state"]
+def _line(row: FlowRow) -> str:
+    state = row.state
     mark = "" if state == "installed" else f"[{state}] "
-    head = f"  {row['priority']:>5}  {row['match'] or 'anything'} → {row['actions']}"
+    head = f"  {row.priority:>5}  {row.match or 'anything'} → {row.actions}"
     because = _because(row)
     return click.style(head, fg=STATE_COLOURS[state]) + click.style(
-        f"\n         {mark}{because}  [{row['feature'] or row['cookie']},"
-        f" {row['packets']} packets]",
+        f"\n         {mark}{because}  [{row.feature or row.cookie}, {row.packets} packets]",
         dim=state == "installed",
         fg=STATE_COLOURS[state],
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import structlog
 
 from cli.controller import RequestError, controller_options
@@ -59,8 +58,3 @@ def read_cluster(path: Path, pod_range: IPv4Network | None) -> tuple[Offline, Ma
     for assumed in made.assumed:
         click.echo(f"assumed: {assumed}", err=True)
     return made, given
-
-
-def print_json(content: Any) -> None:
-    """Everything, as one object."""
-    click.echo(msgspec.json.format(msgspec.json.encode(content)).decode())

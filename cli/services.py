@@ -1,13 +1,22 @@
 """`sluice services`: what each Service is, and where its connections go."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import click
-import msgspec
 
-from cli.controller import Controller, ask, completion, controller_options
+from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.output import print_columns, print_json
+from controller.reports.services import (
+    ChoiceRow,
+    EndpointRow,
+    PortDetail,
+    PortRow,
+    ServiceDetail,
+    ServiceList,
+    ServiceRow,
+)
 
 NAMED_AT_MOST = 6
 """Nodes and endpoints of which a line gives the names."""
@@ -53,28 +62,28 @@ def services(service: str | None, node: str | None, as_json: bool, controller: C
     path = "/v1/services" + (f"/{quote(service)}" if service else "")
     answer = ask(controller, path, {"node": node} if node else {})
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
+        print_json(answer)
     elif service is None:
-        _list(answer["services"])
+        _list(convert(answer, ServiceList).services)
     else:
-        _show(answer, node)
+        _show(convert(answer, ServiceDetail), node)
 
 
 # --- all of them ---
 
 
-def _list(rows: list[dict[str, Any]]) -> None:
+def _list(rows: tuple[ServiceRow, ...]) -> None:
     if not rows:
         click.echo("there are no Services")
         return
     table = [("NAMESPACE/NAME", "TYPE", "ADDRESS", "READY", "PORTS", "")]
     table += [
         (
-            f"{row['namespace']}/{row['name']}",
-            row["type"] or "-",
+            f"{row.namespace}/{row.name}",
+            row.type or "-",
             _address(row),
             _ready(row),
-            ",".join(map(_port, row["ports"])) or "-",
+            ",".join(map(_port, row.ports)) or "-",
             _remark(row),
         )
         for row in rows
@@ -86,42 +95,42 @@ def _list(rows: list[dict[str, Any]]) -> None:
         head = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         click.echo(
             click.style(f"{head}  {ports}", bold=number == 0)
-            + (click.style(f"  {remark}", fg="red" if rows[number - 1]["problems"] else None)
+            + (click.style(f"  {remark}", fg="red" if rows[number - 1].problems else None)
                if remark else "")
         )  # fmt: skip
 
 
-def _address(row: dict[str, Any]) -> str:
+def _address(row: ServiceRow) -> str:
     """Its ClusterIP, else another; and how many more there are."""
     addresses = list(
         dict.fromkeys(
-            frontend["address"]
-            for port in row["ports"]
-            for frontend in port["frontends"]
-            if frontend["address"]
+            frontend.address
+            for port in row.ports
+            for frontend in port.frontends
+            if frontend.address
         )
     )
     return f"{addresses[0]}{f' +{len(addresses) - 1}' * (len(addresses) > 1)}" if addresses else "-"
 
 
-def _ready(row: dict[str, Any]) -> str:
-    counts = [f"{port['ready']}/{port['ready'] + port['terminating']}" for port in row["ports"]]
+def _ready(row: ServiceRow) -> str:
+    counts = [f"{port.ready}/{port.ready + port.terminating}" for port in row.ports]
     return ",".join(dict.fromkeys(counts)) or "-"
 
 
-def _port(port: dict[str, Any]) -> str:
-    by_kind = {frontend["kind"]: frontend["port"] for frontend in port["frontends"]}
+def _port(port: PortRow) -> str:
+    by_kind = {frontend.kind: frontend.port for frontend in port.frontends}
     node_port = by_kind.pop("NodePort", None)
     shown = [str(next(iter(by_kind.values())))] if by_kind else []
     shown += [str(node_port)] if node_port else []
-    return f"{':'.join(shown)}/{port['protocol']}"
+    return f"{':'.join(shown)}/{port.protocol}"
 
 
-def _remark(row: dict[str, Any]) -> str:
-    if row["nothingToDo"]:
+def _remark(row: ServiceRow) -> str:
+    if row.nothing_to_do:
         return "nothing to do"
-    if row["problems"]:
-        count = len(row["problems"])
+    if row.problems:
+        count = len(row.problems)
         return f"{count} problem{'s' * (count > 1)}"
     return ""
 
@@ -129,99 +138,91 @@ def _remark(row: dict[str, Any]) -> str:
 # --- one of them ---
 
 
-def _show(row: dict[str, Any], node: str | None) -> None:
-    title = f"Service {row['namespace']}/{row['name']}"
-    if row["nothingToDo"]:
-        click.echo(f"{click.style(title, bold=True)}: nothing to do here, {row['nothingToDo']}")
+def _show(row: ServiceDetail, node: str | None) -> None:
+    title = f"Service {row.namespace}/{row.name}"
+    if row.nothing_to_do:
+        click.echo(f"{click.style(title, bold=True)}: nothing to do here, {row.nothing_to_do}")
         return
-    facts = [row["type"]]
-    facts += [
-        f"{field}: Local"
-        for field in ("internalTrafficPolicy", "externalTrafficPolicy")
-        if row[field] == "Local"
-    ]
-    if row["affinitySeconds"] is not None:
-        facts.append(f"a client keeps its endpoint for {row['affinitySeconds']} s")
+    facts = [row.type]
+    policies = {
+        "internalTrafficPolicy": row.internal_traffic_policy,
+        "externalTrafficPolicy": row.external_traffic_policy,
+    }
+    facts += [f"{field}: Local" for field, policy in policies.items() if policy == "Local"]
+    if row.affinity_seconds is not None:
+        facts.append(f"a client keeps its endpoint for {row.affinity_seconds} s")
     click.echo(f"{click.style(title, bold=True)}  {', '.join(facts)}")
-    for subject, sentence in row["problems"].items():
+    for subject, sentence in row.problems.items():
         click.echo(click.style(f"  refused: {subject}: {sentence}", fg="red"))
-    if not row["ports"]:
+    if not row.ports:
         click.echo("  nothing of it is served")
-    for port in row["ports"]:
+    for port in row.ports:
         _show_port(port, node)
 
 
-def _show_port(port: dict[str, Any], node: str | None) -> None:
-    click.echo(f"\n  {click.style(port['name'] or 'port', bold=True)}  {port['protocol']}")
+def _show_port(port: PortDetail, node: str | None) -> None:
+    click.echo(f"\n  {click.style(port.name or 'port', bold=True)}  {port.protocol}")
     frontends = [
         (
-            f"{frontend['address'] or 'every node'}:{frontend['port']}",
-            frontend["kind"],
-            "" if frontend["sources"] is None
-            else f"for {', '.join(frontend['sources']) or 'nobody'} alone",
+            f"{frontend.address or 'every node'}:{frontend.port}",
+            frontend.kind,
+            "" if frontend.sources is None
+            else f"for {', '.join(frontend.sources) or 'nobody'} alone",
         )
-        for frontend in port["frontends"]
+        for frontend in port.frontends
     ]  # fmt: skip
-    _columns("    ", frontends)
-    click.echo("    endpoints" if port["endpoints"] else "    no endpoints")
+    print_columns("    ", frontends)
+    click.echo("    endpoints" if port.endpoints else "    no endpoints")
     endpoints = [
         (
             _place(endpoint),
-            endpoint["state"],
-            endpoint["node"] or "no node",
-            endpoint["zone"],
+            endpoint.state,
+            endpoint.node or "no node",
+            endpoint.zone,
             _hint(endpoint),
         )
-        for endpoint in port["endpoints"]
+        for endpoint in port.endpoints
     ]
-    _columns("      ", endpoints)
-    usual = {_place(endpoint) for endpoint in port["endpoints"] if endpoint["state"] == "ready"}
-    for way in dict.fromkeys((choice["to"], choice["from"]) for choice in port["choices"]):
+    print_columns("      ", endpoints)
+    usual = {_place(endpoint) for endpoint in port.endpoints if endpoint.state == "ready"}
+    for way in dict.fromkeys((choice.to, choice.whence) for choice in port.choices):
         to, whence = way
         address = "its ClusterIP" if to == "ClusterIP" else "its other addresses"
         click.echo(f"    to {address}, from {whence}")
-        alike = [each for each in port["choices"] if (each["to"], each["from"]) == way]
+        alike = [each for each in port.choices if (each.to, each.whence) == way]
         lines = [
             (
-                "every node" if len(alike) == 1 and not node else _some(choice["nodes"], "nodes"),
+                "every node" if len(alike) == 1 and not node else _some(choice.nodes, "nodes"),
                 "→ " + _target(choice, usual),
             )
             for choice in alike
         ]
-        _columns("      ", lines)
+        print_columns("      ", lines)
 
 
-def _target(choice: dict[str, Any], usual: set[str]) -> str:
-    endpoints = choice["endpoints"]
+def _target(choice: ChoiceRow, usual: set[str]) -> str:
+    endpoints = choice.endpoints
     if not endpoints:
-        dropped = choice["otherwise"] == "dropped"
+        dropped = choice.otherwise == "dropped"
         return "dropped: the policy is Local" if dropped else "refused: there is no endpoint"
     if set(endpoints) == usual and len(usual) > 1:
         return f"all {len(usual)} that are ready"
     return _some(endpoints, "endpoints")
 
 
-def _hint(endpoint: dict[str, Any]) -> str:
-    hints = [f"zone {zone}" for zone in endpoint["hintZones"]]
-    hints += [f"node {node}" for node in endpoint["hintNodes"]]
+def _hint(endpoint: EndpointRow) -> str:
+    hints = [f"zone {zone}" for zone in endpoint.hint_zones]
+    hints += [f"node {node}" for node in endpoint.hint_nodes]
     return f"meant for {', '.join(hints)}" if hints else ""
 
 
-def _place(endpoint: dict[str, Any]) -> str:
-    return f"{endpoint['address']}:{endpoint['port']}"
+def _place(endpoint: EndpointRow) -> str:
+    return f"{endpoint.address}:{endpoint.port}"
 
 
-def _some(words: list[str], what: str) -> str:
+def _some(words: Sequence[str], what: str) -> str:
     if len(words) <= NAMED_AT_MOST:
         return ", ".join(words)
     return (
         f"{', '.join(words[: NAMED_AT_MOST - 1])} and {len(words) - NAMED_AT_MOST + 1} {what} more"
     )
-
-
-def _columns(indent: str, lines: Iterable[tuple[str, ...]]) -> None:
-    given = list(lines)
-    widths = [max(map(len, column)) for column in zip(*given, strict=True)]
-    for line in given:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo(f"{indent}{'  '.join(cells)}".rstrip())

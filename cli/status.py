@@ -5,26 +5,16 @@ import time
 from typing import Final
 
 import click
-import msgspec
 
 from cli.controller import Controller, RequestError, ask, controller_options, convert
-from cli.question import print_json
-from controller.cluster_status import NodeStatus
+from cli.output import print_json
+from controller.reports.status import ClusterStatus
 
 USUAL_WAIT: Final = 300.0
 PAUSE: Final = 2.0
 """Seconds between two questions of `--wait`."""
 NAMED_AT_MOST: Final = 10
 """Nodes, and problems, that are named; `--json` has all."""
-
-
-class Status(msgspec.Struct, frozen=True):
-    """`controller.cluster_status.ClusterStatus`, whose nodes are not encoded any more."""
-
-    ready: bool
-    whole: bool
-    nodes: dict[str, NodeStatus]
-    problems: dict[str, str]
 
 
 @click.command("status")
@@ -48,7 +38,7 @@ def status(wait: bool, timeout: float | None, as_json: bool, controller: Control
     if wait:
         _wait(controller, USUAL_WAIT if timeout is None else timeout)
     answer = ask(controller, "/v1/status", {})
-    given = convert(answer, Status)
+    given = convert(answer, ClusterStatus)
     if as_json:
         print_json(answer)
     else:
@@ -56,7 +46,7 @@ def status(wait: bool, timeout: float | None, as_json: bool, controller: Control
     sys.exit(0 if _is_well(given) else 1)
 
 
-def _is_well(given: Status) -> bool:
+def _is_well(given: ClusterStatus) -> bool:
     in_sync = all(node.in_sync for node in given.nodes.values())
     return given.ready and given.whole and in_sync
 
@@ -67,7 +57,7 @@ def _wait(controller: Controller, seconds: float) -> None:
     said = ""
     while True:
         try:
-            given = convert(ask(controller, "/v1/status", {}), Status)
+            given = convert(ask(controller, "/v1/status", {}), ClusterStatus)
             if _is_well(given):
                 return
             now = _summary(given)
@@ -83,7 +73,7 @@ def _wait(controller: Controller, seconds: float) -> None:
         time.sleep(min(PAUSE, left))
 
 
-def _show(given: Status) -> None:
+def _show(given: ClusterStatus) -> None:
     nodes = given.nodes
     if not given.ready:
         click.echo("cluster: not read yet")
@@ -100,7 +90,7 @@ def _show(given: Status) -> None:
     _lines([f"  {subject}: {text}" for subject, text in sorted(given.problems.items())])
 
 
-def _summary(given: Status) -> str:
+def _summary(given: ClusterStatus) -> str:
     nodes = given.nodes
     connected = sum(node.connected for node in nodes.values())
     in_sync = sum(node.in_sync for node in nodes.values())

@@ -10,7 +10,8 @@ from typing import Literal
 import click
 
 from cli.controller import Controller, RequestError, ask_lines
-from cli.question import cluster_options, print_json, read_cluster, say_nothing_by_itself
+from cli.output import print_json
+from cli.question import cluster_options, read_cluster, say_nothing_by_itself
 from controller.offline.cluster_copy import CopyError, load
 from controller.offline.from_manifests import Offline
 from controller.offline.manifests import ManifestError, Manifests

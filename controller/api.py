@@ -20,21 +20,21 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from controller import flow_report, metrics, service_report
+from controller import metrics
 from controller.agent_problems import take_problems
+from controller.answers import answer
 from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
 from controller.denials import Denials
 from controller.enrolment import Enrolment
+from controller.flow_api import FlowApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
 from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
 from controller.reconciler import Reconciler
+from controller.service_api import ServiceApi
 from controller.work_budget import in_turns
-from flows.labels import Labels
-from flows.pipeline import LAYOUT
-from openflow.errors import SwitchError
 from openflow.switch import name_in
 from settings import ClusterSettings
 from wire import paths
@@ -52,8 +52,6 @@ from wire.sentences import readable
 
 log = structlog.get_logger()
 
-LONGEST_DUMP = 10.0
-"""Seconds that a switch may take to tell its flows to somebody who looks."""
 REPORTS_BURST = 50
 """Reports (digests, problems, addresses, denials) of one node that are taken as they come."""
 REPORTS_PER_SECOND = 5.0
@@ -83,9 +81,14 @@ class Api:
         self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
         self._cluster = cluster
         self._enrolment = enrolment
-        self._policy = PolicyApi(reconciler, cluster)
         self.questions = Questions(reconciler.inventory.knows_node)
         """To agents."""
+        self._report_parts = (
+            FlowApi(reconciler),
+            ServiceApi(reconciler),
+            PolicyApi(reconciler, cluster),
+            CheckApi(reconciler, self.questions),
+        )
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
@@ -125,11 +128,7 @@ class Api:
         """Reports, which tell of the whole cluster; see `controller.viewers` for who may ask."""
         return [
             web.get("/v1/status", self._status),
-            web.get("/v1/nodes/{node}/flows", self._flows),
-            web.get("/v1/services", self._all_services),
-            web.get("/v1/services/{namespace}/{name}", self._one_service),
-            *self._policy.routes(),
-            *CheckApi(self._reconciler, self.questions).routes(),
+            *(route for reports in self._report_parts for route in reports.routes()),
         ]
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -155,7 +154,7 @@ class Api:
             ready=reconciler.listed.is_set(),
             whole=reconciler.desired.source_complete,
         )
-        return _json(await in_turns(work))
+        return await answer(await in_turns(work))
 
     async def _config(self, request: web.Request) -> web.Response:
         """What an agent must know of its node."""
@@ -333,61 +332,6 @@ class Api:
             revision=f"{self._instance}.{shared}.{own}.{whole:d}",
             source_complete=whole,
         )
-
-    async def _all_services(self, _: web.Request) -> web.Response:
-        """Every Service in short."""
-        if not self._reconciler.listed.is_set():
-            return _error(503, "the controller has not read the cluster yet")
-        services = await in_turns(service_report.listed(self._reconciler.inventory))
-        return _json({"services": services})
-
-    async def _one_service(self, request: web.Request) -> web.Response:
-        """One Service, and who gets which of its endpoints; with `?node=NODE`, on that one."""
-        if not self._reconciler.listed.is_set():
-            return _error(503, "the controller has not read the cluster yet")
-        name = f"{request.match_info['namespace']}/{request.match_info['name']}"
-        node = request.query.get("node")
-        inventory = self._reconciler.inventory
-        if node is not None and node not in inventory.view.nodes:
-            return _error(404, f"Node {node}: {inventory.nodes.reason(node)}")
-        report = await in_turns(service_report.detailed(inventory, name, node))
-        return _error(404, f"there is no Service {name}") if report is None else _json(report)
-
-    async def _flows(self, request: web.Request) -> web.Response:
-        """What a node's switch holds now; see `controller.flow_report`.
-
-        With `names` in the query, register fields, ofports and Service ports have names.
-        """
-        name = request.match_info["node"]
-        table = request.query.get("table")
-        for stage in LAYOUT.tables.values():
-            if table is not None and table.lower() in {stage.name.lower(), str(stage.number)}:
-                table = stage.name
-        if table is not None and table not in LAYOUT.tables:
-            known = ", ".join(LAYOUT.tables)
-            return _error(404, f"there is no table {table}; there are {known}")
-        if not self._reconciler.inventory.knows_node(name):
-            return _error(404, f"Node {name} is unknown")
-        try:
-            async with asyncio.timeout(LONGEST_DUMP):
-                installed, groups = await self._reconciler.installed(name)
-        except KeyError:
-            return _error(503, f"the switch of Node {name} is not connected")
-        except (TimeoutError, SwitchError) as error:
-            return _error(503, f"the switch of Node {name} does not answer: {error}".rstrip(": "))
-        desired, view = self._reconciler.desired, self._reconciler.inventory.view
-        labels = Labels.of(view, name) if "names" in request.query else None
-        flows = await in_turns(
-            flow_report.flows(installed, desired.of(name), view.services, labels)
-        )
-        found = await in_turns(flow_report.groups(groups, desired.groups_of(name), flows, labels))
-        if table is not None:
-            flows = [row for row in flows if row["table"] == table]
-            shown = {number for row in flows for number in row["groups"]}
-            shown |= {b["group"] for row in found if row["id"] in shown for b in row["buckets"]}
-            found = [row for row in found if row["id"] in shown or row["state"] == "foreign"]
-        rows, of_groups = [await in_turns(flow_report.encoded(each)) for each in (flows, found)]
-        return _json({"node": name, "flows": rows, "groups": of_groups})
 
 
 def _only_own_node(request: web.Request, node: str) -> None:

@@ -2,43 +2,8 @@
 
 from collections.abc import Generator, Mapping
 
-import msgspec
-
 from controller.inventory import Inventory
-
-
-class AttachmentStatus(msgspec.Struct, frozen=True):
-    """A port of a pod."""
-
-    pod: str
-    address: str
-    ofport: int
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """A Node that has flows."""
-
-    address: str
-    pod_cidr: str = msgspec.field(name="podCIDR")
-    connected: bool
-    """Whether its switch has a session."""
-    in_sync: bool = msgspec.field(name="inSync")
-    """Whether its switch holds what it should."""
-    attachments: dict[str, AttachmentStatus]
-    """By name of the port."""
-
-
-class ClusterStatus(msgspec.Struct, frozen=True):
-    """The answer to `sluice status`."""
-
-    ready: bool
-    """Whether the cluster has been read."""
-    whole: bool
-    """Whether all of it could be read."""
-    nodes: dict[str, msgspec.Raw]
-    """By name, a `NodeStatus`. A part that is encoded already, because all at once take long."""
-    problems: dict[str, str]
-    """By subject, a sentence."""
+from controller.reports.status import AttachmentStatus, ClusterStatus, NodeStatus
 
 
 def cluster_status(
@@ -49,13 +14,13 @@ def cluster_status(
     Nodes that come or go meanwhile may be missing.
     """
     view = inventory.view
-    nodes: dict[str, msgspec.Raw] = {}
+    nodes: dict[str, NodeStatus] = {}
     for name in list(view.nodes):
         yield
         node = view.nodes.get(name)
         if node is None:
             continue
-        status = NodeStatus(
+        nodes[name] = NodeStatus(
             address=str(node.address),
             pod_cidr=str(node.pod_cidr),
             connected=name in in_sync,
@@ -65,5 +30,4 @@ def cluster_status(
                 for each in view.attachments.get(name, {}).values()
             },
         )
-        nodes[name] = msgspec.Raw(msgspec.json.encode(status))
     return ClusterStatus(ready=ready, whole=whole, nodes=nodes, problems=inventory.problems.texts())

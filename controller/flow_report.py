@@ -12,10 +12,11 @@
 
 from collections.abc import Generator, Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Any
 
 import msgspec
 
+from controller.references import Reference
+from controller.reports.flows import BucketRow, FlowRow, GroupRow
 from flows import names
 from flows.diff import is_learned, is_ours
 from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
@@ -33,7 +34,7 @@ def flows(
     desired: Mapping[int, tuple[Flow, Owners]],
     services: Mapping[str, Service],
     labels: Labels | None = None,
-) -> Generator[None, None, list[dict[str, Any]]]:
+) -> Generator[None, None, list[FlowRow]]:
     """A row for each flow, sorted by table and descending priority.
 
     `desired` is by cookie, with owners.
@@ -42,164 +43,156 @@ def flows(
     desired is always as it is on the switch.
     """
     missing = dict(desired)
-    rows: list[dict[str, Any]] = []
-    learned: list[tuple[InstalledFlow, dict[str, Any]]] = []
+    rows: list[FlowRow] = []
+    by_group: dict[int, Owners] | None = None
     for entry in installed:
         yield
         row = _row(entry, missing.pop(entry.cookie, None), labels)
+        if row.state == "learned":
+            by_group = _by_group(services) if by_group is None else by_group
+            owners = by_group.get(service_group(entry), ())
+            row = msgspec.structs.replace(
+                row, object=_named(owners), owners=_references(owners),
+                reason="a client keeps its endpoint",
+            )  # fmt: skip
         rows.append(row)
-        if row["state"] == "learned":
-            learned.append((entry, row))
-    if learned:
-        by_group = {
-            number: (service.ref,)
-            for service in services.values()
-            for port in service.ports
-            for number in port.groups.values()
-        }
-        register = int(LAYOUT.registers["Service"].register.removeprefix("reg"))
-        for entry, row in learned:
-            row.update(_owned(by_group.get(digest.registers(entry.raw).get(register, 0), ())))
-            row["reason"] = "a client keeps its endpoint"
     for cookie, (flow, owners) in missing.items():
         yield
-        rows.append(
-            {
-                "table": table_name(flow.table),
-                "tableNumber": flow.table,
-                "priority": flow.priority,
-                "cookie": f"{cookie:#018x}",
-                "packets": 0,
-                "bytes": 0,
-                "state": "missing",
-                **_explained(flow, owners, labels),
-            }
-        )
-    alike: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        rows.append(desired_row(cookie, flow, owners, labels, state="missing"))
+    alike: dict[tuple[int, int], list[FlowRow]] = {}
     for row in rows:
-        alike.setdefault((row["tableNumber"], -row["priority"]), []).append(row)
-    ordered: list[dict[str, Any]] = []
+        alike.setdefault((row.table_number, -row.priority), []).append(row)
+    ordered: list[FlowRow] = []
     for at in sorted(alike):
         yield
-        ordered += sorted(alike[at], key=lambda row: str(row["match"]))
+        ordered += sorted(alike[at], key=lambda row: row.match)
     return ordered
+
+
+def service_group(learned: InstalledFlow) -> int:
+    """The group of the Service port that a learned flow is for; 0: of none."""
+    register = int(LAYOUT.registers["Service"].register.removeprefix("reg"))
+    return digest.registers(learned.raw).get(register, 0)
+
+
+def _by_group(services: Mapping[str, Service]) -> dict[int, Owners]:
+    return {
+        number: (service.ref,)
+        for service in services.values()
+        for port in service.ports
+        for number in port.groups.values()
+    }
 
 
 def groups(
     installed: Iterable[InstalledGroup],
     desired: Mapping[int, tuple[Group, Owners]],
-    flow_rows: Iterable[Mapping[str, Any]],
+    flow_rows: Iterable[FlowRow],
     labels: Labels | None = None,
-) -> Generator[None, None, list[dict[str, Any]]]:
+) -> Generator[None, None, list[GroupRow]]:
     """A row for each group, by id. Its reason is that of the flow that uses it."""
-    reasons = {number: row["reason"] for row in flow_rows for number in row["groups"]}
+    reasons = {number: row.reason for row in flow_rows for number in row.groups}
     for number, reason in list(reasons.items()):
         parts = desired[number][0].buckets if number in desired else ()
-        reasons.update((part, reason) for each in parts if (part := _group_behind(each)))
+        reasons.update((part, reason) for each in parts if (part := group_behind(each)))
     missing = dict(desired)
-    rows: list[dict[str, Any]] = []
+    rows: list[GroupRow] = []
 
-    def add(number: int, state: str, owners: Owners, buckets: list[dict[str, Any]]) -> None:
+    def add(number: int, state: str, owners: Owners, buckets: tuple[BucketRow, ...]) -> None:
         reason = reasons.get(number, "")
-        rows.append(
-            {
-                "id": number,
-                "state": state,
-                **_owned(owners),
-                "reason": reason,
-                "buckets": buckets,
-            }
-        )
+        rows.append(GroupRow(number, state, _named(owners), _references(owners), reason, buckets))
 
     for entry in installed:
         yield
         if entry.id not in missing:
             state = "stale" if entry.id in names.GROUPS else "foreign"
-            add(entry.id, state, (), foreign.described_buckets(entry))
+            add(entry.id, state, (), _found_buckets(entry))
             continue
         group, owners = missing.pop(entry.id)
         if digest.of_group_entry(entry) == digest.of_group(group):
             add(entry.id, "installed", owners, _buckets(group, labels))
         else:
-            add(entry.id, "altered", owners, foreign.described_buckets(entry))
+            add(entry.id, "altered", owners, _found_buckets(entry))
     for number, (group, owners) in missing.items():
         yield
         add(number, "missing", owners, _buckets(group, labels))
-    return sorted(rows, key=lambda row: row["id"])
+    return sorted(rows, key=lambda row: row.id)
 
 
-def encoded(rows: Iterable[Mapping[str, Any]]) -> Generator[None, None, list[msgspec.Raw]]:
-    """Rows as JSON: all at once would take long."""
-    made = []
-    for row in rows:
-        yield
-        made.append(msgspec.Raw(msgspec.json.encode(row)))
-    return made
+def is_foreign_group(entry: InstalledGroup) -> bool:
+    """Whether Sluice does not manage this group."""
+    return entry.id not in names.GROUPS
 
 
-def _row(
-    entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels | None
-) -> dict[str, Any]:
+def desired_row(
+    cookie: int, flow: Flow, owners: Owners, labels: Labels | None, *, state: str
+) -> FlowRow:
+    """A flow as it should be, with no packets."""
+    return FlowRow(
+        table_name(flow.table), flow.table, flow.priority, f"{cookie:#018x}", 0, 0, state,
+        feature=Feature(flow.feature).name.lower(),
+        object=_named(owners),
+        owners=_references(owners),
+        reason=flow.reason,
+        match=match_text(flow, labels).partition(",")[2],
+        actions=actions_text(flow, labels),
+        groups=tuple(each.group for each in flow.actions if isinstance(each, ToGroup)),
+    )  # fmt: skip
+
+
+def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels | None) -> FlowRow:
     """A flow that the switch holds. `known` is the desired flow with its cookie, and its owners."""
-    row: dict[str, Any] = {
-        "table": table_name(entry.table),
-        "tableNumber": entry.table,
-        "priority": entry.priority,
-        "cookie": f"{entry.cookie:#018x}",
-        "packets": entry.packets,
-        "bytes": entry.octets,
-        "state": "installed",
-        "feature": "",
-        **_owned(()),
-        "reason": "",
-        "groups": [],
-    }
+    replace = msgspec.structs.replace
     if known is not None:
-        row |= _explained(*known, labels)
+        row = replace(
+            desired_row(entry.cookie, *known, labels, state="installed"),
+            packets=entry.packets, bytes=entry.octets,
+        )  # fmt: skip
         if digest.of_entry(entry.raw) == digest.of_flow(known[0]):
             return row
-        row["state"] = "altered"
-    elif is_learned(entry.cookie):
-        row |= {"state": "learned", "feature": Feature.LEARNED.name.lower()}
+        row = replace(
+            row, table=table_name(entry.table), table_number=entry.table,
+            priority=entry.priority, state="altered",
+        )  # fmt: skip
     else:
-        row["state"] = "stale" if is_ours(entry.cookie) else "foreign"
+        learned = is_learned(entry.cookie)
+        state = "learned" if learned else "stale" if is_ours(entry.cookie) else "foreign"
+        row = FlowRow(
+            table_name(entry.table), entry.table, entry.priority, f"{entry.cookie:#018x}",
+            entry.packets, entry.octets, state,
+            feature=Feature.LEARNED.name.lower() if learned else "",
+        )  # fmt: skip
     match, actions = foreign.described(entry)
-    return row | {"match": match, "actions": actions}
+    return replace(row, match=match, actions=actions)
 
 
-def _explained(flow: Flow, owners: Owners, labels: Labels | None) -> dict[str, Any]:
-    return {
-        "match": match_text(flow, labels).partition(",")[2],
-        "actions": actions_text(flow, labels),
-        "feature": Feature(flow.feature).name.lower(),
-        **_owned(owners),
-        "reason": flow.reason,
-        "groups": [action.group for action in flow.actions if isinstance(action, ToGroup)],
-    }
+def _named(owners: Owners) -> str:
+    return ", ".join(map(str, owners))
 
 
-def _owned(owners: Owners) -> dict[str, Any]:
-    """`object` is for people, `owners` for programs."""
-    return {
-        "object": ", ".join(map(str, owners)),
-        "owners": [owner._asdict() for owner in owners],
-    }
+def _references(owners: Owners) -> tuple[Reference, ...]:
+    return tuple(map(Reference.of, owners))
 
 
-def _buckets(group: Group, labels: Labels | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": bucket.id,
-            "weight": bucket.weight,
-            "endpoint": _endpoint(bucket),
-            "group": _group_behind(bucket),
-            "actions": bucket_text(bucket, labels),
-        }
+def _found_buckets(entry: InstalledGroup) -> tuple[BucketRow, ...]:
+    """As they are on the switch."""
+    return tuple(BucketRow(**row) for row in foreign.described_buckets(entry))
+
+
+def _buckets(group: Group, labels: Labels | None) -> tuple[BucketRow, ...]:
+    return tuple(
+        BucketRow(
+            bucket.id,
+            bucket.weight,
+            _endpoint(bucket),
+            group_behind(bucket),
+            bucket_text(bucket, labels),
+        )
         for bucket in group.buckets
-    ]
+    )
 
 
-def _group_behind(bucket: Bucket) -> int | None:
+def group_behind(bucket: Bucket) -> int | None:
     """The group that a bucket leads to, for choices that one group cannot hold."""
     return next((each.group for each in bucket.actions if isinstance(each, ToGroup)), None)
 

@@ -4,12 +4,19 @@ They are made from the view, with the same code (`flows.topology`) that makes th
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any
-
-import msgspec
 
 from controller.inventory import Inventory
 from controller.problems import Subject
+from controller.reports.services import (
+    ChoiceRow,
+    EndpointRow,
+    FrontendRow,
+    PortDetail,
+    PortRow,
+    ServiceDetail,
+    ServiceList,
+    ServiceRow,
+)
 from controller.service_fields import PROTOCOL_NAMES
 from controller.slice_drafts import service_of
 from controller.sources.objects import ServiceObject
@@ -19,8 +26,8 @@ from flows.refs import ObjectRef
 from flows.view import ClusterView, Endpoint, Frontend, ServicePort
 
 
-def listed(inventory: Inventory) -> Generator[None, None, list[msgspec.Raw]]:
-    """A short report of every Service, encoded, sorted by namespace and name."""
+def listed(inventory: Inventory) -> Generator[None, None, ServiceList]:
+    """A short report of every Service, sorted by namespace and name."""
     services = inventory.services
     by_service: dict[str, dict[str, str]] = {}
     for problem in inventory.problems:
@@ -32,18 +39,16 @@ def listed(inventory: Inventory) -> Generator[None, None, list[msgspec.Raw]]:
         yield
         if name not in services.names and name not in services.ignored:
             continue  # it has gone meanwhile
-        row = _in_short(inventory, name, by_service.get(name, {}))
-        rows.append(msgspec.Raw(msgspec.json.encode(row)))
-    return rows
+        rows.append(_in_short(inventory, name, by_service.get(name, {})))
+    return ServiceList(services=tuple(rows))
 
 
 def detailed(
     inventory: Inventory, name: str, node: str | None = None
-) -> Generator[None, None, dict[str, Any] | None]:
+) -> Generator[None, None, ServiceDetail | None]:
     """One Service with its endpoints, and which of them each node chooses, for all nodes or one.
 
-    The rows of a port are encoded. None if there is no such Service. Raises `KeyError` for a node
-    that the view does not hold.
+    None if there is no such Service. Raises `KeyError` for a node that the view does not hold.
     """
     services = inventory.services
     if name not in services.names and name not in services.ignored:
@@ -53,18 +58,34 @@ def detailed(
     zones = {each.name: each.zone for each in view.nodes.values()}
     if node is not None:
         zones = {node: zones[node]}
-    report = _in_short(inventory, name, own)
+    in_short = _in_short(inventory, name, own)
     service = view.services.get(name)
-    for port, row in zip(service.ports if service else (), report["ports"], strict=True):
-        row["endpoints"] = []
+    ports = []
+    for port, row in zip(service.ports if service else (), in_short.ports, strict=True):
+        endpoints = []
         for endpoint in port.endpoints:
             yield
-            encoded = msgspec.json.encode(_endpoint(view, endpoint))
-            row["endpoints"].append(msgspec.Raw(encoded))
-        row["choices"] = []
+            endpoints.append(_endpoint(view, endpoint))
+        choices: list[ChoiceRow] = []
         for to, whence, is_local in _ways(port):
-            row["choices"] += yield from _choices(port, to, whence, zones, is_local=is_local)
-    return report
+            choices += yield from _choices(port, to, whence, zones, is_local=is_local)
+        ports.append(
+            PortDetail(
+                row.name, row.protocol, row.frontends, row.ready, row.terminating,
+                tuple(endpoints), tuple(choices),
+            )
+        )  # fmt: skip
+    return ServiceDetail(
+        namespace=in_short.namespace,
+        name=in_short.name,
+        type=in_short.type,
+        nothing_to_do=in_short.nothing_to_do,
+        internal_traffic_policy=in_short.internal_traffic_policy,
+        external_traffic_policy=in_short.external_traffic_policy,
+        affinity_seconds=in_short.affinity_seconds,
+        ports=tuple(ports),
+        problems=in_short.problems,
+    )
 
 
 def _concerned(inventory: Inventory, subject: Subject) -> str:
@@ -78,38 +99,38 @@ def _concerned(inventory: Inventory, subject: Subject) -> str:
     return ""
 
 
-def _in_short(inventory: Inventory, name: str, problems: Mapping[str, str]) -> dict[str, Any]:
+def _in_short(inventory: Inventory, name: str, problems: dict[str, str]) -> ServiceRow:
     services = inventory.services
     given, made = services.service(name), services.view.get(name)
     namespace, _, rest = name.partition("/")
     ports = made.ports if made else ()
-    return {
-        "namespace": namespace,
-        "name": rest,
-        "type": given.spec.type if given else "",
-        "nothingToDo": services.ignored.get(name, ""),
-        "internalTrafficPolicy": _policy(port.internal_local for port in ports),
-        "externalTrafficPolicy": _policy(port.external_local for port in ports),
-        "affinitySeconds": next((port.affinity for port in ports), None),
-        "ports": [
-            {
-                "name": port.name,
-                "protocol": PROTOCOL_NAMES[port.protocol],
-                "frontends": [_frontend(given, each) for each in port.frontends],
-                "ready": sum(endpoint.ready for endpoint in port.endpoints),
-                "terminating": sum(not endpoint.ready for endpoint in port.endpoints),
-            }
+    return ServiceRow(
+        namespace=namespace,
+        name=rest,
+        type=given.spec.type if given else "",
+        nothing_to_do=services.ignored.get(name, ""),
+        internal_traffic_policy=_policy(port.internal_local for port in ports),
+        external_traffic_policy=_policy(port.external_local for port in ports),
+        affinity_seconds=next((port.affinity for port in ports), None),
+        ports=tuple(
+            PortRow(
+                name=port.name,
+                protocol=PROTOCOL_NAMES[port.protocol],
+                frontends=tuple(_frontend(given, each) for each in port.frontends),
+                ready=sum(endpoint.ready for endpoint in port.endpoints),
+                terminating=sum(not endpoint.ready for endpoint in port.endpoints),
+            )
             for port in ports
-        ],
-        "problems": problems,
-    }
+        ),
+        problems=problems,
+    )
 
 
 def _policy(local: Iterable[bool]) -> str:
     return "Local" if any(local) else "Cluster"
 
 
-def _frontend(given: ServiceObject | None, frontend: Frontend) -> dict[str, Any]:
+def _frontend(given: ServiceObject | None, frontend: Frontend) -> FrontendRow:
     balancers = given.status.load_balancer.ingress if given else None
     if frontend.address is None:
         kind = "NodePort"
@@ -119,29 +140,25 @@ def _frontend(given: ServiceObject | None, frontend: Frontend) -> dict[str, Any]
         kind = "LoadBalancer"
     else:
         kind = "ExternalIP"
-    return {
-        "kind": kind,
-        "address": _text(frontend.address),
-        "port": frontend.port,
-        "sources": None if frontend.sources is None else [str(each) for each in frontend.sources],
-    }
+    sources = None if frontend.sources is None else tuple(map(str, frontend.sources))
+    return FrontendRow(kind, _text(frontend.address), frontend.port, sources)
 
 
 def _text(address: IPAddress | None) -> str | None:
     return None if address is None else str(address)
 
 
-def _endpoint(view: ClusterView, endpoint: Endpoint) -> dict[str, Any]:
+def _endpoint(view: ClusterView, endpoint: Endpoint) -> EndpointRow:
     node = view.nodes.get(endpoint.node)
-    return {
-        "address": str(endpoint.address),
-        "port": endpoint.port,
-        "state": "ready" if endpoint.ready else "terminating",
-        "node": endpoint.node,
-        "zone": node.zone if node else "",
-        "hintZones": endpoint.zones,
-        "hintNodes": endpoint.nodes,
-    }
+    return EndpointRow(
+        address=str(endpoint.address),
+        port=endpoint.port,
+        state="ready" if endpoint.ready else "terminating",
+        node=endpoint.node,
+        zone=node.zone if node else "",
+        hint_zones=endpoint.zones,
+        hint_nodes=endpoint.nodes,
+    )
 
 
 def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
@@ -158,7 +175,7 @@ def _ways(port: ServicePort) -> Iterable[tuple[str, str, bool]]:
 
 def _choices(
     port: ServicePort, to: str, whence: str, zones: Mapping[str, str], *, is_local: bool
-) -> Generator[None, None, list[msgspec.Raw]]:
+) -> Generator[None, None, list[ChoiceRow]]:
     """The endpoints that nodes choose from, in one row for all nodes with the same choice."""
     own = port.nodes_with_a_choice()
     alike: dict[str, topology.Endpoints] = {}
@@ -176,13 +193,14 @@ def _choices(
     rows = []
     for endpoints, nodes in found.items():
         yield
-        row = {
-            "to": to,
-            "from": whence,
-            "nodes": nodes,
-            "endpoints": [f"{each.address}:{each.port}" for each in endpoints],
-            # Refused: there is no endpoint at all. Dropped: other nodes may have one.
-            "otherwise": "" if endpoints else "dropped" if port.endpoints else "refused",
-        }
-        rows.append(msgspec.Raw(msgspec.json.encode(row)))
+        rows.append(
+            ChoiceRow(
+                to=to,
+                whence=whence,
+                nodes=tuple(nodes),
+                endpoints=tuple(f"{each.address}:{each.port}" for each in endpoints),
+                # Refused: there is no endpoint at all. Dropped: other nodes may have one.
+                otherwise="" if endpoints else "dropped" if port.endpoints else "refused",
+            )
+        )
     return rows

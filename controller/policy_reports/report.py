@@ -1,13 +1,9 @@
 """The answers of `sluice policy`: typed, versioned reports."""
 
-from typing import Final
-
 import msgspec
 
 from controller.references import Reference
-
-VERSION: Final = 1
-"""Grows when a field is removed or means something else."""
+from controller.reports import VERSION
 
 
 class RuleRow(msgspec.Struct, frozen=True, rename="camel"):

@@ -2,18 +2,25 @@
 
 from typing import Any
 
+import msgspec
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from controller import flow_report
 from controller.api import Api
 from controller.inventory import Inventory
 from controller.policies.slices import complete
+from controller.reports.flows import FlowReport
+from controller.reports.report import encoded
 from controller.sources.objects import Object
 from flows import names
 from flows.compile import compile_scope
 from flows.pipeline import LAYOUT, Feature
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE
+from openflow.messages import InstalledFlow
+from openflow.switch import Switch
+from tests.controller.events import pod_object
 from tests.controller.service_objects import endpoint, endpoint_slice, service
 from tests.controller.world import NODE, PEER, SETTINGS, World, controller, run
 from tests.flows.worlds import CLUSTER
@@ -228,6 +235,134 @@ def test_report_of_many_flows_is_made_in_small_steps() -> None:
     assert steps > len(desired)
     rows = complete(flow_report.flows([], desired, made.view.services))
     assert len(rows) == len(desired)
-    order = [(row["tableNumber"], -row["priority"], row["match"]) for row in rows]
+    order = [(row.table_number, -row.priority, row.match) for row in rows]
     assert order == sorted(order)
-    assert sum(1 for _ in flow_report.encoded(rows)) == len(rows)
+    report = FlowReport(node="node1", flows=tuple(rows), groups=())
+    assert sum(1 for _ in encoded(report)) > len(rows)
+    assert complete(encoded(report)) == msgspec.json.encode(report)
+
+
+async def refused(world: World, path: str) -> tuple[int, str]:
+    api = Api(world.reconciler, SETTINGS).application(local=True)
+    async with TestClient(TestServer(api)) as client, client.get(path) as response:
+        return response.status, (await response.json())["error"]
+
+
+def test_switch_is_asked_for_the_flows_of_one_object(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for all flows, of which most would be thrown away."""
+    dumps: list[tuple[int | None, int]] = []
+    dump_flows = Switch.dump_flows
+
+    async def noted(self: Switch, table: int | None = None, *given: int) -> list[InstalledFlow]:
+        dumps.append((table, given[0] if given else 0))
+        return await dump_flows(self, table, *given)
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([*SERVICES, pod_object("a", "node1", uid="ua")], [])
+            world.plug("a", "ua", 16)
+            await world.in_sync()
+            await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+            await world.in_sync()
+            everything = (await asked(world))["flows"]
+            monkeypatch.setattr(Switch, "dump_flows", noted)
+            for query, kind, name in (
+                ("?pod=default/a", "Pod", "a"),
+                ("?service=default/near", "Service", "near"),
+            ):
+                dumps.clear()
+                answer = await asked(world, query)
+                wanted = [
+                    row
+                    for row in everything
+                    if {"kind": kind, "namespace": "default", "name": name} in row["owners"]
+                ]
+                assert wanted
+                assert [row["cookie"] for row in answer["flows"]] == [
+                    row["cookie"] for row in wanted
+                ]
+                assert {row["state"] for row in answer["flows"]} == {"installed"}
+                asked_for = {cookie for table, cookie in dumps if table is None}
+                assert asked_for == {int(row["cookie"], 16) for row in wanted}
+            led_to = {number for row in wanted for number in row["groups"]}
+            assert {group["id"] for group in answer["groups"]} == led_to
+
+            dumps.clear()
+            both = await asked(world, "?service=default/near&table=EndpointChoice")
+            assert {row["table"] for row in both["flows"]} == {"EndpointChoice"}
+            cookie = both["flows"][0]["cookie"]
+            found = (await asked(world, f"?cookie={cookie}"))["flows"]
+            assert [row["cookie"] for row in found] == [cookie]
+            one_feature = (await asked(world, "?cookie=0x3/0xff00000000000000"))["flows"]
+            assert one_feature == []
+            arp = int(Feature.ARP) << 56
+            some = (await asked(world, f"?cookie={arp:#x}/{0xFF << 56:#x}"))["flows"]
+            assert {row["feature"] for row in some} == {"arp"}
+            # Nobody needs the flow of a Service in the program of a pod.
+            assert (await asked(world, "?service=default/near&pod=default/a"))["flows"] == []
+
+    run(story)
+
+
+def test_learned_flows_belong_to_the_flows_of_their_service(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(SERVICES, [])
+            await world.in_sync()
+            learned = int(Feature.LEARNED) << 56 | 10800
+            register = LAYOUT.registers["Service"].register
+            for at, client in ((group_of(world, "sticky"), "10.0.0.1"), (12345, "10.0.0.2")):
+                ovs.ofctl(
+                    "add-flow", str(ovs.mgmt),
+                    f"cookie={learned:#x},table=62,priority=100,ip,{register}={at},"
+                    f"nw_src={client},actions=set_field:9->reg3",
+                )  # fmt: skip
+            rows = (await asked(world, "?service=default/sticky"))["flows"]
+            matches = [row["match"] for row in rows if row["state"] == "learned"]
+            assert len(matches) == 1
+            assert "10.0.0.1" in matches[0]
+
+    run(story)
+
+
+def test_node_of_a_pod_need_not_be_given(ovs: Ovs) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update([pod_object("a", "node1", uid="ua")], [])
+            world.plug("a", "ua", 16)
+            await world.in_sync()
+            await world.until(lambda: world.reconciler.inventory.view.attachments.get("node1"))
+            await world.in_sync()
+            api = Api(world.reconciler, SETTINGS).application(local=True)
+            async with (
+                TestClient(TestServer(api)) as client,
+                client.get("/v1/flows?pod=default/a") as response,
+            ):
+                answer = msgspec.json.decode(await response.read(), type=FlowReport)
+            assert answer.node == "node1"
+            assert {row.object for row in answer.flows} == {"Pod default/a"}
+            for path, why in (
+                ("/v1/flows", (400, "node: give this, or pod")),
+                ("/v1/flows?pod=default/no", (404, "there is no Pod default/no")),
+                (
+                    "/v1/flows?node=node1&service=web",
+                    (
+                        400,
+                        "service: web is not of the form NAMESPACE/NAME",
+                    ),
+                ),
+                ("/v1/flows?node=node1&policy=x/no", (404, "there is no NetworkPolicy x/no")),
+                (
+                    "/v1/flows?node=node1&cookie=x",
+                    (
+                        400,
+                        "cookie: x is not of the form 0x... or VALUE/MASK",
+                    ),
+                ),
+                ("/v1/flows?node=node9", (404, "Node node9 is unknown")),
+            ):
+                assert await refused(world, path) == why
+
+    run(story)

@@ -14,6 +14,8 @@ from controller.inventory import Inventory
 from controller.policies.slices import complete
 from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
+from controller.reports import VERSION
+from controller.reports.report import encoded
 from controller.service_report import detailed, listed
 from controller.sources.objects import Object
 from flows.compile import compile_scope
@@ -60,7 +62,7 @@ AFFINITY = {"sessionAffinity": "ClientIP"}
 
 
 def rows_of(made: Inventory) -> list[Any]:
-    return [msgspec.json.decode(row) for row in complete(listed(made))]
+    return msgspec.json.decode(complete(encoded(complete(listed(made)))))["services"]
 
 
 def details(made: Inventory, name: str, node: str | None = None) -> Any:
@@ -205,6 +207,7 @@ def test_report_shows_the_parts_of_a_service() -> None:
     )
     report = details(made, "default/web")
     assert report is not None
+    assert report.pop("version") == VERSION
     (port,) = report.pop("ports")
     assert report == {
         "namespace": "default",
