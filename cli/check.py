@@ -19,7 +19,8 @@ from cli.controller import (
     controller_options,
     convert,
 )
-from cli.question import network, print_json, say_nothing_by_itself
+from cli.output import print_json
+from cli.question import network, say_nothing_by_itself
 from settings import Settings, SettingsError, load
 from wire.findings import MAX_NODES, CheckReport, Finding, NodeFindings, Peer, Severity
 
