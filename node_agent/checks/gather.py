@@ -35,13 +35,13 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             nft = tasks.create_task(host_facts.nft_version())
             python = tasks.create_task(host_facts.python_version(places))
             ovs = tasks.create_task(host_facts.open_vswitch(places))
-            reached = tasks.create_task(_reached(wanted))
-            offset = tasks.create_task(_offset(wanted, notes))
+            controllers = tasks.create_task(_controllers(wanted, notes))
             paths = tasks.create_task(_paths(wanted, links, addresses, notes))
             release = os.uname().release
             needed = ("openvswitch", wanted.tunnel) if wanted.datapath == "system" else ()
             modules = await asyncio.to_thread(host_facts.modules, places, release, needed, notes)
     found, tables, problem = chains.result()
+    reached, offset = controllers.result()
     return Facts(
         kernel=release,
         modules=modules,
@@ -59,32 +59,32 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             each for path in wanted.certificates for each in host_facts.certificates(path, notes)
         ),
         listeners=host_facts.listeners(places),
-        reached=reached.result(),
+        reached=reached,
         paths=paths.result(),
-        clock_offset=offset.result(),
+        clock_offset=offset,
         now=datetime.now(UTC),
         unchecked=tuple(notes),
     )
 
 
-async def _reached(wanted: Wanted) -> tuple[Reached, ...]:
+async def _controllers(wanted: Wanted, notes: Notes) -> tuple[tuple[Reached, ...], float | None]:
+    """Which controllers are reached, and how far the clock is ahead of theirs."""
     ways = [
         (host, port)
         for host in wanted.controllers[:MOST_CONTROLLERS]
         for port in (wanted.openflow_port, wanted.api_port)
     ]
-    return tuple(await asyncio.gather(*(probes.reach(*way) for way in ways)))
-
-
-async def _offset(wanted: Wanted, notes: Notes) -> float | None:
-    for host in wanted.controllers[:MOST_CONTROLLERS]:
+    reached = tuple(await asyncio.gather(*(probes.reach(*way) for way in ways)))
+    for way in reached:
+        if way.port != wanted.api_port or way.problem:
+            continue
         for scheme in ("https", "http"):
-            url = f"{scheme}://{host}:{wanted.api_port}"
-            if (found := await probes.clock_offset(url)) is not None:
-                return found
+            offset = await probes.clock_offset(f"{scheme}://{way.host}:{way.port}")
+            if offset is not None:
+                return reached, offset
     if wanted.controllers and wanted.installed:
         notes.append("the clock: no controller says what time it is")
-    return None
+    return reached, None
 
 
 async def _paths(
