@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "policy": "cli.policy:policy",
     "services": "cli.services:services",
     "status": "cli.status:status",
+    "trace": "cli.trace:trace",
     "what-if": "cli.what_if:what_if_command",
 }
 """Each command with the module that has it. Only that of the command that runs is loaded."""

@@ -34,6 +34,7 @@ from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
 from controller.reconciler import Reconciler
 from controller.service_api import ServiceApi
+from controller.trace_api import TraceApi
 from controller.work_budget import in_turns
 from openflow.switch import name_in
 from settings import ClusterSettings
@@ -88,6 +89,7 @@ class Api:
             ServiceApi(reconciler),
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),
+            TraceApi(reconciler, self.questions, cluster),
         )
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)

@@ -16,7 +16,7 @@ from controller.policy_order import Around
 from flows.compile import COMPILER, Compiler, Fragment, Program
 from flows.diff import Delta, GroupChange
 from flows.flow import Flow, Group, Meter
-from flows.refs import CLUSTER, ObjectRef
+from flows.refs import CLUSTER, ObjectRef, Owners
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, ClusterView, Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 
@@ -239,6 +239,13 @@ class Desired:
             for owner, program in programs.items():
                 wanted[program.seal.cookie] = program.seal, (owner,)
         return wanted
+
+    def flow(self, node: str, cookie: int) -> tuple[Flow, Owners] | None:
+        """The flow with this cookie that a node should hold, with the objects it exists for."""
+        for program in (self.shared, self.program(node)):
+            if (found := program.cookies.get(cookie)) is not None:
+                return found
+        return None
 
     def groups_of(self, node: str) -> dict[int, tuple[Group, tuple[ObjectRef, ...]]]:
         """Every group that a node should hold, by id, with the objects it exists for."""

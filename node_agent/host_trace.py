@@ -224,7 +224,7 @@ class _HostTrace:
 
     async def _ask_route(self, asked: Mapping[str, Any]) -> _Route:
         try:
-            found = [each async for each in await self._netlink.route("get", **asked)]
+            found = list(await self._netlink.route("get", **asked))
         except NetlinkError as error:
             if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 raise HostTraceError(f"the host has no route to {asked['dst']}") from None

@@ -130,6 +130,10 @@ async def _answer(controllers: Controllers, node: str, asked: Asked, answerer: A
         answer = Failure("its agent is too old to answer this")
     except (NodeFault, OSError) as error:
         answer = Failure(readable(str(error)))
+    except Exception:
+        # Somebody looks; whatever is wrong with that must not stop what the node is for.
+        log.exception("a question is not answered")
+        answer = Failure("its agent failed to answer; the agent's log says why")
     try:
         await controllers.ask(
             "POST",

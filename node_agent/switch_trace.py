@@ -79,6 +79,8 @@ class _Trace:
         self._dumps = dumps
         self._question = question
         self._assumed = list(question.assumed)
+        self._current: dict[int, _Found] = {}
+        """By zone, the connection that the packet belongs to: translated, it still does."""
         self._parts: list[Part] = []
         self._packet = question.packet
         self._fields: dict[str, str] = {
@@ -234,11 +236,15 @@ class _Trace:
             changed = msgspec.structs.replace(found.connection, mark=mark)
             self._assumed = [changed if c == found.connection else c for c in self._assumed]
             found = replace(found, connection=changed)
+        self._current[resume.zone] = found
         if resume.nat:
             self._packet = _translated(before, found)
         return found, _state(found)
 
     def _found(self, zone: int, packet: Packet) -> _Found | None:
+        current = self._current.get(zone)
+        if current is not None and _tuple(_translated(packet, current)) == _tuple(packet):
+            return current
         if packet.protocol == ICMP:
             # The identifier is not a part of the packet that is traced.
             known: Iterator[Connection] = iter(())

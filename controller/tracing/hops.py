@@ -1,0 +1,259 @@
+"""What agents found, as sentences: each with the table, the cookie and the objects of its flow."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final
+
+from controller.inventory import Inventory
+from controller.policies.slices import Slices
+from controller.policy_reports.denied import sentence_of
+from controller.policy_reports.ends import QuestionError, at
+from controller.policy_reports.pods import Attached
+from controller.references import Reference
+from controller.service_fields import PROTOCOL_NAMES
+from controller.tracing.report import FlowRow, Hop
+from flows import names
+from flows.features.protocols import ICMP, LAYER_4_NAMES
+from flows.flow import Flow
+from flows.pipeline import LAYOUT
+from flows.policy import Direction
+from flows.refs import Owners
+from wire.documents import DeniedPort
+from wire.questions import Packet, Part, Step, SwitchTrace
+
+_DENIALS: Final = {
+    "DeniedFromPod": Direction.FROM_POD,
+    "DeniedToPod": Direction.TO_POD,
+}
+_VERDICTS: Final = {
+    "PolicyFromPodVerdict": "policy from the pod",
+    "PolicyToPodVerdict": "policy to the pod",
+}
+_CHOICES: Final = ("EndpointChoice", "ServiceNat")
+_CURES: Final = {
+    "SpoofGuard": "the pod would have to send with its own address and MAC",
+    "TunnelGuard": "packets from a tunnel need the address of a pod of the node that sends them",
+    "Forwarding": "the destination would have to be the address of a pod, a node or a Service",
+    "EndpointChoice": "the Service would have to have a ready endpoint",
+    "ConntrackState": "the packet would have to belong to a connection, or open one",
+}
+"""By the table that drops."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What a switch did, in sentences."""
+
+    hops: list[Hop] = field(default_factory=list)
+    end: str = ""
+    """If it dropped the packet, or has the node's stack refuse it: why."""
+    cure: str = ""
+
+
+class Explainer:
+    """Explains flows by their cookies."""
+
+    def __init__(
+        self, inventory: Inventory, flow_of: Callable[[str, int], tuple[Flow, Owners] | None]
+    ) -> None:
+        """`flow_of` gives the flow of a node that has a cookie, with its owners."""
+        self._inventory = inventory
+        self._flow_of = flow_of
+
+    def switch(self, node: str, trace: SwitchTrace) -> Slices[Told]:
+        """What the switch of a node did with the packet."""
+        told = Told()
+        rows: list[FlowRow] = []
+        for number, part in enumerate(trace.parts):
+            following = trace.parts[number + 1] if number + 1 < len(trace.parts) else None
+            for step in part.steps:
+                yield
+                rows.append(self._row(node, step))
+            for text, step in self._events(node, part, following):
+                told.hops.append(self._hop(node, text, step, rows))
+                rows = []
+        last = trace.parts[-1]
+        final = [step for step in last.steps if not step.depth][-1]
+        if trace.out_port is None:
+            text, told.cure = self._dropped(node, last, final)
+            told.end = f"dropped by the switch of node {node}: {text}"
+            told.hops.append(self._hop(node, f"dropped in table {_table(final)}", final, rows))
+            return told
+        deciding = [step for step in _steps(trace) if _table(step) in ("Forwarding", "Refuse")]
+        text = self._leaving(node, trace)
+        if deciding and _table(deciding[-1]) == "Refuse":
+            told.end, told.cure = self._refused(node, trace)
+            text = f"{told.end}, so the node's own stack has to refuse the packet"
+        hop = self._hop(node, text, deciding[-1] if deciding else final, rows)
+        told.hops.append(
+            Hop(hop.node, hop.place, text, hop.table, hop.cookie, hop.objects,
+                text_of(trace.packet), hop.flows)
+        )  # fmt: skip
+        return told
+
+    def _events(self, node: str, part: Part, following: Part | None) -> Iterable[tuple[str, Step]]:
+        """What else of the part is worth a sentence, with the flow that did it."""
+        for step in part.steps:
+            table = _table(step)
+            if table == "ConntrackState" and part.is_known and part.connection:
+                state = "a reply of it" if "rpl" in part.connection else "known"
+                yield f"the switch tracks this connection already: the packet is {state}", step
+            elif table in _CHOICES and following is not None and _is_moved(part, following):
+                yield self._choice(node, part, following, step), step
+            elif table in _VERDICTS and not step.depth:
+                found = self._flow(node, step)
+                if found is not None and "accept" in found[0].reason:
+                    yield f"{_VERDICTS[table]}: {found[0].reason}", step
+
+    def _choice(self, node: str, part: Part, following: Part, step: Step) -> str:
+        owners = self._owners(node, step)
+        service = str(owners[0]) if owners else "the Service"
+        to = following.packet
+        name = self._named(to.destination)
+        count = self._endpoints(part)
+        among = f", one of {count} endpoints" if count > 1 else ""
+        return f"{service} sends it to {to.destination}:{to.destination_port} ({name}){among}"
+
+    def _endpoints(self, part: Part) -> int:
+        for service in self._inventory.view.services.values():
+            for port in service.ports:
+                if part.group in port.groups.values():
+                    return len(port.endpoints)
+        return 0
+
+    def _leaving(self, node: str, trace: SwitchTrace) -> str:
+        to = trace.packet
+        if trace.out_port == names.TUNNEL_OFPORT:
+            return f"the switch sends it into the tunnel to {trace.tunnel}"
+        if trace.out_port == names.GATEWAY_OFPORT:
+            return f"the switch hands it to the node's own stack by {names.GATEWAY_PORT}"
+        return f"the switch sends it to {self._named(to.destination, node, trace.out_port)}"
+
+    def _refused(self, node: str, trace: SwitchTrace) -> tuple[str, str]:
+        """Why there is no endpoint, and what would have to differ."""
+        to = trace.packet
+        services = [
+            owner
+            for step in _steps(trace)
+            if _table(step) in ("ServiceChoice", *_CHOICES)
+            for owner in self._owners(node, step)
+            if owner.kind == "Service"
+        ]
+        if services:
+            return (
+                f"{services[-1]} has no endpoint for this client",
+                f"{services[-1]} would have to have a ready endpoint: `sluice services"
+                f" {services[-1].namespace}/{services[-1].name}` shows what it has",
+            )
+        port = f"{to.destination}:{to.destination_port}"
+        return (
+            f"no Service has {port}",
+            f"a Service would have to have {port}: `sluice services` shows all",
+        )
+
+    def _dropped(self, node: str, part: Part, step: Step) -> tuple[str, str]:
+        table = LAYOUT.by_number[step.table]
+        if (direction := _DENIALS.get(table.name)) is not None:
+            text = self._denied(node, part, direction)
+            if text:
+                return text, ""
+        found = self._flow(node, step)
+        if found is None:
+            return f"a flow that is not desired, in table {table.name}", (
+                f"`sluice flows {node} --table {table.name}` shows who altered the switch"
+            )
+        reason = found[0].reason or table.doc
+        to = part.packet.destination
+        if table.name == "Forwarding" and to in self._inventory.view.cluster.pod_range:
+            return f"{reason}, and no pod of node {node} has {to}", f"a pod would have to have {to}"
+        return reason, _CURES.get(table.name, "")
+
+    def _denied(self, node: str, part: Part, direction: Direction) -> str:
+        packet = part.packet
+        own, other = packet.source, packet.destination
+        if direction is Direction.TO_POD:
+            own, other = other, own
+        attachment = next(
+            (a for a in self._inventory.view.attachments.get(node, {}).values()
+             if a.address == own),
+            None,
+        )  # fmt: skip
+        if attachment is None:
+            return ""
+        group = self._inventory.policies.group(node, attachment.port)
+        port = packet.destination_port if packet.protocol in LAYER_4_NAMES else None
+        return sentence_of(
+            self._inventory,
+            Attached(node, attachment, group),
+            direction,
+            other,
+            [DeniedPort(packet.protocol, port, part.rule or None)],
+            has_more=False,
+        )
+
+    def _named(self, address: IPv4Address, node: str = "", out_port: int | None = None) -> str:
+        for each in self._inventory.view.attachments.get(node, {}).values():
+            if each.ofport == out_port:
+                return f"pod {each.pod}" if each.pod else f"container {each.port}"
+        try:
+            end = at(self._inventory, address, opens=False)
+        except QuestionError:
+            return "an address of the Service range"
+        kind = "pod " if end.pod else "node " if end.node else ""
+        return f"{kind}{end.name}"
+
+    def _flow(self, node: str, step: Step) -> tuple[Flow, Owners] | None:
+        return self._flow_of(node, int(step.cookie, 16))
+
+    def _owners(self, node: str, step: Step) -> Owners:
+        found = self._flow(node, step)
+        return found[1] if found else ()
+
+    def _row(self, node: str, step: Step) -> FlowRow:
+        found = self._flow(node, step)
+        return FlowRow(
+            _table(step),
+            step.cookie,
+            step.priority,
+            tuple(map(Reference.of, found[1])) if found else (),
+            found[0].reason if found else "not desired",
+            step.depth,
+        )  # fmt: skip
+
+    def _hop(self, node: str, text: str, step: Step, rows: list[FlowRow]) -> Hop:
+        return Hop(
+            node,
+            "switch",
+            text,
+            _table(step),
+            step.cookie,
+            tuple(map(Reference.of, self._owners(node, step))),
+            flows=tuple(rows),
+        )
+
+
+def _steps(trace: SwitchTrace) -> Iterator[Step]:
+    return (step for part in trace.parts for step in part.steps)
+
+
+def _table(step: Step) -> str:
+    table = LAYOUT.by_number.get(step.table)
+    return table.name if table else str(step.table)
+
+
+def _is_moved(part: Part, following: Part) -> bool:
+    one, other = part.packet, following.packet
+    return (one.destination, one.destination_port) != (other.destination, other.destination_port)
+
+
+def text_of(packet: Packet) -> str:
+    """`TCP 10.244.1.2:40000 > 10.244.2.3:80`."""
+    if packet.protocol in LAYER_4_NAMES:
+        name = PROTOCOL_NAMES[packet.protocol]
+        return (
+            f"{name} {packet.source}:{packet.source_port}"
+            f" > {packet.destination}:{packet.destination_port}"
+        )
+    name = "ICMP" if packet.protocol == ICMP else f"protocol {packet.protocol}"
+    return f"{name} {packet.source} > {packet.destination}"
