@@ -10,6 +10,7 @@ from aiohttp import web
 from controller import flow_report
 from controller.answers import answer, refusal
 from controller.causes import keys_of
+from controller.flow_rows import group_behind
 from controller.object_names import is_known
 from controller.policies.slices import SLICE, Slices
 from controller.policy_reports.pods import attached, why_not_attached
@@ -257,7 +258,7 @@ def _shown_groups(
         for number in first
         if number in desired
         for bucket in desired[number][0].buckets
-        if (part := flow_report.group_behind(bucket)) is not None
+        if (part := group_behind(bucket)) is not None
     }
     return first | behind
 

@@ -11,19 +11,18 @@
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from ipaddress import IPv4Address
 
 import msgspec
 
-from controller.references import Reference
+from controller.flow_rows import bucket_rows, desired_row, group_behind, named, references
 from controller.reports.flows import BucketRow, FlowRow, GroupRow
 from flows import names
 from flows.diff import is_learned, is_ours
-from flows.flow import Action, Bucket, Ct, Flow, Group, Nat, SetField, ToGroup
+from flows.flow import Flow, Group
 from flows.labels import Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.refs import Owners
-from flows.text import actions_text, bucket_text, match_text, table_name
+from flows.text import table_name
 from flows.view import Service
 from openflow import digest, foreign
 from openflow.messages import InstalledFlow, InstalledGroup
@@ -52,7 +51,7 @@ def flows(
             by_group = _by_group(services) if by_group is None else by_group
             owners = by_group.get(service_group(entry), ())
             row = msgspec.structs.replace(
-                row, object=_named(owners), owners=_references(owners),
+                row, object=named(owners), owners=references(owners),
                 reason="a client keeps its endpoint",
             )  # fmt: skip
         rows.append(row)
@@ -100,7 +99,7 @@ def groups(
 
     def add(number: int, state: str, owners: Owners, buckets: tuple[BucketRow, ...]) -> None:
         reason = reasons.get(number, "")
-        rows.append(GroupRow(number, state, _named(owners), _references(owners), reason, buckets))
+        rows.append(GroupRow(number, state, named(owners), references(owners), reason, buckets))
 
     for entry in installed:
         yield
@@ -110,34 +109,18 @@ def groups(
             continue
         group, owners = missing.pop(entry.id)
         if digest.of_group_entry(entry) == digest.of_group(group):
-            add(entry.id, "installed", owners, _buckets(group, labels))
+            add(entry.id, "installed", owners, bucket_rows(group, labels))
         else:
             add(entry.id, "altered", owners, _found_buckets(entry))
     for number, (group, owners) in missing.items():
         yield
-        add(number, "missing", owners, _buckets(group, labels))
+        add(number, "missing", owners, bucket_rows(group, labels))
     return sorted(rows, key=lambda row: row.id)
 
 
 def is_foreign_group(entry: InstalledGroup) -> bool:
     """Whether Sluice does not manage this group."""
     return entry.id not in names.GROUPS
-
-
-def desired_row(
-    cookie: int, flow: Flow, owners: Owners, labels: Labels | None, *, state: str
-) -> FlowRow:
-    """A flow as it should be, with no packets."""
-    return FlowRow(
-        table_name(flow.table), flow.table, flow.priority, f"{cookie:#018x}", 0, 0, state,
-        feature=Feature(flow.feature).name.lower(),
-        object=_named(owners),
-        owners=_references(owners),
-        reason=flow.reason,
-        match=match_text(flow, labels).partition(",")[2],
-        actions=actions_text(flow, labels),
-        groups=tuple(each.group for each in flow.actions if isinstance(each, ToGroup)),
-    )  # fmt: skip
 
 
 def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels | None) -> FlowRow:
@@ -166,48 +149,6 @@ def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels
     return replace(row, match=match, actions=actions)
 
 
-def _named(owners: Owners) -> str:
-    return ", ".join(map(str, owners))
-
-
-def _references(owners: Owners) -> tuple[Reference, ...]:
-    return tuple(map(Reference.of, owners))
-
-
 def _found_buckets(entry: InstalledGroup) -> tuple[BucketRow, ...]:
     """As they are on the switch."""
     return tuple(BucketRow(**row) for row in foreign.described_buckets(entry))
-
-
-def _buckets(group: Group, labels: Labels | None) -> tuple[BucketRow, ...]:
-    return tuple(
-        BucketRow(
-            bucket.id,
-            bucket.weight,
-            _endpoint(bucket),
-            group_behind(bucket),
-            bucket_text(bucket, labels),
-        )
-        for bucket in group.buckets
-    )
-
-
-def group_behind(bucket: Bucket) -> int | None:
-    """The group that a bucket leads to, for choices that one group cannot hold."""
-    return next((each.group for each in bucket.actions if isinstance(each, ToGroup)), None)
-
-
-def _endpoint(bucket: Bucket) -> str:
-    """The `ADDRESS:PORT` that it sends to; empty if it has none."""
-    address, port = LAYOUT.registers["EndpointAddress"], LAYOUT.registers["EndpointPort"]
-    loaded: dict[str, int] = {}
-    action: Action
-    for action in bucket.actions:
-        match action:
-            case Ct(nat=Nat(destination=(int(to), int(at)))):
-                return f"{IPv4Address(to)}:{at}"
-            case SetField(field, value):
-                loaded[field] = value
-    if address.register in loaded and port.register in loaded:
-        return f"{IPv4Address(loaded[address.register])}:{loaded[port.register]}"
-    return ""
