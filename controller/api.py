@@ -12,6 +12,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from controller.enrolment import Enrolment
 from controller.flow_api import FlowApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
+from controller.problems import ReporterKind
 from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
 from controller.reconciler import Reconciler
@@ -50,6 +52,7 @@ from wire.documents import (
     encode,
 )
 from wire.sentences import readable
+from wire.viewing import NODE_METRICS
 
 log = structlog.get_logger()
 
@@ -100,7 +103,14 @@ class Api:
         metrics.NODES.set_function(lambda: len(view.nodes))
         metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
         metrics.SERVICES.set_function(lambda: len(view.services))
-        metrics.PROBLEMS.set_function(lambda: len(reconciler.problems))
+        for kind in ReporterKind:
+            count = partial(reconciler.problems.count, kind)
+            metrics.PROBLEMS.labels(kind.name.lower()).set_function(count)
+        sessions = reconciler.sessions
+        metrics.IN_SYNC.set_function(lambda: sum(each.in_sync for each in sessions.values()))
+        metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
+        metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
+        metrics.CLUSTER_READ.set_function(lambda: reconciler.desired.source_complete)
 
     def application(self, *, local: bool) -> web.Application:
         """What agents and probes may ask; for local users also what tells of the whole cluster."""
@@ -129,6 +139,7 @@ class Api:
     def report_routes(self) -> list[web.RouteDef]:
         """Reports, which tell of the whole cluster; see `controller.viewers` for who may ask."""
         return [
+            web.get(NODE_METRICS, self._node_metrics),
             web.get("/v1/status", self._status),
             *(route for reports in self._report_parts for route in reports.routes()),
         ]
@@ -145,6 +156,11 @@ class Api:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _node_metrics(self, _: web.Request) -> web.Response:
+        ages = await in_turns(self._reconciler.proofs.ages())
+        body = await in_turns(metrics.PROVEN_AGE.text(ages))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _: web.Request) -> web.Response:
         """See `controller.cluster_status`."""

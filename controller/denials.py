@@ -121,7 +121,7 @@ class Denials:
                 continue
             waiting.pod, waiting.reported = pod, now
             waiting.ports.add(each)
-        metrics.DENIALS.labels("left out").inc(left_out)
+        metrics.DENIALS.labels("left_out").inc(left_out)
 
     def due(self) -> list[Pair]:
         """The pairs that get an Event now. Namespaces take turns."""
@@ -134,7 +134,7 @@ class Denials:
             last = self._told.get(pair)
             if now - waiting.reported >= PATIENCE:
                 self._stop_waiting(pair)
-                metrics.DENIALS.labels("left out").inc()
+                metrics.DENIALS.labels("left_out").inc()
             elif last is None or now - last.at >= PERIOD:
                 due.setdefault(waiting.pod.namespace, deque()).append(pair)
         known = due.keys() | {

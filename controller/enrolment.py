@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 from kubernetes.aio import client
 
-from controller import authority
+from controller import authority, metrics
 from controller.authority import Authority, AuthorityError
 from controller.kubernetes_api import FAULTS, read, sentence
 from controller.sources.feed import Feed
@@ -114,6 +114,8 @@ class Enrolment:
             ca_name=f"ConfigMap {self._settings.namespace}/{NAME}: ca.crt",
         )  # fmt: skip
         until = authority.expiry(certificate)
+        metrics.CERTIFICATE_EXPIRY.set(until.timestamp())
+        metrics.CA_EXPIRY.set(ca.certificate.not_valid_after_utc.timestamp())
         self._renewal = until - (until - datetime.now(UTC)) / 3
 
     async def _secret(self, api: client.ApiClient) -> Authority:
@@ -181,7 +183,7 @@ class Enrolment:
     async def _check(self, node: str, token: str) -> None:
         """Raise `Refused` unless this is the token of this node's agent."""
         account = (self._settings.namespace, SERVICE_ACCOUNT)
-        user = await review(self._connect, token, AUDIENCE, account)
+        user = await review(self._connect, token, AUDIENCE, [account])
         nodes = user.extra.get(_NODE_CLAIM, [])
         if nodes != [node]:
             named = f"Node {nodes[0]}" if nodes else "no Pod on a node"

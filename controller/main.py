@@ -13,7 +13,7 @@ from typing import Final
 import click
 import structlog
 
-from controller import garbage, listening, tls, viewers
+from controller import garbage, listening, tls, token_review, viewers
 from controller.api import Api
 from controller.denial_writer import DenialWriter
 from controller.denials import Denials
@@ -191,6 +191,12 @@ async def _serve_reports(
 ) -> None:
     api_server = partial(connect, own.kubernetes.kubeconfig)
     application = viewers.application(
-        api.report_routes(), viewers.Viewers(reports.namespace, api_server)
+        api.report_routes(),
+        viewers.Viewers(reports.namespace, api_server, [_account(s) for s in reports.scrapers]),
     )
     await listening.serve_reports(application, reports.address, tls.for_viewers(identity))
+
+
+def _account(name: str) -> token_review.Account:
+    namespace, _, own = name.partition("/")
+    return namespace, own

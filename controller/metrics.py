@@ -1,12 +1,35 @@
-"""What the controller counts (Prometheus text format, on `/metrics`)."""
+"""What the controller counts, for Prometheus. docs/metrics.md is made from this module.
 
-from prometheus_client import Counter, Gauge, Histogram
+`/metrics` needs no token, so its metrics are numbers alone, without a name or an address. Metrics
+of single nodes have names: `wire.viewing.NODE_METRICS` serves them to who may know these.
+"""
 
-SESSIONS = Gauge("sluice_switch_sessions", "Switches connected")
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+# A series with the start of each counter says no more than process_start_time_seconds.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# Switches
+NODES = Gauge("sluice_nodes", "Nodes that take part")
+SESSIONS = Gauge("sluice_switch_sessions", "Switches that are connected")
+IN_SYNC = Gauge(
+    "sluice_switches_in_sync", "Connected switches that have acknowledged everything they should"
+    " hold"
+)  # fmt: skip
+PROVEN_AGE_MAX = Gauge(
+    "sluice_node_proven_age_max_seconds",
+    "The greatest sluice_node_proven_age_seconds of all nodes",
+)
+CONNECTIONS = Counter("sluice_switch_connections", "Times that a switch has connected")
 SYNCS = Counter("sluice_switch_syncs", "Times that a switch was brought in sync")
 COMPARISONS = Counter("sluice_switch_comparisons", "Times that a switch was dumped and compared")
 SEALED = Counter(
-    "sluice_switch_sealed", "Times that the seals of a switch showed that it is in sync"
+    "sluice_switch_seal_matches",
+    "Times that the seals of a switch showed that it is in sync, without a dump",
 )
 DRIFT = Counter(
     "sluice_switch_drift",
@@ -16,8 +39,21 @@ DRIFT = Counter(
 FOREIGN = Gauge(
     "sluice_foreign_flows", "Flows and groups on the switches that are not managed by Sluice"
 )
-REFUSALS = Counter("sluice_switch_refusals", "Messages that a switch rejected")
-PROBLEMS = Gauge("sluice_problems", "Current problems with objects, files, ports and switches")
+REJECTED = Counter("sluice_switch_rejected_messages", "Messages that a switch rejected")
+
+# Objects
+CLUSTER_READ = Gauge(
+    "sluice_cluster_read",
+    "1 if everything was read from the API server once; until then nothing is deleted",
+)
+ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
+SERVICES = Gauge("sluice_services", "Services that have an address")
+PROBLEMS = Gauge(
+    "sluice_problems",
+    "Current problems with objects, files, ports and switches, by the part of Sluice that reports"
+    " them",
+    ["reporter"],
+)
 EVENTS = Counter("sluice_events", "Events that were sent to the API server", ["outcome"])
 EVENTS_WAITING = Gauge("sluice_events_waiting", "Problems for which no Event was written yet")
 DENIALS = Counter(
@@ -26,10 +62,8 @@ DENIALS = Counter(
     " (for some of these only packets are counted)",
     ["outcome"],
 )
-NODES = Gauge("sluice_nodes", "Nodes that take part")
-ATTACHMENTS = Gauge("sluice_attachments", "Interfaces of pods that have flows")
-SERVICES = Gauge("sluice_services", "Services that have an address")
 
+# Policy
 POLICY_CHANGES = Counter(
     "sluice_policy_changes", "Changes of policy, by the number of their phases", ["phases"]
 )
@@ -39,9 +73,19 @@ POLICY_WAITS = Counter(
     ["outcome"],
 )
 POLICY_SECONDS = Histogram(
-    "sluice_policy_publication_seconds",
+    "sluice_policy_publication_duration_seconds",
     "From the compiled change of policy until it is in the programs of all nodes",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+
+# Certificates
+CA_EXPIRY = Gauge(
+    "sluice_ca_expiry_timestamp_seconds",
+    "When the CA of the nodes expires (Unix time); 0 without enrolment",
+)
+CERTIFICATE_EXPIRY = Gauge(
+    "sluice_certificate_expiry_timestamp_seconds",
+    "When the controller's own certificate expires (Unix time); 0 without enrolment",
 )
 
 # What Kubernetes' scalability tests ask kube-proxy for, under its names and with its buckets
@@ -71,3 +115,29 @@ SERVICE_CHANGES = Gauge(
     "kubeproxy_sync_proxy_rules_service_changes_total",
     "Services that were added, changed or removed",
 )
+
+
+@dataclass(frozen=True)
+class NodeGauge:
+    """A metric with one number for each node, by its name."""
+
+    name: str
+    documentation: str
+
+    def text(self, values: Mapping[str, float]) -> Generator[None, None, bytes]:
+        """The metric in Prometheus' text format, in steps; see `work_budget.in_turns`."""
+        lines = [f"# HELP {self.name} {self.documentation}", f"# TYPE {self.name} gauge"]
+        for node, value in values.items():
+            # Names of nodes are DNS names, in which nothing has to be escaped.
+            lines.append(f'{self.name}{{node="{node}"}} {value:.3f}')
+            yield
+        return "".join(f"{line}\n" for line in lines).encode()
+
+
+PROVEN_AGE: Final = NodeGauge(
+    "sluice_node_proven_age_seconds",
+    "Seconds since the node's switch was last proven to hold what it should: since its agent's last"
+    " digest that was right; if there was none, since the controller began to look",
+)
+"""See `controller.proofs`."""
+OF_NODES: Final = (PROVEN_AGE,)

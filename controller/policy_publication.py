@@ -228,7 +228,7 @@ class PolicyPublication:
     def _settled(self) -> None:
         self._settling = None
         if not self._unacknowledged():
-            self._land("in force")
+            self._land("in_force")
 
     def _give_up(self) -> None:
         slow = self._unacknowledged()

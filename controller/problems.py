@@ -255,6 +255,16 @@ class Problems:
         self._end_expired()
         return sum(map(len, (*self._by_reporter.values(), *self._more.values())))
 
+    def count(self, kind: ReporterKind) -> int:
+        """How many of them reporters of a kind report, with those that are only counted."""
+        self._end_expired()
+        return sum(
+            len(found)
+            for by_reporter in (self._by_reporter, self._more)
+            for reporter, found in by_reporter.items()
+            if reporter.kind is kind
+        )
+
     def texts(self) -> dict[str, str]:
         """Title -> sentence, for people."""
         return {problem.title: problem.text for problem in self}

@@ -13,12 +13,12 @@ from functools import partial
 
 import structlog
 
-from controller import metrics
 from controller.compilation import Compilation
 from controller.conntrack_flush import ConntrackFlush
 from controller.desired import Desired
 from controller.inventory import Inventory
 from controller.problems import SOURCE, Problems, Reporter, ReporterKind, Subject
+from controller.proofs import Proofs
 from controller.session import Session
 from controller.sources.objects import Object
 from controller.switches import Switches
@@ -48,6 +48,7 @@ class Reconciler:
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()
         """Set, and replaced, when the hosts' part of Services changes: wakes agents that wait."""
+        self.proofs = Proofs(inventory.view.nodes)
         self.switches = Switches(
             inventory,
             self.desired,
@@ -156,6 +157,7 @@ class Reconciler:
             self.problems.clear_reporter(Reporter(ReporterKind.AGENT, gone.name))
             self._settle(budget)
             self.switches.drop_ports(gone.name)
+            self.proofs.forget(gone.name)
 
     def _settle(self, budget: WorkBudget) -> None:
         """Update what depends on the objects that were taken in."""
@@ -234,7 +236,8 @@ class Reconciler:
         Raises `KeyError` if the switch is not connected.
         """
         verdict = self.sessions[node].audit.judge(given)
-        metrics.FOREIGN.set(sum(session.audit.foreign for session in self.sessions.values()))
+        if verdict is Verdict.RIGHT:
+            self.proofs.proven(node)
         return verdict
 
     async def installed(self, node: str) -> tuple[list[InstalledFlow], list[InstalledGroup]]:

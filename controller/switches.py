@@ -164,6 +164,7 @@ class Switches:
         session = Session(node, switch, self._desired, self._acknowledged)
         self.sessions[node] = session
         log.info("switch connected", node=node, peer=switch.peer)
+        metrics.CONNECTIONS.inc()
         metrics.SESSIONS.set(len(self.sessions))
         try:
             if (address := _address(switch.host)) is not None:
@@ -309,7 +310,7 @@ class Switches:
 
     @staticmethod
     def _log_rejection(node: str, rejected: Rejected) -> None:
-        metrics.REFUSALS.inc(len(rejected.rejections))
+        metrics.REJECTED.inc(len(rejected.rejections))
         for message, error in rejected.rejections[:MAX_LOGGED]:
             log.error(
                 "rejected by a switch", node=node, message=message_text(message), error=str(error)

@@ -5,7 +5,7 @@ audience is one of Sluice's own, so that the token is worth nothing to others, a
 are worth nothing here.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -16,6 +16,8 @@ from controller.kubernetes_api import FAULTS, read, sentence
 
 _PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 
+Account: TypeAlias = tuple[str, str]
+"""Namespace and name of a ServiceAccount."""
 Connect: TypeAlias = Callable[[], Awaitable[client.ApiClient]]
 """Makes a client of the API server. Raises `SettingsError`."""
 
@@ -56,10 +58,16 @@ def bearer(request: web.Request) -> str:
     return token
 
 
-async def review(connect: Connect, token: str, audience: str, account: tuple[str, str]) -> User:
-    """The user of a token that is for `audience` and of `account` (namespace, ServiceAccount).
+def name_of(account: Account) -> str:
+    """The name of a ServiceAccount's user."""
+    return ":".join(("system:serviceaccount", *account))
 
-    Raises `Refused` for every other token, and if the API server does not answer.
+
+async def review(connect: Connect, token: str, audience: str, accounts: Sequence[Account]) -> User:
+    """The user of a token that is for `audience` and of one of these accounts.
+
+    Raises `Refused` for every other token, and if the API server does not answer. Its sentence
+    names the first account.
     """
     asked = {
         "apiVersion": "authentication.k8s.io/v1",
@@ -77,7 +85,6 @@ async def review(connect: Connect, token: str, audience: str, account: tuple[str
     if not status.authenticated or audience not in status.audiences:
         why = status.error or "it is for another audience"
         raise Refused(401, f"the token is not for {audience!r} or not good: {why}")
-    ours = ":".join(("system:serviceaccount", *account))
-    if status.user.username != ours:
-        raise Refused(403, f"the token is {status.user.username}'s, not {ours}'s")
+    if status.user.username not in map(name_of, accounts):
+        raise Refused(403, f"the token is {status.user.username}'s, not {name_of(accounts[0])}'s")
     return status.user

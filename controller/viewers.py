@@ -1,15 +1,18 @@
 """Reports for viewers: people who may create a token of the ServiceAccount `sluice-viewer`.
 
-The same reports as on the unix socket, by TLS. The controller's Pod is in the host network, where
-every process of the node reaches its loopback address. So each request shows a token, wherever it
-comes from. Web browsers are kept out: a page of theirs could have a name that resolves to the
-controller's address (DNS rebinding).
+The same reports as on the unix socket, by TLS. Scrapers, such as Prometheus, get the metrics of
+nodes only; they show a token of their own ServiceAccount.
+
+The controller's Pod is in the host network, where every process of the node reaches its loopback
+address. So each request shows a token, wherever it comes from. Web browsers are kept out: a page of
+theirs could have a name that resolves to the controller's address (DNS rebinding).
 """
 
 import asyncio
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -17,9 +20,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from controller.rates import Rate, Rates
-from controller.token_review import Connect, Refused, bearer, review
+from controller.token_review import Account, Connect, Refused, bearer, name_of, review
 from wire.documents import Refusal, encode
-from wire.viewing import AUDIENCE, SERVER_NAME, SERVICE_ACCOUNT
+from wire.viewing import AUDIENCE, NODE_METRICS, SERVER_NAME, SERVICE_ACCOUNT
 
 log = structlog.get_logger()
 
@@ -49,28 +52,31 @@ _HOSTS: Final = re.compile(rf"(localhost|{SERVER_NAME}|[0-9.]+|\[[0-9A-Fa-f:.]+\
 class Viewers:
     """Who may look: answers of the API server, the good ones remembered for a minute."""
 
-    def __init__(self, namespace: str, connect: Connect) -> None:
-        """`namespace` has the ServiceAccount. Must be made on the event loop."""
-        self._account = (namespace, SERVICE_ACCOUNT)
+    def __init__(self, namespace: str, connect: Connect, scrapers: Sequence[Account] = ()) -> None:
+        """`namespace` has the ServiceAccount of viewers. Must be made on the event loop."""
+        self._accounts = ((namespace, SERVICE_ACCOUNT), *scrapers)
         self._connect = connect
         self._reviews = Rate(REVIEWS_PER_SECOND, REVIEWS_BURST)
         self._turns = asyncio.Semaphore(REVIEWS_AT_ONCE)
-        self._good: OrderedDict[bytes, float] = OrderedDict()
-        """By the SHA-256 of a token, until when it counts."""
+        self._good: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        """By the SHA-256 of a token, until when it counts, and its user."""
 
-    async def check(self, token: str) -> str:
+    async def check(self, token: str, path: str) -> str:
         """Return a name for the token, which does not tell the token. Raises `Refused`."""
         digest = hashlib.sha256(token.encode()).digest()
         now = asyncio.get_running_loop().time()
-        if now >= self._good.get(digest, now):
+        until, user = self._good.get(digest, (now, ""))
+        if now >= until:
             if self._turns.locked() or not self._reviews.allows():
                 raise Refused(429, "too many tokens are shown to the controller; try again")
             self._good.pop(digest, None)
             async with self._turns:
-                await review(self._connect, token, AUDIENCE, self._account)
-            self._good[digest] = now + REMEMBERED
+                user = (await review(self._connect, token, AUDIENCE, self._accounts)).username
+            self._good[digest] = now + REMEMBERED, user
             if len(self._good) > MOST_REMEMBERED:
                 self._good.popitem(last=False)
+        if path != NODE_METRICS and user != name_of(self._accounts[0]):
+            raise Refused(403, f"{user} may read {NODE_METRICS} and nothing else")
         return digest.hex()
 
 
@@ -87,7 +93,7 @@ def _gate(viewers: Viewers) -> Middleware:
 
     async def admit(request: web.Request) -> None:
         _check_form(request)
-        if not rates.allows(await viewers.check(bearer(request))):
+        if not rates.allows(await viewers.check(bearer(request), request.path)):
             raise Refused(429, "too many requests with this token; try again")
         try:
             async with asyncio.timeout(LONGEST_TURN):

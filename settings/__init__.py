@@ -28,6 +28,11 @@ SocketAddress: TypeAlias = Annotated[
 Host: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,252}[a-zA-Z0-9])?$")]
 """An IPv4 address or a DNS name."""
 NamespaceName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+ServiceAccountName: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"),
+]
+"""`NAMESPACE/NAME`."""
 PortNumber: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -69,6 +74,9 @@ class Reports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`HOST:PORT`. A port-forward reaches loopback."""
     namespace: NamespaceName = "sluice-system"
     """Where that ServiceAccount is."""
+    scrapers: tuple[ServiceAccountName, ...] = ()
+    """ServiceAccounts that may read the metrics of nodes, and nothing else: with a token of their
+    own whose audience is `sluice-reports`."""
 
 
 class AgentEnrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,8 @@ PORT_NAME: Final = "reports"
 """The name of the container's port at which the controller serves reports."""
 CA: Final = "sluice-ca"
 """The ConfigMap with the CA of the controller (`ca.crt`)."""
+NODE_METRICS: Final = "/metrics/nodes"
+"""Where the controller serves metrics of single nodes, beside the reports."""
 SERVER_NAME: Final = "controller"
 """A DNS name in the controller's certificate. A controller has no address that a client behind a
 port-forward could check."""

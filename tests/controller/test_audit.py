@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
@@ -53,11 +54,11 @@ def test_sealed_switch_is_not_dumped(ovs: Ovs) -> None:
             name = await with_a_pod(world)
             assert len(world.seals()) == 2
             port = world.port
-        compared, sealed = counted("comparisons"), counted("sealed")
+        compared, sealed = counted("comparisons"), counted("seal_matches")
         async with controller(ovs, port=port) as world:
             world.reconciler.update([pod_object("a", "node1", uid="u1")], [])
             await world.in_sync()
-            assert (counted("comparisons"), counted("sealed")) == (compared, sealed + 1)
+            assert (counted("comparisons"), counted("seal_matches")) == (compared, sealed + 1)
             # And what changes from here on is known against what the seals vouched for.
             ovs.vsctl("del-port", "br0", name)
             await world.until(lambda: not world.reconciler.inventory.view.attachments)
@@ -210,6 +211,23 @@ def test_manual_changes_are_found_and_repaired(ovs: Ovs, what: str) -> None:
     run(story)
 
 
+def test_only_a_right_digest_proves_a_switch(ovs: Ovs, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            proven: list[str] = []
+            monkeypatch.setattr(world.reconciler.proofs, "proven", proven.append)
+            right = await digest(ovs)
+            wrong = msgspec.structs.replace(right, meters=right.meters + 1)
+            assert world.reconciler.take_digest("node1", wrong) is Verdict.DRIFT
+            assert proven == []
+            await world.in_sync()
+            assert world.reconciler.take_digest("node1", right) is Verdict.RIGHT
+            assert proven == ["node1"]
+
+    run(story)
+
+
 def test_only_ranges_that_differ_are_dumped_and_sent(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:
@@ -318,7 +336,7 @@ def test_foreign_flows_are_counted_and_not_changed(ovs: Ovs) -> None:
             given = await digest(ovs)
             assert given.foreign == 2
             assert world.reconciler.take_digest("node1", given) is Verdict.RIGHT
-            assert REGISTRY.get_sample_value("sluice_foreign_flows") == 2
+            assert world.reconciler.sessions["node1"].audit.foreign == 2
             assert [g.id for g in (await world.reconciler.installed("node1"))[1]] == [7]
             assert world.cookies() == world.desired() | {0}
 

@@ -389,7 +389,7 @@ def test_nothing_is_sent_to_a_sealed_switch(ovs: Ovs, monkeypatch: pytest.Monkey
             await apply(switch, batch)
 
         monkeypatch.setattr(Switch, "apply", recorded)
-        sealed = REGISTRY.get_sample_value("sluice_switch_sealed_total") or 0.0
+        sealed = REGISTRY.get_sample_value("sluice_switch_seal_matches_total") or 0.0
         async with controller(ovs, whole=False, port=port) as world:
             # What is not whole yet would be compared: so all of it at once.
             reconciler = world.reconciler
@@ -398,7 +398,7 @@ def test_nothing_is_sent_to_a_sealed_switch(ovs: Ovs, monkeypatch: pytest.Monkey
             await world.until(lambda: reconciler.sessions.get("node1"))
             await world.in_sync()
             assert not any(sent)
-            assert REGISTRY.get_sample_value("sluice_switch_sealed_total") == sealed + 1
+            assert REGISTRY.get_sample_value("sluice_switch_seal_matches_total") == sealed + 1
             assert await is_right(world)
             # And what changes from here on is known against what the seals vouched for.
             reconciler.update(web(*range(10, 51)), [])
@@ -421,7 +421,7 @@ def test_group_that_a_switch_rejects_harms_no_other_object(
     async def story() -> None:
         async with controller(ovs) as world:
             await world.in_sync()
-            refusals = REGISTRY.get_sample_value("sluice_switch_refusals_total") or 0.0
+            refusals = REGISTRY.get_sample_value("sluice_switch_rejected_messages_total") or 0.0
             with monkeypatch.context() as patch:
                 patch.setattr(endpoints, "_translate", wrong)
                 patch.setattr(endpoints, "_buckets", {})
@@ -432,7 +432,10 @@ def test_group_that_a_switch_rejects_harms_no_other_object(
                 await world.in_sync()
                 # It is not sent again for now.
                 await asyncio.sleep(0.2)
-                assert REGISTRY.get_sample_value("sluice_switch_refusals_total") == refusals + 1
+                assert (
+                    REGISTRY.get_sample_value("sluice_switch_rejected_messages_total")
+                    == refusals + 1
+                )
                 rejected, right = group_of(world, "web"), group_of(world, "here", "local")
             async with connect(ovs.mgmt) as switch:
                 ids = {group.id for group in await switch.dump_groups()}

@@ -69,7 +69,8 @@ def application(server: ApiServer, *more: web.RouteDef) -> web.Application:
     reconciler.update([NODE], [])
     reconciler.source_complete(True)
     routes = [*Api(reconciler, SETTINGS).report_routes(), *more]
-    return viewers.application(routes, viewers.Viewers("sluice-system", server.connect))
+    scrapers = [("monitoring", "prometheus")]
+    return viewers.application(routes, viewers.Viewers("sluice-system", server.connect, scrapers))
 
 
 Get = Callable[..., Awaitable[tuple[int, str]]]
@@ -104,6 +105,25 @@ def test_reports_are_those_of_the_unix_socket(server: ApiServer) -> None:
             assert (await get(path=path))[0] == 200
         assert (await get(path="/v1/policy"))[0] == 400
         assert (await get(path="/v1/nodes/node1/flows"))[0] == 503
+
+    served(server, story)
+
+
+def test_scraper_reads_the_metrics_of_nodes_and_nothing_else(server: ApiServer) -> None:
+    scraper = {"username": "system:serviceaccount:monitoring:prometheus"}
+    server.verdicts["scraper"] = GOOD | {"user": scraper}
+
+    async def story(get: Get) -> None:
+        for token in ("scraper", "good"):
+            status, text = await get(token, path="/metrics/nodes")
+            assert status == 200
+            assert 'sluice_node_proven_age_seconds{node="node1"} 0.000\n' in text
+        for path in ("/v1/status", "/v1/services", "/v1/nodes/node1/flows"):
+            status, text = await get("scraper", path=path)
+            assert status == 403
+            assert "prometheus may read /metrics/nodes and nothing else" in text
+        # Both answers come from one review.
+        assert server.reviewed == ["scraper", "good"]
 
     served(server, story)
 
