@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lab import apiserver
 from lab.control import kubernetes_binaries
@@ -62,6 +63,17 @@ def rendered(kubectl: Path, directory: Path) -> str:
     return done.stdout
 
 
+def objects(text: str) -> dict[tuple[str, str, str], Any]:
+    """By kind, namespace and name; the settings not as a text, but as what they say."""
+    found = {}
+    for item in filter(None, yaml.safe_load_all(text)):
+        metadata = item["metadata"]
+        if metadata["name"] == "sluice-config":
+            item["data"] = {name: yaml.safe_load(text) for name, text in item["data"].items()}
+        found[item["kind"], metadata.get("namespace", ""), metadata["name"]] = item
+    return found
+
+
 @dataclass(frozen=True)
 class Api:
     """An API server in a network namespace of its own, and its administrator."""
@@ -74,14 +86,18 @@ class Api:
     def inside(self) -> tuple[str, ...]:
         return ("nsenter", f"--net=/run/netns/{self.netns}")
 
-    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+    def run(self, program: Path, *arguments: str, stdin: str = "") -> str:
+        """What a program prints that takes --kubeconfig; it must succeed."""
         done = subprocess.run(
-            [*self.inside, self.kubectl_path, "--kubeconfig", self.server.kubeconfig, *arguments],
+            [*self.inside, program, "--kubeconfig", self.server.kubeconfig, *arguments],
             input=stdin, capture_output=True, text=True, check=False,
             env=os.environ | {"NO_PROXY": "*"},
         timeout=BUILD_TIMEOUT)  # fmt: skip
-        assert not done.returncode, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        assert not done.returncode, f"{program.name} {' '.join(arguments)}: {done.stderr}"
         return done.stdout
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.run(self.kubectl_path, *arguments, stdin=stdin)
 
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))

@@ -1,33 +1,19 @@
 """The manifests: a real API server takes them; they give the rights that are used and no more."""
 
 import json
-import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
 from settings import load
-from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, rendered
+from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, objects, rendered
 
 NAMES = sorted(path.parent.name for path in KUSTOMIZE.glob("*/kustomization.yaml"))
 CONTROLLER = "system:serviceaccount:sluice-system:sluice-controller"
 AGENT = "system:serviceaccount:sluice-system:sluice-agent"
 ANYBODY = "system:serviceaccount:default:anybody"
-
-
-def objects(text: str) -> dict[tuple[str, str, str], Any]:
-    """By kind, namespace and name; the settings not as a text, but as what they say."""
-    found = {}
-    for item in filter(None, yaml.safe_load_all(text)):
-        metadata = item["metadata"]
-        if metadata["name"] == "sluice-config":
-            item["data"] = {name: yaml.safe_load(text) for name, text in item["data"].items()}
-        found[item["kind"], metadata.get("namespace", ""), metadata["name"]] = item
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,66 +121,3 @@ def test_a_viewer_may_create_one_token_and_nothing_else(api: Api) -> None:
     # The token itself gives no right.
     viewer = "system:serviceaccount:sluice-system:sluice-viewer"
     assert rights(api, viewer, "sluice-system") == set()
-
-
-# The chart
-
-
-@pytest.fixture(scope="module")
-def helm() -> str:
-    built = subprocess.run(
-        [ROOT / "scripts" / "go-tool", "helm"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=BUILD_TIMEOUT,
-    )
-    return built.stdout.splitlines()[-1]
-
-
-def chart(helm: str, **values: Any) -> dict[tuple[str, str, str], Any]:
-    given = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
-    done = subprocess.run(
-        [helm, "template", "sluice", ROOT / "deploy" / "chart", *given],
-        capture_output=True, text=True, check=False,
-    timeout=PROGRAM_TIMEOUT)  # fmt: skip
-    assert not done.returncode, done.stderr
-    return objects(done.stdout)
-
-
-def test_the_chart_is_the_base(helm: str, kubectl_path: Path) -> None:
-    assert chart(helm) == objects(rendered(kubectl_path, KUSTOMIZE / "base"))
-
-
-def test_values_of_the_chart(helm: str) -> None:
-    usual = chart(helm)
-    deployment = ("Deployment", "sluice-system", "sluice-controller")
-    daemons = ("DaemonSet", "sluice-system", "sluice-agent")
-    config = ("ConfigMap", "sluice-system", "sluice-config")
-
-    assert usual.keys() - chart(helm, agent={"enabled": False}).keys() == {daemons}
-
-    found = chart(
-        helm,
-        apiServer={"host": "10.0.0.9", "port": 443},
-        controller={"image": "r/c:1", "replicas": 2, "resources": {"limits": {"cpu": "1"}}},
-        agent={"image": "r/a:1", "resources": {"limits": {"cpu": "2"}}},
-        settings={"cluster": {"podRange": "10.1.0.0/16"}, "logLevel": "debug"},
-    )
-    assert found[deployment]["spec"]["replicas"] == 2
-    pod = found[deployment]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["image"] == "r/c:1"
-    assert container["resources"]["limits"] == {"cpu": "1"}
-    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert environment == {
-        "HOST_IP": None,
-        "KUBERNETES_SERVICE_HOST": "10.0.0.9",
-        "KUBERNETES_SERVICE_PORT": "443",
-    }
-    (container,) = found[daemons]["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "r/a:1"
-    assert container["resources"]["limits"] == {"cpu": "2"}
-    settings = found[config]["data"]["sluice.yaml"]
-    assert settings["logLevel"] == "debug"
-    assert settings["cluster"] == {"podRange": "10.1.0.0/16", "serviceRange": "10.96.0.0/12"}
