@@ -12,16 +12,13 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, cast
 
 import msgspec
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from controller import metrics
 from controller.agent_problems import take_problems
 from controller.answers import answer
 from controller.check_api import CheckApi
@@ -29,9 +26,9 @@ from controller.cluster_status import cluster_status
 from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.flow_api import FlowApi
+from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
-from controller.problems import ReporterKind
 from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
 from controller.reconciler import Reconciler
@@ -52,7 +49,6 @@ from wire.documents import (
     encode,
 )
 from wire.sentences import readable
-from wire.viewing import NODE_METRICS
 
 log = structlog.get_logger()
 
@@ -94,23 +90,12 @@ class Api:
             CheckApi(reconciler, self.questions),
             TraceApi(reconciler, self.questions, cluster),
         )
+        self._metrics = MetricsApi(reconciler)
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
         self._instance = secrets.token_hex(4)
         """Before revisions that only this process counts."""
-        view = reconciler.inventory.view
-        metrics.NODES.set_function(lambda: len(view.nodes))
-        metrics.ATTACHMENTS.set_function(lambda: sum(map(len, view.attachments.values())))
-        metrics.SERVICES.set_function(lambda: len(view.services))
-        for kind in ReporterKind:
-            count = partial(reconciler.problems.count, kind)
-            metrics.PROBLEMS.labels(kind.name.lower()).set_function(count)
-        sessions = reconciler.sessions
-        metrics.IN_SYNC.set_function(lambda: sum(each.in_sync for each in sessions.values()))
-        metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
-        metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
-        metrics.CLUSTER_READ.set_function(lambda: reconciler.desired.source_complete)
 
     def application(self, *, local: bool) -> web.Application:
         """What agents and probes may ask; for local users also what tells of the whole cluster."""
@@ -119,7 +104,7 @@ class Api:
             [
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics),
+                *self._metrics.open_routes(),
                 web.get(paths.CONFIG, self._config),
                 web.get(paths.SERVICES, self._services),
                 web.post(paths.DIGEST, self._digest),
@@ -139,7 +124,7 @@ class Api:
     def report_routes(self) -> list[web.RouteDef]:
         """Reports, which tell of the whole cluster; see `controller.viewers` for who may ask."""
         return [
-            web.get(NODE_METRICS, self._node_metrics),
+            *self._metrics.routes(),
             web.get("/v1/status", self._status),
             *(route for reports in self._report_parts for route in reports.routes()),
         ]
@@ -153,14 +138,6 @@ class Api:
         if self._enrolment and self._enrolment.problem:
             return web.Response(status=503, text=f"{self._enrolment.problem}\n")
         return web.Response(text="ok\n")
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _node_metrics(self, _: web.Request) -> web.Response:
-        ages = await in_turns(self._reconciler.proofs.ages())
-        body = await in_turns(metrics.PROVEN_AGE.text(ages))
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _status(self, _: web.Request) -> web.Response:
         """See `controller.cluster_status`."""

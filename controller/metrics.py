@@ -10,6 +10,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
+from controller.problems import ReporterKind
+
 # A series with the start of each counter says no more than process_start_time_seconds.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -141,3 +143,17 @@ PROVEN_AGE: Final = NodeGauge(
 )
 """See `controller.proofs`."""
 OF_NODES: Final = (PROVEN_AGE,)
+
+LABELS: Final[Mapping[str, tuple[str, ...]]] = {
+    "sluice_switch_drift": ("missing", "altered", "stale", "seal", "meters", "groups"),
+    "sluice_problems": tuple(kind.name.lower() for kind in ReporterKind),
+    "sluice_events": ("told", "refused"),
+    "sluice_policy_denials": ("told", "refused", "left_out"),
+    "sluice_policy_changes": ("one", "two"),
+    "sluice_policy_waits": ("in_force", "late"),
+}
+"""The values of each metric's one label. All of them exist from the start: Prometheus would not see
+that a counter which appears has increased."""
+for _metric in (DRIFT, PROBLEMS, EVENTS, DENIALS, POLICY_CHANGES, POLICY_WAITS):
+    for _value in LABELS[next(iter(_metric.describe())).name]:
+        _metric.labels(_value)
