@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli.controller import Controller, ask, completion, controller_options, convert
-from cli.question import print_json
+from cli.output import print_json
 from controller.policy_reports.verdict import PROTOCOL_WORDS
 from controller.tracing.report import Hop, TraceReport, Way
 
