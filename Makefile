@@ -1,7 +1,7 @@
 # All commands for a clone of Sluice. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants ansible-test cluster-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants chart-test ansible-test cluster-test kernel-test \
     kills churn hostile fuzz bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -65,7 +65,7 @@ test: need-root setup $(TESTS_READY) ## run all tests but those of ansible-test,
 	@scripts/kube-images >/dev/null # also builds the programs, so that no test waits for them
 	@scripts/kube-binaries --e2e >/dev/null
 	@scripts/kube-binaries --rival >/dev/null
-	@for tool in cyclonus network_policy_api; do scripts/go-tool $$tool >/dev/null || exit; done
+	@for tool in helm promtool cyclonus network_policy_api; do scripts/go-tool $$tool >/dev/null || exit; done
 	@KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS && \
 	    exec timeout --foreground --signal=INT --kill-after=300 $(TEST_LIMIT) .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
@@ -74,6 +74,10 @@ unit: setup ## run the tests that need no root, switch, lab or API server (less 
 
 mutants: need-root setup ## plant faults in a copy of the code and report those that no test finds. MUTANTS="--only NAME"
 	@exec $(PYTHON) -m tests.mutants $(MUTANTS)
+
+chart-test: need-root setup $(TESTS_READY) ## test the Helm chart: on an API server, and on a real cluster that it gets, upgrades and loses again (5 min)
+	@scripts/kube-images >/dev/null
+	@exec .venv/bin/pytest -m "cluster or not cluster" tests/deploy/test_chart.py tests/deploy/test_monitoring.py tests/deploy/test_release.py $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## run the playbooks on test machines (some minutes; builds the machines once, 2 min)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)
@@ -111,7 +115,7 @@ $(CLUSTER_READY): scripts/setup
 	@scripts/setup --cluster
 	@mkdir -p $(@D) && touch $@
 
-lint: setup ## check the code with ruff, mypy, import-linter and ansible-lint, and that docs/ is up to date
+lint: setup ## check the code with ruff, mypy, import-linter and ansible-lint, and that what is generated is up to date (builds Helm once, 2 min)
 	.venv/bin/ruff check . $(SCRIPTS)
 	.venv/bin/ruff format --check . $(SCRIPTS)
 	.venv/bin/mypy
@@ -120,7 +124,7 @@ lint: setup ## check the code with ruff, mypy, import-linter and ansible-lint, a
 	$(PYTHON) scripts/make-chart --check
 	PATH="$$(scripts/ansible):$$PATH" && cd ansible && ansible-lint --offline -q
 
-docs: setup ## generate the parts of docs/ and deploy/chart/ that come from code
+docs: setup ## generate the parts of docs/ that come from code, and deploy/kustomize/base from the chart (builds Helm once, 2 min)
 	$(PYTHON) scripts/make-docs
 	$(PYTHON) scripts/make-chart
 

@@ -16,6 +16,7 @@ import yaml
 from lab import apiserver
 from lab.control import kubernetes_binaries
 from lab.patience import BUILD_TIMEOUT
+from tests.deploy.helm import built
 from tests.namespaces import namespace
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def kubectl_path() -> Path:
     return kubernetes_binaries(whole=False) / "kubectl"
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    return built("helm")
 
 
 def rendered(kubectl: Path, directory: Path) -> str:

@@ -1,57 +1,22 @@
 """The chart: an API server takes it with any values; real Helm installs, upgrades, removes it."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
-from tests.deploy.conftest import KUSTOMIZE, ROOT, Api, objects, rendered
+from tests.deploy.conftest import KUSTOMIZE, Api, objects, rendered
+from tests.deploy.helm import CHART, NAMESPACE, built, run, template
 
-CHART = ROOT / "deploy" / "chart"
 VALUES = Path(__file__).parent / "values"
 EXAMPLES = sorted(path.stem for path in VALUES.glob("*.yaml"))
-NAMESPACE = "sluice-system"
 
 Objects = dict[tuple[str, str, str], Any]
 DEPLOYMENT = ("Deployment", NAMESPACE, "sluice-controller")
 DAEMON_SET = ("DaemonSet", NAMESPACE, "sluice-agent")
 CONFIG = ("ConfigMap", NAMESPACE, "sluice-config")
-
-
-def built(tool: str) -> Path:
-    done = subprocess.run(
-        [ROOT / "scripts" / "go-tool", tool],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=BUILD_TIMEOUT,
-    )
-    return Path(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def helm() -> Path:
-    return built("helm")
-
-
-def run(helm: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [helm, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PROGRAM_TIMEOUT,
-    )
-
-
-def template(helm: Path, *arguments: str | Path) -> str:
-    done = run(helm, "template", "sluice", CHART, "--namespace", NAMESPACE, *arguments)
-    assert not done.returncode, done.stderr
-    return done.stdout
 
 
 def example(name: str) -> Path:
