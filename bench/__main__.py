@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench import (
     cni,
+    explain,
     fleet,
     flow_push,
     kube_proxy,
@@ -41,6 +42,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "policy_api": policy_api.measure,
     "policy_scale": policy_scale.measure,
     "what_if": what_if.measure,
+    "explain": explain.measure,
     "fleet": fleet.measure,
     "kubelets": kubelets.measure,
 }

@@ -36,7 +36,7 @@ PER_NAMESPACE = 10
 
 def measure(*, policies: int = 1_000, pods: int = 10_000, rounds: int = 5) -> list[Figure]:
     """Ask about a policy of one application, and about one of all pods of the cluster."""
-    inventory = _inventory(policies, pods)
+    inventory = cluster_inventory(policies, pods)
     one = _policy(policies // 2)
     del one["spec"]["ingress"][0]
     everywhere = {
@@ -96,7 +96,8 @@ async def _asked(inventory: Inventory, changes: dict[str, Manifest], rounds: int
     ]
 
 
-def _inventory(policies: int, pods: int) -> Inventory:
+def cluster_inventory(policies: int, pods: int) -> Inventory:
+    """So many applications with a policy each, and their pods on `NODES` nodes."""
     made = Inventory(Cluster(POD_RANGE, SERVICE_RANGE, 6081, 4_000))
     for number in range(NODES):
         made.set_object(from_manifest(_node(number)))

@@ -7,6 +7,7 @@ import click
 
 COMMANDS: Final = {
     "check": "cli.check:check",
+    "explain": "cli.explain:explain_command",
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",
     "policy": "cli.policy:policy",

@@ -25,6 +25,7 @@ from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
 from controller.denials import Denials
 from controller.enrolment import Enrolment
+from controller.explain_api import ExplainApi
 from controller.flow_api import FlowApi
 from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
@@ -85,6 +86,7 @@ class Api:
         """To agents."""
         self._report_parts = (
             FlowApi(reconciler),
+            ExplainApi(reconciler),
             ServiceApi(reconciler),
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),

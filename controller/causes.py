@@ -116,7 +116,7 @@ def _of_policy(inventory: Inventory, ref: ObjectRef) -> Slices[list[Key]]:
     policy = inventory.policies.policies.get(ref)
     if policy is None:
         return []
-    ids = [each.name for each in policy.walks.values()]
+    ids = [each.key for each in policy.walks.values()]
     found = [Key(SOME_SCOPE, WALK.name, name) for name in ids]
     steps = [step for name in ids if name in view.walks for step in view.walks[name].steps]
     for peers in dict.fromkeys(f"{each.peers:016x}" for each in steps if each.peers):

@@ -67,6 +67,10 @@ class Desired:
         """A node's own; empty for one that has none."""
         return self._programs.setdefault(node, Program(node))
 
+    def nodes_with_programs(self) -> list[str]:
+        """The nodes that have a program of their own."""
+        return list(self._programs)
+
     def has_program(self, node: str) -> bool:
         """Whether it is known what the node's switch should hold: it is an accepted Node's."""
         return node in self._view.nodes
