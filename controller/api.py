@@ -21,6 +21,7 @@ from aiohttp import web
 
 from controller.agent_problems import take_problems
 from controller.answers import answer
+from controller.bundle_api import BundleApi
 from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
 from controller.denials import Denials
@@ -90,6 +91,7 @@ class Api:
             ServiceApi(reconciler),
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),
+            BundleApi(cluster),
             TraceApi(reconciler, self.questions, cluster),
         )
         self._metrics = MetricsApi(reconciler)

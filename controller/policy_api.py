@@ -53,12 +53,16 @@ class PolicyApi:
             return _error(404, str(error))
 
     async def _copy(self, request: web.Request) -> web.StreamResponse:
-        """What policies depend on, as lines of JSON: see `controller.offline.cluster_copy`."""
+        """What policies depend on, as lines of JSON: see `controller.offline.cluster_copy`.
+
+        With `services` in the query, what else flows depend on.
+        """
         if not self._reconciler.listed.is_set():
             return _error(503, NOT_READ)
+        services = "services" in request.query
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for line in copy_of(self._reconciler.inventory):
+        async for line in copy_of(self._reconciler.inventory, services=services):
             await response.write(line)
         await response.write_eof()
         return response

@@ -118,6 +118,10 @@ class ServiceInventory:
         """`NAMESPACE/NAME` of every Service that is not ignored, accepted or refused."""
         return self._objects.keys()
 
+    def objects(self) -> list[ServiceObject | SliceObject]:
+        """All Services that are not ignored, and the slices of Services."""
+        return [*self._objects.values(), *self._slice_objects.values()]
+
     def endpoint_slice(self, name: str) -> SliceObject | None:
         """The object of this `NAMESPACE/NAME`, if it is a Service's."""
         return self._slice_objects.get(name)

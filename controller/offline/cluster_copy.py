@@ -1,7 +1,9 @@
-"""A copy of what a controller knows and policies depend on, as lines of JSON.
+"""A copy of what a controller knows of the cluster, as lines of JSON.
 
 `sluice what-if` computes with such a copy, so that a question costs the controller no more than
-writing it down. The copy is of one moment, though it is written in slices.
+writing it down; a support bundle holds one. It has only what flows depend on: no Secret, no
+environment of a container, no annotation that nobody reads. The copy is of one moment, though it is
+written in slices.
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -13,14 +15,19 @@ import msgspec
 
 from controller.inventory import Inventory
 from controller.sources.feed import in_slices
-from controller.sources.objects import KINDS, Object
+from controller.sources.objects import KINDS, Object, ObjectError, check_names
 from flows.view import Attachment, Cluster
 
 VERSION: Final = 1
 """Of the form. A command refuses a copy of another version."""
 AT_ONCE: Final = 200
 """Objects in one line."""
-_KINDS: Final = ("Node", "Namespace", "Pod", "NetworkPolicy", "ClusterNetworkPolicy")
+LONGEST_LINE: Final = 64 << 20
+"""Bytes. The API server takes no object of more than some 1.5 MB, and most have a few hundred."""
+_KINDS: Final = (
+    *("Node", "Namespace", "Pod", "NetworkPolicy", "ClusterNetworkPolicy"),
+    *("Service", "EndpointSlice"),
+)
 
 
 class CopyError(ValueError):
@@ -35,6 +42,9 @@ class _Header(msgspec.Struct, frozen=True, rename="camel"):
     new_connections_per_second: int
     excluded_nodes: tuple[str, ...]
     mirror_pods_as_members: bool
+    node_local_dns: bool = False
+    cut_established: bool = False
+    log_denials: bool = False
 
 
 class _Attached(msgspec.Struct, frozen=True, array_like=True):
@@ -58,8 +68,11 @@ class _Objects(msgspec.Struct, frozen=True):
     objects: list[Any]
 
 
-async def copy_of(inventory: Inventory) -> AsyncIterator[bytes]:
-    """The lines of a copy. The event loop has its turn between them."""
+async def copy_of(inventory: Inventory, *, services: bool = False) -> AsyncIterator[bytes]:
+    """The lines of a copy. The event loop has its turn between them.
+
+    With `services` also of Services and EndpointSlices, on which no policy depends.
+    """
     cluster = inventory.view.cluster
     policies = inventory.policies
     by_kind: dict[str, list[Any]] = {
@@ -68,9 +81,13 @@ async def copy_of(inventory: Inventory) -> AsyncIterator[bytes]:
         "Pod": list(inventory.pods.objects.values()),
         "NetworkPolicy": [],
         "ClusterNetworkPolicy": [],
+        "Service": [],
+        "EndpointSlice": [],
     }
     for policy in policies.objects.values():
         by_kind[policy.kind].append(policy)
+    for each in inventory.services.objects() if services else ():
+        by_kind[each.kind].append(each)
     attachments = {node: list(some.values()) for node, some in inventory.view.attachments.items()}
     yield _line(
         _Header(
@@ -81,6 +98,9 @@ async def copy_of(inventory: Inventory) -> AsyncIterator[bytes]:
             cluster.new_connections_per_second,
             inventory.nodes.excluded,
             policies.mirror_pods_as_members,
+            cluster.node_local_dns,
+            cluster.cut_established,
+            cluster.log_denials,
         )
     )
     for kind in _KINDS:
@@ -99,42 +119,24 @@ def _line(content: Any) -> bytes:
 def load(lines: Iterable[bytes]) -> Inventory:
     """An inventory with the content of a copy. Raises `CopyError`."""
     given = iter(lines)
+    late: list[Object] = []
+    attachments: dict[str, list[Attachment]] = {}
     try:
-        header = msgspec.json.decode(next(given, b""), type=_Header)
-        if header.version != VERSION:
-            raise CopyError(
-                f"the controller's copy has version {header.version}, and this command knows"
-                f" {VERSION}: take the command of the controller's version"
-            )
-        made = Inventory(
-            Cluster(
-                ip_network(header.pod_range),
-                ip_network(header.service_range),
-                header.tunnel_port,
-                header.new_connections_per_second,
-            ),
-            excluded=header.excluded_nodes,
-            mirror_pods_as_members=header.mirror_pods_as_members,
-        )
-        late: list[Object] = []
-        attachments: dict[str, list[Attachment]] = {}
+        made = _empty(msgspec.json.decode(next(given, b""), type=_Header))
         for line in given:
+            if len(line) > LONGEST_LINE:
+                raise CopyError(f"the copy has a line of more than {LONGEST_LINE >> 20} MiB")
             read = msgspec.json.decode(line, type=_Line)
             if read.node:
                 attachments[read.node] = [
                     Attachment(each.port, each.ofport, IPv4Address(each.address), each.pod)
                     for each in read.attachments
                 ]
-                continue
-            objects = _decoder(read.kind).decode(read.objects)
-            if read.kind.endswith("Policy"):
-                late += objects
             else:
-                for each in objects:
-                    made.set_object(each)
-    except (KeyError, ValueError) as error:
-        if isinstance(error, CopyError):
-            raise
+                late += _take(made, read)
+    except CopyError:
+        raise
+    except (KeyError, ValueError, RecursionError, ObjectError) as error:
         raise CopyError(f"the controller's copy cannot be read: {error}") from error
     # In this order nothing is computed twice.
     made.settle()
@@ -144,6 +146,40 @@ def load(lines: Iterable[bytes]) -> Inventory:
         made.set_object(policy)
     made.settle()
     return made
+
+
+def _empty(header: _Header) -> Inventory:
+    """Raises `CopyError` and `ValueError`."""
+    if header.version != VERSION:
+        raise CopyError(
+            f"the controller's copy has version {header.version}, and this command knows"
+            f" {VERSION}: take the command of the controller's version"
+        )
+    return Inventory(
+        Cluster(
+            ip_network(header.pod_range),
+            ip_network(header.service_range),
+            header.tunnel_port,
+            header.new_connections_per_second,
+            node_local_dns=header.node_local_dns,
+            cut_established=header.cut_established,
+            log_denials=header.log_denials,
+        ),
+        excluded=header.excluded_nodes,
+        mirror_pods_as_members=header.mirror_pods_as_members,
+    )
+
+
+def _take(made: Inventory, read: _Line) -> list[Object]:
+    """Put the objects of a line into the inventory; policies are returned, for later."""
+    objects = _decoder(read.kind).decode(read.objects)
+    for each in objects:
+        check_names(each)
+    if read.kind.endswith("Policy"):
+        return objects
+    for each in objects:
+        made.set_object(each)
+    return []
 
 
 @cache

@@ -469,7 +469,7 @@ def from_manifest(content: Any) -> Object:
     if made.kind not in CLUSTER_SCOPED and not made.metadata.namespace:
         metadata = msgspec.structs.replace(made.metadata, namespace="default")
         made = msgspec.structs.replace(made, metadata=metadata)
-    _check_names(made)
+    check_names(made)
     return made
 
 
@@ -479,8 +479,8 @@ _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _UID: Final = re.compile(r"[a-zA-Z0-9-]{0,64}")
 
 
-def _check_names(made: Object) -> None:
-    """A slash in a name, for one, would make two pods' ports one."""
+def check_names(made: Object) -> None:
+    """Raise `ObjectError` where a name is none: a slash would make two pods' ports one."""
     metadata = made.metadata
     fields = [("name", metadata.name, _SUBDOMAIN), ("uid", metadata.uid, _UID)]
     if made.kind not in CLUSTER_SCOPED:
