@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import msgspec
-import zstandard
 
 from wire.sentences import HIDDEN
 
@@ -91,6 +90,8 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def _write(file: IO[bytes], members: Mapping[str, bytes]) -> None:
+    import zstandard  # noqa: PLC0415  see `read`
+
     compressor = zstandard.ZstdCompressor(level=6)
     with (
         compressor.stream_writer(file, closefd=False) as compressed,
@@ -117,6 +118,8 @@ def is_bundle(path: Path) -> bool:
 
 def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """The members that are wanted, by name, and the header. Raises `BundleError`."""
+    import zstandard  # noqa: PLC0415  most commands read no bundle
+
     try:
         found = _of_folder(path, wanted) if path.is_dir() else _of_archive(path, wanted)
     except (OSError, zstandard.ZstdError, tarfile.HeaderError) as error:
@@ -163,6 +166,8 @@ def _of_folder(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
 
 
 def _of_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    import zstandard  # noqa: PLC0415  see `read`
+
     found: dict[str, bytes] = {}
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > LARGEST_FILE:
@@ -184,10 +189,17 @@ def _of_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     raise BundleError(f"{path}: it has more than {MOST_MEMBERS} members")
 
 
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none: it has ended."""
+
+
 class _Reader:
     """Reads a tar stream: plain entries only, so nothing in a header can ask for memory."""
 
-    def __init__(self, path: Path, stream: zstandard.ZstdDecompressionReader) -> None:
+    def __init__(self, path: Path, stream: Readable) -> None:
         self._path = path
         self._stream = stream
         self._total = 0

@@ -19,8 +19,8 @@ from cli.controller import (
     controller_options,
     convert,
 )
-from cli.output import print_json
-from cli.question import network, say_nothing_by_itself
+from cli.output import print_json, say_nothing_by_itself
+from cli.question import network
 from settings import Settings, SettingsError, load
 from wire.findings import MAX_NODES, CheckReport, Finding, NodeFindings, Peer, Severity
 
@@ -112,7 +112,7 @@ def check(
         wrong = [name for name, value in given.items() if value]
         if wrong:
             raise click.UsageError(f"{wrong[0]} goes with --before")
-        report = _agents(controller, nodes)
+        report = ask_agents(controller, nodes)
     elif nodes:
         raise click.UsageError("--before is about this machine: give no NODE")
     else:
@@ -128,7 +128,8 @@ def check(
 # --- the nodes of a cluster ---
 
 
-def _agents(controller: Controller, nodes: tuple[str, ...]) -> CheckReport:
+def ask_agents(controller: Controller, nodes: tuple[str, ...]) -> CheckReport:
+    """What the agents of all nodes, or of these, find. Raises `RequestError`."""
     names = sorted(nodes or ask(controller, "/v1/status", {})["nodes"])
     found: list[NodeFindings] = []
     unanswered: dict[str, str] = {}

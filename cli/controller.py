@@ -49,6 +49,8 @@ class Controller:
 
     lab: str | None = None
     socket: Path | None = None
+    source: Path | None = None
+    """Ask no controller: a support bundle, or manifests."""
     cluster: Cluster = Cluster()
 
 
@@ -57,7 +59,7 @@ def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_controller(**given: Any) -> Any:
-        controller = _controller(given)
+        controller = _controller(given, click.get_current_context())
         others = {name: value for name, value in given.items() if name not in _NAMES}
         return command(controller=controller, **others)
 
@@ -67,10 +69,14 @@ def controller_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def _controller(given: Mapping[str, Any]) -> Controller:
+def _controller(given: Mapping[str, Any], context: click.Context) -> Controller:
     """Of the options' values. Raises `click.UsageError` if they name two controllers."""
-    lab, socket, *of_cluster = (given[name] for name in _NAMES)
+    source, lab, socket, *of_cluster = (given[name] for name in _NAMES)
+    if source is None:
+        # `sluice --from FILE VERB`.
+        source = context.find_root().params.get("source")
     ways = {
+        "--from": source is not None,
         "--lab": lab is not None,
         "--socket": socket is not None,
         "--kubeconfig, --context, --namespace, --address": any(
@@ -80,9 +86,9 @@ def _controller(given: Mapping[str, Any]) -> Controller:
     chosen = [names for names, is_given in ways.items() if is_given]
     if len(chosen) > 1:
         raise click.UsageError(f"{chosen[0]} does not go with {chosen[1]}")
-    kubeconfig, context, namespace, address = of_cluster
-    cluster = Cluster(kubeconfig, context, namespace or viewing.NAMESPACE, address)
-    return Controller(lab, socket, cluster)
+    kubeconfig, its_context, namespace, address = of_cluster
+    cluster = Cluster(kubeconfig, its_context, namespace or viewing.NAMESPACE, address)
+    return Controller(lab, socket, source, cluster)
 
 
 def completion(path: str, names: Callable[[Any], Iterable[str]]) -> Completion:
@@ -93,7 +99,7 @@ def completion(path: str, names: Callable[[Any], Iterable[str]]) -> Completion:
 
     def complete(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
         try:
-            found = names(ask(_controller(context.params), path, {}))
+            found = names(ask(_controller(context.params, context), path, {}))
             return sorted(name for name in found if name.startswith(begun))
         except (click.ClickException, AttributeError, KeyError, TypeError):
             return []
@@ -101,9 +107,18 @@ def completion(path: str, names: Callable[[Any], Iterable[str]]) -> Completion:
     return complete
 
 
-_NAMES: Final = ("lab", "socket", "kubeconfig", "context", "namespace", "address")
+_NAMES: Final = ("source", "lab", "socket", "kubeconfig", "context", "namespace", "address")
 _FILE: Final = click.Path(path_type=Path)
+from_option: Final = click.option(
+    "--from",
+    "source",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True),
+    help="Ask no controller: a support bundle (see `sluice bundle`), or manifests in a file or"
+    " directory, for example the output of `kubectl get -A -o json`.",
+)
 _OPTIONS: Final = (
+    from_option,
     click.option(
         "--kubeconfig",
         type=_FILE,
@@ -123,6 +138,11 @@ _OPTIONS: Final = (
 
 def ask(controller: Controller, path: str, query: Query) -> Any:
     """Ask for JSON. Raises `RequestError`."""
+    if controller.source is not None:
+        # Its packages take long to load.
+        from cli.offline import answer  # noqa: PLC0415
+
+        return answer(controller.source, path, query)
     try:
         return msgspec.json.decode(_ask(controller, path, query))
     except msgspec.DecodeError as error:
@@ -148,9 +168,9 @@ def convert(answer: object, kind: type[T]) -> T:
         ) from error
 
 
-def ask_lines(controller: Controller, path: str) -> list[bytes]:
+def ask_lines(controller: Controller, path: str, query: Query) -> list[bytes]:
     """Ask for lines of JSON. Raises `RequestError`."""
-    return _ask(controller, path, {}).splitlines()
+    return _ask(controller, path, query).splitlines()
 
 
 def _ask(controller: Controller, path: str, query: Query) -> bytes:

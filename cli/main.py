@@ -1,11 +1,15 @@
 """`sluice`: one program, its commands in one file each."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Final
 
 import click
 
+from cli.controller import from_option
+
 COMMANDS: Final = {
+    "bundle": "cli.bundle:bundle",
     "check": "cli.check:check",
     "explain": "cli.explain:explain_command",
     "flows": "cli.flows:flows",
@@ -38,8 +42,10 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sluice")
-def main() -> None:
+@from_option
+def main(source: Path | None) -> None:
     """A Kubernetes network on Open vSwitch that you can read."""
+    del source  # The commands find it, if they have a use for it.
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """How commands print: JSON for scripts, aligned columns for people."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import click
 import msgspec
+import structlog
 
 
 def print_json(content: Any) -> None:
@@ -19,3 +21,8 @@ def print_columns(indent: str, lines: Iterable[tuple[str, ...]]) -> None:
     for line in given:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo(f"{indent}{'  '.join(cells)}".rstrip())
+
+
+def say_nothing_by_itself() -> None:
+    """Keep the controller's code from logging: the answer is all that a command says."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cli.controller import Controller, RequestError, ask, completion, convert
-from cli.output import print_json
-from cli.question import cluster_options, read_cluster, say_nothing_by_itself
+from cli.output import print_json, say_nothing_by_itself
+from cli.question import cluster_options, read_cluster
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies

@@ -10,8 +10,8 @@ from typing import Literal
 import click
 
 from cli.controller import Controller, RequestError, ask_lines
-from cli.output import print_json
-from cli.question import cluster_options, read_cluster, say_nothing_by_itself
+from cli.output import print_json, say_nothing_by_itself
+from cli.question import cluster_options, read_cluster
 from controller.offline.cluster_copy import CopyError, load
 from controller.offline.from_manifests import Offline
 from controller.offline.manifests import ManifestError, Manifests
@@ -149,7 +149,7 @@ def _cluster(
         workloads = manifests.workloads | workloads
     else:
         try:
-            offline = Offline(load(ask_lines(controller, "/v1/cluster")))
+            offline = Offline(load(ask_lines(controller, "/v1/cluster", {})))
         except CopyError as error:
             raise RequestError(str(error)) from error
     offline.add_templates(workloads)

@@ -124,8 +124,7 @@ def load(lines: Iterable[bytes]) -> Inventory:
     try:
         made = _empty(msgspec.json.decode(next(given, b""), type=_Header))
         for line in given:
-            if len(line) > LONGEST_LINE:
-                raise CopyError(f"the copy has a line of more than {LONGEST_LINE >> 20} MiB")
+            _check_length(line)
             read = msgspec.json.decode(line, type=_Line)
             if read.node:
                 attachments[read.node] = [
@@ -146,6 +145,11 @@ def load(lines: Iterable[bytes]) -> Inventory:
         made.set_object(policy)
     made.settle()
     return made
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) > LONGEST_LINE:
+        raise CopyError(f"the copy has a line of more than {LONGEST_LINE >> 20} MiB")
 
 
 def _empty(header: _Header) -> Inventory:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli import controller
 from cli.main import main
-from cli.question import say_nothing_by_itself
+from cli.output import say_nothing_by_itself
 from controller.authority import Authority
 from tests.cli.fake_cluster import FakeCluster, pod
 from tests.ports import free_port
