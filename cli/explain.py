@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from cli.bundle_file import is_bundle
 from cli.controller import Controller, RequestError, ask, completion, convert
-from cli.output import print_columns, print_json
-from cli.question import cluster_options, read_cluster, say_nothing_by_itself
+from cli.output import print_columns, print_json, say_nothing_by_itself
+from cli.question import cluster_options, read_cluster
 from controller.explanations import CompiledPrograms, explain
 from controller.object_names import UnknownObject
 from controller.policies.slices import complete
@@ -68,7 +69,8 @@ def explain_command(
     text = " ".join(what)
     if cluster is not None:
         inventory = read_cluster(cluster, pod_range)[0].inventory
-        click.echo("assumed: ofports and names of ports, which manifests do not have", err=True)
+        if not is_bundle(cluster):
+            click.echo("assumed: ofports and names of ports, which manifests do not have", err=True)
         programs = CompiledPrograms(inventory.view)
         try:
             report = complete(explain(inventory, programs, text, node))

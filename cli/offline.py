@@ -29,11 +29,11 @@ from controller.offline.cluster_copy import CopyError, load
 from controller.offline.flow_report import chosen_flows
 from controller.offline.from_manifests import Offline, from_manifests
 from controller.offline.manifests import ManifestError, Manifests
-from controller.offline.programs import OfflinePrograms
 from controller.policies.slices import complete
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
 from controller.policy_reports.verdict import verdict
+from controller.programs import CompiledPrograms
 from controller.reports.flows import FlowReport
 from controller.reports.status import ClusterStatus
 from wire.findings import CheckReport
@@ -60,9 +60,9 @@ class Source:
         return self.offline.inventory
 
     @cached_property
-    def programs(self) -> OfflinePrograms:
+    def programs(self) -> CompiledPrograms:
         """What the switches should hold."""
-        return OfflinePrograms(self.inventory)
+        return CompiledPrograms(self.inventory.view)
 
     def recorded(self, name: str, kind: type[T]) -> T | None:
         """A member of the bundle; None: it has none. Raises `RequestError`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from controller.causes import keys_of
 from controller.flow_rows import group_behind
@@ -10,8 +10,8 @@ from controller.inventory import Inventory
 from controller.object_names import is_known
 from controller.policies.slices import SLICE, Slices
 from controller.policy_reports.pods import attached, why_not_attached
+from controller.programs import Programs
 from controller.reports.flows import FlowRow
-from flows.compile import Program
 from flows.flow import Flow, Group
 from flows.pipeline import LAYOUT, Table
 from flows.refs import ObjectRef, Owners
@@ -26,20 +26,6 @@ class BadQuestion(ValueError):  # noqa: N818
     def __init__(self, status: int, sentence: str) -> None:
         self.status = status
         super().__init__(sentence)
-
-
-class Programs(Protocol):
-    """What every node's switch should hold (`controller.desired.Desired`)."""
-
-    @property
-    def shared(self) -> Program:
-        """What all nodes share."""
-
-    def program(self, node: str) -> Program:
-        """A node's own."""
-
-    def of(self, node: str) -> dict[int, tuple[Flow, Owners]]:
-        """By cookie, all flows of a node, with their owners."""
 
 
 @dataclass(frozen=True)

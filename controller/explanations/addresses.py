@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from controller.explanations.objects import kind_of, of_object, services_at
-from controller.explanations.programs import Programs
 from controller.inventory import Inventory
 from controller.policies.slices import SLICE, Slices
+from controller.programs import Programs
 from controller.reports.explanation import Explanation
 from controller.service_fields import PROTOCOL_NAMES
 from flows import names

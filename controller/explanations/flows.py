@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import Final
 
 from controller.explanations.fields import fields_of
-from controller.explanations.programs import Programs
 from controller.inventory import Inventory
 from controller.object_names import UnknownObject
 from controller.policies.slices import SLICE, Slices
+from controller.programs import Programs
 from controller.references import Reference
 from controller.reports.explanation import Explanation, Fact, FlowFacts
 from flows.compile import Program

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from controller.causes import holders, keys_of
-from controller.explanations.programs import Programs
 from controller.inventory import Inventory
 from controller.object_names import UnknownObject
 from controller.offline.workloads import workload_of
 from controller.policies.slices import SLICE, Slices
 from controller.policy_reports import words
 from controller.policy_reports.pods import Attached, attached, why_not_attached
+from controller.programs import Programs
 from controller.references import Reference
 from controller.reports.explanation import (
     Explanation,

@@ -6,10 +6,10 @@ from typing import Final
 from controller.explanations.addresses import of_address
 from controller.explanations.flows import is_cookie, is_flow_line, of_cookie, of_line
 from controller.explanations.objects import of_object
-from controller.explanations.programs import Programs
 from controller.inventory import Inventory
 from controller.object_names import UnknownObject, object_named
 from controller.policies.slices import Slices
+from controller.programs import Programs
 from controller.reports.explanation import Explanation
 
 LONGEST: Final = 4_096

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from controller.flow_choice import Choice, choose, shown_groups, wanted_flows
 from controller.flow_rows import bucket_rows, desired_row, named, references
 from controller.inventory import Inventory
-from controller.offline.programs import OfflinePrograms
 from controller.policies.slices import complete
+from controller.programs import CompiledPrograms
 from controller.references import Reference
 from controller.reports.flows import FlowReport, FlowRow, GroupRow
 from flows.labels import Labels
@@ -17,7 +17,7 @@ DESIRED = "desired"
 
 def chosen_flows(
     inventory: Inventory,
-    programs: OfflinePrograms,
+    programs: CompiledPrograms,
     recorded: Mapping[str, FlowReport],
     query: Mapping[str, str],
     node: str | None,
@@ -67,7 +67,7 @@ def _is_chosen(choice: Choice, row: FlowRow) -> bool:
 
 
 def _groups(
-    programs: OfflinePrograms,
+    programs: CompiledPrograms,
     dump: FlowReport | None,
     choice: Choice,
     rows: list[FlowRow],

@@ -1,9 +1,11 @@
-"""The programs of switches that an explanation looks into."""
+"""The programs of all switches: those that a controller keeps, or made for a question."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from flows.compile import COMPILER, Program
+from flows.flow import Flow, Group
+from flows.refs import Owners
 from flows.view import CLUSTER_SCOPE, ClusterView
 
 
@@ -19,6 +21,9 @@ class Programs(Protocol):
 
     def nodes_with_programs(self) -> Iterable[str]:
         """The nodes that have a program of their own."""
+
+    def of(self, node: str) -> dict[int, tuple[Flow, Owners]]:
+        """By cookie, all flows of a node, with their owners."""
 
 
 class CompiledPrograms:
@@ -36,7 +41,7 @@ class CompiledPrograms:
 
     def program(self, node: str) -> Program:
         """As `Programs.program`."""
-        return self._compiled(node)
+        return self._compiled(node) if node in self._view.nodes else Program(node)
 
     def nodes_with_programs(self) -> Iterable[str]:
         """As `Programs.nodes_with_programs`."""
@@ -46,3 +51,11 @@ class CompiledPrograms:
         if scope not in self._made:
             self._made[scope] = COMPILER.program(self._view, scope)
         return self._made[scope]
+
+    def of(self, node: str) -> dict[int, tuple[Flow, Owners]]:
+        """As `Programs.of`. Seals are left out: there is no switch that they say anything of."""
+        return {**self.shared.cookies, **self.program(node).cookies}
+
+    def groups_of(self, node: str) -> dict[int, tuple[Group, Owners]]:
+        """By id, all groups of a node, with their owners."""
+        return self.shared.groups_with_owners() | self.program(node).groups_with_owners()
