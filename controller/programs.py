@@ -41,7 +41,8 @@ class CompiledPrograms:
 
     def program(self, node: str) -> Program:
         """As `Programs.program`."""
-        return self._compiled(node) if node in self._view.nodes else Program(node)
+        known = node in self._view.nodes or node == CLUSTER_SCOPE
+        return self._compiled(node) if known else Program(node)
 
     def nodes_with_programs(self) -> Iterable[str]:
         """As `Programs.nodes_with_programs`."""
