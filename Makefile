@@ -75,9 +75,9 @@ unit: setup ## run the tests that need no root, switch, lab or API server (less 
 mutants: need-root setup ## plant faults in a copy of the code and report those that no test finds. MUTANTS="--only NAME"
 	@exec $(PYTHON) -m tests.mutants $(MUTANTS)
 
-chart-test: need-root setup $(TESTS_READY) ## test the Helm chart: on an API server, and on a real cluster that it gets, upgrades and loses again (5 min)
+chart-test: need-root setup $(TESTS_READY) ## install, upgrade and remove the Helm chart: on an API server, and on a whole Kubernetes (5 min)
 	@scripts/kube-images >/dev/null
-	@exec .venv/bin/pytest -m "cluster or not cluster" tests/deploy/test_chart.py tests/deploy/test_monitoring.py tests/deploy/test_release.py $(PYTEST_ARGS)
+	@exec .venv/bin/pytest tests/deploy/test_chart.py tests/deploy/test_monitoring.py tests/deploy/test_cluster.py $(PYTEST_ARGS)
 
 ansible-test: need-root setup $(TESTS_READY) ## run the playbooks on test machines (some minutes; builds the machines once, 2 min)
 	@exec .venv/bin/pytest -m ansible tests/ansible $(PYTEST_ARGS)

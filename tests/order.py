@@ -14,6 +14,7 @@ SLOWEST_FIRST = (
     "tests/bench/test_bench.py",
     "tests/bench/test_kubelets.py",
     "tests/node_agent/test_node.py",
+    "tests/deploy/test_cluster.py",
     "tests/lab/cluster/test_workloads.py",
     "tests/lab/test_service_connections.py",
     "tests/lab/test_lifecycle.py",

@@ -7,6 +7,8 @@ from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "chart"
+VALUES = Path(__file__).parent / "values"
+"""Files of values for the chart."""
 NAMESPACE = "sluice-system"
 
 

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import KUSTOMIZE, Api, objects, rendered
-from tests.deploy.helm import CHART, NAMESPACE, built, run, template
+from tests.deploy.helm import CHART, NAMESPACE, VALUES, built, run, template
 
-VALUES = Path(__file__).parent / "values"
 EXAMPLES = sorted(path.stem for path in VALUES.glob("*.yaml"))
 
 Objects = dict[tuple[str, str, str], Any]

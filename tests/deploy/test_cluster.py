@@ -1,5 +1,6 @@
-"""A real Kubernetes gets its network by `kubectl apply -k`, and its nodes back as they were."""
+"""A real Kubernetes gets its network, by kubectl or Helm, and its nodes back as they were."""
 
+import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,13 +11,14 @@ from lab import Lab
 from lab.control import kubernetes_binaries
 from lab.patience import PROGRAM_TIMEOUT
 from tests.deploy.conftest import KUSTOMIZE
+from tests.deploy.helm import CHART, NAMESPACE, VALUES
 from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
 from tests.lab.viewer import new_user, sluice
 from tests.labs import unique_name
 from tests.waiting import wait_until
 
 NODES = ("node1", "node2", "node3")
-NAMESPACE = "sluice-system"
+WORKLOADS = ("deployment/sluice-controller", "daemonset/sluice-agent")
 
 # What an agent changes on its node. Of nftables only what has our name: kubelet has tables, too.
 LOOK = """\
@@ -99,6 +101,35 @@ def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
     )
 
 
+def release(lab: Lab, helm: Path, *arguments: str | Path) -> None:
+    """Run Helm as the administrator; it must succeed."""
+    call = lab.kubectl()
+    kubeconfig = call[call.index("--kubeconfig") + 1]
+    words = [helm, *arguments, "--namespace", NAMESPACE, "--kubeconfig", kubeconfig]
+    done = subprocess.run(
+        lab.command("control", list(map(str, words))),
+        env=os.environ | {"NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PROGRAM_TIMEOUT,
+    )
+    assert not done.returncode, done.stderr
+
+
+def remove_pods(lab: Lab) -> None:
+    kubectl(lab, "delete", "deployment", "web")
+    kubectl(lab, "-n", "kube-system", "scale", "deployment", "coredns", "--replicas=0")
+    wait_until(lambda: not pods_of_the_network(lab))
+
+
+def uninstall(lab: Lab) -> None:
+    """The step after the agents are gone."""
+    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "uninstall"))
+    rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
+    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
+
+
 def versions(lab: Lab, names: Iterable[str]) -> list[object]:
     """What changes when somebody writes a workload's spec, or data."""
     found = [get(lab, "-n", NAMESPACE, name) for name in names]
@@ -109,29 +140,46 @@ def versions(lab: Lab, names: Iterable[str]) -> list[object]:
 def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     before = looks(lab)
     kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
-    workloads = ("deployment/sluice-controller", "daemonset/sluice-agent")
-    rolled_out(lab, NAMESPACE, *workloads)
+    rolled_out(lab, NAMESPACE, *WORKLOADS)
     wait_for_nodes(lab)
     deploy(lab, "web", 6)
     everybody_reaches_everybody(lab)
     assert looks(lab) != before
     a_viewer_asks_through_a_port_forward(lab, tmp_path)
 
-    # A new version of both, one node after the other; what runs does not mind.
-    kubectl(lab, "-n", NAMESPACE, "rollout", "restart", *workloads)
-    rolled_out(lab, NAMESPACE, *workloads)
-    everybody_reaches_everybody(lab)
     # Applied again, nothing changes: neither a Pod nor the CA.
-    kept = (*workloads, "secret/sluice-ca", "configmap/sluice-ca")
+    kept = (*WORKLOADS, "secret/sluice-ca", "configmap/sluice-ca")
     applied = versions(lab, kept)
     kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
     assert versions(lab, kept) == applied
 
-    kubectl(lab, "delete", "deployment", "web")
-    kubectl(lab, "-n", "kube-system", "scale", "deployment", "coredns", "--replicas=0")
-    wait_until(lambda: not pods_of_the_network(lab))
+    remove_pods(lab)
     kubectl(lab, "delete", "-k", str(KUSTOMIZE / "lab"), "--timeout=120s")
-    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "uninstall"))
-    rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
-    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
+    uninstall(lab)
+    assert looks(lab) == before
+
+
+@pytest.mark.timeout(600)
+def test_helm_from_install_to_uninstall(lab: Lab, helm: Path) -> None:
+    before = looks(lab)
+    given = ["--values", VALUES / "lab.yaml"]
+    release(lab, helm, "install", "sluice", CHART, "--create-namespace", *given)
+    rolled_out(lab, NAMESPACE, *WORKLOADS)
+    wait_for_nodes(lab)
+    deploy(lab, "web", 6)
+    everybody_reaches_everybody(lab)
+
+    # A new version of both, one node after the other; what runs does not mind.
+    new = [f"--set={name}.podAnnotations.version=new" for name in ("controller", "agent")]
+    release(lab, helm, "upgrade", "sluice", CHART, "--reuse-values", *new)
+    rolled_out(lab, NAMESPACE, *WORKLOADS)
+    everybody_reaches_everybody(lab)
+    for name in WORKLOADS:
+        template = get(lab, "-n", NAMESPACE, name)["spec"]["template"]
+        assert template["metadata"]["annotations"] == {"version": "new"}
+
+    remove_pods(lab)
+    release(lab, helm, "uninstall", "sluice", "--wait")
+    uninstall(lab)
+    kubectl(lab, "delete", "namespace", NAMESPACE, "--timeout=120s")
     assert looks(lab) == before
