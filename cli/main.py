@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "services": "cli.services:services",
     "status": "cli.status:status",
     "trace": "cli.trace:trace",
+    "wait": "cli.wait:wait",
     "what-if": "cli.what_if:what_if_command",
 }
 """Each command with the module that has it. Only that of the command that runs is loaded."""

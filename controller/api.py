@@ -36,6 +36,7 @@ from controller.rates import Rates
 from controller.reconciler import Reconciler
 from controller.service_api import ServiceApi
 from controller.trace_api import TraceApi
+from controller.wait_api import WaitApi
 from controller.work_budget import in_turns
 from openflow.switch import name_in
 from settings import ClusterSettings
@@ -88,6 +89,7 @@ class Api:
         self._report_parts = (
             FlowApi(reconciler),
             ExplainApi(reconciler),
+            WaitApi(reconciler),
             ServiceApi(reconciler),
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),

@@ -60,6 +60,8 @@ class Desired:
         """By node, the version of its program before the change that is made now."""
         self._log: deque[SharedChange] = deque()
         self._log_cost = 0
+        self._changed_at: dict[Key, int] = {}
+        """By key of the shared program, the version in which its fragment changed last."""
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
 
@@ -184,6 +186,11 @@ class Desired:
         delta = self.shared.update(changes)
         if not delta:
             return False
+        for key, fragment in changes.items():
+            if fragment is None:
+                self._changed_at.pop(key, None)
+            else:
+                self._changed_at[key] = self.shared.version
         # It belongs to an older version now.
         self._everything = None
         if not self.source_complete:
@@ -195,6 +202,10 @@ class Desired:
         while self._log and (len(self._log) > LOG_LENGTH or self._log_cost > LOG_COST):
             self._log_cost -= self._log.popleft().cost
         return True
+
+    def shared_version_of(self, keys: Iterable[Key]) -> int:
+        """The first version of the shared program that has these fragments as they are now."""
+        return max((self._changed_at.get(key, 0) for key in keys), default=0)
 
     def forget_changes(self, version: int) -> None:
         """Drop the changes up to this version, because every switch holds it."""

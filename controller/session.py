@@ -19,6 +19,7 @@ from typing import Any, Final
 import structlog
 
 from controller import metrics
+from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
@@ -105,6 +106,8 @@ class Session:
         self.audit = Audit(self)
         self.held_version = -1
         """The version of the node's own program that the switch acknowledged last; -1: none."""
+        self.acknowledged = Acknowledgements()
+        """When the switch acknowledged which versions of both programs."""
         self._acknowledging = 0.0
         """Seconds that the switch took to acknowledge the last change of the node's own program."""
         self._on_acknowledged = on_acknowledged
@@ -177,7 +180,7 @@ class Session:
     def pause(self) -> None:
         """Called instead of `sync` while it is unknown what the switch should hold."""
         self._take(Event.NODE_LOST)
-        self.held_version = -1
+        self._forget_held()
         self._rounds_begun += 1
         self._end_round()
 
@@ -210,6 +213,7 @@ class Session:
                 elif self.state is State.REPAIRING:
                     # What differs of the node's own groups and meters is found by a comparison.
                     self._journal.lose()
+                    self.acknowledged.clear()
                     await self.audit.repair()
                     self._take(Event.FOUND)
                 await self._catch_up()
@@ -231,6 +235,11 @@ class Session:
     def _may_seal(self) -> bool:
         return self.desired.source_complete and not self.left_out
 
+    def _forget_held(self) -> None:
+        """Nothing that was acknowledged before counts any more."""
+        self.held_version = -1
+        self.acknowledged.clear()
+
     def _begin_round(self) -> None:
         if self.state is State.RETRY:
             self.left_out.clear()
@@ -245,7 +254,7 @@ class Session:
     async def _compare(self) -> None:
         """Read what the switch holds, and correct its shared flows."""
         self._journal.lose()
-        self.held_version = -1
+        self._forget_held()
         if await self._is_sealed():
             return
         dump = await self.switch.dump_flows()
@@ -318,6 +327,7 @@ class Session:
             for change in lacking:
                 await self.apply(change.batch)
                 self.shared_version = change.version
+                self.acknowledged.note(self.shared_version, self.held_version)
                 for triggered in change.triggers:
                     metrics.PROGRAMMING.observe(max(0.0, time.time() - triggered))
 
@@ -345,6 +355,7 @@ class Session:
             if delta or (seal.cookie if sealed else 0) != self._seal:
                 await self._apply_own(delta, seal, sealed=sealed, known=False)
         self.held_version = version
+        self.acknowledged.note(self.shared_version, version)
         self._acknowledging = time.monotonic() - began
         self._on_acknowledged(self.node)
 

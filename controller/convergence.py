@@ -1,0 +1,194 @@
+"""Proof that switches hold the flows of an object: `sluice wait`.
+
+A switch holds a version of a program if it has acknowledged it: the answer to the commit of a
+bundle, or to a barrier. So what is needed is noted once, when somebody first asks: the version of
+the shared program that has the object, and the version that each node's own program has then.
+Whoever asks again with the same id is told about that state, even if the cluster changes all the
+time.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from controller.acknowledgements import Acknowledged
+from controller.causes import holders, keys_of
+from controller.object_names import UnknownObject, object_named
+from controller.policies.slices import SLICE, Slices
+from controller.policy_reports.pods import why_not_attached
+from controller.reconciler import Reconciler
+from controller.references import Reference
+from controller.reports.convergence import Convergence, LackingRow, LastRow
+from controller.session import Session
+from controller.session_state import State
+from controller.work_budget import in_turns
+from flows.refs import ObjectRef
+from flows.view import CLUSTER_SCOPE, Key
+
+MOST_WAITS: Final = 32
+"""Waits that are remembered; then the one that was asked about the longest ago is forgotten."""
+MOST_NAMED: Final = 20
+"""Nodes that are named because they lack it."""
+PATIENCE: Final = 2.0
+"""Seconds that an answer waits until all changes so far are compiled."""
+_UNPROVEN: Final = frozenset(
+    (State.UNKNOWN, State.RETRY, State.COMPARING, State.SUSPECT, State.REPAIRING, State.PAUSED)
+)
+"""States in which what a switch acknowledged once proves nothing."""
+
+
+@dataclass
+class _Wait:
+    """What the switches need to hold."""
+
+    ref: ObjectRef
+    keys: list[Key]
+    shared: int
+    """The version of the shared program."""
+    own: dict[str, int]
+    """By node, the version of its own program; 0: the object has nothing there."""
+    held: dict[str, tuple[Acknowledged, float]] = field(default_factory=dict)
+    """By node, its proof, and how many seconds its datapath needs to follow."""
+
+
+class Convergences:
+    """The waits of everybody who asks."""
+
+    def __init__(self, reconciler: Reconciler, clock: Callable[[], float] = time.time) -> None:
+        self._reconciler = reconciler
+        self._clock = clock
+        self._waits: OrderedDict[str, _Wait] = OrderedDict()
+
+    async def look(self, text: str, name: str = "") -> Convergence:
+        """Which switches hold the object of a text; with the id of a former answer, that state."""
+        wait = self._waits.get(name)
+        if wait is None:
+            begun = await self._begin(text)
+            if isinstance(begun, Convergence):
+                return begun
+            name, wait = secrets.token_hex(8), begun
+            self._waits[name] = wait
+            if len(self._waits) > MOST_WAITS:
+                self._waits.popitem(last=False)
+        self._waits.move_to_end(name)
+        return await in_turns(self._judged(name, wait))
+
+    async def _begin(self, text: str) -> _Wait | Convergence:
+        """Note what is needed; an answer that says why that is not known yet."""
+        reconciler = self._reconciler
+        inventory = reconciler.inventory
+        try:
+            ref = object_named(inventory, text)
+        except UnknownObject as error:
+            return Convergence(object=None, id="", pending=str(error))
+        end = asyncio.get_running_loop().time() + PATIENCE
+        while not reconciler.is_idle:
+            if asyncio.get_running_loop().time() >= end:
+                why = "the controller is still compiling changes"
+                return Convergence(object=Reference.of(ref), id="", pending=why)
+            await asyncio.sleep(0.01)
+        made = await in_turns(self._needed(ref))
+        if not made.keys and (why := self._why_nothing(ref)):
+            return Convergence(object=Reference.of(ref), id="", pending=why)
+        return made
+
+    def _needed(self, ref: ObjectRef) -> Slices[_Wait]:
+        reconciler = self._reconciler
+        desired, view = reconciler.desired, reconciler.inventory.view
+        keys = yield from keys_of(reconciler.inventory, ref)
+        shared = [key for key in keys if key.scope == CLUSTER_SCOPE]
+        own: dict[str, int] = dict.fromkeys(view.nodes, 0) if shared else {}
+        # Without a turn in between: the versions are those of one moment.
+        for key in keys:
+            if key.scope != CLUSTER_SCOPE:
+                for node in holders(view, key):
+                    own[node] = desired.program(node).version
+        return _Wait(ref, keys, desired.shared_version_of(shared), own)
+
+    def _why_nothing(self, ref: ObjectRef) -> str:
+        """Why an object has no flows though it may get some; empty: it needs none."""
+        inventory = self._reconciler.inventory
+        name = f"{ref.namespace}/{ref.name}"
+        for problem in inventory.problems.of_subject(ref):
+            return f"{ref}: {problem.text}"
+        match ref.kind:
+            case "Pod":
+                return why_not_attached(inventory, name)
+            case "Node":
+                return f"{ref}: {inventory.nodes.reason(ref.name)}"
+            case "NetworkPolicy" | "ClusterNetworkPolicy":
+                is_known = ref in inventory.policies.policies
+                return "" if is_known else f"{ref} is not in force yet"
+        return ""
+
+    # --- judging ---
+
+    def _judged(self, name: str, wait: _Wait) -> Slices[Convergence]:
+        reconciler = self._reconciler
+        lacking: list[LackingRow] = []
+        hold = need = 0
+        for number, node in enumerate(list(wait.own)):
+            if number % SLICE == 0:
+                yield
+            if node not in reconciler.inventory.view.nodes:
+                continue
+            need += 1
+            why = self._lacks(node, wait)
+            hold += not why
+            if why and len(lacking) < MOST_NAMED:
+                lacking.append(LackingRow(node, why))
+        proofs = {node: wait.held[node] for node in wait.own if node in wait.held}
+        last = max(proofs, key=lambda node: proofs[node][0].at, default="")
+        settled = max((proof.at + settle for proof, settle in proofs.values()), default=0.0)
+        return Convergence(
+            object=Reference.of(wait.ref),
+            id=name,
+            hold=hold,
+            need=need,
+            last=_last(last, proofs[last][0]) if last else None,
+            in_force_at=settled if last and hold == need else None,
+            in_force=hold == need and self._clock() >= settled,
+            lacking=tuple(lacking),
+        )
+
+    def _lacks(self, node: str, wait: _Wait) -> str:
+        """Why a switch is not proven to hold it; empty: it is."""
+        session = self._reconciler.sessions.get(node)
+        if session is None:
+            wait.held.pop(node, None)
+            return "not connected"
+        if session.state in _UNPROVEN:
+            wait.held.pop(node, None)
+            return session.state.value
+        if session.left_out and self._is_left_out(session, wait.keys):
+            wait.held.pop(node, None)
+            return "the switch rejected flows of it"
+        if node in wait.held:
+            return ""
+        program = self._reconciler.desired.program(node)
+        # A program that began anew counts from 0 again.
+        own = wait.own[node] = min(wait.own[node], program.version)
+        proof = session.acknowledged.of(wait.shared, own)
+        if proof is None:
+            return "it has not acknowledged the change yet"
+        wait.held[node] = proof, session.settle_time
+        return ""
+
+    def _is_left_out(self, session: Session, keys: Iterable[Key]) -> bool:
+        desired = self._reconciler.desired
+        programs = desired.shared, desired.program(session.node)
+        return any(
+            flow.cookie in session.left_out
+            for key in keys
+            for program in programs
+            if (fragment := program.fragments.get(key)) is not None
+            for flow in fragment.flows
+        )
+
+
+def _last(node: str, proof: Acknowledged) -> LastRow:
+    return LastRow(node, proof.at, proof.is_exact)
