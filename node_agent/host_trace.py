@@ -75,6 +75,9 @@ class _HostTrace:
             self._said.append("the host drops packets of pods with loopback addresses")
             return self._end("dropped")
         is_reply = self._translate_back()
+        if self._from == "process" and self._packet.source == _ANY:
+            # The kernel chooses it before the packet gets its mark.
+            await self._choose_source()
         to_external = self._has("external-ports", self._key(self._packet, at=True))
         route = await self._route(marked=to_external)
         if not is_reply and self._translate(is_local=route.kind == _LOCAL):
@@ -90,9 +93,6 @@ class _HostTrace:
                 " (nftables table ip sluice, chain forward)"
             )
             return self._end("dropped")
-        if self._from == "process" and self._packet.source == _ANY and route.source is not None:
-            self._packet = msgspec.structs.replace(self._packet, source=route.source)
-            self._first = msgspec.structs.replace(self._first, source=route.source)
         if not is_reply:
             await self._masquerade(route)
         if route.device == names.GATEWAY_PORT:
@@ -101,6 +101,12 @@ class _HostTrace:
         by = f"by {route.device}" + (f" to {route.next_hop}" if route.next_hop else "")
         self._said.append(f"the host's routes send it {by}")
         return self._end("outside", route)
+
+    async def _choose_source(self) -> None:
+        source = (await self._route(marked=False)).source
+        if source is not None:
+            self._packet = msgspec.structs.replace(self._packet, source=source)
+            self._first = msgspec.structs.replace(self._first, source=source)
 
     def _end(self, goes_to: Any, route: _Route | None = None) -> HostTrace:
         return HostTrace(

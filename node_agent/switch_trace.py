@@ -16,7 +16,7 @@ import msgspec
 
 from flows import names
 from flows.features.protocols import ICMP, LAYER_4_NAMES, TCP
-from flows.pipeline import CT_ZONE, LAYOUT, SNAT_ZONE
+from flows.pipeline import CT_ZONE, KNOWN, LAYOUT, SNAT_ZONE
 from node_agent import appctl
 from node_agent.faults import NodeFault
 from openflow import trace_text
@@ -338,7 +338,7 @@ def _connection(line: str, zone: int) -> Connection | None:
         dict(pair.partition("=")[::2] for pair in found[name].split(","))
         for name in ("orig", "reply")
     )
-    status = more.get("status", "0")
+    status, mark = more.get("status", "0"), int(more.get("mark", "0"), 0)
     return Connection(
         zone=zone,
         protocol=protocol,
@@ -350,13 +350,20 @@ def _connection(line: str, zone: int) -> Connection | None:
         reply_source_port=int(other["sport"]),
         reply_destination=IPv4Address(other["dst"]),
         reply_destination_port=int(other["dport"]),
-        mark=int(more.get("mark", "0"), 0),
+        mark=mark,
         label=more.get("labels", "0x0"),
-        # The userspace datapath shows no status, and of UDP nothing else either.
-        is_answered=(
-            "SEEN_REPLY" in status if status != "0" else _UNSEEN.search(found["more"]) is None
-        ),
+        is_answered=_is_answered(status, mark, found["more"]),
     )
+
+
+def _is_answered(status: str, mark: int, shown: str) -> bool:
+    """The userspace datapath shows no status, and of UDP nothing else either.
+
+    Then a connection that was never allowed has no answers, and any other one is taken to have.
+    """
+    if status != "0":
+        return "SEEN_REPLY" in status
+    return bool(mark & KNOWN) and _UNSEEN.search(shown) is None
 
 
 def _packet(packet: Packet, fields: Mapping[str, str]) -> Packet:

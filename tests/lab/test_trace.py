@@ -1,0 +1,270 @@
+"""`sluice trace` compared with real packets: each ends where the trace says."""
+
+import itertools
+import os
+import random
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from controller.tracing.report import TraceReport
+from lab import Lab
+from tests.lab.pings import address
+from tests.lab.served import (
+    A1,
+    A2,
+    B1,
+    NODE1,
+    NODE2,
+    NODES,
+    answered,
+    answering,
+    ask,
+    endpoints,
+    serve,
+    service,
+    three_servers,
+    wait_until_answered,
+)
+from tests.policy.manifests import network_policy
+
+OUTSIDE = "203.0.113.10"
+RANDOM_CASES = 100
+AT_ONCE = 8
+"""Packets that are sent at the same time."""
+ATTEMPTS = 3
+CLIENTS = (A1, A2, B1, "node1", "node2", "outside")
+
+
+class Case(NamedTuple):
+    """A packet."""
+
+    client: str
+    to: str
+    """As `sluice trace` takes it."""
+    address: str
+    """Where the client sends it."""
+    port: int
+    protocol: str
+    source_port: int
+    node: str = ""
+    """Where it arrives from outside."""
+
+
+@pytest.fixture(scope="module")
+def lab(lab: Lab) -> Iterator[Lab]:
+    """The lab of conftest.py with servers in pods, on a node and outside, Services and policies."""
+    with ExitStack() as stack:
+        stack.enter_context(three_servers(lab))
+        for place, port in (("node1", 9000), ("outside", 9000)):
+            stack.enter_context(answering(lab, place, port))
+        both = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
+        node_ports = [{**each, "nodePort": 30080} for each in both]
+        local = [{**each, "nodePort": 30081} for each in both]
+        serve(lab, "web", "10.96.0.10", A1, A2, B1, ports=node_ports, type="NodePort")
+        serve(lab, "one", "10.96.0.11", B1, ports=both)
+        serve(lab, "sticky", "10.96.0.12", A1, B1, ports=both, sessionAffinity="ClientIP")
+        serve(lab, "empty", "10.96.0.13", ports=both)
+        serve(
+            lab, "local", "10.96.0.14", B1,
+            ports=local, type="NodePort", externalTrafficPolicy="Local",
+        )  # fmt: skip
+        serve(
+            lab, "narrow", "10.96.0.15", A2, ports=both, type="LoadBalancer",
+            loadBalancerSourceRanges=[f"{NODE2}/32"],
+            status={"loadBalancer": {"ingress": [{"ip": "192.0.2.15"}]}},
+        )  # fmt: skip
+        serve(lab, "wide", "10.96.0.16", A2, B1, ports=both, externalIPs=["192.0.2.16"])
+        at_node = [{"name": p, "port": 9000, "protocol": p} for p in ("TCP", "UDP")]
+        lab.apply(endpoints("hosts", [(NODE1, {"nodeName": "node1"})], at_node))
+        lab.apply(
+            service(
+                "hosts",
+                "10.96.0.17",
+                [{**each, "name": each.get("protocol", "TCP")} for each in both],
+            )
+        )
+        for at in ("192.0.2.15", "192.0.2.16"):
+            lab.exec("fabric", ["ip", "route", "replace", f"{at}/32", "via", NODE1])
+        wait_until_answered(lab, (A1, "node1", "node2"), "10.96.0.17", 80)
+        wait_until_answered(lab, ("outside",), "192.0.2.16", 80)
+        wait_until_answered(lab, ("outside",), NODE2, 30081)
+        yield lab
+
+
+def _destinations(lab: Lab) -> list[tuple[str, str, int, str]]:
+    """What to ask `sluice trace`, the address and port, and where it arrives from outside."""
+    found = [(pod, address(lab, pod), 8080, "") for pod in (A1, A2, B1)]
+    found += [
+        (f"svc/default/{name}", f"10.96.0.{number}", 80, "")
+        for number, name in enumerate(
+            ("web", "one", "sticky", "empty", "local", "narrow", "wide", "hosts"), 10
+        )
+    ]
+    addresses = [
+        ("10.96.0.77", 80, ""),
+        ("10.244.1.77", 8080, ""),
+        ("10.244.2.77", 8080, ""),
+        (NODE1, 9000, ""),
+        (NODE2, 9000, ""),
+        (NODE1, 30080, ""),
+        (NODE2, 30080, ""),
+        (NODE1, 30081, ""),
+        (NODE2, 30081, ""),
+        ("192.0.2.15", 80, "node1"),
+        ("192.0.2.16", 80, "node1"),
+        (OUTSIDE, 9000, ""),
+    ]
+    return found + [(at, at, port, node) for at, port, node in addresses]
+
+
+def _cases(lab: Lab) -> list[Case]:
+    """Every client with every destination, over TCP and UDP, each from a port of its own."""
+    numbers = itertools.count(20_000)
+    return [
+        Case(client, to, at, port, protocol, next(numbers), node)
+        for client in CLIENTS
+        for to, at, port, node in _destinations(lab)
+        for protocol in ("tcp", "udp", "icmp")
+        if _is_possible(client, at) and (protocol != "icmp" or not _is_served(to))
+    ]
+
+
+def _is_served(to: str) -> bool:
+    """Whether only Services make anything of it: nobody answers a ping there."""
+    return to.startswith(("svc/", "192.0.2."))
+
+
+def _is_possible(client: str, at: str) -> bool:
+    """Outside knows the way to nodes and external addresses only; a router is nobody's node."""
+    if client == "outside":
+        return not at.startswith("10.") and at != OUTSIDE
+    return True
+
+
+def test_every_kind_of_packet_ends_where_the_trace_says(lab: Lab) -> None:
+    assert "\n".join(_differences(lab, _cases(lab))) == ""
+
+
+def test_random_packets_end_where_the_trace_says_while_policies_change(lab: Lab) -> None:
+    seed = int(os.environ.get("SEED") or random.randrange(1 << 32))  # noqa: S311  no secret
+    chance = random.Random(seed)  # noqa: S311
+    print("SEED", seed)
+    cases = chance.sample(_cases(lab), RANDOM_CASES)
+    share = RANDOM_CASES // 4
+    for number in range(4):
+        _change_policies(lab, chance)
+        some = cases[number * share : (number + 1) * share]
+        some = [each._replace(source_port=each.source_port + 20_000) for each in some]
+        assert "\n".join(_differences(lab, some)) == ""
+
+
+def _change_policies(lab: Lab, chance: random.Random) -> None:
+    """Policies of one, some, or all pods, which let some connections pass."""
+    for number in range(3):
+        peers = chance.sample([address(lab, A1), address(lab, B1), NODE1, NODE2, OUTSIDE], 2)
+        rule: dict[str, Any] = {}
+        if chance.random() < 0.8:
+            rule = {"ports": [{"port": chance.choice((80, 8080, 9000))}]}
+        blocks = [{"ipBlock": {"cidr": f"{peer}/32"}} for peer in peers]
+        kinds = chance.choice((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        lab.apply(
+            network_policy(
+                f"default/random-{number}",
+                podSelector={} if chance.random() < 0.3 else {"matchLabels": {"app": f"{number}"}},
+                policyTypes=kinds,
+                ingress=[{**rule, "from": blocks}],
+                egress=[{**rule, "to": blocks}],
+            )
+        )
+
+
+def _differences(lab: Lab, cases: Sequence[Case]) -> list[str]:
+    """Where trace and packet disagree, with what each says."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = threads.map(lambda case: _difference(lab, case), cases)
+        return [each for each in found if each]
+
+
+def _difference(lab: Lab, case: Case) -> str:
+    """Empty if trace and packet agree; a change of policies may come between them."""
+    for attempt in range(ATTEMPTS):
+        tried = case._replace(source_port=case.source_port + 1_000 * attempt)
+        if not (difference := _compared(lab, tried)):
+            break
+    return difference
+
+
+def _compared(lab: Lab, case: Case) -> str:
+    said = trace(lab, case)
+    assert said is not None, case
+    heard = _heard(lab, case)
+    real = heard.split()[0] if answered(heard) else "refused" if "refused" in heard else "nothing"
+    ways = [said]
+    if any(CHOICE.search(hop.text) for hop in said.there.hops):
+        # A Service chooses by a hash that the trace does not know: it is asked for each endpoint.
+        ways = [way for at in _endpoints(lab, real) if (way := trace(lab, case, at)) is not None]
+    if case.protocol == "icmp":
+        is_alike = said.delivered == (heard == "answered")
+    else:
+        is_alike = real in map(_end, ways)
+    back = said.back.end if said.back else ""
+    text = f"{case}: trace {_end(said)}: {said.there.end} {back}; packet {heard}"
+    return "" if is_alike else text
+
+
+def _heard(lab: Lab, case: Case) -> str:
+    if case.protocol == "icmp":
+        ping = ["ping", "-n", "-q", "-c", "1", "-W", "2", case.address]
+        code = lab.exec(case.client, ping, check=False).returncode
+        return "nothing" if code else "answered"
+    (heard,) = ask(
+        lab, case.client, case.address, case.port, case.protocol,
+        source=case.source_port, timeout=2,
+    )  # fmt: skip
+    return heard
+
+
+CHOICE = re.compile(r"one of \d+ endpoints")
+
+
+def _endpoints(lab: Lab, server: str) -> list[str]:
+    """The endpoint that answered; if none did, all that there are."""
+    pods = [server] if server in NODES else [*NODES]
+    return [f"{address(lab, pod)}:8080" for pod in pods]
+
+
+def _end(report: TraceReport) -> str:
+    """The server that answers; `refused`, or `nothing`."""
+    if report.delivered:
+        text = report.there.end
+        if "the network outside" in text:
+            return "outside"
+        found = re.match(r"delivered to (?:pod|node) (\S+)", text)
+        assert found is not None, text
+        return found[1]
+    return "refused" if report.there.end.startswith("refused") else "nothing"
+
+
+def trace(lab: Lab, case: Case, endpoint: str = "") -> TraceReport | None:
+    """What the controller answers; None: it refuses the question."""
+    query = {
+        "from": OUTSIDE if case.client == "outside" else case.client,
+        "to": case.to,
+        "port": "" if case.protocol == "icmp" else str(case.port),
+        "protocol": case.protocol,
+        "sourcePort": str(case.source_port),
+        "reply": "",
+    }
+    if case.node and case.client == "outside":
+        query["node"] = case.node
+    if endpoint:
+        query["endpoint"] = endpoint
+    answer = lab.ask(f"/v1/trace?{urlencode(query)}")
+    return None if answer is None else msgspec.convert(answer, TraceReport)
