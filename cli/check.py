@@ -21,8 +21,9 @@ from cli.controller import (
 )
 from cli.output import print_json, say_nothing_by_itself
 from cli.question import network
+from controller.reports.check import CheckReport
 from settings import Settings, SettingsError, load
-from wire.findings import MAX_NODES, CheckReport, Finding, NodeFindings, Peer, Severity
+from wire.findings import MAX_NODES, Finding, NodeFindings, Peer, Severity
 
 COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
@@ -116,7 +117,9 @@ def check(
     elif nodes:
         raise click.UsageError("--before is about this machine: give no NODE")
     else:
-        report = CheckReport((_here(config, pod_range, service_range, own, peers),), {})
+        report = CheckReport(
+            nodes=(_here(config, pod_range, service_range, own, peers),), unanswered={}
+        )
     if as_json:
         print_json(report)
     else:
@@ -140,7 +143,7 @@ def ask_agents(controller: Controller, nodes: tuple[str, ...]) -> CheckReport:
         report = convert(ask(controller, "/v1/check", {"node": some}), CheckReport)
         found += report.nodes
         unanswered |= report.unanswered
-    return CheckReport(tuple(found), unanswered)
+    return CheckReport(nodes=tuple(found), unanswered=unanswered)
 
 
 # --- this machine ---

@@ -14,6 +14,7 @@ from flows.pipeline import LAYOUT
 
 STATE_COLOURS = {
     "installed": None,
+    "desired": None,
     "altered": "red",
     "missing": "red",
     "stale": "yellow",
@@ -173,7 +174,7 @@ def _group_line(group: GroupRow, indent: str) -> str:
     line = f"{indent}group {group.id}: "
     if state != "installed":
         line += f"[{state}] {_because(group)}: "
-    return click.style(line + (shown or "no buckets"), fg=STATE_COLOURS[state])
+    return click.style(line + (shown or "no buckets"), fg=STATE_COLOURS.get(state))
 
 
 def _because(row: FlowRow | GroupRow) -> str:
@@ -189,8 +190,8 @@ def _line(row: FlowRow) -> str:
     mark = "" if state == "installed" else f"[{state}] "
     head = f"  {row.priority:>5}  {row.match or 'anything'} → {row.actions}"
     because = _because(row)
-    return click.style(head, fg=STATE_COLOURS[state]) + click.style(
+    return click.style(head, fg=STATE_COLOURS.get(state)) + click.style(
         f"\n         {mark}{because}  [{row.feature or row.cookie}, {row.packets} packets]",
         dim=state == "installed",
-        fg=STATE_COLOURS[state],
+        fg=STATE_COLOURS.get(state),
     )

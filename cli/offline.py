@@ -34,9 +34,9 @@ from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
 from controller.policy_reports.verdict import verdict
 from controller.programs import CompiledPrograms
+from controller.reports.check import CheckReport
 from controller.reports.flows import FlowReport
 from controller.reports.status import ClusterStatus
-from wire.findings import CheckReport
 
 T = TypeVar("T")
 _SOURCE: Final = "sluice.source"

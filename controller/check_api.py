@@ -8,10 +8,11 @@ from typing import Final, cast
 import msgspec
 from aiohttp import web
 
+from controller.answers import NOT_READ, answer, refusal
 from controller.questions import NoAnswerError, Questions
 from controller.reconciler import Reconciler
-from wire.documents import Refusal, encode
-from wire.findings import MAX_NODES, MAX_PEERS, CheckReport, NodeFindings, Peer
+from controller.reports.check import CheckReport
+from wire.findings import MAX_NODES, MAX_PEERS, NodeFindings, Peer
 from wire.questions import Checked, CheckNode
 
 PATIENCE: Final = 50.0
@@ -33,31 +34,33 @@ class CheckApi:
     async def _check(self, request: web.Request) -> web.Response:
         """With `?node=NODE`, repeated for each node: what their agents find now."""
         if not self._listed.is_set():
-            return _error(503, "the controller has not read the cluster yet")
+            return refusal(503, NOT_READ)
         names = [*dict.fromkeys(request.query.getall("node", []))]
         if not names:
-            return _error(400, "node: give the names of some nodes")
+            return refusal(400, "node: give the names of some nodes")
         if len(names) > MAX_NODES:
-            return _error(400, f"node: {len(names)} nodes, and {MAX_NODES} are the most at a time")
+            return refusal(400, f"node: {len(names)} nodes, and {MAX_NODES} are the most at a time")
         found = await asyncio.gather(*map(self._one, names))
         report = CheckReport(
-            tuple(each for each in found if isinstance(each, NodeFindings)),
-            {name: each for name, each in zip(names, found, strict=True) if isinstance(each, str)},
+            nodes=tuple(each for each in found if isinstance(each, NodeFindings)),
+            unanswered={
+                name: each for name, each in zip(names, found, strict=True) if isinstance(each, str)
+            },
         )
-        return web.Response(body=msgspec.json.encode(report), content_type="application/json")
+        return await answer(report)
 
     async def _one(self, name: str) -> NodeFindings | str:
         """What its agent finds, or why there is no answer."""
         if name not in self._view.nodes:
             return f"Node {name} is unknown, or refused"
         try:
-            answer = await self._questions.ask(name, CheckNode(self._peers(name)), PATIENCE)
+            given = await self._questions.ask(name, CheckNode(self._peers(name)), PATIENCE)
         except NoAnswerError as error:
             return str(error)
-        if not isinstance(answer, Checked):
+        if not isinstance(given, Checked):
             return f"Node {name}: its agent answers something else"
         # An agent speaks of its own node only.
-        return msgspec.structs.replace(answer.found, node=name)
+        return msgspec.structs.replace(given.found, node=name)
 
     def _peers(self, name: str) -> tuple[Peer, ...]:
         """Some other nodes, which ones is chance."""
@@ -70,8 +73,3 @@ class CheckApi:
             Peer(node.name, cast("IPv4Address", node.address), cast("IPv4Address", node.gateway))
             for node in nodes
         )
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    body = encode(Refusal(sentence))
-    return web.Response(status=status, body=body, content_type="application/json")

@@ -58,11 +58,3 @@ class NodeFindings(msgspec.Struct, frozen=True, rename="camel"):
     """Findings beyond `MAX_FINDINGS`."""
     unchecked: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_UNCHECKED)] = ()
     """What could not be looked at, and why."""
-
-
-class CheckReport(msgspec.Struct, frozen=True):
-    """Everything that was found on some nodes."""
-
-    nodes: tuple[NodeFindings, ...]
-    unanswered: dict[str, str]
-    """By name, the nodes that were not checked, and why."""

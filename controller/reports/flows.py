@@ -18,7 +18,8 @@ class FlowRow(msgspec.Struct, frozen=True, rename="camel"):
     bytes: int
     state: str
     """`installed`, `altered` (somebody changed it on the switch), `missing`, `stale` (no object
-    needs it any more), `learned` (the switch made it) or `foreign` (not managed by Sluice)."""
+    needs it any more), `learned` (the switch made it) or `foreign` (not managed by Sluice); without
+    a switch to look at `desired`."""
     feature: str = ""
     """What wrote it, the first byte of the cookie; empty: foreign or stale."""
     object: str = ""
