@@ -19,8 +19,8 @@ def _ends(report: Any) -> Iterable[str]:
 
 
 @click.command("trace")
-@click.argument("source", metavar="FROM", shell_complete=completion("/v1/status", _ends))
-@click.argument("destination", metavar="TO[:PORT]", shell_complete=completion("/v1/status", _ends))
+@click.argument("opener", metavar="FROM", shell_complete=completion("/v1/status", _ends))
+@click.argument("target", metavar="TO[:PORT]", shell_complete=completion("/v1/status", _ends))
 @click.option(
     "--protocol",
     type=click.Choice([*PROTOCOL_WORDS], case_sensitive=False),
@@ -41,8 +41,8 @@ def _ends(report: Any) -> Iterable[str]:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
 def trace(
-    source: str,
-    destination: str,
+    opener: str,
+    target: str,
     protocol: str,
     reply: bool,
     source_port: int | None,
@@ -74,8 +74,8 @@ def trace(
 
     Exit code 1 if the packet, or with --reply its reply, does not arrive.
     """  # noqa: D301  click's mark for lines that are to stay as they are
-    to, port = _destination(destination)
-    query = {"from": source, "to": to, "port": port, "protocol": protocol}
+    to, port = _destination(target)
+    query = {"from": opener, "to": to, "port": port, "protocol": protocol}
     given = {
         "sourcePort": str(source_port) if source_port else "",
         "endpoint": endpoint or "",

@@ -36,7 +36,7 @@ MOST_HASHES: Final = 256
 """A group of method `dp_hash` looks at as many values (Open vSwitch, `ofproto-dpif.c`)."""
 _NOWHERE: Final = "0.0.0.0"  # noqa: S104  not an address to listen at
 _SYN, _ACK = 0x02, 0x10
-_RULE: Final = LAYOUT.registers["DecidedRule"].register
+_RULE, _RULE_FROM_POD = (LAYOUT.registers[name].register for name in ("DecidedRule", "RuleFromPod"))
 _ENTRY: Final = re.compile(
     r"^(?P<protocol>[a-z]+),orig=\((?P<orig>[^)]*)\),reply=\((?P<reply>[^)]*)\)(?P<more>.*)$"
 )
@@ -378,12 +378,17 @@ def _packet(packet: Packet, fields: Mapping[str, str]) -> Packet:
 
 
 def _part(traced: Traced, packet: Packet, state: str, found: _Found | None) -> Part:
+    from_pod, to_pod = (int(traced.fields.get(each, "0"), 0) for each in (_RULE_FROM_POD, _RULE))
+    if found is not None and found.is_known and not (from_pod or to_pod):
+        label = int(found.connection.label, 16)
+        from_pod, to_pod = label & 0xFFFF_FFFF, label >> 32 & 0xFFFF_FFFF
     return Part(
         steps=_steps(traced),
         packet=packet,
         connection=state,
         is_known=found is not None and found.is_known,
-        rule=int(traced.fields.get(_RULE, "0"), 0),
+        rule_from_pod=from_pod,
+        rule_to_pod=to_pod,
         group=traced.groups[0] if traced.groups else 0,
         meters=traced.meters[:16],
     )

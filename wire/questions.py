@@ -137,15 +137,17 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 class Part(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The flows from one conntrack lookup to the next."""
 
-    steps: Annotated[tuple[Step, ...], Meta(max_length=MAX_STEPS)]
+    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=MAX_STEPS)]
     packet: Packet
     """As the part began."""
     connection: Annotated[str, Meta(max_length=100)] = ""
     """What the lookup before found, for example `new` or `est|rpl`; empty: there was none."""
     is_known: bool = False
     """Whether conntrack has such a connection at this moment."""
-    rule: Word = 0
-    """The register field `DecidedRule` at the end of the part."""
+    rule_from_pod: Word = 0
+    rule_to_pod: Word = 0
+    """The rules of policy that decided (`flows.policy.rule_id`): in this part; of a connection that
+    conntrack knows, when it was opened. 0: none."""
     group: Word = 0
     """The group that chose in this part; 0: none did."""
     meters: Annotated[tuple[Word, ...], Meta(max_length=16)] = ()
@@ -156,7 +158,7 @@ class SwitchTrace(
 ):
     """What the switch does with the packet."""
 
-    parts: Annotated[tuple[Part, ...], Meta(max_length=MAX_PARTS)]
+    parts: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=MAX_PARTS)]
     packet: Packet
     """As it leaves."""
     mac_source: Mac

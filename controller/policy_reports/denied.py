@@ -58,6 +58,15 @@ def sentence_of(
     return readable(f"policy {words.DIRECTIONS[direction]} denied {text}")
 
 
+def rule_of(pod: Attached, direction: Direction, rule: int) -> str:
+    """`spec.egress[0] of NetworkPolicy x/a`; empty: no policy of the pod has a rule of this id."""
+    for policy in pod.policies(direction):
+        for state in policy.rules.get(direction, ()):
+            if state.id == rule:
+                return f"{words.rule_field(direction, state.rule.number)} of {policy.ref}"
+    return ""
+
+
 def _denying(
     policies: Iterable[PolicyState], direction: Direction, ports: Iterable[DeniedPort]
 ) -> dict[int, str]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from itertools import islice
 from typing import Final
 
 from controller.inventory import Inventory
 from controller.policies.slices import Slices
-from controller.policy_reports.denied import sentence_of
+from controller.policy_reports.denied import rule_of, sentence_of
 from controller.policy_reports.ends import QuestionError, at
 from controller.policy_reports.pods import Attached
 from controller.references import Reference
@@ -22,13 +23,15 @@ from flows.refs import Owners
 from wire.documents import DeniedPort
 from wire.questions import Packet, Part, Step, SwitchTrace
 
+MOST_EVENTS: Final = 32
+"""Sentences about one switch, besides the last."""
 _DENIALS: Final = {
     "DeniedFromPod": Direction.FROM_POD,
     "DeniedToPod": Direction.TO_POD,
 }
 _VERDICTS: Final = {
-    "PolicyFromPodVerdict": "policy from the pod",
-    "PolicyToPodVerdict": "policy to the pod",
+    "PolicyFromPodVerdict": Direction.FROM_POD,
+    "PolicyToPodVerdict": Direction.TO_POD,
 }
 _CHOICES: Final = ("EndpointChoice", "ServiceNat")
 _CURES: Final = {
@@ -65,16 +68,20 @@ class Explainer:
         """What the switch of a node did with the packet."""
         told = Told()
         rows: list[FlowRow] = []
+        left = MOST_EVENTS
         for number, part in enumerate(trace.parts):
             following = trace.parts[number + 1] if number + 1 < len(trace.parts) else None
             for step in part.steps:
                 yield
                 rows.append(self._row(node, step))
-            for text, step in self._events(node, part, following):
+            for text, step in islice(self._events(node, part, following), left):
+                yield
                 told.hops.append(self._hop(node, text, step, rows))
                 rows = []
+                left -= 1
         last = trace.parts[-1]
-        final = [step for step in last.steps if not step.depth][-1]
+        # The agent may be anybody who has stolen the node.
+        final = next((step for step in reversed(last.steps) if not step.depth), last.steps[-1])
         if trace.out_port is None:
             text, told.cure = self._dropped(node, last, final)
             told.end = f"dropped by the switch of node {node}: {text}"
@@ -96,29 +103,54 @@ class Explainer:
         """What else of the part is worth a sentence, with the flow that did it."""
         for step in part.steps:
             table = _table(step)
-            if table == "ConntrackState" and part.is_known and part.connection:
-                state = "a reply of it" if "rpl" in part.connection else "known"
-                yield f"the switch tracks this connection already: the packet is {state}", step
+            if table == "ConntrackState" and part.is_known and "est" in part.connection:
+                yield self._established(node, part), step
             elif table in _CHOICES and following is not None and _is_moved(part, following):
                 yield self._choice(node, part, following, step), step
-            elif table in _VERDICTS and not step.depth:
-                found = self._flow(node, step)
-                if found is not None and "accept" in found[0].reason:
-                    yield f"{_VERDICTS[table]}: {found[0].reason}", step
+            elif table in _VERDICTS and (text := self._accepted(node, part, _VERDICTS[table])):
+                yield text, step
+
+    def _established(self, node: str, part: Part) -> str:
+        text = "a packet of a connection that the switch knows, which policy does not judge again"
+        if "rpl" in part.connection:
+            return f"{text}: a reply"
+        allowed = [text for each in Direction if (text := self._rule(node, part, each))]
+        return f"{text}: {' and '.join(allowed)} accepted it" if allowed else text
+
+    def _accepted(self, node: str, part: Part, direction: Direction) -> str:
+        rule = self._rule(node, part, direction)
+        denied = any(_DENIALS.get(_table(step)) is direction for step in part.steps)
+        return f"{rule} accepts it" if rule and not denied else ""
+
+    def _rule(self, node: str, part: Part, direction: Direction) -> str:
+        """The rule that decided in one direction, in words."""
+        is_from = direction is Direction.FROM_POD
+        rule = part.rule_from_pod if is_from else part.rule_to_pod
+        pod = self._pod(node, part.packet.source if is_from else part.packet.destination)
+        return rule_of(pod, direction, rule) if rule and pod is not None else ""
+
+    def _pod(self, node: str, address: IPv4Address) -> Attached | None:
+        for each in self._inventory.view.attachments.get(node, {}).values():
+            if each.address == address:
+                group = self._inventory.policies.group(node, each.port)
+                return Attached(node, each, group)
+        return None
 
     def _choice(self, node: str, part: Part, following: Part, step: Step) -> str:
         owners = self._owners(node, step)
         service = str(owners[0]) if owners else "the Service"
         to = following.packet
         name = self._named(to.destination)
-        count = self._endpoints(part)
+        count = self._endpoints(owners, part.group)
         among = f", one of {count} endpoints" if count > 1 else ""
         return f"{service} sends it to {to.destination}:{to.destination_port} ({name}){among}"
 
-    def _endpoints(self, part: Part) -> int:
-        for service in self._inventory.view.services.values():
-            for port in service.ports:
-                if part.group in port.groups.values():
+    def _endpoints(self, owners: Owners, group: int) -> int:
+        """The number of endpoints that the group of one of these Services chooses from."""
+        for owner in owners:
+            service = self._inventory.view.services.get(f"{owner.namespace}/{owner.name}")
+            for port in service.ports if service else ():
+                if group in port.groups.values():
                     return len(port.endpoints)
         return 0
 
@@ -174,21 +206,18 @@ class Explainer:
         own, other = packet.source, packet.destination
         if direction is Direction.TO_POD:
             own, other = other, own
-        attachment = next(
-            (a for a in self._inventory.view.attachments.get(node, {}).values()
-             if a.address == own),
-            None,
-        )  # fmt: skip
-        if attachment is None:
+        # The register has the rule of the direction that was judged last.
+        rule = part.rule_to_pod
+        pod = self._pod(node, own)
+        if pod is None:
             return ""
-        group = self._inventory.policies.group(node, attachment.port)
         port = packet.destination_port if packet.protocol in LAYER_4_NAMES else None
         return sentence_of(
             self._inventory,
-            Attached(node, attachment, group),
+            pod,
             direction,
             other,
-            [DeniedPort(packet.protocol, port, part.rule or None)],
+            [DeniedPort(packet.protocol, port, rule or None)],
             has_more=False,
         )
 
