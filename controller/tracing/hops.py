@@ -114,7 +114,7 @@ class Explainer:
         text = "a packet of a connection that the switch knows, which policy does not judge again"
         if "rpl" in part.connection:
             return f"{text}: a reply"
-        allowed = [text for each in Direction if (text := self._rule(node, part, each))]
+        allowed = [rule for each in Direction if (rule := self._rule(node, part, each))]
         return f"{text}: {' and '.join(allowed)} accepted it" if allowed else text
 
     def _accepted(self, node: str, part: Part, direction: Direction) -> str:
