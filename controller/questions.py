@@ -71,8 +71,7 @@ class Questions:
         A `Failure` of the agent is a `NoAnswerError`, too.
         """
         known = self._nodes.get(node)
-        now = asyncio.get_running_loop().time()
-        if known is None or known.seen is None or now - known.seen > ABSENT:
+        if known is None or not self.takes(node):
             raise NoAnswerError(
                 f"Node {node}: its agent takes no questions; it does not run, or is too old"
             )
@@ -95,6 +94,12 @@ class Questions:
         if isinstance(answer, Failure):
             raise NoAnswerError(f"Node {node}: {answer.reason}")
         return answer
+
+    def takes(self, node: str) -> bool:
+        """Whether the node's agent is there to be asked."""
+        known = self._nodes.get(node)
+        now = asyncio.get_running_loop().time()
+        return known is not None and known.seen is not None and now - known.seen <= ABSENT
 
     async def fetch(self, node: str, wait: float) -> NodeQuestions | None:
         """What the node is asked now; None: nothing in so many seconds.

@@ -36,7 +36,7 @@ def ask(answers: dict[str, Answer | bytes], *nodes: str) -> tuple[int, Any]:
         api = Api(reconciler, SETTINGS)
         async with TestClient(TestServer(api.application(local=True))) as client:
             agents = asyncio.create_task(served(client, answers))
-            while any(api.questions.is_there(node) is False for node in answers):
+            while not all(map(api.questions.takes, answers)):
                 await asyncio.sleep(0.01)
             query = "&".join(f"node={node}" for node in nodes)
             response = await client.get(f"/v1/check?{query}")
