@@ -238,8 +238,15 @@ def _ways(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
                 f"its MTU is {mtus[name]}, and pods would have less than 1280 bytes",
                 f"give it an MTU of {LEAST_UPLINK_MTU} or more",
             )
+    small = {each.peer for each in facts.paths if not each.through_tunnel and _is_small(each)}
     for path in facts.paths:
-        yield from _path(path, wanted)
+        # Inside the tunnel it is the same fault once more.
+        if not (path.through_tunnel and path.peer in small and path.found is not None):
+            yield from _path(path, wanted)
+
+
+def _is_small(path: PathMtu) -> bool:
+    return path.found is not None and path.found < path.wanted
 
 
 def _is_blocked(given: Reached, wanted: Wanted) -> bool:
@@ -267,7 +274,7 @@ def _path(path: PathMtu, wanted: Wanted) -> Iterator[Finding]:
             f"nothing comes through the tunnel to it: no answer from {path.peer.gateway}",
             f"open UDP port {port} between all nodes in every firewall, in both directions",
         )
-    elif path.found is not None and path.found < path.wanted:
+    elif _is_small(path) and path.found is not None:
         mtu = path.found if path.through_tunnel else path.found - names.ENCAPSULATION_OVERHEAD
         yield _error(
             peer,

@@ -309,6 +309,15 @@ def test_small_path_inside_the_tunnel_is_found_when_sluice_runs() -> None:
     assert "cluster.mtu: 1404" in one.cure
 
 
+def test_small_path_is_one_finding_though_the_tunnel_shows_it_too() -> None:
+    facts = msgspec.structs.replace(
+        RUNNING,
+        paths=(PathMtu(PEER, 1500, 1400), PathMtu(PEER, 1450, 1348, through_tunnel=True)),
+    )
+    (one,) = found(facts, AFTER)
+    assert "cluster.mtu: 1350" in one.cure
+
+
 def test_controller_that_does_not_run_is_found_when_sluice_runs() -> None:
     facts = msgspec.structs.replace(RUNNING, reached=HEALTHY.reached)
     assert [each.cure for each in found(facts, AFTER)] == ["start the controller"] * 2
