@@ -33,7 +33,7 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             chains = tasks.create_task(host_facts.nft_chains())
             legacy = tasks.create_task(host_facts.legacy_chains(places, notes))
             nft = tasks.create_task(host_facts.nft_version())
-            python = tasks.create_task(host_facts.python_version(places))
+            python = tasks.create_task(_python(wanted, places))
             ovs = tasks.create_task(host_facts.open_vswitch(places))
             controllers = tasks.create_task(_controllers(wanted, notes))
             paths = tasks.create_task(_paths(wanted, links, addresses, notes))
@@ -65,6 +65,11 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
         now=datetime.now(UTC),
         unchecked=tuple(notes),
     )
+
+
+async def _python(wanted: Wanted, places: Places) -> tuple[int, ...] | None:
+    """None for an agent: in a container it sees another Python than the container runtime runs."""
+    return None if wanted.installed else await host_facts.python_version(places)
 
 
 async def _controllers(wanted: Wanted, notes: Notes) -> tuple[tuple[Reached, ...], float | None]:

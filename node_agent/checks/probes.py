@@ -29,6 +29,8 @@ SMALLEST: Final = 576
 """Bytes of the smallest packet that is tried (RFC 791: what every host takes)."""
 GRAIN: Final = 8
 """Bytes within which the path MTU is found."""
+AT_ONCE: Final = 16
+"""Sizes that are tried at the same time."""
 
 _HEADERS: Final = 28
 """Bytes of IPv4 and ICMP."""
@@ -83,19 +85,18 @@ async def path_mtu(address: IPv4Address, most: int) -> int | None:
     By ICMP echo requests that no router may fragment. Raises `NoEchoError`.
     """
     with _Echo(address) as echo:
-        if await echo.answered(most):
-            return most
-        if not await echo.answered(SMALLEST):
-            return None
+        answered = await echo.answered({SMALLEST, most})
+        if most in answered or not answered:
+            return max(answered, default=None)
         works, fails = SMALLEST, most
         while fails - works > GRAIN:
-            # Sizes that networks have, before any other.
-            usual = [size for size in (1500, 1450, 1400, 1280) if works < size < fails]
-            size = usual[0] if usual and fails == most else (works + fails) // 2
-            if await echo.answered(size):
-                works = size
-            else:
-                fails = size
+            step = max(GRAIN, -(-(fails - works) // AT_ONCE))
+            sizes = {*range(works + step, fails, step)}
+            # Sizes that networks have.
+            sizes |= {size for size in (1500, 1450, 1420, 1400, 1280) if works < size < fails}
+            answered = await echo.answered(sizes)
+            works = max(answered, default=works)
+            fails = min((size for size in sizes if size > works), default=fails)
         return works
 
 
@@ -124,40 +125,56 @@ class _Echo:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    async def answered(self, size: int) -> bool:
-        """Whether a packet of so many bytes is answered."""
-        loop = asyncio.get_running_loop()
+    async def answered(self, sizes: set[int]) -> set[int]:
+        """Of packets of so many bytes, those that are answered."""
+        found: set[int] = set()
         for _ in range(TRIES):
-            self._number = (self._number + 1) & 0xFFFF
+            missing = sizes - found
+            if not missing:
+                break
+            requests = await self._send(missing)
             try:
                 async with asyncio.timeout(ECHO):
-                    await loop.sock_sendall(self._socket, self._request(size))
-                    while not self._is_ours(await loop.sock_recv(self._socket, 65536), size):
-                        pass
-                    return True
+                    while found < sizes:
+                        found |= await self._receive(requests)
             except TimeoutError:
                 continue
-            except OSError as error:
-                if error.errno == errno.EMSGSIZE:
-                    return False  # More than our own interface carries.
-                # An ICMP error about an earlier packet: try again.
-                await asyncio.sleep(ECHO / 4)
-        return False
+        return found
+
+    async def _send(self, sizes: set[int]) -> dict[int, int]:
+        """The sizes by the numbers of their requests."""
+        loop = asyncio.get_running_loop()
+        requests = {}
+        for size in sorted(sizes):
+            self._number = (self._number + 1) & 0xFFFF
+            try:
+                await loop.sock_sendall(self._socket, self._request(size))
+            except OSError:
+                # More than our own interface carries, or the ICMP error about an earlier packet.
+                continue
+            requests[self._number] = size
+        return requests
+
+    async def _receive(self, requests: dict[int, int]) -> set[int]:
+        """The size of the request that the next packet answers; none: it answers none."""
+        try:
+            packet = await asyncio.get_running_loop().sock_recv(self._socket, 65536)
+        except OSError:
+            return set()  # An ICMP error about a request.
+        if self._raw:
+            packet = packet[(packet[0] & 15) * 4 :]
+        if len(packet) < 8:
+            return set()
+        kind, _, _, identifier, number = struct.unpack("!BBHHH", packet[:8])
+        size = requests.get(number)
+        ours = kind == _REPLY and (not self._raw or identifier == self._identifier)
+        return {size} if ours and size == len(packet) + _HEADERS - 8 else set()
 
     def _request(self, size: int) -> bytes:
         body = bytes(size - _HEADERS)
         head = struct.pack("!BBHHH", _REQUEST, 0, 0, self._identifier, self._number)
         checksum = _checksum(head + body)
         return struct.pack("!BBHHH", _REQUEST, 0, checksum, self._identifier, self._number) + body
-
-    def _is_ours(self, packet: bytes, size: int) -> bool:
-        if self._raw:
-            packet = packet[(packet[0] & 15) * 4 :]
-        if len(packet) != size - _HEADERS + 8:
-            return False
-        kind, _, _, identifier, number = struct.unpack("!BBHHH", packet[:8])
-        ours = not self._raw or identifier == self._identifier
-        return (kind, number, ours) == (_REPLY, self._number, True)
 
 
 def _raw() -> socket.socket:
