@@ -31,6 +31,9 @@ from settings import Agent
 from wire import paths
 from wire.documents import SwitchDigest, Verdict, decode_verdict, encode
 
+REPEAT: Final = 60.0
+"""Seconds after which a digest that was right is sent again, although nothing changed: the
+controller tells people how long ago each switch was proven to hold what it should."""
 _TIMEOUT: Final = 15.0
 """Seconds that the controller may take to answer."""
 
@@ -98,11 +101,13 @@ async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
 async def audit_loop(agent: Agent, bridge: Path) -> None:
     """Look at the bridge (its management socket) again and again; tell the controller what is new.
 
-    A digest that the controller confirmed is sent again only after it changed.
+    A digest that the controller confirmed is sent again after it changed, or after `REPEAT`.
     The last correct dump is saved as the snapshot, for a switch that loses its flows. Each round
     also deletes expired learned flows (`affinity`).
     """
     found_right: SwitchDigest | None = None
+    repeat_at = 0.0
+    clock = asyncio.get_running_loop().time
     async with Controllers(agent) as controllers:
         while True:
             # At random, so that a thousand agents do not come at one moment.
@@ -112,16 +117,18 @@ async def audit_loop(agent: Agent, bridge: Path) -> None:
                     dump = await look(switch, await _cached_flows(agent))
                     long = await switch.dump_flows(None, affinity.COOKIE, affinity.COOKIE_MASK)
                     await affinity.forget_idle(switch, long)
-                if dump.digest == found_right:
+                if dump.digest == found_right and clock() < repeat_at:
                     continue
-                found_right = None
+                saved, found_right = found_right, None
                 verdict = await _tell(controllers, agent.node, dump.digest)
             except (OSError, SwitchError, ControllerError) as error:
                 log.debug("no audit", reason=str(error) or repr(error))
                 continue
             if verdict is Verdict.RIGHT:
                 found_right = dump.digest
-                await _keep(agent, dump)
+                repeat_at = clock() + REPEAT * random.uniform(0.8, 1.2)  # noqa: S311
+                if found_right != saved:
+                    await _keep(agent, dump)
             elif verdict is Verdict.DRIFT:
                 log.warning("the switch differs from what it should hold; the controller repairs")
 
