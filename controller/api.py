@@ -24,6 +24,7 @@ from controller.answers import answer
 from controller.bundle_api import BundleApi
 from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
+from controller.counters_api import CountersApi
 from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.explain_api import ExplainApi
@@ -33,6 +34,7 @@ from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
 from controller.questions import Questions, answered, fetched
 from controller.rates import Rates
+from controller.recent_denials import RecentDenials
 from controller.reconciler import Reconciler
 from controller.service_api import ServiceApi
 from controller.trace_api import TraceApi
@@ -81,6 +83,7 @@ class Api:
         """`denials` takes what agents report of them; None: there is no API server to tell."""
         self._reconciler = reconciler
         self._denials = denials
+        self._recent_denials = RecentDenials(reconciler.inventory)
         self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
         self._cluster = cluster
         self._enrolment = enrolment
@@ -90,6 +93,7 @@ class Api:
             FlowApi(reconciler),
             ExplainApi(reconciler),
             WaitApi(reconciler),
+            CountersApi(reconciler, self._recent_denials),
             ServiceApi(reconciler),
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),
@@ -271,6 +275,7 @@ class Api:
             given = decode_denials(await request.read())
         except (msgspec.MsgspecError, ValueError) as error:
             return _error(400, f"not a node's denials: {error}")
+        self._recent_denials.take(name, given)
         if self._denials is not None:
             self._denials.take(name, given)
         return web.Response(status=204)

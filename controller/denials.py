@@ -16,6 +16,7 @@ from controller.inventory import Inventory
 from controller.policy_reports.denied import sentence_of
 from controller.policy_reports.pods import Attached
 from controller.rates import Rate, Rates
+from controller.recent_denials import denied_pod
 from flows.family import IPAddress
 from flows.policy import Direction
 from wire.documents import MAX_DENIED_PAIRS, MAX_DENIED_PORTS, DeniedPair, DeniedPort, NodeDenials
@@ -191,12 +192,8 @@ class Denials:
 
     def _judged_pod(self, node: str, given: DeniedPair) -> Regarding | None:
         """The pod that was denied; None: there is none that policies select in this direction."""
-        isolation = self._inventory.view.isolations.get(node, {}).get(given.attachment)
-        pod = self._inventory.pod_of(node, given.attachment)
-        if isolation is None or pod is None:
-            return None
-        is_from_pod = given.direction is Direction.FROM_POD
-        if (isolation.from_pod if is_from_pod else isolation.to_pod) is None:
+        pod = denied_pod(self._inventory, node, given)
+        if pod is None:
             return None
         return Regarding("Pod", pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
 

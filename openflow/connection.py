@@ -166,6 +166,10 @@ class Connection:
         """Ask for all meters."""
         return self._ask(Multipart.METER_DESC, parser.OFPMeterDescStatsRequest(DATAPATH))
 
+    def request_meter_stats(self) -> int:
+        """Ask what all meters have dropped."""
+        return self._ask(Multipart.METER_STATS, parser.OFPMeterStatsRequest(DATAPATH))
+
     def request_groups(self) -> int:
         """Ask for all groups."""
         return self._ask(
@@ -412,6 +416,7 @@ _PARTS: Final[Mapping[Multipart, Any]] = {
     Multipart.FLOW_DESC: messages.flows,
     Multipart.GROUP_DESC: messages.groups,
     Multipart.METER_DESC: messages.meters,
+    Multipart.METER_STATS: messages.meter_stats,
 }
 
 _HANDLERS: Final[Mapping[int, Any]] = {

@@ -50,6 +50,7 @@ class Multipart(IntEnum):
 
     FLOW_DESC = 1
     GROUP_DESC = 7
+    METER_STATS = 9
     METER_DESC = 10
     PORT_DESC = 13
     FLOW_MONITOR = 16
@@ -120,6 +121,15 @@ class InstalledGroup:
     def __str__(self) -> str:
         """For people."""
         return f"group {self.id:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class MeterStats:
+    """What a meter has dropped so far."""
+
+    id: int
+    packets: int
+    octets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +405,23 @@ def meters(body: memoryview) -> Iterator[Meter]:
                 rate, burst = band_rate, band_burst
         yield Meter(number, rate, burst)
         body = body[length:]
+
+
+def meter_stats(body: memoryview) -> Iterator[MeterStats]:
+    """The body of OFPMP_METER (7.3.5.14): what the bands of each meter have counted."""
+    while body:
+        number, length = struct.unpack_from("!IH", body)
+        if not _METER_STATS <= length <= len(body):
+            raise ProtocolError(f"statistics of a meter that claim to be {length} bytes long")
+        end = length - (length - _METER_STATS) % 16
+        bands = list(struct.iter_unpack("!QQ", body[_METER_STATS:end]))
+        packets, octets = (sum(column) for column in zip(*bands, strict=True)) if bands else (0, 0)
+        yield MeterStats(number, packets, octets)
+        body = body[length:]
+
+
+_METER_STATS: Final = 40
+"""struct ofp_meter_stats up to its bands."""
 
 
 def packet_in(body: memoryview) -> PacketIn:

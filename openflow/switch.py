@@ -28,6 +28,7 @@ from openflow.messages import (
     FlowUpdate,
     InstalledFlow,
     InstalledGroup,
+    MeterStats,
     PacketIn,
     Port,
     PortReason,
@@ -140,6 +141,11 @@ class Switch(asyncio.Protocol):
     async def dump_meters(self) -> dict[int, Meter]:
         """All meters by id. Raises `ConnectionLost`, `RequestRejected`."""
         found: dict[int, Meter] = await self._request(self._connection.request_meters())
+        return found
+
+    async def dump_meter_stats(self) -> list[MeterStats]:
+        """What each meter has dropped. Raises `ConnectionLost`, `RequestRejected`."""
+        found: list[MeterStats] = await self._request(self._connection.request_meter_stats())
         return found
 
     async def apply(self, batch: Batch) -> None:
