@@ -6,6 +6,7 @@ problems; when the reporter ends, all of its problems end.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -255,15 +256,15 @@ class Problems:
         self._end_expired()
         return sum(map(len, (*self._by_reporter.values(), *self._more.values())))
 
-    def count(self, kind: ReporterKind) -> int:
-        """How many of them reporters of a kind report, with those that are only counted."""
+    def counts(self) -> Counter[ReporterKind]:
+        """How many of them each kind of reporter reports, with those that are only counted."""
         self._end_expired()
-        return sum(
-            len(found)
-            for by_reporter in (self._by_reporter, self._more)
-            for reporter, found in by_reporter.items()
-            if reporter.kind is kind
-        )
+        found: Counter[ReporterKind] = Counter()
+        for reporter, own in self._by_reporter.items():
+            found[reporter.kind] += len(own)
+        for reporter, more in self._more.items():
+            found[reporter.kind] += len(more)
+        return found
 
     def texts(self) -> dict[str, str]:
         """Title -> sentence, for people."""

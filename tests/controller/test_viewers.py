@@ -117,7 +117,7 @@ def test_scraper_reads_the_metrics_of_nodes_and_nothing_else(server: ApiServer) 
         for token in ("scraper", "good"):
             status, text = await get(token, path="/metrics/nodes")
             assert status == 200
-            assert 'sluice_node_proven_age_seconds{node="node1"} 0.000\n' in text
+            assert 'sluice_node_proven_age_seconds{node="node1"} ' in text
         for path in ("/v1/status", "/v1/services", "/v1/nodes/node1/flows"):
             status, text = await get("scraper", path=path)
             assert status == 403

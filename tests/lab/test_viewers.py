@@ -22,10 +22,10 @@ RBAC = Path(__file__).parents[2] / "deploy" / "kustomize" / "base" / "rbac.yaml"
 REPORTS = f"{CONTROL_ADDRESS}:6655"
 RAW = """
 import http.client, json, ssl, sys
-address, ca, *headers = sys.argv[1:]
+address, ca, path, *headers = sys.argv[1:]
 context = ssl.create_default_context(cafile=ca)
 connection = http.client.HTTPSConnection(address, context=context, timeout=60)
-connection.request("GET", "/v1/status", headers=dict(each.split(": ", 1) for each in headers))
+connection.request("GET", path, headers=dict(each.split(": ", 1) for each in headers))
 answer = connection.getresponse()
 print(json.dumps([answer.status, answer.read().decode()]))
 """
@@ -44,15 +44,15 @@ class Viewing(Enrolling):
         wait_until(lambda: self.raw(self.viewer_token())[0] == 200)
 
     def settings(self) -> dict[str, object]:
-        return {"reports": {"address": REPORTS}}
+        return {"reports": {"address": REPORTS, "scrapers": ["sluice-system/prometheus"]}}
 
     def viewer_token(self, *options: str, audience: str = "sluice-reports") -> str:
         return self.token("--audience", audience, *options, account="sluice-viewer")
 
-    def raw(self, token: str, *headers: str) -> tuple[int, str]:
-        """The answer to a request for the status; 0 if there is none."""
+    def raw(self, token: str, *headers: str, path: str = "/v1/status") -> tuple[int, str]:
+        """The answer to a request for a report; 0 if there is none."""
         authorization = [f"Authorization: Bearer {token}"] if token else []
-        command = [sys.executable, "-c", RAW, REPORTS, str(self.ca), *authorization, *headers]
+        command = [sys.executable, "-c", RAW, REPORTS, str(self.ca), path, *authorization, *headers]
         done = subprocess.run(
             self.lab.command("control", command),
             capture_output=True, text=True, check=False, timeout=120,
@@ -127,6 +127,19 @@ def test_token_of_nobody_who_may_look_is_refused(viewing: Viewing, case: str) ->
     status, body = viewing.raw(make(viewing))
     assert status == code, body
     assert sentence in json.loads(body)["error"]
+
+
+def test_scraper_reads_the_metrics_of_nodes_and_no_report(viewing: Viewing) -> None:
+    viewing.kubectl("create", "serviceaccount", "prometheus", "-n", "sluice-system")
+    token = viewing.token("--audience", "sluice-reports", account="prometheus")
+    status, body = viewing.raw(token, path="/metrics/nodes")
+    assert status == 200, body
+    assert 'sluice_node_proven_age_seconds{node="node1"} ' in body
+    status, body = viewing.raw(token)
+    assert status == 403, body
+    # With the token that it has for the API server, a scraper is nobody.
+    status, body = viewing.raw(viewing.token(account="prometheus"), path="/metrics/nodes")
+    assert status == 401, body
 
 
 @pytest.mark.parametrize("header", ["Origin: https://127.0.0.1:6655", "Host: sluice.example"])
