@@ -51,11 +51,11 @@ class _Forwarded(ssl.SSLSocket):
         super().close()
 
 
-def reach(cluster: Cluster) -> tuple[ssl.SSLSocket, str]:
-    """A connection to a controller, and the token to show it. Raises `RequestError`."""
+def reach(cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT) -> tuple[ssl.SSLSocket, str]:
+    """A connection to a controller, and a token of the ServiceAccount. Raises `RequestError`."""
     api = client.CoreV1Api(_client(cluster))
     try:
-        token = _token(api, cluster.namespace)
+        token = _token(api, cluster.namespace, account)
         context = _context(api, cluster.namespace)
         if cluster.address is not None:
             return _directly(cluster.address, context), token
@@ -85,9 +85,8 @@ def _client(cluster: Cluster) -> client.ApiClient:
     return client.ApiClient(settings)
 
 
-def _token(api: client.CoreV1Api, namespace: str) -> str:
+def _token(api: client.CoreV1Api, namespace: str, account: str) -> str:
     """A new token. Only the right to create it makes a viewer."""
-    account = viewing.SERVICE_ACCOUNT
     body = {"spec": {"audiences": [viewing.AUDIENCE], "expirationSeconds": TOKEN_LIFE}}
     with _asking(
         f"create serviceaccounts/token {account}", namespace,

@@ -173,8 +173,26 @@ def ask_lines(controller: Controller, path: str, query: Query) -> list[bytes]:
     return _ask(controller, path, query).splitlines()
 
 
+def download(
+    controller: Controller, path: str, query: Query, account: str
+) -> tuple[bytes, Mapping[str, str]]:
+    """Ask for a file, with a token of this ServiceAccount; also returns the headers of the answer.
+
+    Raises `RequestError`.
+    """
+    if controller.source is not None:
+        raise RequestError("--from: only a running cluster has this")
+    return _request(controller, path, query, account)
+
+
 def _ask(controller: Controller, path: str, query: Query) -> bytes:
-    connected, where, token = _reach(controller)
+    return _request(controller, path, query, viewing.SERVICE_ACCOUNT)[0]
+
+
+def _request(
+    controller: Controller, path: str, query: Query, account: str
+) -> tuple[bytes, Mapping[str, str]]:
+    connected, where, token = _reach(controller, account)
     connected.settimeout(LONGEST_WAIT)
     connection = _Connection(connected)
     try:
@@ -189,14 +207,14 @@ def _ask(controller: Controller, path: str, query: Query) -> bytes:
     finally:
         connection.close()
     if response.status == http.client.OK:
-        return content
+        return content, dict(response.headers)
     sentence = _sentence(content)
     if response.status == http.client.NOT_FOUND and not sentence:
         raise RequestError(f"the controller {where} is too old: it does not know {path}")
     raise RequestError(sentence or f"{response.status} {response.reason}")
 
 
-def _reach(controller: Controller) -> tuple[sockets.socket, str, str]:
+def _reach(controller: Controller, account: str) -> tuple[sockets.socket, str, str]:
     """A connection, where it leads, and the token to show there. Raises `RequestError`."""
     path = controller.socket
     if controller.lab is not None:
@@ -205,7 +223,7 @@ def _reach(controller: Controller) -> tuple[sockets.socket, str, str]:
         # Its packages take long to load.
         from cli.cluster import reach  # noqa: PLC0415
 
-        connected, token = reach(controller.cluster)
+        connected, token = reach(controller.cluster, account)
         return connected, "in the cluster", token
     local = sockets.socket(sockets.AF_UNIX)
     try:

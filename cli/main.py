@@ -10,6 +10,7 @@ from cli.controller import from_option
 
 COMMANDS: Final = {
     "bundle": "cli.bundle:bundle",
+    "capture": "cli.capture:capture",
     "check": "cli.check:check",
     "drops": "cli.drops:drops",
     "explain": "cli.explain:explain_command",

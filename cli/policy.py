@@ -27,7 +27,8 @@ SHOWN_AT_MOST = 12
 """Peers or ports of a rule, and rules of a walk, that are shown; `--json` has all."""
 
 
-def _pods(report: Any) -> Iterable[str]:
+def pods_of(report: Any) -> Iterable[str]:
+    """The pods of the report `/v1/status`."""
     nodes = report["nodes"].values()
     return {port["pod"] for node in nodes for port in node["attachments"].values()}
 
@@ -38,7 +39,7 @@ def _pods(report: Any) -> Iterable[str]:
     metavar="POD | FROM TO PORT",
     nargs=-1,
     required=True,
-    shell_complete=completion("/v1/status", _pods),
+    shell_complete=completion("/v1/status", pods_of),
 )
 @click.option(
     "--protocol",

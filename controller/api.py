@@ -22,6 +22,7 @@ from aiohttp import web
 from controller.agent_problems import take_problems
 from controller.answers import answer
 from controller.bundle_api import BundleApi
+from controller.capture_api import CaptureApi
 from controller.check_api import CheckApi
 from controller.cluster_status import cluster_status
 from controller.counters_api import CountersApi
@@ -99,6 +100,7 @@ class Api:
             CheckApi(reconciler, self.questions),
             BundleApi(cluster),
             TraceApi(reconciler, self.questions, cluster),
+            CaptureApi(reconciler, self.questions),
         )
         self._metrics = MetricsApi(reconciler)
         self._waiting: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from aiohttp.typedefs import Handler, Middleware
 from controller.rates import Rate, Rates
 from controller.token_review import Account, Connect, Refused, bearer, name_of, review
 from wire.documents import Refusal, encode
-from wire.viewing import AUDIENCE, NODE_METRICS, SERVER_NAME, SERVICE_ACCOUNT
+from wire.viewing import AUDIENCE, CAPTURE, CAPTURER, NODE_METRICS, SERVER_NAME, SERVICE_ACCOUNT
 
 log = structlog.get_logger()
 
@@ -54,7 +54,9 @@ class Viewers:
 
     def __init__(self, namespace: str, connect: Connect, scrapers: Sequence[Account] = ()) -> None:
         """`namespace` has the ServiceAccount of viewers. Must be made on the event loop."""
-        self._accounts = ((namespace, SERVICE_ACCOUNT), *scrapers)
+        self._accounts = (
+            (namespace, SERVICE_ACCOUNT), (namespace, CAPTURER), *scrapers
+        )  # fmt: skip
         self._connect = connect
         self._reviews = Rate(REVIEWS_PER_SECOND, REVIEWS_BURST)
         self._turns = asyncio.Semaphore(REVIEWS_AT_ONCE)
@@ -75,7 +77,12 @@ class Viewers:
             self._good[digest] = now + REMEMBERED, user
             if len(self._good) > MOST_REMEMBERED:
                 self._good.popitem(last=False)
-        if path != NODE_METRICS and user != name_of(self._accounts[0]):
+        viewer, capturer = map(name_of, self._accounts[:2])
+        if user == viewer and path == CAPTURE:
+            raise Refused(403, f"captures are for {capturer}, and the token is {user}'s")
+        if user == capturer and path != CAPTURE:
+            raise Refused(403, f"{user} may capture packets ({CAPTURE}) and nothing else")
+        if user not in (viewer, capturer) and path != NODE_METRICS:
             raise Refused(403, f"{user} may read {NODE_METRICS} and nothing else")
         return digest.hex()
 

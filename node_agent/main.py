@@ -125,7 +125,7 @@ async def _run(agent: Agent) -> None:
             )
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
-                answers = answerer(agent, netlink, table, node.config)
+                answers = answerer(agent, netlink, table, leases, node.config)
                 running = [
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),

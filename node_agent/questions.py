@@ -9,11 +9,13 @@ import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute
 
+from node_agent.capture import CaptureError, capture
 from node_agent.checks.local import answer_check
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.host_trace import trace_host
+from node_agent.leases import Leases
 from node_agent.switch_trace import trace_switch
 from settings import Agent
 from wire import paths
@@ -22,6 +24,7 @@ from wire.questions import (
     MAX_QUESTIONS,
     Answer,
     Asked,
+    CapturePod,
     CheckNode,
     Failure,
     NodeQuestions,
@@ -51,13 +54,14 @@ def answerer(
     agent: Agent,
     netlink: AsyncIPRoute,
     table: HostTable,
+    leases: Leases,
     config: Callable[[], NodeConfig | None],
 ) -> Answerer:
     """Answers every kind of question that this version knows.
 
     `config` is what the controller has said of the node; None: nothing yet.
     """
-    one_check = asyncio.Lock()
+    one_check, one_capture = asyncio.Lock(), asyncio.Lock()
 
     async def answer(question: Question) -> Answer:
         match question:
@@ -65,6 +69,11 @@ def answerer(
                 return await trace_switch(agent.ovs_run, agent.datapath, question)
             case TraceHost():
                 return await trace_host(netlink, table, question)
+            case CapturePod():
+                if one_capture.locked():
+                    raise CaptureError("another capture runs on this node; try again")
+                async with one_capture:
+                    return await capture(leases, question)
             case CheckNode():
                 async with one_check:
                     return await answer_check(agent, config(), question)

@@ -25,6 +25,13 @@ MAX_PARTS: Final = 32
 MAX_LOOKUPS: Final = 64
 """Sentences about a node's own stack in one answer."""
 
+MAX_CAPTURE: Final = 150_000
+"""Bytes of a capture. In base64 it must fit into `MAX_ANSWER`."""
+MAX_CAPTURE_PACKETS: Final = 1_000
+MAX_CAPTURE_SECONDS: Final = 30
+MAX_FILTER: Final = 200
+"""Characters of a filter of packets."""
+
 Port: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 16)]
 Byte: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 8)]
 Word: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -107,7 +114,18 @@ class CheckNode(msgspec.Struct, frozen=True, omit_defaults=True, tag="checkNode"
     """Other nodes, to which it sends probes."""
 
 
-Question: TypeAlias = TraceSwitch | TraceHost | CheckNode
+class CapturePod(msgspec.Struct, frozen=True, omit_defaults=True, tag="capturePod"):
+    """What passes the port of a pod. The answer is `Captured`."""
+
+    port: Annotated[str, Meta(pattern=r"\Ap[a-z2-7]{14}\Z")]
+    """The name of the pod's OVS port."""
+    filter: Annotated[str, Meta(max_length=MAX_FILTER)] = ""
+    """As in pcap-filter(7)."""
+    packets: Annotated[int, Meta(ge=1, le=MAX_CAPTURE_PACKETS)] = 100
+    seconds: Annotated[int, Meta(ge=1, le=MAX_CAPTURE_SECONDS)] = 10
+
+
+Question: TypeAlias = TraceSwitch | TraceHost | CheckNode | CapturePod
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -193,13 +211,22 @@ class Checked(msgspec.Struct, frozen=True, tag="checked"):
     found: NodeFindings
 
 
+class Captured(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", tag="captured"):
+    """Packets of a pod."""
+
+    pcap: Annotated[bytes, Meta(max_length=MAX_CAPTURE)]
+    """A pcap file; its last packet may be cut off."""
+    is_cut: bool = False
+    """Whether there was more."""
+
+
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
     """Why there is no answer."""
 
     reason: Sentence
 
 
-Answer: TypeAlias = SwitchTrace | HostTrace | Checked | Failure
+Answer: TypeAlias = SwitchTrace | HostTrace | Checked | Captured | Failure
 
 
 def encode(content: Question | NodeQuestions | Answer) -> bytes:

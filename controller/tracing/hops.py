@@ -185,21 +185,21 @@ class Explainer:
         )
 
     def _dropped(self, node: str, part: Part, step: Step) -> tuple[str, str]:
-        table = LAYOUT.by_number[step.table]
-        if (direction := _DENIALS.get(table.name)) is not None:
+        name = _table(step)
+        if (direction := _DENIALS.get(name)) is not None:
             text = self._denied(node, part, direction)
             if text:
                 return text, ""
         found = self._flow(node, step)
         if found is None:
-            return f"a flow that is not desired, in table {table.name}", (
-                f"`sluice flows {node} --table {table.name}` shows who altered the switch"
+            return f"a flow that is not desired, in table {name}", (
+                f"`sluice flows {node} --table {name}` shows who altered the switch"
             )
-        reason = found[0].reason or table.doc
+        reason = found[0].reason
         to = part.packet.destination
-        if table.name == "Forwarding" and to in self._inventory.view.cluster.pod_range:
+        if name == "Forwarding" and to in self._inventory.view.cluster.pod_range:
             return f"{reason}, and no pod of node {node} has {to}", f"a pod would have to have {to}"
-        return reason, _CURES.get(table.name, "")
+        return reason, _CURES.get(name, "")
 
     def _denied(self, node: str, part: Part, direction: Direction) -> str:
         packet = part.packet

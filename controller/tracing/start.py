@@ -138,11 +138,12 @@ def _frontend(
         raise QuestionError(f"Service {_name(service)}: Services have no {asked.protocol}")
     port = _service_port(service, asked)
     is_outside = opener is None or (opener.pod is None and opener.node is None)
-    for each in sorted(port.frontends, key=lambda each: (each.external != is_outside,)):
+    # Clients in the cluster ask at the ClusterIP, others have only external addresses.
+    for each in sorted(port.frontends, key=lambda each: each.external):
+        if is_outside and not each.external:
+            continue
         if asked.port.isdecimal() and int(asked.port) != each.port:
             continue
-        if each.external and not is_outside:
-            note = ""
         if each.address is not None:
             return cast("IPv4Address", each.address), each.port, ""
         node = inventory.view.nodes.get(asked.node) or _node_of(inventory, port.endpoints)

@@ -128,6 +128,27 @@ def test_scraper_reads_the_metrics_of_nodes_and_nothing_else(server: ApiServer) 
     served(server, story)
 
 
+def test_captures_need_a_permission_of_their_own(server: ApiServer) -> None:
+    capturer = {"username": "system:serviceaccount:sluice-system:sluice-capturer"}
+    server.verdicts["capturer"] = GOOD | {"user": capturer}
+
+    async def story(get: Get) -> None:
+        capture = "/v1/capture?pod=default/nobody"
+        status, text = await get("capturer", path=capture)
+        assert (status, msgspec.json.decode(text)["error"]) == (
+            404, "there is no Pod default/nobody",
+        )  # fmt: skip
+        status, text = await get("good", path=capture)
+        assert status == 403
+        assert "captures are for system:serviceaccount:sluice-system:sluice-capturer" in text
+        for path in ("/v1/status", "/v1/trace", "/metrics/nodes", "/v1/capture/"):
+            status, text = await get("capturer", path=path)
+            assert status == 403
+            assert "sluice-capturer may capture packets (/v1/capture) and nothing else" in text
+
+    served(server, story)
+
+
 def test_nothing_else_is_served(server: ApiServer) -> None:
     async def story(get: Get) -> None:
         for path in ("/metrics", "/healthz", "/v1/nodes/node1/config", "/v1/nodes/node1/services"):

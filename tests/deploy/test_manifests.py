@@ -110,6 +110,7 @@ def test_a_viewer_may_create_one_token_and_nothing_else(api: Api) -> None:
             "serviceaccounts/token [] [sluice-viewer] [create]",
             "configmaps [] [sluice-ca] [get]",
         },
+        "sluice-capturer": {"serviceaccounts/token [] [sluice-capturer] [create]"},
         "sluice-port-forward": {"pods [] [] [list]", "pods/portforward [] [] [get create]"},
     }.items():
         who = f"system:serviceaccount:default:{role}"
@@ -119,5 +120,6 @@ def test_a_viewer_may_create_one_token_and_nothing_else(api: Api) -> None:
         assert rights(api, who, "sluice-system") == allowed
         assert rights(api, who, "default") == set()
     # The token itself gives no right.
-    viewer = "system:serviceaccount:sluice-system:sluice-viewer"
-    assert rights(api, viewer, "sluice-system") == set()
+    for account in ("sluice-viewer", "sluice-capturer"):
+        who = f"system:serviceaccount:sluice-system:{account}"
+        assert rights(api, who, "sluice-system") == set()

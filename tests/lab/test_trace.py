@@ -4,17 +4,23 @@ import itertools
 import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from cli.main import main
 from controller.tracing.report import TraceReport
 from lab import Lab
+from lab.processes import running
 from tests.lab.pings import address
 from tests.lab.served import (
     A1,
@@ -268,3 +274,53 @@ def trace(lab: Lab, case: Case, endpoint: str = "") -> TraceReport | None:
         query["endpoint"] = endpoint
     answer = lab.ask(f"/v1/trace?{urlencode(query)}")
     return None if answer is None else msgspec.convert(answer, TraceReport)
+
+
+def test_capture_has_the_packets_of_a_pod(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "pod.pcap"
+    words = ["--filter", "udp port 9999", "--packets", "3", "--seconds", "20", "-o", str(file)]
+    with running(lab.command(A1, [sys.executable, "-c", TALKER, address(lab, A2)])) as talker:
+        assert talker.line() == "ready"
+        done = CliRunner().invoke(main, ["capture", A1, "--lab", lab.name, *words])
+    assert (done.exit_code, done.output) == (0, "3 packets\n")
+    listed = subprocess.run(
+        ["tcpdump", "-n", "-r", file], capture_output=True, text=True, check=True, timeout=20
+    )
+    pattern = rf"IP {address(lab, A1)}\.\d+ > {address(lab, A2)}\.9999: UDP, length 500"
+    assert len(re.findall(pattern, listed.stdout)) == 3
+    # Of each packet, the beginning.
+    assert file.stat().st_size <= 24 + 3 * (16 + 256)
+
+
+TALKER = """
+import socket, sys, time
+print("ready", flush=True)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    for _ in range(400):
+        client.sendto(bytes(500), (sys.argv[1], 9999))
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([A1, "--filter", "no such language"], "tcpdump: "),
+        ([A1, "--filter", "-w/tmp/x"], "tcpdump: "),
+        (["default/nobody"], "there is no Pod default/nobody"),
+        (["nobody"], "pod: 'nobody' is not of the form NAMESPACE/NAME"),
+        ([A1, "--filter", "a" * 201], "filter: not a text of at most 200 characters"),
+    ],
+)
+def test_capture_that_is_impossible_says_why(lab: Lab, words: list[str], said: str) -> None:
+    done = CliRunner().invoke(
+        main, ["capture", "--lab", lab.name, "-o", os.devnull, "--seconds", "1", *words]
+    )
+    assert done.exit_code == 1
+    assert said in done.output
+
+
+def test_capture_of_a_quiet_pod_ends_in_time(lab: Lab) -> None:
+    words = ["--filter", "tcp port 1", "--seconds", "1", "-o", os.devnull]
+    done = CliRunner().invoke(main, ["capture", A1, "--lab", lab.name, *words])
+    assert (done.exit_code, done.output) == (0, "0 packets\n")

@@ -1,0 +1,72 @@
+"""A bounded capture of one pod's port, by tcpdump."""
+
+import asyncio
+import contextlib
+import shutil
+from typing import Final
+
+from node_agent.faults import NodeFault
+from node_agent.leases import Leases
+from wire.questions import MAX_CAPTURE, Captured, CapturePod
+from wire.sentences import readable
+
+SNAPSHOT: Final = 256
+"""Bytes of a packet that are kept: headers, and the beginning of the content."""
+_HEADER: Final = 24
+"""Bytes of a pcap file before its first packet."""
+_ERRORS: Final = 2_000
+
+
+class CaptureError(NodeFault):
+    """There is no capture; the text says why."""
+
+
+async def capture(leases: Leases, question: CapturePod) -> Captured:
+    """What passes the port until one of the bounds. Raises `CaptureError`."""
+    if question.port not in {each.port for each in leases.all()}:
+        raise CaptureError("the pod has no port on this node any more")
+    program = shutil.which("tcpdump", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if program is None:
+        raise CaptureError("tcpdump is not installed on this node")
+    process = await asyncio.create_subprocess_exec(
+        program, "-n", "-p", "-U", "--immediate-mode", "-i", question.port, "-s", str(SNAPSHOT),
+        "-c", str(question.packets), "-w", "-", "--", question.filter,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        content, ended = await _read(process, question.seconds)
+        if len(content) >= _HEADER or ended:
+            errors = await _errors(process, ended=ended)
+            if len(content) < _HEADER:
+                raise CaptureError(f"tcpdump: {errors}")
+        return Captured(content, is_cut=len(content) >= MAX_CAPTURE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _read(process: asyncio.subprocess.Process, seconds: float) -> tuple[bytes, bool]:
+    """What tcpdump writes within a time, and whether it ended by itself."""
+    assert process.stdout is not None  # noqa: S101  made with a pipe
+    content = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            while len(content) < MAX_CAPTURE:
+                chunk = await process.stdout.read(MAX_CAPTURE - len(content))
+                if not chunk:
+                    return bytes(content), True
+                content += chunk
+    except TimeoutError:
+        pass
+    return bytes(content), False
+
+
+async def _errors(process: asyncio.subprocess.Process, *, ended: bool) -> str:
+    assert process.stderr is not None  # noqa: S101  made with a pipe
+    if not ended:
+        return ""
+    said = (await process.stderr.read(_ERRORS)).decode(errors="replace")
+    return readable(said.strip().splitlines()[-1] if said.strip() else "it ended")
