@@ -180,6 +180,13 @@ def _policy(source: Source, query: Mapping[str, str]) -> Any:
     return complete(work)
 
 
+def _trace(source: Source, query: Mapping[str, str]) -> Any:
+    # Its packages take long to load.
+    from cli.offline_trace import trace  # noqa: PLC0415
+
+    return trace(source.inventory, source.programs, query)
+
+
 class _Recorded(Mapping[str, FlowReport]):
     """The flows of nodes as the bundle has them; one is read when it is asked for."""
 
@@ -221,4 +228,5 @@ _ANSWERS: Final[tuple[tuple[re.Pattern[str], _Answer], ...]] = (
     (re.compile("/v1/flows"), _flows),
     (re.compile("/v1/nodes/([^/]+)/flows"), _flows),
     (re.compile("/v1/policy"), _policy),
+    (re.compile("/v1/trace"), _trace),
 )

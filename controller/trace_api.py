@@ -1,17 +1,13 @@
 """What people may ask about the way of a packet."""
 
-from collections.abc import Callable
-from ipaddress import IPv4Address
-
 import msgspec
 from aiohttp import web
 
 from controller.policy_reports.ends import QuestionError
-from controller.policy_reports.verdict import PROTOCOL_WORDS
 from controller.questions import NoAnswerError, Questions
 from controller.reconciler import Reconciler
 from controller.tracing.follow import Tracer
-from controller.tracing.start import Asked
+from controller.tracing.start import asked_of
 from settings import ClusterSettings
 from wire.documents import Refusal, encode
 
@@ -37,7 +33,7 @@ class TraceApi:
         if not self._reconciler.listed.is_set():
             return _error(503, "the controller has not read the cluster yet")
         try:
-            asked = _asked(request.query.get)
+            asked = asked_of(request.query.get)
             reply = "reply" in request.query
             report = await self._tracer.trace(asked, reply=reply, node_dns=self._node_dns)
         except QuestionError as error:
@@ -45,39 +41,6 @@ class TraceApi:
         except NoAnswerError as error:
             return _error(504, str(error))
         return web.Response(body=msgspec.json.encode(report), content_type="application/json")
-
-
-def _asked(query: Callable[[str, str], str]) -> Asked:
-    """Raises `QuestionError`."""
-    for word in ("from", "to"):
-        if not query(word, ""):
-            raise QuestionError(f"{word}: give this")
-    protocol = query("protocol", "TCP").upper()
-    if protocol not in PROTOCOL_WORDS:
-        raise QuestionError(f"protocol: none of {', '.join(PROTOCOL_WORDS)}")
-    endpoint: tuple[IPv4Address, int] | None = None
-    if text := query("endpoint", ""):
-        host, _, port = text.rpartition(":")
-        try:
-            endpoint = IPv4Address(host), _port(port, "endpoint")
-        except ValueError:
-            raise QuestionError(f"endpoint: {text!r} is not ADDRESS:PORT") from None
-    source_port = query("sourcePort", "")
-    return Asked(
-        source=query("from", ""),
-        destination=query("to", ""),
-        port=query("port", ""),
-        protocol=PROTOCOL_WORDS[protocol],
-        source_port=_port(source_port, "sourcePort") if source_port else None,
-        node=query("node", ""),
-        endpoint=endpoint,
-    )
-
-
-def _port(text: str, field: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise QuestionError(f"{field}: {text!r} is not from 1 to 65535")
-    return int(text)
 
 
 def _error(status: int, sentence: str) -> web.Response:

@@ -68,16 +68,16 @@ async def trace_switch(run: Path, datapath: str, question: TraceSwitch) -> Switc
         )
         for zone in (CT_ZONE, SNAT_ZONE)
     }
-    return await _Trace(run, dumps, question).run()
+    return await _SwitchTrace(run, dumps, question).run()
 
 
-class _Trace:
-    """One trace, part by part."""
+class Trace:
+    """One trace, part by part. A subclass follows each part."""
 
-    def __init__(self, run: Path, dumps: Mapping[int, str], question: TraceSwitch) -> None:
-        self._run = run
+    def __init__(self, question: TraceSwitch, dumps: Mapping[int, str]) -> None:
+        """`dumps` has what conntrack holds, by zone."""
+        self.question = question
         self._dumps = dumps
-        self._question = question
         self._assumed = list(question.assumed)
         self._current: dict[int, _Found] = {}
         """By zone, the connection that the packet belongs to: translated, it still does."""
@@ -102,7 +102,7 @@ class _Trace:
         table = 0
         steps = 0
         for _ in range(MAX_PARTS):
-            traced = await self._part(table, state, found)
+            traced = await self.part(table, state, found)
             steps += len(traced.steps)
             if steps > MAX_STEPS:
                 raise TraceError(f"the packet meets more than {MAX_STEPS:,} flows")
@@ -119,7 +119,7 @@ class _Trace:
     def _end(self, traced: Traced) -> SwitchTrace:
         port = None
         if traced.outputs:
-            port = traced.outputs[0] if traced.outputs[0] is not None else self._question.in_port
+            port = traced.outputs[0] if traced.outputs[0] is not None else self.question.in_port
         tunnel = None
         if port == names.TUNNEL_OFPORT:
             tunnel = IPv4Address(traced.fields.get("tun_dst", _NOWHERE))
@@ -133,36 +133,18 @@ class _Trace:
             assumed=tuple(self._assumed),
         )
 
-    async def _part(self, table: int, state: str, found: _Found | None) -> Traced:
-        flow = self._flow(state, found)
-        actions = [f"resubmit(,{table})"]
+    async def part(self, table: int, state: str, found: _Found | None) -> Traced:
+        """Follow the packet from a table to the next lookup. Raises `TraceError`."""
+        raise NotImplementedError
+
+    @property
+    def other_end_of_tunnel(self) -> str | None:
+        """That flows have chosen; None: none did."""
         to = self._fields.get("tun_dst", _NOWHERE)
-        if to not in (_NOWHERE, self._tunnel.get("tun_dst")):
-            # As a field of the packet it would be where the packet came from.
-            actions.insert(0, f"set_field:{to}->tun_dst")
-        traced: Traced | None = None
-        for number in range(MOST_HASHES):
-            text = await appctl.call(
-                self._run, "ofproto/trace-packet-out", names.INTEGRATION_BRIDGE,
-                f"{flow},dp_hash={number + 1:#x}", ",".join(actions),
-            )  # fmt: skip
-            try:
-                traced = trace_text.read(text, names.INTEGRATION_BRIDGE)
-            except TraceTextError as error:
-                raise TraceError(str(error)) from error
-            if not self._is_other_endpoint(traced):
-                return traced
-        assert traced is not None  # noqa: S101
-        address, port = self._question.endpoint or ("", 0)
-        raise TraceError(f"{address}:{port} is no endpoint that the Service chooses here")
+        return None if to in (_NOWHERE, self._tunnel.get("tun_dst")) else to
 
-    def _is_other_endpoint(self, traced: Traced) -> bool:
-        wanted = self._question.endpoint
-        if wanted is None or traced.resume is None or traced.resume.destination is None:
-            return False
-        return bool(traced.groups) and traced.resume.destination != wanted
-
-    def _flow(self, state: str, found: _Found | None) -> str:
+    def packet_text(self, state: str, found: _Found | None) -> str:
+        """The packet as ovs-ofctl(8) takes it, with what the last lookup found."""
         packet = self._packet
         fields = {
             name: value
@@ -261,6 +243,43 @@ class _Trace:
             if _tuple(packet) == _reply(each):
                 return _Found(each, is_reply=True, is_known=is_known)
         return None
+
+
+class _SwitchTrace(Trace):
+    """Open vSwitch follows each part."""
+
+    def __init__(self, run: Path, dumps: Mapping[int, str], question: TraceSwitch) -> None:
+        super().__init__(question, dumps)
+        self._run = run
+
+    async def part(self, table: int, state: str, found: _Found | None) -> Traced:
+        """Follow the packet from a table to the next lookup. Raises `TraceError`."""
+        flow = self.packet_text(state, found)
+        actions = [f"resubmit(,{table})"]
+        if (to := self.other_end_of_tunnel) is not None:
+            # As a field of the packet it would be where the packet came from.
+            actions.insert(0, f"set_field:{to}->tun_dst")
+        traced: Traced | None = None
+        for number in range(MOST_HASHES):
+            text = await appctl.call(
+                self._run, "ofproto/trace-packet-out", names.INTEGRATION_BRIDGE,
+                f"{flow},dp_hash={number + 1:#x}", ",".join(actions),
+            )  # fmt: skip
+            try:
+                traced = trace_text.read(text, names.INTEGRATION_BRIDGE)
+            except TraceTextError as error:
+                raise TraceError(str(error)) from error
+            if not self._is_other_endpoint(traced):
+                return traced
+        assert traced is not None  # noqa: S101
+        address, port = self.question.endpoint or ("", 0)
+        raise TraceError(f"{address}:{port} is no endpoint that the Service chooses here")
+
+    def _is_other_endpoint(self, traced: Traced) -> bool:
+        wanted = self.question.endpoint
+        if wanted is None or traced.resume is None or traced.resume.destination is None:
+            return False
+        return bool(traced.groups) and traced.resume.destination != wanted
 
 
 _PORTS: Final = {

@@ -1,7 +1,7 @@
 """Where a traced packet begins, and what it looks like there."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, cast
@@ -9,6 +9,7 @@ from typing import Final, cast
 from controller.inventory import Inventory
 from controller.policy_reports.ends import End, QuestionError, at, destinations, source
 from controller.policy_reports.pods import Attached
+from controller.policy_reports.verdict import PROTOCOL_WORDS
 from flows.features.protocols import ICMP, LAYER_4_NAMES
 from flows.view import Endpoint, Frontend, Node, Service, ServicePort
 from wire.questions import Packet
@@ -205,3 +206,36 @@ def _entry(
     if node_of is None:
         raise QuestionError("there is no node at which a packet from outside could arrive")
     return node_of.name, f"from outside by node {node_of.name}; --node chooses another"
+
+
+def asked_of(query: Callable[[str, str], str]) -> Asked:
+    """Of the query of a request. Raises `QuestionError`."""
+    for word in ("from", "to"):
+        if not query(word, ""):
+            raise QuestionError(f"{word}: give this")
+    protocol = query("protocol", "TCP").upper()
+    if protocol not in PROTOCOL_WORDS:
+        raise QuestionError(f"protocol: none of {', '.join(PROTOCOL_WORDS)}")
+    endpoint: tuple[IPv4Address, int] | None = None
+    if text := query("endpoint", ""):
+        host, _, port = text.rpartition(":")
+        try:
+            endpoint = IPv4Address(host), _port(port, "endpoint")
+        except ValueError:
+            raise QuestionError(f"endpoint: {text!r} is not ADDRESS:PORT") from None
+    source_port = query("sourcePort", "")
+    return Asked(
+        source=query("from", ""),
+        destination=query("to", ""),
+        port=query("port", ""),
+        protocol=PROTOCOL_WORDS[protocol],
+        source_port=_port(source_port, "sourcePort") if source_port else None,
+        node=query("node", ""),
+        endpoint=endpoint,
+    )
+
+
+def _port(text: str, field: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise QuestionError(f"{field}: {text!r} is not from 1 to 65535")
+    return int(text)
