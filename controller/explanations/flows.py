@@ -27,12 +27,12 @@ from flows.features import (
     state,
 )
 from flows.flow import Flow
-from flows.labels import Labels
+from flows.labels import EVERY_BRIDGE, Labels
 from flows.pipeline import LAYOUT, Feature
 from flows.policy import SET_REFS
 from flows.refs import CLUSTER, ObjectRef, Owners
 from flows.text import actions_text, match_text
-from flows.view import CLUSTER_SCOPE, Key
+from flows.view import CLUSTER_SCOPE, ClusterView, Key
 
 MOST_NODES: Final = 10
 """Nodes that are named."""
@@ -60,6 +60,8 @@ _PURPOSES: Final = {
 """The first line of each feature's documentation."""
 _COOKIE: Final = re.compile(r"\bcookie=(0x[0-9a-f]+)", re.IGNORECASE)
 _TABLE: Final = re.compile(r"\btable=\"?(\w+)")
+_IN_PORT: Final = re.compile(r"\bin_port=\"?([A-Za-z][\w-]*)\"?")
+"""By a name, as `ovs-ofctl` prints it to a terminal or with `--names`."""
 _PRIORITY: Final = re.compile(r"\bpriority=(\d+)")
 _USUAL_PRIORITY: Final = 32_768
 """`ovs-ofctl` does not print this one."""
@@ -128,7 +130,7 @@ def of_line(
             return made
     if cookie is not None and is_learned(int(cookie[1], 16)):
         raise UnknownObject(_unknown(int(cookie[1], 16)))
-    found = yield from _by_match(programs, text, node)
+    found = yield from _by_match(inventory.view, programs, text, node)
     if found is None:
         told = _unknown(int(cookie[1], 16)) if cookie is not None else "no such flow is needed now"
         raise UnknownObject(f"{told}; nor is there a flow of this table, priority and match")
@@ -183,11 +185,13 @@ def _entry(program: Program, cookie: int) -> tuple[Flow, Owners] | None:
     return program.cookies.get(cookie)
 
 
-def _by_match(programs: Programs, text: str, node: str | None) -> Slices[_Found | None]:
+def _by_match(
+    view: ClusterView, programs: Programs, text: str, node: str | None
+) -> Slices[_Found | None]:
     table = _table_of(text)
     given = _PRIORITY.search(text)
     priority = int(given[1]) if given else _USUAL_PRIORITY
-    wanted = _match_of(text)
+    wanted = _match_of(view, text)
     nodes = list(programs.nodes_with_programs()) if node is None else [node]
     compared = 0
     for scope in (CLUSTER_SCOPE, *nodes):
@@ -217,14 +221,32 @@ def _table_of(text: str) -> int:
     raise UnknownObject(f"there is no table {name}; there are {', '.join(LAYOUT.tables)}")
 
 
-def _match_of(text: str) -> frozenset[str]:
-    match = text.partition("actions=")[0]
+def _match_of(view: ClusterView, text: str) -> frozenset[str]:
+    """The fields of the match, with the number of a port for its name."""
+
+    def numbered(found: re.Match[str]) -> str:
+        return f"in_port={_ofport(view, found[1]) or found[1]}"
+
+    return _words(_IN_PORT.sub(numbered, text.partition("actions=")[0]))
+
+
+def _words(match: str) -> frozenset[str]:
     words = (word.strip().lower() for word in re.split(r"[,\s]+", match))
     return frozenset(word for word in words if word and word.partition("=")[0] not in _COUNTERS)
 
 
+def _ofport(view: ClusterView, port: str) -> int | None:
+    for number, name in EVERY_BRIDGE.items():
+        if name == port:
+            return number
+    for attachments in view.attachments.values():
+        if (attachment := attachments.get(port)) is not None:
+            return attachment.ofport
+    return None
+
+
 def _fields(flow: Flow) -> frozenset[str]:
-    return _match_of(match_text(flow))
+    return _words(match_text(flow))
 
 
 # --- explaining it ---

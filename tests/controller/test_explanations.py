@@ -92,6 +92,14 @@ def test_flow_of_a_dump_is_found_without_its_cookie(
         assert int(the_flow(explained(cluster, programs, short, "n1")).cookie, 16) == cookie
 
 
+def test_port_of_a_dump_may_have_its_name(cluster: Inventory, programs: CompiledPrograms) -> None:
+    (port,) = [each for each in cluster.view.attachments["n1"].values() if each.pod == "shop/api"]
+    line = f'table=0, priority=400,in_port="{port.port}" actions=drop'
+    assert explained(cluster, programs, line).sentence == "Pod shop/api: from this pod"
+    line = "table=Classifier, priority=200,in_port=sluice-tun actions=drop"
+    assert explained(cluster, programs, line).sentence == "cluster: from another node"
+
+
 def test_cookie_of_a_dump_decides(cluster: Inventory, programs: CompiledPrograms) -> None:
     cookie = next(iter(programs.shared.cookies))
     line = f"cookie={cookie:#x}, duration=1s, table=99, priority=1 actions=drop"
