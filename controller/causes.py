@@ -49,6 +49,11 @@ def keys_of(inventory: Inventory, ref: ObjectRef) -> Slices[list[Key]]:
     return list(dict.fromkeys(found))
 
 
+def alike(key: Key) -> str:
+    """Keys for which this is the same have the same holders: members of one set, for example."""
+    return f"{key.scope} {key.kind} {key.name.partition(' ')[0]}" if key.scope else ""
+
+
 def holders(view: ClusterView, key: Key) -> Collection[str]:
     """The nodes whose switches should hold the fragment of a key."""
     if key.scope == CLUSTER_SCOPE:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from controller.acknowledgements import Acknowledged
-from controller.causes import holders, keys_of
+from controller.causes import alike, holders, keys_of
 from controller.object_names import UnknownObject, object_named
 from controller.policies.slices import SLICE, Slices
 from controller.policy_reports.pods import why_not_attached
@@ -102,11 +102,11 @@ class Convergences:
         keys = yield from keys_of(reconciler.inventory, ref)
         shared = [key for key in keys if key.scope == CLUSTER_SCOPE]
         own: dict[str, int] = dict.fromkeys(view.nodes, 0) if shared else {}
-        # Without a turn in between: the versions are those of one moment.
-        for key in keys:
-            if key.scope != CLUSTER_SCOPE:
-                for node in holders(view, key):
-                    own[node] = desired.program(node).version
+        # Of the keys with the same holders, one is enough: a set may have very many members.
+        for key in {alike(each): each for each in keys if each.scope != CLUSTER_SCOPE}.values():
+            yield
+            for node in holders(view, key):
+                own[node] = desired.program(node).version
         return _Wait(ref, keys, desired.shared_version_of(shared), own)
 
     def _why_nothing(self, ref: ObjectRef) -> str:

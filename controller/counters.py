@@ -7,13 +7,12 @@ drop, by their cookies.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 from controller.drop_reasons import COUNTING, METER, drop_reason, meter_purpose
-from controller.policies.slices import SLICE, Slices
 from controller.reconciler import Reconciler
 from controller.references import Reference
 from controller.reports.counters import DropRow, NodeCounters, ServiceTrafficRow, TrafficRow
@@ -32,11 +31,17 @@ MOST_COOKIES: Final = 512
 """Flows of one switch that are asked for one by one."""
 AT_ONCE: Final = 32
 """Of these, requests that a switch has at a time."""
+SLICE: Final = 200
+"""Flows that are looked at before the event loop may have its turn."""
 _ALL_BITS: Final = (1 << 64) - 1
 _CLASSIFIER, _OUTPUT, _SERVICE_CHOICE = (
     LAYOUT.tables[name].number for name in ("Classifier", "Output", "ServiceChoice")
 )
 _OUTPUT_PORT: Final = LAYOUT.registers["OutputPort"].register
+
+
+Known: TypeAlias = tuple[InstalledFlow, Flow, Owners]
+"""A flow of a dump, the desired flow with its cookie, and that one's owners."""
 
 
 @dataclass
@@ -87,7 +92,7 @@ class CounterReader:
         installed = await _dumped(switch, plan)
         meters = await switch.dump_meter_stats() if drops else []
         at = time.time()
-        known: list[tuple[InstalledFlow, Flow, Owners]] = []
+        known: list[Known] = []
         for row in installed:
             entry = own.cookies.get(row.cookie) or shared.cookies.get(row.cookie)
             if entry is not None and row.table == entry[0].table:
@@ -117,7 +122,7 @@ class CounterReader:
             )  # fmt: skip
 
 
-def _indexed(program: Program) -> Slices[_Index]:
+def _indexed(program: Program) -> Generator[None, None, _Index]:
     made = _Index(program.version)
     for number, (cookie, (flow, _)) in enumerate(list(program.cookies.items())):
         if number % SLICE == 0:
@@ -159,9 +164,7 @@ async def _dumped(switch: Switch, plan: _Plan) -> list[InstalledFlow]:
     return found
 
 
-def _traffic(
-    node: str, known: Iterable[tuple[InstalledFlow, Flow, Owners]]
-) -> Iterable[TrafficRow]:
+def _traffic(node: str, known: Iterable[Known]) -> Iterable[TrafficRow]:
     """By ingress port in `Classifier`, by output port in `Output`."""
     sent: dict[ObjectRef, tuple[int, int]] = {}
     received: dict[ObjectRef, tuple[int, int]] = {}
@@ -187,17 +190,20 @@ _EVERY_PORT: Final[Mapping[int, str]] = {
 
 
 def _services(
-    known: Iterable[tuple[InstalledFlow, Flow, Owners]],
+    known: Iterable[Known],
 ) -> Iterable[ServiceTrafficRow]:
     connections: Counter[ObjectRef] = Counter()
     for row, flow, owners in known:
-        if flow.table == _SERVICE_CHOICE and owners[0].kind == "Service" and flow.actions:
+        is_served = flow.table == _SERVICE_CHOICE and drop_reason(flow) is None
+        if is_served and owners[0].kind == "Service":
             connections[owners[0]] += row.packets
     for ref, count in sorted(connections.items()):
         yield ServiceTrafficRow(Reference.of(ref), count)
 
 
-def _drops(known: Iterable[tuple[InstalledFlow, Flow, Owners]]) -> Slices[list[DropRow]]:
+def _drops(
+    known: Iterable[Known],
+) -> Generator[None, None, list[DropRow]]:
     """Flows that drop for one reason are one row: some guards have a flow for each bit."""
     found: dict[tuple[str, str, str, Owners], list[InstalledFlow]] = {}
     for number, (row, flow, owners) in enumerate(known):

@@ -191,7 +191,8 @@ def _by_match(
     table = _table_of(text)
     given = _PRIORITY.search(text)
     priority = int(given[1]) if given else _USUAL_PRIORITY
-    wanted = _match_of(view, text)
+    match, of_port = _match_of(view, text)
+    node = node or of_port
     nodes = list(programs.nodes_with_programs()) if node is None else [node]
     compared = 0
     for scope in (CLUSTER_SCOPE, *nodes):
@@ -206,8 +207,9 @@ def _by_match(
         for number, (flow, owners) in enumerate(entries):
             if number % SLICE == 0:
                 yield
-            if (flow.table, flow.priority) == (table, priority) and _fields(flow) == wanted:
-                return _Found(flow, owners, scope, (scope,))
+            if (flow.table, flow.priority) == (table, priority) and _fields(flow) == match:
+                found = yield from _by_cookie(programs, flow.cookie, scope or None)
+                return found or _Found(flow, owners, scope, (scope,))
     return None
 
 
@@ -221,28 +223,24 @@ def _table_of(text: str) -> int:
     raise UnknownObject(f"there is no table {name}; there are {', '.join(LAYOUT.tables)}")
 
 
-def _match_of(view: ClusterView, text: str) -> frozenset[str]:
-    """The fields of the match, with the number of a port for its name."""
-
-    def numbered(found: re.Match[str]) -> str:
-        return f"in_port={_ofport(view, found[1]) or found[1]}"
-
-    return _words(_IN_PORT.sub(numbered, text.partition("actions=")[0]))
+def _match_of(view: ClusterView, text: str) -> tuple[frozenset[str], str | None]:
+    """The fields of the match, and the node that its ingress port belongs to, if that is told."""
+    match = text.partition("actions=")[0]
+    given = _IN_PORT.search(match)
+    if given is None:
+        return _words(match), None
+    for ofport, name in EVERY_BRIDGE.items():
+        if name == given[1]:
+            return _words(_IN_PORT.sub(f"in_port={ofport}", match)), None
+    for node, attachments in view.attachments.items():
+        if (found := attachments.get(given[1])) is not None:
+            return _words(_IN_PORT.sub(f"in_port={found.ofport}", match)), node
+    return _words(match), None
 
 
 def _words(match: str) -> frozenset[str]:
     words = (word.strip().lower() for word in re.split(r"[,\s]+", match))
     return frozenset(word for word in words if word and word.partition("=")[0] not in _COUNTERS)
-
-
-def _ofport(view: ClusterView, port: str) -> int | None:
-    for number, name in EVERY_BRIDGE.items():
-        if name == port:
-            return number
-    for attachments in view.attachments.values():
-        if (attachment := attachments.get(port)) is not None:
-            return attachment.ofport
-    return None
 
 
 def _fields(flow: Flow) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from controller.causes import holders, keys_of
+from controller.causes import alike, holders, keys_of
 from controller.inventory import Inventory
 from controller.object_names import UnknownObject
 from controller.offline.workloads import workload_of
@@ -80,10 +80,11 @@ def tables_of(
     flows: dict[int, set[int]] = {}
     reasons: dict[int, dict[str, None]] = {}
     nodes: dict[int, set[str] | None] = {}
+    counted: set[tuple[str, int]] = set()
     for number, key in enumerate(keys):
         if number % SLICE == 0:
             yield
-        where = holders(inventory.view, key)
+        where, same = holders(inventory.view, key), alike(key)
         holder = next(iter(where), "")
         program = programs.shared if key.scope == CLUSTER_SCOPE else programs.program(holder)
         fragment = program.fragments.get(key) if holder or key.scope == CLUSTER_SCOPE else None
@@ -92,8 +93,11 @@ def tables_of(
             reasons.setdefault(flow.table, {})[flow.reason] = None
             if key.scope == CLUSTER_SCOPE:
                 nodes[flow.table] = None
-            elif (held := nodes.setdefault(flow.table, set())) is not None:
-                held |= {*where}
+            elif (same, flow.table) not in counted:
+                # Once for all members of a set, of which there may be very many.
+                counted.add((same, flow.table))
+                if (held := nodes.setdefault(flow.table, set())) is not None:
+                    held.update(where)
     return tuple(
         TableUse(
             LAYOUT.by_number[table].name,
