@@ -88,7 +88,7 @@ def _client(cluster: Cluster) -> client.ApiClient:
 def _token(api: client.CoreV1Api, namespace: str, account: str) -> str:
     """A new token. Only the right to create it makes a viewer."""
     body = {"spec": {"audiences": [viewing.AUDIENCE], "expirationSeconds": TOKEN_LIFE}}
-    with _asking(
+    with asking(
         f"create serviceaccounts/token {account}", namespace,
         absent=f"there is no ServiceAccount {account}; an older Sluice has none",
     ):  # fmt: skip
@@ -100,7 +100,7 @@ def _token(api: client.CoreV1Api, namespace: str, account: str) -> str:
 
 def _context(api: client.CoreV1Api, namespace: str) -> ssl.SSLContext:
     """Trusts the cluster's controllers alone."""
-    with _asking(
+    with asking(
         f"get configmaps {viewing.CA}", namespace, absent=f"there is no ConfigMap {viewing.CA}"
     ):
         found = api.read_namespaced_config_map(viewing.CA, namespace, _request_timeout=LONGEST_WAIT)
@@ -129,7 +129,7 @@ def _directly(address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
 
 def _forwarded(api: client.CoreV1Api, namespace: str, context: ssl.SSLContext) -> ssl.SSLSocket:
     """By a port-forward to the first ready controller that answers."""
-    with _asking("list pods", namespace, absent="there is no such namespace"):
+    with asking("list pods", namespace, absent="there is no such namespace"):
         pods = api.list_namespaced_pod(
             namespace, label_selector=viewing.POD_LABEL, _request_timeout=LONGEST_WAIT
         ).items
@@ -167,7 +167,7 @@ def _to_pod(api: client.CoreV1Api, pod: Any, context: ssl.SSLContext) -> ssl.SSL
             f"Pod {namespace}/{name} has no port {viewing.PORT_NAME!r}: its Sluice is too old"
         )
     websocket.setdefaulttimeout(LONGEST_WAIT)
-    with _asking("create pods/portforward", namespace, absent=f"Pod {name} has gone"):
+    with asking("create pods/portforward", namespace, absent=f"Pod {name} has gone"):
         forward = portforward(
             api.connect_get_namespaced_pod_portforward, name, namespace, ports=str(ports[0])
         )
@@ -182,8 +182,20 @@ def _to_pod(api: client.CoreV1Api, pod: Any, context: ssl.SSLContext) -> ssl.SSL
         raise RequestError(f"Pod {namespace}/{name} serves no reports: {why}") from error
 
 
+class Kubernetes:
+    """A client of the API server, with the caller's own credential."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Raises `RequestError`."""
+        self.api = _client(cluster)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.api.close()
+
+
 @contextmanager
-def _asking(permission: str, namespace: str, *, absent: str) -> Iterator[None]:
+def asking(permission: str, namespace: str, *, absent: str) -> Iterator[None]:
     """Turn what a request to the API server raises into `RequestError`.
 
     `permission` is what it needs, `absent` what a 404 means.

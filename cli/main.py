@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "capture": "cli.capture:capture",
     "check": "cli.check:check",
     "drops": "cli.drops:drops",
+    "connectivity": "cli.connectivity:connectivity",
     "explain": "cli.explain:explain_command",
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",

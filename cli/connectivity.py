@@ -1,0 +1,139 @@
+"""`sluice connectivity`: short-lived pods test every kind of traffic within the cluster."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import msgspec
+
+from cli.connectivity_pods import Answer, Probe, Testbed, ends_of
+from cli.controller import Controller, RequestError, ask, controller_options
+from cli.output import print_columns, print_json
+
+MOST_NODES = 8
+EXPLAINED_AT_MOST = 5
+"""Failures that are traced; `--json` has all probes."""
+
+
+class Row(msgspec.Struct, frozen=True, rename="camel"):
+    """What became of one kind of traffic between two places."""
+
+    kind: str
+    source: str
+    """Pod and node."""
+    destination: str
+    passed: bool
+    said: str
+    """What the client got, if it is not what it should have."""
+    trace: str = ""
+    """Where the packet ends, if it did not pass."""
+
+
+@click.command("connectivity")
+@click.option("--on", "nodes", multiple=True, metavar="NODE",
+              help="Test this node; repeat it for several.  [default: two ready ones]")  # fmt: skip
+@click.option("--image", help="Of the pods; it needs python3.  [default: that of Sluice's agent]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Until all pods run.",
+)
+@click.option("--keep", is_flag=True, help="Leave the pods, to look at them.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
+@controller_options
+def connectivity(
+    nodes: tuple[str, ...],
+    image: str | None,
+    timeout: float,
+    keep: bool,
+    as_json: bool,
+    controller: Controller,
+) -> None:
+    """Test with short-lived pods whether every kind of traffic passes in this cluster.
+
+    The pods are in a namespace of their own, which is removed at the end, also when you interrupt
+    the command. They need no internet: their image is Sluice's own. Tested are pods, Services,
+    NodePorts, nodes, large packets, the API server, the cluster's DNS, and a NetworkPolicy that
+    accepts some and denies others. Each failure is explained by `sluice trace`.
+
+    You need the right to create namespaces, pods, services and networkpolicies and to run programs
+    in pods (pods/exec), besides the right to look.
+
+    \b
+    After installation, or after a change of the network around the nodes:
+      sluice connectivity
+    Between these nodes:
+      sluice connectivity --on n1 --on n7
+    Exit code 1 if anything does not pass.
+    """  # noqa: D301  click's mark for lines that are to stay as they are
+    if controller.source is not None or controller.lab is not None or controller.socket is not None:
+        raise click.UsageError("this needs a cluster: give --kubeconfig")
+    if len(nodes) > MOST_NODES:
+        raise click.UsageError(f"--on: {MOST_NODES} nodes at most")
+    with Testbed(controller.cluster, keep=keep) as testbed:
+        with _progress("making pods"):
+            testbed.make(nodes, image)
+        with _progress("waiting until they run"):
+            testbed.wait(timeout)
+        with _progress("testing"):
+            answers = list(testbed.probe())
+        rows = list(_rows(controller, answers))
+    if as_json:
+        print_json({"rows": rows, "version": 1})
+    else:
+        _show(rows)
+    sys.exit(0 if all(row.passed for row in rows) else 1)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    click.echo(f"{what} ...", err=True)
+    yield
+
+
+def _rows(controller: Controller, answers: Iterable[Answer]) -> Iterator[Row]:
+    left = EXPLAINED_AT_MOST
+    for answer in answers:
+        probe = answer.probe
+        trace = ""
+        if not answer.passed and left:
+            left -= 1
+            trace = _traced(controller, probe)
+        yield Row(
+            probe.kind, probe.source, probe.destination, answer.passed,
+            "" if answer.passed else answer.said, trace,
+        )  # fmt: skip
+
+
+def _traced(controller: Controller, probe: Probe) -> str:
+    """Where the packet ends, in a sentence."""
+    query: dict[str, Any] = {**ends_of(probe), "reply": ""}
+    try:
+        report = ask(controller, "/v1/trace", query)
+        back = report.get("back") or {}
+        end = report["there"]["end"]
+        cure = report["there"].get("cure") or ""
+    except (RequestError, KeyError, TypeError) as error:
+        return f"no trace: {error}"
+    if report["there"]["delivered"] and back and not back.get("delivered"):
+        end = f"the reply: {back.get('end')}"
+    return f"{end}; to change that: {cure}" if cure else str(end)
+
+
+def _show(rows: list[Row]) -> None:
+    lines = [("KIND", "FROM", "TO", "RESULT")]
+    lines += [
+        (row.kind, row.source, row.destination, "ok" if row.passed else f"FAILED: {row.said}")
+        for row in rows
+    ]
+    print_columns("", lines)
+    failed = [row for row in rows if not row.passed]
+    for row in failed:
+        if row.trace:
+            click.echo(f"\n{row.kind}, {row.source} to {row.destination}: {row.trace}")
+    click.echo(f"\n{len(rows) - len(failed)} of {len(rows)} passed")
