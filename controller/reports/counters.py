@@ -18,11 +18,11 @@ class TrafficRow(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ServiceTrafficRow(msgspec.Struct, frozen=True, rename="camel"):
-    """Connections to a Service that a node's switch has sent to an endpoint."""
+    """Connections to a Service that clients on a node, or through it, have opened."""
 
     object: Reference
     connections: int
-    """New connections: later packets of them are not counted here."""
+    """New ones, also those that are refused. Later packets of them are not counted here."""
 
 
 class DropRow(msgspec.Struct, frozen=True, rename="camel"):

@@ -136,7 +136,10 @@ def test_counters_of_a_switch(ovs: Ovs) -> None:
             found = await read(world)
             rows = {str(row.object): row for row in found.traffic}
             assert {*rows} == {"Pod default/a", "tunnel node1", "gateway node1"}
-            assert [str(row.object) for row in found.services] == ["Service default/web"]
+            assert [str(row.object) for row in found.services] == [
+                "Service default/nobody",
+                "Service default/web",
+            ]
             assert found.left_out == ()
             assert (await read(world, traffic=False)).traffic == ()
             assert (await read(world, drops=False)).drops == ()
