@@ -12,7 +12,12 @@ from tests.deploy.helm import CHART, NAMESPACE, VALUES, built, run, template
 
 EXAMPLES = sorted(path.stem for path in VALUES.glob("*.yaml"))
 
-Objects = dict[tuple[str, str, str], Any]
+# Values without a default for each key: the configuration, what Kubernetes defines, what Helm adds.
+FREE = {
+    "settings",
+    "global",
+    *(f"{name}.{part}" for name in ("controller", "agent") for part in ("affinity", "resources")),
+}
 DEPLOYMENT = ("Deployment", NAMESPACE, "sluice-controller")
 DAEMON_SET = ("DaemonSet", NAMESPACE, "sluice-agent")
 CONFIG = ("ConfigMap", NAMESPACE, "sluice-config")
@@ -139,6 +144,27 @@ def test_a_wrong_value_is_refused_with_its_name(helm: Path, value: str, said: st
     done = run(helm, "template", "sluice", CHART, "--set-json", value)
     assert done.returncode
     assert said in done.stderr
+
+
+def test_every_value_has_a_default() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    parts = schema["definitions"]
+
+    def missing(part: Any, given: Any, where: str) -> list[str]:
+        part = parts[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        found = []
+        for name, inner in part.get("properties", {}).items():
+            path = f"{where}.{name}".lstrip(".")
+            if path in FREE:
+                continue
+            if name not in given:
+                found.append(path)
+            elif isinstance(given[name], dict):
+                found += missing(inner, given[name], path)
+        return found
+
+    assert missing(schema, values, "") == []
 
 
 def test_install_upgrade_uninstall(api: Api, helm: Path) -> None:
