@@ -116,6 +116,32 @@ def test_without_agents_and_reports(helm: Path) -> None:
     assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
 
 
+def test_uninstall_replaces_controller_and_agents(helm: Path) -> None:
+    usual, found = (
+        objects(template(helm)),
+        objects(template(helm, "--values", example("uninstall"))),
+    )
+    uninstall = ("DaemonSet", NAMESPACE, "sluice-uninstall")
+    budget = ("PodDisruptionBudget", NAMESPACE, "sluice-controller")
+    assert usual.keys() - found.keys() == {DEPLOYMENT, DAEMON_SET, budget}
+    assert found.keys() - usual.keys() == {uninstall}
+    pod = found[uninstall]["spec"]["template"]["spec"]
+    images = {each["image"] for each in pod["initContainers"] + pod["containers"]}
+    assert images == {"registry.example/sluice-agent:0.1.0"}
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "pool": "all"}
+
+
+def test_uninstall_with_default_values_is_the_overlay(helm: Path, kubectl_path: Path) -> None:
+    overlay = objects(rendered(kubectl_path, KUSTOMIZE / "uninstall"))
+    made = objects(template(helm, "--set=uninstall=true"))
+    found = made["DaemonSet", NAMESPACE, "sluice-uninstall"]
+    wanted = overlay["DaemonSet", "sluice-uninstall", "sluice-uninstall"]
+    for each in (found, wanted):
+        del each["metadata"]["namespace"]
+    assert found == wanted
+
+
 def test_everything_is_in_the_namespace_of_the_release(helm: Path) -> None:
     done = run(helm, "template", "sluice", CHART, "--namespace", "network")
     found = objects(done.stdout)

@@ -123,13 +123,6 @@ def remove_pods(lab: Lab) -> None:
     wait_until(lambda: not pods_of_the_network(lab))
 
 
-def uninstall(lab: Lab) -> None:
-    """The step after the agents are gone."""
-    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "uninstall"))
-    rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
-    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
-
-
 def versions(lab: Lab, names: Iterable[str]) -> list[object]:
     """What changes when somebody writes a workload's spec, or data."""
     found = [get(lab, "-n", NAMESPACE, name) for name in names]
@@ -155,7 +148,9 @@ def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
 
     remove_pods(lab)
     kubectl(lab, "delete", "-k", str(KUSTOMIZE / "lab"), "--timeout=120s")
-    uninstall(lab)
+    kubectl(lab, "apply", "-k", str(KUSTOMIZE / "uninstall"))
+    rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
+    kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
     assert looks(lab) == before
 
 
@@ -179,7 +174,8 @@ def test_helm_from_install_to_uninstall(lab: Lab, helm: Path) -> None:
         assert template["metadata"]["annotations"] == {"version": "new"}
 
     remove_pods(lab)
+    release(lab, helm, "upgrade", "sluice", CHART, "--reuse-values", "--set=uninstall=true")
+    rolled_out(lab, NAMESPACE, "daemonset/sluice-uninstall")
     release(lab, helm, "uninstall", "sluice", "--wait")
-    uninstall(lab)
     kubectl(lab, "delete", "namespace", NAMESPACE, "--timeout=120s")
     assert looks(lab) == before
