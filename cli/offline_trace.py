@@ -7,7 +7,7 @@ so.
 
 import asyncio
 from collections.abc import Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, cast
 
 import msgspec
@@ -33,6 +33,8 @@ NOTE: Final = (
     " routes, hostPorts and processes are not known"
 )
 _NOBODY: Final = IPv4Address(0)
+_LINK_LOCAL: Final = (IPv4Network((names.HAIRPIN_ADDRESS, 31)), names.HOST_DNAT_RANGE)
+"""Addresses that stand for the host itself where its own would meet: see `flows.names`."""
 
 
 def trace(inventory: Inventory, programs: CompiledPrograms, query: Mapping[str, str]) -> Any:
@@ -102,7 +104,7 @@ class _Host:
 
     def __init__(self, inventory: Inventory, node: Node, question: TraceHost) -> None:
         cluster = inventory.view.cluster
-        self._ranges = (cluster.pod_range, cluster.service_range, names.HOST_DNAT_RANGE)
+        self._ranges = (cluster.pod_range, cluster.service_range, *_LINK_LOCAL)
         self._node = node
         self._address = cast("IPv4Address", node.address)
         self._gateway = cast("IPv4Address", node.gateway)
@@ -115,14 +117,11 @@ class _Host:
     def trace(self) -> HostTrace:
         """Where the packet goes."""
         is_reply = self._translate_back()
-        is_local = self._packet.destination in self._own
-        if not is_reply:
-            self._translate(is_local=is_local)
-        to_switch = self._goes_to_switch()
         if self._packet.source == _NOBODY:
-            source = self._gateway if to_switch else self._address
-            self._packet = msgspec.structs.replace(self._packet, source=source)
-            self._first = msgspec.structs.replace(self._first, source=source)
+            self._choose_source()
+        if not is_reply:
+            self._translate(is_local=self._packet.destination in self._own)
+        to_switch = self._goes_to_switch(marked=True)
         if self._packet.destination in self._own:
             self._said.append("it is for the node itself; whether a process listens is not known")
             return self._end("process")
@@ -140,6 +139,16 @@ class _Host:
         self._said.append("the host's routes send it by the uplink")
         return self._end("outside", "the uplink")
 
+    def _choose_source(self) -> None:
+        """As the kernel does, before the packet gets its mark or is translated."""
+        to = self._packet.destination
+        if to in self._own:
+            source = to
+        else:
+            source = self._gateway if self._goes_to_switch(marked=False) else self._address
+        self._packet = msgspec.structs.replace(self._packet, source=source)
+        self._first = msgspec.structs.replace(self._first, source=source)
+
     def _end(self, goes_to: Any, device: str = "") -> HostTrace:
         return HostTrace(
             sentences=tuple(self._said),
@@ -149,19 +158,16 @@ class _Host:
             first=self._first,
         )
 
-    def _goes_to_switch(self) -> bool:
+    def _goes_to_switch(self, *, marked: bool) -> bool:
+        """Whether the routes lead there. `marked`: also for single ports of an address."""
         to = self._packet.destination
-        if to == names.NODE_PORT_ADDRESS or any(to in network for network in self._ranges):
+        if any(to in network for network in self._ranges):
             return to not in self._own
-        by_port = {
-            address: each.ports
-            for each in self._services.external_ports
-            for address in each.addresses
-        }
         if to not in self._services.addresses:
             return False
+        ports = [each.ports for each in self._services.external_ports if to in each.addresses]
         port = self._packet.protocol, self._packet.destination_port
-        return to not in by_port or port in by_port[to]
+        return not ports or (marked and any(port in some for some in ports))
 
     def _translate_back(self) -> bool:
         """Whether the packet is a reply to one that was traced before."""

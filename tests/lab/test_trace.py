@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from cli.offline import read_source
+from cli.offline_trace import trace as offline_trace
 from controller.tracing.report import TraceReport
 from lab import Lab
 from lab.processes import running
@@ -42,6 +44,7 @@ from tests.policy.manifests import network_policy
 
 OUTSIDE = "203.0.113.10"
 RANDOM_CASES = 100
+OFFLINE_CASES = 50
 AT_ONCE = 8
 """Packets that are sent at the same time."""
 ATTEMPTS = 3
@@ -159,9 +162,7 @@ def test_every_kind_of_packet_ends_where_the_trace_says(lab: Lab) -> None:
 
 
 def test_random_packets_end_where_the_trace_says_while_policies_change(lab: Lab) -> None:
-    seed = int(os.environ.get("SEED") or random.randrange(1 << 32))  # noqa: S311  no secret
-    chance = random.Random(seed)  # noqa: S311
-    print("SEED", seed)
+    chance = _chance()
     cases = chance.sample(_cases(lab), RANDOM_CASES)
     share = RANDOM_CASES // 4
     for number in range(4):
@@ -169,6 +170,46 @@ def test_random_packets_end_where_the_trace_says_while_policies_change(lab: Lab)
         some = cases[number * share : (number + 1) * share]
         some = [each._replace(source_port=each.source_port + 20_000) for each in some]
         assert "\n".join(_differences(lab, some)) == ""
+
+
+def test_trace_from_a_bundle_goes_the_same_way(lab: Lab, tmp_path: Path) -> None:
+    """With the policies of the test before. Learned flows are not in a bundle."""
+    path = tmp_path / "b.tar.zst"
+    words = ["bundle", "--lab", lab.name, "--no-check", "--node", "node1", "-o", str(path)]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    source = read_source(path)
+    chance = _chance()
+    cases = [each for each in _cases(lab) if each.to != "svc/default/sticky"]
+    found = []
+    for case in chance.sample(cases, OFFLINE_CASES):
+        for endpoint in ("", f"{address(lab, A2)}:8080", f"{address(lab, B1)}:8080"):
+            live = trace(lab, case, endpoint)
+            if live is None or (
+                not endpoint and any(CHOICE.search(h.text) for h in live.there.hops)
+            ):
+                continue  # What a Service chooses has to be the same.
+            offline = offline_trace(source.inventory, source.programs, _query(case, endpoint))
+            back = live.back is not None
+            ways = _way(live, back=back), _way(offline, back=back)
+            if ways[0] != ways[1]:
+                found.append(f"{case}: {ways[0]}, offline {ways[1]}")
+    assert "\n".join(found) == ""
+
+
+def _way(report: TraceReport, *, back: bool) -> tuple[str, list[tuple[str, str, str]]]:
+    """The end, and the flows that decide. Whether a process listens only a node itself knows."""
+    end = _end(report)
+    if "no process listens" in report.there.end:
+        end = report.there.end.split(":")[0].removeprefix("refused by node ")
+    ways = [report.there, *([report.back] if report.back and back else [])]
+    hops = [hop for way in ways for hop in way.hops if hop.place == "switch"]
+    return end, [(hop.node, hop.table, hop.cookie) for hop in hops]
+
+
+def _chance() -> random.Random:
+    seed = int(os.environ.get("SEED") or random.randrange(1 << 32))  # noqa: S311  no secret
+    print("SEED", seed)
+    return random.Random(seed)  # noqa: S311
 
 
 def _change_policies(lab: Lab, chance: random.Random) -> None:
@@ -260,6 +301,11 @@ def _end(report: TraceReport) -> str:
 
 def trace(lab: Lab, case: Case, endpoint: str = "") -> TraceReport | None:
     """What the controller answers; None: it refuses the question."""
+    answer = lab.ask(f"/v1/trace?{urlencode(_query(case, endpoint))}")
+    return None if answer is None else msgspec.convert(answer, TraceReport)
+
+
+def _query(case: Case, endpoint: str) -> dict[str, str]:
     query = {
         "from": OUTSIDE if case.client == "outside" else case.client,
         "to": case.to,
@@ -272,8 +318,7 @@ def trace(lab: Lab, case: Case, endpoint: str = "") -> TraceReport | None:
         query["node"] = case.node
     if endpoint:
         query["endpoint"] = endpoint
-    answer = lab.ask(f"/v1/trace?{urlencode(query)}")
-    return None if answer is None else msgspec.convert(answer, TraceReport)
+    return query
 
 
 def test_capture_has_the_packets_of_a_pod(lab: Lab, tmp_path: Path) -> None:
