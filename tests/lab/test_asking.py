@@ -18,6 +18,14 @@ from tests.lab.served import A1, A2, B1, serve, service, three_servers
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("lab", [{"log_denials": True}], indirect=True, ids=["denials"])
+RESET = """
+import socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+    for _ in range(3):
+        segment = struct.pack("!HHIIBBHHH", 4321, 8080, 1, 0, 5 << 4, 4, 0, 0, 0)
+        raw.sendto(segment, (sys.argv[1], 0))
+"""
+"""Ends a TCP connection that there is not."""
 CLOSED = {
     "apiVersion": "networking.k8s.io/v1",
     "kind": "NetworkPolicy",
@@ -171,9 +179,11 @@ def drop_of_each_kind(lab: Lab) -> None:
         ping -n -c 3 -i 0.1 -W 1 {no_pod}
         ping -n -c 3 -i 0.1 -W 1 {address(lab, A2)}
         timeout 2 bash -c '</dev/tcp/10.96.0.12/80'
+        ping -n -f -c 300 -s 4000 -W 1 {address(lab, B1)}
         true
     """
     lab.exec(A1, ["bash", "-c", tries], timeout=60)
+    lab.exec(A1, [sys.executable, "-c", RESET, str(address(lab, B1))])
 
 
 def test_drops_by_reason(lab: Lab) -> None:
@@ -182,7 +192,9 @@ def test_drops_by_reason(lab: Lab) -> None:
         before = reasons(lab)
         with running(command(lab, "drops", "--follow", "--interval", "1")) as following:
             drop_of_each_kind(lab)
-            wanted = {"guard": 3, "no route": 3, "policy": 3, "no endpoint": 1}
+            wanted = {
+                "guard": 3, "no route": 3, "policy": 3, "no endpoint": 1, "invalid": 3, "meter": 1,
+            }  # fmt: skip
 
             def all_are_counted() -> bool:
                 now = reasons(lab)
