@@ -133,7 +133,7 @@ def flows(
 
 def _show(report: FlowReport) -> None:
     if not report.flows and not report.groups:
-        click.echo("no such flows")
+        click.echo(f"no such flows on {report.node}")
     groups = {group.id: group for group in report.groups}
     for number, rows in itertools.groupby(report.flows, lambda row: row.table_number):
         stage = LAYOUT.by_number.get(number)
