@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
-from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.completions import NODES
+from cli.controller import Controller, RequestError, ask, controller_options, convert
 from cli.counters import PAGE, Snapshot, new_drops, objects_text, read
 from cli.output import print_columns, print_json
 from controller.drop_reasons import REASONS
@@ -18,17 +19,13 @@ MOST_LINES: Final = 20
 """Lines that --follow prints at a time."""
 
 
-def _nodes(report: Any) -> Iterable[str]:
-    return [*report["nodes"]]
-
-
 @click.command("drops")
 @click.option(
     "--node",
     "nodes",
     multiple=True,
     metavar="NODE",
-    shell_complete=completion("/v1/status", _nodes),
+    shell_complete=NODES,
     help=f"Read this node. Can be repeated.  [default: the first {PAGE}]",
 )
 @click.option("--all", "everything", is_flag=True, help="Read all nodes, in turns.")
@@ -173,7 +170,13 @@ def _follow(
     since = max((each.at for each in _denied(controller, wanted, 0.0, nodes).denials), default=0.0)
     while True:
         time.sleep(interval)
-        after = read(controller, nodes or before.nodes, "drops", most=most)
+        try:
+            after = read(controller, nodes or before.nodes, "drops", most=most)
+            denials = _denied(controller, wanted, since, nodes).denials
+        except RequestError as error:
+            # A controller that restarts does not answer for a moment.
+            click.echo(error.message, err=True)
+            continue
         lines: list[tuple[float, Drop | DenialRow]] = []
         for name, new in after.nodes.items():
             if (old := before.nodes.get(name)) is None:
@@ -183,7 +186,6 @@ def _follow(
                 for row, packets in new_drops(old, new)
                 if row.reason in wanted
             ]
-        denials = _denied(controller, wanted, since, nodes).denials
         since = max((each.at for each in denials), default=since)
         lines += [(each.at, each) for each in denials]
         # The newest ones, in the order in which they came.

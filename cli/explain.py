@@ -1,14 +1,13 @@
 """`sluice explain`: what a cookie, a flow, an object or an address is."""
 
-from collections.abc import Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cli.bundle_file import is_bundle
-from cli.controller import Controller, RequestError, ask, completion, convert
+from cli.completions import objects
+from cli.controller import Controller, RequestError, ask, convert
 from cli.output import print_columns, print_json, say_nothing_by_itself
 from cli.question import cluster_options, read_cluster
 from controller.explanations import CompiledPrograms, explain
@@ -17,21 +16,13 @@ from controller.policies.slices import complete
 from controller.reports.explanation import Explanation, FlowFacts, TableUse
 
 
-def _names(report: Any) -> Iterable[str]:
-    for name, node in report["nodes"].items():
-        yield f"node/{name}"
-        for port in node["attachments"].values():
-            if port["pod"]:
-                yield f"pod/{port['pod']}"
-
-
 @click.command("explain")
 @click.argument(
     "what",
     metavar="COOKIE|FLOW|POD|SERVICE|ADDRESS",
     nargs=-1,
     required=True,
-    shell_complete=completion("/v1/status", _names),
+    shell_complete=objects,
 )
 @click.option("--node", help="For COOKIE or FLOW: the node whose flow is meant.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")

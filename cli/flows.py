@@ -1,13 +1,12 @@
 """`sluice flows`: what a node's switch holds, and why."""
 
 import itertools
-from collections.abc import Iterable
-from typing import Any
 from urllib.parse import quote
 
 import click
 
-from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.completions import NODES, PODS, SERVICES
+from cli.controller import Controller, ask, controller_options, convert
 from cli.output import print_json
 from controller.reports.flows import FlowReport, FlowRow, GroupRow
 from flows.pipeline import LAYOUT
@@ -25,19 +24,6 @@ MAX_NAMED_ENDPOINTS = 16
 """Endpoints of a group; `--json` has all."""
 
 
-def _nodes(report: Any) -> Iterable[str]:
-    return [*report["nodes"]]
-
-
-def _pods(report: Any) -> Iterable[str]:
-    nodes = report["nodes"].values()
-    return {port["pod"] for node in nodes for port in node["attachments"].values()}
-
-
-def _services(report: Any) -> Iterable[str]:
-    return [f"{row['namespace']}/{row['name']}" for row in report["services"]]
-
-
 def _tables(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     return [name for name in LAYOUT.tables if name.lower().startswith(begun.lower())]
 
@@ -47,11 +33,9 @@ def _tables(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     "node_argument",
     metavar="[NODE]",
     required=False,
-    shell_complete=completion("/v1/status", _nodes),
+    shell_complete=NODES,
 )
-@click.option(
-    "--node", metavar="NODE", shell_complete=completion("/v1/status", _nodes), help="As NODE."
-)
+@click.option("--node", metavar="NODE", shell_complete=NODES, help="As NODE.")
 @click.option(
     "--table",
     shell_complete=_tables,
@@ -60,13 +44,13 @@ def _tables(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option(
     "--pod",
     metavar="NAMESPACE/NAME",
-    shell_complete=completion("/v1/status", _pods),
+    shell_complete=PODS,
     help="Only flows that exist for this pod. NODE may be left out: it is the pod's.",
 )
 @click.option(
     "--service",
     metavar="NAMESPACE/NAME",
-    shell_complete=completion("/v1/services", _services),
+    shell_complete=SERVICES,
     help="Only flows that exist for this Service, also those that the switch learned.",
 )
 @click.option(

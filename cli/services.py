@@ -1,12 +1,12 @@
 """`sluice services`: what each Service is, and where its connections go."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import click
 
-from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.completions import SERVICES
+from cli.controller import Controller, ask, controller_options, convert
 from cli.output import print_columns, print_json
 from controller.reports.services import (
     ChoiceRow,
@@ -30,17 +30,13 @@ def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str
     return value
 
 
-def _names(report: Any) -> Iterable[str]:
-    return [f"{row['namespace']}/{row['name']}" for row in report["services"]]
-
-
 @click.command("services")
 @click.argument(
     "service",
     metavar="[NAMESPACE/NAME]",
     required=False,
     callback=_namespaced,
-    shell_complete=completion("/v1/services", _names),
+    shell_complete=SERVICES,
 )
 @click.option("--node", help="Of one Service: only what this node does.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")

@@ -2,21 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
-from cli.controller import Controller, completion, controller_options
+from cli.completions import NODES
+from cli.controller import Controller, RequestError, controller_options
 from cli.counters import PAGE, Snapshot, rates, read
 from cli.output import print_columns, print_json
 from controller.reports.top import Top
-
-
-def _nodes(report: Any) -> Iterable[str]:
-    return [*report["nodes"]]
-
 
 _UNITS: Final = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
@@ -27,7 +22,7 @@ _UNITS: Final = (("G", 1e9), ("M", 1e6), ("k", 1e3))
     "nodes",
     multiple=True,
     metavar="NODE",
-    shell_complete=completion("/v1/status", _nodes),
+    shell_complete=NODES,
     help=f"Read this node. Can be repeated.  [default: the first {PAGE}]",
 )
 @click.option("--all", "everything", is_flag=True, help="Read all nodes, in turns.")
@@ -73,22 +68,32 @@ def top(
     try:
         while True:
             time.sleep(interval)
-            after = read(controller, nodes or before.nodes, most=most)
-            measured = rates(before, after)
-            if as_json and once:
-                print_json(measured)
-            elif as_json:
-                click.echo(msgspec.json.encode(measured).decode())
-            else:
-                if not once and sys.stdout.isatty():
-                    click.clear()
-                _show(measured, rows)
+            try:
+                after = read(controller, nodes or before.nodes, most=most)
+            except RequestError as error:
+                # A controller that restarts does not answer for a moment.
+                if once:
+                    raise
+                click.echo(error.message, err=True)
+                continue
+            _tell(rates(before, after), rows, once=once, as_json=as_json)
             if once:
                 return
             before = _merged(before, after)
     except KeyboardInterrupt:
         # How people end it.
         return
+
+
+def _tell(measured: Top, rows: int, *, once: bool, as_json: bool) -> None:
+    if as_json and once:
+        print_json(measured)
+    elif as_json:
+        click.echo(msgspec.json.encode(measured).decode())
+    else:
+        if not once and sys.stdout.isatty():
+            click.clear()
+        _show(measured, rows)
 
 
 def _merged(before: Snapshot, after: Snapshot) -> Snapshot:

@@ -2,12 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from cli.controller import Controller, RequestError, ask, completion, controller_options, convert
+from cli.completions import objects
+from cli.controller import Controller, RequestError, ask, controller_options, convert
 from cli.output import print_json
 from controller.reports.convergence import Convergence
 
@@ -18,16 +18,8 @@ NAMED_AT_MOST: Final = 5
 """Nodes that a line of progress names."""
 
 
-def _names(report: Any) -> Iterable[str]:
-    for name, node in report["nodes"].items():
-        yield f"node/{name}"
-        for port in node["attachments"].values():
-            if port["pod"]:
-                yield f"pod/{port['pod']}"
-
-
 @click.command("wait")
-@click.argument("object_name", metavar="OBJECT", shell_complete=completion("/v1/status", _names))
+@click.argument("object_name", metavar="OBJECT", shell_complete=objects)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

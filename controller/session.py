@@ -11,7 +11,7 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final
@@ -23,6 +23,7 @@ from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
+from controller.left_out import cookie_of, left_out_with
 from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
@@ -31,15 +32,10 @@ from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
-from flows.pipeline import LAYOUT
-from flows.policy import SET_REFS
 from flows.refs import ObjectRef, Owners
 from openflow.batch import (
     Batch,
-    BucketRemove,
-    BucketsInsert,
     DeleteStrict,
-    Message,
     message_text,
 )
 from openflow.errors import ConnectionLost
@@ -487,12 +483,12 @@ class Session:
         for program in (self.desired.shared, self.desired.program(self.node)):
             found: list[tuple[Flow, Owners]] = []
             for message, error in rejected.rejections:
-                if entry := program.cookies.get(_cookie_of(message, program)):
+                if entry := program.cookies.get(cookie_of(message, program)):
                     found.append(entry)
                     why = f"the switch rejected {message_text(message)}: {error}"
                     causes |= dict.fromkeys(entry[1], why)
             if found:
-                self.left_out |= _left_out_with(found, program)
+                self.left_out |= left_out_with(found, program)
         if causes and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(
                 RETRY_REJECTED, self._try_again, on_retry
@@ -512,30 +508,3 @@ def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> d
         for number, group in program.groups.items()
         if number in ids and program.companions[number] in cookies
     }
-
-
-def _left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> set[int]:
-    """The cookies of all flows of a program that must go with rejected ones of it."""
-    owners, sets = set[Owners](), set[ObjectRef]()
-    for flow, of_flow in rejected:
-        owners.add(of_flow)
-        if flow.table in _SET_TABLES:
-            sets.update(owner for owner in of_flow if owner.kind in SET_REFS)
-    return {
-        cookie
-        for cookie, (_, of_flow) in program.cookies.items()
-        if of_flow in owners or not sets.isdisjoint(of_flow)
-    }
-
-
-_SET_TABLES: Final = frozenset(LAYOUT.tables[t].number for t in ("PolicyPeers", "PolicyPorts"))
-
-
-def _cookie_of(message: Message, program: Program) -> int:
-    """The cookie of a flow that belongs to the object that a rejected message is about, or 0."""
-    match message:
-        case Flow():
-            return message.cookie
-        case Group(id=number) | BucketsInsert(group=number) | BucketRemove(group=number):
-            return program.companions.get(number, 0)
-    return 0

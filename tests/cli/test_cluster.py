@@ -222,3 +222,29 @@ def test_names_in_a_report_are_completed(
     monkeypatch.setattr(controller, "ask", lambda *_: report)
     shell = ShellComplete(main, {}, "sluice", "_SLUICE_COMPLETE")
     assert [each.value for each in shell.get_completions([command], "sh")] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "names"),
+    [
+        (["explain"], "pod/", ["pod/shop/x"]),
+        (["wait"], "n", ["networkpolicy/", "node/n1"]),
+        (["wait"], "svc/s", ["svc/shop/web"]),
+        (["flows", "--pod"], "", ["shop/x"]),
+        (["flows", "--service"], "shop", ["shop/web"]),
+        (["flows", "--table"], "poli", ["PolicyFromPod"]),
+        (["top", "--node"], "", ["n1"]),
+        (["drops", "--node"], "", ["n1"]),
+    ],
+)
+def test_objects_are_completed_with_their_kinds(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], begun: str, names: list[str]
+) -> None:
+    reports = {
+        "/v1/services": {"services": [{"namespace": "shop", "name": "web"}]},
+        "/v1/status": {"nodes": {"n1": {"attachments": {"p1": {"pod": "shop/x"}}}}},
+    }
+    monkeypatch.setattr(controller, "ask", lambda _, path, __: reports[path])
+    shell = ShellComplete(main, {}, "sluice", "_SLUICE_COMPLETE")
+    found = [each.value for each in shell.get_completions(words, begun)]
+    assert found[: len(names)] == names
