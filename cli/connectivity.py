@@ -14,7 +14,7 @@ from cli.output import print_columns, print_json
 
 MOST_NODES = 8
 EXPLAINED_AT_MOST = 5
-"""Failures that are traced; `--json` has all probes."""
+"""Pairs of places whose first failure is traced."""
 
 
 class Row(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,12 +97,13 @@ def _progress(what: str) -> Iterator[None]:
 
 
 def _rows(controller: Controller, answers: Iterable[Answer]) -> Iterator[Row]:
-    left = EXPLAINED_AT_MOST
+    traced: set[tuple[str, str]] = set()
     for answer in answers:
         probe = answer.probe
+        ends = probe.source, probe.destination
         trace = ""
-        if not answer.passed and left:
-            left -= 1
+        if not answer.passed and ends not in traced and len(traced) < EXPLAINED_AT_MOST:
+            traced.add(ends)
             trace = _traced(controller, probe)
         yield Row(
             probe.kind, probe.source, probe.destination, answer.passed,
@@ -122,6 +123,11 @@ def _traced(controller: Controller, probe: Probe) -> str:
         return f"no trace: {error}"
     if report["there"]["delivered"] and back and not back.get("delivered"):
         end = f"the reply: {back.get('end')}"
+    if report["there"]["delivered"] and back.get("delivered"):
+        return (
+            f"{end}, as far as switches and nodes know: the network between them loses it, or the"
+            " process does not answer; `sluice check` looks at the network"
+        )
     return f"{end}; to change that: {cure}" if cure else str(end)
 
 

@@ -25,8 +25,8 @@ LIFE: Final = 900
 OLD: Final = 2 * LIFE
 """Seconds after which a namespace of an earlier run, which was killed, is removed."""
 PORT: Final = 8080
-HOST_PORT: Final = 18_080
-"""Of the server in a node's own network."""
+HOST_PORTS: Final = range(18_000, 19_000)
+"""Of the servers in the nodes' own network, one by chance: two runs at once do not collide."""
 LARGE: Final = 4_000
 """Bytes of a datagram that takes several packets at each usual MTU."""
 DEFAULT_NODES: Final = 2
@@ -151,6 +151,7 @@ class Testbed:
         self._system = cluster.namespace
         self._keep = keep
         self._name = f"{PREFIX}{secrets.token_hex(4)}"
+        self._host_port = HOST_PORTS[secrets.randbelow(len(HOST_PORTS))]
         self._is_made = False
         self._nodes: list[str] = []
         self._node_addresses: dict[str, str] = {}
@@ -207,7 +208,7 @@ class Testbed:
             self._core.create_namespace(namespace, _request_timeout=LONGEST_WAIT)
         with asking("create pods, services, networkpolicies", self._name, absent="it has gone"):
             for number, node in enumerate(self._nodes):
-                for body in _pods(number, node, image):
+                for body in _pods(number, node, image, self._host_port):
                     self._core.create_namespaced_pod(
                         self._name, body, _request_timeout=LONGEST_WAIT
                     )
@@ -227,6 +228,8 @@ class Testbed:
                     self._name, _request_timeout=LONGEST_WAIT
                 ).items
             waiting = [pod for pod in pods if not _is_running(pod)]
+            if failed := [pod for pod in pods if pod.status.phase == "Failed"]:
+                raise RequestError(f"a pod has ended: {_why(failed)}")
             if pods and not waiting:
                 self._addresses = {pod.metadata.name: pod.status.pod_ip for pod in pods}
                 # The endpoints of the Service follow the pods.
@@ -299,7 +302,7 @@ class Testbed:
                           trace_to=at)  # fmt: skip
                 at = self._node_addresses[its_node]
                 if not (is_host and its_node == node):
-                    yield one("node", its_node, "tcp", at, HOST_PORT, f"host-{other}")
+                    yield one("node", its_node, "tcp", at, self._host_port, f"host-{other}")
                 yield one("NodePort", its_node, "tcp", at, node_port, *servers)
             address = service.cluster_ip
             at = f"svc/{self._name}/servers"
@@ -389,7 +392,7 @@ class Testbed:
                     raise
 
 
-def _pods(number: int, node: str, image: str) -> Iterator[dict[str, Any]]:
+def _pods(number: int, node: str, image: str, host_port: int) -> Iterator[dict[str, Any]]:
     """The pods of one node."""
 
     def pod(role: str, command: Sequence[str], **spec: Any) -> dict[str, Any]:
@@ -424,7 +427,7 @@ def _pods(number: int, node: str, image: str) -> Iterator[dict[str, Any]]:
 
     for role in ("server", "guarded"):
         yield pod(role, [SERVER, f"{role}-{number}", str(PORT), str(LIFE)])
-    yield pod("host", [SERVER, f"host-{number}", str(HOST_PORT), str(LIFE)], hostNetwork=True)
+    yield pod("host", [SERVER, f"host-{number}", str(host_port), str(LIFE)], hostNetwork=True)
     for role in ("client", "friend"):
         yield pod(role, ["import time; time.sleep(1000)"])
 
