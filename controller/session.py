@@ -11,7 +11,7 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final
@@ -103,7 +103,6 @@ class Session:
         self.held_version = -1
         """The version of the node's own program that the switch acknowledged last; -1: none."""
         self.acknowledged = Acknowledgements()
-        """When the switch acknowledged which versions of both programs."""
         self._acknowledging = 0.0
         """Seconds that the switch took to acknowledge the last change of the node's own program."""
         self._on_acknowledged = on_acknowledged
@@ -265,8 +264,8 @@ class Session:
         shared = desired.shared.cookies
         held = shared.keys() & installed
         shared_groups = desired.shared.groups
-        held_groups = _held(desired.shared, ids, installed)
-        own_groups = _held(desired.program(self.node), ids, installed)
+        held_groups = desired.shared.groups_held(ids, installed)
+        own_groups = desired.program(self.node).groups_held(ids, installed)
         self._groups = {number: own_groups.get(number) for number in ids - shared_groups.keys()}
         if held or self.left_out:
             known = held | self.left_out
@@ -499,12 +498,3 @@ class Session:
         self._retry = None
         on_retry(self)
         self.retry()
-
-
-def _held(program: Program, ids: Collection[int], cookies: Collection[int]) -> dict[int, Group]:
-    """The program's groups that a switch with these group ids and cookies holds unchanged."""
-    return {
-        number: group
-        for number, group in program.groups.items()
-        if number in ids and program.companions[number] in cookies
-    }

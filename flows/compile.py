@@ -9,7 +9,7 @@ A fragment of `SOME_SCOPE` is part of the program of each node that needs it. Al
 hold the same `Fragment` and `Flow` objects: they are compiled once and encoded once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -213,6 +213,14 @@ class Program:
             group.id: (group, fragment.owners)
             for fragment in self._fragments.values()
             for group in fragment.groups
+        }
+
+    def groups_held(self, ids: Collection[int], cookies: Collection[int]) -> dict[int, Group]:
+        """The groups that a switch with these group ids and cookies holds unchanged, by id."""
+        return {
+            number: group
+            for number, group in self.groups.items()
+            if number in ids and self.companions[number] in cookies
         }
 
     def flows(self) -> Iterator[Flow]:

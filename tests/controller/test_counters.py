@@ -107,6 +107,7 @@ def index(table: str, size: int, drops: int) -> _Index:
         (3_000, 2_900, True, 0, False),
         (LARGEST_TABLE + 1, MOST_COOKIES, False, MOST_COOKIES, False),
         (LARGEST_TABLE + 1, MOST_COOKIES + 1, False, 0, True),
+        (LARGEST_TABLE + 1, LARGEST_TABLE, False, 0, True),
         (10, 0, False, 0, False),
     ],
 )

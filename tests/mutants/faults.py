@@ -6,8 +6,11 @@ from tests.mutants.fault import Fault
 from tests.mutants.identity import IDENTITY
 from tests.mutants.packets import PACKETS
 from tests.mutants.policy import POLICY
+from tests.mutants.reports import REPORTS
 from tests.mutants.services import SERVICES
 from tests.mutants.state import STATE
 from tests.mutants.switches import SWITCHES
 
-FAULTS: Final[tuple[Fault, ...]] = (*IDENTITY, *PACKETS, *POLICY, *SERVICES, *STATE, *SWITCHES)
+FAULTS: Final[tuple[Fault, ...]] = (
+    *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE, *SWITCHES,
+)  # fmt: skip

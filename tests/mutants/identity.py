@@ -107,7 +107,7 @@ IDENTITY: Final = (
     Fault(
         "the token of any ServiceAccount is good",
         _TOKENS,
-        "if status.user.username != ours:",
+        "if status.user.username not in map(name_of, accounts):",
         "if not status.user.username:",
         _TOKEN_TESTS,
     ),
