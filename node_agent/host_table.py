@@ -7,11 +7,10 @@ conntrack: no change here touches them, except those of UDP, which would never e
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, Self, TypeAlias
+from typing import Final
 
 import structlog
 
@@ -20,23 +19,12 @@ from node_agent import conntrack, nft, routes
 from node_agent.cni_call import HostPort
 from node_agent.leases import Lease, Leases
 from node_agent.sysctl import Sysctls
+from wire.service_ports import SETS, Elements, NodePort, ServicePorts
 
-NodePort: TypeAlias = tuple[int, int]
-"""IANA's number of the protocol, and the port."""
-AddressPort: TypeAlias = tuple[IPv4Address, int, int]
-"""An address, the protocol and the port."""
-
-Elements: TypeAlias = dict[str, dict[str, str]]
-"""By set, key and value as nft prints them; a plain set's values are empty."""
-
-_SETS: Final = (
-    "node-ports", "own-addresses", "external-ports", "host-endpoints", "host-endpoints-at",
-    "host-ports", "host-ports-at",
-)  # fmt: skip
-_TRANSLATING_SETS: Final = tuple(name for name in _SETS if name != "external-ports")
+_TRANSLATING_SETS: Final = tuple(name for name in SETS if name != "external-ports")
 _ELEMENTS: Final = re.compile(r"\s*elements = \{([^}]*)\}")
 _SET: Final = re.compile(
-    rf"(?:set|map) ({'|'.join(_SETS)}) \{{\s*type [^\n]*\n(?:\s*elements = \{{([^}}]*)\}})?"
+    rf"(?:set|map) ({'|'.join(SETS)}) \{{\s*type [^\n]*\n(?:\s*elements = \{{([^}}]*)\}})?"
 )
 
 _BIT: Final = f"0x{routes.MARK:08x}"
@@ -46,68 +34,6 @@ _ICMP_ERRORS: Final = (
 )
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ServicePorts:
-    """What Services have at this host."""
-
-    node_ports: AbstractSet[NodePort] = frozenset()
-    own: Mapping[AddressPort, IPv4Address] = field(default_factory=dict)
-    """At addresses of the host itself: what the host translates the address to."""
-    external: AbstractSet[AddressPort] = frozenset()
-    """At other addresses: what goes into the switch."""
-    host_endpoints: Mapping[tuple[IPv4Address | None, int, int], tuple[IPv4Address, int]] = field(
-        default_factory=dict
-    )
-    """What the host translates to an endpoint of its own for clients outside, by address (None:
-    each of the host's), protocol and port."""
-
-    def without(self, busy: AbstractSet[NodePort], there: "ServicePorts") -> "ServicePorts":
-        """All but those that a process of the host had before they were `there`."""
-        return ServicePorts(
-            {*self.node_ports} - (busy - there.node_ports),
-            {at: to for at, to in self.own.items() if at in there.own or at[1:] not in busy},
-            self.external,
-            {
-                at: to
-                for at, to in self.host_endpoints.items()
-                # At an address that is not the host's own, no process is in the way.
-                if at[0] is not None or at in there.host_endpoints or at[1:] not in busy
-            },
-        )
-
-    def elements(self) -> dict[str, dict[str, str]]:
-        """As `nft` prints them."""
-        endpoints: dict[str, str] = {}
-        endpoints_at: dict[str, str] = {}
-        for (address, protocol, port), (to, to_port) in self.host_endpoints.items():
-            if address is None:
-                endpoints[f"{protocol} . {port}"] = f"{to} . {to_port}"
-            else:
-                endpoints_at[f"{address} . {protocol} . {port}"] = f"{to} . {to_port}"
-        return {
-            "node-ports": {f"{protocol} . {port}": "" for protocol, port in self.node_ports},
-            "own-addresses": {f"{a} . {p} . {n}": str(to) for (a, p, n), to in self.own.items()},
-            "external-ports": {f"{a} . {p} . {n}": "" for a, p, n in self.external},
-            "host-endpoints": endpoints,
-            "host-endpoints-at": endpoints_at,
-        }
-
-    @classmethod
-    def read(cls, elements: "Elements") -> Self:
-        """The inverse of `elements`."""
-        endpoints: dict[tuple[IPv4Address | None, int, int], tuple[IPv4Address, int]] = {}
-        for key, value in elements["host-endpoints"].items():
-            endpoints[None, *_node_port(key)] = _address_and_port(value)
-        for key, value in elements["host-endpoints-at"].items():
-            endpoints[_address_port(key)] = _address_and_port(value)
-        return cls(
-            {_node_port(key) for key in elements["node-ports"]},
-            {_address_port(k): IPv4Address(v) for k, v in elements["own-addresses"].items()},
-            {_address_port(key) for key in elements["external-ports"]},
-            endpoints,
-        )
 
 
 class HostTable:
@@ -173,7 +99,7 @@ class HostTable:
                 change = _difference(before, after)
             else:
                 anew = f"table ip {nft.TABLE} {{}}\ndelete table ip {nft.TABLE}\n{skeleton}\n"
-                change = anew + _difference({name: {} for name in _SETS}, after)
+                change = anew + _difference({name: {} for name in SETS}, after)
             if change:
                 await nft.apply(change)
             if is_new:
@@ -231,7 +157,7 @@ def _host_port_elements(leases: Iterable[Lease]) -> Elements:
 
 
 def _elements(listed: str) -> Elements:
-    found: Elements = {name: {} for name in _SETS}
+    found: Elements = {name: {} for name in SETS}
     for name, elements in _SET.findall(listed):
         for element in filter(None, " ".join(elements.split()).split(", ")):
             key, _, value = element.partition(" : ")
@@ -239,25 +165,10 @@ def _elements(listed: str) -> Elements:
     return found
 
 
-def _node_port(key: str) -> NodePort:
-    protocol, _, port = key.partition(" . ")
-    return int(protocol), int(port)
-
-
-def _address_port(key: str) -> AddressPort:
-    address, _, rest = key.partition(" . ")
-    return IPv4Address(address), *_node_port(rest)
-
-
-def _address_and_port(value: str) -> tuple[IPv4Address, int]:
-    address, _, port = value.partition(" . ")
-    return IPv4Address(address), int(port)
-
-
 def _difference(before: Elements, after: Elements) -> str:
     """The transaction from one to the other; empty where there is nothing to do."""
     lines = []
-    for name in _SETS:
+    for name in SETS:
         gone = before[name].items() - after[name].items()
         new = after[name].items() - before[name].items()
         if gone:

@@ -36,6 +36,7 @@ from wire.questions import (
     encode,
 )
 from wire.sentences import readable
+from wire.tracing import TraceError
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
@@ -84,7 +85,7 @@ def answerer(
 async def answer_loop(agent: Agent, answerer: Answerer) -> None:
     """Fetch questions and answer them, a bounded number at the same time. Never ends.
 
-    A `NodeFault` or `OSError` of `answerer` is a `Failure`.
+    A `NodeFault`, `TraceError` or `OSError` of `answerer` is a `Failure`.
     """
     delay = _BACKOFF[0]
     turns = asyncio.Semaphore(MAX_QUESTIONS)
@@ -137,7 +138,7 @@ async def _answer(controllers: Controllers, node: str, asked: Asked, answerer: A
     except (msgspec.MsgspecError, ValueError) as error:
         log.info("a question is not understood", reason=readable(str(error)))
         answer = Failure("its agent is too old to answer this")
-    except (NodeFault, OSError) as error:
+    except (NodeFault, TraceError, OSError) as error:
         answer = Failure(readable(str(error)))
     except Exception:
         # Somebody looks; whatever is wrong with that must not stop what the node is for.

@@ -5,9 +5,8 @@ answers.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import IPv4Address
-from itertools import islice
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -21,18 +20,18 @@ from node_agent.controller_link import NodeRefused, Unreachable, services
 from node_agent.faults import NodeFault
 from node_agent.health_checks import HealthChecks
 from node_agent.host import find_gateway
-from node_agent.host_table import HostTable, NodePort, ServicePorts
+from node_agent.host_table import HostTable
 from node_agent.protected import Protected
 from node_agent.routes import External
 from settings import Agent
 from wire.documents import (
-    MAX_EXTERNAL_PORTS,
     MAX_SERVICES,
     NodeConfig,
     NodeServices,
     decode_services,
     encode,
 )
+from wire.service_ports import NodePort, ServicePorts, external_ports, whole_addresses
 
 PORT_CHECK_INTERVAL: Final = 10.0
 """Seconds between two checks of which ports the host's processes hold."""
@@ -99,17 +98,7 @@ class LocalServices:
         }
 
     def _external_ports(self) -> Iterator[tuple[IPv4Address, int, int, str]]:
-        """Address, protocol, port and Service of each frontend at an address of others."""
-        if self._wanted is None:
-            return
-        own = {at[:3] for at in self._wanted.own_addresses}
-        every = (
-            (address, protocol, port, service)
-            for addresses, ports, service in self._wanted.external_ports
-            for address in addresses
-            for protocol, port in ports
-        )
-        yield from (at for at in islice(every, MAX_EXTERNAL_PORTS) if at[:3] not in own)
+        return iter(()) if self._wanted is None else external_ports(self._wanted)
 
     def _ports(self) -> Iterator[tuple[str, NodePort, str, bool]]:
         """Of each port: its title, its key, its Service, and whether the host translates it."""
@@ -189,16 +178,15 @@ class LocalServices:
         ports, external = ServicePorts(), None
         left_out = await self._leave_out(wanted)
         if wanted is not None:
-            ports = self._service_ports(wanted, left_out)
+            ports = ServicePorts.of(wanted, left_out)
             could_be_busy = {
                 *ports.node_ports,
                 *(at[1:] for at in (*ports.own, *ports.host_endpoints)),
             }
             self._busy = await asyncio.to_thread(host_ports.held, could_be_busy)
-            by_port = {address for addresses, *_ in wanted.external_ports for address in addresses}
-            whole = set(wanted.external_addresses) - by_port - left_out.keys()
             external = External(
-                frozenset(whole), frozenset(address for address, *_ in ports.external)
+                frozenset(whole_addresses(wanted, left_out)),
+                frozenset(address for address, *_ in ports.external),
             )
         todo = config, ports, set(self._busy), external
         if todo == self._done:
@@ -211,21 +199,6 @@ class LocalServices:
         await self._table.converge()
         self._done = todo
         log.debug("Services served", nodePorts=len(ports.node_ports), busy=len(self._busy))
-
-    def _service_ports(
-        self, wanted: NodeServices, left_out: Mapping[IPv4Address, str]
-    ) -> ServicePorts:
-        own = {(a, p, n): dnat_address for a, p, n, dnat_address, _ in wanted.own_addresses}
-        return ServicePorts(
-            {(protocol, port) for protocol, port, _ in wanted.node_ports},
-            own,
-            {at[:3] for at in self._external_ports() if at[0] not in left_out},
-            {
-                (address, protocol, port): (to, to_port)
-                for address, protocol, port, to, to_port, _ in wanted.host_endpoints
-                if address not in left_out or (address, protocol, port) in own
-            },
-        )
 
     async def _leave_out(self, wanted: NodeServices | None) -> dict[IPv4Address, str]:
         """The addresses that no Service may take here, and what each one is.

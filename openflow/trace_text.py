@@ -6,9 +6,10 @@ table. Here it ends there: `Traced.resume` says where and with what the packet g
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
+
+from flows.traced import Resume, Traced, TracedStep
 
 _STEP: Final = re.compile(
     r"( *)(\d+)\. (?:.*, |)priority (\d+)(?:, cookie (0x[0-9a-f]+))?(?:, .*)?"
@@ -19,53 +20,6 @@ _FORK: Final = re.compile(r"ct\(.*\btable=(\d+)\b.*\)")
 _ZONE: Final = re.compile(r"\bzone=(\d+)")
 _NAT: Final = re.compile(r"\bnat\((src|dst)=([\d.]+)(?:-[\d.]+)?(?::(\d+)(?:-\d+)?)?.*?\)")
 _MARK: Final = re.compile(r"set_field:(0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+|\d+))?->ct_mark")
-_KEPT: Final = re.compile(
-    r"reg\d+|in_port|dl_src|dl_dst|nw_src|nw_dst|nw_ttl|tp_src|tp_dst|icmp_type|icmp_code"
-    r"|tun_src|tun_dst|tun_id|tcp_flags"
-)
-"""Fields that a packet keeps from one part to the next. Conntrack's are found anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class TracedStep:
-    """A flow that the packet met; `cookie` is None where a table had no flow for it."""
-
-    table: int
-    cookie: int | None
-    priority: int
-    depth: int
-    """More than 0: within a resubmit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """A conntrack lookup, after which the packet goes on at a table."""
-
-    table: int
-    zone: int
-    commit: bool
-    nat: bool
-    """Whether a known connection's packets are translated."""
-    destination: tuple[IPv4Address, int | None] | None
-    """What a new connection's destination becomes."""
-    source: IPv4Address | None
-    mark: tuple[int, int]
-    """Value and mask that the commit writes to ct_mark."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """One part of a trace."""
-
-    steps: tuple[TracedStep, ...]
-    fields: Mapping[str, str]
-    """The packet and its registers at the end of the part."""
-    resume: Resume | None
-    outputs: tuple[int | None, ...]
-    """The ofports that it leaves by; None: the one that it came in by."""
-    meters: tuple[int, ...]
-    groups: tuple[int, ...]
-    """Groups that chose for the packet."""
 
 
 class TraceTextError(ValueError):
@@ -121,11 +75,6 @@ def _step(line: str) -> TracedStep | None:
 def _numbers(actions: Iterable[str], kind: str) -> tuple[int, ...]:
     given = (each.removeprefix(kind) for each in actions if each.startswith(kind))
     return tuple(int(each) for each in given if each.isdecimal())
-
-
-def kept(fields: Mapping[str, str]) -> dict[str, str]:
-    """The fields with which the packet goes on after a lookup."""
-    return {name: value for name, value in fields.items() if _KEPT.fullmatch(name)}
 
 
 def _first_part(text: str) -> Iterator[str]:

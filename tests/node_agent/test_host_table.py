@@ -24,13 +24,14 @@ from pyroute2 import AsyncIPRoute
 from flows import names
 from node_agent import host, nft, routes
 from node_agent.cni_call import HostPort, Pod
-from node_agent.host_table import HostTable, ServicePorts
+from node_agent.host_table import HostTable
 from node_agent.leases import Leases
 from node_agent.protected import Protected
 from node_agent.routes import External
 from node_agent.sysctl import Sysctls
 from tests.namespaces import inside
 from tests.waiting import wait_until
+from wire.service_ports import ServicePorts
 
 from .conftest import CONFIG, needs_root, run
 
