@@ -182,7 +182,7 @@ def _policy(source: Source, query: Mapping[str, str]) -> Any:
 
 def _trace(source: Source, query: Mapping[str, str]) -> Any:
     # Its packages take long to load.
-    from cli.offline_trace import trace  # noqa: PLC0415
+    from controller.offline.trace import trace  # noqa: PLC0415
 
     return trace(source.inventory, source.programs, query)
 

@@ -13,7 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import structlog
@@ -30,6 +30,7 @@ from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.explain_api import ExplainApi
 from controller.flow_api import FlowApi
+from controller.host_services import document
 from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
@@ -323,23 +324,11 @@ class Api:
         if name not in self._reconciler.inventory.view.nodes:
             return None
         hosts = self._reconciler.inventory.services.hosts
-        # The protocol has IPv4 only, as have all Services that are accepted.
-        wanted: Any = hosts.wanted(name)
         whole = self._reconciler.desired.source_complete
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
         shared, own = hosts.revision(name)
-        return NodeServices(
-            node=name,
-            node_ports=wanted.node_ports,
-            external_addresses=wanted.addresses,
-            health_checks=wanted.health_checks,
-            own_addresses=wanted.own_addresses,
-            external_ports=wanted.external_ports,
-            protected_addresses=wanted.protected,
-            host_endpoints=wanted.host_endpoints,
-            revision=f"{self._instance}.{shared}.{own}.{whole:d}",
-            source_complete=whole,
-        )
+        revision = f"{self._instance}.{shared}.{own}.{whole:d}"
+        return document(name, hosts.wanted(name), revision, whole=whole)
 
 
 def _only_own_node(request: web.Request, node: str) -> None:

@@ -5,12 +5,13 @@ The cost of a change depends on the ports and endpoints of the changed Service o
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from controller.known_addresses import KnownAddresses
 from flows import topology
 from flows.family import IPAddress, IPNetwork
 from flows.view import Endpoint, Frontend, Service, ServicePort
+from wire.documents import NodeServices
 
 _Port = tuple[int, int]
 """Protocol (IANA's number) and port."""
@@ -77,6 +78,24 @@ class HostServices:
     host_endpoints: tuple[HostEndpoint, ...] = ()
     protected: tuple[IPAddress, ...] = ()
     """Addresses that no Service may take."""
+
+
+def document(node: str, services: HostServices, revision: str, *, whole: bool) -> NodeServices:
+    """As the node's agent gets it. `whole` as `NodeServices.source_complete`."""
+    # The protocol has IPv4 only, as have all Services that are accepted.
+    wanted: Any = services
+    return NodeServices(
+        node=node,
+        node_ports=wanted.node_ports,
+        external_addresses=wanted.addresses,
+        health_checks=wanted.health_checks,
+        own_addresses=wanted.own_addresses,
+        external_ports=wanted.external_ports,
+        protected_addresses=wanted.protected,
+        host_endpoints=wanted.host_endpoints,
+        revision=revision,
+        source_complete=whole,
+    )
 
 
 @dataclass(slots=True)

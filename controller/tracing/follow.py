@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, Protocol, TypeAlias, cast
 
 import msgspec
 
 from controller.inventory import Inventory
 from controller.policy_reports.verdict import verdict
-from controller.questions import NoAnswerError, Questions
+from controller.questions import NoAnswerError
 from controller.service_fields import PROTOCOL_NAMES
 from controller.tracing.hops import Explainer, text_of
 from controller.tracing.report import Hop, TraceReport, Way
@@ -22,9 +22,11 @@ from flows.flow import Flow
 from flows.refs import Owners
 from flows.view import Attachment
 from wire.questions import (
+    Answer,
     Connection,
     HostTrace,
     Packet,
+    Question,
     SwitchTrace,
     TraceHost,
     TraceSwitch,
@@ -37,6 +39,13 @@ _ECHO_REPLY: Final = 0
 
 FlowOf: TypeAlias = Callable[[str, int], tuple[Flow, Owners] | None]
 """The flow of a node that has a cookie, with its owners."""
+
+
+class Asking(Protocol):
+    """Whoever can be asked about nodes: agents, or the objects of a cluster without any."""
+
+    async def ask(self, node: str, question: Question) -> Answer:
+        """Raises `NoAnswerError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,20 @@ class _End:
 
 
 class Tracer:
-    """Traces on a running cluster."""
+    """Traces by what nodes answer."""
 
     def __init__(
-        self, inventory: Inventory, questions: Questions, flow_of: FlowOf, tunnel_id: int
+        self,
+        inventory: Inventory,
+        questions: Asking,
+        flow_of: FlowOf,
+        tunnel_id: int,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        """`notes` stand in each report."""
         self._inventory = inventory
         self._questions = questions
+        self._notes = notes
         self._explainer = Explainer(inventory, flow_of)
         self._tunnel_id = tunnel_id
 
@@ -98,7 +114,7 @@ class Tracer:
             ),
             there,
             back,
-            begin.notes,
+            self._notes + begin.notes,
         )
 
     def _checked_back(self, back: Way, end: _End, first: Packet) -> Way:
@@ -157,7 +173,7 @@ class _Journey:
     def __init__(
         self,
         inventory: Inventory,
-        questions: Questions,
+        questions: Asking,
         explainer: Explainer,
         tunnel_id: int,
         asked: Asked,
