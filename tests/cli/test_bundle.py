@@ -153,6 +153,7 @@ def test_manifests_answer_every_verb(manifests: Path) -> None:
         ["flows", "n1", "--service", "shop/web", "--raw"],
         ["policy", "shop/web-0"],
         ["explain", "shop/web-0"],
+        ["trace", "shop/front-6b7f-x2x4z", "svc/shop/web", "--reply"],
         ["what-if", "-f", str(manifests), "--delete"],
     ):
         done = sluice("--from", manifests, *words)

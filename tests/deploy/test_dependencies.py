@@ -24,8 +24,9 @@ PARTS = {
     "cli": ("cli", "lab"),
 }
 SHARED = ("flows", "settings", "wire")
-OF_OTHERS = {"cli": ("controller", "openflow")}
-"""The command line reads manifests by the inventory, which makes values of openflow."""
+OF_OTHERS = {"cli": ("controller", "node_agent", "openflow")}
+"""The command line reads manifests by the inventory, which makes values of openflow, and traces
+packets without a cluster as an agent does."""
 IMPORT_EVERYTHING = """
 import importlib, json, sys
 from importlib.abc import MetaPathFinder
