@@ -44,7 +44,16 @@ def _addresses(
     nargs=-1,
     shell_complete=completion("/v1/status", lambda report: report["nodes"].keys()),
 )
-@click.option("--before", is_flag=True, help="Check this machine, which has no Sluice yet.")
+@click.option(
+    "--before",
+    is_flag=True,
+    help="Check this machine, or with --image a cluster, which has no Sluice yet.",
+)
+@click.option(
+    "--image",
+    help="With --before: check all nodes of the kubeconfig's cluster, or each NODE, by Pods with"
+    " this image, which is that of the agent.",
+)
 @click.option(
     "--config",
     metavar="FILE",
@@ -73,6 +82,7 @@ def _addresses(
 def check(
     nodes: tuple[str, ...],
     before: bool,
+    image: str | None,
     config: Path | None,
     pod_range: IPv4Network | None,
     service_range: IPv4Network | None,
@@ -89,7 +99,9 @@ def check(
     left.
 
     With --before it is this machine, as root, with the packages of `sluice[agent]`. It is not
-    changed, and packets go only to the controllers of FILE and to each --peer.
+    changed, and packets go only to the controllers of FILE and to each --peer. With --image it is
+    each node, by a short-lived Pod in its host network that sees its files read-only; this needs
+    the rights of an administrator. The Pods also send each other packets to the tunnel's port.
 
     \b
     Is anything wrong on any node?
@@ -99,10 +111,14 @@ def check(
     With the configuration that it will have, and the path to another node?
       sluice check --before --config sluice.yaml --peer 10.0.0.12
 
+    Are all nodes of a cluster, before there is any Sluice?
+      sluice check --before --image registry.example/sluice-agent:0.1.0 --config sluice.yaml
+
     Exit code 1 if an error was found, or a node gave no answer. A warning does not change the exit
     code.
     """  # noqa: D301  click's mark for lines that are to stay as they are
     given = {
+        "--image": image,
         "--config": config,
         "--pod-range": pod_range,
         "--service-range": service_range,
@@ -114,8 +130,12 @@ def check(
         if wrong:
             raise click.UsageError(f"{wrong[0]} goes with --before")
         report = ask_agents(controller, nodes)
+    elif image is not None:
+        if own is not None or peers:
+            raise click.UsageError("--node-address and --peer do not go with --image")
+        report = _by_pods(controller, image, nodes, (config, pod_range, service_range))
     elif nodes:
-        raise click.UsageError("--before is about this machine: give no NODE")
+        raise click.UsageError("without --image, --before is about this machine: give no NODE")
     else:
         report = CheckReport(
             nodes=(_here(config, pod_range, service_range, own, peers),), unanswered={}
@@ -146,6 +166,36 @@ def ask_agents(controller: Controller, nodes: tuple[str, ...]) -> CheckReport:
     return CheckReport(nodes=tuple(found), unanswered=unanswered)
 
 
+# --- nodes without Sluice ---
+
+
+def _by_pods(
+    controller: Controller,
+    image: str,
+    nodes: tuple[str, ...],
+    given: tuple[Path | None, IPv4Network | None, IPv4Network | None],
+) -> CheckReport:
+    # Their packages take long to load.
+    from cli.check_pods import check_nodes  # noqa: PLC0415
+    from node_agent.checks.wanted import wanted_before  # noqa: PLC0415
+
+    config, pod_range, service_range = given
+    settings = _settings(config)
+    return check_nodes(
+        controller.cluster,
+        image,
+        nodes,
+        lambda name: wanted_before(name, settings, pod_range, service_range),
+    )
+
+
+def _settings(config: Path | None) -> Settings:
+    try:
+        return load(config) if config is not None else Settings()
+    except SettingsError as error:
+        raise RequestError(str(error)) from error
+
+
 # --- this machine ---
 
 
@@ -159,20 +209,18 @@ def _here(
     try:
         # Of the extra `agent`, which a laptop has no use for.
         from node_agent.checks import host_facts, local  # noqa: PLC0415
+        from node_agent.checks.wanted import wanted_before  # noqa: PLC0415
     except ImportError as error:
         raise RequestError(
             f"to check this machine, install `sluice[agent]` on it: {error}"
         ) from error
     try:
-        settings = load(config) if config is not None else Settings()
         address = _own_address(own, peers)
-    except (SettingsError, ValueError) as error:
+    except ValueError as error:
         raise RequestError(str(error)) from error
-    wanted = local.wanted_before(socket.gethostname(), settings)
+    settings = _settings(config)
     wanted = msgspec.structs.replace(
-        wanted,
-        pod_range=pod_range or wanted.pod_range,
-        service_range=service_range or wanted.service_range,
+        wanted_before(socket.gethostname(), settings, pod_range, service_range),
         address=address,
         peers=tuple(Peer(str(each), each) for each in peers),
     )

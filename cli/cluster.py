@@ -53,7 +53,7 @@ class _Forwarded(ssl.SSLSocket):
 
 def reach(cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT) -> tuple[ssl.SSLSocket, str]:
     """A connection to a controller, and a token of the ServiceAccount. Raises `RequestError`."""
-    api = client.CoreV1Api(_client(cluster))
+    api = client.CoreV1Api(api_client(cluster))
     try:
         token = _token(api, cluster.namespace, account)
         context = _context(api, cluster.namespace)
@@ -64,7 +64,8 @@ def reach(cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT) -> tuple[ssl
         api.api_client.close()
 
 
-def _client(cluster: Cluster) -> client.ApiClient:
+def api_client(cluster: Cluster) -> client.ApiClient:
+    """A client of the API server, with the rights of the kubeconfig. Raises `RequestError`."""
     if cluster.kubeconfig is not None:
         files = str(cluster.kubeconfig)
     else:
@@ -187,7 +188,7 @@ class Kubernetes:
 
     def __init__(self, cluster: Cluster) -> None:
         """Raises `RequestError`."""
-        self.api = _client(cluster)
+        self.api = api_client(cluster)
 
     def close(self) -> None:
         """Close its connections."""

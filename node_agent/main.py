@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute
 
@@ -14,6 +15,9 @@ from flows.pipeline import LAYOUT
 from node_agent import addresses, cni_server, denied_pairs, descriptors, install, tls_files
 from node_agent.attach import Attachments
 from node_agent.audit import audit_loop
+from node_agent.checks import local
+from node_agent.checks.facts import decode_wanted
+from node_agent.checks.host_facts import Places
 from node_agent.connection_limits import ConnectionLimits
 from node_agent.denials import Denials
 from node_agent.enrolment import stay_enrolled
@@ -89,6 +93,19 @@ def uninstall_command(config: Path, force: bool) -> None:
         asyncio.run(uninstall(_settings(config), force=force))
     except UninstallError as error:
         raise click.ClickException(str(error)) from None
+
+
+@main.command("check")
+@click.option("--wanted", required=True, metavar="JSON", help="What the cluster wants of the node.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where the host's root directory is.")
+def check_command(wanted: str, root: Path | None) -> None:
+    """Print what is wrong with this host as JSON. `sluice check --before` runs this in Pods."""
+    places = Places.below(root) if root is not None else Places()
+    try:
+        found = asyncio.run(local.check(decode_wanted(wanted.encode()), places))
+    except (TimeoutError, ValueError) as error:
+        raise click.ClickException(str(error) or "the check was not done in time") from None
+    click.echo(msgspec.json.encode(found).decode())
 
 
 def _settings(config: Path) -> Agent:

@@ -34,6 +34,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """`cluster.mtu`."""
     certificates: tuple[Path, ...] = ()
     """Files with certificates."""
+    together: float = 0.0
+    """Seconds in which the peers are checked as well, and answer at the tunnel's port; 0: they do
+    not."""
 
     @property
     def tunnel_port(self) -> int:
@@ -172,7 +175,19 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     listeners: frozenset[Listener] = frozenset()
     reached: tuple[Reached, ...] = ()
     paths: tuple[PathMtu, ...] = ()
+    silent: tuple[Peer, ...] = ()
+    """Nodes that do not answer at the tunnel's port, though they are checked together."""
     clock_offset: float | None = None
     """Seconds that this host is ahead of a controller."""
     now: datetime
     unchecked: tuple[str, ...] = ()
+
+
+def encode_wanted(wanted: Wanted) -> bytes:
+    """As JSON."""
+    return msgspec.json.encode(wanted, enc_hook=str)
+
+
+def decode_wanted(data: bytes) -> Wanted:
+    """From JSON. Raises `msgspec.MsgspecError` and `ValueError`."""
+    return msgspec.json.decode(data, type=Wanted, dec_hook=lambda kind, value: kind(value))

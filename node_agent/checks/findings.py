@@ -238,6 +238,13 @@ def _ways(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
                 f"its MTU is {mtus[name]}, and pods would have less than 1280 bytes",
                 f"give it an MTU of {LEAST_UPLINK_MTU} or more",
             )
+    for peer in facts.silent:
+        yield _error(
+            f"Node {peer.name} ({peer.address})",
+            f"no datagram to its UDP port {wanted.tunnel_port} is answered",
+            f"open UDP port {wanted.tunnel_port} between all nodes in every firewall, in both"
+            " directions",
+        )
     small = {each.peer for each in facts.paths if not each.through_tunnel and _is_small(each)}
     for path in facts.paths:
         # Inside the tunnel it is the same fault once more.

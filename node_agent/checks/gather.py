@@ -9,7 +9,7 @@ from typing import Final
 from pyroute2 import NetlinkError
 
 from flows import names
-from node_agent.checks import host_facts, probes
+from node_agent.checks import echo, host_facts, probes
 from node_agent.checks.facts import Facts, HostAddress, Link, PathMtu, Reached, Wanted
 from node_agent.checks.host_facts import Notes, Places
 from node_agent.checks.network_facts import network
@@ -23,7 +23,7 @@ MOST_CONTROLLERS: Final = 8
 async def gather(wanted: Wanted, places: Places) -> Facts:
     """Everything that the findings depend on. Raises `TimeoutError` after `LONGEST`."""
     notes = Notes()
-    async with asyncio.timeout(LONGEST):
+    async with asyncio.timeout(LONGEST + 2 * wanted.together):
         try:
             links, addresses, routes = await network()
         except (NetlinkError, OSError) as error:
@@ -36,6 +36,7 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             python = tasks.create_task(_python(wanted, places))
             ovs = tasks.create_task(host_facts.open_vswitch(places))
             controllers = tasks.create_task(_controllers(wanted, notes))
+            silent = tasks.create_task(_silent(wanted, notes))
             paths = tasks.create_task(_paths(wanted, links, addresses, notes))
             release = os.uname().release
             needed = ("openvswitch", wanted.tunnel) if wanted.datapath == "system" else ()
@@ -61,6 +62,7 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
         listeners=host_facts.listeners(places),
         reached=reached,
         paths=paths.result(),
+        silent=silent.result(),
         clock_offset=offset,
         now=datetime.now(UTC),
         unchecked=tuple(notes),
@@ -90,6 +92,21 @@ async def _controllers(wanted: Wanted, notes: Notes) -> tuple[tuple[Reached, ...
     if wanted.controllers and wanted.installed:
         notes.append("the clock: no controller says what time it is")
     return reached, None
+
+
+async def _silent(wanted: Wanted, notes: Notes) -> tuple[Peer, ...]:
+    """The peers that do not answer at the tunnel's port. This host answers meanwhile."""
+    if not wanted.together:
+        return ()
+    try:
+        async with echo.answering(wanted.tunnel_port):
+            found = await echo.silent(wanted.peers, wanted.tunnel_port, wanted.together)
+            # Others may have begun later.
+            await asyncio.sleep(wanted.together / 2)
+    except OSError as error:
+        notes.append(f"the tunnel's port {wanted.tunnel_port}/UDP: {error.strerror}")
+        return ()
+    return found
 
 
 async def _paths(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryptography import x509
 
@@ -42,6 +42,20 @@ class Places:
     cni_conf: Path = Path("/etc/cni/net.d")
     ovsdb: Path = Path("/run/openvswitch/db.sock")
     ovs_run: Path = Path("/run/openvswitch")
+    is_here: bool = True
+    """Whether programs of the host can be run; else it is seen from a container."""
+
+    @classmethod
+    def below(cls, root: Path) -> Self:
+        """Of a host whose root directory is mounted there."""
+        return cls(
+            modules=root / "lib/modules",
+            python=root / "usr/bin/python3",
+            cni_conf=root / "etc/cni/net.d",
+            ovsdb=root / "run/openvswitch/db.sock",
+            ovs_run=root / "run/openvswitch",
+            is_here=False,
+        )
 
 
 class Notes(list[str]):
@@ -112,7 +126,9 @@ async def output(*command: str) -> tuple[str, str]:
 
 
 async def python_version(places: Places) -> tuple[int, ...]:
-    """Of /usr/bin/python3; (): there is none."""
+    """Of /usr/bin/python3; (): there is none. Where it cannot be run, by the name of the link."""
+    if not places.is_here:
+        return _linked_version(places.python)
     try:
         text, _ = await output(
             str(places.python), "-I", "-S", "-c", "import sys; print(*sys.version_info[:3])"
@@ -120,6 +136,14 @@ async def python_version(places: Places) -> tuple[int, ...]:
     except OSError:
         return ()
     return tuple(int(each) for each in text.split()) if re.fullmatch(r"[\d\s]+", text) else ()
+
+
+def _linked_version(path: Path) -> tuple[int, ...]:
+    try:
+        found = re.search(r"python(\d+)\.(\d+)$", str(path.readlink()))
+    except OSError:
+        return ()
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 async def nft_version() -> str:
