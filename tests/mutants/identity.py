@@ -112,6 +112,20 @@ IDENTITY: Final = (
         _TOKEN_TESTS,
     ),
     Fault(
+        "a scraper reads reports",
+        "controller/viewers.py",
+        "if user not in (viewer, capturer) and path != NODE_METRICS:",
+        "if not user:",
+        ("tests/controller/test_viewers.py",),
+    ),
+    Fault(
+        "a digest that differs proves the switch",
+        "controller/reconciler.py",
+        "if verdict is Verdict.RIGHT:",
+        "if verdict:",
+        ("tests/controller/test_audit.py",),
+    ),
+    Fault(
         "a token for another audience is good",
         _TOKENS,
         "if not status.authenticated or audience not in status.audiences:",
