@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import pwd
 import shutil
 from typing import Final
 
@@ -12,8 +13,6 @@ from wire.sentences import readable
 
 SNAPSHOT: Final = 256
 """Bytes of a packet that are kept: headers, and the beginning of the content."""
-_HEADER: Final = 24
-"""Bytes of a pcap file before its first packet."""
 _ERRORS: Final = 2_000
 
 
@@ -30,17 +29,15 @@ async def capture(leases: Leases, question: CapturePod) -> Captured:
         raise CaptureError("tcpdump is not installed on this node")
     process = await asyncio.create_subprocess_exec(
         program, "-n", "-p", "-U", "--immediate-mode", "-i", question.port, "-s", str(SNAPSHOT),
-        "-c", str(question.packets), "-w", "-", "--", question.filter,
+        "-c", str(question.packets), "-Z", _user(), "-w", "-", "--", question.filter,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         content, ended = await _read(process, question.seconds)
-        if len(content) >= _HEADER or ended:
-            errors = await _errors(process, ended=ended)
-            if len(content) < _HEADER:
-                raise CaptureError(f"tcpdump: {errors}")
+        if ended and await process.wait() != 0:
+            raise CaptureError(f"tcpdump: {await _errors(process)}")
         return Captured(content, is_cut=len(content) >= MAX_CAPTURE)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -64,9 +61,18 @@ async def _read(process: asyncio.subprocess.Process, seconds: float) -> tuple[by
     return bytes(content), False
 
 
-async def _errors(process: asyncio.subprocess.Process, *, ended: bool) -> str:
+def _user() -> str:
+    """Debian's tcpdump becomes the user `tcpdump`, and fails where there is none: in a container.
+
+    With `-w` it writes packets without looking into them.
+    """
+    try:
+        return pwd.getpwnam("tcpdump").pw_name
+    except KeyError:
+        return "root"
+
+
+async def _errors(process: asyncio.subprocess.Process) -> str:
     assert process.stderr is not None  # noqa: S101  made with a pipe
-    if not ended:
-        return ""
     said = (await process.stderr.read(_ERRORS)).decode(errors="replace")
     return readable(said.strip().splitlines()[-1] if said.strip() else "it ended")
