@@ -1,5 +1,6 @@
 """A real Kubernetes gets its network, by kubectl or Helm, and its nodes back as they were."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -90,15 +91,61 @@ def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
     done = sluice(lab, folder / "viewer", "status", "--wait", "--timeout", "60")
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.startswith("switches: 3 of 3 in sync, 3 connected; ")
-    done = sluice(lab, folder / "viewer", "flows", "node1", "--table", "Forwarding")
-    assert "Node node2: to the pods of a peer" in done.stdout, done.stderr
-    assert not done.stderr
     new_user(lab, "stranger", folder / "stranger", viewer=False)
-    done = sluice(lab, folder / "stranger", "status")
-    assert done.stderr == (
-        "Error: namespace sluice-system: your user lacks the permission to create"
-        " serviceaccounts/token sluice-viewer\n"
-    )
+    (one, *_) = (f"default/{name}" for name in pods(lab, "web"))
+    change = folder / "deny.yaml"
+    change.write_text(DENY_ALL)
+    verbs = {
+        "status": "switches: 3 of 3 in sync",
+        "check": "node1: nothing is wrong",
+        "flows node1 --table Forwarding": "Node node2: to the pods of a peer",
+        "services": "default/kubernetes",
+        f"explain {one}": "which tables",
+        f"trace {one} svc/default/kubernetes --reply": "Service default/kubernetes sends it to",
+        f"policy {one}": "no policy selects it",
+        f"what-if -f {change}": "lose",
+        f"wait pod/{one}": "3 of 3 switches hold it",
+        "top --once": one,
+        "drops": "REASON",
+        f"bundle -o {folder / 'bundle.tar.zst'}": "flows of 3 nodes",
+    }
+    for verb, expected in verbs.items():
+        done = sluice(lab, folder / "viewer", *verb.split())
+        assert expected in f"{done.stdout}{done.stderr}", (verb, done.stdout, done.stderr)
+        done = sluice(lab, folder / "stranger", *verb.split())
+        assert done.stderr == LACKS.format("sluice-viewer"), verb
+    # To look does not mean to read along, or to make pods.
+    capture = ["capture", one, "-o", str(folder / "pcap")]
+    assert sluice(lab, folder / "viewer", *capture).stderr == LACKS.format("sluice-capturer")
+    done = sluice(lab, folder / "viewer", "connectivity")
+    assert "your user lacks the permission to list namespaces" in done.stderr
+    kubectl(lab, "create", "rolebinding", "viewer-captures", "-n", NAMESPACE,
+            "--role=sluice-capturer", "--serviceaccount=default:viewer")  # fmt: skip
+    assert sluice(lab, folder / "viewer", *capture, "--seconds", "1").returncode == 0
+
+
+LACKS = (
+    "Error: namespace sluice-system: your user lacks the permission to create"
+    " serviceaccounts/token {}\n"
+)
+DENY_ALL = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny-all, namespace: default}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+"""
+
+
+def every_kind_of_traffic_passes(lab: Lab) -> None:
+    """As the administrator, who may make pods; they are gone after that."""
+    call = lab.kubectl()
+    kubeconfig = Path(call[call.index("--kubeconfig") + 1])
+    done = sluice(lab, kubeconfig, "connectivity", "--json")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    rows = json.loads(done.stdout)["rows"]
+    assert all(row["passed"] for row in rows)
+    assert {"pod to pod, UDP", "node to NodePort", "denied by policy"} <= {r["kind"] for r in rows}
+    wait_until(lambda: "sluice-connectivity" not in kubectl(lab, "get", "namespaces"))
 
 
 def release(lab: Lab, helm: Path, *arguments: str | Path) -> None:
@@ -139,6 +186,7 @@ def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     everybody_reaches_everybody(lab)
     assert looks(lab) != before
     a_viewer_asks_through_a_port_forward(lab, tmp_path)
+    every_kind_of_traffic_passes(lab)
 
     # Applied again, nothing changes: neither a Pod nor the CA.
     kept = (*WORKLOADS, "secret/sluice-ca", "configmap/sluice-ca")

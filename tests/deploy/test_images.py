@@ -56,8 +56,8 @@ def test_nothing_in_an_image_can_be_misused(images: Path, title: str) -> None:
                     writable = member.mode & 0o022 and not member.issym()
                     assert not writable or member.name == "tmp", where
     programs = {name for name in names if name.startswith(("usr/bin/", "usr/sbin/"))}
-    nft = {"usr/sbin/nft"} if "agent" in title else set()
-    assert programs == {"usr/bin/python3", "usr/bin/python3.11"} | nft
+    more = {"usr/sbin/nft", "usr/bin/tcpdump"} if "agent" in title else set()
+    assert programs == {"usr/bin/python3", "usr/bin/python3.11"} | more
 
 
 def test_the_agents_image_has_no_client_of_kubernetes(images: Path, tmp_path: Path) -> None:
