@@ -1,7 +1,7 @@
 """How commands read the counters of switches, page by page, and what rates they make."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,7 @@ class Snapshot:
 
 
 def read(
-    controller: Controller, nodes: Iterable[str], what: str = "", *, most: int | None = None
+    controller: Controller, nodes: Collection[str], what: str = "", *, most: int | None = None
 ) -> Snapshot:
     """The counters of these nodes; of all, `most` at most, if none is named.
 
@@ -36,7 +36,8 @@ def read(
         query = {"after": after, "what": what, "node": chosen[:PAGE]}
         page = convert(ask(controller, "/v1/counters", query), Counters)
         made.of = page.of
-        made.nodes |= {each.node: each for each in page.nodes}
+        # A bundle tells of all nodes that it has.
+        made.nodes |= {each.node: each for each in page.nodes if each.node in nodes or not nodes}
         made.unread |= page.unread
         if chosen:
             chosen = chosen[PAGE:]

@@ -23,6 +23,7 @@ from cli.controller import Query, RequestError
 from cli.output import say_nothing_by_itself
 from controller import service_report
 from controller.cluster_status import cluster_status
+from controller.counter_rows import Counted, drop_rows
 from controller.flow_choice import BadQuestion
 from controller.inventory import Inventory
 from controller.offline.cluster_copy import CopyError, load
@@ -35,6 +36,7 @@ from controller.policy_reports.pods import pod_policies
 from controller.policy_reports.verdict import verdict
 from controller.programs import CompiledPrograms
 from controller.reports.check import CheckReport
+from controller.reports.counters import Counters, Denials, NodeCounters
 from controller.reports.flows import FlowReport
 from controller.reports.status import ClusterStatus
 
@@ -180,6 +182,35 @@ def _policy(source: Source, query: Mapping[str, str]) -> Any:
     return complete(work)
 
 
+def _counters(source: Source, query: Mapping[str, str]) -> Counters:
+    """What was dropped until the bundle was made, on the nodes whose flows it has."""
+    if source.header is None or query.get("what") != "drops":
+        raise RequestError(f"rates, and counters of switches, are not in {source.path}")
+    recorded = _Recorded(source)
+    at = source.header.made.timestamp()
+    nodes, unread = [], {}
+    for node in sorted(recorded):
+        try:
+            rows = recorded[node].flows
+        except KeyError:
+            unread[node] = "its flows are not in the bundle"
+            continue
+        entries = source.programs.of(node)
+        known = [
+            Counted(row.packets, row.bytes, None, *entries[cookie])
+            for row in rows
+            if (cookie := int(row.cookie, 16)) in entries
+        ]
+        nodes.append(NodeCounters(node, at, (), (), tuple(_done(drop_rows(known)))))
+    of = len(source.inventory.view.nodes)
+    return Counters(nodes=tuple(nodes), unread=unread, of=of, after="")
+
+
+def _denials(source: Source, _: Mapping[str, str]) -> Denials:
+    log_denials = source.inventory.view.cluster.log_denials
+    return Denials(enabled=log_denials, denials=(), left_out=0)
+
+
 def _trace(source: Source, query: Mapping[str, str]) -> Any:
     # Its packages take long to load.
     from controller.offline.trace import trace  # noqa: PLC0415
@@ -228,5 +259,7 @@ _ANSWERS: Final[tuple[tuple[re.Pattern[str], _Answer], ...]] = (
     (re.compile("/v1/flows"), _flows),
     (re.compile("/v1/nodes/([^/]+)/flows"), _flows),
     (re.compile("/v1/policy"), _policy),
+    (re.compile("/v1/counters"), _counters),
+    (re.compile("/v1/denials"), _denials),
     (re.compile("/v1/trace"), _trace),
 )

@@ -8,12 +8,16 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
 from cli import bundle_file
 from cli.main import main
+from cli.offline import read_source
+from controller.drop_reasons import NO_ROUTE, drop_reason
+from controller.reports.flows import FlowReport, FlowRow
 from settings import ClusterSettings
 from tests.cli.serving import serving
 from tests.cli.test_policy import MANIFESTS
@@ -181,6 +185,44 @@ def test_questions_for_running_clusters_are_refused_offline(manifests: Path) -> 
     done = sluice("--from", manifests, "check")
     assert done.exit_code == 1
     assert "nobody has checked the nodes of this cluster" in done.output
+
+
+def test_bundle_tells_what_was_dropped(bundle: Path, tmp_path: Path) -> None:
+    """The counters are those of the flows that it has."""
+    dropping = [
+        cookie
+        for cookie, (flow, owners) in read_source(bundle).programs.of("n1").items()
+        if drop_reason(flow) == NO_ROUTE and owners[0].name == "n1"
+    ]
+    rows = [
+        FlowRow("Forwarding", 100, 250, f"{cookie:#018x}", 7, 700, "installed")
+        for cookie in dropping
+    ]
+    report = FlowReport(node="n1", flows=tuple(rows), groups=())
+    members = {
+        name.removeprefix("sluice-bundle/"): content for name, content in content_of(bundle).items()
+    }
+    header = json.loads(members["bundle.json"]) | {
+        "flows": {"n1": "flows/0.json", "n2": "flows/1.json"}
+    }
+    members["bundle.json"] = json.dumps(header).encode()
+    members["flows/0.json"] = msgspec.json.encode(report)
+    path = tmp_path / "b.tar.zst"
+    bundle_file.write(path, members)
+    done = sluice("--from", path, "drops", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert {(row["reason"], row["packets"]) for row in found["drops"]} == {("no route", 7)}
+    assert found["unread"] == {"n2": "its flows are not in the bundle"}
+    assert [row["why"] for row in found["drops"]] == [
+        "an address of this node's podCIDR without a pod"
+    ]
+    elsewhere = json.loads(sluice("--from", path, "drops", "--node", "n2", "--json").stdout)
+    assert elsewhere["drops"] == []
+    for words in (["top", "--once"], ["wait", "node/n1"]):
+        done = sluice("--from", path, *words)
+        assert done.exit_code == 1
+        assert done.stderr.count("\n") == 1
 
 
 # --- hostile bundles ---
