@@ -72,6 +72,13 @@ def trace(
     A pod asks the DNS server:
       sluice trace shop/front svc/kube-system/kube-dns:53 --protocol UDP
 
+    With --from no switch is asked: the flows are those that there should be, and nobody knows of
+    the connections that exist, of hostPorts, of other routes of the nodes, and of their processes.
+
+    \b
+    The same from a support bundle, or from manifests:
+      sluice trace shop/front svc/shop/web --from bundle.tar.zst
+
     Exit code 1 if the packet, or with --reply its reply, does not arrive.
     """  # noqa: D301  click's mark for lines that are to stay as they are
     to, port = _destination(target)

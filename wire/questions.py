@@ -203,6 +203,8 @@ class HostTrace(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel",
     """That it leaves by."""
     next_hop: IPv4Address | None = None
     """To which it goes `outside`; None: to the destination itself."""
+    is_listener_unknown: bool = False
+    """It goes to a `process` if one listens; nobody knows whether one does."""
 
 
 class Checked(msgspec.Struct, frozen=True, tag="checked"):

@@ -189,7 +189,7 @@ class _Part:
                 case Goto(table):
                     return table
                 case Resubmit(table):
-                    self._look_up(table, depth + (action is not actions[-1]))
+                    self._look_up(table, depth + 1)
                 case ToGroup(number):
                     self._choose(number, depth)
                 case Ct():

@@ -291,7 +291,8 @@ class _Journey:
                 macs = names.GATEWAY_MAC, names.ROUTER_MAC
                 step = _AtSwitch(at.node, names.GATEWAY_OFPORT, macs)
             case "process":
-                step = _End(True, f"delivered to node {at.node} itself", "", after,
+                perhaps = ", if a process listens there" * answer.is_listener_unknown
+                step = _End(True, f"delivered to node {at.node} itself{perhaps}", "", after,
                             _AtHost(at.node, "process"))  # fmt: skip
             case "outside":
                 step = self._outside(at, answer)

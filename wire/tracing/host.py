@@ -218,7 +218,7 @@ class _HostTrace:
             self._said.append(
                 f"it is for the node itself; whether a process listens on {_to(packet)} is unknown"
             )
-            return self._end("process")
+            return msgspec.structs.replace(self._end("process"), is_listener_unknown=True)
         if is_listening:
             self._said.append(f"it is for the node itself, and a process has {_to(packet)}")
             return self._end("process")
