@@ -56,6 +56,9 @@ cyclonus: cluster ## run Cyclonus against that cluster: 216 cases of NetworkPoli
 image: setup ## build the container images of controller and agent: build/sluice-images.tar (1 min, then seconds)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(PYTHON) scripts/make-image $(IMAGE_ARGS)
 
+examples: need-root setup ## run the commands that docs/ shows in a lab, and write down what they print
+	@exec $(PYTHON) -m lab.examples
+
 soak: need-root setup ## cause random faults in a cluster under traffic: MINUTES=2. SEED=N: repeat a run. KUBE=1: with a real API server
 	@$(if $(filter-out 0,$(KUBE)),KUBEBUILDER_ASSETS=$$(scripts/kube-binaries) && export KUBEBUILDER_ASSETS &&) \
 	    exec $(PYTHON) -m lab.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED)) \
