@@ -26,6 +26,19 @@ TOGETHER: Final = 20.0
 """Seconds in which each Pod waits for answers of the others."""
 POLL: Final = 1.0
 LARGEST_LOG: Final = 1 << 20
+_ENDED: Final = "ended"
+_HOPELESS: Final = frozenset(
+    (
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "ErrImageNeverPull",
+    )
+)
+"""Why a container waits, if it helps nothing to wait for it."""
 _NETWORKS: Final = {
     "kube-proxy": "kube-proxy",
     "calico-node": "Calico",
@@ -128,16 +141,16 @@ class _Run:
                 ).items
             for pod in pods:
                 node_name = waiting.get(pod.metadata.name)
-                if node_name is None or pod.status.phase not in {"Succeeded", "Failed"}:
+                if node_name is None or not (why := _end(pod)):
                     continue
                 del waiting[pod.metadata.name]
-                answer = self._answer(pod.metadata.name)
+                answer = self._answer(pod.metadata.name) if why == _ENDED else why
                 if isinstance(answer, NodeFindings):
                     found.append(msgspec.structs.replace(answer, node=node_name))
                 else:
                     missing[node_name] = answer
-        for pod_name, node_name in waiting.items():
-            missing[node_name] = self._why_not(pod_name)
+        for name in waiting.values():
+            missing[name] = f"its Pod has not ended in {PATIENCE:.0f} s"
         return sorted(found, key=lambda each: each.node), missing
 
     def _create(self, number: int, node: Node, peers: list[Peer]) -> str:
@@ -177,17 +190,14 @@ class _Run:
             said = ascii(lines[-1])[:200] if lines else "nothing"
             return f"its Pod has said {said}"
 
-    def _why_not(self, pod: str) -> str:
-        """Why a Pod has not ended."""
-        with asking("get pods", self._namespace, absent="its Pod has gone"):
-            status = self._core.read_namespaced_pod(
-                pod, self._namespace, _request_timeout=LONGEST_WAIT
-            ).status
-        for container in status.container_statuses or ():
-            waits = container.state.waiting
-            if waits is not None and waits.reason:
-                return f"its Pod waits: {waits.reason} {waits.message or ''}".strip()
-        return f"its Pod has not ended in {PATIENCE:.0f} s (phase {status.phase})"
+
+def _end(pod: Any) -> str:
+    """Why there is nothing to wait for; empty: there is."""
+    for container in pod.status.container_statuses or ():
+        waits = container.state.waiting
+        if waits is not None and waits.reason in _HOPELESS:
+            return f"its Pod cannot start: {waits.reason}: {waits.message or 'no message'}"[:500]
+    return _ENDED if pod.status.phase in {"Succeeded", "Failed"} else ""
 
 
 def _peer(node: Node) -> Peer | None:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,11 +22,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from lab.patience import PROGRAM_TIMEOUT
-from node_agent.checks import host_facts, probes
+from node_agent.checks import echo, host_facts, probes
 from node_agent.checks.host_facts import Notes, Places, parse_chains
 from node_agent.checks.local import check
 from tests.namespaces import inside
 from tests.ovs import Ovs
+from tests.ports import free_port
 from wire.findings import Finding, Peer
 
 from .conftest import needs_root
@@ -314,3 +316,48 @@ def test_answer_of_ovsdb_that_never_ends_is_bounded(tmp_path: Path) -> None:
         return found.database
 
     assert asyncio.run(look()) == "it says too much"
+
+
+@needs_root
+def test_blocked_tunnel_port_is_found_before_anything_listens_there(hosts: None) -> None:
+    del hosts
+    there = threading.Event()
+    stop = threading.Event()
+
+    async def answer() -> None:
+        async with echo.answering(6081):
+            there.set()
+            await asyncio.to_thread(stop.wait, 60)
+
+    def ask(within: float) -> tuple[Peer, ...]:
+        return inside(HOST, lambda: asyncio.run(echo.silent((PEER,), 6081, within)))
+
+    other = threading.Thread(target=lambda: inside(OTHER, lambda: asyncio.run(answer())))
+    other.start()
+    try:
+        assert there.wait(30)
+        assert ask(30) == ()
+        nft(
+            ROUTER,
+            """
+            table ip t { chain c { type filter hook forward priority 0; udp dport 6081 drop } }
+        """,
+        )
+        assert ask(1) == (PEER,)
+    finally:
+        stop.set()
+        other.join(60)
+
+
+def test_only_probes_are_answered_and_never_with_more_bytes() -> None:
+    async def story() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        async with echo.answering(port := free_port()):
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            with closing(client):
+                client.connect(("127.0.0.1", port))
+                for data in (b"x", echo.MAGIC + b"y" * 100, echo.MAGIC + b"1"):
+                    await loop.sock_sendall(client, data)
+                return [await loop.sock_recv(client, 2000)]
+
+    assert asyncio.run(asyncio.wait_for(story(), 30)) == [echo.MAGIC + b"1"]
