@@ -77,6 +77,27 @@ def test_viewer_reads_reports_with_a_kubeconfig_alone(viewing: Viewing) -> None:
     assert [row["name"] for row in json.loads(done.stdout)["services"]] == ["kubernetes"]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        # No switch is connected: none has a certificate of this controller's.
+        (("flows", "node1"), "the switch of Node node1 is not connected"),
+        (("explain", "node/node1"), "Node node1 has the pods of 10.244.1.0/24"),
+        (("wait", "node/node1", "--timeout", "0"), "lacking: node1 (not connected)"),
+        (("top", "--once", "--interval", "1"), "node1: not read: its switch is not connected"),
+        (("drops",), "node1: not read: its switch is not connected"),
+        (("services", "default/kubernetes"), "Service default/kubernetes"),
+    ],
+    ids=["flows", "explain", "wait", "top", "drops", "services"],
+)
+def test_viewer_asks_by_every_verb(viewing: Viewing, words: tuple[str, ...], shown: str) -> None:
+    done = viewing.sluice("viewer", *words, "--address", REPORTS)
+    assert shown in done.stdout + done.stderr
+    refused = viewing.sluice("stranger", *words, "--address", REPORTS)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "your user lacks the permission" in refused.stderr
+
+
 def test_user_without_the_permission_is_refused_in_one_sentence(viewing: Viewing) -> None:
     done = viewing.sluice("stranger", "services", "--address", REPORTS)
     assert done.returncode == 1
