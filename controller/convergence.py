@@ -5,6 +5,11 @@ bundle, or to a barrier. So what is needed is noted once, when somebody first as
 the shared program that has the object, and the version that each node's own program has then.
 Whoever asks again with the same id is told about that state, even if the cluster changes all the
 time.
+
+A change of an object also removes flows, perhaps on switches that need nothing of it any more. So
+removals count that were made before somebody asks, and so do all connected switches that have not
+acknowledged their last change then. A switch that is away, and needs nothing of the object, may
+still hold what was removed.
 """
 
 import asyncio
@@ -49,6 +54,8 @@ class _Wait:
     keys: list[Key]
     shared: int
     """The version of the shared program."""
+    changed: int
+    """The version of it in which the object changed last: removals of others may follow."""
     own: dict[str, int]
     """By node, the version of its own program; 0: the object has nothing there."""
     held: dict[str, tuple[Acknowledged, float]] = field(default_factory=dict)
@@ -107,7 +114,13 @@ class Convergences:
             yield
             for node in holders(view, key):
                 own[node] = desired.program(node).version
-        return _Wait(ref, keys, desired.shared_version_of(shared), own)
+        for node, session in list(reconciler.sessions.items()):
+            version = desired.program(node).version
+            if session.held_version < version and node in view.nodes:
+                own[node] = version
+        changed = desired.shared_version_of(shared)
+        removed = desired.shared_removed_at
+        return _Wait(ref, keys, max(changed, removed), changed, own)
 
     def _why_nothing(self, ref: ObjectRef) -> str:
         """Why an object has no flows though it may get some; empty: it needs none."""
@@ -172,9 +185,10 @@ class Convergences:
         program = self._reconciler.desired.program(node)
         # A program that began anew counts from 0 again.
         own = wait.own[node] = min(wait.own[node], program.version)
-        proof = session.acknowledged.of(wait.shared, own)
-        if proof is None:
+        if session.acknowledged.of(wait.shared, own) is None:
             return "it has not acknowledged the change yet"
+        proof = session.acknowledged.of(wait.changed, own)
+        assert proof is not None  # noqa: S101  an older version than the one that it holds
         wait.held[node] = proof, session.settle_time
         return ""
 

@@ -62,6 +62,8 @@ class Desired:
         self._log_cost = 0
         self._changed_at: dict[Key, int] = {}
         """By key of the shared program, the version in which its fragment changed last."""
+        self.shared_removed_at = 0
+        """The version of the shared program in which a fragment was removed last."""
         self._everything: tuple[tuple[int, bool], Batch] | None = None
         self._digests: WeakKeyDictionary[Program, Digests] = WeakKeyDictionary()
 
@@ -188,7 +190,8 @@ class Desired:
             return False
         for key, fragment in changes.items():
             if fragment is None:
-                self._changed_at.pop(key, None)
+                if self._changed_at.pop(key, None) is not None:
+                    self.shared_removed_at = self.shared.version
             else:
                 self._changed_at[key] = self.shared.version
         # It belongs to an older version now.

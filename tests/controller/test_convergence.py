@@ -10,6 +10,7 @@ from controller.acknowledgements import MOST, Acknowledgements
 from controller.api import Api
 from controller.convergence import MOST_WAITS, Convergences
 from controller.reports.convergence import Convergence
+from controller.sources.objects import Object, from_manifest
 from flows.refs import ObjectRef
 from openflow.batch import Batch
 from openflow.switch import Switch
@@ -145,6 +146,55 @@ def test_each_kind_of_object(ovs: Ovs) -> None:
             assert outside.pending.startswith("Node node9: ")
             missing = await convergences.look("svc/default/none")
             assert (missing.object, missing.pending) == (None, "there is no Service default/none")
+
+    run(story)
+
+
+def policy(selected: str) -> Object:
+    return from_manifest(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "closed", "namespace": "default", "uid": "p"},
+            "spec": {"podSelector": {"matchLabels": {"app": selected}}},
+        }
+    )
+
+
+def test_switch_that_still_holds_what_was_removed_lacks_it(
+    ovs: Ovs, held_back: asyncio.Event
+) -> None:
+    """A policy selects a pod no more: its node needs no flows of it, but still has them."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            without_peer(world)
+            labelled = from_manifest(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {
+                        "name": "a", "namespace": "default", "uid": "ua", "labels": {"app": "a"}
+                    },
+                    "spec": {"nodeName": "node1"},
+                }
+            )  # fmt: skip
+            world.reconciler.update([labelled, policy("a")], [])
+            world.plug("a", "ua", 16)
+            await world.until(lambda: world.reconciler.inventory.view.isolations.get("node1"))
+            convergences = Convergences(world.reconciler)
+            await in_force(convergences, "networkpolicy/default/closed")
+            held_back.clear()
+            world.reconciler.update([policy("nobody")], [])
+            async with asyncio.timeout(30):
+                while not (found := await convergences.look("networkpolicy/default/closed")).id:
+                    pass
+            assert (found.hold, found.need) == (0, 1)
+            held_back.set()
+            done = await in_force(convergences, "networkpolicy/default/closed", found.id)
+            assert (done.hold, done.need) == (1, 1)
+            # Nobody needs it any more.
+            assert (await convergences.look("networkpolicy/default/closed")).need == 0
 
     run(story)
 

@@ -20,6 +20,13 @@ REPORTS: Final = (
         _CONVERGENCE,
     ),
     Fault(
+        "a switch that still holds what was removed is not waited for",
+        "controller/convergence.py",
+        "            if session.held_version < version and node in view.nodes:",
+        "            if False:",
+        _CONVERGENCE,
+    ),
+    Fault(
         "flows that a switch rejected count as held",
         "controller/convergence.py",
         "if session.left_out and self._is_left_out(session, wait.keys):",
