@@ -125,26 +125,33 @@ class OfflineSwitch:
 
     def leads_to(self, bucket: Bucket, endpoint: tuple[IPv4Address, int]) -> bool:
         """Whether a bucket, or a group behind it, chooses an endpoint."""
-        address, port = int(endpoint[0]), endpoint[1]
-        loaded: dict[str, int] = {}
+        behind = [bucket]
         for action in bucket.actions:
-            match action:
-                case Ct(nat=nat) if nat is not None and nat.destination == (address, port):
-                    return True
-                case SetField(name, value, _):
-                    loaded[name] = loaded.get(name, 0) | value
-                case ToGroup(number) if (group := self._groups.get(number)) is not None:
-                    return any(self.leads_to(each, endpoint) for each in group.buckets)
-                case _:
-                    pass
-        return all(
-            loaded.get(field.register) == value << field.bits[0]
-            for field, value in ((_ENDPOINT_ADDRESS, address), (_ENDPOINT_PORT, port))
-        )
+            # Groups behind groups have endpoints only (`flows.features.endpoints`).
+            if isinstance(action, ToGroup) and (group := self._groups.get(action.group)):
+                behind += group.buckets
+        return any(_translates(each, int(endpoint[0]), endpoint[1]) for each in behind)
 
     async def part(self, entry: Entry) -> Traced:
         """What happens to a packet until the next conntrack lookup. Raises `TraceError`."""
         return _Part(self, entry).run()
+
+
+def _translates(bucket: Bucket, address: int, port: int) -> bool:
+    """Whether a bucket itself translates to an endpoint, or loads it into registers."""
+    loaded: dict[str, int] = {}
+    for action in bucket.actions:
+        match action:
+            case Ct(nat=nat) if nat is not None and nat.destination == (address, port):
+                return True
+            case SetField(name, value):
+                loaded[name] = value
+            case _:
+                pass
+    return all(
+        loaded.get(field.register) == value << field.bits[0]
+        for field, value in ((_ENDPOINT_ADDRESS, address), (_ENDPOINT_PORT, port))
+    )
 
 
 class _Part:
@@ -169,8 +176,7 @@ class _Part:
         )  # fmt: skip
 
     def _look_up(self, first: int, depth: int) -> None:
-        if depth > MOST_RESUBMITS:
-            raise TraceError(f"more than {MOST_RESUBMITS} resubmits within each other")
+        _check(depth)
         table: int | None = first
         while table is not None:
             if len(self._steps) >= MAX_STEPS:
@@ -228,9 +234,10 @@ class _Part:
                 pass
 
     def _choose(self, number: int, depth: int) -> None:
+        _check(depth)
         self._groups.append(number)
         group = self._switch.group(number)
-        if depth > MOST_RESUBMITS or group is None or not group.buckets:
+        if group is None or not group.buckets:
             return
         wanted = self._entry.endpoint
         bucket = next(
@@ -280,6 +287,11 @@ class _Part:
             return
         name = _as_matched(name)
         self._fields[name] = self._fields.get(name, 0) & ~mask | value & mask
+
+
+def _check(depth: int) -> None:
+    if depth > MOST_RESUBMITS:
+        raise TraceError(f"more than {MOST_RESUBMITS} resubmits within each other")
 
 
 def _as_matched(name: str) -> str:

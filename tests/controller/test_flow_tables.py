@@ -118,12 +118,17 @@ def test_state_of_a_connection_matches_until_it_is_cleared() -> None:
         [flow(0, 1, {}, Goto(1)), flow(1, 1, {}, Goto(0))],
         [flow(0, 1, {}, Resubmit(1), Resubmit(1)), flow(1, 1, {}, Resubmit(0), Goto(0))],
         [flow(0, 1, {}, ToGroup(1))],
+        [flow(0, 1, {}, ToGroup(2))],
     ],
 )
 def test_flows_that_go_in_circles_are_refused(flows: list[Flow]) -> None:
-    circle = Group(1, "hash", (), (Bucket(1, 1, (Resubmit(0),)),))
-    with pytest.raises(TraceError, match="more than"):
-        part(flows, circle)
+    circles = [
+        Group(number, "hash", (), (Bucket(1, 1, (action,)),))
+        for number, action in ((1, Resubmit(0)), (2, ToGroup(2)))
+    ]
+    for endpoint in (None, (IPv4Address("10.0.0.9"), 80)):
+        with pytest.raises(TraceError, match="more than"):
+            part(flows, *circles, endpoint=endpoint)
 
 
 def test_group_without_buckets_drops() -> None:
