@@ -277,7 +277,8 @@ class _Journey:
         if not isinstance(answer, HostTrace):
             raise NoAnswerError(f"Node {at.node}: its agent gave an answer to something else")
         after = answer.packet
-        if not packet.is_reply and not _same(answer.first, after):
+        if not packet.is_reply:
+            # Also where nothing is translated: then nothing translates the replies either.
             self._translations[at.node].append(Translation(answer.first, after))
         hops += [
             Hop(at.node, "host", sentence, packet=text_of(after) if last else "")

@@ -63,6 +63,13 @@ def test_process_of_a_node_is_not_known(manifests: Path) -> None:
     assert "delivered to node n1 itself, if a process listens there" in done.stdout
 
 
+def test_reply_to_a_client_outside_is_not_translated(manifests: Path) -> None:
+    """The connection came in untranslated; what masquerades sees first packets only."""
+    done = trace(manifests, "198.51.100.9", "shop/web-0:8080", "--reply")
+    assert done.exit_code == 0
+    assert done.stdout.endswith("it leaves node n1 by its uplink from 10.244.1.7\n")
+
+
 def test_endpoint_that_the_service_does_not_have_is_refused(manifests: Path) -> None:
     done = trace(manifests, FRONT, WEB, "--endpoint", "10.244.1.7:8080")
     assert done.exit_code == 0
