@@ -101,6 +101,8 @@ def lab(lab: Lab) -> Iterator[Lab]:
         )
         for at in ("192.0.2.15", "192.0.2.16"):
             lab.exec("fabric", ["ip", "route", "replace", f"{at}/32", "via", NODE1])
+        for at, node in (("10.244.1.0/24", NODE1), ("10.244.2.0/24", NODE2)):
+            lab.exec("fabric", ["ip", "route", "replace", at, "via", node])
         wait_until_answered(lab, (A1, "node1", "node2"), "10.96.0.17", 80)
         wait_until_answered(lab, ("outside",), "192.0.2.16", 80)
         wait_until_answered(lab, ("outside",), NODE2, 30081)
@@ -151,9 +153,9 @@ def _is_served(to: str) -> bool:
 
 
 def _is_possible(client: str, at: str) -> bool:
-    """Outside knows the way to nodes and external addresses only; a router is nobody's node."""
+    """Outside knows no way to addresses of the Service range; a router is nobody's node."""
     if client == "outside":
-        return not at.startswith("10.") and at != OUTSIDE
+        return not at.startswith("10.96.") and at != OUTSIDE
     return True
 
 
