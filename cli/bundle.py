@@ -1,5 +1,6 @@
 """`sluice bundle`: a support archive without secrets, that other commands answer from."""
 
+import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +25,8 @@ from cli.controller import (
 from controller.reports.status import ClusterStatus
 from wire.findings import MAX_NODES
 
+PAUSE: Final = 0.1
+"""Seconds before each further node: a controller makes few reports for one viewer."""
 _FLOWS: Final = "flows of nodes"
 
 
@@ -121,6 +124,7 @@ def _collect(
         add(bundle_file.CHECK, "check", lambda: _json(ask_agents(controller, names)))
     flows: dict[str, str] = {}
     for node in _chosen(status, wanted, bundle_file.MOST_FLOW_NODES):
+        time.sleep(PAUSE)
         name = f"flows/{len(flows)}.json"
         route = f"/v1/nodes/{quote(node)}/flows"
         if add(name, f"flows of {node}", lambda route=route: _json(ask(controller, route, _NAMES))):  # type: ignore[misc]

@@ -9,11 +9,13 @@ CA that it publishes in the cluster.
 import os
 import socket as sockets
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import msgspec
 import websocket
 import yaml
@@ -28,6 +30,8 @@ LONGEST_WAIT: Final = 15.0
 """Seconds until an answer of the API server, or a connection."""
 TOKEN_LIFE: Final = 600
 """Seconds. The API server makes no token of less (TokenRequest)."""
+_TOKENS: Final = "sluice.tokens"
+"""Of the command that runs: by cluster and ServiceAccount, when a token was made, and the token."""
 MOST_TRIED: Final = 5
 """Controllers that are tried."""
 
@@ -55,7 +59,7 @@ def reach(cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT) -> tuple[ssl
     """A connection to a controller, and a token of the ServiceAccount. Raises `RequestError`."""
     api = client.CoreV1Api(api_client(cluster))
     try:
-        token = _token(api, cluster.namespace, account)
+        token = _kept_token(api, cluster, account)
         context = _context(api, cluster.namespace)
         if cluster.address is not None:
             return _directly(cluster.address, context), token
@@ -84,6 +88,30 @@ def api_client(cluster: Cluster) -> client.ApiClient:
         raise RequestError(f"the kubeconfig cannot be used: {why}") from error
     settings.retries = False
     return client.ApiClient(settings)
+
+
+def _kept_token(api: client.CoreV1Api, cluster: Cluster, account: str) -> str:
+    """A token of the ServiceAccount, the same for the requests of a while.
+
+    The controller has each new token reviewed, and takes few at a time.
+    """
+    command = click.get_current_context(silent=True)
+    known: dict[tuple[Cluster, str], tuple[float, str]] = {}
+    if command is not None:
+        known = command.meta.setdefault(_TOKENS, known)
+    now = time.monotonic()
+    made, token = known.get((cluster, account), (0.0, ""))
+    if not token or now - made > TOKEN_LIFE / 2:
+        token = _token(api, cluster.namespace, account)
+        known[cluster, account] = now, token
+    return token
+
+
+def forget_tokens() -> None:
+    """A controller does not take one any more."""
+    command = click.get_current_context(silent=True)
+    if command is not None:
+        command.meta.pop(_TOKENS, None)
 
 
 def _token(api: client.CoreV1Api, namespace: str, account: str) -> str:

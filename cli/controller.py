@@ -208,6 +208,10 @@ def _request(
         connection.close()
     if response.status == http.client.OK:
         return content, dict(response.headers)
+    if token and response.status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
+        from cli.cluster import forget_tokens  # noqa: PLC0415  see `_reach`
+
+        forget_tokens()
     sentence = _sentence(content)
     if response.status == http.client.NOT_FOUND and not sentence:
         raise RequestError(f"the controller {where} is too old: it does not know {path}")

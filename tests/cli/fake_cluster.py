@@ -57,6 +57,8 @@ class FakeCluster:
         self.forwarded: list[str] = []
         """The pods of port-forwards, as they came."""
         self.audiences: list[str] = []
+        self.tokens = 0
+        """How many were made."""
         self.write_kubeconfig()
 
     def write_kubeconfig(self) -> None:
@@ -136,6 +138,7 @@ class FakeCluster:
 
     async def _token(self, request: web.Request) -> web.Response:
         self.audiences = (await request.json())["spec"]["audiences"]
+        self.tokens += 1
         status = {"token": TOKEN, "expirationTimestamp": "2030-01-01T00:00:00Z"}
         return web.json_response({"spec": {"audiences": self.audiences}, "status": status})
 

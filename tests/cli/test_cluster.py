@@ -156,6 +156,16 @@ def test_address_is_a_way_without_a_port_forward(cluster: FakeCluster) -> None:
         assert said.startswith(f"Error: no controller answers at {wrong}: ")
 
 
+def test_one_command_makes_one_token_for_all_its_questions(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    assert sluice(cluster, "bundle", "-o", str(tmp_path / "b.tar.zst")).exit_code == 0
+    assert len(cluster.forwarded) > 4
+    assert cluster.tokens == 1
+    assert sluice(cluster, "services").exit_code == 0
+    assert cluster.tokens == 2
+
+
 def test_api_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     assert refusal(FakeCluster(tmp_path)).startswith("Error: the API server does not answer: ")
 
