@@ -1,4 +1,4 @@
-"""`sluice trace`: where a packet goes, flow by flow, on the running cluster."""
+"""`sluice trace`: where a packet goes, flow by flow."""
 
 import sys
 from collections.abc import Iterable
