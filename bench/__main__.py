@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from bench import (
+    asking,
     cni,
     explain,
     fleet,
@@ -43,6 +44,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "policy_scale": policy_scale.measure,
     "what_if": what_if.measure,
     "explain": explain.measure,
+    "asking": asking.measure,
     "fleet": fleet.measure,
     "kubelets": kubelets.measure,
 }

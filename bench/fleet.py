@@ -48,7 +48,7 @@ def measure(
         plan = FleetPlan(nodes, pods, new_nodes, policies)
         plan.write(controller.cluster)
         for _ in range(rounds):
-            with _running(plan, controller) as fleet:
+            with running_fleet(plan, controller) as fleet:
                 sync.append(fleet.said() - fleet.started)
                 resident.append(fleet.resident_mb())
                 policy += [fleet.add_policy(number) for number in range(policies)]
@@ -157,7 +157,7 @@ def _policy_path(directory: Path, number: int) -> Path:
 
 
 @dataclass
-class _Fleet:
+class Fleet:
     plan: FleetPlan
     controller: StandaloneController
     pid: int
@@ -202,7 +202,7 @@ class _Fleet:
 
 
 @contextmanager
-def _running(plan: FleetPlan, controller: StandaloneController) -> Iterator[_Fleet]:
+def running_fleet(plan: FleetPlan, controller: StandaloneController) -> Iterator[Fleet]:
     """Switches that dial from the moment the controller is started."""
     command = python("bench.switches", controller.address, str(_switches(controller.cluster)))
     for added in plan.new_nodes:
@@ -212,7 +212,7 @@ def _running(plan: FleetPlan, controller: StandaloneController) -> Iterator[_Fle
     with running(inside(controller.netns, command)) as process:
         try:
             started = time.monotonic()
-            fleet = _Fleet(plan, controller, controller.start(), started, process)
+            fleet = Fleet(plan, controller, controller.start(), started, process)
             fleet.expect(plan.shared)
             yield fleet
         finally:
