@@ -20,6 +20,7 @@ NAMED_AT_MOST: Final = 5
 
 @click.command("wait")
 @click.argument("object_name", metavar="OBJECT", shell_complete=objects)
+@click.option("--gone", is_flag=True, help="Wait until no switch holds anything of it any more.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -30,7 +31,9 @@ NAMED_AT_MOST: Final = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def wait(object_name: str, timeout: float, as_json: bool, controller: Controller) -> None:
+def wait(
+    object_name: str, gone: bool, timeout: float, as_json: bool, controller: Controller
+) -> None:
     """Wait until every switch that needs flows for OBJECT is proven to hold them.
 
     OBJECT is pod/NAMESPACE/NAME, svc/NAMESPACE/NAME, networkpolicy/NAMESPACE/NAME,
@@ -48,6 +51,8 @@ def wait(object_name: str, timeout: float, as_json: bool, controller: Controller
       kubectl apply -f web.yaml && sluice wait svc/shop/web
     Is a policy in force everywhere? Fail after ten seconds, for a script:
       sluice wait networkpolicy/shop/deny-all --timeout 10 && ./test-it
+    Is nothing of a deleted policy left on any switch?
+      kubectl delete -f deny-all.yaml && sluice wait networkpolicy/shop/deny-all --gone
     Which nodes lack it now?
       sluice wait svc/shop/web --timeout 0 --json | jq .lacking
     """  # noqa: D301  click's mark for lines that are to stay as they are
@@ -56,7 +61,8 @@ def wait(object_name: str, timeout: float, as_json: bool, controller: Controller
     report: Convergence | None = None
     while True:
         try:
-            query = {"object": object_name} | ({"id": name} if name else {})
+            query = {"object": object_name}
+            query |= ({"id": name} if name else {}) | ({"gone": ""} if gone else {})
             report = convert(ask(controller, "/v1/wait", query), Convergence)
             name, now = report.id, _sentence(report)
         except RequestError as error:
@@ -87,10 +93,13 @@ def _sentence(report: Convergence) -> str:
     if not report.need:
         return f"no switch needs flows for {report.object}"
     counts = f"{report.hold:,} of {report.need:,} switches hold it"
+    if report.gone:
+        counts = f"it is gone from {report.hold:,} of {report.need:,} switches"
     if report.hold < report.need:
         named = [f"{row.node} ({row.why})" for row in report.lacking[:NAMED_AT_MOST]]
         more = report.need - report.hold - len(named)
-        return f"{counts}; lacking: {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}"
+        others = f" and {more:,} more" if more > 0 else ""
+        return f"{counts}; {'not from' if report.gone else 'lacking'}: {', '.join(named)}{others}"
     if report.last is None or report.in_force_at is None:
         return counts
     later = "" if report.last.exact else " at the latest"

@@ -9,7 +9,7 @@ time.
 A change of an object also removes flows, perhaps on switches that need nothing of it any more. So
 removals count that were made before somebody asks, and so do all connected switches that have not
 acknowledged their last change then. A switch that is away, and needs nothing of the object, may
-still hold what was removed.
+still hold what was removed; of an object that is gone, it is waited for.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from controller.acknowledgements import Acknowledged
-from controller.causes import alike, holders, keys_of
-from controller.object_names import UnknownObject, object_named
+from controller.causes import POLICY_KINDS, alike, holders, keys_of
+from controller.object_names import UnknownObject, is_known, object_named, ref_named
 from controller.policies.slices import SLICE, Slices
 from controller.policy_reports.pods import why_not_attached
 from controller.reconciler import Reconciler
@@ -54,10 +54,13 @@ class _Wait:
     keys: list[Key]
     shared: int
     """The version of the shared program."""
-    changed: int
-    """The version of it in which the object changed last: removals of others may follow."""
     own: dict[str, int]
     """By node, the version of its own program; 0: the object has nothing there."""
+    is_gone: bool
+    """Whether the object is to be gone from all switches."""
+    changed: int
+    """The version of the shared program in which the object changed last: removals of others may
+    follow."""
     held: dict[str, tuple[Acknowledged, float]] = field(default_factory=dict)
     """By node, its proof, and how many seconds its datapath needs to follow."""
 
@@ -70,11 +73,14 @@ class Convergences:
         self._clock = clock
         self._waits: OrderedDict[str, _Wait] = OrderedDict()
 
-    async def look(self, text: str, name: str = "") -> Convergence:
-        """Which switches hold the object of a text; with the id of a former answer, that state."""
+    async def look(self, text: str, name: str = "", *, gone: bool = False) -> Convergence:
+        """Which switches hold the object of a text; with the id of a former answer, that state.
+
+        `gone`: which switches have removed all that it caused.
+        """
         wait = self._waits.get(name)
         if wait is None:
-            begun = await self._begin(text)
+            begun = await self._begin(text, gone=gone)
             if isinstance(begun, Convergence):
                 return begun
             name, wait = secrets.token_hex(8), begun
@@ -84,24 +90,40 @@ class Convergences:
         self._waits.move_to_end(name)
         return await in_turns(self._judged(name, wait))
 
-    async def _begin(self, text: str) -> _Wait | Convergence:
+    async def _begin(self, text: str, *, gone: bool) -> _Wait | Convergence:
         """Note what is needed; an answer that says why that is not known yet."""
-        reconciler = self._reconciler
-        inventory = reconciler.inventory
         try:
-            ref = object_named(inventory, text)
+            ref = (ref_named if gone else object_named)(self._reconciler.inventory, text)
         except UnknownObject as error:
-            return Convergence(object=None, id="", pending=str(error))
+            return Convergence(object=None, id="", gone=gone, pending=str(error))
+        why = await self._why_pending(ref, gone=gone)
+        if not why:
+            made = self._removed(ref) if gone else await in_turns(self._needed(ref))
+            why = "" if gone or made.keys else self._why_nothing(ref)
+            if not why:
+                return made
+        return Convergence(object=Reference.of(ref), id="", gone=gone, pending=why)
+
+    async def _why_pending(self, ref: ObjectRef, *, gone: bool) -> str:
+        """Why it cannot be said yet what the switches need; waits a moment until it can."""
+        reconciler = self._reconciler
+        if gone and is_known(reconciler.inventory, ref):
+            return f"{ref} is still there"
+        if not reconciler.desired.source_complete:
+            return "not all of the cluster could be read: nothing is removed from switches"
         end = asyncio.get_running_loop().time() + PATIENCE
         while not reconciler.is_idle:
             if asyncio.get_running_loop().time() >= end:
-                why = "the controller is still compiling changes"
-                return Convergence(object=Reference.of(ref), id="", pending=why)
+                return "the controller is still compiling changes"
             await asyncio.sleep(0.01)
-        made = await in_turns(self._needed(ref))
-        if not made.keys and (why := self._why_nothing(ref)):
-            return Convergence(object=Reference.of(ref), id="", pending=why)
-        return made
+        return ""
+
+    def _removed(self, ref: ObjectRef) -> _Wait:
+        """Of an object that is gone: every switch has to acknowledge its programs of now."""
+        desired, nodes = self._reconciler.desired, self._reconciler.inventory.view.nodes
+        own = {node: desired.program(node).version for node in nodes}
+        version = desired.shared_removed_at
+        return _Wait(ref, [], version, own, is_gone=True, changed=version)
 
     def _needed(self, ref: ObjectRef) -> Slices[_Wait]:
         reconciler = self._reconciler
@@ -120,7 +142,7 @@ class Convergences:
                 own[node] = version
         changed = desired.shared_version_of(shared)
         removed = desired.shared_removed_at
-        return _Wait(ref, keys, max(changed, removed), changed, own)
+        return _Wait(ref, keys, max(changed, removed), own, is_gone=False, changed=changed)
 
     def _why_nothing(self, ref: ObjectRef) -> str:
         """Why an object has no flows though it may get some; empty: it needs none."""
@@ -160,6 +182,7 @@ class Convergences:
         return Convergence(
             object=Reference.of(wait.ref),
             id=name,
+            gone=wait.is_gone,
             hold=hold,
             need=need,
             last=_last(last, proofs[last][0]) if last else None,
@@ -171,15 +194,9 @@ class Convergences:
     def _lacks(self, node: str, wait: _Wait) -> str:
         """Why a switch is not proven to hold it; empty: it is."""
         session = self._reconciler.sessions.get(node)
-        if session is None:
+        if session is None or (why := self._unproven(session, wait)):
             wait.held.pop(node, None)
-            return "not connected"
-        if session.state in _UNPROVEN:
-            wait.held.pop(node, None)
-            return session.state.value
-        if session.left_out and self._is_left_out(session, wait.keys):
-            wait.held.pop(node, None)
-            return "the switch rejected flows of it"
+            return "not connected" if session is None else why
         if node in wait.held:
             return ""
         program = self._reconciler.desired.program(node)
@@ -190,6 +207,16 @@ class Convergences:
         proof = session.acknowledged.of(wait.changed, own)
         assert proof is not None  # noqa: S101  an older version than the one that it holds
         wait.held[node] = proof, session.settle_time
+        return ""
+
+    def _unproven(self, session: Session, wait: _Wait) -> str:
+        """Why what a switch has acknowledged proves nothing now; empty: it does."""
+        if session.state in _UNPROVEN:
+            return session.state.value
+        if session.left_out and self._is_left_out(session, wait.keys):
+            return "the switch rejected flows of it"
+        if session.kept_members and (wait.is_gone or wait.ref.kind in POLICY_KINDS):
+            return "it keeps pods of nodes that have not connected yet as peers of policies"
         return ""
 
     def _is_left_out(self, session: Session, keys: Iterable[Key]) -> bool:

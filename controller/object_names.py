@@ -33,7 +33,7 @@ def object_named(inventory: Inventory, text: str) -> ObjectRef:
 
     Without a kind, `NAMESPACE/NAME` is a Pod, else a Service; a bare name is a Node.
     """
-    ref = _ref(inventory, text)
+    ref = ref_named(inventory, text)
     if not is_known(inventory, ref):
         raise UnknownObject(f"there is no {ref}")
     return ref
@@ -46,7 +46,8 @@ def is_known(inventory: Inventory, ref: ObjectRef) -> bool:
     return inventory.metadata(*ref) is not None
 
 
-def _ref(inventory: Inventory, text: str) -> ObjectRef:
+def ref_named(inventory: Inventory, text: str) -> ObjectRef:
+    """The reference of a text, whether there is such an object or not. Raises `UnknownObject`."""
     word, _, rest = text.partition("/")
     kind = KINDS.get(word.lower())
     if kind in CLUSTER_KINDS and rest and "/" not in rest:

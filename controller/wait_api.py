@@ -26,11 +26,12 @@ class WaitApi:
     async def _wait(self, request: web.Request) -> web.Response:
         """With `object`, and `id` of the answer before: which switches hold it now.
 
-        It does not wait: a client asks again.
+        With `gone`: from which switches it is gone. It does not wait: a client asks again.
         """
         if not self._reconciler.listed.is_set():
             return refusal(503, NOT_READ)
         text = request.query.get("object", "")
         if not text or len(text) > LONGEST:
             return refusal(400, f"object: give 1 to {LONGEST} characters")
-        return await answer(await self._convergences.look(text, request.query.get("id", "")))
+        name, gone = request.query.get("id", ""), "gone" in request.query
+        return await answer(await self._convergences.look(text, name, gone=gone))

@@ -34,6 +34,8 @@ class Convergence(Report, frozen=True, kw_only=True):
     """Null: there is none yet."""
     id: str
     """Ask again with this, and the same state of the object is meant."""
+    gone: bool = False
+    """Whether the object is gone: then a switch that holds its absence is counted."""
     pending: str = ""
     """Why it is not known yet which switches need it; empty: it is known."""
     hold: int = 0

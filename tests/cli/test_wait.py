@@ -78,6 +78,13 @@ def test_object_without_flows(waited: Any) -> None:
     assert (done.exit_code, done.stdout) == (0, "no switch needs flows for Service shop/web\n")
 
 
+def test_object_that_is_gone(waited: Any) -> None:
+    done, asked = waited(LACKING | {"gone": True}, DONE | {"gone": True}, words=("--gone",))
+    assert done.stdout.startswith("it is gone from 5,000 of 5,000 switches, last at 14:02:07.312")
+    assert "it is gone from 4,998 of 5,000 switches; not from: n3 (not connected)" in done.stderr
+    assert asked[0] == {"object": "svc/shop/web", "gone": ""}
+
+
 def test_controller_that_restarts_is_asked_again(waited: Any) -> None:
     done, asked = waited(LACKING, RequestError("no controller answers"), DONE)
     assert done.exit_code == 0

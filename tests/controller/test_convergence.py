@@ -199,6 +199,45 @@ def test_switch_that_still_holds_what_was_removed_lacks_it(
     run(story)
 
 
+def test_object_that_is_gone_is_gone_from_every_switch(ovs: Ovs, held_back: asyncio.Event) -> None:
+    async def story() -> None:
+        async with controller(ovs) as world:
+            world.reconciler.update(WEB, [])
+            await world.in_sync()
+            convergences = Convergences(world.reconciler)
+            still = await convergences.look("svc/default/web", gone=True)
+            assert (still.pending, still.in_force) == ("Service default/web is still there", False)
+            held_back.clear()
+            gone = [ObjectRef("Service", "default", "web")]
+            world.reconciler.update([], [*gone, ObjectRef("EndpointSlice", "default", "web-1")])
+            found = await convergences.look("svc/default/web", gone=True)
+            assert (found.hold, found.need, found.gone) == (0, 2, True)
+            held_back.set()
+            await world.in_sync()
+            found = await convergences.look("", found.id)
+            # A switch that is away may still hold it.
+            assert (found.hold, found.need) == (1, 2)
+            assert [(row.node, row.why) for row in found.lacking] == [("node2", "not connected")]
+            without_peer(world)
+            assert (await in_force(convergences, "", found.id)).need == 1
+
+    run(story)
+
+
+def test_nothing_is_proven_while_the_cluster_is_not_read_completely(ovs: Ovs) -> None:
+    """Nothing is removed then, so old flows may let more pass."""
+
+    async def story() -> None:
+        async with controller(ovs, whole=False) as world:
+            await world.until(lambda: "node1" in world.reconciler.sessions)
+            convergences = Convergences(world.reconciler)
+            found = await convergences.look("node/node1")
+            assert "not all of the cluster could be read" in found.pending
+            assert not found.in_force
+
+    run(story)
+
+
 def test_drift_and_rejection_are_no_proof(ovs: Ovs) -> None:
     async def story() -> None:
         async with controller(ovs) as world:

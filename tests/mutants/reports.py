@@ -43,8 +43,8 @@ REPORTS: Final = (
     Fault(
         "a Pod without an interface counts as held",
         "controller/convergence.py",
-        "        if not made.keys and (why := self._why_nothing(ref)):",
-        "        if False and (why := self._why_nothing(ref)):",
+        'why = "" if gone or made.keys else self._why_nothing(ref)',
+        'why = ""',
         _CONVERGENCE,
     ),
     Fault(
