@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from random import Random
@@ -16,18 +16,20 @@ from flows import names
 from flows.compile import compile_scope
 from flows.features.endpoints import MAX_DP_HASH_ENDPOINTS
 from flows.flow import Group, ct_state
+from flows.pipeline import BLOCKED, CT_ZONE, KNOWN
 from flows.traced import Traced
 from flows.view import CLUSTER_SCOPE
 from node_agent import switch_trace
 from tests.flows.test_service_trace import SERVICES, VIEW
 from tests.flows.tracing import become
+from tests.flows.worlds import CLUSTER
 from tests.ovs import Ovs, running
 from tests.policy.controlled import Controlled, ofport_of
 from tests.policy.evaluator import Cluster, gateway, node_addresses
 from tests.policy.generator import NODES, generate
 from tests.policy.simulator import IN_PORT, Tables
 from tests.policy.switches import Switches, switches_for
-from wire.questions import Packet, SwitchTrace, TraceSwitch
+from wire.questions import Connection, Packet, SwitchTrace, TraceSwitch
 from wire.tracing import TraceError
 from wire.tracing.switch import Entry, PartOf, trace_switch
 
@@ -37,7 +39,7 @@ TUNNEL_ID = 1
 _COMPARED = re.compile(
     r"reg\d+|in_port|dl_(src|dst)|nw_(src|dst)|tp_(src|dst)|icmp_(type|code)|tun_(src|dst)"
 )
-CLUSTERS, PACKETS = 40, 12
+CLUSTERS, PACKETS = 25, 12
 
 
 class Place(NamedTuple):
@@ -58,8 +60,8 @@ class Both:
         self.differences: list[str] = []
         self.parts = 0
 
-    def trace(self, question: TraceSwitch) -> SwitchTrace:
-        return asyncio.run(trace_switch(question, self._part, lambda _, __: ()))
+    def trace(self, question: TraceSwitch, known: Iterable[Connection] = ()) -> SwitchTrace:
+        return asyncio.run(trace_switch(question, self._part, lambda _, __: known))
 
     async def _part(self, entry: Entry) -> Traced:
         real = await switch_trace._part(self._ovs.directory, entry)
@@ -237,9 +239,13 @@ def ovs_of_policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Switch
         yield made
 
 
+@pytest.mark.parametrize("cuts", [False, True])
 def test_random_packets_go_as_in_a_real_switch_and_in_the_simulator(
-    ovs_of_policies: Switches, monkeypatch: pytest.MonkeyPatch
+    ovs_of_policies: Switches, monkeypatch: pytest.MonkeyPatch, cuts: bool
 ) -> None:
+    """`cuts`: policies cut established connections, and denials are reported."""
+    settings = replace(CLUSTER, cut_established=cuts, log_denials=cuts)
+    monkeypatch.setattr("tests.policy.controlled.CLUSTER", settings)
     switches, controlled = ovs_of_policies, Controlled()
     sent = 0
     for seed in range(CLUSTERS):
@@ -258,6 +264,7 @@ def test_random_packets_go_as_in_a_real_switch_and_in_the_simulator(
                 place = _place(chance, cluster, node)
                 made = _random_packet(chance, cluster, place)
                 done = both.trace(question(place, made))
+                both.trace(question(place, made), [_established(chance, made)])
                 assert "\n".join(both.differences) == "", seed
                 assert _simulated(tables, place, made) == done.out_port, (seed, place, made)
                 sent += done.out_port is not None
@@ -286,6 +293,16 @@ def _random_packet(chance: Random, cluster: Cluster, place: Place) -> Packet:
     protocol = chance.choice((TCP, TCP, UDP, SCTP, ICMP, GRE))
     port = chance.choice((80, 443, 53, 8080, 1, 65_535, chance.randrange(1, 65_536)))
     return packet(protocol, place.source, IPv4Address(chance.choice(to)), port)
+
+
+def _established(chance: Random, made: Packet) -> Connection:
+    """A connection that conntrack has, which policies of before allowed or cut."""
+    ends = made.source, made.source_port, made.destination, made.destination_port
+    mark = chance.choice((KNOWN, KNOWN | BLOCKED))
+    return Connection(
+        CT_ZONE, made.protocol, *ends, *ends[2:], *ends[:2],
+        mark=mark, label=hex(chance.getrandbits(64)), is_answered=chance.random() < 0.7,
+    )  # fmt: skip
 
 
 def _simulated(tables: Tables, place: Place, made: Packet) -> int | None:
