@@ -17,15 +17,20 @@ MAX_COST: Final = 500
 """Flows, buckets and meters that one turn compiles; each object that it takes in counts ten."""
 MAX_SECONDS: Final = 0.01
 """CPU time after which a turn takes no further step."""
+REPORT_SECONDS: Final = 0.002
+"""The same for a report to people. A request of a switch or an agent takes some turns of the event
+loop, and between each two of them lies a turn of each report that is made."""
 
 
 class WorkBudget:
     """The budget of one turn. The step that uses it up is still finished: steps are not divided."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.thread_time, seconds: float | None = None
+    ) -> None:
         """`clock` is in seconds. The default is CPU time, which other processes do not use up."""
         self._clock = clock
-        self._end = clock() + MAX_SECONDS
+        self._end = clock() + (MAX_SECONDS if seconds is None else seconds)
         self._left = MAX_COST
         self._begun = False
 
@@ -42,11 +47,11 @@ class WorkBudget:
 
 
 async def in_turns(work: Generator[None, None, T]) -> T:
-    """Do some work in several turns of the event loop; it yields between its steps.
+    """Make a report in several turns of the event loop; it yields between its steps.
 
     What it reads may change meanwhile: then the result is about both moments.
     """
-    budget = WorkBudget()
+    budget = WorkBudget(seconds=REPORT_SECONDS)
     while True:
         try:
             next(work)
@@ -54,5 +59,5 @@ async def in_turns(work: Generator[None, None, T]) -> T:
             return cast("T", end.value)
         if budget.over:
             await asyncio.sleep(0)
-            budget = WorkBudget()
+            budget = WorkBudget(seconds=REPORT_SECONDS)
         budget.spend(1)
