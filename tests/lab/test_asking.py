@@ -30,7 +30,7 @@ CLOSED = {
     "apiVersion": "networking.k8s.io/v1",
     "kind": "NetworkPolicy",
     "metadata": {"name": "closed", "namespace": "default", "uid": "closed"},
-    "spec": {"podSelector": {"matchLabels": {"app": "a2"}}, "policyTypes": ["Ingress"]},
+    "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
 }
 
 
@@ -101,6 +101,10 @@ def test_flows_of_a_pod_without_a_node(lab: Lab) -> None:
     assert re.search(r"reg1=0x[0-9a-f]+ → output:\d+\n", shown)
 
 
+def is_denial(line: str) -> bool:
+    return "table=DeniedToPod" in line and "reg1=" in line
+
+
 def test_wait_proves_that_switches_hold_an_object(lab: Lab) -> None:
     assert sluice(lab, "wait", "svc/default/new", "--timeout", "0").returncode == 1
     serve(lab, "new", "10.96.0.11", A2)
@@ -114,7 +118,12 @@ def test_wait_proves_that_switches_hold_an_object(lab: Lab) -> None:
     assert (of_pod["hold"], of_pod["need"], of_pod["last"]["node"]) == (1, 1, "node1")
     with applied(lab, CLOSED):
         policy = answer(lab, "wait", "networkpolicy/default/closed")
-        assert policy["inForce"]
+        assert (policy["hold"], policy["need"], policy["inForce"]) == (2, 2, True)
+        assert any(map(is_denial, dump(lab, "node1", "--names")))
+    gone = sluice(lab, "wait", "networkpolicy/default/closed", "--gone")
+    assert gone.returncode == 0, gone.stderr
+    assert gone.stdout.startswith("it is gone from 2 of 2 switches, last at ")
+    assert not any(map(is_denial, dump(lab, "node1", "--names")))
 
 
 def test_top_counts_the_packets_that_pods_send(lab: Lab) -> None:
@@ -187,7 +196,7 @@ def drop_of_each_kind(lab: Lab) -> None:
 
 
 def test_drops_by_reason(lab: Lab) -> None:
-    with applied(lab, {**CLOSED, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}):
+    with applied(lab, CLOSED):
         assert sluice(lab, "wait", "networkpolicy/default/closed").returncode == 0
         before = reasons(lab)
         with running(command(lab, "drops", "--follow", "--interval", "1")) as following:
