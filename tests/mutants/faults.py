@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from tests.mutants.checks import CHECKS
 from tests.mutants.fault import Fault
 from tests.mutants.identity import IDENTITY
 from tests.mutants.packets import PACKETS
@@ -12,5 +13,5 @@ from tests.mutants.state import STATE
 from tests.mutants.switches import SWITCHES
 
 FAULTS: Final[tuple[Fault, ...]] = (
-    *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE, *SWITCHES,
+    *CHECKS, *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE, *SWITCHES,
 )  # fmt: skip
