@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import click
@@ -13,6 +15,8 @@ from controller.reports.status import ClusterStatus
 USUAL_WAIT: Final = 300.0
 PAUSE: Final = 2.0
 """Seconds between two questions of `--wait`."""
+SLOWEST: Final = 3
+"""Switches that are named."""
 NAMED_AT_MOST: Final = 10
 """Nodes, and problems, that are named; `--json` has all."""
 
@@ -28,7 +32,7 @@ NAMED_AT_MOST: Final = 10
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
 def status(wait: bool, timeout: float | None, as_json: bool, controller: Controller) -> None:
-    """Show whether every switch holds what it should, and what is refused.
+    """Show whether every switch holds what it should, and what is refused, on one screen.
 
     Exit code 1 unless the controller has read the whole cluster and every switch is in sync. What
     is refused does not change the exit code.
@@ -86,8 +90,65 @@ def _show(given: ClusterStatus) -> None:
         if not node.in_sync
     ]
     _lines(late)
+    for line in _more(given):
+        click.echo(line)
     click.echo(f"problems: {len(given.problems):,}" if given.problems else "problems: none")
     _lines([f"  {subject}: {text}" for subject, text in sorted(given.problems.items())])
+
+
+def _more(given: ClusterStatus) -> Iterator[str]:
+    """What a controller of an older version does not tell is left out."""
+    nodes = given.nodes
+    for each in given.controllers:
+        role = "leader" if each.leader else "standby"
+        since = _long(time.time() - each.since)
+        yield f"controller: {each.name} ({role}, version {each.version}, since {since})"
+    if not given.controllers or not nodes:
+        return
+    late = {name: node.lag for name, node in nodes.items() if node.connected and node.lag}
+    yield f"lag: {_slowest(late)}" if late else "lag: none"
+    if drift := {name: node.drift for name, node in nodes.items() if node.drift}:
+        most = max(drift, key=drift.__getitem__)
+        yield (
+            f"drift: {sum(drift.values()):,} flows, groups and meters were changed by others and"
+            f" repaired, most on {most}"
+        )
+    else:
+        yield "drift: none"
+    yield (
+        f"versions: Sluice {_versions(n.agent for n in nodes.values())};"
+        f" Open vSwitch {_versions(n.open_vswitch for n in nodes.values())}"
+    )
+    took = {name: node.acknowledged_in for name, node in nodes.items() if node.acknowledged_in}
+    if took:
+        yield f"slowest switches: {_slowest(took)}"
+    oldest = max(nodes, key=lambda name: nodes[name].proven_age)
+    yield (
+        "last proof that a switch holds what it should: at most"
+        f" {_long(nodes[oldest].proven_age)} ago ({oldest})"
+    )
+
+
+def _slowest(seconds: Mapping[str, float]) -> str:
+    named = sorted(seconds.items(), key=lambda pair: -pair[1])[:SLOWEST]
+    return ", ".join(f"{name} {_long(value)}" for name, value in named)
+
+
+def _versions(given: Iterable[str]) -> str:
+    counts = Counter(each or "unknown" for each in given)
+    return ", ".join(
+        f"{version} on {count:,}" for version, count in counts.most_common(NAMED_AT_MOST)
+    )
+
+
+def _long(seconds: float) -> str:
+    """`12 ms`, `3.1 s`, `5 min`, `2 h`, `4 d`."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    for size, name, most in ((1, "s", 120), (60, "min", 7_200), (3_600, "h", 172_800)):
+        if seconds < most:
+            return f"{seconds / size:.{int(size == 1 and seconds < 10)}f} {name}"
+    return f"{seconds / 86_400:.0f} d"
 
 
 def _summary(given: ClusterStatus) -> str:

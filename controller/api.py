@@ -9,11 +9,14 @@ metrics are numbers alone, without a name or an address.
 import asyncio
 import hashlib
 import math
+import re
 import secrets
+import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
-from typing import cast
+from typing import Final, cast
 
 import msgspec
 import structlog
@@ -24,7 +27,7 @@ from controller.answers import answer
 from controller.bundle_api import BundleApi
 from controller.capture_api import CaptureApi
 from controller.check_api import CheckApi
-from controller.cluster_status import cluster_status
+from controller.cluster_status import NodeFacts, cluster_status
 from controller.counters_api import CountersApi
 from controller.denials import Denials
 from controller.enrolment import Enrolment
@@ -34,10 +37,11 @@ from controller.host_services import document
 from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
-from controller.questions import Questions, answered, fetched
+from controller.questions import Questions, Versions, answered, fetched
 from controller.rates import Rates
 from controller.recent_denials import RecentDenials
 from controller.reconciler import Reconciler
+from controller.reports.status import ControllerStatus
 from controller.service_api import ServiceApi
 from controller.trace_api import TraceApi
 from controller.wait_api import WaitApi
@@ -56,6 +60,7 @@ from wire.documents import (
     encode,
 )
 from wire.sentences import readable
+from wire.version import VERSION
 
 log = structlog.get_logger()
 
@@ -63,6 +68,8 @@ REPORTS_BURST = 50
 """Reports (digests, problems, addresses, denials) of one node that are taken as they come."""
 REPORTS_PER_SECOND = 5.0
 """After these. An agent has one each few seconds."""
+_VERSION: Final = re.compile(r"[0-9A-Za-z.+~-]{1,32}")
+"""What an agent may say of a version."""
 MOST_WAITING = 8
 """Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
 
@@ -104,6 +111,7 @@ class Api:
             CaptureApi(reconciler, self.questions),
         )
         self._metrics = MetricsApi(reconciler)
+        self._this = ControllerStatus(socket.gethostname(), VERSION, leader=True, since=time.time())
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
@@ -155,14 +163,27 @@ class Api:
     async def _status(self, _: web.Request) -> web.Response:
         """See `controller.cluster_status`."""
         reconciler = self._reconciler
-        in_sync = {name: session.in_sync for name, session in reconciler.sessions.items()}
         work = cluster_status(
             reconciler.inventory,
-            in_sync,
+            {name: self._node_facts(name) for name in list(reconciler.inventory.view.nodes)},
             ready=reconciler.listed.is_set(),
             whole=reconciler.desired.source_complete,
+            controllers=(self._this,),
         )
         return await answer(await in_turns(work))
+
+    def _node_facts(self, name: str) -> NodeFacts:
+        """What is known of a node besides its objects."""
+        session = self._reconciler.sessions.get(name)
+        return NodeFacts(
+            connected=session is not None,
+            in_sync=session is not None and session.in_sync,
+            lag=session.lag if session is not None else 0.0,
+            acknowledged_in=session.acknowledged_in if session is not None else 0.0,
+            drift=session.audit.found if session is not None else 0,
+            proven_age=self._reconciler.proofs.age(name),
+            versions=self.questions.versions(name),
+        )
 
     async def _config(self, request: web.Request) -> web.Response:
         """What an agent must know of its node."""
@@ -289,7 +310,9 @@ class Api:
         _only_own_node(request, name)
         if not self._reconciler.inventory.knows_node(name):
             return _error(404, f"Node {name} is unknown")
-        return fetched(await self.questions.fetch(name, _seconds_to_wait(request)))
+        given = (request.query.get(each, "") for each in (paths.AGENT, paths.OPEN_VSWITCH))
+        versions = Versions(*(each if _VERSION.fullmatch(each) else "" for each in given))
+        return fetched(await self.questions.fetch(name, _seconds_to_wait(request), versions))
 
     async def _take_answer(self, request: web.Request) -> web.Response:
         name = request.match_info["node"]

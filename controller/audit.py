@@ -42,6 +42,8 @@ class Audit:
         """Flows and groups on the switch that Sluice does not manage, from the last digest."""
         self.datapath_flows = 0
         """Flows in the datapath's cache, from the last digest; 0: unknown."""
+        self.found = 0
+        """Flows, groups, seals and meters that differed so far, and were repaired."""
         self._session = session
         self._suspect: set[int] = set()
         """Ranges of cookies that differ. Empty despite drift: meters or groups differ."""
@@ -156,6 +158,7 @@ class Audit:
 
     def _count_drift(self, kind: str, count: int, flows: Iterable[str] = ()) -> None:
         metrics.DRIFT.labels(kind).inc(count)
+        self.found += count
         if count:
             node = self._session.node
             log.warning("drift", node=node, kind=kind, count=count, flows=list(flows))

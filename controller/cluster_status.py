@@ -1,18 +1,39 @@
 """The state of the cluster for people: nodes, their sessions and ports, and what is refused."""
 
 from collections.abc import Generator, Mapping
+from typing import NamedTuple
 
 from controller.inventory import Inventory
-from controller.reports.status import AttachmentStatus, ClusterStatus, NodeStatus
+from controller.questions import Versions
+from controller.reports.status import (
+    AttachmentStatus,
+    ClusterStatus,
+    ControllerStatus,
+    NodeStatus,
+)
+
+
+class NodeFacts(NamedTuple):
+    """What is known of a node besides its objects; see `NodeStatus`."""
+
+    connected: bool = False
+    in_sync: bool = False
+    lag: float = 0.0
+    acknowledged_in: float = 0.0
+    drift: int = 0
+    proven_age: float = 0.0
+    versions: Versions = Versions()
 
 
 def cluster_status(
-    inventory: Inventory, in_sync: Mapping[str, bool], *, ready: bool, whole: bool
+    inventory: Inventory,
+    facts: Mapping[str, NodeFacts],
+    *,
+    ready: bool,
+    whole: bool,
+    controllers: tuple[ControllerStatus, ...] = (),
 ) -> Generator[None, None, ClusterStatus]:
-    """`in_sync` has the nodes whose switch is connected.
-
-    Nodes that come or go meanwhile may be missing.
-    """
+    """Nodes that come or go meanwhile may be missing."""
     view = inventory.view
     nodes: dict[str, NodeStatus] = {}
     for name in list(view.nodes):
@@ -20,14 +41,27 @@ def cluster_status(
         node = view.nodes.get(name)
         if node is None:
             continue
+        known = facts.get(name, NodeFacts())
         nodes[name] = NodeStatus(
             address=str(node.address),
             pod_cidr=str(node.pod_cidr),
-            connected=name in in_sync,
-            in_sync=in_sync.get(name, False),
+            connected=known.connected,
+            in_sync=known.in_sync,
             attachments={
                 each.port: AttachmentStatus(each.pod, str(each.address), each.ofport)
                 for each in view.attachments.get(name, {}).values()
             },
+            lag=round(known.lag, 3),
+            acknowledged_in=round(known.acknowledged_in, 6),
+            proven_age=round(known.proven_age, 1),
+            drift=known.drift,
+            agent=known.versions.agent,
+            open_vswitch=known.versions.open_vswitch,
         )
-    return ClusterStatus(ready=ready, whole=whole, nodes=nodes, problems=inventory.problems.texts())
+    return ClusterStatus(
+        ready=ready,
+        whole=whole,
+        nodes=nodes,
+        problems=inventory.problems.texts(),
+        controllers=controllers,
+    )

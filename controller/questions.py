@@ -8,7 +8,7 @@ a secret between the controller and one node.
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -39,10 +39,20 @@ class NoAnswerError(Exception):
     """An agent gives no answer; the text says which and why."""
 
 
+class Versions(NamedTuple):
+    """What runs on a node, as its agent says; empty: unknown."""
+
+    agent: str = ""
+    open_vswitch: str = ""
+
+
+_UNKNOWN: Final = Versions()
+
+
 class _Node:
     """What one node is asked."""
 
-    __slots__ = ("answers", "asked", "change", "polls", "seen")
+    __slots__ = ("answers", "asked", "change", "polls", "seen", "versions")
 
     def __init__(self) -> None:
         self.asked: dict[str, Asked] = {}
@@ -54,6 +64,7 @@ class _Node:
         """When the last long poll ended or began; None: there was none."""
         self.polls = 0
         """Long polls so far."""
+        self.versions = _UNKNOWN
 
 
 class Questions:
@@ -101,7 +112,14 @@ class Questions:
         now = asyncio.get_running_loop().time()
         return known is not None and known.seen is not None and now - known.seen <= ABSENT
 
-    async def fetch(self, node: str, wait: float) -> NodeQuestions | None:
+    def versions(self, node: str) -> Versions:
+        """What the node's agent has said last."""
+        known = self._nodes.get(node)
+        return known.versions if known is not None else _UNKNOWN
+
+    async def fetch(
+        self, node: str, wait: float, versions: Versions = _UNKNOWN
+    ) -> NodeQuestions | None:
         """What the node is asked now; None: nothing in so many seconds.
 
         A later long poll of the node ends an earlier one, whose agent may be gone.
@@ -109,6 +127,7 @@ class Questions:
         known = self._nodes.get(node) or self._add(node)
         known.seen = asyncio.get_running_loop().time()
         known.polls += 1
+        known.versions = versions
         this = known.polls
         known.change.set()
         try:

@@ -104,6 +104,7 @@ class Session:
         """The version of the node's own program that the switch acknowledged last; -1: none."""
         self.acknowledged = Acknowledgements()
         self._acknowledging = 0.0
+        self._late_since = time.monotonic()
         """Seconds that the switch took to acknowledge the last change of the node's own program."""
         self._on_acknowledged = on_acknowledged
         self._journal = desired.follow(node)
@@ -133,6 +134,16 @@ class Session:
     def in_sync(self) -> bool:
         """Whether the switch holds everything that it should."""
         return self.state is State.IN_SYNC
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the switch last held everything that it should; 0: it does now."""
+        return 0.0 if self.in_sync else time.monotonic() - self._late_since
+
+    @property
+    def acknowledged_in(self) -> float:
+        """Seconds that the switch took to acknowledge the last change of its own flows."""
+        return self._acknowledging
 
     @property
     def seal(self) -> int:
@@ -186,7 +197,10 @@ class Session:
         self._journal.lose()
 
     def _take(self, event: Event) -> None:
+        was_in_sync = self.in_sync
         self.state = TRANSITIONS[self.state, event]
+        if was_in_sync and not self.in_sync:
+            self._late_since = time.monotonic()
         if self.state in PENDING:
             self.dirty.set()
         else:

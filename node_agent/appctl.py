@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from node_agent.json_stream import Parser
 PATIENCE: Final = 20.0
 """Seconds for an answer."""
 _CHUNK: Final = 1 << 18
+_VERSION: Final = re.compile(r"\(Open vSwitch\) ([0-9A-Za-z.+~-]{1,32})")
 
 
 class AppctlError(NodeFault):
@@ -33,6 +35,16 @@ async def call(run: Path, command: str, *arguments: str) -> str:
         said = reply["error"] if isinstance(reply, dict) else reply
         raise AppctlError(f"{command}: {' '.join(str(said).split())}")
     return str(reply.get("result", ""))
+
+
+async def version(run: Path) -> str:
+    """The version of the Open vSwitch that runs, for example `3.1.0`; empty: it does not say."""
+    try:
+        said = await call(run, "version")
+    except AppctlError:
+        return ""
+    found = _VERSION.search(said)
+    return found[1] if found else ""
 
 
 def pid(run: Path) -> int:

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute
 
+from node_agent import appctl
 from node_agent.capture import CaptureError, capture
 from node_agent.checks.local import answer_check
 from node_agent.controllers import ControllerError, Controllers
@@ -37,6 +38,7 @@ from wire.questions import (
 )
 from wire.sentences import readable
 from wire.tracing import TraceError
+from wire.version import VERSION
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
@@ -92,7 +94,7 @@ async def answer_loop(agent: Agent, answerer: Answerer) -> None:
     async with Controllers(agent) as controllers, asyncio.TaskGroup() as tasks:
         while True:
             try:
-                asked = await _fetch(controllers, agent.node)
+                asked = await _fetch(controllers, agent)
             except ControllerError as error:
                 log.debug("no questions", reason=str(error))
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
@@ -108,7 +110,7 @@ async def answer_loop(agent: Agent, answerer: Answerer) -> None:
                 task.add_done_callback(lambda _: turns.release())
 
 
-async def _fetch(controllers: Controllers, node: str) -> NodeQuestions | None:
+async def _fetch(controllers: Controllers, agent: Agent) -> NodeQuestions | None:
     """None: the controller is too old, or does not know the Node. Raises `ControllerError`."""
 
     def read(body: bytes) -> NodeQuestions:
@@ -119,14 +121,18 @@ async def _fetch(controllers: Controllers, node: str) -> NodeQuestions | None:
 
     asked: NodeQuestions | None = await controllers.ask(
         "GET",
-        paths.path_for(paths.QUESTIONS, node),
+        paths.path_for(paths.QUESTIONS, agent.node),
         answers={
             200: read,
             304: lambda _: NodeQuestions(()),
             **dict.fromkeys((404, 405), lambda _: None),
         },
         timeout=_WAIT + 15,
-        params={paths.WAIT: str(_WAIT)},
+        params={
+            paths.WAIT: str(_WAIT),
+            paths.AGENT: VERSION,
+            paths.OPEN_VSWITCH: await appctl.version(agent.ovs_run),
+        },
     )
     return asked
 

@@ -26,6 +26,10 @@ AFTER: Final = "after"
 """Query of a long poll: the revision that the agent has; the answer waits for another one."""
 WAIT: Final = "wait"
 """Query of a long poll: seconds after which the answer is 304."""
+AGENT: Final = "agent"
+"""Query of `QUESTIONS`: the version of the agent."""
+OPEN_VSWITCH: Final = "ovs"
+"""Query of `QUESTIONS`: the version of Open vSwitch on the agent's node."""
 MAX_WAIT: Final = 60.0
 """Seconds that the controller holds a long poll at most."""
 MAX_CERTIFICATE_REQUEST: Final = 4096

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from ipaddress import IPv4Network
@@ -129,8 +130,14 @@ def test_bundle_answers_as_the_controller_did(bundle: Path, words: list[str]) ->
         sluice("--from", bundle, *words, "--json"),
         sluice(*words, "--json", "--from", bundle),
     ):
-        assert (offline.exit_code, offline.stdout) == (asked.exit_code, asked.stdout)
+        assert offline.exit_code == asked.exit_code
+        assert _without_times(offline.stdout) == _without_times(asked.stdout)
     assert json.loads(asked.stdout)
+
+
+def _without_times(text: str) -> str:
+    """What a report says of this moment: the bundle's is another one."""
+    return re.sub(r'"(provenAge|lag|since)": [0-9.]+', r'"\1": 0', text)
 
 
 def test_bundle_that_was_unpacked_answers_too(bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`sluice status`: what it shows of a report, its exit code, and reports of other versions."""
 
+import time
 from typing import Any
 
 import msgspec
@@ -118,3 +119,25 @@ def test_wait_gives_up(shown: Any) -> None:
     assert done.exit_code == 1
     assert "n1 (172.30.1.1): not in sync" in done.stdout
     assert shown(GOOD, "--timeout", "1").exit_code == 2
+
+
+def test_controllers_lag_drift_versions_and_slowest_switches_are_shown(shown: Any) -> None:
+    more = {"agent": "0.1.0", "openVswitch": "3.1.0", "provenAge": 12.0}
+    nodes = {
+        "n1": node("172.30.1.1") | more | {"acknowledgedIn": 0.012},
+        "n2": node("172.30.1.2", in_sync=False) | more | {"lag": 3.06, "acknowledgedIn": 1.5},
+        "n3": node("172.30.1.3") | {"drift": 7, "provenAge": 400.0},
+    }
+    one = {"name": "cp1", "version": "0.1.0", "leader": True, "since": time.time() - 7_300}
+    lines = shown(GOOD | {"nodes": nodes, "controllers": [one]}).stdout.splitlines()
+    assert lines == [
+        "switches: 2 of 3 in sync, 3 connected; 3 pods attached",
+        "  n2 (172.30.1.2): not in sync",
+        "controller: cp1 (leader, version 0.1.0, since 2 h)",
+        "lag: n2 3.1 s",
+        "drift: 7 flows, groups and meters were changed by others and repaired, most on n3",
+        "versions: Sluice 0.1.0 on 2, unknown on 1; Open vSwitch 3.1.0 on 2, unknown on 1",
+        "slowest switches: n2 1.5 s, n1 12 ms",
+        "last proof that a switch holds what it should: at most 7 min ago (n3)",
+        "problems: none",
+    ]
