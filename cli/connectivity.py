@@ -6,29 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-import msgspec
 
 from cli.connectivity_pods import Answer, Probe, Testbed, ends_of
 from cli.controller import Controller, RequestError, ask, controller_options
 from cli.output import print_columns, print_json
+from controller.reports.connectivity import Connectivity, Row
 
 MOST_NODES = 8
 EXPLAINED_AT_MOST = 5
 """Pairs of places whose first failure is traced."""
-
-
-class Row(msgspec.Struct, frozen=True, rename="camel"):
-    """What became of one kind of traffic between two places."""
-
-    kind: str
-    source: str
-    """Pod and node."""
-    destination: str
-    passed: bool
-    said: str
-    """What the client got, if it is not what it should have."""
-    trace: str = ""
-    """Where the packet ends, if it did not pass."""
 
 
 @click.command("connectivity")
@@ -84,7 +70,7 @@ def connectivity(
             answers = list(testbed.probe())
         rows = list(_rows(controller, answers))
     if as_json:
-        print_json({"rows": rows, "version": 1})
+        print_json(Connectivity(rows=tuple(rows)))
     else:
         _show(rows)
     sys.exit(0 if all(row.passed for row in rows) else 1)

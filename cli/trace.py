@@ -9,7 +9,7 @@ import click
 from cli.controller import Controller, ask, completion, controller_options, convert
 from cli.output import print_json
 from controller.policy_reports.verdict import PROTOCOL_WORDS
-from controller.tracing.report import Hop, TraceReport, Way
+from controller.reports.trace import Hop, TraceReport, Way
 
 
 def _ends(report: Any) -> Iterable[str]:

@@ -6,10 +6,10 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from controller.answers import refusal
 from controller.policy_reports.pods import attached, why_not_attached
 from controller.questions import NoAnswerError, Questions
 from controller.reconciler import Reconciler
-from wire.documents import Refusal, encode
 from wire.questions import (
     MAX_CAPTURE_PACKETS,
     MAX_CAPTURE_SECONDS,
@@ -42,18 +42,18 @@ class CaptureApi:
         try:
             packets, seconds, text, pod = _asked(request.query.get)
         except ValueError as error:
-            return _error(400, str(error))
+            return refusal(400, str(error))
         found = attached(self._reconciler.inventory, pod)
         if found is None:
-            return _error(404, why_not_attached(self._reconciler.inventory, pod))
+            return refusal(404, why_not_attached(self._reconciler.inventory, pod))
         question = CapturePod(found.attachment.port, text, packets, seconds)
         log.info("a pod's port is captured", pod=pod, packets=packets, filter=readable(text))
         try:
             answer = await self._questions.ask(found.node, question, seconds + _MARGIN)
         except NoAnswerError as error:
-            return _error(504, str(error))
+            return refusal(504, str(error))
         if not isinstance(answer, Captured):
-            return _error(504, f"Node {found.node}: its agent answers something else")
+            return refusal(504, f"Node {found.node}: its agent answers something else")
         headers = {"Sluice-Cut": "1"} if answer.is_cut else {}
         return web.Response(
             body=answer.pcap, content_type="application/vnd.tcpdump.pcap", headers=headers
@@ -78,8 +78,3 @@ def _asked(query: Callable[[str, str], str]) -> tuple[int, int, str, str]:
 
 def _number(text: str, most: int) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 6 and 1 <= int(text) <= most else None
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    body = encode(Refusal(sentence))
-    return web.Response(status=status, body=body, content_type="application/json")

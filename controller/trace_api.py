@@ -1,15 +1,14 @@
 """What people may ask about the way of a packet."""
 
-import msgspec
 from aiohttp import web
 
+from controller.answers import NOT_READ, answer, refusal
 from controller.policy_reports.ends import QuestionError
 from controller.questions import NoAnswerError, Questions
 from controller.reconciler import Reconciler
 from controller.tracing.follow import Tracer
 from controller.tracing.start import asked_of
 from settings import ClusterSettings
-from wire.documents import Refusal, encode
 
 
 class TraceApi:
@@ -31,18 +30,13 @@ class TraceApi:
     async def _trace(self, request: web.Request) -> web.Response:
         """With `?from=&to=&port=&protocol=&reply=`, see `sluice trace --help`."""
         if not self._reconciler.listed.is_set():
-            return _error(503, "the controller has not read the cluster yet")
+            return refusal(503, NOT_READ)
         try:
             asked = asked_of(request.query.get)
             reply = "reply" in request.query
             report = await self._tracer.trace(asked, reply=reply, node_dns=self._node_dns)
         except QuestionError as error:
-            return _error(404, str(error))
+            return refusal(404, str(error))
         except NoAnswerError as error:
-            return _error(504, str(error))
-        return web.Response(body=msgspec.json.encode(report), content_type="application/json")
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    body = encode(Refusal(sentence))
-    return web.Response(status=status, body=body, content_type="application/json")
+            return refusal(504, str(error))
+        return await answer(report)

@@ -11,8 +11,8 @@ from controller.offline.switch import FlowTables, OfflineSwitch
 from controller.policy_reports.ends import QuestionError
 from controller.programs import CompiledPrograms
 from controller.questions import NoAnswerError
+from controller.reports.trace import TraceReport
 from controller.tracing.follow import Tracer
-from controller.tracing.report import TraceReport
 from controller.tracing.start import asked_of
 from flows.flow import Flow
 from flows.refs import Owners

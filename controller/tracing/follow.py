@@ -11,9 +11,9 @@ import msgspec
 from controller.inventory import Inventory
 from controller.policy_reports.verdict import verdict
 from controller.questions import NoAnswerError
+from controller.reports.trace import Hop, TraceReport, Way
 from controller.service_fields import PROTOCOL_NAMES
 from controller.tracing.hops import Explainer, text_of
-from controller.tracing.report import Hop, TraceReport, Way
 from controller.tracing.start import Asked, Start, start
 from controller.work_budget import in_turns
 from flows import names
@@ -106,15 +106,14 @@ class Tracer:
         if reply and end.delivered and end.place is not None:
             back, back_end = await journey.go(_answer(end.packet), end.place)
             back = self._checked_back(back, back_end, journey.first)
+        named = {**PROTOCOL_NAMES, ICMP: "ICMP"}
         return TraceReport(
-            asked.source,
-            asked.destination,
-            PROTOCOL_NAMES.get(
-                asked.protocol, "ICMP" if asked.protocol == ICMP else str(asked.protocol)
-            ),
-            there,
-            back,
-            self._notes + begin.notes,
+            source=asked.source,
+            destination=asked.destination,
+            protocol=named.get(asked.protocol, str(asked.protocol)),
+            there=there,
+            back=back,
+            notes=begin.notes,
         )
 
     def _checked_back(self, back: Way, end: _End, first: Packet) -> Way:

@@ -12,8 +12,8 @@ from controller.policy_reports.denied import rule_of, sentence_of
 from controller.policy_reports.ends import QuestionError, at
 from controller.policy_reports.pods import Attached
 from controller.references import Reference
+from controller.reports.trace import FlowRow, Hop
 from controller.service_fields import PROTOCOL_NAMES
-from controller.tracing.report import FlowRow, Hop
 from flows import names
 from flows.features.protocols import ICMP, LAYER_4_NAMES
 from flows.flow import Flow

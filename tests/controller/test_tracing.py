@@ -9,9 +9,9 @@ import pytest
 
 from controller.policy_reports.ends import QuestionError
 from controller.questions import NoAnswerError
+from controller.reports.trace import TraceReport
 from controller.tracing.follow import MOST_HOPS, Tracer
 from controller.tracing.hops import MOST_EVENTS
-from controller.tracing.report import TraceReport
 from controller.tracing.start import Asked
 from flows import names
 from flows.features.protocols import TCP

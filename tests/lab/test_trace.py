@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from cli.main import main
 from cli.offline import read_source
 from controller.offline.trace import trace as offline_trace
-from controller.tracing.report import TraceReport
+from controller.reports.trace import TraceReport
 from lab import Lab
 from lab.processes import running
 from tests.lab.pings import address

@@ -1,13 +1,9 @@
-"""The answer of `sluice trace`: typed and versioned."""
-
-from typing import Final
+"""The answer of `sluice trace`."""
 
 import msgspec
 
 from controller.references import Reference
-
-VERSION: Final = 1
-"""Grows when a field is removed or means something else."""
+from controller.reports.report import Report
 
 
 class FlowRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -52,7 +48,7 @@ class Way(msgspec.Struct, frozen=True, rename="camel"):
     """If it is not delivered: what would have to differ."""
 
 
-class TraceReport(msgspec.Struct, frozen=True, rename="camel"):
+class TraceReport(Report, frozen=True, kw_only=True):
     """Where a packet goes, and its reply."""
 
     source: str
@@ -63,7 +59,6 @@ class TraceReport(msgspec.Struct, frozen=True, rename="camel"):
     back: Way | None = None
     """The reply, if it was asked for and the packet was delivered."""
     notes: tuple[str, ...] = ()
-    version: int = VERSION
 
     @property
     def delivered(self) -> bool:
