@@ -113,7 +113,7 @@ class Tracer:
             protocol=named.get(asked.protocol, str(asked.protocol)),
             there=there,
             back=back,
-            notes=begin.notes,
+            notes=self._notes + begin.notes,
         )
 
     def _checked_back(self, back: Way, end: _End, first: Packet) -> Way:
