@@ -10,7 +10,17 @@ from pyroute2 import NetlinkError
 
 from flows import names
 from node_agent.checks import echo, host_facts, probes
-from node_agent.checks.facts import Facts, HostAddress, Link, PathMtu, Reached, Wanted
+from node_agent.checks.facts import (
+    Certificate,
+    CniFile,
+    Facts,
+    HostAddress,
+    Link,
+    Listener,
+    PathMtu,
+    Reached,
+    Wanted,
+)
 from node_agent.checks.host_facts import Notes, Places
 from node_agent.checks.network_facts import network
 from wire.findings import Peer
@@ -40,8 +50,10 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             paths = tasks.create_task(_paths(wanted, links, addresses, notes))
             release = os.uname().release
             needed = ("openvswitch", wanted.tunnel) if wanted.datapath == "system" else ()
+            files = tasks.create_task(asyncio.to_thread(_files, wanted, places, notes))
             modules = await asyncio.to_thread(host_facts.modules, places, release, needed, notes)
     found, tables, problem = chains.result()
+    cni_files, certificates, listeners = files.result()
     reached, offset = controllers.result()
     return Facts(
         kernel=release,
@@ -55,17 +67,29 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
         links=tuple(links),
         addresses=tuple(addresses),
         routes=tuple(routes),
-        cni_files=tuple(host_facts.cni_files(places, notes)),
-        certificates=tuple(
-            each for path in wanted.certificates for each in host_facts.certificates(path, notes)
-        ),
-        listeners=host_facts.listeners(places),
+        cni_files=cni_files,
+        certificates=certificates,
+        listeners=listeners,
         reached=reached,
         paths=paths.result(),
         silent=silent.result(),
         clock_offset=offset,
         now=datetime.now(UTC),
         unchecked=tuple(notes),
+    )
+
+
+def _files(
+    wanted: Wanted, places: Places, notes: Notes
+) -> tuple[tuple[CniFile, ...], tuple[Certificate, ...], frozenset[Listener]]:
+    """What files say. Blocks: they may be large."""
+    certificates = (
+        each for path in wanted.certificates for each in host_facts.certificates(path, notes)
+    )
+    return (
+        tuple(host_facts.cni_files(places, notes)),
+        tuple(certificates),
+        host_facts.listeners(places),
     )
 
 

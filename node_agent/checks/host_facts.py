@@ -169,7 +169,7 @@ async def nft_chains() -> tuple[list[Chain], list[tuple[str, str]], str]:
         return [], [], ""
     if problem:
         return [], [], problem
-    chains, tables = parse_chains(text)
+    chains, tables = await asyncio.to_thread(parse_chains, text)
     return [await _complete(chain) for chain in chains], tables, ""
 
 
