@@ -69,16 +69,17 @@ class Manifests:
             raise ManifestError(f"{name} cannot be read: {error}") from error
 
     def _take(self, content: Any, name: str) -> None:
-        if isinstance(content, dict) and content.get("kind") in KINDS:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if isinstance(kind, str) and kind in KINDS:
             workload = read_workload(content)
             self.workloads[workload.ref] = workload
             return
         try:
             made = from_manifest(content)
         except UnknownKindError:
-            if not isinstance(content.get("kind"), str):
+            if not isinstance(kind, str):
                 raise
-            self.ignored[content["kind"]] += 1
+            self.ignored[kind] += 1
             return
         identity = ref(made)
         if identity in self.objects:
@@ -90,7 +91,8 @@ class Manifests:
     def _take_status(self, pod: ObjectRef, status: Any) -> None:
         if not isinstance(status, dict):
             return
-        if status.get("phase") in FINISHED:
+        phase = status.get("phase")
+        if isinstance(phase, str) and phase in FINISHED:
             self.finished.add(pod)
         if isinstance(text := status.get("podIP"), str):
             try:
@@ -116,8 +118,8 @@ def _documents(text: str) -> Iterator[Any]:
         try:
             # JSON is YAML as well, but this is a hundred times as fast.
             yield msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            pass
+        except (msgspec.DecodeError, RecursionError):
+            pass  # The reader of YAML says where it is wrong.
         else:
             return
     yield from documents(text)

@@ -411,6 +411,24 @@ def test_ten_thousand_objects_are_no_problem(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"kind": "Pod", "x": ' + "[" * 5_000 + "]" * 5_000 + "}",
+        '{"kind": ["Pod"]}',
+        '{"kind": {"Pod": 1}}',
+        '{"kind": "List", "items": {"kind": "Pod"}}',
+        '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b"},'
+        ' "spec": {}, "status": {"phase": ["Failed"], "podIP": ["10.0.0.1"]}}',
+    ],
+)
+def test_hostile_manifest_is_a_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "hostile.json"
+    path.write_text(text)
+    result = sluice("status", "--from", path)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+
+
 def test_folder_with_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_bytes(HEADER)
     (tmp_path / "cluster.jsonl").symlink_to("/etc/passwd")
