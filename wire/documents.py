@@ -209,17 +209,17 @@ def encode(
 
 def decode_config(data: bytes) -> NodeConfig:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeConfig, dec_hook=_decode)
+    return from_json(data, NodeConfig)
 
 
 def decode_services(data: bytes) -> NodeServices:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeServices, dec_hook=_decode)
+    return from_json(data, NodeServices)
 
 
 def decode_digest(data: bytes) -> SwitchDigest:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=SwitchDigest)
+    return from_json(data, SwitchDigest)
 
 
 def decode_verdict(data: bytes) -> Verdict:
@@ -227,28 +227,36 @@ def decode_verdict(data: bytes) -> Verdict:
 
     A later version may say "superseded", once no agent is left that knows only "moved on".
     """
-    given = msgspec.json.decode(data, type=Literal["right", "moved on", "superseded", "drift"])
+    given: str = from_json(data, Literal["right", "moved on", "superseded", "drift"])
     return Verdict.SUPERSEDED if given == "superseded" else Verdict(given)
 
 
 def decode_problems(data: bytes) -> NodeProblems:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeProblems)
+    return from_json(data, NodeProblems)
 
 
 def decode_addresses(data: bytes) -> NodeAddresses:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeAddresses, dec_hook=_decode)
+    return from_json(data, NodeAddresses)
 
 
 def decode_denials(data: bytes) -> NodeDenials:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeDenials, dec_hook=_decode)
+    return from_json(data, NodeDenials)
 
 
 def decode_refusal(data: bytes) -> str:
     """The reason, from JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=Refusal).error
+    return str(from_json(data, Refusal).error)
+
+
+def from_json(data: bytes, kind: Any) -> Any:
+    """Raises `msgspec.MsgspecError`, also for what is nested too deep to be read."""
+    try:
+        return msgspec.json.decode(data, type=kind, dec_hook=_decode)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deep") from None
 
 
 def _decode(kind: type, value: Any) -> Any:

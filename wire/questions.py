@@ -6,12 +6,12 @@ tag; an agent that does not know a kind answers `Failure`.
 """
 
 from ipaddress import IPv4Address
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from wire.documents import Sentence
+from wire.documents import Sentence, from_json
 from wire.findings import MAX_PEERS, NodeFindings, Peer
 
 MAX_QUESTIONS: Final = 8
@@ -238,20 +238,17 @@ def encode(content: Question | NodeQuestions | Answer) -> bytes:
 
 def decode_questions(data: bytes) -> NodeQuestions:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(data, type=NodeQuestions)
+    asked: NodeQuestions = from_json(data, NodeQuestions)
+    return asked
 
 
 def decode_question(data: bytes) -> Question:
     """From JSON. Raises `msgspec.MsgspecError`, `ValueError`."""
-    question: Question = msgspec.json.decode(data, type=Question, dec_hook=_decode)
+    question: Question = from_json(data, Question)
     return question
 
 
 def decode_answer(data: bytes) -> Answer:
     """From JSON. Raises `msgspec.MsgspecError`, `ValueError`."""
-    answer: Answer = msgspec.json.decode(data, type=Answer, dec_hook=_decode)
+    answer: Answer = from_json(data, Answer)
     return answer
-
-
-def _decode(kind: type, value: Any) -> Any:
-    return kind(value)

@@ -251,3 +251,12 @@ def test_sentence_made_of_any_text_is_bounded() -> None:
         made = NodeProblems(readable(text))
         assert documents.decode_problems(encode(made)) == made
     assert readable("x" * MAX_SENTENCE) == "x" * MAX_SENTENCE
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in vars(documents) if name.startswith("decode_"))
+)
+def test_document_that_is_nested_too_deep_is_refused(name: str) -> None:
+    deep = b'{"node": "n1", "more": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+    with pytest.raises(msgspec.MsgspecError):
+        getattr(documents, name)(deep)
