@@ -317,8 +317,8 @@ class Api:
     async def _take_answer(self, request: web.Request) -> web.Response:
         name = request.match_info["node"]
         _only_own_node(request, name)
-        body = await request.read()
-        return answered(self.questions.take(name, request.match_info["question"], body))
+        question = request.match_info["question"]
+        return answered(await self.questions.take(name, question, request.read))
 
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)

@@ -7,7 +7,7 @@ a secret between the controller and one node.
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -52,13 +52,19 @@ _UNKNOWN: Final = Versions()
 class _Node:
     """What one node is asked."""
 
-    __slots__ = ("answers", "asked", "change", "polls", "seen", "versions")
+    __slots__ = (
+        "answers", "asked", "change", "polls", "seen", "sending", "until", "versions",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.asked: dict[str, Asked] = {}
         """By name, not fetched yet."""
         self.answers: dict[str, asyncio.Future[Answer]] = {}
         """By name, what is waited for."""
+        self.until: dict[str, float] = {}
+        """By name, when nobody waits for it any more."""
+        self.sending: set[str] = set()
+        """Of these, what the agent sends at the moment."""
         self.change = asyncio.Event()
         self.seen: float | None = None
         """When the last long poll ended or began; None: there was none."""
@@ -91,16 +97,17 @@ class Questions:
         name = secrets.token_hex(8)
         known.asked[name] = Asked(name, msgspec.Raw(encode(question)))
         future = known.answers[name] = asyncio.get_running_loop().create_future()
+        known.until[name] = asyncio.get_running_loop().time() + patience
         known.change.set()
         self._waiting += 1
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout_at(known.until[name]):
                 answer: Answer = await future
         except TimeoutError:
             raise NoAnswerError(f"Node {node}: no answer in {patience:g} s") from None
         finally:
             self._waiting -= 1
-            known.answers.pop(name, None)
+            del known.answers[name], known.until[name]
             known.asked.pop(name, None)
         if isinstance(answer, Failure):
             raise NoAnswerError(f"Node {node}: {answer.reason}")
@@ -145,14 +152,26 @@ class Questions:
         known.asked.clear()
         return NodeQuestions(asked)
 
-    def take(self, node: str, name: str, body: bytes) -> bool:
+    async def take(self, node: str, name: str, read: Callable[[], Awaitable[bytes]]) -> bool:
         """An answer; whether there was such a question.
 
-        An answer that cannot be read is a failure. At most `MAX_ANSWER` bytes are read.
+        Only then its body is read, and only as long as somebody waits for it: a node may send
+        slowly, and often. An answer that cannot be read is a failure, as is one of more than
+        `MAX_ANSWER` bytes.
         """
         known = self._nodes.get(node)
         future = known.answers.get(name) if known is not None else None
-        if future is None or future.done():
+        if known is None or future is None or future.done() or name in known.sending:
+            return False
+        known.sending.add(name)
+        try:
+            async with asyncio.timeout_at(known.until[name]):
+                body = await read()
+        except TimeoutError:
+            return False
+        finally:
+            known.sending.discard(name)
+        if future.done():
             return False
         try:
             if len(body) > MAX_ANSWER:

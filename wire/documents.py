@@ -209,17 +209,20 @@ def encode(
 
 def decode_config(data: bytes) -> NodeConfig:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, NodeConfig)
+    document: NodeConfig = from_json(data, NodeConfig)
+    return document
 
 
 def decode_services(data: bytes) -> NodeServices:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, NodeServices)
+    document: NodeServices = from_json(data, NodeServices)
+    return document
 
 
 def decode_digest(data: bytes) -> SwitchDigest:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, SwitchDigest)
+    document: SwitchDigest = from_json(data, SwitchDigest)
+    return document
 
 
 def decode_verdict(data: bytes) -> Verdict:
@@ -233,17 +236,20 @@ def decode_verdict(data: bytes) -> Verdict:
 
 def decode_problems(data: bytes) -> NodeProblems:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, NodeProblems)
+    document: NodeProblems = from_json(data, NodeProblems)
+    return document
 
 
 def decode_addresses(data: bytes) -> NodeAddresses:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, NodeAddresses)
+    document: NodeAddresses = from_json(data, NodeAddresses)
+    return document
 
 
 def decode_denials(data: bytes) -> NodeDenials:
     """From JSON. Raises `msgspec.MsgspecError`."""
-    return from_json(data, NodeDenials)
+    document: NodeDenials = from_json(data, NodeDenials)
+    return document
 
 
 def decode_refusal(data: bytes) -> str:

@@ -43,6 +43,15 @@ async def first(questions: Questions, node: str = "n1") -> Asked:
     return asked
 
 
+async def take(questions: Questions, node: str, name: str, body: bytes) -> bool:
+    """Send an answer; whether somebody waited for it."""
+
+    async def read() -> bytes:
+        return body
+
+    return await questions.take(node, name, read)
+
+
 async def seen(questions: Questions, *nodes: str) -> None:
     """Let these agents have asked for questions."""
     for node in nodes:
@@ -56,7 +65,7 @@ def test_agent_that_waits_gets_the_question_and_answers() -> None:
         asking = asyncio.create_task(questions.ask("n1", QUESTION))
         asked = await fetching
         assert decode_question(bytes(asked.question)) == QUESTION
-        assert questions.take("n1", asked.id, encode(ANSWER))
+        assert await take(questions, "n1", asked.id, encode(ANSWER))
         assert await asking == ANSWER
 
     run(story)
@@ -68,7 +77,7 @@ def test_failure_of_the_agent_is_a_sentence() -> None:
         asking = asyncio.create_task(questions.ask("n1", QUESTION))
         await asyncio.sleep(0)
         asked = await first(questions)
-        questions.take("n1", asked.id, encode(Failure("ovs-vswitchd does not answer")))
+        await take(questions, "n1", asked.id, encode(Failure("ovs-vswitchd does not answer")))
         with pytest.raises(NoAnswerError, match="Node n1: ovs-vswitchd does not answer"):
             await asking
 
@@ -101,10 +110,10 @@ def test_other_node_cannot_answer() -> None:
         asking = asyncio.create_task(questions.ask("n1", QUESTION))
         await asyncio.sleep(0)
         asked = await first(questions)
-        assert not questions.take("n2", asked.id, encode(ANSWER))
-        assert not questions.take("n1", "0" * 16, encode(ANSWER))
-        assert questions.take("n1", asked.id, encode(ANSWER))
-        assert not questions.take("n1", asked.id, encode(ANSWER))
+        assert not await take(questions, "n2", asked.id, encode(ANSWER))
+        assert not await take(questions, "n1", "0" * 16, encode(ANSWER))
+        assert await take(questions, "n1", asked.id, encode(ANSWER))
+        assert not await take(questions, "n1", asked.id, encode(ANSWER))
         assert await asking == ANSWER
 
     run(story)
@@ -115,6 +124,7 @@ def test_other_node_cannot_answer() -> None:
     [
         b"",
         b"[" * 1000,
+        b'{"type": "failure", "reason": "x", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}",
         b'{"type": "novel"}',
         b'{"type": "hostTrace"}',
         encode(ANSWER).replace(b"10.244.1.2", b"300.1.1.1"),
@@ -131,9 +141,52 @@ def test_answer_that_cannot_be_read_is_a_failure(body: bytes) -> None:
         asking = asyncio.create_task(questions.ask("n1", QUESTION))
         await asyncio.sleep(0)
         asked = await first(questions)
-        assert questions.take("n1", asked.id, body)
+        assert await take(questions, "n1", asked.id, body)
         with pytest.raises(NoAnswerError, match="Node n1: its answer cannot be read"):
             await asking
+
+    run(story)
+
+
+def test_answer_that_nobody_waits_for_is_not_read() -> None:
+    async def story(questions: Questions) -> None:
+        async def read() -> bytes:
+            raise AssertionError("it is read")
+
+        assert not await questions.take("n1", "0" * 16, read)
+        await seen(questions, "n1")
+        assert not await questions.take("n1", "0" * 16, read)
+        asking = asyncio.create_task(questions.ask("n1", QUESTION))
+        await asyncio.sleep(0)
+        assert not await questions.take("n1", "0" * 16, read)
+        asking.cancel()
+
+    run(story)
+
+
+def test_answer_is_read_once_at_a_time_and_while_somebody_waits() -> None:
+    """A node that sends slowly, and again and again, holds no more memory than others."""
+
+    async def story(questions: Questions) -> None:
+        begun = 0
+
+        async def slow() -> bytes:
+            nonlocal begun
+            begun += 1
+            await asyncio.Event().wait()
+            return b""
+
+        await seen(questions, "n1")
+        asking = asyncio.create_task(questions.ask("n1", QUESTION, 0.2))
+        await asyncio.sleep(0)
+        asked = await first(questions)
+        sending = asyncio.create_task(questions.take("n1", asked.id, slow))
+        await asyncio.sleep(0)
+        assert [await questions.take("n1", asked.id, slow) for _ in range(100)] == [False] * 100
+        assert begun == 1
+        with pytest.raises(NoAnswerError, match="no answer"):
+            await asking
+        assert not await sending
 
     run(story)
 
@@ -182,7 +235,7 @@ def test_later_long_poll_ends_an_earlier_one() -> None:
         assert await earlier is None
         asking = asyncio.create_task(questions.ask("n1", QUESTION))
         asked = await later
-        questions.take("n1", asked.id, encode(ANSWER))
+        await take(questions, "n1", asked.id, encode(ANSWER))
         assert await asking == ANSWER
 
     run(story)
