@@ -12,6 +12,8 @@ from node_agent.json_stream import Parser
 PATIENCE: Final = 20.0
 """Seconds for an answer."""
 _CHUNK: Final = 1 << 18
+_BREAK: Final = r"\n"
+"""The end of a line, as JSON has it."""
 _VERSION: Final = re.compile(r"\(Open vSwitch\) ([0-9A-Za-z.+~-]{1,32})")
 
 
@@ -19,14 +21,17 @@ class AppctlError(NodeFault):
     """ovs-vswitchd does not answer, or refuses a command; the text says which."""
 
 
-async def call(run: Path, command: str, *arguments: str) -> str:
+async def call(run: Path, command: str, *arguments: str, having: str = "") -> str:
     """What ovs-vswitchd answers. `run` is the directory of its sockets.
+
+    With `having`, only the lines that have this text, which JSON must not need to escape: of an
+    answer of any length, only these are held. The answer must be plain text without quotes.
 
     The protocol is JSON-RPC 1.0. Raises `AppctlError`, also after `PATIENCE`.
     """
     try:
         async with asyncio.timeout(PATIENCE):
-            reply = await _call(run, command, arguments)
+            reply = await _call(run, command, arguments, _Lines(having) if having else None)
     except TimeoutError:
         raise AppctlError(f"{command}: no answer from ovs-vswitchd in {PATIENCE:g} s") from None
     except (OSError, ValueError) as error:
@@ -52,7 +57,37 @@ def pid(run: Path) -> int:
     return int((run / "ovs-vswitchd.pid").read_text())
 
 
-async def _call(run: Path, command: str, arguments: tuple[str, ...]) -> object:
+class _Lines:
+    """Passes on the lines of an answer that have a text, while it is still JSON."""
+
+    def __init__(self, having: str) -> None:
+        self._having = having
+        self._begun = ""
+        """A line of which the end has not come yet."""
+        self._is_inside = False
+        """Whether this is between the first line, which JSON begins with, and the last one."""
+        self._has_ended = False
+
+    def of(self, text: str) -> str:
+        """What of the next piece is to be kept."""
+        first = ""
+        if not self._is_inside:
+            if self._has_ended or _BREAK not in text:
+                return text
+            self._is_inside = True
+            first, _, text = text.partition(_BREAK)
+            first += _BREAK
+        *lines, self._begun = (self._begun + text).split(_BREAK)
+        kept = first + "".join(line + _BREAK for line in lines if self._having in line)
+        if '"' in self._begun:
+            kept += self._begun
+            self._is_inside, self._has_ended = False, True
+        return kept
+
+
+async def _call(
+    run: Path, command: str, arguments: tuple[str, ...], lines: _Lines | None
+) -> object:
     reader, writer = await asyncio.open_unix_connection(run / f"ovs-vswitchd.{pid(run)}.ctl")
     try:
         request = {"id": 0, "method": command, "params": arguments}
@@ -62,7 +97,8 @@ async def _call(run: Path, command: str, arguments: tuple[str, ...]) -> object:
             chunk = await reader.read(_CHUNK)
             if not chunk:
                 raise ConnectionError("ovs-vswitchd has closed the connection")
-            parser.feed(chunk.decode("utf-8", "replace"))
+            text = chunk.decode("utf-8", "replace")
+            parser.feed(lines.of(text) if lines is not None else text)
         return parser.finish()
     finally:
         writer.close()

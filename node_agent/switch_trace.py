@@ -4,8 +4,9 @@ Open vSwitch's own `ofproto/trace` guesses what a conntrack lookup would find. S
 in parts (`wire.tracing.switch`), each by one `ofproto/trace`.
 """
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ from wire.questions import Connection, Packet, SwitchTrace, TraceSwitch
 from wire.tracing import TraceError, switch
 from wire.tracing.switch import Entry
 
+LONGEST: Final = 12.0
+"""Seconds for a trace. The controller waits a little longer, and so learns why it gets none."""
 MOST_HASHES: Final = 256
 """A group of method `dp_hash` looks at as many values (Open vSwitch, `ofproto-dpif.c`)."""
 _SYN, _ACK = 0x02, 0x10
@@ -33,22 +36,27 @@ _UNSEEN: Final = re.compile(r"state(?:_orig)?=(?:SYN_SENT|SYN_RECV|INIT|COOKIE_W
 async def trace_switch(run: Path, datapath: str, question: TraceSwitch) -> SwitchTrace:
     """`run` is the directory of ovs-vswitchd's sockets, `datapath` the type of its datapath.
 
-    Raises `TraceError`, `appctl.AppctlError`.
+    Raises `TraceError`, also after `LONGEST`, and `appctl.AppctlError`.
     """
-    dumps = {
-        zone: await appctl.call(
-            run, "dpctl/dump-conntrack", "-m", f"{datapath}@ovs-{datapath}", f"zone={zone}"
-        )
-        for zone in (CT_ZONE, SNAT_ZONE)
-    }
 
-    def known(zone: int, packet: Packet) -> Iterator[Connection]:
-        return _listed(dumps.get(zone, ""), zone, packet)
+    async def known(zone: int, packet: Packet) -> Iterable[Connection]:
+        if zone not in (CT_ZONE, SNAT_ZONE):
+            return ()
+        ends = _ends(packet)
+        dump = await appctl.call(
+            run, "dpctl/dump-conntrack", "-m", f"{datapath}@ovs-{datapath}", f"zone={zone}",
+            having=ends,
+        )  # fmt: skip
+        return _listed(dump, ends, zone)
 
     async def part_of(entry: Entry) -> Traced:
         return await _part(run, entry)
 
-    return await switch.trace_switch(question, part_of, known)
+    try:
+        async with asyncio.timeout(LONGEST):
+            return await switch.trace_switch(question, part_of, known)
+    except TimeoutError:
+        raise TraceError(f"ovs-vswitchd has not traced the packet in {LONGEST:g} s") from None
 
 
 async def _part(run: Path, entry: Entry) -> Traced:
@@ -118,19 +126,19 @@ _PORTS: Final = {
 }
 
 
-def _listed(dump: str, zone: int, packet: Packet) -> Iterator[Connection]:
-    """The connections of a dump that this packet may belong to."""
-    ends = (
+def _ends(packet: Packet) -> str:
+    """As a dump of conntrack has one direction of a connection."""
+    return (
         f"src={packet.source},dst={packet.destination},"
         f"sport={packet.source_port},dport={packet.destination_port})"
     )
-    at = dump.find(ends)
-    while at >= 0:
-        begin, end = dump.rfind("\n", 0, at) + 1, dump.find("\n", at)
-        line = dump[begin : end if end >= 0 else len(dump)]
-        if connection := _connection(line, zone):
+
+
+def _listed(dump: str, ends: str, zone: int) -> Iterator[Connection]:
+    """The connections of a dump that have these ends."""
+    for line in dump.splitlines():
+        if ends in line and (connection := _connection(line, zone)):
             yield connection
-        at = dump.find(ends, at + 1)
 
 
 def _connection(line: str, zone: int) -> Connection | None:

@@ -85,5 +85,5 @@ def trace(
         raise QuestionError(str(error)) from error
 
 
-def _no_connections(_: int, __: Packet) -> Iterable[Connection]:
+async def _no_connections(_: int, __: Packet) -> Iterable[Connection]:
     return ()

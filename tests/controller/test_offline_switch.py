@@ -61,7 +61,11 @@ class Both:
         self.parts = 0
 
     def trace(self, question: TraceSwitch, known: Iterable[Connection] = ()) -> SwitchTrace:
-        return asyncio.run(trace_switch(question, self._part, lambda _, __: known))
+
+        async def listed(_: int, __: Packet) -> Iterable[Connection]:
+            return known
+
+        return asyncio.run(trace_switch(question, self._part, listed))
 
     async def _part(self, entry: Entry) -> Traced:
         real = await switch_trace._part(self._ovs.directory, entry)
@@ -216,7 +220,11 @@ def test_each_endpoint_can_be_chosen(switch: tuple[str, Both], both: Both) -> No
 
 def _answer(asked: TraceSwitch, part: PartOf) -> SwitchTrace | str:
     try:
-        found = asyncio.run(trace_switch(asked, part, lambda _, __: ()))
+
+        async def nothing(_: int, __: Packet) -> Iterable[Connection]:
+            return ()
+
+        found = asyncio.run(trace_switch(asked, part, nothing))
     except TraceError as error:
         return str(error)
     change = msgspec.structs.replace

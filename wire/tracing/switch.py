@@ -70,7 +70,7 @@ class Entry:
 
 PartOf: TypeAlias = Callable[[Entry], Awaitable[Traced]]
 """Traces one part."""
-Known: TypeAlias = Callable[[int, Packet], Iterable[Connection]]
+Known: TypeAlias = Callable[[int, Packet], Awaitable[Iterable[Connection]]]
 """The connections that conntrack has in a zone, as far as the packet may belong to them."""
 
 
@@ -132,7 +132,7 @@ class _Trace:
             }
             if traced.outputs or traced.resume is None:
                 return self._end(traced)
-            found, state = self._look_up(traced.resume)
+            found, state = await self._look_up(traced.resume)
             table = traced.resume.table
         raise TraceError(f"the packet is looked up more than {MAX_PARTS} times")
 
@@ -164,10 +164,10 @@ class _Trace:
             raise TraceError(f"{address}:{port} is no endpoint that the Service chooses here")
         return traced
 
-    def _look_up(self, resume: Resume) -> tuple[_Found | None, str]:
+    async def _look_up(self, resume: Resume) -> tuple[_Found | None, str]:
         """Translate the packet as the lookup does, and return what it found, and `ct_state`."""
         before = self._packet
-        found = self._found(resume.zone, before)
+        found = await self._found(resume.zone, before)
         if found is None:
             if not resume.commit:
                 return None, "trk|new"
@@ -206,7 +206,7 @@ class _Trace:
             self._packet = _translated(before, found)
         return found, _state(found)
 
-    def _found(self, zone: int, packet: Packet) -> _Found | None:
+    async def _found(self, zone: int, packet: Packet) -> _Found | None:
         current = self._current.get(zone)
         if current is not None and _tuple(_translated(packet, current)) == _tuple(packet):
             return current
@@ -214,7 +214,7 @@ class _Trace:
             # The identifier is not a part of the packet that is traced.
             known: Iterable[Connection] = ()
         else:
-            known = self._known(zone, packet)
+            known = await self._known(zone, packet)
         for is_known, each in [
             *((False, each) for each in self._assumed),
             *((True, each) for each in known),
