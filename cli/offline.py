@@ -138,7 +138,7 @@ def _status(source: Source, _: Mapping[str, str]) -> ClusterStatus:
     recorded = source.recorded(bundle_file.STATUS, ClusterStatus)
     if recorded is not None:
         return recorded
-    return _done(cluster_status(source.inventory, {}, ready=True, whole=True))
+    return _done(cluster_status(source.inventory, ready=True, whole=True))
 
 
 def _check(source: Source, _: Mapping[str, str]) -> CheckReport:

@@ -165,7 +165,7 @@ class Api:
         reconciler = self._reconciler
         work = cluster_status(
             reconciler.inventory,
-            {name: self._node_facts(name) for name in list(reconciler.inventory.view.nodes)},
+            self._node_facts,
             ready=reconciler.listed.is_set(),
             whole=reconciler.desired.source_complete,
             controllers=(self._this,),

@@ -1,6 +1,6 @@
 """The state of the cluster for people: nodes, their sessions and ports, and what is refused."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 from controller.inventory import Inventory
@@ -27,13 +27,16 @@ class NodeFacts(NamedTuple):
 
 def cluster_status(
     inventory: Inventory,
-    facts: Mapping[str, NodeFacts],
+    facts: Callable[[str], NodeFacts] | None = None,
     *,
     ready: bool,
     whole: bool,
     controllers: tuple[ControllerStatus, ...] = (),
 ) -> Generator[None, None, ClusterStatus]:
-    """Nodes that come or go meanwhile may be missing."""
+    """`facts` tells what is known of a node; None: nothing.
+
+    Nodes that come or go meanwhile may be missing.
+    """
     view = inventory.view
     nodes: dict[str, NodeStatus] = {}
     for name in list(view.nodes):
@@ -41,7 +44,7 @@ def cluster_status(
         node = view.nodes.get(name)
         if node is None:
             continue
-        known = facts.get(name, NodeFacts())
+        known = NodeFacts() if facts is None else facts(name)
         nodes[name] = NodeStatus(
             address=str(node.address),
             pod_cidr=str(node.pod_cidr),
