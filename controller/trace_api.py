@@ -1,5 +1,8 @@
 """What people may ask about the way of a packet."""
 
+import asyncio
+from typing import Final
+
 from aiohttp import web
 
 from controller.answers import NOT_READ, answer, refusal
@@ -9,6 +12,9 @@ from controller.reconciler import Reconciler
 from controller.tracing.follow import Tracer
 from controller.tracing.start import asked_of
 from settings import ClusterSettings
+
+LONGEST: Final = 45.0
+"""Seconds for a trace and its reply, on all the nodes that they come to."""
 
 
 class TraceApi:
@@ -34,9 +40,12 @@ class TraceApi:
         try:
             asked = asked_of(request.query.get)
             reply = "reply" in request.query
-            report = await self._tracer.trace(asked, reply=reply, node_dns=self._node_dns)
+            async with asyncio.timeout(LONGEST):
+                report = await self._tracer.trace(asked, reply=reply, node_dns=self._node_dns)
         except QuestionError as error:
             return refusal(404, str(error))
         except NoAnswerError as error:
             return refusal(504, str(error))
+        except TimeoutError:
+            return refusal(504, f"agents have not traced the packet in {LONGEST:g} s")
         return await answer(report)

@@ -40,6 +40,11 @@ REQUESTS_BURST: Final = 40
 """Of one token."""
 MOST_AT_ONCE: Final = 4
 """Reports that are made and sent at the same time."""
+OF_AGENTS: Final = frozenset(("/v1/trace", "/v1/check", CAPTURE))
+"""Paths of reports that wait for agents, which may take their time, or be silent. Other reports do
+not wait for these."""
+MOST_OF_AGENTS: Final = 8
+"""Of these reports, at the same time."""
 LONGEST_TURN: Final = 10.0
 """Seconds that a request waits for its turn."""
 LONGEST_REPORT: Final = 60.0
@@ -96,22 +101,25 @@ def application(routes: list[web.RouteDef], viewers: Viewers) -> web.Application
 
 def _gate(viewers: Viewers) -> Middleware:
     rates = Rates(REQUESTS_PER_SECOND, REQUESTS_BURST)
-    turns = asyncio.Semaphore(MOST_AT_ONCE)
+    own, of_agents = asyncio.Semaphore(MOST_AT_ONCE), asyncio.Semaphore(MOST_OF_AGENTS)
 
-    async def admit(request: web.Request) -> None:
+    async def admit(request: web.Request) -> asyncio.Semaphore:
+        """Where it has its turn, which has to be given back. Raises `Refused`."""
         _check_form(request)
         if not rates.allows(await viewers.check(bearer(request), request.path)):
             raise Refused(429, "too many requests with this token; try again")
+        turns = of_agents if request.path in OF_AGENTS else own
         try:
             async with asyncio.timeout(LONGEST_TURN):
                 await turns.acquire()
         except TimeoutError:
             raise Refused(429, "too many reports are being made; try again") from None
+        return turns
 
     @web.middleware
     async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            await admit(request)
+            turns = await admit(request)
         except Refused as refusal:
             log.info("a viewer is refused", peer=request.remote, reason=str(refusal),
                      limit_by=str(request.remote))  # fmt: skip
