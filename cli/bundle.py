@@ -30,7 +30,7 @@ PAUSE: Final = 0.1
 _FLOWS: Final = "flows of nodes"
 
 
-@click.command("bundle")
+@click.command("bundle", short_help="Write a support archive, from which other commands answer.")
 @click.option(
     "-o",
     "--output",

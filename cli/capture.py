@@ -12,22 +12,23 @@ from wire.questions import MAX_CAPTURE_PACKETS, MAX_CAPTURE_SECONDS
 from wire.viewing import CAPTURE, CAPTURER
 
 
-@click.command("capture")
+@click.command("capture", short_help="Capture the packets of a pod, as a pcap file.")
 @click.argument("pod", shell_complete=completion("/v1/status", pods_of))
-@click.option("--filter", "text", default="", help="In the language of tcpdump: pcap-filter(7).")
+@click.option("--filter", "text", default="", metavar="EXPRESSION",
+              help="Only these packets, in the language of tcpdump: pcap-filter(7).")  # fmt: skip
 @click.option(
     "--packets",
     type=click.IntRange(1, MAX_CAPTURE_PACKETS),
     default=100,
     show_default=True,
-    help="End after so many.",
+    help="End after so many packets.",
 )
 @click.option(
     "--seconds",
     type=click.IntRange(1, MAX_CAPTURE_SECONDS),
     default=10,
     show_default=True,
-    help="End after so long.",
+    help="End after so many seconds.",
 )
 @click.option(
     "--output",

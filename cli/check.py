@@ -37,7 +37,7 @@ def _addresses(
         raise click.BadParameter(str(error)) from None
 
 
-@click.command("check")
+@click.command("check", short_help="Find what is wrong with nodes, also before installation.")
 @click.argument(
     "nodes",
     metavar="[NODE]...",
@@ -51,6 +51,7 @@ def _addresses(
 )
 @click.option(
     "--image",
+    metavar="IMAGE",
     help="With --before: check all nodes of the kubeconfig's cluster, or each NODE, by Pods with"
     " this image, which is that of the agent.",
 )
@@ -98,10 +99,12 @@ def check(
     of the path to other nodes, clocks, certificates, and what kube-proxy and other networks have
     left.
 
-    With --before it is this machine, as root, with the packages of `sluice[agent]`. It is not
-    changed, and packets go only to the controllers of FILE and to each --peer. With --image it is
-    each node, by a short-lived Pod in its host network that sees its files read-only; this needs
-    the rights of an administrator. The Pods also send each other packets to the tunnel's port.
+    With --before and --image it looks at each node of a cluster that has no Sluice yet, by a
+    short-lived Pod in the host network that sees the node's files read-only; this needs the rights
+    of an administrator. The Pods also send each other packets to the tunnel's port.
+
+    With --before alone it looks at this machine, as root, with the packages of `sluice[agent]`. It
+    changes nothing, and sends packets only to the controllers of FILE and to each --peer.
 
     \b
     Is anything wrong on any node?
@@ -110,7 +113,6 @@ def check(
       sluice check --before
     With the configuration that it will have, and the path to another node?
       sluice check --before --config sluice.yaml --peer 10.0.0.12
-
     Are all nodes of a cluster, before there is any Sluice?
       sluice check --before --image registry.example/sluice-agent:0.1.0 --config sluice.yaml
 

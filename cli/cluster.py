@@ -119,7 +119,8 @@ def _token(api: client.CoreV1Api, namespace: str, account: str) -> str:
     body = {"spec": {"audiences": [viewing.AUDIENCE], "expirationSeconds": TOKEN_LIFE}}
     with asking(
         f"create serviceaccounts/token {account}", namespace,
-        absent=f"there is no ServiceAccount {account}; an older Sluice has none",
+        absent="Sluice is not installed in it, or is too old: there is no ServiceAccount"
+        f" {account}",
     ):  # fmt: skip
         made = api.create_namespaced_service_account_token(
             account, namespace, body, _request_timeout=LONGEST_WAIT
@@ -133,9 +134,14 @@ def _context(api: client.CoreV1Api, namespace: str) -> ssl.SSLContext:
         f"get configmaps {viewing.CA}", namespace, absent=f"there is no ConfigMap {viewing.CA}"
     ):
         found = api.read_namespaced_config_map(viewing.CA, namespace, _request_timeout=LONGEST_WAIT)
+    given = (found.data or {}).get("ca.crt", "")
+    if not given:
+        raise RequestError(
+            f"namespace {namespace}: no controller has started yet: ConfigMap {viewing.CA} is empty"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(cadata=(found.data or {}).get("ca.crt", ""))
+        context.load_verify_locations(cadata=given)
     except (ssl.SSLError, ValueError) as error:
         raise RequestError(
             f"namespace {namespace}: ConfigMap {viewing.CA}: ca.crt holds no certificate"

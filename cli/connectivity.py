@@ -17,17 +17,18 @@ EXPLAINED_AT_MOST = 5
 """Pairs of places whose first failure is traced."""
 
 
-@click.command("connectivity")
+@click.command("connectivity", short_help="Test every kind of traffic with short-lived pods.")
 @click.option("--on", "nodes", multiple=True, metavar="NODE",
               help="Test this node; repeat it for several.  [default: two ready ones]")  # fmt: skip
-@click.option("--image", help="Of the pods; it needs python3.  [default: that of Sluice's agent]")
+@click.option("--image", metavar="IMAGE",
+              help="Of the pods; it needs python3.  [default: that of Sluice's agent]")  # fmt: skip
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
-    help="Until all pods run.",
+    help="How long to wait until all pods run.",
 )
 @click.option("--keep", is_flag=True, help="Leave the pods, to look at them.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")

@@ -367,8 +367,8 @@ class Testbed:
                 continue
             return str(found.spec.template.spec.containers[0].image)
         raise RequestError(
-            f"namespace {self._system}: neither DaemonSet sluice-agent nor Deployment"
-            " sluice-controller is there: give --image"
+            f"namespace {self._system}: Sluice is not installed in it: neither DaemonSet"
+            " sluice-agent nor Deployment sluice-controller is there"
         )
 
     def _sweep(self) -> None:

@@ -124,8 +124,17 @@ _OPTIONS: Final = (
         type=_FILE,
         help="Ask the controller of this cluster.  [default: as kubectl has it]",
     ),
-    click.option("--context", help="The context of the kubeconfig.  [default: its current one]"),
-    click.option("--namespace", "-n", help=f"Where Sluice runs.  [default: {viewing.NAMESPACE}]"),
+    click.option(
+        "--context",
+        metavar="NAME",
+        help="The context of the kubeconfig.  [default: its current one]",
+    ),
+    click.option(
+        "--namespace",
+        "-n",
+        metavar="NAME",
+        help=f"Where Sluice runs.  [default: {viewing.NAMESPACE}]",
+    ),
     click.option(
         "--address",
         metavar="HOST:PORT",

@@ -19,7 +19,7 @@ MOST_LINES: Final = 20
 """Lines that --follow prints at a time."""
 
 
-@click.command("drops")
+@click.command("drops", short_help="Show which packets switches dropped, and why.")
 @click.option(
     "--node",
     "nodes",

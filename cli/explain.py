@@ -16,7 +16,7 @@ from controller.policies.slices import complete
 from controller.reports.explanation import Explanation, FlowFacts, TableUse
 
 
-@click.command("explain")
+@click.command("explain", short_help="Show what a cookie, flow, object or address is, and why.")
 @click.argument(
     "what",
     metavar="COOKIE|FLOW|POD|SERVICE|ADDRESS",
@@ -24,7 +24,7 @@ from controller.reports.explanation import Explanation, FlowFacts, TableUse
     required=True,
     shell_complete=objects,
 )
-@click.option("--node", help="For COOKIE or FLOW: the node whose flow is meant.")
+@click.option("--node", metavar="NODE", help="For COOKIE or FLOW: the node whose flow is meant.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @cluster_options
 def explain_command(

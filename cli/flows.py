@@ -28,16 +28,17 @@ def _tables(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     return [name for name in LAYOUT.tables if name.lower().startswith(begun.lower())]
 
 
-@click.command("flows")
+@click.command("flows", short_help="Show the flows of a node, each with the objects it is for.")
 @click.argument(
     "node_argument",
     metavar="[NODE]",
     required=False,
     shell_complete=NODES,
 )
-@click.option("--node", metavar="NODE", shell_complete=NODES, help="As NODE.")
+@click.option("--node", metavar="NODE", shell_complete=NODES, help="The same as the argument NODE.")
 @click.option(
     "--table",
+    metavar="TABLE",
     shell_complete=_tables,
     help="Only this table, by name or number; docs/pipeline.md has all of them.",
 )

@@ -15,7 +15,7 @@ from lab.interrupt import one_interrupt
 from lab.layout import MOST_NODES
 from lab.spec import Options
 
-named = click.option("--name", default="lab", show_default=True, help="Which lab.")
+named = click.option("--name", default="lab", metavar="NAME", show_default=True, help="Which lab.")
 
 
 @contextlib.contextmanager
@@ -31,9 +31,9 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-@click.group()
+@click.group(short_help="Run a cluster on this machine, for demos and tests.")
 def lab() -> None:
-    """A cluster on this machine, for a demo, tests and trying things out.
+    """Run a cluster on this machine, for a demo, tests and trying things out.
 
     Each node is a network namespace with an Open vSwitch of its own. Nothing outside the lab's
     namespaces is touched. Needs root.
@@ -137,8 +137,9 @@ def _label(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 
 @pod.command()
 @pod_argument
-@click.option("--node", required=True, help="The node to run on: node1, node2, ...")
-@click.option("--label", "labels", metavar="K=V", multiple=True, callback=_label)
+@click.option("--node", metavar="NODE", required=True, help="The node to run on: node1, node2, ...")
+@click.option("--label", "labels", metavar="K=V", multiple=True, callback=_label,
+              help="Of the pod; can be repeated.")  # fmt: skip
 @named
 def add(pod: tuple[str, str], node: str, labels: dict[str, str], name: str) -> None:
     """Write a Pod, plug it in, and write its status."""

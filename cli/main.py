@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -12,8 +12,8 @@ COMMANDS: Final = {
     "bundle": "cli.bundle:bundle",
     "capture": "cli.capture:capture",
     "check": "cli.check:check",
-    "drops": "cli.drops:drops",
     "connectivity": "cli.connectivity:connectivity",
+    "drops": "cli.drops:drops",
     "explain": "cli.explain:explain_command",
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",
@@ -29,6 +29,17 @@ COMMANDS: Final = {
 
 
 class _Commands(click.Group):
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        # Help shows how people call it.
+        shown = "kubectl sluice" if info_name == "kubectl-sluice" else info_name
+        return super().make_context(shown, args, parent, **extra)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [*COMMANDS]
 
@@ -49,7 +60,21 @@ class _Commands(click.Group):
 @click.version_option(package_name="sluice")
 @from_option
 def main(source: Path | None) -> None:
-    """A Kubernetes network on Open vSwitch that you can read."""
+    """Ask Sluice, a Kubernetes network on Open vSwitch, what it does and why.
+
+    Commands ask the controller of the cluster that kubectl uses; --kubeconfig, --context and
+    --namespace choose another. `kubectl sluice` and `sluice` are the same program.
+
+    \b
+    Is everything well?
+      kubectl sluice status
+    Why does the pod front not reach the Service web?
+      kubectl sluice trace shop/front svc/shop/web
+    More examples for each command:
+      kubectl sluice trace --help
+    Complete commands, and names of the cluster, by the tab key in bash:
+      eval "$(_SLUICE_COMPLETE=bash_source sluice)"
+    """  # noqa: D301  click's mark for lines that are to stay as they are
     del source  # The commands find it, if they have a use for it.
 
 

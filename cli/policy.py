@@ -33,7 +33,7 @@ def pods_of(report: Any) -> Iterable[str]:
     return {port["pod"] for node in nodes for port in node["attachments"].values()}
 
 
-@click.command("policy")
+@click.command("policy", short_help="Show which policies select a pod, or judge a connection.")
 @click.argument(
     "ends",
     metavar="POD | FROM TO PORT",

@@ -41,7 +41,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(decorated)
     return click.option(
         "--cluster",
-        metavar="DIR",
+        metavar="FILE",
         type=click.Path(path_type=Path, exists=True),
         help="The same as --from.",
     )(decorated)

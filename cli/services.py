@@ -30,7 +30,7 @@ def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str
     return value
 
 
-@click.command("services")
+@click.command("services", short_help="Show Services: endpoints, and which node sends what where.")
 @click.argument(
     "service",
     metavar="[NAMESPACE/NAME]",
@@ -38,7 +38,7 @@ def _namespaced(_: click.Context, __: click.Parameter, value: str | None) -> str
     callback=_namespaced,
     shell_complete=SERVICES,
 )
-@click.option("--node", help="Of one Service: only what this node does.")
+@click.option("--node", metavar="NODE", help="Of one Service: only what this node does.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
 def services(service: str | None, node: str | None, as_json: bool, controller: Controller) -> None:

@@ -21,7 +21,7 @@ NAMED_AT_MOST: Final = 10
 """Nodes, and problems, that are named; `--json` has all."""
 
 
-@click.command("status")
+@click.command("status", short_help="Show whether every switch holds what it should.")
 @click.option("--wait", is_flag=True, help="Wait until all is well, and show what is not yet.")
 @click.option(
     "--timeout",

@@ -16,7 +16,7 @@ from controller.reports.top import Top
 _UNITS: Final = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
-@click.command("top")
+@click.command("top", short_help="Show which pods, Services and nodes have the most traffic.")
 @click.option(
     "--node",
     "nodes",
@@ -32,7 +32,7 @@ _UNITS: Final = (("G", 1e9), ("M", 1e6), ("k", 1e3))
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long is measured.",
+    help="How long to measure.",
 )
 @click.option("--rows", type=click.IntRange(min=1), default=10, show_default=True,
               help="Rows of each kind that are shown.")  # fmt: skip

@@ -36,7 +36,7 @@ def _ends(report: Any) -> Iterable[str]:
     "  [default: a random one]",
 )
 @click.option("--endpoint", metavar="ADDRESS:PORT", help="What a Service chooses.  [default: any]")
-@click.option("--node", help="Where a packet from outside arrives.")
+@click.option("--node", metavar="NODE", help="Where a packet from outside arrives.")
 @click.option("--flows", "with_flows", is_flag=True, help="Show every flow that the packet meets.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options

@@ -18,7 +18,7 @@ NAMED_AT_MOST: Final = 5
 """Nodes that a line of progress names."""
 
 
-@click.command("wait")
+@click.command("wait", short_help="Wait until every switch holds the flows of an object.")
 @click.argument("object_name", metavar="OBJECT", shell_complete=objects)
 @click.option("--gone", is_flag=True, help="Wait until no switch holds anything of it any more.")
 @click.option(

@@ -27,7 +27,7 @@ FAILED = 3
 """The exit code with `--fail-on`."""
 
 
-@click.command("what-if")
+@click.command("what-if", short_help="Show what a change of policies would do, without making it.")
 @click.option(
     "-f",
     "--file",

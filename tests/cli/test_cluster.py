@@ -92,11 +92,6 @@ def test_older_controller_is_named(cluster: FakeCluster) -> None:
     assert refusal(cluster) == (
         "Error: Pod sluice-system/old has no port 'reports': its Sluice is too old"
     )
-    cluster.refused["/token"] = 404
-    assert refusal(cluster) == (
-        "Error: namespace sluice-system: there is no ServiceAccount sluice-viewer; an older Sluice"
-        " has none"
-    )
 
 
 def test_cluster_without_a_ready_controller_is_said(cluster: FakeCluster) -> None:
@@ -120,6 +115,14 @@ def test_missing_permission_is_named(cluster: FakeCluster, end: str, permission:
     assert refusal(cluster) == f"{LACKS}{permission}"
 
 
+def test_cluster_without_sluice_is_said(cluster: FakeCluster) -> None:
+    cluster.refused["/token"] = 404
+    assert refusal(cluster) == (
+        "Error: namespace sluice-system: Sluice is not installed in it, or is too old:"
+        " there is no ServiceAccount sluice-viewer"
+    )
+
+
 def test_other_refusals_of_the_api_server_are_told(cluster: FakeCluster) -> None:
     cluster.refused["/token"] = 401
     assert "does not accept the credentials of the kubeconfig" in refusal(cluster)
@@ -136,7 +139,7 @@ def test_token_that_the_controller_refuses_is_told(cluster: FakeCluster) -> None
     ("ca", "sentence"),
     [
         (Authority.new().certificate_pem.decode(), "serves no reports: its certificate: "),
-        ("", "ConfigMap sluice-ca: ca.crt holds no certificate"),
+        ("", "no controller has started yet: ConfigMap sluice-ca is empty"),
         ("nonsense", "ConfigMap sluice-ca: ca.crt holds no certificate"),
     ],
 )
