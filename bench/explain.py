@@ -69,7 +69,8 @@ async def _asked(inventory: Inventory, rounds: int) -> list[Figure]:
     reconciler = Reconciler(inventory)
     reconciler.compilation.touch(reconciler.desired.keys(""))
     reconciler.source_complete(True)
-    await asyncio.wait_for(reconciler.listed.wait(), 60)
+    async with asyncio.timeout(60):
+        await reconciler.listed.wait()
     for node in inventory.view.nodes:
         await reconciler.compilation.compiled(node)
     settings = ClusterSettings(pod_range=POD_RANGE, service_range=SERVICE_RANGE)
