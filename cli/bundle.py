@@ -22,6 +22,7 @@ from cli.controller import (
     controller_options,
     convert,
 )
+from cli.output import print_json
 from controller.reports.status import ClusterStatus
 from wire.findings import MAX_NODES
 
@@ -47,10 +48,15 @@ _FLOWS: Final = "flows of nodes"
     help="Whose flows are wanted; can be repeated.  [default: the first"
     f" {bundle_file.MOST_FLOW_NODES}, those not in sync before others]",
 )
+@click.option("--json", "as_json", is_flag=True, help="For scripts: what was written.")
 @click.option("--no-check", "checks", flag_value=False, default=True, help="Check no nodes.")
 @controller_options
 def bundle(
-    output: Path | None, nodes: tuple[str, ...], checks: bool, controller: Controller
+    output: Path | None,
+    nodes: tuple[str, ...],
+    checks: bool,
+    as_json: bool,
+    controller: Controller,
 ) -> None:
     """Write a support archive of a cluster, from which other commands answer.
 
@@ -59,7 +65,8 @@ def bundle(
     nodes with their counters, the status, what `check` finds, the metrics, versions and settings.
 
     It has no Secret, token, key or certificate, no environment, command or image of a container,
-    and no annotations. It does have names, labels and addresses of the cluster.
+    and of annotations only those that Sluice reads. It does have names, labels and addresses of the
+    cluster.
 
     \b
     Write a bundle, and look into it on another machine:
@@ -85,6 +92,9 @@ def bundle(
         bundle_file.write(path, {bundle_file.HEADER: b"", **members})
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
+    if as_json:
+        print_json({"file": str(path), "bytes": path.stat().st_size, "content": header})
+        return
     click.echo(f"{path}: {path.stat().st_size >> 10:,} KiB, flows of {len(header.flows)} nodes")
     for what, why in sorted(header.missing.items()):
         click.echo(click.style(f"missing: {what}: {why}", fg="yellow"))

@@ -98,6 +98,16 @@ def test_bundle_has_no_secrets_and_is_its_owners_alone(bundle: Path) -> None:
     assert [each.name for each in bundle.parent.iterdir() if each.name.startswith(".")] == []
 
 
+def test_what_was_written_is_told_to_scripts(tmp_path: Path) -> None:
+    with serving(tmp_path / "api.sock", MANIFESTS, SETTINGS):
+        done = sluice(
+            "bundle", "--socket", tmp_path / "api.sock", "--json", "-o", tmp_path / "b.tar.zst"
+        )
+    said = json.loads(done.stdout)
+    assert said["bytes"] == (tmp_path / "b.tar.zst").stat().st_size
+    assert set(said["content"]["missing"]) == {"flows of n1", "flows of n2"}
+
+
 def test_bundle_replaces_no_file(bundle: Path) -> None:
     before = bundle.read_bytes()
     done = sluice("bundle", "--socket", bundle.parent / "api.sock", "-o", bundle)
