@@ -19,6 +19,7 @@ from cli.controller import Cluster, RequestError
 from controller.reports.check import CheckReport
 from node_agent.checks.facts import Wanted, encode_wanted
 from wire.findings import MAX_FINDINGS, MAX_NODES, MAX_PEERS, Finding, NodeFindings, Peer, Severity
+from wire.sentences import readable
 
 PATIENCE: Final = 180.0
 """Seconds for all Pods of one turn: an image may have to be pulled."""
@@ -196,7 +197,8 @@ def _end(pod: Any) -> str:
     for container in pod.status.container_statuses or ():
         waits = container.state.waiting
         if waits is not None and waits.reason in _HOPELESS:
-            return f"its Pod cannot start: {waits.reason}: {waits.message or 'no message'}"[:500]
+            why = f"{waits.reason}: {waits.message or 'no message'}"[:500]
+            return f"its Pod cannot start: {readable(why)}"
     return _ENDED if pod.status.phase in {"Succeeded", "Failed"} else ""
 
 

@@ -11,11 +11,13 @@ from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import click
+import msgspec
 from kubernetes import client
 from kubernetes.stream import stream
 
 from cli.cluster import LONGEST_WAIT, Kubernetes, asking
 from cli.controller import Cluster, RequestError
+from wire.sentences import readable
 
 PREFIX: Final = "sluice-connectivity-"
 LABEL: Final = "app.kubernetes.io/managed-by"
@@ -142,6 +144,15 @@ def ends_of(probe: Probe) -> dict[str, str]:
     return {"from": probe.trace_from, "to": probe.trace_to, "port": port, "protocol": protocol}
 
 
+def answers_in(output: str) -> list[str]:
+    """What a client has printed; none if that is anything else."""
+    try:
+        given = msgspec.json.decode(output, type=list[str])
+    except (ValueError, RecursionError):
+        return []
+    return [readable(each[:200]) for each in given]
+
+
 class Testbed:
     """A namespace with pods on some nodes; `with` removes it, also after Ctrl-C and SIGTERM."""
 
@@ -263,13 +274,11 @@ class Testbed:
             output, errors = running.read_stdout(), running.read_stderr()
         finally:
             running.close()
-        try:
-            answers = [str(each)[:200] for each in json.loads(output)]
-        except ValueError:
-            said = (errors or output).strip()[-200:] or "it says nothing"
-            raise RequestError(f"Pod {self._name}/{pod}: {said}") from None
-        for probe, each in zip(probes, answers, strict=True):
-            yield Answer(probe, each)
+        answers = answers_in(output)
+        if len(answers) != len(probes):
+            said = readable((errors or output).strip()[-200:]) or "it says nothing"
+            raise RequestError(f"Pod {self._name}/{pod}: {said}")
+        yield from map(Answer, probes, answers)
 
     def _probes(self, number: int, node: str) -> Iterator[Probe]:
         servers = tuple(f"server-{other}" for other in range(len(self._nodes)))
@@ -470,7 +479,7 @@ def _why(pods: Iterable[Any]) -> str:
         for status in pod.status.container_statuses or ():
             waiting = status.state.waiting if status.state else None
             if waiting is not None:
-                said = waiting.message or waiting.reason
+                said = readable((waiting.message or waiting.reason or "")[:500])
                 return f"Pod {pod.metadata.name} on {pod.spec.node_name}: {said}"
         return f"Pod {pod.metadata.name} on {pod.spec.node_name}: {pod.status.phase}"
     return "there are none"
