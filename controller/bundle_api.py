@@ -1,4 +1,4 @@
-"""What only `sluice bundle` asks for: versions, settings and metrics."""
+"""What only `sluice bundle` asks for: versions and settings."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,6 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller.answers import answer
 from controller.reports.settings import SettingsReport
@@ -30,14 +29,10 @@ class BundleApi:
 
     def routes(self) -> list[web.RouteDef]:
         """They tell of the whole cluster."""
-        return [web.get("/v1/settings", self._of_cluster), web.get("/v1/metrics", self._metrics)]
+        return [web.get("/v1/settings", self._of_cluster)]
 
     async def _of_cluster(self, _: web.Request) -> web.Response:
         return await answer(self._settings)
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        """As at /metrics, for those who reach only the reports."""
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _version(package: str) -> str:

@@ -39,8 +39,11 @@ class MetricsApi:
         return [web.get("/metrics", self._of_all)]
 
     def routes(self) -> list[web.RouteDef]:
-        """Metrics of single nodes; see `controller.viewers` for who may ask."""
-        return [web.get(NODE_METRICS, self._of_nodes)]
+        """Metrics of single nodes, and those without names for who reaches only the reports.
+
+        See `controller.viewers` for who may ask.
+        """
+        return [web.get(NODE_METRICS, self._of_nodes), web.get("/v1/metrics", self._of_all)]
 
     async def _of_all(self, _: web.Request) -> web.Response:
         now = time.monotonic()

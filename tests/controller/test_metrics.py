@@ -17,16 +17,19 @@ from flows.refs import ObjectRef
 from tests.flows.worlds import CLUSTER
 
 
-def scraped(reconciler: Reconciler, change: Any, times: int = 2) -> list[str]:
+def scraped(
+    reconciler: Reconciler, change: Any, times: int = 2, path: str = "/metrics"
+) -> list[str]:
     """Answers to scrapers, with a change after each."""
 
     async def main() -> list[str]:
         application = web.Application()
-        application.add_routes(MetricsApi(reconciler).open_routes())
+        api = MetricsApi(reconciler)
+        application.add_routes([*api.open_routes(), *api.routes()])
         answers = []
         async with TestClient(TestServer(application)) as client:
             for number in range(times):
-                answers.append(await (await client.get("/metrics")).text())
+                answers.append(await (await client.get(path)).text())
                 change(number)
         return answers
 
@@ -57,14 +60,15 @@ def test_answer_is_given_again_for_a_while(
     )] == [True, True]  # fmt: skip
 
 
-def test_problems_are_counted_by_reporter(reconciler: Reconciler) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+def test_problems_are_counted_by_reporter(reconciler: Reconciler, path: str) -> None:
     for kind, node in (
         (ReporterKind.AGENT, "n1"),
         (ReporterKind.AGENT, "n2"),
         (ReporterKind.PORTS, "n1"),
     ):
         reconciler.problems.set(Reporter(kind, node), ObjectRef("Node", "", node), "a sentence")
-    (text,) = scraped(reconciler, lambda _: None, times=1)
+    (text,) = scraped(reconciler, lambda _: None, times=1, path=path)
     assert 'sluice_problems{reporter="agent"} 2.0' in text
     assert 'sluice_problems{reporter="ports"} 1.0' in text
     assert 'sluice_problems{reporter="source"} 0.0' in text
