@@ -61,10 +61,14 @@ def cluster_status(
             agent=known.versions.agent,
             open_vswitch=known.versions.open_vswitch,
         )
+    problems: dict[str, str] = {}
+    for problem in list(inventory.problems):
+        yield
+        problems[problem.title] = problem.text
     return ClusterStatus(
         ready=ready,
         whole=whole,
         nodes=nodes,
-        problems=inventory.problems.texts(),
+        problems=problems,
         controllers=controllers,
     )

@@ -172,7 +172,7 @@ class Convergences:
             if node not in reconciler.inventory.view.nodes:
                 continue
             need += 1
-            why = self._lacks(node, wait)
+            why = yield from self._lacks(node, wait)
             hold += not why
             if why and len(lacking) < MOST_NAMED:
                 lacking.append(LackingRow(node, why))
@@ -191,12 +191,15 @@ class Convergences:
             lacking=tuple(lacking),
         )
 
-    def _lacks(self, node: str, wait: _Wait) -> str:
+    def _lacks(self, node: str, wait: _Wait) -> Slices[str]:
         """Why a switch is not proven to hold it; empty: it is."""
         session = self._reconciler.sessions.get(node)
-        if session is None or (why := self._unproven(session, wait)):
+        why = "not connected"
+        if session is not None:
+            why = yield from self._unproven(session, wait)
+        if session is None or why:
             wait.held.pop(node, None)
-            return "not connected" if session is None else why
+            return why
         if node in wait.held:
             return ""
         program = self._reconciler.desired.program(node)
@@ -209,26 +212,31 @@ class Convergences:
         wait.held[node] = proof, session.settle_time
         return ""
 
-    def _unproven(self, session: Session, wait: _Wait) -> str:
+    def _unproven(self, session: Session, wait: _Wait) -> Slices[str]:
         """Why what a switch has acknowledged proves nothing now; empty: it does."""
         if session.state in _UNPROVEN:
             return session.state.value
-        if session.left_out and self._is_left_out(session, wait.keys):
-            return "the switch rejected flows of it"
+        if session.left_out:
+            is_left_out = yield from self._is_left_out(session, wait.keys)
+            if is_left_out:
+                return "the switch rejected flows of it"
         if session.kept_members and (wait.is_gone or wait.ref.kind in POLICY_KINDS):
             return "it keeps pods of nodes that have not connected yet as peers of policies"
         return ""
 
-    def _is_left_out(self, session: Session, keys: Iterable[Key]) -> bool:
+    def _is_left_out(self, session: Session, keys: Iterable[Key]) -> Slices[bool]:
         desired = self._reconciler.desired
         programs = desired.shared, desired.program(session.node)
-        return any(
-            flow.cookie in session.left_out
-            for key in keys
-            for program in programs
-            if (fragment := program.fragments.get(key)) is not None
-            for flow in fragment.flows
-        )
+        for number, key in enumerate(keys):
+            if number % SLICE == 0:
+                yield
+            for program in programs:
+                fragment = program.fragments.get(key)
+                if fragment is not None and any(
+                    flow.cookie in session.left_out for flow in fragment.flows
+                ):
+                    return True
+        return False
 
 
 def _last(node: str, proof: Acknowledged) -> LastRow:

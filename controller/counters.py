@@ -90,11 +90,7 @@ class CounterReader:
         installed = await _dumped(switch, plan)
         meters = await switch.dump_meter_stats() if drops else []
         at = time.time()
-        known: list[Counted] = []
-        for row in installed:
-            entry = own.cookies.get(row.cookie) or shared.cookies.get(row.cookie)
-            if entry is not None and row.table == entry[0].table:
-                known.append(Counted(row.packets, row.octets, idle_seconds(row), *entry))
+        known = await in_turns(_counted(installed, own, shared))
         dropped = await in_turns(drop_rows(known)) if drops else []
         return NodeCounters(
             node,
@@ -131,6 +127,20 @@ def _indexed(program: Program) -> Generator[None, None, _Index]:
         if drop_reason(flow) is not None:
             made.drops.setdefault(flow.table, []).append(cookie)
     return made
+
+
+def _counted(
+    installed: Iterable[InstalledFlow], own: Program, shared: Program
+) -> Generator[None, None, list[Counted]]:
+    """The desired ones among the flows of a switch."""
+    known: list[Counted] = []
+    for number, row in enumerate(installed):
+        if number % SLICE == 0:
+            yield
+        entry = own.cookies.get(row.cookie) or shared.cookies.get(row.cookie)
+        if entry is not None and row.table == entry[0].table:
+            known.append(Counted(row.packets, row.octets, idle_seconds(row), *entry))
+    return known
 
 
 def _plan_drops(plan: _Plan, indexes: Iterable[_Index]) -> None:
