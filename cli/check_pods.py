@@ -77,6 +77,7 @@ class _Run:
     def __init__(self, api: Any, image: str, wanted: Callable[[str], Wanted]) -> None:
         self._core = client.CoreV1Api(api)
         self._apps = client.AppsV1Api(api)
+        self._networking = client.NetworkingV1Api(api)
         self._image = image
         self._wanted = wanted
         self._namespace = f"sluice-check-{secrets.token_hex(3)}"
@@ -107,7 +108,16 @@ class _Run:
         except RequestError as error:
             names, unchecked = [], (f"DaemonSets of other networks: {error.message}",)
         wanted = self._wanted("")
-        return cluster_findings(nodes, names, wanted, unchecked)
+        cidrs: list[str] = []
+        try:
+            with asking(
+                "list servicecidrs", "default", absent="the API server has no ServiceCIDRs"
+            ):
+                found = self._networking.list_service_cidr(_request_timeout=LONGEST_WAIT)
+            cidrs = [cidr for each in found.items for cidr in each.spec.cidrs or ()]
+        except RequestError as error:
+            unchecked += (f"the range of Services: {error.message}",)
+        return cluster_findings(nodes, names, wanted, cidrs, unchecked)
 
     @contextmanager
     def _own_namespace(self) -> Iterator[None]:
@@ -261,12 +271,28 @@ def cluster_findings(
     nodes: Iterable[Node],
     daemon_sets: Iterable[tuple[str, str]],
     wanted: Wanted,
+    service_cidrs: Iterable[str] = (),
     unchecked: tuple[str, ...] = (),
 ) -> NodeFindings:
-    """What is wrong with the Nodes' ranges, and which other networks the cluster runs: pure."""
-    found = [*_pod_cidrs(nodes, wanted), *_daemon_sets(daemon_sets)]
+    """What is wrong with the cluster's ranges, and which other networks it runs: pure."""
+    found = [
+        *_service_cidrs(service_cidrs, wanted),
+        *_pod_cidrs(nodes, wanted),
+        *_daemon_sets(daemon_sets),
+    ]
     left_out = max(0, len(found) - MAX_FINDINGS)
     return NodeFindings("cluster", tuple(found[:MAX_FINDINGS]), left_out, unchecked)
+
+
+def _service_cidrs(given: Iterable[str], wanted: Wanted) -> Iterator[Finding]:
+    """Of the ServiceCIDRs, one must be `cluster.serviceRange`; IPv6 ones are not served."""
+    cidrs = sorted(cidr for cidr in given if ":" not in cidr)
+    if cidrs and str(wanted.service_range) not in cidrs:
+        yield _error(
+            "cluster.serviceRange",
+            f"it is {wanted.service_range}, and Services get addresses of {', '.join(cidrs)}",
+            "set it to the --service-cluster-ip-range of kube-apiserver",
+        )
 
 
 def _pod_cidrs(nodes: Iterable[Node], wanted: Wanted) -> Iterator[Finding]:

@@ -53,6 +53,13 @@ def test_planted_fault_of_the_cluster_is_found(
     assert one.cure
 
 
+def test_range_of_services_that_is_anothers_is_found() -> None:
+    assert cluster_findings(HEALTHY, [], BEFORE, ["10.96.0.0/12", "fd00::/108"]).findings == ()
+    (one,) = cluster_findings(HEALTHY, [], BEFORE, ["10.43.0.0/16"]).findings
+    assert one.subject == "cluster.serviceRange"
+    assert "10.43.0.0/16" in one.text
+
+
 def test_findings_about_ten_thousand_nodes_are_bounded() -> None:
     made = cluster_findings([node(f"n{n}", None) for n in range(10_000)], [], BEFORE)
     assert len(made.findings) == MAX_FINDINGS
