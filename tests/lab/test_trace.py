@@ -42,6 +42,7 @@ from tests.lab.served import (
 )
 from tests.policy.manifests import network_policy
 
+H1 = "default/h1"
 OUTSIDE = "203.0.113.10"
 RANDOM_CASES = 100
 OFFLINE_CASES = 50
@@ -71,7 +72,12 @@ def lab(lab: Lab) -> Iterator[Lab]:
     """The lab of conftest.py with servers in pods, on a node and outside, Services and policies."""
     with ExitStack() as stack:
         stack.enter_context(three_servers(lab))
-        for place, port in (("node1", 9000), ("outside", 9000)):
+        mappings = [
+            {"hostPort": 8081, "containerPort": 8080, "protocol": protocol}
+            for protocol in ("tcp", "udp")
+        ]
+        lab.pod_add("default", "h1", "node1", port_mappings=mappings)
+        for place, port in (("node1", 9000), ("outside", 9000), (H1, 8080)):
             stack.enter_context(answering(lab, place, port))
         both = [{"port": 80}, {"name": "UDP", "protocol": "UDP", "port": 80}]
         node_ports = [{**each, "nodePort": 30080} for each in both]
@@ -92,12 +98,12 @@ def lab(lab: Lab) -> Iterator[Lab]:
         serve(lab, "wide", "10.96.0.16", A2, B1, ports=both, externalIPs=["192.0.2.16"])
         at_node = [{"name": p, "port": 9000, "protocol": p} for p in ("TCP", "UDP")]
         lab.apply(endpoints("hosts", [(NODE1, {"nodeName": "node1"})], at_node))
+        named = [{"name": "TCP", **each} for each in both]
+        lab.apply(service("hosts", "10.96.0.17", named))
+        lab.apply(endpoints("onhost", [(NODE1, {"nodeName": "node1"})], at_node))
+        onhost = [{**each, "nodePort": 30082} for each in named]
         lab.apply(
-            service(
-                "hosts",
-                "10.96.0.17",
-                [{**each, "name": each.get("protocol", "TCP")} for each in both],
-            )
+            service("onhost", "10.96.0.18", onhost, type="NodePort", externalTrafficPolicy="Local")
         )
         for at in ("192.0.2.15", "192.0.2.16"):
             lab.exec("fabric", ["ip", "route", "replace", f"{at}/32", "via", NODE1])
@@ -106,6 +112,7 @@ def lab(lab: Lab) -> Iterator[Lab]:
         wait_until_answered(lab, (A1, "node1", "node2"), "10.96.0.17", 80)
         wait_until_answered(lab, ("outside",), "192.0.2.16", 80)
         wait_until_answered(lab, ("outside",), NODE2, 30081)
+        wait_until_answered(lab, ("outside",), NODE1, 30082)
         yield lab
 
 
@@ -128,6 +135,10 @@ def _destinations(lab: Lab) -> list[tuple[str, str, int, str]]:
         (NODE2, 30080, ""),
         (NODE1, 30081, ""),
         (NODE2, 30081, ""),
+        (NODE1, 30082, ""),
+        (NODE2, 30082, ""),
+        (NODE1, 8081, ""),
+        (NODE2, 8081, ""),
         ("192.0.2.15", 80, "node1"),
         ("192.0.2.16", 80, "node1"),
         (OUTSIDE, 9000, ""),

@@ -80,6 +80,7 @@ class _HostTrace:
         ):
             self._said.append("the host drops packets of pods with loopback addresses")
             return self._end("dropped")
+        is_returned = self._from == "switch" and await self._is_untracked()
         is_reply = self._translate_back()
         if self._from == "process" and self._packet.source == _ANY:
             # The kernel chooses it before the packet gets its mark.
@@ -93,7 +94,7 @@ class _HostTrace:
         if route.kind != "unicast":
             self._said.append(f"the host's routes refuse it ({route.kind})")
             return self._end("dropped")
-        if self._from == "switch" and route.device == names.GATEWAY_PORT:
+        if is_returned and route.device == names.GATEWAY_PORT:
             self._said.append(
                 "it came from the switch and would go into it again: the host refuses it"
                 " (nftables table ip sluice, chain forward)"
@@ -107,6 +108,12 @@ class _HostTrace:
         by = f"by {route.device}" + (f" to {route.next_hop}" if route.next_hop else "")
         self._said.append(f"the host's routes send it {by}")
         return self._end("outside", route)
+
+    async def _is_untracked(self) -> bool:
+        """As the chain `gateway` decides, before anything is translated."""
+        if self._has("external-ports", self._key(self._packet, at=True)):
+            return True
+        return (await self._route(marked=False)).device == names.GATEWAY_PORT
 
     async def _choose_source(self) -> None:
         source = (await self._route(marked=False)).source
