@@ -29,8 +29,8 @@ REPORTS: Final = (
     Fault(
         "flows that a switch rejected count as held",
         "controller/convergence.py",
-        "if session.left_out and self._is_left_out(session, wait.keys):",
-        "if False:",
+        "            if is_left_out:",
+        "            if False:",
         _CONVERGENCE,
     ),
     Fault(
