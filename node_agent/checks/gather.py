@@ -16,7 +16,6 @@ from node_agent.checks.facts import (
     Facts,
     HostAddress,
     Link,
-    Listener,
     PathMtu,
     Reached,
     Wanted,
@@ -39,6 +38,8 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
         except (NetlinkError, OSError) as error:
             notes.append(f"interfaces, addresses and routes: {error}")
             links, addresses, routes = [], [], []
+        # Before this program itself listens at the tunnel's port.
+        listeners = await asyncio.to_thread(host_facts.listeners, places)
         async with asyncio.TaskGroup() as tasks:
             chains = tasks.create_task(host_facts.nft_chains())
             legacy = tasks.create_task(host_facts.legacy_chains(places, notes))
@@ -53,7 +54,7 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
             files = tasks.create_task(asyncio.to_thread(_files, wanted, places, notes))
             modules = await asyncio.to_thread(host_facts.modules, places, release, needed, notes)
     found, tables, problem = chains.result()
-    cni_files, certificates, listeners = files.result()
+    cni_files, certificates = files.result()
     reached, offset = controllers.result()
     return Facts(
         kernel=release,
@@ -81,7 +82,7 @@ async def gather(wanted: Wanted, places: Places) -> Facts:
 
 def _files(
     wanted: Wanted, places: Places, notes: Notes
-) -> tuple[tuple[CniFile, ...], tuple[Certificate, ...], frozenset[Listener]]:
+) -> tuple[tuple[CniFile, ...], tuple[Certificate, ...]]:
     """What files say. Blocks: they may be large."""
     certificates = (
         each for path in wanted.certificates for each in host_facts.certificates(path, notes)
@@ -89,7 +90,6 @@ def _files(
     return (
         tuple(host_facts.cni_files(places, notes)),
         tuple(certificates),
-        host_facts.listeners(places),
     )
 
 

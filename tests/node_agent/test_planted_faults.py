@@ -349,6 +349,12 @@ def test_blocked_tunnel_port_is_found_before_anything_listens_there(hosts: None)
         other.join(60)
 
 
+@needs_root
+def test_own_listener_at_the_tunnel_port_is_no_fault(ovs: Ovs, hosts: None, tmp_path: Path) -> None:
+    del hosts
+    assert "port 6081/UDP" not in found(ovs, tmp_path, together=0.5)
+
+
 def test_only_probes_are_answered_and_never_with_more_bytes() -> None:
     async def story() -> list[bytes]:
         loop = asyncio.get_running_loop()
