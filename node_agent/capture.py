@@ -36,13 +36,15 @@ async def capture(leases: Leases, question: CapturePod) -> Captured:
     )  # fmt: skip
     try:
         content, ended = await _read(process, question.seconds)
-        if ended and await process.wait() != 0:
+        # Once it captures, it fails only because the port goes away: then the pod has ended.
+        if ended and not content and await process.wait() != 0:
             raise CaptureError(f"tcpdump: {await _errors(process)}")
         return Captured(content, is_cut=len(content) >= MAX_CAPTURE)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        # Also what is left in its pipes: asyncio takes a process with full pipes for running.
+        await process.communicate()
 
 
 async def _read(process: asyncio.subprocess.Process, seconds: float) -> tuple[bytes, bool]:
