@@ -121,7 +121,8 @@ async def output(*command: str) -> tuple[str, str]:
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+        # Also what is left in its pipes: asyncio takes a process with full pipes for running.
+        await process.communicate()
     return text.decode(errors="replace"), ""
 
 
