@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.connectivity_pods import Answer, Probe, Testbed, ends_of
 from cli.controller import Controller, RequestError, ask, controller_options
 from cli.output import print_columns, print_json
 from controller.reports.connectivity import Connectivity, Row
+
+if TYPE_CHECKING:
+    from cli.connectivity_pods import Answer, Probe
 
 MOST_NODES = 8
 EXPLAINED_AT_MOST = 5
@@ -62,6 +64,9 @@ def connectivity(
         raise click.UsageError("this needs a cluster: give --kubeconfig")
     if len(nodes) > MOST_NODES:
         raise click.UsageError(f"--on: {MOST_NODES} nodes at most")
+    # Its packages take long to load.
+    from cli.connectivity_pods import Testbed  # noqa: PLC0415
+
     with Testbed(controller.cluster, keep=keep) as testbed:
         with _progress("making pods"):
             testbed.make(nodes, image)
@@ -83,7 +88,7 @@ def _progress(what: str) -> Iterator[None]:
     yield
 
 
-def _rows(controller: Controller, answers: Iterable[Answer]) -> Iterator[Row]:
+def _rows(controller: Controller, answers: "Iterable[Answer]") -> Iterator[Row]:
     traced: set[tuple[str, str]] = set()
     for answer in answers:
         probe = answer.probe
@@ -98,9 +103,9 @@ def _rows(controller: Controller, answers: Iterable[Answer]) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _traced(controller: Controller, probe: Probe) -> str:
+def _traced(controller: Controller, probe: "Probe") -> str:
     """Where the packet ends, in a sentence."""
-    query: dict[str, Any] = {**ends_of(probe), "reply": ""}
+    query: dict[str, Any] = {**probe.ends, "reply": ""}
     try:
         report = ask(controller, "/v1/trace", query)
         back = report.get("back") or {}

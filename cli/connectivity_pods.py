@@ -119,6 +119,13 @@ class Probe:
     trace_from: str = ""
     trace_to: str = ""
 
+    @property
+    def ends(self) -> dict[str, str]:
+        """The question about it for `/v1/trace`."""
+        protocol = "UDP" if self.protocol in ("udp", "dns") else "TCP"
+        port = "53" if self.protocol == "dns" else str(self.port)
+        return {"from": self.trace_from, "to": self.trace_to, "port": port, "protocol": protocol}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -135,13 +142,6 @@ class Answer:
         server = self.said.removeprefix("ok ")
         is_right = not self.probe.expected or server in self.probe.expected
         return self.said.startswith("ok ") and is_right
-
-
-def ends_of(probe: Probe) -> dict[str, str]:
-    """The question about it for `/v1/trace`."""
-    protocol = "UDP" if probe.protocol in ("udp", "dns") else "TCP"
-    port = "53" if probe.protocol == "dns" else str(probe.port)
-    return {"from": probe.trace_from, "to": probe.trace_to, "port": port, "protocol": protocol}
 
 
 def answers_in(output: str) -> list[str]:

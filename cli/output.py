@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 import msgspec
-import structlog
 
 
 def print_json(content: Any) -> None:
@@ -25,4 +24,6 @@ def print_columns(indent: str, lines: Iterable[tuple[str, ...]]) -> None:
 
 def say_nothing_by_itself() -> None:
     """Keep the controller's code from logging: the answer is all that a command says."""
+    import structlog  # noqa: PLC0415  it takes long to load
+
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -4,14 +4,15 @@ import functools
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.controller import controller_options
-from cli.offline import read_source
-from controller.offline.from_manifests import Offline
-from controller.offline.manifests import Manifests
+
+if TYPE_CHECKING:
+    from controller.offline.from_manifests import Offline
+    from controller.offline.manifests import Manifests
 
 
 def network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Network | None:
@@ -47,10 +48,13 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(decorated)
 
 
-def read_cluster(path: Path, pod_range: IPv4Network | None) -> tuple[Offline, Manifests]:
+def read_cluster(path: Path, pod_range: IPv4Network | None) -> "tuple[Offline, Manifests]":
     """The cluster of a bundle or of manifests.
 
     What cannot be read of it is told on standard error.
     """
+    # Its packages take long to load.
+    from cli.offline import read_source  # noqa: PLC0415
+
     source = read_source(path, pod_range)
     return source.offline, source.manifests

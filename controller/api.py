@@ -37,7 +37,7 @@ from controller.host_services import document
 from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
-from controller.questions import Questions, Versions, answered, fetched
+from controller.questions import Questions, Versions
 from controller.rates import Rates
 from controller.recent_denials import RecentDenials
 from controller.reconciler import Reconciler
@@ -59,6 +59,7 @@ from wire.documents import (
     decode_problems,
     encode,
 )
+from wire.questions import encode as encode_questions
 from wire.sentences import readable
 from wire.version import VERSION
 
@@ -312,13 +313,18 @@ class Api:
             return _error(404, f"Node {name} is unknown")
         given = (request.query.get(each, "") for each in (paths.AGENT, paths.OPEN_VSWITCH))
         versions = Versions(*(each if _VERSION.fullmatch(each) else "" for each in given))
-        return fetched(await self.questions.fetch(name, _seconds_to_wait(request), versions))
+        asked = await self.questions.fetch(name, _seconds_to_wait(request), versions)
+        if asked is None:
+            return web.Response(status=304)
+        return web.Response(body=encode_questions(asked), content_type="application/json")
 
     async def _take_answer(self, request: web.Request) -> web.Response:
         name = request.match_info["node"]
         _only_own_node(request, name)
         question = request.match_info["question"]
-        return answered(await self.questions.take(name, question, request.read))
+        if await self.questions.take(name, question, request.read):
+            return web.Response(status=204)
+        return _error(410, "there is no such question, or it waits no more")
 
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)

@@ -118,6 +118,8 @@ POLICIES: Final = Reporter(ReporterKind.POLICIES)
 
 Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Reporter
 """A `Reporter` is the subject of one problem only: that it has more problems than are kept."""
+Note: TypeAlias = Callable[[Subject, str], None]
+"""Called with a subject and what is wrong with it; empty: the problem is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 import msgspec
-from aiohttp import web
 
-from wire.documents import Refusal
-from wire.documents import encode as encode_document
 from wire.questions import (
     MAX_ANSWER,
     MAX_QUESTIONS,
@@ -187,18 +184,3 @@ class Questions:
             del self._nodes[gone]
         self._nodes[node] = _Node()
         return self._nodes[node]
-
-
-def fetched(found: NodeQuestions | None) -> web.Response:
-    """As the agent gets it."""
-    if found is None:
-        return web.Response(status=304)
-    return web.Response(body=encode(found), content_type="application/json")
-
-
-def answered(known: bool) -> web.Response:
-    """What the agent gets for its answer."""
-    if known:
-        return web.Response(status=204)
-    body = encode_document(Refusal("there is no such question, or it waits no more"))
-    return web.Response(status=410, body=body, content_type="application/json")

@@ -5,15 +5,10 @@ keeps its part of the view up to date and reports what it refuses. To add one, w
 register it in `Inventory`. A kind that depends on another kind is added to `followers` of that one.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from controller.problems import Subject
 from controller.sources.objects import Object
 from flows.view import Key
-
-Note = Callable[[Subject, str], None]
-"""Called with a subject and what is wrong with it; empty: the problem is gone."""
 
 
 class ObjectKind(Protocol):

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from controller.inventory.kind import Note
 from controller.inventory.node_claims import AddressClaims, RangeClaims
 from controller.inventory.node_drafts import NodeDraft, NodeRefusedError, Range, age_of, draft_of
 from controller.known_addresses import NodeAddress
+from controller.problems import Note
 from controller.sources.objects import NodeObject
 from flows import names
 from flows.family import IPAddress

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from controller.inventory.kind import Note
 from controller.inventory.nodes import Nodes
+from controller.problems import Note
 from controller.sources.objects import PodObject
 from flows import names
 from flows.refs import ObjectRef

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
-from controller.inventory.kind import Note
 from controller.inventory.nodes import Nodes
 from controller.inventory.pods import Pods, port_prefixes
-from controller.problems import BridgeRef, PortRef
+from controller.problems import BridgeRef, Note, PortRef
 from controller.sources.objects import PodObject
 from flows import names
 from flows.view import Attachment, Key, Node

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from controller.inventory.kind import Note
 from controller.policies.needs import Changes
 from controller.policies.peer_sets import PeerSets
 from controller.policies.pod_groups import GroupKey, Place, PodGroup, PodGroups
 from controller.policies.port_sets import NamedPort
 from controller.policies.slices import NOWHERE, SLICE, Slices
 from controller.policies.walks import NO_WALKS, AllWalks, GroupWalks, PolicyState, group_walks
+from controller.problems import Note
 from controller.service_fields import PROTOCOLS
 from controller.sources.objects import PodObject
 from controller.work_budget import WorkBudget

@@ -11,7 +11,6 @@ which they came.
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
-from controller.inventory.kind import Note
 from controller.policies.attachments import Attachments
 from controller.policies.cluster_policies import read_cluster_policy
 from controller.policies.drafts import PolicyDraft
@@ -26,6 +25,7 @@ from controller.policies.rules import Rules, problems_of
 from controller.policies.slices import Slices
 from controller.policies.texts import sentence
 from controller.policies.walks import AllWalks, PolicyState, selecting
+from controller.problems import Note
 from controller.sources.metadata import Metadata
 from controller.sources.objects import PodObject
 from controller.sources.policy_objects import (
