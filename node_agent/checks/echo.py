@@ -1,7 +1,8 @@
 """Whether datagrams to the tunnel's port reach other nodes, before anything listens there.
 
-While nodes are checked together, each answers at that port: the same bytes, and only to what begins
-as our own probes do. So nobody can use it to multiply traffic.
+While nodes are checked together, each answers at that port, and only to what begins as our own
+probes do. An answer has as many bytes, and begins otherwise: nobody can use it to multiply traffic,
+nor make two nodes answer each other for ever.
 """
 
 import asyncio
@@ -13,6 +14,9 @@ from typing import Any, Final
 from wire.findings import Peer
 
 MAGIC: Final = b"sluice check "
+"""What a probe begins with."""
+ANSWER: Final = b"sluice heard "
+"""What its answer begins with."""
 LONGEST: Final = 64
 """Bytes of a probe."""
 INTERVAL: Final = 0.5
@@ -25,7 +29,7 @@ class _Answers(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, address: Any) -> None:
         if data.startswith(MAGIC) and len(data) <= LONGEST:
-            self._transport.sendto(data, address)
+            self._transport.sendto(ANSWER + data.removeprefix(MAGIC), address)
 
 
 @asynccontextmanager
@@ -40,12 +44,12 @@ async def answering(port: int) -> AsyncIterator[None]:
 
 
 class _Probes(asyncio.DatagramProtocol):
-    def __init__(self, token: bytes) -> None:
-        self._token = token
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
         self.answered = asyncio.Event()
 
     def datagram_received(self, data: bytes, _: Any) -> None:
-        if data == self._token:
+        if data == self._answer:
             self.answered.set()
 
     def error_received(self, error: Exception) -> None:
@@ -60,15 +64,15 @@ async def silent(peers: Iterable[Peer], port: int, within: float) -> tuple[Peer,
 
 
 async def _is_answered(peer: Peer, port: int, within: float) -> bool:
-    token = MAGIC + os.urandom(8).hex().encode()
+    token = os.urandom(8).hex().encode()
     loop = asyncio.get_running_loop()
     transport, probes = await loop.create_datagram_endpoint(
-        lambda: _Probes(token), remote_addr=(str(peer.address), port)
+        lambda: _Probes(ANSWER + token), remote_addr=(str(peer.address), port)
     )
     try:
         async with asyncio.timeout(within):
             while True:
-                transport.sendto(token)
+                transport.sendto(MAGIC + token)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL):
                         await probes.answered.wait()

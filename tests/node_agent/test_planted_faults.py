@@ -364,6 +364,12 @@ def test_only_probes_are_answered_and_never_with_more_bytes() -> None:
                 client.connect(("127.0.0.1", port))
                 for data in (b"x", echo.MAGIC + b"y" * 100, echo.MAGIC + b"1"):
                     await loop.sock_sendall(client, data)
-                return [await loop.sock_recv(client, 2000)]
+                first = await loop.sock_recv(client, 2000)
+                # Two nodes that answered each other's answers would do so for ever.
+                for data in (first, echo.MAGIC + b"2"):
+                    await loop.sock_sendall(client, data)
+                return [first, await loop.sock_recv(client, 2000)]
 
-    assert asyncio.run(asyncio.wait_for(story(), 30)) == [echo.MAGIC + b"1"]
+    one, two = asyncio.run(asyncio.wait_for(story(), 30))
+    assert (one[-1:], two[-1:]) == (b"1", b"2")
+    assert len(one) == len(echo.MAGIC + b"1")
