@@ -15,7 +15,7 @@ def left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> 
     """The cookies of all flows of a program that must go with rejected ones of it.
 
     All flows of an object, because some could allow what the others forbid; of a set, also the
-    walks that use it.
+    walks that use it: what a walk denies must be known.
     """
     owners, sets = set[Owners](), set[ObjectRef]()
     for flow, of_flow in rejected:

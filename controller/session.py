@@ -33,11 +33,7 @@ from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
 from flows.refs import ObjectRef, Owners
-from openflow.batch import (
-    Batch,
-    DeleteStrict,
-    message_text,
-)
+from openflow.batch import Batch, DeleteStrict, message_text
 from openflow.errors import ConnectionLost
 from openflow.switch import Rejected, Switch
 
@@ -103,9 +99,9 @@ class Session:
         self.held_version = -1
         """The version of the node's own program that the switch acknowledged last; -1: none."""
         self.acknowledged = Acknowledgements()
-        self._acknowledging = 0.0
-        self._late_since = time.monotonic()
+        self.acknowledged_in = 0.0
         """Seconds that the switch took to acknowledge the last change of the node's own program."""
+        self._late_since = time.monotonic()
         self._on_acknowledged = on_acknowledged
         self._journal = desired.follow(node)
         self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
@@ -141,11 +137,6 @@ class Session:
         return 0.0 if self.in_sync else time.monotonic() - self._late_since
 
     @property
-    def acknowledged_in(self) -> float:
-        """Seconds that the switch took to acknowledge the last change of its own flows."""
-        return self._acknowledging
-
-    @property
     def seal(self) -> int:
         """The cookie of the node's seal on the switch; 0 for none."""
         return self._seal
@@ -159,7 +150,7 @@ class Session:
     def follow_time(self) -> float:
         """Seconds in which nearly the whole datapath follows what the switch has acknowledged."""
         translating = (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW
-        delayed = min(self._acknowledging * SETTLE_OF_ACKNOWLEDGEMENT, LONGEST_DELAY)
+        delayed = min(self.acknowledged_in * SETTLE_OF_ACKNOWLEDGEMENT, LONGEST_DELAY)
         return max(SETTLE, translating, delayed)
 
     @property
@@ -365,7 +356,7 @@ class Session:
                 await self._apply_own(delta, seal, sealed=sealed, known=False)
         self.held_version = version
         self.acknowledged.note(self.shared_version, version)
-        self._acknowledging = time.monotonic() - began
+        self.acknowledged_in = time.monotonic() - began
         self._on_acknowledged(self.node)
 
     def _lacking(self, program: Program) -> Delta:
@@ -469,10 +460,7 @@ class Session:
         await asyncio.sleep(self.follow_time)
 
     async def apply(self, batch: Batch) -> None:
-        """As `Switch.apply`; a switch that does not acknowledge in time is cut off.
-
-        Otherwise a switch that answers echoes but no commit would stay out of sync for ever.
-        """
+        """As `Switch.apply`; a switch that does not acknowledge in time is cut off."""
         await self._in_time(self.switch.apply(batch))
 
     async def _in_time(self, applied: Coroutine[Any, Any, None]) -> None:
@@ -485,12 +473,9 @@ class Session:
     def leave_out(
         self, rejected: Rejected, on_retry: Callable[["Session"], None]
     ) -> dict[ObjectRef, str]:
-        """Go on without the objects whose flows were rejected. Returns the reason for each object.
+        """Go on without the objects whose flows were rejected; why, for each of them.
 
         They are tried again later, after `on_retry` was called, unless the session has ended.
-
-        All flows of such an object are left out, because some of them could allow what the others
-        forbid. Of a set of policy, so are the walks that use it: what a walk denies must be known.
         """
         causes: dict[ObjectRef, str] = {}
         for program in (self.desired.shared, self.desired.program(self.node)):
