@@ -13,12 +13,12 @@ import msgspec
 
 from cli import bundle_file
 from cli.check import ask_agents
+from cli.completions import NODES
 from cli.controller import (
     Controller,
     RequestError,
     ask,
     ask_lines,
-    completion,
     controller_options,
     convert,
 )
@@ -44,7 +44,7 @@ _FLOWS: Final = "flows of nodes"
     "nodes",
     metavar="NODE",
     multiple=True,
-    shell_complete=completion("/v1/status", lambda report: report["nodes"].keys()),
+    shell_complete=NODES,
     help="Whose flows are wanted; can be repeated.  [default: the first"
     f" {bundle_file.MOST_FLOW_NODES}, those not in sync before others]",
 )

@@ -46,8 +46,10 @@ _HARMLESS: Final = re.compile(rf"{FOLDER}(/[a-z0-9][a-z0-9.-]{{0,63}}){{1,3}}")
 _BLOCK: Final = tarfile.BLOCKSIZE
 _WINDOW: Final = 1 << 27
 """Bytes that decompression may hold: what `zstd` itself takes without being told more."""
-_ESCAPED: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\[ubrf]")
-"""A control character as JSON has it. Texts of Sluice have none but line breaks and tabs."""
+_ESCAPED: Final = re.compile(rb"(?<!\\)(?:\\\\)*+\\[ubrf]")
+"""A control character as JSON has it. Texts of Sluice have none but line breaks and tabs.
+
+What is repeated is not given up again (`*+`): that would take much memory for many backslashes."""
 _HIDDEN: Final = re.compile(f"[{HIDDEN}]".replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
 _PLAIN: Final = bytes([*b"\n\t", *range(0x20, 0x7F)])
 """What most texts consist of. To find that out is much faster than the regular expression."""

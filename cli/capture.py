@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from cli.controller import Controller, completion, controller_options, download
-from cli.policy import pods_of
+from cli.completions import PODS
+from cli.controller import Controller, controller_options, download
 from wire.questions import MAX_CAPTURE_PACKETS, MAX_CAPTURE_SECONDS
 from wire.viewing import CAPTURE, CAPTURER
 
 
 @click.command("capture", short_help="Capture the packets of a pod, as a pcap file.")
-@click.argument("pod", shell_complete=completion("/v1/status", pods_of))
+@click.argument("pod", shell_complete=PODS)
 @click.option("--filter", "text", default="", metavar="EXPRESSION",
               help="Only these packets, in the language of tcpdump: pcap-filter(7).")  # fmt: skip
 @click.option(

@@ -11,11 +11,11 @@ from typing import Final
 import click
 import msgspec
 
+from cli.completions import NODES
 from cli.controller import (
     Controller,
     RequestError,
     ask,
-    completion,
     controller_options,
     convert,
 )
@@ -42,7 +42,7 @@ def _addresses(
     "nodes",
     metavar="[NODE]...",
     nargs=-1,
-    shell_complete=completion("/v1/status", lambda report: report["nodes"].keys()),
+    shell_complete=NODES,
 )
 @click.option(
     "--before",

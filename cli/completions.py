@@ -26,6 +26,10 @@ def _services(report: Any) -> Iterable[str]:
 
 NODES: Final[Completion] = completion("/v1/status", _nodes)
 PODS: Final[Completion] = completion("/v1/status", _pods)
+ENDS: Final[Completion] = completion(
+    "/v1/status", lambda report: [*_nodes(report), *_pods(report), "outside"]
+)
+"""The ends of a trace."""
 SERVICES: Final[Completion] = completion("/v1/services", _services)
 _OBJECTS: Final[Completion] = completion(
     "/v1/status",

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
 import click
 
-from cli.controller import Controller, RequestError, ask, completion, convert
+from cli.completions import PODS
+from cli.controller import Controller, RequestError, ask, convert
 from cli.output import print_json, say_nothing_by_itself
 from cli.question import cluster_options, read_cluster
 from controller.policies.slices import complete
@@ -27,19 +27,13 @@ SHOWN_AT_MOST = 12
 """Peers or ports of a rule, and rules of a walk, that are shown; `--json` has all."""
 
 
-def pods_of(report: Any) -> Iterable[str]:
-    """The pods of the report `/v1/status`."""
-    nodes = report["nodes"].values()
-    return {port["pod"] for node in nodes for port in node["attachments"].values()}
-
-
 @click.command("policy", short_help="Show which policies select a pod, or judge a connection.")
 @click.argument(
     "ends",
     metavar="POD | FROM TO PORT",
     nargs=-1,
     required=True,
-    shell_complete=completion("/v1/status", pods_of),
+    shell_complete=PODS,
 )
 @click.option(
     "--protocol",

@@ -1,26 +1,19 @@
 """`sluice trace`: where a packet goes, flow by flow."""
 
 import sys
-from collections.abc import Iterable
-from typing import Any
 
 import click
 
-from cli.controller import Controller, ask, completion, controller_options, convert
+from cli.completions import ENDS
+from cli.controller import Controller, ask, controller_options, convert
 from cli.output import print_json
 from controller.policy_reports.verdict import PROTOCOL_WORDS
 from controller.reports.trace import Hop, TraceReport, Way
 
 
-def _ends(report: Any) -> Iterable[str]:
-    nodes = report["nodes"]
-    pods = {port["pod"] for node in nodes.values() for port in node["attachments"].values()}
-    return {*pods, *nodes, "outside"}
-
-
 @click.command("trace")
-@click.argument("opener", metavar="FROM", shell_complete=completion("/v1/status", _ends))
-@click.argument("target", metavar="TO[:PORT]", shell_complete=completion("/v1/status", _ends))
+@click.argument("opener", metavar="FROM", shell_complete=ENDS)
+@click.argument("target", metavar="TO[:PORT]", shell_complete=ENDS)
 @click.option(
     "--protocol",
     type=click.Choice([*PROTOCOL_WORDS], case_sensitive=False),

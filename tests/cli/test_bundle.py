@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -397,6 +398,19 @@ def test_hostile_bundle_is_one_sentence(tmp_path: Path, name: str) -> None:
     assert len(done.output.splitlines()) == 1
     assert len(done.output) < 500
     assert [each.name for each in tmp_path.iterdir()] == ["b.tar.zst"]
+
+
+def test_very_many_backslashes_take_no_memory(tmp_path: Path) -> None:
+    size = 4 << 20
+    path = tmp_path / "hostile.tar.zst"
+    path.write_bytes(whole(COPY, (member("metrics.txt"), b"\\" * size)))
+    tracemalloc.start()
+    try:
+        bundle_file.read(path, lambda _: True)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * size
 
 
 def test_members_of_later_versions_are_ignored(tmp_path: Path) -> None:
