@@ -7,7 +7,6 @@ They are in a namespace of their own, which is deleted at the end, also after an
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
@@ -16,11 +15,13 @@ from kubernetes import client
 
 from cli.cluster import LONGEST_WAIT, api_client, asking
 from cli.controller import Cluster, RequestError
+from cli.own_namespace import OwnNamespace
 from controller.reports.check import CheckReport
 from node_agent.checks.facts import Wanted, encode_wanted
 from wire.findings import MAX_FINDINGS, MAX_NODES, MAX_PEERS, Finding, NodeFindings, Peer, Severity
 from wire.sentences import readable
 
+OWNER: Final = "sluice-check"
 PATIENCE: Final = 180.0
 """Seconds for all Pods of one turn: an image may have to be pulled."""
 TOGETHER: Final = 20.0
@@ -80,7 +81,8 @@ class _Run:
         self._networking = client.NetworkingV1Api(api)
         self._image = image
         self._wanted = wanted
-        self._namespace = f"sluice-check-{secrets.token_hex(3)}"
+        self._own = OwnNamespace(self._core, OWNER)
+        self._namespace = self._own.name
 
     def go(self, nodes: tuple[str, ...]) -> CheckReport:
         with asking("list nodes", self._namespace, absent="there are no nodes"):
@@ -91,7 +93,8 @@ class _Run:
         chosen = [name for name in chosen if name in known]
         found = [self._of_cluster(given)]
         if chosen:
-            with self._own_namespace():
+            with self._own:
+                self._own.make()
                 for start in range(0, len(chosen), MAX_NODES):
                     some = chosen[start : start + MAX_NODES]
                     made, missing = self._turn([known[name] for name in some])
@@ -118,18 +121,6 @@ class _Run:
         except RequestError as error:
             unchecked += (f"the range of Services: {error.message}",)
         return cluster_findings(nodes, names, wanted, cidrs, unchecked)
-
-    @contextmanager
-    def _own_namespace(self) -> Iterator[None]:
-        labels = {"pod-security.kubernetes.io/enforce": "privileged"}
-        body = {"metadata": {"name": self._namespace, "labels": labels}}
-        with asking("create namespaces", self._namespace, absent="it cannot be made"):
-            self._core.create_namespace(body, _request_timeout=LONGEST_WAIT)
-        try:
-            yield
-        finally:
-            with asking("delete namespaces", self._namespace, absent="it has gone"):
-                self._core.delete_namespace(self._namespace, _request_timeout=LONGEST_WAIT)
 
     def _turn(self, nodes: list[Node]) -> tuple[list[NodeFindings], dict[str, str]]:
         """Check some nodes at the same time; what was found, and who gave no answer."""

@@ -3,29 +3,24 @@
 import contextlib
 import json
 import secrets
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn, Self
+from types import TracebackType
+from typing import Any, Final, Self
 
-import click
 import msgspec
 from kubernetes import client
 from kubernetes.stream import stream
 
 from cli.cluster import LONGEST_WAIT, Kubernetes, asking
 from cli.controller import Cluster, RequestError
+from cli.own_namespace import LABEL, OwnNamespace
 from wire.sentences import readable
 
-PREFIX: Final = "sluice-connectivity-"
-LABEL: Final = "app.kubernetes.io/managed-by"
 OWNER: Final = "sluice-connectivity"
 LIFE: Final = 900
 """Seconds after which the pods end whatever happens to this program."""
-OLD: Final = 2 * LIFE
-"""Seconds after which a namespace of an earlier run, which was killed, is removed."""
 PORT: Final = 8080
 HOST_PORTS: Final = range(18_000, 19_000)
 """Of the servers in the nodes' own network, one by chance: two runs at once do not collide."""
@@ -160,22 +155,17 @@ class Testbed:
         self._kubernetes = Kubernetes(cluster)
         self._core = client.CoreV1Api(self._kubernetes.api)
         self._system = cluster.namespace
-        self._keep = keep
-        self._name = f"{PREFIX}{secrets.token_hex(4)}"
+        self._own = OwnNamespace(self._core, OWNER, keep=keep)
+        self._name = self._own.name
         self._host_port = HOST_PORTS[secrets.randbelow(len(HOST_PORTS))]
-        self._is_made = False
         self._nodes: list[str] = []
         self._node_addresses: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
         """By pod."""
         self._service: Any = None
-        self._before: Any = None
 
     def __enter__(self) -> Self:
-        def stop(*_: int | FrameType | None) -> NoReturn:
-            raise KeyboardInterrupt
-
-        self._before = signal.signal(signal.SIGTERM, stop)
+        self._own.__enter__()
         return self
 
     def __exit__(
@@ -184,39 +174,17 @@ class Testbed:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """Remove what was made. A second signal does not stop that."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        """Remove what was made."""
         try:
-            if self._is_made and self._keep:
-                click.echo(f"kept: kubectl delete namespace {self._name}", err=True)
-            elif self._is_made:
-                click.echo("removing the pods ...", err=True)
-                self._remove(self._name)
+            self._own.__exit__(kind, error, at)
         finally:
             self._kubernetes.close()
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGTERM, self._before)
 
     def make(self, nodes: Sequence[str], image: str | None) -> None:
         """Make everything. Raises `RequestError`."""
-        self._sweep()
         self._choose(nodes)
         image = image or self._image()
-        namespace = {
-            "metadata": {
-                "name": self._name,
-                "labels": {
-                    LABEL: OWNER,
-                    # For the pods in the nodes' own network.
-                    "pod-security.kubernetes.io/enforce": "privileged",
-                },
-            }
-        }
-        # Before the request: it may be made although no answer comes.
-        self._is_made = True
-        with asking("create namespaces", self._name, absent="it is not made"):
-            self._core.create_namespace(namespace, _request_timeout=LONGEST_WAIT)
+        self._own.make()
         with asking("create pods, services, networkpolicies", self._name, absent="it has gone"):
             for number, node in enumerate(self._nodes):
                 for body in _pods(number, node, image, self._host_port):
@@ -379,26 +347,6 @@ class Testbed:
             f"namespace {self._system}: Sluice is not installed in it: neither DaemonSet"
             " sluice-agent nor Deployment sluice-controller is there"
         )
-
-    def _sweep(self) -> None:
-        """Remove what runs left behind that were killed long ago."""
-        with asking("list namespaces", "the cluster", absent="there are none"):
-            found = self._core.list_namespace(
-                label_selector=f"{LABEL}={OWNER}", _request_timeout=LONGEST_WAIT
-            ).items
-        for each in found:
-            age = time.time() - each.metadata.creation_timestamp.timestamp()
-            if age > OLD and each.metadata.name.startswith(PREFIX):
-                click.echo(f"removing {each.metadata.name}, of an earlier run", err=True)
-                self._remove(each.metadata.name)
-
-    def _remove(self, name: str) -> None:
-        with asking("delete namespaces", name, absent="it has gone"):
-            try:
-                self._core.delete_namespace(name, _request_timeout=LONGEST_WAIT)
-            except client.ApiException as error:
-                if error.status != 404:
-                    raise
 
 
 def _pods(number: int, node: str, image: str, host_port: int) -> Iterator[dict[str, Any]]:

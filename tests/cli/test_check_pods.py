@@ -5,6 +5,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Cluster:
         self.logs: dict[str, str] = {}
         self.states: dict[str, Any] = {}
         self.namespaces: list[str] = []
+        self.left: dict[str, str] = {}
+        """Namespaces of earlier runs, and when they were made."""
         self.pods: list[dict[str, Any]] = []
         self.refused = ""
 
@@ -63,6 +66,7 @@ class Cluster:
                 [
                     web.get("/api/v1/nodes", self._nodes),
                     web.get("/apis/apps/v1/daemonsets", self._daemon_sets),
+                    web.get(base, self._namespaces),
                     web.post(base, self._namespace),
                     web.delete(f"{base}/{{namespace}}", self._delete),
                     web.post(f"{base}/{{namespace}}/pods", self._pod),
@@ -108,12 +112,26 @@ class Cluster:
     async def _daemon_sets(self, _: web.Request) -> web.Response:
         return web.json_response({"items": []})
 
+    async def _namespaces(self, request: web.Request) -> web.Response:
+        assert request.query["labelSelector"] == "app.kubernetes.io/managed-by=sluice-check"
+        items = [
+            {"metadata": {"name": name, "creationTimestamp": made}}
+            for name, made in self.left.items()
+        ]
+        return web.json_response({"items": items})
+
     async def _namespace(self, request: web.Request) -> web.Response:
-        self.namespaces.append((await request.json())["metadata"]["name"])
+        made = (await request.json())["metadata"]
+        assert made["labels"]["app.kubernetes.io/managed-by"] == "sluice-check"
+        self.namespaces.append(made["name"])
         return web.json_response({})
 
     async def _delete(self, request: web.Request) -> web.Response:
-        self.namespaces.remove(request.match_info["namespace"])
+        name = request.match_info["namespace"]
+        if name in self.left:
+            del self.left[name]
+        else:
+            self.namespaces.remove(name)
         return web.json_response({})
 
     async def _pod(self, request: web.Request) -> web.Response:
@@ -198,6 +216,23 @@ def test_missing_permission_is_one_sentence(
     done = cluster.sluice()
     assert (done.exit_code, cluster.namespaces) == (1, [])
     assert f"your user lacks the permission to {permission}" in done.output
+
+
+def test_what_killed_runs_left_is_removed(cluster: Cluster) -> None:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    long_ago = "2020-01-01T00:00:00Z"
+    cluster.left = {"sluice-check-old": long_ago, "sluice-check-new": now, "other": long_ago}
+    done = cluster.sluice()
+    assert cluster.left.keys() == {"sluice-check-new", "other"}
+    assert "removing sluice-check-old, of an earlier run" in done.output
+
+
+def test_without_the_right_to_list_namespaces_it_goes_on(cluster: Cluster) -> None:
+    cluster.refused = "GET /api/v1/namespaces"
+    cluster.left = {"sluice-check-old": "2020-01-01T00:00:00Z"}
+    done = cluster.sluice()
+    assert "what earlier runs left is not looked for: " in done.output
+    assert (len(cluster.left), cluster.namespaces, len(cluster.pods)) == (1, [], 2)
 
 
 def test_interrupted_check_leaves_nothing(
