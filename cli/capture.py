@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.completions import PODS
-from cli.controller import Controller, controller_options, download
+from cli.controller import Controller, RequestError, controller_options, download
 from wire.questions import MAX_CAPTURE_PACKETS, MAX_CAPTURE_SECONDS
 from wire.viewing import CAPTURE, CAPTURER
 
@@ -59,7 +59,10 @@ def capture(
     if output is None:
         sys.stdout.buffer.write(content)
     else:
-        output.write_bytes(content)
+        try:
+            output.write_bytes(content)
+        except OSError as error:
+            raise RequestError(f"{output} cannot be written: {error.strerror}") from error
     cut = "; cut off at 150 KB" if headers.get("Sluice-Cut") else ""
     click.echo(f"{_count(content):,} packets{cut}", err=True)
 
