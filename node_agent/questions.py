@@ -11,7 +11,7 @@ from pyroute2 import AsyncIPRoute
 
 from node_agent import appctl
 from node_agent.capture import CaptureError, capture
-from node_agent.checks.local import answer_check
+from node_agent.checks.local import CheckError, answer_check
 from node_agent.controllers import ControllerError, Controllers
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
@@ -47,6 +47,8 @@ _BACKOFF: Final = (1.0, 20.0)
 _UNKNOWN: Final = 60.0
 """Seconds until the next try, where the controller is too old to ask, or does not know the Node."""
 _TELLING: Final = 10.0
+_TURN: Final = 5.0
+"""Seconds that a check waits for another one to end."""
 
 log = structlog.get_logger()
 
@@ -78,8 +80,16 @@ def answerer(
                 async with one_capture:
                     return await capture(leases, question)
             case CheckNode():
-                async with one_check:
+                # Those that wait long are nobody's any more: the controller has given up.
+                try:
+                    async with asyncio.timeout(_TURN):
+                        await one_check.acquire()
+                except TimeoutError:
+                    raise CheckError("another check runs on this node; try again") from None
+                try:
                     return await answer_check(agent, config(), question)
+                finally:
+                    one_check.release()
 
     return answer
 
