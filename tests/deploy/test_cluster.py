@@ -1,25 +1,37 @@
 """A real Kubernetes gets its network, by kubectl or Helm, and its nodes back as they were."""
 
-import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lab import Lab
 from lab.control import kubernetes_binaries
-from lab.patience import PROGRAM_TIMEOUT
+from lab.patience import PATIENCE, PROGRAM_TIMEOUT
+from tests.deploy import readme
 from tests.deploy.conftest import KUSTOMIZE
-from tests.deploy.helm import CHART, NAMESPACE, VALUES
+from tests.deploy.helm import CHART, NAMESPACE
 from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
 from tests.lab.viewer import new_user, sluice
 from tests.labs import unique_name
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
+SECTION = readme.read(readme.README.read_text())
 NODES = ("node1", "node2", "node3")
 WORKLOADS = ("deployment/sluice-controller", "daemonset/sluice-agent")
+
+# What differs in the lab from the values of the README.
+ADDRESSES_OF_THE_LAB = {
+    "settings": {"agent": {"controllers": ["172.30.1.1"], "datapath": "netdev"}},
+    "apiServer": {"host": "172.30.0.2"},
+}
+LONGEST_COMMAND = 320 * PATIENCE
+"""Seconds. `status --wait` gives up after 300."""
 
 # What an agent changes on its node. Of nftables only what has our name: kubelet has tables, too.
 LOOK = """\
@@ -38,10 +50,18 @@ find /etc/cni/net.d /opt/cni/bin /run/sluice /var/lib/sluice /run/netns
 def lab(images: Path) -> Iterator[Lab]:
     """Three nodes without a pod network, which have our images."""
     with Lab(unique_name()).running(kubelets=True, sluice=False) as lab:
-        ctr = [str(kubernetes_binaries(whole=True) / "ctr"), "-n", "k8s.io", "images", "import"]
+        make, load = SECTION.images
+        assert make.startswith("make image ")
+        load = load.replace("sluice-images.tar", str(images))
         for node in NODES:
-            lab.exec(node, [*ctr, "--local", str(images)], timeout=200)
+            lab.exec(node, with_programs(load, kubernetes_binaries(whole=True)), timeout=200)
         yield lab
+
+
+def with_programs(command: str, *folders: Path) -> list[str]:
+    """A command of a shell that finds programs in these folders, too."""
+    path = ":".join(map(str, folders))
+    return ["sh", "-c", 'PATH="$0:$PATH" exec bash -ec "$1"', path, command]
 
 
 def looks(lab: Lab) -> dict[str, str]:
@@ -141,32 +161,23 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 """
 
 
-def every_kind_of_traffic_passes(lab: Lab) -> None:
-    """As the administrator, who may make pods; they are gone after that."""
-    call = lab.kubectl()
-    kubeconfig = Path(call[call.index("--kubeconfig") + 1])
-    done = sluice(lab, kubeconfig, "connectivity", "--json")
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    rows = json.loads(done.stdout)["rows"]
-    assert all(row["passed"] for row in rows)
-    assert {"pod to pod, UDP", "node to NodePort", "denied by policy"} <= {r["kind"] for r in rows}
-    wait_until(lambda: "sluice-connectivity" not in kubectl(lab, "get", "namespaces"))
-
-
-def release(lab: Lab, helm: Path, *arguments: str | Path) -> None:
-    """Run Helm as the administrator; it must succeed."""
-    call = lab.kubectl()
-    kubeconfig = call[call.index("--kubeconfig") + 1]
-    words = [helm, *arguments, "--namespace", NAMESPACE, "--kubeconfig", kubeconfig]
-    done = subprocess.run(
-        lab.command("control", list(map(str, words))),
-        env=os.environ | {"NO_PROXY": "*"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PROGRAM_TIMEOUT,
-    )
-    assert not done.returncode, done.stderr
+def as_written(lab: Lab, helm: Path, folder: Path, *commands: str) -> str:
+    """Run commands of the README as an administrator in a folder; what they print."""
+    programs = Path(sys.executable).parent, helm.parent
+    printed = ""
+    for command in commands:
+        done = subprocess.run(
+            lab.command("control", with_programs(command, *programs)),
+            cwd=folder,
+            env=os.environ | {"NO_PROXY": "*"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST_COMMAND,
+        )
+        assert not done.returncode, f"{command}: {printed}{done.stdout}{done.stderr}"
+        printed += done.stdout
+    return printed
 
 
 def remove_pods(lab: Lab) -> None:
@@ -191,7 +202,6 @@ def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     everybody_reaches_everybody(lab)
     assert looks(lab) != before
     a_viewer_asks_through_a_port_forward(lab, tmp_path)
-    every_kind_of_traffic_passes(lab)
 
     # Applied again, nothing changes: neither a Pod nor the CA.
     kept = (*WORKLOADS, "secret/sluice-ca", "configmap/sluice-ca")
@@ -205,30 +215,44 @@ def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     rolled_out(lab, "sluice-uninstall", "daemonset/sluice-uninstall")
     kubectl(lab, "delete", "-k", str(KUSTOMIZE / "uninstall"), "--timeout=120s")
     assert looks(lab) == before
+    # They stay pending until there is a network again.
+    kubectl(lab, "-n", "kube-system", "scale", "deployment", "coredns", "--replicas=2")
 
 
-@pytest.mark.timeout(600)
-def test_helm_from_install_to_uninstall(lab: Lab, helm: Path) -> None:
+@pytest.mark.timeout(900)  # each command has a limit of its own
+def test_helm_from_install_to_uninstall(lab: Lab, helm: Path, tmp_path: Path) -> None:
+    """The commands of the README, in a folder like a clone, with the addresses of the lab."""
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    values = readme.merged(SECTION.values, ADDRESSES_OF_THE_LAB)
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     before = looks(lab)
-    given = ["--values", VALUES / "lab.yaml"]
-    release(lab, helm, "install", "sluice", CHART, "--create-namespace", *given)
-    rolled_out(lab, NAMESPACE, *WORKLOADS)
-    wait_for_nodes(lab)
+
+    install_program, *check_nodes = SECTION.before
+    assert install_program == "pipx install '.[cli]'"  # It is installed already.
+    found = as_written(lab, helm, tmp_path, *check_nodes)
+    for one in ("cluster", *NODES):
+        assert f"{one}: nothing is wrong\n" in found
+    assert looks(lab) == before
+
+    printed = as_written(lab, helm, tmp_path, *SECTION.install)
+    assert "switches: 3 of 3 in sync, 3 connected; " in printed
+    assert printed.count(": nothing is wrong\n") == len(NODES)
+    assert "not checked" not in printed
+    for kind in ("pod to pod, UDP", "pod to DNS", "node to NodePort", "denied by policy"):
+        assert f"\n{kind} " in printed
+    wait_until(lambda: "sluice-connectivity" not in kubectl(lab, "get", "namespaces"))
     deploy(lab, "web", 6)
     everybody_reaches_everybody(lab)
 
     # A new version of both, one node after the other; what runs does not mind.
-    new = [f"--set={name}.podAnnotations.version=new" for name in ("controller", "agent")]
-    release(lab, helm, "upgrade", "sluice", CHART, "--reuse-values", *new)
+    new = " ".join(f"--set={name}.podAnnotations.version=new" for name in ("controller", "agent"))
+    upgrade = f"helm upgrade sluice {CHART} --namespace {NAMESPACE} --reuse-values {new}"
+    as_written(lab, helm, tmp_path, upgrade)
     rolled_out(lab, NAMESPACE, *WORKLOADS)
     everybody_reaches_everybody(lab)
     for name in WORKLOADS:
         template = get(lab, "-n", NAMESPACE, name)["spec"]["template"]
         assert template["metadata"]["annotations"] == {"version": "new"}
 
-    remove_pods(lab)
-    release(lab, helm, "upgrade", "sluice", CHART, "--reuse-values", "--set=uninstall=true")
-    rolled_out(lab, NAMESPACE, "daemonset/sluice-uninstall")
-    release(lab, helm, "uninstall", "sluice", "--wait")
-    kubectl(lab, "delete", "namespace", NAMESPACE, "--timeout=120s")
+    as_written(lab, helm, tmp_path, *SECTION.remove)
     assert looks(lab) == before
