@@ -183,6 +183,7 @@ def _by_pods(
 
     config, pod_range, service_range = given
     settings = _settings(config)
+    click.echo("Pods look at the nodes; this takes about half a minute ...", err=True)
     return check_nodes(
         controller.cluster,
         image,

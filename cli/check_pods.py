@@ -330,6 +330,13 @@ def _pod_cidrs(nodes: Iterable[Node], wanted: Wanted) -> Iterator[Finding]:
 
 def _daemon_sets(given: Iterable[tuple[str, str]]) -> Iterator[Finding]:
     for namespace, name in sorted(given):
+        if name == "sluice-agent":
+            yield Finding(
+                Severity.WARNING,
+                f"DaemonSet {namespace}/{name}",
+                "Sluice is installed already: what is found on the nodes may be its own",
+                "use `sluice check` without --before, which asks its agents",
+            )
         if (network := _NETWORKS.get(name)) is None:
             continue
         text = f"the cluster runs {network}"

@@ -182,8 +182,8 @@ class Testbed:
 
     def make(self, nodes: Sequence[str], image: str | None) -> None:
         """Make everything. Raises `RequestError`."""
-        self._choose(nodes)
         image = image or self._image()
+        self._choose(nodes)
         self._own.make()
         with asking("create pods, services, networkpolicies", self._name, absent="it has gone"):
             for number, node in enumerate(self._nodes):

@@ -11,7 +11,7 @@ from cli.check_pods import cluster_findings, pod_of
 from cli.main import main
 from node_agent.checks.facts import decode_wanted, encode_wanted
 from tests.node_agent.test_findings import BEFORE
-from wire.findings import MAX_FINDINGS
+from wire.findings import MAX_FINDINGS, Severity
 
 
 def node(name: str, cidr: str | None, address: str = "192.0.2.1") -> dict[str, Any]:
@@ -58,6 +58,15 @@ def test_range_of_services_that_is_anothers_is_found() -> None:
     (one,) = cluster_findings(HEALTHY, [], BEFORE, ["10.43.0.0/16"]).findings
     assert one.subject == "cluster.serviceRange"
     assert "10.43.0.0/16" in one.text
+
+
+def test_cluster_with_sluice_is_warned_about_what_is_its_own() -> None:
+    sets = [("sluice-system", "sluice-agent")]
+    (one,) = cluster_findings(HEALTHY, sets, BEFORE).findings
+    assert (one.severity, one.subject) == (
+        Severity.WARNING, "DaemonSet sluice-system/sluice-agent",
+    )  # fmt: skip
+    assert "without --before" in one.cure
 
 
 def test_findings_about_ten_thousand_nodes_are_bounded() -> None:
