@@ -151,10 +151,13 @@ def _policies(found: Attached) -> Iterable[PolicyUse]:
 def services_at(view: ClusterView, address: IPAddress) -> Slices[tuple[ServiceUse, ...]]:
     """The Service ports that have an endpoint at an address."""
     found: list[ServiceUse] = []
-    for number, service in enumerate(list(view.services.values())):
-        if number % SLICE == 0:
-            yield
+    looked_at = 0
+    for service in list(view.services.values()):
         for port in service.ports:
+            looked_at += 1 + len(port.endpoints)
+            if looked_at > SLICE:
+                yield
+                looked_at = 0
             found += [
                 ServiceUse(
                     Reference.of(service.ref),

@@ -1,7 +1,9 @@
 """The ends of a connection that somebody asks about: from their text to pods, nodes, addresses."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import chain, islice
 from typing import Final
 
 from controller.inventory import Inventory
@@ -49,21 +51,23 @@ def source(inventory: Inventory, text: str) -> End:
     return _end(inventory, text, opens=True)
 
 
-def destinations(inventory: Inventory, text: str, port: str, protocol: int) -> list[End]:
+def destinations(inventory: Inventory, text: str, port: str, protocol: int) -> Iterator[End]:
     """Who accepts it; of a Service, its first `MOST_ENDPOINTS` endpoints. Raises `QuestionError`.
 
     `port` is a number, or the name of a port of the pod or the Service. It is empty for protocols
-    without ports.
+    without ports. Each end is looked for when it is its turn: among thousands of nodes that takes
+    some milliseconds.
     """
     prefix, _, rest = text.partition("/")
     is_service = prefix.lower() in {"service", "svc"} and rest.count("/") == 1
     name = rest if is_service else text
     is_pod = name.count("/") == 1 and inventory.pod(*name.split("/")) is not None
     if is_service or (not is_pod and name in inventory.view.services):
-        return _endpoints(inventory, name, port, protocol)
+        yield from _endpoints(inventory, name, port, protocol)
+        return
     end = _end(inventory, text, opens=False)
     number = _port(inventory, end, port, protocol)
-    return [End(end.name, end.address, end.pod, end.node, number)]
+    yield End(end.name, end.address, end.pod, end.node, number)
 
 
 def _end(inventory: Inventory, text: str, *, opens: bool) -> End:
@@ -94,19 +98,29 @@ def _end(inventory: Inventory, text: str, *, opens: bool) -> End:
     return at(inventory, address, opens=opens)
 
 
-def at(inventory: Inventory, address: IPAddress, *, opens: bool) -> End:
-    """The end that has an address."""
-    view = inventory.view
-    for node in view.nodes.values():
-        if address in node.pod_cidr and address != node.gateway:
-            for attachment in view.attachments.get(node.name, {}).values():
-                if attachment.address == address:
-                    group = inventory.policies.group(node.name, attachment.port)
-                    found = Attached(node.name, attachment, group)
-                    return End(attachment.pod or attachment.port, address, found)
-        if address in {node.address, node.gateway, *node.further_addresses}:
-            return End(node.name, node.gateway if opens else address, node=node)
+def at(inventory: Inventory, address: IPAddress, *, opens: bool, node: str = "") -> End:
+    """The end that has an address; `node`: where it most likely is."""
+    nodes = inventory.view.nodes
+    likely = nodes.get(node)
+    for each in chain([likely] if likely else [], nodes.values()):
+        if (found := _at_node(inventory, each, address, opens=opens)) is not None:
+            return found
     return End(_known_range(inventory, address), address)
+
+
+def _at_node(inventory: Inventory, node: Node, address: IPAddress, *, opens: bool) -> End | None:
+    # Asked of thousands of nodes: what most of them can say no to comes first.
+    if address in node.pod_cidr:
+        if address == node.gateway:
+            return End(node.name, address, node=node)
+        for attachment in inventory.view.attachments.get(node.name, {}).values():
+            if attachment.address == address:
+                group = inventory.policies.group(node.name, attachment.port)
+                found = Attached(node.name, attachment, group)
+                return End(attachment.pod or attachment.port, address, found)
+    if address == node.address or address in node.further_addresses:
+        return End(node.name, node.gateway if opens else address, node=node)
+    return None
 
 
 def _known_range(inventory: Inventory, address: IPAddress) -> str:
@@ -160,7 +174,7 @@ def _checked(number: int) -> int:
     return number
 
 
-def _endpoints(inventory: Inventory, name: str, text: str, protocol: int) -> list[End]:
+def _endpoints(inventory: Inventory, name: str, text: str, protocol: int) -> Iterator[End]:
     service = inventory.view.services.get(name)
     if service is None:
         ignored = inventory.services.ignored.get(name)
@@ -179,11 +193,9 @@ def _endpoints(inventory: Inventory, name: str, text: str, protocol: int) -> lis
             for port in service.ports
         )
         raise QuestionError(f"PORT {text}: Service {name} has no such port; it has {known}")
-    found: list[End] = []
-    for port in ports:
-        for endpoint in port.endpoints[: MOST_ENDPOINTS - len(found)]:
-            end = at(inventory, endpoint.address, opens=False)
-            found.append(End(end.name, end.address, end.pod, end.node, endpoint.port))
-    if not found:
+    if not any(port.endpoints for port in ports):
         raise QuestionError(f"Service {name} has no endpoint at port {text}: nobody would answer")
-    return found
+    endpoints = (endpoint for port in ports for endpoint in port.endpoints)
+    for endpoint in islice(endpoints, MOST_ENDPOINTS):
+        end = at(inventory, endpoint.address, opens=False, node=endpoint.node)
+        yield End(end.name, end.address, end.pod, end.node, endpoint.port)

@@ -199,7 +199,8 @@ def _entry(
             raise QuestionError(f"Node {wanted}: {inventory.nodes.reason(wanted)}")
         return wanted, ""
     for node in nodes.values():
-        if address in {node.address, *node.further_addresses} or address in node.pod_cidr:
+        is_own = address == node.address or address in node.further_addresses
+        if is_own or address in node.pod_cidr:
             return node.name, ""
     endpoints = tuple(e for port in service.ports for e in port.endpoints) if service else ()
     node_of = _node_of(inventory, endpoints)

@@ -1,16 +1,21 @@
 """What people are told of a cookie, a flow, an object or an address."""
 
 import re
+from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from cli.main import main
 from controller.explanations import CompiledPrograms, explain
+from controller.explanations.objects import services_at
 from controller.inventory import Inventory
 from controller.object_names import UnknownObject
 from controller.policies.slices import complete
+from controller.policy_reports import ends
 from controller.reports.explanation import Explanation, FlowFacts
 from flows.pipeline import LAYOUT, Feature
 from flows.text import actions_text, match_text
@@ -205,6 +210,28 @@ def test_denial_names_its_rule(cluster: Inventory, programs: CompiledPrograms) -
     ]
     found = the_flow(explained(cluster, programs, f"{denial.cookie:#x}"))
     assert found.fields == ("spec.ingress[0] of ClusterNetworkPolicy no-metrics",)
+
+
+def test_services_of_many_endpoints_are_looked_at_in_slices() -> None:
+    endpoint = SimpleNamespace(address=IPv4Address("10.244.1.9"))
+    port = SimpleNamespace(endpoints=[endpoint] * 1_000)
+    services = {str(number): SimpleNamespace(ports=[port] * 10) for number in range(3)}
+    view: Any = SimpleNamespace(services=services)
+    assert len([*services_at(view, IPv4Address("10.244.1.8"))]) == 30
+
+
+def test_ends_of_a_service_are_looked_for_one_by_one(
+    cluster: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[str] = []
+
+    def at(_: Inventory, address: IPv4Address, **options: Any) -> ends.End:
+        looked_for.append(options["node"])
+        return ends.End("it", address)
+
+    monkeypatch.setattr(ends, "at", at)
+    found = ends.destinations(cluster, "svc/shop/api", "a", 6)
+    assert [looked_for.copy() for _ in found] == [["n1"], ["n1", "n2"]]
 
 
 def test_offline_answer_of_the_command(tmp_path: Path) -> None:
