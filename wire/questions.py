@@ -188,6 +188,11 @@ class SwitchTrace(
     assumed: Annotated[tuple[Connection, ...], Meta(max_length=MAX_PARTS)] = ()
     """Connections that the packet would have made, and those that were assumed before."""
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError`."""
+        if sum(len(part.steps) for part in self.parts) > MAX_STEPS:
+            raise ValueError(f"parts: more than {MAX_STEPS:,} steps")
+
 
 class HostTrace(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", tag="hostTrace"):
     """What the node's own stack does with the packet."""

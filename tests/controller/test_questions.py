@@ -17,6 +17,7 @@ from wire.questions import (
     Failure,
     HostTrace,
     Packet,
+    Step,
     TraceHost,
     decode_question,
     encode,
@@ -24,6 +25,16 @@ from wire.questions import (
 
 PACKET = Packet(6, IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2"), 1, 2)
 QUESTION = TraceHost(PACKET, "outside")
+MANY_STEPS = msgspec.json.encode(
+    {
+        "type": "switchTrace",
+        "parts": 2 * [{"packet": PACKET, "steps": 1_001 * [Step(0, "0x1", 1)]}],
+        "packet": PACKET,
+        "macSource": "0a:58:0a:f4:01:02",
+        "macDestination": "0a:58:0a:f4:01:02",
+    },
+    enc_hook=str,
+)
 ANSWER = HostTrace(("it is for the node itself",), PACKET, "process", PACKET)
 
 
@@ -131,6 +142,7 @@ def test_other_node_cannot_answer() -> None:
         encode(ANSWER).replace(b"process", b"heaven"),
         encode(ANSWER).replace(b"itself", b"\\u202eitself"),
         b'{"type": "switchTrace", "parts": [], "packet": {}}',
+        MANY_STEPS,
         msgspec.json.encode({"type": "failure", "reason": "x" * 2000}),
         encode(Failure("x")) + b" " * MAX_ANSWER,
     ],
