@@ -29,6 +29,20 @@ CHECKS: Final = (
         ),
     ),
     Fault(
+        "an agent may send an answer many times at once",
+        "controller/questions.py",
+        "if known is None or future is None or future.done() or name in known.sending:",
+        "if known is None or future is None or future.done():",
+        ("tests/controller/test_questions.py",),
+    ),
+    Fault(
+        "a silent agent keeps other reports waiting",
+        "controller/viewers.py",
+        "turns = of_agents if request.path in OF_AGENTS else own",
+        "turns = own",
+        ("tests/controller/test_viewer_turns.py",),
+    ),
+    Fault(
         "an agent is believed about other nodes",
         "controller/check_api.py",
         "return msgspec.structs.replace(given.found, node=name)",
