@@ -13,6 +13,8 @@ from cli.output import print_json
 from controller.reports.status import ClusterStatus
 
 USUAL_WAIT: Final = 300.0
+AGENTS_WAIT: Final = 30.0
+"""Seconds for agents that have not been heard, when all else is well. Older ones never are."""
 PAUSE: Final = 2.0
 """Seconds between two questions of `--wait`."""
 SLOWEST: Final = 3
@@ -58,13 +60,22 @@ def _is_well(given: ClusterStatus) -> bool:
 def _wait(controller: Controller, seconds: float) -> None:
     """Return when all is well, or after so many seconds; say on standard error what is not yet."""
     end = time.monotonic() + seconds
+    well_since: float | None = None
     said = ""
     while True:
         try:
             given = convert(ask(controller, "/v1/status", {}), ClusterStatus)
-            if _is_well(given):
-                return
             now = _summary(given)
+            if not _is_well(given):
+                well_since = None
+            elif not (silent := _silent(given)):
+                return
+            else:
+                # `check` and `trace` need the agents; they look for a controller now and then.
+                well_since = well_since or time.monotonic()
+                if time.monotonic() - well_since >= AGENTS_WAIT:
+                    return
+                now += f"; {silent:,} of {len(given.nodes):,} agents not heard yet"
         except RequestError as error:
             # A controller that starts does not answer yet.
             now = error.message
@@ -75,6 +86,11 @@ def _wait(controller: Controller, seconds: float) -> None:
         if left <= 0:
             return
         time.sleep(min(PAUSE, left))
+
+
+def _silent(given: ClusterStatus) -> int:
+    """Agents that the controller has not heard; a controller of an older version does not tell."""
+    return sum(not node.agent for node in given.nodes.values()) if given.controllers else 0
 
 
 def _show(given: ClusterStatus) -> None:

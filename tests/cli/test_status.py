@@ -113,6 +113,33 @@ def test_wait_shows_what_is_missing_until_all_is_well(monkeypatch: pytest.Monkey
     assert done.exit_code == 0
 
 
+def test_wait_lasts_until_agents_are_heard_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leader = {"name": "c1", "leader": True, "version": "0.1.0", "since": 0.0}
+    good = GOOD | {"controllers": [leader]}
+    heard = {name: each | {"agent": "0.1.0"} for name, each in good["nodes"].items()}
+    answers = [good, good, good | {"nodes": heard}]
+    asked: list[Any] = []
+
+    def ask(*_: object) -> Any:
+        asked.append(answers[min(len(asked), len(answers) - 1)])
+        return asked[-1]
+
+    monkeypatch.setattr(status, "ask", ask)
+    monkeypatch.setattr(status, "PAUSE", 0)
+    done = CliRunner().invoke(main, ["status", "--wait"])
+    assert done.exit_code == 0
+    assert done.stderr.endswith("; 2 of 2 agents not heard yet\n")
+    assert asked[-2:] == [good | {"nodes": heard}] * 2
+
+    asked.clear()
+    answers[2] = good
+    monkeypatch.setattr(status, "AGENTS_WAIT", 0)
+    assert CliRunner().invoke(main, ["status", "--wait"]).exit_code == 0
+    assert len(asked) == 2
+
+
 def test_wait_gives_up(shown: Any) -> None:
     late = GOOD | {"nodes": {"n1": node("172.30.1.1", in_sync=False)}}
     done = shown(late, "--wait", "--timeout", "0")

@@ -233,6 +233,9 @@ def test_helm_from_install_to_uninstall(lab: Lab, helm: Path, tmp_path: Path) ->
     for one in ("cluster", *NODES):
         assert f"{one}: nothing is wrong\n" in found
     assert looks(lab) == before
+    too_early = [f"! kubectl sluice {verb} 2>&1" for verb in ("status", "connectivity")]
+    said = as_written(lab, helm, tmp_path, *too_early)
+    assert said.count("namespace sluice-system: Sluice is not installed in it") == len(too_early)
 
     printed = as_written(lab, helm, tmp_path, *SECTION.install)
     assert "switches: 3 of 3 in sync, 3 connected; " in printed
