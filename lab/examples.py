@@ -10,8 +10,10 @@ the first line is compared, because it shows traffic.
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -84,19 +86,24 @@ def main(check: bool, name: str) -> None:
     """Run the commands that the documentation shows, and write down what they print."""
     lab = Lab(name)
     with lab.running(nodes=2), ExitStack() as stack:
-        _set_up(lab, stack)
-        differences = [text for page in PAGES for text in _page(lab, ROOT / page, check=check)]
+        # Commands may leave files behind.
+        scene = Path(stack.enter_context(tempfile.TemporaryDirectory()), "scene")
+        shutil.copytree(SCENE, scene)
+        _set_up(lab, scene, stack)
+        differences = [
+            text for page in PAGES for text in _page(lab, scene, ROOT / page, check=check)
+        ]
     for each in differences:
         click.echo(each, err=True)
     sys.exit(1 if differences else 0)
 
 
-def _set_up(lab: Lab, stack: ExitStack) -> None:
+def _set_up(lab: Lab, scene: Path, stack: ExitStack) -> None:
     for pod, node in NODES.items():
         namespace, name = pod.split("/")
         lab.pod_add(namespace, name, node, LABELS[pod])
     addresses = {pod: str(lab.pod(*pod.split("/")).address) for pod in NODES}
-    text = (SCENE / "shop.yaml").read_text()
+    text = (scene / "shop.yaml").read_text()
     for pod, address in addresses.items():
         text = text.replace(f"${{{pod}}}", address)
     for manifest in yaml.safe_load_all(text):
@@ -107,20 +114,20 @@ def _set_up(lab: Lab, stack: ExitStack) -> None:
     client = [sys.executable, "-c", TRAFFIC, addresses["shop/web-0"]]
     traffic = stack.enter_context(running(lab.command("shop/front", client)))
     assert traffic.line() == "ready"  # noqa: S101
-    _run(lab, "sluice status --wait --timeout 60")
-    _run(lab, "sluice wait networkpolicy/shop/web --timeout 60")
+    _run(lab, scene, "sluice status --wait --timeout 60")
+    _run(lab, scene, "sluice wait networkpolicy/shop/web --timeout 60")
     # Until the first counters differ from zero.
     time.sleep(6)
 
 
-def _page(lab: Lab, page: Path, *, check: bool) -> Iterator[str]:
+def _page(lab: Lab, scene: Path, page: Path, *, check: bool) -> Iterator[str]:
     """Run a page's commands; yield how it differs, or write it."""
     old = page.read_text()
     found: list[str] = []
 
     def again(match: re.Match[str]) -> str:
         is_live, body = bool(match[1]), match[2]
-        new = "\n".join(_commands(lab, body)) + "\n"
+        new = "\n".join(_commands(lab, scene, body)) + "\n"
         found.extend(_compared(page, body, new, first_lines=is_live))
         return f"```console{match[1] or ''}\n{new}```"
 
@@ -132,11 +139,11 @@ def _page(lab: Lab, page: Path, *, check: bool) -> Iterator[str]:
         click.echo(f"{page.relative_to(ROOT)}: written")
 
 
-def _commands(lab: Lab, body: str) -> Iterator[str]:
+def _commands(lab: Lab, scene: Path, body: str) -> Iterator[str]:
     for line in body.splitlines():
         if line.startswith("$ "):
             yield line
-            said = _run(lab, line[2:]).rstrip("\n")
+            said = _run(lab, scene, line[2:]).rstrip("\n")
             if said:
                 yield said
 
@@ -165,19 +172,19 @@ def _plain(lines: Iterable[str]) -> str:
     return text
 
 
-def _run(lab: Lab, command: str) -> str:
+def _run(lab: Lab, scene: Path, command: str) -> str:
     """What a command prints, on both outputs."""
     head = _HEAD.search(command)
     words = shlex.split(_HEAD.sub("", command))
     if words[:3] == ["kubectl", "apply", "-f"]:
-        return "".join(_apply(lab, yaml.safe_load_all((SCENE / words[3]).read_text())))
+        return "".join(_apply(lab, yaml.safe_load_all((scene / words[3]).read_text())))
     if words[:2] == ["kubectl", "sluice"]:
         words = words[1:]
     assert words[0] == "sluice", command  # noqa: S101  the pages are ours
     offline = ["--lab", lab.name] if "--from" not in words else []
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *words[1:], *offline],
-        cwd=SCENE, capture_output=True, text=True, check=False, timeout=LONGEST,
+        cwd=scene, capture_output=True, text=True, check=False, timeout=LONGEST,
     )  # fmt: skip
     said = re.sub(r" +$", "", done.stderr + done.stdout, flags=re.MULTILINE)
     if head:
