@@ -10,7 +10,7 @@ import os
 import socket as sockets
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -252,6 +252,17 @@ def asking(permission: str, namespace: str, *, absent: str) -> Iterator[None]:
     except (HTTPError, OSError) as error:
         cause = error.reason if isinstance(error, MaxRetryError) else error
         raise RequestError(f"the API server does not answer: {cause}") from error
+
+
+def existing(read: Callable[..., Any], permission: str, namespace: str, name: str) -> Any:
+    """An object by its name; None if there is none. Raises `RequestError`."""
+    with asking(permission, namespace, absent=""):
+        try:
+            return read(name, namespace, _request_timeout=LONGEST_WAIT)
+        except client.ApiException as error:
+            if error.status != 404:
+                raise
+    return None
 
 
 def _status_in(reason: str) -> int:

@@ -1,6 +1,5 @@
 """The pods of `sluice connectivity`: what is made, what they try, and that all goes away again."""
 
-import contextlib
 import json
 import secrets
 import time
@@ -13,7 +12,7 @@ import msgspec
 from kubernetes import client
 from kubernetes.stream import stream
 
-from cli.cluster import LONGEST_WAIT, Kubernetes, asking
+from cli.cluster import LONGEST_WAIT, Kubernetes, asking, existing
 from cli.controller import Cluster, RequestError
 from cli.own_namespace import LABEL, OwnNamespace
 from wire.sentences import readable
@@ -296,11 +295,9 @@ class Testbed:
                 "kubernetes", "default", _request_timeout=LONGEST_WAIT
             ).spec
         yield one("API server", "default/kubernetes", "connect", api.cluster_ip, api.ports[0].port)
-        dns = None
-        with contextlib.suppress(client.ApiException):
-            dns = self._core.read_namespaced_service(
-                "kube-dns", "kube-system", _request_timeout=LONGEST_WAIT
-            )
+        dns = existing(
+            self._core.read_namespaced_service, "get services", "kube-system", "kube-dns"
+        )
         if dns is not None and dns.spec.cluster_ip:
             yield one("DNS", "kube-system/kube-dns", "dns", "kubernetes.default.svc", 53,
                       api.cluster_ip, trace_to="svc/kube-system/kube-dns")  # fmt: skip
@@ -334,15 +331,13 @@ class Testbed:
 
     def _image(self) -> str:
         apps = client.AppsV1Api(self._kubernetes.api)
-        for read, name in (
-            (apps.read_namespaced_daemon_set, "sluice-agent"),
-            (apps.read_namespaced_deployment, "sluice-controller"),
+        for read, kind, name in (
+            (apps.read_namespaced_daemon_set, "daemonsets", "sluice-agent"),
+            (apps.read_namespaced_deployment, "deployments", "sluice-controller"),
         ):
-            try:
-                found = read(name, self._system, _request_timeout=LONGEST_WAIT)
-            except client.ApiException:
-                continue
-            return str(found.spec.template.spec.containers[0].image)
+            found = existing(read, f"get {kind}", self._system, name)
+            if found is not None:
+                return str(found.spec.template.spec.containers[0].image)
         raise RequestError(
             f"namespace {self._system}: Sluice is not installed in it: neither DaemonSet"
             " sluice-agent nor Deployment sluice-controller is there"

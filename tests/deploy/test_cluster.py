@@ -143,7 +143,7 @@ def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
     capture = ["capture", one, "-o", str(folder / "pcap")]
     assert sluice(lab, folder / "viewer", *capture).stderr == LACKS.format("sluice-capturer")
     done = sluice(lab, folder / "viewer", "connectivity")
-    assert "your user lacks the permission to list namespaces" in done.stderr
+    assert "your user lacks the permission to get daemonsets" in done.stderr
     kubectl(lab, "create", "rolebinding", "viewer-captures", "-n", NAMESPACE,
             "--role=sluice-capturer", "--serviceaccount=default:viewer")  # fmt: skip
     assert sluice(lab, folder / "viewer", *capture, "--seconds", "1").returncode == 0
