@@ -14,6 +14,7 @@ from controller.sources.objects import PodObject
 from flows import names
 from flows.family import IPAddress
 from flows.view import Node
+from wire.sentences import readable
 
 MOST_ENDPOINTS: Final = 100
 """Endpoints of a Service that are judged. They are usually alike."""
@@ -151,7 +152,7 @@ def _port(inventory: Inventory, end: End, text: str, protocol: int) -> int | Non
             raise QuestionError(f"PORT {text}: this protocol has no ports")
         return None
     if text.isdecimal():
-        return _checked(int(text))
+        return port_number(text, "PORT")
     pod: PodObject | None = None
     if end.pod is not None and end.name.count("/") == 1:
         pod = inventory.pod(*end.name.split("/"))
@@ -168,10 +169,13 @@ def _port(inventory: Inventory, end: End, text: str, protocol: int) -> int | Non
     )
 
 
-def _checked(number: int) -> int:
-    if not 1 <= number <= 65_535:
-        raise QuestionError(f"PORT {number}: not from 1 to 65535")
-    return number
+def port_number(text: str, field: str) -> int:
+    """A port as a number. Raises `QuestionError`, which names the field."""
+    # Python refuses to read very long numbers.
+    digits = text.lstrip("0")
+    if not text.isdecimal() or len(digits) > 5 or not 1 <= int(digits or "0") <= 65_535:
+        raise QuestionError(f"{field} {readable(text[:20])}: not from 1 to 65535")
+    return int(digits)
 
 
 def _endpoints(inventory: Inventory, name: str, text: str, protocol: int) -> Iterator[End]:

@@ -7,7 +7,14 @@ from ipaddress import IPv4Address
 from typing import Final, cast
 
 from controller.inventory import Inventory
-from controller.policy_reports.ends import End, QuestionError, at, destinations, source
+from controller.policy_reports.ends import (
+    End,
+    QuestionError,
+    at,
+    destinations,
+    port_number,
+    source,
+)
 from controller.policy_reports.pods import Attached
 from controller.policy_reports.verdict import PROTOCOL_WORDS
 from flows.features.protocols import ICMP, LAYER_4_NAMES
@@ -109,7 +116,7 @@ def _service(inventory: Inventory, text: str) -> Service | None:
 
 def _address(inventory: Inventory, asked: Asked) -> tuple[IPv4Address, int]:
     if asked.destination == OUTSIDE:
-        return SOMEBODY, _number(asked.port or str(USUAL_PORT))
+        return SOMEBODY, port_number(asked.port or str(USUAL_PORT), "PORT")
     try:
         address = IPv4Address(asked.destination)
     except ValueError:
@@ -118,17 +125,11 @@ def _address(inventory: Inventory, asked: Asked) -> tuple[IPv4Address, int]:
     if asked.protocol not in LAYER_4_NAMES:
         return address, 0
     if asked.port.isdecimal():
-        return address, _number(asked.port)
+        return address, port_number(asked.port, "PORT")
     end = at(inventory, address, opens=False)
     (end,) = destinations(inventory, end.name if end.pod else asked.destination, asked.port,
                           asked.protocol)  # fmt: skip
     return address, end.port or 0
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise QuestionError(f"PORT {text}: not from 1 to 65535")
-    return int(text)
 
 
 def _frontend(
@@ -221,7 +222,7 @@ def asked_of(query: Callable[[str, str], str]) -> Asked:
     if text := query("endpoint", ""):
         host, _, port = text.rpartition(":")
         try:
-            endpoint = IPv4Address(host), _port(port, "endpoint")
+            endpoint = IPv4Address(host), port_number(port, "endpoint")
         except ValueError:
             raise QuestionError(f"endpoint: {text!r} is not ADDRESS:PORT") from None
     source_port = query("sourcePort", "")
@@ -230,13 +231,7 @@ def asked_of(query: Callable[[str, str], str]) -> Asked:
         destination=query("to", ""),
         port=query("port", ""),
         protocol=PROTOCOL_WORDS[protocol],
-        source_port=_port(source_port, "sourcePort") if source_port else None,
+        source_port=port_number(source_port, "sourcePort") if source_port else None,
         node=query("node", ""),
         endpoint=endpoint,
     )
-
-
-def _port(text: str, field: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise QuestionError(f"{field}: {text!r} is not from 1 to 65535")
-    return int(text)

@@ -164,6 +164,9 @@ def test_agent_that_gives_no_answer_is_named(answer: Answer, why: str) -> None:
         (Asked("node1", "svc/default/none", "80", TCP), "there is no Service default/none"),
         (Asked("node1", "10.244.2.9", "0", TCP), "PORT 0: not from 1 to 65535"),
         (Asked("node1", "10.244.2.9", "http", TCP), "PORT http"),
+        (Asked("node1", "10.244.2.9", "9" * 5000, TCP), "not from 1 to 65535"),
+        (Asked("node1", "node2", "9" * 5000, TCP), "not from 1 to 65535"),
+        (Asked("node1", "outside", "9" * 5000, TCP), "not from 1 to 65535"),
         (Asked("svc/default/s", "node2", "80", TCP), "a Service opens no connections"),
         (Asked("node1", "svc/default/s", "81", TCP), "Service default/s has no such port"),
         (
