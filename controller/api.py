@@ -23,7 +23,7 @@ import structlog
 from aiohttp import web
 
 from controller.agent_problems import take_problems
-from controller.answers import answer
+from controller.answers import NOT_READ, answer, refusal
 from controller.bundle_api import BundleApi
 from controller.capture_api import CaptureApi
 from controller.check_api import CheckApi
@@ -214,24 +214,24 @@ class Api:
         while True:
             changed = change()
             if not self._reconciler.listed.is_set():
-                return _error(503, "the controller has not read the cluster yet")
+                return refusal(503, NOT_READ)
             found = document(name)
             if found is None:
                 if not self._reconciler.inventory.knows_node(name):
-                    return _error(404, f"Node {name} is unknown")
+                    return refusal(404, f"Node {name} is unknown")
                 reason = self._reconciler.inventory.nodes.reason(name)
-                return _error(409, f"Node {name}: {reason}")
+                return refusal(409, f"Node {name}: {reason}")
             if found.revision != after:
                 return web.Response(body=encode(found), content_type="application/json")
-            if (refusal := await self._wait(name, changed, deadline)) is not None:
-                return refusal
+            if (refused := await self._wait(name, changed, deadline)) is not None:
+                return refused
 
     async def _wait(
         self, node: str, changed: asyncio.Event, deadline: float
     ) -> web.Response | None:
         """Wait for a change; the answer where there is none."""
         if self._waiting[node] >= MOST_WAITING:
-            return _error(429, f"Node {node}: {MOST_WAITING} requests wait already")
+            return refusal(429, f"Node {node}: {MOST_WAITING} requests wait already")
         self._waiting[node] += 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -250,14 +250,14 @@ class Api:
         try:
             given = decode_digest(await request.read())
         except msgspec.MsgspecError as error:
-            return _error(400, f"not a digest: {error}")
+            return refusal(400, f"not a digest: {error}")
         try:
             # Each call computes a part of what it is compared with.
             while not self._reconciler.prepare_digest(name):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             return _json(self._reconciler.take_digest(name, given))
         except KeyError:
-            return _error(503, f"the switch of Node {name} is not connected")
+            return refusal(503, f"the switch of Node {name} is not connected")
 
     def _reporter(self, request: web.Request) -> str:
         """The node that reports, before its report is read. Raises `web.HTTPException`."""
@@ -275,7 +275,7 @@ class Api:
         try:
             given = decode_problems(await request.read())
         except msgspec.MsgspecError as error:
-            return _error(400, f"not a node's problems: {error}")
+            return refusal(400, f"not a node's problems: {error}")
         take_problems(self._reconciler.inventory, name, given)
         return web.Response(status=204)
 
@@ -285,10 +285,10 @@ class Api:
         try:
             given = decode_addresses(await request.read())
         except (msgspec.MsgspecError, ValueError) as error:
-            return _error(400, f"not a node's addresses: {error}")
+            return refusal(400, f"not a node's addresses: {error}")
         # Each change makes Services be read anew. An agent looks once a second.
         if not self._address_reports.allows(name):
-            return _error(429, f"Node {name}: too many reports of addresses")
+            return refusal(429, f"Node {name}: too many reports of addresses")
         self._reconciler.report_addresses(name, given.addresses)
         self._pod_mtus.report(name, given.pod_mtu)
         return web.Response(status=204)
@@ -299,7 +299,7 @@ class Api:
         try:
             given = decode_denials(await request.read())
         except (msgspec.MsgspecError, ValueError) as error:
-            return _error(400, f"not a node's denials: {error}")
+            return refusal(400, f"not a node's denials: {error}")
         self._recent_denials.take(name, given)
         if self._denials is not None:
             self._denials.take(name, given)
@@ -310,7 +310,7 @@ class Api:
         name = request.match_info["node"]
         _only_own_node(request, name)
         if not self._reconciler.inventory.knows_node(name):
-            return _error(404, f"Node {name} is unknown")
+            return refusal(404, f"Node {name} is unknown")
         given = (request.query.get(each, "") for each in (paths.AGENT, paths.OPEN_VSWITCH))
         versions = Versions(*(each if _VERSION.fullmatch(each) else "" for each in given))
         asked = await self.questions.fetch(name, _seconds_to_wait(request), versions)
@@ -324,7 +324,7 @@ class Api:
         question = request.match_info["question"]
         if await self.questions.take(name, question, request.read):
             return web.Response(status=204)
-        return _error(410, "there is no such question, or it waits no more")
+        return refusal(410, "there is no such question, or it waits no more")
 
     def _node_config(self, name: str) -> NodeConfig | None:
         node = self._reconciler.inventory.view.nodes.get(name)
@@ -398,8 +398,3 @@ def _refused(kind: type[web.HTTPError], sentence: str) -> web.HTTPError:
 
 def _json(content: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(content), content_type="application/json")
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    body = encode(Refusal(sentence))
-    return web.Response(status=status, body=body, content_type="application/json")

@@ -1,8 +1,8 @@
 """What local users may ask about policies, and the copy of the cluster that they compute with."""
 
-import msgspec
 from aiohttp import web
 
+from controller.answers import NOT_READ, answer, refusal
 from controller.offline.cluster_copy import copy_of
 from controller.policy_reports.ends import QuestionError
 from controller.policy_reports.pods import pod_policies
@@ -10,9 +10,6 @@ from controller.policy_reports.verdict import PROTOCOL_WORDS, verdict
 from controller.reconciler import Reconciler
 from controller.work_budget import in_turns
 from settings import ClusterSettings
-from wire.documents import Refusal, encode
-
-NOT_READ = "the controller has not read the cluster yet"
 
 
 class PolicyApi:
@@ -29,17 +26,17 @@ class PolicyApi:
     async def _policy(self, request: web.Request) -> web.Response:
         """With `?pod=POD` its policies; with `?from=&to=&port=&protocol=` a verdict."""
         if not self._reconciler.listed.is_set():
-            return _error(503, NOT_READ)
+            return refusal(503, NOT_READ)
         inventory, query = self._reconciler.inventory, request.query
         if (pod := query.get("pod")) is not None:
-            answer = await in_turns(pod_policies(inventory, pod))
-            return _error(404, answer) if isinstance(answer, str) else _json(answer)
+            found = await in_turns(pod_policies(inventory, pod))
+            return refusal(404, found) if isinstance(found, str) else await answer(found)
         missing = [word for word in ("from", "to") if not query.get(word)]
         if missing:
-            return _error(400, f"{missing[0]}: give this, or pod")
+            return refusal(400, f"{missing[0]}: give this, or pod")
         protocol = query.get("protocol", "TCP").upper()
         if protocol not in PROTOCOL_WORDS:
-            return _error(400, f"protocol: none of {', '.join(PROTOCOL_WORDS)}")
+            return refusal(400, f"protocol: none of {', '.join(PROTOCOL_WORDS)}")
         try:
             work = verdict(
                 inventory,
@@ -48,9 +45,9 @@ class PolicyApi:
                 protocol,
                 node_dns=self._cluster.policy.node_local_dns,
             )
-            return _json(await in_turns(work))
+            return await answer(await in_turns(work))
         except QuestionError as error:
-            return _error(404, str(error))
+            return refusal(404, str(error))
 
     async def _copy(self, request: web.Request) -> web.StreamResponse:
         """What policies depend on, as lines of JSON: see `controller.offline.cluster_copy`.
@@ -58,7 +55,7 @@ class PolicyApi:
         With `services` in the query, what else flows depend on.
         """
         if not self._reconciler.listed.is_set():
-            return _error(503, NOT_READ)
+            return refusal(503, NOT_READ)
         services = "services" in request.query
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -66,12 +63,3 @@ class PolicyApi:
             await response.write(line)
         await response.write_eof()
         return response
-
-
-def _json(content: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
-
-
-def _error(status: int, sentence: str) -> web.Response:
-    body = encode(Refusal(sentence))
-    return web.Response(status=status, body=body, content_type="application/json")
