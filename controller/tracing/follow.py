@@ -72,6 +72,8 @@ class _End:
     packet: Packet
     place: _AtSwitch | _AtHost | None = None
     """Where an answer begins."""
+    by_policy: bool = False
+    """Whether policy dropped it."""
 
 
 class Tracer:
@@ -100,7 +102,9 @@ class Tracer:
         )
         there, end = await journey.go(begin.packet, _place(begin))
         if not end.delivered:
-            cure = end.cure or await self._policy_cure(asked, begin, end, node_dns=node_dns)
+            cure = end.cure
+            if end.by_policy and not cure:
+                cure = await self._policy_cure(asked, begin, end, node_dns=node_dns)
             there = msgspec.structs.replace(there, cure=cure)
         back: Way | None = None
         if reply and end.delivered and end.place is not None:
@@ -128,9 +132,7 @@ class Tracer:
         )
 
     async def _policy_cure(self, asked: Asked, begin: Start, end: _End, *, node_dns: bool) -> str:
-        """What policy would have to allow; empty if policy is not the reason."""
-        if "policy" not in end.text:
-            return ""
+        """What policy would have to allow; empty if that is not known."""
         protocol = PROTOCOL_NAMES.get(asked.protocol, "ICMP")
         opener = asked.source if begin.pod or not begin.is_outside else str(begin.packet.source)
         port = str(end.packet.destination_port) if asked.protocol != ICMP else ""
@@ -235,7 +237,8 @@ class _Journey:
         told = await in_turns(self._explainer.switch(at.node, answer))
         hops += told.hops
         if answer.out_port is None:
-            return _End(False, told.end, told.cure, after), after
+            end = _End(False, told.end, told.cure, after, by_policy=told.by_policy)
+            return end, after
         self._refusal = (told.end, told.cure) if told.end else None
         return self._leaves(at, answer, after, hops), after
 

@@ -17,7 +17,7 @@ from controller.service_fields import PROTOCOL_NAMES
 from flows import names
 from flows.features.protocols import ICMP, LAYER_4_NAMES
 from flows.flow import Flow
-from flows.pipeline import LAYOUT
+from flows.pipeline import LAYOUT, Feature
 from flows.policy import Direction
 from flows.refs import Owners
 from wire.documents import DeniedPort
@@ -52,6 +52,8 @@ class Told:
     end: str = ""
     """If it dropped the packet, or has the node's stack refuse it: why."""
     cure: str = ""
+    by_policy: bool = False
+    """Whether policy dropped it."""
 
 
 class Explainer:
@@ -85,6 +87,7 @@ class Explainer:
         if trace.out_port is None:
             text, told.cure = self._dropped(node, last, final)
             told.end = f"dropped by the switch of node {node}: {text}"
+            told.by_policy = self._is_policy(node, final)
             told.hops.append(self._hop(node, f"dropped in table {_table(final)}", final, rows))
             return told
         deciding = [step for step in _steps(trace) if _table(step) in ("Forwarding", "Refuse")]
@@ -200,6 +203,12 @@ class Explainer:
         if name == "Forwarding" and to in self._inventory.view.cluster.pod_range:
             return f"{reason}, and no pod of node {node} has {to}", f"a pod would have to have {to}"
         return reason, _CURES.get(name, "")
+
+    def _is_policy(self, node: str, step: Step) -> bool:
+        found = self._flow(node, step)
+        return _table(step) in _DENIALS or (
+            found is not None and found[0].feature == Feature.POLICY
+        )
 
     def _denied(self, node: str, part: Part, direction: Direction) -> str:
         packet = part.packet

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, cast
 
@@ -58,7 +58,6 @@ class Start:
     is_outside: bool
     """Whether it comes from outside the node."""
     notes: tuple[str, ...] = ()
-    services: tuple[Service, ...] = field(default=())
 
 
 def start(inventory: Inventory, asked: Asked) -> Start:
@@ -74,7 +73,6 @@ def start(inventory: Inventory, asked: Asked) -> Start:
     number = asked.source_port
     if number is None:
         number = _EPHEMERAL[secrets.randbelow(len(_EPHEMERAL))]
-    is_outside = opener is None or (opener.pod is None and opener.node is None)
     packet = Packet(
         protocol=asked.protocol,
         source=SOMEBODY if opener is None else cast("IPv4Address", opener.address),
@@ -93,7 +91,7 @@ def start(inventory: Inventory, asked: Asked) -> Start:
         return Start(chosen, opener.node.name, None, is_outside=False, notes=tuple(notes))
     node, note = _entry(inventory, asked.node, address, service)
     notes += [note] if note else []
-    return Start(packet, node, None, is_outside=is_outside, notes=tuple(notes))
+    return Start(packet, node, None, is_outside=True, notes=tuple(notes))
 
 
 def _opener(inventory: Inventory, text: str) -> End | None:
