@@ -1,10 +1,13 @@
 """How commands read the counters of switches, page by page, and what rates they make."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+import click
+
+from cli.completions import NODES
 from cli.controller import Controller, ask, convert
 from controller.references import Reference
 from controller.reports.counters import Counters, DropRow, NodeCounters
@@ -13,6 +16,21 @@ from controller.reports.top import DropRates, NodeRates, PodRates, ServiceRates,
 DropKey = tuple[str, str, str, tuple[Reference, ...]]
 PAGE: Final = 16
 """Nodes of one answer of a controller."""
+
+
+def chosen_nodes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--node` and `--all`: the parameters `nodes` and `everything`."""
+    command = click.option("--all", "everything", is_flag=True, help="Read all nodes, in turns.")(
+        command
+    )
+    return click.option(
+        "--node",
+        "nodes",
+        multiple=True,
+        metavar="NODE",
+        shell_complete=NODES,
+        help=f"Read this node. Can be repeated.  [default: the first {PAGE}]",
+    )(command)
 
 
 @dataclass

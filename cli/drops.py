@@ -7,9 +7,8 @@ from typing import Final
 import click
 import msgspec
 
-from cli.completions import NODES
 from cli.controller import Controller, RequestError, ask, controller_options, convert
-from cli.counters import PAGE, Snapshot, new_drops, objects_text, read
+from cli.counters import PAGE, Snapshot, chosen_nodes, new_drops, objects_text, read
 from cli.output import print_columns, print_json
 from controller.drop_reasons import REASONS
 from controller.reports.counters import DenialRow, Denials, DropRow
@@ -20,15 +19,7 @@ MOST_LINES: Final = 20
 
 
 @click.command("drops", short_help="Show which packets switches dropped, and why.")
-@click.option(
-    "--node",
-    "nodes",
-    multiple=True,
-    metavar="NODE",
-    shell_complete=NODES,
-    help=f"Read this node. Can be repeated.  [default: the first {PAGE}]",
-)
-@click.option("--all", "everything", is_flag=True, help="Read all nodes, in turns.")
+@chosen_nodes
 @click.option(
     "--reason",
     "reasons",

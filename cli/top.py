@@ -7,9 +7,8 @@ from typing import Final
 import click
 import msgspec
 
-from cli.completions import NODES
 from cli.controller import Controller, RequestError, controller_options
-from cli.counters import PAGE, Snapshot, rates, read
+from cli.counters import PAGE, Snapshot, chosen_nodes, rates, read
 from cli.output import print_columns, print_json
 from controller.reports.top import Top
 
@@ -17,15 +16,7 @@ _UNITS: Final = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 @click.command("top", short_help="Show which pods, Services and nodes have the most traffic.")
-@click.option(
-    "--node",
-    "nodes",
-    multiple=True,
-    metavar="NODE",
-    shell_complete=NODES,
-    help=f"Read this node. Can be repeated.  [default: the first {PAGE}]",
-)
-@click.option("--all", "everything", is_flag=True, help="Read all nodes, in turns.")
+@chosen_nodes
 @click.option(
     "--interval",
     type=click.FloatRange(min=1, max=3600),
