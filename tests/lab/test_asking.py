@@ -228,4 +228,6 @@ def test_drops_by_reason(lab: Lab) -> None:
 
 def test_ping_still_works(lab: Lab) -> None:
     """Nothing of all this changes a switch."""
+    # Until one answer: the userspace datapath loses the first packet to a peer (docs/lab.md).
+    lab.exec(A1, ["ping", "-n", "-c", "1", "-w", "60", address(lab, B1)], timeout=90)
     ping(lab, A1, address(lab, B1))
