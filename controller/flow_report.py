@@ -17,10 +17,10 @@ import msgspec
 from controller.flow_rows import bucket_rows, desired_row, group_behind, named, references
 from controller.reports.flows import BucketRow, FlowRow, GroupRow
 from flows import names
-from flows.diff import is_learned, is_ours
+from flows.diff import is_generation, is_learned, is_ours
 from flows.flow import Flow, Group
 from flows.labels import Labels
-from flows.pipeline import LAYOUT, Feature
+from flows.pipeline import LAYOUT
 from flows.refs import Owners
 from flows.text import table_name
 from flows.view import Service
@@ -138,15 +138,23 @@ def _row(entry: InstalledFlow, known: tuple[Flow, Owners] | None, labels: Labels
             priority=entry.priority, state="altered",
         )  # fmt: skip
     else:
-        learned = is_learned(entry.cookie)
-        state = "learned" if learned else "stale" if is_ours(entry.cookie) else "foreign"
+        state = _state(entry.cookie)
         row = FlowRow(
             table_name(entry.table), entry.table, entry.priority, f"{entry.cookie:#018x}",
             entry.packets, entry.octets, state,
-            feature=Feature.LEARNED.name.lower() if learned else "",
+            feature=state if state in {"learned", "generation"} else "",
         )  # fmt: skip
     match, actions = foreign.described(entry)
     return replace(row, match=match, actions=actions)
+
+
+def _state(cookie: int) -> str:
+    """Of a flow that is not part of a program."""
+    if is_learned(cookie):
+        return "learned"
+    if is_generation(cookie):
+        return "generation"
+    return "stale" if is_ours(cookie) else "foreign"
 
 
 def _found_buckets(entry: InstalledGroup) -> tuple[BucketRow, ...]:

@@ -61,12 +61,17 @@ class Delta:
         )
 
 
-COMPILED_FEATURES = frozenset(int(each) for each in Feature if each != Feature.LEARNED)
+COMPILED_FEATURES = frozenset(Feature) - {Feature.LEARNED, Feature.GENERATION}
 
 
 def is_ours(cookie: int) -> bool:
     """Whether a flow with this cookie was compiled by Sluice."""
     return cookie >> 56 in COMPILED_FEATURES
+
+
+def is_generation(cookie: int) -> bool:
+    """Whether a flow with this cookie says a controller's generation (`flows.features.state`)."""
+    return cookie >> 56 == Feature.GENERATION
 
 
 def is_learned(cookie: int) -> bool:

@@ -47,6 +47,7 @@ class Feature(IntEnum):
     STATE = 9
     LEARNED = 10
     DIRECT = 11
+    GENERATION = 12
 
 
 class Priority(IntEnum):

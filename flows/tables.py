@@ -387,8 +387,9 @@ TABLES: Final = (
     ),
     Table(
         250, "State",
-        "No packet comes here: the flows carry digests of what each scope should hold.",
-        writers=(Feature.STATE,),
+        "No packet comes here: the flows carry digests of what each scope should hold, and the"
+        " generation of the controller that wrote last.",
+        writers=(Feature.STATE, Feature.GENERATION),
         match=(),
     ),
     Table(

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from flows import names
-from flows.diff import is_ours
+from flows.diff import is_generation, is_ours
 from flows.features import state
 from flows.flow import Meter
 from flows.pipeline import Feature
@@ -78,6 +78,7 @@ async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
     groups = await switch.dump_groups()
     meters = await switch.dump_meters()
     ours = [flow for flow in flows if is_ours(flow.cookie)]
+    generations = sum(is_generation(flow.cookie) for flow in flows)
     our_groups = [group for group in groups if group.id in names.GROUPS]
     return Dump(
         flows,
@@ -92,7 +93,7 @@ async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
             ),
             meters=digest.of_meters(meters.values()),
             groups=digest.total(map(digest.of_group_entry, our_groups)),
-            foreign=len(flows) - len(ours) + len(groups) - len(our_groups),
+            foreign=len(flows) - len(ours) - generations + len(groups) - len(our_groups),
             datapath_flows=datapath_flows,
         ),
     )

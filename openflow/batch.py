@@ -14,6 +14,7 @@ from typing import Final, Self, TypeAlias
 
 from flows.diff import GroupChange
 from flows.family import IPAddress
+from flows.features.state import GENERATION_FLOW, generation_cookie
 from flows.flow import MOST_BUCKETS, Bucket, Flow, Group, Meter
 from openflow import codec
 from openflow.codec import MeterCommand
@@ -118,6 +119,17 @@ class GroupDelete:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationSet:
+    """Sets the flow that says the newest generation of a controller (`flows.features.state`)."""
+
+    generation: int
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"generation {self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """Opens, closes or commits a bundle, or asks for a barrier."""
 
@@ -141,6 +153,7 @@ Message: TypeAlias = (
     | GroupDelete
     | MeterMod
     | Forget
+    | GenerationSet
     | Control
 )
 
@@ -226,7 +239,9 @@ class Batch:
         *,
         groups_set: Iterable[GroupChange | InstalledGroup] = (),
         groups_delete: Iterable[int] = (),
-        first: Iterable[DeleteByCookie | DeleteStrict | InstalledRemove | Flow] = (),
+        first: Iterable[
+            DeleteByCookie | DeleteStrict | InstalledRemove | Flow | GenerationSet
+        ] = (),
         last: Iterable[Flow | InstalledFlow | DeleteByCookie] = (),
         bundle_size: int = BUNDLE_SIZE,
     ) -> Self:
@@ -380,6 +395,9 @@ def _encoded(message: Message, xid: int) -> bytes:  # noqa: C901, PLR0911, PLR09
             return numbered(group_mod_set(message), xid)
         case Forget(zone, protocol, original, reply):
             return numbered(codec.conntrack_flush(zone, protocol, original, reply), xid)
+        case GenerationSet(generation):
+            cookie = generation_cookie(generation)
+            return numbered(codec.flow_add(GENERATION_FLOW, stand_in=(cookie, None)), xid)
         case MeterMod(command, meter):
             return numbered(codec.meter_mod(command, meter), xid)
         case Control():

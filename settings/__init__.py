@@ -138,6 +138,20 @@ LabelMatch = Annotated[
 EXCLUDED_NODES: Final = ("kubernetes.io/os=windows", "type=virtual-kubelet", "sluice.dev/excluded")
 
 
+_NODE_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+
+
+class Election(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Which of several controllers writes: the one that holds a Lease."""
+
+    namespace: NamespaceName = "kube-system"
+    """Where the Lease is."""
+    name: Annotated[str, Meta(pattern=_NODE_NAME)] = "sluice-controller"
+    address: SocketAddress | None = None
+    """Where the other controllers reach the API of this one. None: at `api`; where that is no
+    address, at $HOST_IP and its port."""
+
+
 class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Addresses of the controller, `HOST:PORT`, and the source of the cluster's objects."""
 
@@ -150,6 +164,8 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     directory: Path | None = None
     """Read manifests from this directory; overrides `kubernetes`. Same as `--cluster DIR`."""
     kubernetes: Kubernetes = Kubernetes()
+    election: Election = Election()
+    """Needs an API server: with a directory, this controller is the only one."""
     tls: Tls | None = None
     enrolment: ControllerEnrolment | None = None
     plain_tcp: bool = False
@@ -161,9 +177,6 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
         _exactly_one(tls=self.tls, enrolment=self.enrolment, plainTcp=self.plain_tcp)
         if self.reports and self.plain_tcp:
             raise ValueError("`reports` needs TLS: give `tls` or `enrolment`, not `plainTcp`")
-
-
-_NODE_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 
 
 def _this_node() -> str:

@@ -13,7 +13,7 @@ from controller.programs import Programs
 from controller.references import Reference
 from controller.reports.explanation import Explanation, Fact, FlowFacts
 from flows.compile import Program
-from flows.diff import is_learned, is_ours
+from flows.diff import is_generation, is_learned, is_ours
 from flows.features import (
     arp,
     classify,
@@ -128,7 +128,7 @@ def of_line(
         if found is not None:
             made = yield from _explained(inventory, programs, text, found)
             return made
-    if cookie is not None and is_learned(int(cookie[1], 16)):
+    if cookie is not None and _is_no_program(int(cookie[1], 16)):
         raise UnknownObject(_unknown(int(cookie[1], 16)))
     found = yield from _by_match(inventory.view, programs, text, node)
     if found is None:
@@ -138,7 +138,16 @@ def of_line(
     return made
 
 
+def _is_no_program(cookie: int) -> bool:
+    return is_learned(cookie) or is_generation(cookie)
+
+
 def _unknown(cookie: int) -> str:
+    if is_generation(cookie):
+        return (
+            f"cookie {cookie:#x}: says that the controller of generation"
+            f" {cookie & state.MOST_GENERATIONS} has written to this switch; an older one may not"
+        )
     if is_learned(cookie):
         return (
             f"cookie {cookie:#x}: the switch made this flow itself, to remember the endpoint of a"
