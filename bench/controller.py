@@ -140,7 +140,7 @@ class StandaloneController:
 
     def status(self) -> Mapping[str, Any]:
         """What it says of nodes and problems."""
-        plane = ControlPlane(self.lab.layout, "geneve", binaries=None, kubelets=False, tls=None)
+        plane = ControlPlane(self.lab.layout, "geneve", binaries=None, kubelets=False, tls=False)
         return plane.status() or {"ready": False, "nodes": {}, "problems": {}}
 
 

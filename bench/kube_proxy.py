@@ -143,7 +143,7 @@ def _kube_proxy(program: Path) -> Iterator[ProxySide]:
             ],
         )
         run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=node.netns)
-        plane = ControlPlane(lab.layout, "geneve", kubernetes_binaries(), False, None)
+        plane = ControlPlane(lab.layout, "geneve", kubernetes_binaries(), False, tls=False)
         plane.start_api(lambda _: None)
         plane.source.add_node(node)
         pods = {name: _plug(lab, name, index) for index, name in enumerate((*SERVERS, "client"))}

@@ -29,7 +29,7 @@ def start(lab: Lab, nodes: int) -> None:
     """Start everything, and return when every node's switch has OVN's flows."""
     directory = lab.layout.control / "ovn"
     directory.mkdir(parents=True)
-    central = daemons(lab.layout)
+    central = daemons(lab.layout.controller(1))
     environment = {f"OVN_{kind}DIR": str(directory) for kind in ("RUN", "DB", "LOG")}
     sockets = {name: directory / f"{name}.sock" for name in ("nb", "sb")}
     for name, socket in sockets.items():

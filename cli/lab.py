@@ -12,7 +12,7 @@ from rich.console import Console
 from lab import Lab, LabError
 from lab.display import Steps, show_status
 from lab.interrupt import one_interrupt
-from lab.layout import MOST_NODES
+from lab.layout import MOST_CONTROLLERS, MOST_NODES
 from lab.spec import Options
 
 named = click.option("--name", default="lab", metavar="NAME", show_default=True, help="Which lab.")
@@ -46,6 +46,12 @@ def lab() -> None:
     "--nodes",
     type=click.IntRange(1, MOST_NODES),
     help=f"How many, up to {MOST_NODES}.  [default: 3]",
+)
+@click.option(
+    "--controllers",
+    type=click.IntRange(1, MOST_CONTROLLERS),
+    help=f"How many, up to {MOST_CONTROLLERS}: one leads, the others are its standbys. More than"
+    " one with --source kube or --kubelets.  [default: 1]",
 )
 @click.option(
     "--tunnel", type=click.Choice(["geneve", "vxlan"]), help="Between nodes.  [default: geneve]"
@@ -165,7 +171,8 @@ def delete(pod: tuple[str, str], name: str) -> None:
 def execute(where: str, argv: tuple[str, ...], name: str) -> None:
     """Run a command in a part of the lab.
 
-    WHERE is a pod's NAMESPACE/NAME, a node's name, or outside, control or fabric. In a node,
+    WHERE is a pod's NAMESPACE/NAME, a node's name, or outside, fabric or control, where the API
+    server and the first controller are; the next controller is in control2. In a node,
     ovs-vsctl, ovs-ofctl and ovs-appctl speak to that node's Open vSwitch.
     """
     with clear_errors():

@@ -9,9 +9,9 @@ from lab import certificates, machine, network, node
 from lab.cluster import KubeletCluster
 from lab.commands import LabError
 from lab.control import ControlPlane, daemons
-from lab.layout import LabLayout, NodeLayout
+from lab.daemons import Daemons
+from lab.layout import ControllerLayout, LabLayout, NodeLayout
 from lab.spec import Report, Spec
-from settings import Tls
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Bringup:
         """Start everything; return once it works."""
         self.layout.pods.mkdir(exist_ok=True)
         if self.spec.tls:
-            certificates.issue(self.layout, self.nodes)
+            certificates.issue(self.layout, self.plane.places, self.nodes)
         self.report("fabric", "connecting the namespaces")
-        network.connect(self.layout, self.nodes, self.spec.datapath)
+        self._connect()
         self.report("fabric", f"connects {len(self.nodes)} nodes", done=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
             control = pool.submit(self.start_control)
@@ -47,12 +47,14 @@ class Bringup:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         # A switch connects again some seconds after an outage.
-        if self.spec.sluice and not daemons(self.layout).wait(self.plane.in_sync, timeout=30):
+        first, *_ = self._control_daemons
+        if self.spec.sluice and not first.wait(self.plane.in_sync, timeout=30):
             raise LabError(f"not every switch holds its flows after 30 s: {self.plane.status()}")
 
     def start_control(self) -> None:
         """Start the control plane; return once it listens."""
-        daemons(self.layout).forget_ended()
+        for each in self._control_daemons:
+            each.forget_ended()
         report = partial(self.report, "control")
         if self.spec.sluice:
             self.plane.start(self.nodes, report, self._cancelled.is_set)
@@ -81,8 +83,8 @@ class Bringup:
             cluster.start_kubelet(it)
         if self.spec.sluice:
             report("starting the agent")
-            node.start_agent(it, self.spec.datapath, self._tls(it))
-            node.wait_ready(it, daemons(self.layout), self._cancelled.is_set)
+            self._start_agent(it)
+            node.wait_ready(it, self._control_daemons, self._cancelled.is_set)
         if cluster:
             report("waiting for its Node to be Ready")
             cluster.wait_for_node(it, ready=self.spec.sluice, cancelled=self._cancelled.is_set)
@@ -90,7 +92,7 @@ class Bringup:
 
     def start_again(self, it: NodeLayout) -> None:
         """Start a node whose namespaces are gone, beside a control plane that runs."""
-        network.connect(self.layout, self.nodes, self.spec.datapath)
+        self._connect()
         self.start_node(it)
 
     def start_daemon(self, it: NodeLayout, daemon: str) -> None:
@@ -104,7 +106,7 @@ class Bringup:
             case "ovs-vswitchd":
                 node.start_vswitchd(it, self.spec.datapath)
             case "agent":
-                node.start_agent(it, self.spec.datapath, self._tls(it))
+                self._start_agent(it)
             case "containerd" if cluster:
                 cluster.start_runtime(it)
             case "kubelet" if cluster:
@@ -112,8 +114,28 @@ class Bringup:
             case _:
                 raise LabError(f"a node has no daemon {daemon!r}")
 
-    def _tls(self, it: NodeLayout) -> Tls | None:
-        return certificates.files(self.layout, it.name) if self.spec.tls else None
+    def start_control_daemon(self, place: ControllerLayout, daemon: str) -> None:
+        """Start one daemon of the control plane, and only that; an API server with its etcd."""
+        daemons(place).forget_ended()
+        match daemon:
+            case "controller" if self.spec.sluice:
+                self.plane.start_controller(place)
+            case "etcd" | "kube-apiserver" if place == self.plane.places[0]:
+                self.plane.start_api(partial(self.report, "control"))
+            case _:
+                raise LabError(f"{place.name} has no daemon {daemon!r}")
+
+    def _connect(self) -> None:
+        number = self.spec.controllers
+        network.connect(self.layout, self.nodes, self.spec.datapath, controllers=number)
+
+    def _start_agent(self, it: NodeLayout) -> None:
+        tls = certificates.files(self.layout, it.name) if self.spec.tls else None
+        node.start_agent(it, self.plane.places, self.spec.datapath, tls)
+
+    @property
+    def _control_daemons(self) -> list[Daemons]:
+        return [daemons(place) for place in self.plane.places]
 
     @property
     def _cluster(self) -> KubeletCluster | None:

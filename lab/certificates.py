@@ -1,4 +1,4 @@
-"""The lab's own certificate authority, and a certificate for the controller and for each node.
+"""The lab's own certificate authority, and a certificate for each controller and each node.
 
 Made by `openssl`, whose commands are the same for any user's cluster (docs/configuration.md).
 `ovs-pki`, which comes with Open vSwitch, makes RSA keys in a directory of the machine's, and
@@ -9,26 +9,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.commands import run
-from lab.layout import CONTROL_ADDRESS, LabLayout, NodeLayout
+from lab.layout import ControllerLayout, LabLayout, NodeLayout
 from settings import Tls
 
 CONTROLLER = "controller"
+"""The DNS name of all controllers."""
 _P256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
 _DAYS = ["-days", "3650"]
 
 
 def files(layout: LabLayout, name: str) -> Tls:
-    """Where the files of `CONTROLLER` or of a node's name are."""
+    """Where the files are: `name` is a node's, or `ControllerLayout.certificate`."""
     folder = _folder(layout)
     return Tls(key=folder / f"{name}.key", certificate=folder / f"{name}.pem", ca=folder / "ca.pem")
 
 
-def issue(layout: LabLayout, nodes: Sequence[NodeLayout]) -> None:
+def issue(
+    layout: LabLayout, controllers: Sequence[ControllerLayout], nodes: Sequence[NodeLayout]
+) -> None:
     """Make what is not there yet. Raises `LabError`."""
     folder = _folder(layout)
     folder.mkdir(mode=0o700, exist_ok=True)
     authority(folder)
-    sign(folder, CONTROLLER, "serverAuth", f"DNS:{CONTROLLER},IP:{CONTROL_ADDRESS}")
+    for place in controllers:
+        names = f"DNS:{CONTROLLER},IP:{place.address}"
+        sign(folder, place.certificate, "serverAuth", names)
     for node in nodes:
         sign(folder, node.name, "clientAuth", f"DNS:{node.name}")
 

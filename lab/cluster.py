@@ -16,8 +16,8 @@ from lab.control import ControlPlane, daemons
 from lab.layout import CLUSTER_DNS, CONTROL_ADDRESS, NodeLayout
 
 COREDNS = Path(__file__).with_name("coredns.yaml")
-CONTROLLERS_NODE = "node1"
-"""Counts as one of the control plane: a controller that is deployed runs there."""
+CONTROL_PLANE = ("node1", "node2")
+"""Count as nodes of the control plane: controllers that are deployed run there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class KubeletCluster:
 
         def there() -> bool:
             nonlocal state
-            daemons(self.plane.layout).check()
+            daemons(self.plane.places[0]).check()
             try:
                 made = self._kubectl("get", "node", it.name, "-o", "json")
             except LabError as error:
@@ -69,7 +69,7 @@ class KubeletCluster:
         ours = node.daemons(it)
         if not ours.wait(there, timeout=120, cancelled=cancelled, pause=0.2):
             raise LabError(f"Node {it.name}: {state}\n{ours.tail('kubelet')}")
-        if it.name == CONTROLLERS_NODE:
+        if it.name in CONTROL_PLANE:
             role = "node-role.kubernetes.io/control-plane="
             self._kubectl("label", "node", it.name, role, "--overwrite")
 

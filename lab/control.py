@@ -1,17 +1,19 @@
-"""The control plane: Sluice's controller, and etcd and kube-apiserver where those are wanted."""
+"""The control plane: Sluice's controllers, and etcd and kube-apiserver where those are wanted."""
 
 import contextlib
 import http
 import http.client
 import json
 import os
+import select
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import apiserver
+from lab import apiserver, certificates
 from lab.commands import LabError, complete
 from lab.daemons import Daemons
 from lab.layout import (
@@ -21,21 +23,24 @@ from lab.layout import (
     POD_RANGE,
     SERVICE_RANGE,
     UNDERLAY,
+    ControllerLayout,
     LabLayout,
     NodeLayout,
 )
 from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
 from lab.sources import ClusterSource, DirectorySource, KubernetesSource
-from settings import ClusterSettings, Controller, Kubernetes, PolicySettings, Settings, Tls
+from settings import ClusterSettings, Controller, Kubernetes, PolicySettings, Settings
 
 Tunnel = Literal["geneve", "vxlan"]
 
 BUILD_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-binaries"
+ANSWER_TIMEOUT = 15.0
+"""Seconds that a controller gets to answer."""
 
 
-def daemons(layout: LabLayout) -> Daemons:
-    return Daemons(layout.netns("control"), layout.control / "log")
+def daemons(place: ControllerLayout) -> Daemons:
+    return Daemons(place.netns, place.logs)
 
 
 def kubernetes_binaries(*, whole: bool = False) -> Path:
@@ -59,17 +64,21 @@ def built(*options: str) -> Path:
 
 @dataclass(frozen=True)
 class ControlPlane:
-    """`binaries` is where Kubernetes' programs are; None for a cluster out of a directory.
-
-    `tls` are the controller's files; None for plain TCP.
-    """
+    """`binaries` is where Kubernetes' programs are; None for a cluster out of a directory."""
 
     layout: LabLayout
     tunnel: Tunnel
     binaries: Path | None
     kubelets: bool
-    tls: Tls | None
+    tls: bool
+    """Mutual TLS, or plain TCP."""
     log_denials: bool = False
+    controllers: int = 1
+
+    @property
+    def places(self) -> tuple[ControllerLayout, ...]:
+        """Those of the controllers; the first is the API server's, too."""
+        return self.layout.controllers(self.controllers)
 
     @property
     def kubeconfig(self) -> Path:
@@ -94,18 +103,27 @@ class ControlPlane:
         report: Callable[[str], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        """Start what does not run, with the Nodes written down before the controller reads them.
+        """Start what does not run, with the Nodes written down before a controller reads them.
 
-        Returns when the controller listens. Raises `LabError`.
+        Returns when all controllers listen. Raises `LabError`.
         """
-        kubeconfig = self.start_api(report)
+        self.start_api(report)
         if not self.kubelets:
             report("writing the Nodes")
             for node in nodes:
                 self.source.add_node(node)
+        report("starting the controller" if self.controllers == 1 else "starting the controllers")
+        for place in self.places:
+            self._spawn_controller(place)
+        for place in self.places:
+            self._wait_for_controller(place, cancelled)
 
-        report("starting the controller")
-        ours = daemons(self.layout)
+    def start_controller(self, place: ControllerLayout) -> None:
+        """Start one controller unless it runs; return when it listens. Raises `LabError`."""
+        self._spawn_controller(place)
+        self._wait_for_controller(place, lambda: False)
+
+    def _spawn_controller(self, place: ControllerLayout) -> None:
         cluster = ClusterSettings(
             pod_range=POD_RANGE,
             service_range=SERVICE_RANGE,
@@ -114,38 +132,48 @@ class ControlPlane:
             policy=PolicySettings(log_denials=self.log_denials),
         )
         controller = Controller(
-            openflow=f"{CONTROL_ADDRESS}:{OPENFLOW_PORT}",
-            api=f"{CONTROL_ADDRESS}:{API_PORT}",
-            api_socket=self.layout.api_socket,
-            kubernetes=Kubernetes(kubeconfig=kubeconfig),
-            tls=self.tls,
-            plain_tcp=self.tls is None,
+            openflow=f"{place.address}:{OPENFLOW_PORT}",
+            api=f"{place.address}:{API_PORT}",
+            api_socket=place.api_socket,
+            kubernetes=Kubernetes(kubeconfig=self._controllers_kubeconfig),
+            tls=certificates.files(self.layout, place.certificate) if self.tls else None,
+            plain_tcp=not self.tls,
         )
-        settings = self.layout.control / "sluice.yaml"
-        write_settings(settings, Settings(cluster=cluster, controller=controller))
+        write_settings(place.settings, Settings(cluster=cluster, controller=controller))
         where = [] if self.binaries else ["--cluster", str(self.layout.cluster)]
-        ours.start("controller", python("controller", "--config", str(settings), *where))
-        if not ours.wait(self._listens, timeout=30, cancelled=cancelled):
-            raise LabError(f"the controller does not listen after 30 s\n{ours.tail('controller')}")
+        command = python("controller", "--config", str(place.settings), *where)
+        daemons(place).start("controller", command)
 
-    def ask(self, path: str) -> dict[str, Any] | None:
-        """What the controller's API for local users answers; None if it does not."""
-        connection = http.client.HTTPConnection("controller", timeout=15)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        try:
-            connection.sock.settimeout(15)
-            connection.sock.connect(str(self.layout.api_socket))
-            connection.request("GET", path)
-            response = connection.getresponse()
-            answer: dict[str, Any] = json.load(response)
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        finally:
-            connection.close()
-        return answer if response.status == http.HTTPStatus.OK else None
+    def _wait_for_controller(self, place: ControllerLayout, cancelled: Callable[[], bool]) -> None:
+        ours = daemons(place)
+        if not ours.wait(lambda: _listens(place), timeout=30, cancelled=cancelled):
+            said = ours.tail("controller")
+            raise LabError(f"{place.name}: the controller does not listen after 30 s\n{said}")
+
+    def ask(self, path: str, *, controller: str | None = None) -> dict[str, Any] | None:
+        """What a controller's API for local users answers; None if none does.
+
+        The one with this name, or else any: of several controllers only the leader answers a
+        report.
+        """
+        asked = [place for place in self.places if controller in (None, place.name)]
+        with contextlib.ExitStack() as opened:
+            # All at once: one that is stopped must not delay the answer of another.
+            waiting = {}
+            for place in asked:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    connection = opened.enter_context(contextlib.closing(_connect(place)))
+                    connection.request("GET", path)
+                    waiting[connection.sock] = connection
+            deadline = time.monotonic() + ANSWER_TIMEOUT
+            while waiting and (left := deadline - time.monotonic()) > 0:
+                for readable in select.select([*waiting], [], [], left)[0]:
+                    if (answer := _answer(waiting.pop(readable))) is not None:
+                        return answer
+        return None
 
     def status(self) -> dict[str, Any] | None:
-        """What the controller says of nodes and problems; None if it does not."""
+        """What the leader says of nodes and problems; None if it does not."""
         return self.ask("/v1/status")
 
     def in_sync(self) -> bool:
@@ -158,17 +186,14 @@ class ControlPlane:
             and all(node["inSync"] for node in status["nodes"].values())
         )
 
-    def start_api(self, report: Callable[[str], None]) -> Path | None:
-        """Start the API server where there is to be one; the controller's credentials for it.
-
-        Raises `LabError`.
-        """
+    def start_api(self, report: Callable[[str], None]) -> None:
+        """Start the API server where there is to be one. Raises `LabError`."""
         if not self.binaries:
-            return None
+            return
         report("starting Kubernetes" if self.kubelets else "starting etcd and kube-apiserver")
-        ours = daemons(self.layout)
+        ours = daemons(self.layout.controller(1))
         try:
-            api = apiserver.start(
+            apiserver.start(
                 netns=ours.netns,
                 directory=self.layout.control / "apiserver",
                 address=str(CONTROL_ADDRESS),
@@ -180,10 +205,36 @@ class ControlPlane:
             )
         except (apiserver.ApiServerError, OSError) as error:
             raise LabError(str(error)) from error
-        return api.controller_kubeconfig
 
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self.layout.api_socket))
-            return True
-        return False
+    @property
+    def _controllers_kubeconfig(self) -> Path | None:
+        return self.kubeconfig.with_name("sluice-controller.kubeconfig") if self.binaries else None
+
+
+def _connect(place: ControllerLayout) -> http.client.HTTPConnection:
+    """Raises `OSError`."""
+    connection = http.client.HTTPConnection("controller", timeout=ANSWER_TIMEOUT)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(ANSWER_TIMEOUT)
+    try:
+        connection.sock.connect(str(place.api_socket))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _answer(connection: http.client.HTTPConnection) -> dict[str, Any] | None:
+    try:
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.load(response)
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    return answer if response.status == http.HTTPStatus.OK else None
+
+
+def _listens(place: ControllerLayout) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(place.api_socket))
+        return True
+    return False

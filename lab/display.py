@@ -64,6 +64,11 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
             for name, pid in {"controller": None, **status["control"]["pids"]}.items()
         ]
         + [
+            (name, "controller", _pid(each["pid"]), each["address"], each["namespace"])
+            for name, each in status["controllers"].items()
+            if name != "control"
+        ]
+        + [
             (name, process, _pid(pid), node["address"], node["namespace"])
             for name, node in status["nodes"].items()
             for process, pid in node["pids"].items()

@@ -12,16 +12,16 @@ from typing import Any, Unpack
 
 import msgspec
 
-from lab import certificates, cluster, machine, network, node
+from lab import cluster, machine, network, node
 from lab.bringup import Bringup
 from lab.commands import LabError, complete, inside, lock_file, replace_file
 from lab.control import ControlPlane, daemons
 from lab.daemons import Daemons, kill, kill_all, processes_in
 from lab.datapath import load_module
 from lab.layout import (
-    CONTROL_ADDRESS,
     FABRIC_ADDRESS,
     OUTSIDE_ADDRESS,
+    ControllerLayout,
     LabLayout,
     NodeLayout,
 )
@@ -97,24 +97,30 @@ class Lab:
         finally:
             self.down(report)
 
-    def kill_daemon(self, node_name: str, daemon: str) -> None:
-        """SIGKILL a daemon of a node, or of `control`; return when the whole process has ended."""
-        if node_name == "control":
-            daemons(self.layout).kill(daemon)
-        else:
-            node.daemons(self._node(node_name)).kill(daemon)
+    def kill_daemon(self, where: str, daemon: str) -> None:
+        """SIGKILL a daemon of a node, or of `control` or another controller's namespace.
 
-    def start_daemon(self, node_name: str, daemon: str) -> None:
-        """Start a daemon of a node that has ended, as its init system would, and nothing else.
+        Returns when the whole process has ended.
+        """
+        place = self._place_of_controller(where)
+        (daemons(place) if place else node.daemons(self._node(where))).kill(daemon)
 
-        `daemon` is one of those in `status`: ovsdb-server, ovs-vswitchd, agent, or in a cluster
-        of kubelets containerd or kubelet. Raises `LabError` with the end of its log if it ends
+    def start_daemon(self, where: str, daemon: str) -> None:
+        """Start a daemon that has ended, as its init system would, and nothing else.
+
+        `daemon` is one of those in `status`: of a node ovsdb-server, ovs-vswitchd, agent, or in a
+        cluster of kubelets containerd or kubelet; of the control plane controller, etcd or
+        kube-apiserver (with its etcd). Raises `LabError` with the end of its log if it ends
         instead of starting.
         """
-        self._bringup(self._spec()).start_daemon(self._node(node_name), daemon)
+        bringup = self._bringup(self._spec())
+        if place := self._place_of_controller(where):
+            bringup.start_control_daemon(place, daemon)
+        else:
+            bringup.start_daemon(self._node(where), daemon)
 
     def start_control(self) -> None:
-        """The same for the control plane: the controller, and the API server where there is one."""
+        """The same for all controllers, and the API server where there is one."""
         self._bringup(self._spec()).start_control()
 
     def reboot(self, node_name: str, report: Report = quiet) -> None:
@@ -185,21 +191,23 @@ class Lab:
     def command(self, where: str, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in a part of the lab.
 
-        `where` is a pod's NAMESPACE/NAME, a node's name, or outside, control or fabric. In a node
-        the tools of Open vSwitch find that node's switch; in control, kubectl finds the API server.
+        `where` is a pod's NAMESPACE/NAME, a node's name, outside, fabric, or control or another
+        controller's namespace. In a node the tools of Open vSwitch find that node's switch; beside
+        a controller, kubectl finds the API server.
         """
         spec = self._spec()
         if "/" in where and spec.kubelets:
             return cluster.inside_pod(self.layout.nodes(spec.nodes), where, argv)
         if "/" in where:
             return inside(self.pod(*where.split("/", 1)).netns, argv)
-        if where == "control" and (binaries := self._control(spec).binaries):
+        controllers = [place.name for place in self.layout.controllers(spec.controllers)]
+        if where in controllers and (binaries := self._control(spec).binaries):
             kubectl = [
                 f"PATH={binaries}:{os.environ.get('PATH', os.defpath)}",
                 f"KUBECONFIG={self._control(spec).kubeconfig}",
             ]
             return inside(self.layout.netns(where), ["env", *kubectl, *argv])
-        if where in ("outside", "control", "fabric"):
+        if where in ("outside", "fabric", *controllers):
             return inside(self.layout.netns(where), argv)
         for known in self.layout.nodes(spec.nodes):
             if known.name == where:
@@ -208,7 +216,7 @@ class Lab:
                 return inside(known.netns, machine.enter(known, ["env", *variables, *argv]))
         raise LabError(
             f"lab {self.name} has no {where!r}: name a pod as NAMESPACE/NAME, a node "
-            f"(node1 to node{spec.nodes}), outside, control or fabric"
+            f"(node1 to node{spec.nodes}), outside, fabric, {' or '.join(controllers)}"
         )
 
     def exec(
@@ -234,18 +242,27 @@ class Lab:
     def ended_daemons(self) -> list[str]:
         """The end of the log of each daemon that has ended, with a heading."""
         spec = self._spec()
-        places = [daemons(self.layout), *map(node.daemons, self.layout.nodes(spec.nodes))]
+        places = [
+            *map(daemons, self.layout.controllers(spec.controllers)),
+            *map(node.daemons, self.layout.nodes(spec.nodes)),
+        ]
         return [place.tail(name) for place in places for name in place.ended()]
 
-    def ask(self, path: str) -> dict[str, Any] | None:
-        """What the controller answers on its socket for local users; None if it does not."""
-        return self._control(self._spec()).ask(path)
+    def ask(self, path: str, *, controller: str | None = None) -> dict[str, Any] | None:
+        """What the leader answers on its socket for local users; None if it does not.
+
+        With `controller` (control, control2, ...) ask this one only, be it leader or standby.
+        """
+        return self._control(self._spec()).ask(path, controller=controller)
 
     def status(self) -> dict[str, Any]:
         """Everything there is, in the form of `sluice lab status --json`."""
         spec = self._spec()
-        control = daemons(self.layout)
-        pids = control.pids()
+        controllers = {
+            place.name: _describe_controller(place)
+            for place in self.layout.controllers(spec.controllers)
+        }
+        first = controllers["control"]
         nodes = {n.name: _describe(n, spec) for n in self.layout.nodes(spec.nodes)}
         node_pids = [pid for node in nodes.values() for pid in node["pids"].values()]
         asked = self._control(spec).status()
@@ -258,7 +275,7 @@ class Lab:
             "name": self.name,
             "ready": spec.ready
             and None not in node_pids
-            and ("controller" in pids or not spec.sluice),
+            and (all(each["pid"] for each in controllers.values()) or not spec.sluice),
             "tunnel": spec.tunnel,
             "source": spec.source,
             "tls": spec.tls,
@@ -266,19 +283,19 @@ class Lab:
             "kubelets": spec.kubelets,
             "sluice": spec.sluice,
             "directory": str(self.layout.directory),
-            "api_socket": str(self.layout.api_socket),
-            "controller": {
-                "pid": pids.get("controller"),
-                "namespace": control.netns,
-                "address": str(CONTROL_ADDRESS),
-                "log": str(control.log("controller")),
-            },
+            "api_socket": first["api_socket"],
+            "controller": first,
+            "controllers": controllers,
             "nodes": nodes,
             "problems": asked["problems"] if asked else {},
             "pods": {pod.key: pod.describe() for pod in self.pods()},
             "outside": self._place("outside", str(OUTSIDE_ADDRESS)),
-            "control": self._place("control", str(CONTROL_ADDRESS))
-            | {"pids": pids, "log_dir": str(control.directory)},
+            "control": {
+                "namespace": first["namespace"],
+                "address": first["address"],
+                "pids": daemons(self.layout.controller(1)).pids(),
+                "log_dir": str(self.layout.controller(1).logs),
+            },
             "fabric": self._place("fabric", str(FABRIC_ADDRESS)) | {"bridge": network.BRIDGE},
         }
         if spec.source == "kube":
@@ -361,9 +378,14 @@ class Lab:
         return Bringup(self.layout, spec, self._control(spec), report)
 
     def _control(self, spec: Spec) -> ControlPlane:
-        tls = certificates.files(self.layout, certificates.CONTROLLER) if spec.tls else None
         return ControlPlane(
-            self.layout, spec.tunnel, spec.binaries, spec.kubelets, tls, spec.log_denials
+            self.layout,
+            spec.tunnel,
+            spec.binaries,
+            spec.kubelets,
+            spec.tls,
+            spec.log_denials,
+            spec.controllers,
         )
 
     def _pods(self) -> LabPods:
@@ -379,8 +401,23 @@ class Lab:
                 return known
         raise LabError(f"lab {self.name} has no node {name!r}, only node1 to node{nodes}")
 
+    def _place_of_controller(self, name: str) -> ControllerLayout | None:
+        places = self.layout.controllers(self._spec().controllers)
+        return next((place for place in places if place.name == name), None)
+
     def _place(self, role: str, address: str) -> dict[str, Any]:
         return {"namespace": self.layout.netns(role), "address": address}
+
+
+def _describe_controller(place: ControllerLayout) -> dict[str, Any]:
+    ours = daemons(place)
+    return {
+        "pid": ours.pid("controller"),
+        "namespace": place.netns,
+        "address": str(place.address),
+        "log": str(ours.log("controller")),
+        "api_socket": str(place.api_socket),
+    }
 
 
 def _describe(it: NodeLayout, spec: Spec) -> dict[str, Any]:

@@ -30,6 +30,7 @@ OUTSIDE_ADDRESS = IPv4Address("203.0.113.10")
 
 MOST_NODES = 255
 """As many /24 as `POD_RANGE` has, less its first."""
+MOST_CONTROLLERS = 3
 
 OPENFLOW_PORT = 6653
 API_PORT = 6654
@@ -120,6 +121,28 @@ class NodeLayout:
 
 
 @dataclass(frozen=True)
+class ControllerLayout:
+    """One controller: its namespace, address and directory. The API server is beside the first."""
+
+    name: str
+    """Of its namespace: control, control2, control3."""
+    certificate: str
+    netns: str
+    address: IPv4Address
+    directory: Path
+    api_socket: Path
+    """Its API for local users."""
+
+    @property
+    def settings(self) -> Path:
+        return self.directory / "sluice.yaml"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "log"
+
+
+@dataclass(frozen=True)
 class LabLayout:
     """The whole lab. Raises `ValueError` for a name that could not be part of a path."""
 
@@ -162,13 +185,13 @@ class LabLayout:
 
     @property
     def api_socket(self) -> Path:
-        """The controller's API for local users."""
-        return self.directory / "api.sock"
+        """The first controller's API for local users."""
+        return self.controller(1).api_socket
 
     @property
     def control(self) -> Path:
-        """The directory of the controller and the API server."""
-        return self.directory / "control"
+        """The directory of the first controller and the API server."""
+        return self.controller(1).directory
 
     @property
     def prefix(self) -> str:
@@ -176,13 +199,29 @@ class LabLayout:
         return f"sluice.{self.name}."
 
     def netns(self, role: str) -> str:
-        """The name of a namespace: `fabric`, `outside`, `control` or a node's name."""
+        """The name of a namespace: `fabric`, `outside`, a controller's or a node's name."""
         return self.prefix + role
 
     def pod_netns(self, namespace: str, name: str) -> str:
         full = f"{namespace}.{name}"
         short = full if len(full) <= 60 else sha256(full.encode()).hexdigest()[:16]
         return f"{self.prefix}pod.{short}"
+
+    def controller(self, number: int) -> ControllerLayout:
+        """The controller with this number, from 1."""
+        suffix = "" if number == 1 else str(number)
+        name = f"control{suffix}"
+        return ControllerLayout(
+            name=name,
+            certificate=f"controller{suffix}",
+            netns=self.netns(name),
+            address=CONTROL_ADDRESS + (number - 1),
+            directory=self.directory / name,
+            api_socket=self.directory / f"api{suffix}.sock",
+        )
+
+    def controllers(self, count: int) -> tuple[ControllerLayout, ...]:
+        return tuple(self.controller(number) for number in range(1, count + 1))
 
     def node(self, number: int) -> NodeLayout:
         """The node with this number, from 1."""

@@ -1,6 +1,6 @@
 """The lab's namespaces and the wires between them.
 
-    outside ── fabric (a bridge, and the router to the outside) ── node1, node2, ..., control
+    outside ── fabric (a bridge, and the router to the outside) ── node1, ..., control, control2
 
 Links are made inside the namespaces that they connect: the machine's own network has none of them.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from lab.commands import run
 from lab.datapath import Datapath
 from lab.layout import (
-    CONTROL_ADDRESS,
     FABRIC_ADDRESS,
     FABRIC_WORLD_ADDRESS,
     NAMESPACES,
@@ -81,10 +80,14 @@ def links(netns: str) -> set[str]:
     return {link["ifname"] for link in json.loads(run(["ip", "-json", "link"], netns=netns))}
 
 
-def connect(layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath) -> None:
+def connect(
+    layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath, *, controllers: int = 1
+) -> None:
     """Make all namespaces and the fabric between them; what is there already is left alone."""
-    fabric, outside, control = map(layout.netns, ("fabric", "outside", "control"))
-    for name in (fabric, outside, control, *(node.netns for node in nodes)):
+    fabric, outside = map(layout.netns, ("fabric", "outside"))
+    places = layout.controllers(controllers)
+    controls = [place.netns for place in places]
+    for name in (fabric, outside, *controls, *(node.netns for node in nodes)):
         create_namespace(name)
     run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=fabric)
 
@@ -108,9 +111,10 @@ def connect(layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath) 
             ],
         )
         _address(outside, f"{OUTSIDE_ADDRESS}/{WORLD.prefixlen}", FABRIC_WORLD_ADDRESS)
-    if "control" not in present:
-        configure(fabric, _bridged("control", "eth0", control, CONTROL_ADDRESS))
-        _address(control, f"{CONTROL_ADDRESS}/{UNDERLAY.prefixlen}", FABRIC_ADDRESS)
+    for place in places:
+        if place.name not in present:
+            configure(fabric, _bridged(place.name, "eth0", place.netns, place.address))
+            _address(place.netns, f"{place.address}/{UNDERLAY.prefixlen}", FABRIC_ADDRESS)
     for node in nodes:
         if node.name not in present:
             configure(fabric, _bridged(node.name, UPLINK, node.netns, node.address))

@@ -8,10 +8,10 @@ from lab.daemons import Daemons
 from lab.datapath import Datapath
 from lab.layout import (
     API_PORT,
-    CONTROL_ADDRESS,
     FABRIC_ADDRESS,
     OPENFLOW_PORT,
     UNDERLAY,
+    ControllerLayout,
     NodeLayout,
 )
 from lab.network import UPLINK, configure, links, node_mac
@@ -132,7 +132,9 @@ def _set_up_address(node: NodeLayout, device: str) -> None:
     )
 
 
-def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
+def start_agent(
+    node: NodeLayout, controllers: Sequence[ControllerLayout], datapath: Datapath, tls: Tls | None
+) -> None:
     """Start the agent; return when it listens for CNI calls. `wait_ready` waits for its work.
 
     Raises `LabError`.
@@ -142,7 +144,7 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
     node.cni_socket.parent.mkdir(mode=0o700, exist_ok=True)
     agent = Agent(
         node=node.name,
-        controllers=(str(CONTROL_ADDRESS),),
+        controllers=tuple(str(place.address) for place in controllers),
         openflow_port=OPENFLOW_PORT,
         api_port=API_PORT,
         datapath=datapath,
@@ -164,7 +166,9 @@ def start_agent(node: NodeLayout, datapath: Datapath, tls: Tls | None) -> None:
     daemons(node).start("agent", machine.enter(node, command), listens_at=lambda _: node.cni_socket)
 
 
-def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bool]) -> None:
+def wait_ready(
+    node: NodeLayout, controllers: Sequence[Daemons], cancelled: Callable[[], bool]
+) -> None:
     """Wait as a container runtime does: for the CNI configuration, and until STATUS succeeds."""
     ours = daemons(node)
     runtime = Runtime(node)
@@ -172,7 +176,8 @@ def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bo
 
     def ready() -> bool:
         nonlocal problem
-        controller.check()
+        for controller in controllers:
+            controller.check()
         if not runtime.configured():
             return False
         try:
@@ -183,5 +188,5 @@ def wait_ready(node: NodeLayout, controller: Daemons, cancelled: Callable[[], bo
         return True
 
     if not ours.wait(ready, timeout=60, cancelled=cancelled):
-        logs = f"{ours.tail('agent')}\n{controller.tail('controller')}"
+        logs = "\n".join([ours.tail("agent"), *(each.tail("controller") for each in controllers)])
         raise LabError(f"{node.name} is not ready after 60 s: {problem}\n{logs}")

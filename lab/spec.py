@@ -10,7 +10,7 @@ from lab import kubelet
 from lab.commands import LabError
 from lab.control import Tunnel, kubernetes_binaries
 from lab.datapath import Datapath, default_datapath
-from lab.layout import MOST_NODES
+from lab.layout import MOST_CONTROLLERS, MOST_NODES
 
 SourceKind = Literal["dir", "kube"]
 
@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     """The options of `Spec`; None means that an option is not given."""
 
     nodes: int | None
+    controllers: int | None
     tunnel: Tunnel | None
     source: SourceKind | None
     tls: bool | None
@@ -42,6 +43,8 @@ class Spec(msgspec.Struct, frozen=True):
     """A whole lab, as stored in lab.json."""
 
     nodes: int = 3
+    controllers: int = 1
+    """Those that the lab starts. One of them writes, the others are its standbys."""
     tunnel: Tunnel = "geneve"
     source: SourceKind = "dir"
     """Where the cluster's objects are: in a directory of manifests, or in an API server."""
@@ -68,6 +71,15 @@ def new_spec(wanted: Mapping[str, Any]) -> Spec:
     spec = Spec(**{**implied, **wanted})
     if not 1 <= spec.nodes <= MOST_NODES:
         raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {spec.nodes}")
+    if not 1 <= spec.controllers <= MOST_CONTROLLERS:
+        raise LabError(f"a lab has 1 to {MOST_CONTROLLERS} controllers, not {spec.controllers}")
+    if spec.controllers > 1 and spec.source != "kube":
+        raise LabError(
+            f"{spec.controllers} controllers elect a leader by a Lease, which needs an API server:"
+            " add --source kube or --kubelets"
+        )
+    if spec.controllers > 1 and not spec.sluice:
+        raise LabError("without Sluice the lab starts no controllers: leave out --controllers")
     if spec.kubelets and spec.source != "kube":
         raise LabError("kubelets need an API server, and so source kube")
     if not spec.sluice and not spec.kubelets:

@@ -52,7 +52,7 @@ def without_controller(lab: Lab) -> Iterator[None]:
     try:
         yield
     finally:
-        control.daemons(lab.layout).start("controller", words)
+        control.daemons(lab.layout.controller(1)).start("controller", words)
         # With a file that is bad the cluster is never whole, and `up` would wait for that.
         wait_until(lambda: _connected(lab))
 

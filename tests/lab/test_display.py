@@ -21,6 +21,7 @@ def test_no_identifier_is_cut_at_80_columns() -> None:
         Console(file=out, width=80),
         {
             "name": "lab", "tunnel": "geneve", "source": "dir", "ready": True, "nodes": {},
+            "controllers": {},
             "controller": {"address": "172.30.0.2", "namespace": "sluice.lab.control"},
             "control": {"pids": {}}, "fabric": place, "outside": place, "problems": {},
             "pods": {NAME: pod}, "directory": "/run/sluice-lab/lab",

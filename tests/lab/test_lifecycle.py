@@ -393,8 +393,15 @@ def test_lab_without_root_prints_one_clear_sentence(monkeypatch):
         assert "only root may do that" in result.output
 
 
-def test_lab_runs_with_a_real_api_server(name):
-    with Lab(name).running(nodes=1, source="kube") as lab:
+def test_several_controllers_need_an_api_server():
+    result = CliRunner().invoke(main, ["lab", "up", "--controllers", "2"])
+    assert result.exit_code == 1
+    assert "2 controllers elect a leader by a Lease, which needs an API server" in result.output
+    assert "--source kube" in result.output
+
+
+def test_lab_runs_with_a_real_api_server_and_two_controllers(name):
+    with Lab(name).running(nodes=1, source="kube", controllers=2, tls=True) as lab:
         pod = lab.pod_add("shop", "web", "node1", {"app": "web"})
         get = lab.kubectl("get", "nodes,pods", "-A", "-o", "json")
         items = json.loads(subprocess.check_output(get, timeout=PROGRAM_TIMEOUT))["items"]
@@ -407,6 +414,23 @@ def test_lab_runs_with_a_real_api_server(name):
         status = lab.status()
         assert {"etcd", "kube-apiserver", "controller"} <= status["control"]["pids"].keys()
         assert Path(status["kubeconfig"]).exists()
+        assert list(status["controllers"]) == ["control", "control2"]
+
+        # The second controller is in a namespace of its own, and the switch has a session with it.
+        nodes = lab.exec("control2", ["kubectl", "get", "nodes", "-o", "name"]).stdout
+        assert nodes == "node/node1\n"
+        find = ["ovs-vsctl", "--bare", "--columns=target", "find", "controller"]
+        wait_until(
+            lambda: {"ssl:172.30.0.2:6653", "ssl:172.30.0.3:6653"}
+            <= set(lab.exec("node1", [*find, "is_connected=true"]).stdout.split())
+        )
+        lab.kill_daemon("control2", "controller")
+        assert not lab.status()["ready"]
+        assert lab.ask("/healthz", controller="control2") is None
+        lab.start_daemon("control2", "controller")
+        assert lab.status()["ready"]
+        with pytest.raises(LabError, match="control2 has no daemon 'etcd'"):
+            lab.start_daemon("control2", "etcd")
 
         lab.pod_del("shop", "web")
         get = lab.kubectl("get", "pods", "-A", "-o", "name")
