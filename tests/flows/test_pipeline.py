@@ -149,7 +149,7 @@ def test_numbers_never_change() -> None:
     }  # fmt: skip
     assert {f.name: f.value for f in Feature} == {
         "MISS": 1, "CLASSIFY": 2, "ARP": 3, "CONNTRACK": 4, "FORWARDING": 5, "OUTPUT": 6,
-        "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10, "DIRECT": 11, "GENERATION": 12, "GENERATION": 12,
+        "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10, "DIRECT": 11, "GENERATION": 12,
     }  # fmt: skip
     assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
         "Source": ("reg0", (0, 3)), "NodeAddress": ("reg0", (4, 4)), "Hairpin": ("reg0", (5, 5)),
