@@ -88,7 +88,11 @@ def test_every_value_has_its_effect(helm: Path) -> None:
         assert pod["tolerations"] == given["tolerations"]
         assert given["podAnnotations"] == workload["metadata"]["annotations"]
         assert given["podLabels"].items() <= workload["metadata"]["labels"].items()
-        assert given["affinity"].items() <= pod["affinity"].items()
+        for kind, terms in given["affinity"].items():
+            assert terms.items() <= pod["affinity"][kind].items()
+    assert found[DEPLOYMENT]["spec"]["replicas"] == 3
+    lease = ("Role", "kube-system", "sluice-controller-election")
+    assert found[lease]["rules"][1]["resourceNames"] == ["network"]
     pod = found[DEPLOYMENT]["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"pool": "system"}
     (container,) = pod["containers"]
@@ -102,18 +106,43 @@ def test_every_value_has_its_effect(helm: Path) -> None:
     assert settings["logLevel"] == "debug"
     assert settings["cluster"] == {"podRange": "10.1.0.0/16", "serviceRange": "10.96.0.0/12"}
     assert settings["controller"]["reports"]["namespace"] == NAMESPACE
+    assert settings["controller"]["election"] == {"namespace": "kube-system", "name": "network"}
 
 
 def test_without_agents_and_reports(helm: Path) -> None:
     found = objects(template(helm, "--values", example("systemd-agents")))
     assert objects(template(helm)).keys() - found.keys() == {DAEMON_SET}
-    assert found[CONFIG]["data"]["sluice.yaml"]["controller"] == {"plainTcp": True}
+    controller = {"plainTcp": True, "election": {"namespace": NAMESPACE}}
+    assert found[CONFIG]["data"]["sluice.yaml"]["controller"] == controller
     pod = found[DEPLOYMENT]["spec"]["template"]["spec"]
     assert "nodeSelector" not in pod
     assert "tolerations" not in pod
     (container,) = pod["containers"]
     assert [port["name"] for port in container["ports"]] == ["openflow", "api"]
     assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "replicas", "made"),
+    [(1, None, 1), (2, None, 2), (3, None, 2), (1, 0, 0), (3, 1, 1), (3, 3, 3)],
+)
+def test_there_are_two_controllers_where_the_agents_know_two_addresses(
+    helm: Path, addresses: int, replicas: int | None, made: int
+) -> None:
+    known = json.dumps([f"10.0.0.{number}" for number in range(1, addresses + 1)])
+    values = [f"--set-json=settings.agent.controllers={known}"]
+    values.append(f"--set-json=controller.replicas={json.dumps(replicas)}")
+    assert objects(template(helm, *values))[DEPLOYMENT]["spec"]["replicas"] == made
+
+
+def test_no_two_controllers_are_on_one_node(helm: Path) -> None:
+    found = objects(template(helm, "--values", example("everything")))[DEPLOYMENT]["spec"]
+    terms = found["template"]["spec"]["affinity"]["podAntiAffinity"]
+    (one,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert one["topologyKey"] == "kubernetes.io/hostname"
+    selected = one["labelSelector"]["matchLabels"]
+    assert selected == found["selector"]["matchLabels"]
+    assert selected.items() <= found["template"]["metadata"]["labels"].items()
 
 
 def test_uninstall_replaces_controller_and_agents(helm: Path) -> None:
@@ -152,7 +181,8 @@ def test_everything_is_in_the_namespace_of_the_release(helm: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("controller.replicas=2", "controller.replicas is 2, but only one controller may run"),
+        ("controller.replicas=2", "controller.replicas is 2, but settings.agent.controllers has 1"),
+        ("controller.replicas=-1", "at '/controller/replicas': minimum: got -1, want 0"),
         ("controller.replica=1", "at '/controller': additional properties 'replica' not allowed"),
         ('controller.image="a:1"', "at '/controller/image': got string, want object"),
         ('controller.image.repository="a:1"', "at '/controller/image/repository': 'a:1' does not"),

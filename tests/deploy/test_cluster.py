@@ -27,7 +27,7 @@ WORKLOADS = ("deployment/sluice-controller", "daemonset/sluice-agent")
 
 # What differs in the lab from the values of the README.
 ADDRESSES_OF_THE_LAB = {
-    "settings": {"agent": {"controllers": ["172.30.1.1"], "datapath": "netdev"}},
+    "settings": {"agent": {"controllers": ["172.30.1.1", "172.30.1.2"], "datapath": "netdev"}},
     "apiServer": {"host": "172.30.0.2"},
 }
 LONGEST_COMMAND = 320 * PATIENCE

@@ -90,6 +90,8 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
     assert rights(api, CONTROLLER, "sluice-system") == everywhere | {
         "secrets [] [sluice-ca] [get update]",
         "configmaps [] [sluice-ca] [get update]",
+        "leases.coordination.k8s.io [] [] [create]",
+        "leases.coordination.k8s.io [] [sluice-controller] [get update]",
     }
 
 

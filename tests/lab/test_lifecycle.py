@@ -421,8 +421,10 @@ def test_lab_runs_with_a_real_api_server_and_two_controllers(name):
         assert nodes == "node/node1\n"
         find = ["ovs-vsctl", "--bare", "--columns=target", "find", "controller"]
         wait_until(
-            lambda: {"ssl:172.30.0.2:6653", "ssl:172.30.0.3:6653"}
-            <= set(lab.exec("node1", [*find, "is_connected=true"]).stdout.split())
+            lambda: (
+                {"ssl:172.30.0.2:6653", "ssl:172.30.0.3:6653"}
+                <= set(lab.exec("node1", [*find, "is_connected=true"]).stdout.split())
+            )
         )
         lab.kill_daemon("control2", "controller")
         assert not lab.status()["ready"]
