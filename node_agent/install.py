@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,12 +35,25 @@ def write_conf(agent: Agent) -> None:
 
 
 def install_shim(agent: Agent) -> None:
-    """Put the plugin where the runtime looks for it."""
+    """Put the plugin where the runtime looks for it: compiled, or else the one in Python."""
+    source = _python_shim()
+    compiled = compiled_shim(source)
+    chosen = compiled if compiled.exists() else source
+    replace(agent.cni_bin / SHIM_NAME, chosen.read_bytes(), 0o755)
+
+
+def compiled_shim(source: Path | None = None) -> Path:
+    """Where the plugin is that was compiled for this machine (`scripts/make-shim`), if it was."""
+    source = source or _python_shim()
+    return source.with_name(f"{source.stem}-{platform.machine()}")
+
+
+def _python_shim() -> Path:
     # Found, not imported: the shim is a program, and knows nothing of us.
     spec = find_spec("cni.sluice_cni")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the package cni is not installed")
-    replace(agent.cni_bin / SHIM_NAME, Path(spec.origin).read_bytes(), 0o755)
+    return Path(spec.origin)
 
 
 def remove(agent: Agent) -> None:

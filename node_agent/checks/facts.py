@@ -158,7 +158,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     modules: dict[str, bool]
     """By name, whether the kernel has the module, loaded or not. Unknown ones are missing."""
     python: tuple[int, ...] | None = ()
-    """Version of /usr/bin/python3, which runs the CNI plugin; (): there is none."""
+    """Version of /usr/bin/python3, which runs a CNI plugin that is not compiled; (): there is none.
+
+    None: nothing needs it.
+    """
     nft: str | None = ""
     """Version; empty: there is no such program."""
     nft_problem: str = ""

@@ -9,6 +9,7 @@ from typing import Final
 from pyroute2 import NetlinkError
 
 from flows import names
+from node_agent import install
 from node_agent.checks import echo, host_facts, probes
 from node_agent.checks.facts import (
     Certificate,
@@ -95,7 +96,10 @@ def _files(
 
 async def _python(wanted: Wanted, places: Places) -> tuple[int, ...] | None:
     """None for an agent: in a container it sees another Python than the container runtime runs."""
-    return None if wanted.installed else await host_facts.python_version(places)
+    # A compiled plugin needs nothing of the host.
+    if wanted.installed or install.compiled_shim().exists():
+        return None
+    return await host_facts.python_version(places)
 
 
 async def _controllers(wanted: Wanted, notes: Notes) -> tuple[tuple[Reached, ...], float | None]:
