@@ -10,7 +10,7 @@ import os
 import socket as sockets
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -55,15 +55,22 @@ class _Forwarded(ssl.SSLSocket):
         super().close()
 
 
-def reach(cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT) -> tuple[ssl.SSLSocket, str]:
-    """A connection to a controller, and a token of the ServiceAccount. Raises `RequestError`."""
+def reach(
+    cluster: Cluster, account: str = viewing.SERVICE_ACCOUNT
+) -> Generator[tuple[ssl.SSLSocket, str]]:
+    """A connection to each controller in turn, and a token of the ServiceAccount.
+
+    Raises `RequestError` if none can be reached.
+    """
     api = client.CoreV1Api(api_client(cluster))
     try:
         token = _kept_token(api, cluster, account)
         context = _context(api, cluster.namespace)
         if cluster.address is not None:
-            return _directly(cluster.address, context), token
-        return _forwarded(api, cluster.namespace, context), token
+            yield _directly(cluster.address, context), token
+            return
+        for connected in _forwarded(api, cluster.namespace, context):
+            yield connected, token
     finally:
         api.api_client.close()
 
@@ -162,8 +169,10 @@ def _directly(address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
         raise RequestError(f"no controller answers at {address}: {_reason(error)}") from error
 
 
-def _forwarded(api: client.CoreV1Api, namespace: str, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """By a port-forward to the first ready controller that answers."""
+def _forwarded(
+    api: client.CoreV1Api, namespace: str, context: ssl.SSLContext
+) -> Iterator[ssl.SSLSocket]:
+    """By a port-forward to each ready controller."""
     with asking("list pods", namespace, absent="there is no such namespace"):
         pods = api.list_namespaced_pod(
             namespace, label_selector=viewing.POD_LABEL, _request_timeout=LONGEST_WAIT
@@ -173,14 +182,18 @@ def _forwarded(api: client.CoreV1Api, namespace: str, context: ssl.SSLContext) -
     ready = [pod for pod in pods if _is_ready(pod)]
     if not ready:
         raise RequestError(f"namespace {namespace}: none of {len(pods)} controllers is ready")
+    reached = False
     why: RequestError | None = None
     for pod in ready[:MOST_TRIED]:
         try:
-            return _to_pod(api, pod, context)
+            connected = _to_pod(api, pod, context)
         except RequestError as error:
             why = error
-    assert why is not None  # noqa: S101  at least one was tried
-    raise why
+        else:
+            reached = True
+            yield connected
+    if why and not reached:
+        raise why
 
 
 def _is_ready(pod: Any) -> bool:

@@ -1,9 +1,10 @@
 """How commands ask a controller: of a cluster, of a lab, or of this machine by its unix socket."""
 
+import contextlib
 import functools
 import http.client
 import socket as sockets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -13,7 +14,7 @@ import click
 import msgspec
 
 from controller.reports import VERSION
-from lab.layout import LabLayout
+from lab.layout import MOST_CONTROLLERS, LabLayout
 from wire import viewing
 
 T = TypeVar("T")
@@ -201,24 +202,42 @@ def _ask(controller: Controller, path: str, query: Query) -> bytes:
 def _request(
     controller: Controller, path: str, query: Query, account: str
 ) -> tuple[bytes, Mapping[str, str]]:
-    connected, where, token = _reach(controller, account)
+    """Ask one controller after the other until one leads."""
+    why = RequestError("no controller answers")
+    with contextlib.closing(_connections(controller, account)) as connections:
+        for connected, where, token in connections:
+            try:
+                response, content = _ask_once(connected, path, query, token)
+            except (OSError, http.client.HTTPException) as error:
+                why = RequestError(f"no controller answers {where}: {error}")
+                continue
+            if response.status != http.client.MISDIRECTED_REQUEST:
+                return _content(response, content, path, where, token), dict(response.headers)
+            why = RequestError(_sentence(content) or f"the controller {where} does not lead")
+    raise why
+
+
+def _ask_once(
+    connected: sockets.socket, path: str, query: Query, token: str
+) -> tuple[http.client.HTTPResponse, bytes]:
     connected.settimeout(LONGEST_WAIT)
-    connection = _Connection(connected)
-    try:
+    with contextlib.closing(_Connection(connected)) as connection:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         connection.request(
             "GET", f"{path}?{urlencode(query, doseq=True)}" if query else path, headers=headers
         )
         response = connection.getresponse()
-        content = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise RequestError(f"no controller answers {where}: {error}") from error
-    finally:
-        connection.close()
+        return response, response.read()
+
+
+def _content(
+    response: http.client.HTTPResponse, content: bytes, path: str, where: str, token: str
+) -> bytes:
+    """Raises `RequestError` if the controller refuses."""
     if response.status == http.client.OK:
-        return content, dict(response.headers)
+        return content
     if token and response.status in {http.client.UNAUTHORIZED, http.client.FORBIDDEN}:
-        from cli.cluster import forget_tokens  # noqa: PLC0415  see `_reach`
+        from cli.cluster import forget_tokens  # noqa: PLC0415  see `_connections`
 
         forget_tokens()
     sentence = _sentence(content)
@@ -227,34 +246,52 @@ def _request(
     raise RequestError(sentence or f"{response.status} {response.reason}")
 
 
-def _reach(controller: Controller, account: str) -> tuple[sockets.socket, str, str]:
-    """A connection, where it leads, and the token to show there. Raises `RequestError`."""
-    path = controller.socket
+def _connections(
+    controller: Controller, account: str
+) -> Generator[tuple[sockets.socket, str, str]]:
+    """One to each controller that can be reached: it, where it leads, and the token to show there.
+
+    Raises `RequestError` if there is none.
+    """
     if controller.lab is not None:
-        path = _socket_of_lab(controller.lab)
-    if path is None:
+        yield from _local(_sockets_of_lab(controller.lab))
+    elif controller.socket is not None:
+        yield from _local([controller.socket])
+    else:
         # Its packages take long to load.
         from cli.cluster import reach  # noqa: PLC0415
 
-        connected, token = reach(controller.cluster, account)
-        return connected, "in the cluster", token
-    local = sockets.socket(sockets.AF_UNIX)
-    try:
-        local.connect(str(path))
-    except OSError as error:
-        local.close()
-        raise RequestError(f"no controller answers on {path}: {error}") from error
-    return local, f"on {path}", ""
+        with contextlib.closing(reach(controller.cluster, account)) as reached:
+            for connected, token in reached:
+                yield connected, "in the cluster", token
 
 
-def _socket_of_lab(name: str) -> Path:
+def _local(paths: Sequence[Path]) -> Iterator[tuple[sockets.socket, str, str]]:
+    reached = False
+    why: RequestError | None = None
+    for path in paths:
+        local = sockets.socket(sockets.AF_UNIX)
+        try:
+            local.connect(str(path))
+        except OSError as error:
+            local.close()
+            why = why or RequestError(f"no controller answers on {path}: {error}")
+        else:
+            reached = True
+            yield local, f"on {path}", ""
+    if why and not reached:
+        raise why
+
+
+def _sockets_of_lab(name: str) -> list[Path]:
     try:
-        path = LabLayout(name).api_socket
+        places = LabLayout(name).controllers(MOST_CONTROLLERS)
     except ValueError as error:
         raise RequestError(str(error)) from None
-    if not path.exists():
+    paths = [place.api_socket for place in places if place.api_socket.exists()]
+    if not paths:
         raise RequestError(f"no lab {name} is up; start one with: sluice lab up --name {name}")
-    return path
+    return paths
 
 
 def _sentence(content: bytes) -> str:

@@ -43,12 +43,26 @@ def pod(name: str, port: int | None, conditions: Any = READY) -> dict[str, Any]:
     }
 
 
+NOT_LEADING = "this controller is a standby of one-2"
+
+
+def _standby() -> web.Application:
+    """A controller that does not lead, so it answers no report."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": NOT_LEADING}, status=421)
+
+    application = web.Application()
+    application.add_routes([web.get("/{path:.*}", refuse)])
+    return application
+
+
 class FakeCluster:
     """Its API server and one controller, in a thread; tests change the attributes."""
 
     def __init__(self, folder: Path) -> None:
         self.kubeconfig = folder / "kubeconfig"
-        self.port, self.reports = free_port(), free_port()
+        self.port, self.reports, self.standby = free_port(), free_port(), free_port()
         self.ca = Authority.new()
         self.shown_ca = self.ca.certificate_pem.decode()
         self.pods = [pod("one", self.reports)]
@@ -102,6 +116,11 @@ class FakeCluster:
                 reports, f"127.0.0.1:{self.reports}", tls.for_viewers(lambda: identity)
             )
         )
+        standby = asyncio.create_task(
+            listening.serve_reports(
+                _standby(), f"127.0.0.1:{self.standby}", tls.for_viewers(lambda: identity)
+            )
+        )
         application = web.Application(middlewares=[self._refuse])
         application.add_routes(
             [
@@ -117,8 +136,9 @@ class FakeCluster:
         await web.TCPSite(runner, "127.0.0.1", self.port).start()
         ready.set()
         await stop.wait()
-        serving.cancel()
-        await asyncio.wait([serving])
+        for task in (serving, standby):
+            task.cancel()
+        await asyncio.wait([serving, standby])
         await runner.cleanup()
 
     async def _connect(self) -> ApiClient:

@@ -13,7 +13,7 @@ from cli import controller
 from cli.main import main
 from cli.output import say_nothing_by_itself
 from controller.authority import Authority
-from tests.cli.fake_cluster import FakeCluster, pod
+from tests.cli.fake_cluster import NOT_LEADING, FakeCluster, pod
 from tests.ports import free_port
 
 LACKS = "Error: namespace sluice-system: your user lacks the permission to "
@@ -77,6 +77,19 @@ def test_next_ready_controller_is_asked_if_one_does_not_answer(cluster: FakeClus
     ]
     assert sluice(cluster, "services").exit_code == 0
     assert cluster.forwarded == ["refusing", "one"]
+
+
+def test_leader_is_asked_where_a_standby_is_found_first(cluster: FakeCluster) -> None:
+    cluster.pods = [pod("standby", cluster.standby), *cluster.pods]
+    assert sluice(cluster, "services").stdout == "there are no Services\n"
+    assert cluster.forwarded == ["standby", "one"]
+    assert cluster.tokens == 1
+
+
+def test_cluster_without_a_leader_is_said(cluster: FakeCluster) -> None:
+    cluster.pods = [pod("standby", cluster.standby), pod("another", cluster.standby)]
+    assert refusal(cluster) == f"Error: {NOT_LEADING}"
+    assert cluster.forwarded == ["standby", "another"]
 
 
 def test_controller_that_does_not_answer_is_named(cluster: FakeCluster) -> None:
