@@ -167,7 +167,7 @@ class Enrolling:
         controller |= self.settings()
         file = self.folder / "controller.yaml"
         file.write_text(yaml.safe_dump(settings | {"controller": controller}))
-        ours = control.daemons(self.lab.layout)
+        ours = control.daemons(self.lab.layout.controller(1))
         ours.start("controller", python("controller", "--config", str(file)))
 
     def settings(self) -> dict[str, Any]:
@@ -175,12 +175,12 @@ class Enrolling:
         return {}
 
     def stop_controller(self) -> None:
-        pid = control.daemons(self.lab.layout).pid("controller")
+        pid = control.daemons(self.lab.layout.controller(1)).pid("controller")
         if pid:
             kill([pid])
 
     def controller_said(self, event: str) -> list[dict[str, Any]]:
-        text = control.daemons(self.lab.layout).log("controller").read_text()
+        text = control.daemons(self.lab.layout.controller(1)).log("controller").read_text()
         lines = [json.loads(x) for x in text.splitlines(keepends=True) if x.endswith("}\n")]
         return [line for line in lines if line["event"] == event]
 

@@ -52,7 +52,7 @@ class Programs:
         """Replace it; the switches of the nodes in `forgetting` lose their flows and meters."""
         layout = self.lab.layout
         settings = [str(layout.control / "sluice.yaml"), "--cluster", str(layout.cluster)]
-        daemons = control.daemons(layout)
+        daemons = control.daemons(layout.controller(1))
         daemons.kill("controller")
         for name in forgetting:
             for command in ("del-flows", "del-meters"):
