@@ -59,12 +59,12 @@ class Audit:
         session = self._session
         self.foreign, self.datapath_flows = given.foreign, given.datapath_flows
         digests = session.desired.digests(session.node)
-        if session.state is not State.IN_SYNC or digests is None:
+        if session.state not in {State.IN_SYNC, State.STANDBY} or digests is None:
             return Verdict.SUPERSEDED
         shared, own = session.desired.shared, session.desired.program(session.node)
         if sorted(given.seals) != sorted((shared.seal.cookie, own.seal.cookie)):
             # Most likely this digest is older than the last change. But then it comes only once.
-            if given == self._odd_seals:
+            if given == self._odd_seals and session.in_sync:
                 self._count_drift("seal", 1)
                 session.invalidate()
             self._odd_seals = given
@@ -83,6 +83,9 @@ class Audit:
         if not differing and not wrong_meters and not wrong_groups:
             self._repaired = Drift(), Delta()
             return Verdict.RIGHT
+        if not session.in_sync:
+            # Its leader judges it.
+            return Verdict.SUPERSEDED
         if asyncio.get_running_loop().time() >= self._next_repair:
             if wrong_meters:
                 self._count_drift("meters", 1)

@@ -17,9 +17,11 @@ from controller.compilation import Compilation
 from controller.conntrack_flush import ConntrackFlush
 from controller.desired import Desired
 from controller.inventory import Inventory
+from controller.leadership import Leadership
 from controller.problems import SOURCE, Problems, Reporter, ReporterKind, Subject
 from controller.proofs import Proofs
 from controller.session import Session
+from controller.session_state import State
 from controller.sources.objects import Object
 from controller.switches import Switches
 from controller.work_budget import WorkBudget
@@ -40,8 +42,13 @@ OBJECT_COST = 10
 class Reconciler:
     """Takes in what sources and switches report, and keeps the switches up to date."""
 
-    def __init__(self, inventory: Inventory, compiler: Compiler | None = None) -> None:
-        """`compiler`: of all features by default."""
+    def __init__(
+        self,
+        inventory: Inventory,
+        compiler: Compiler | None = None,
+        leadership: Leadership | None = None,
+    ) -> None:
+        """`compiler`: of all features by default. `leadership`: None: there is no election."""
         self.inventory = inventory
         self.desired = Desired(inventory.view, compiler)
         self.listed = asyncio.Event()
@@ -56,6 +63,7 @@ class Reconciler:
             self._absorb,
             self._compiled,
             self._acknowledged,
+            leadership,
         )
         self.conntrack_flush = ConntrackFlush(
             inventory.view, self.switches.forget, inventory.services.stale_udp
@@ -66,7 +74,7 @@ class Reconciler:
             on_node=self.switches.program_changed,
             on_shared=self.switches.shared_changed,
             on_published=self._published,
-            sessions=self.switches.sessions,
+            sessions=self.switches.written,
         )
         self._intake: deque[Object | ObjectRef | partial[None]] = deque()
         """What the source reported and was not taken in yet, in its order."""
@@ -79,6 +87,11 @@ class Reconciler:
     def sessions(self) -> dict[str, Session]:
         """The session of each connected node."""
         return self.switches.sessions
+
+    @property
+    def leadership(self) -> Leadership:
+        """Whether this controller may write."""
+        return self.switches.leadership
 
     @property
     def is_idle(self) -> bool:
@@ -228,7 +241,9 @@ class Reconciler:
 
         Raises `KeyError` if the switch is not connected.
         """
-        return not self.sessions[node].in_sync or self.desired.digests(node) is not None
+        session = self.sessions[node]
+        is_judged = session.in_sync or session.state is State.STANDBY
+        return not is_judged or self.desired.digests(node) is not None
 
     def take_digest(self, node: str, given: SwitchDigest) -> Verdict:
         """Compare an agent's digest of its switch with what the switch acknowledged.

@@ -11,7 +11,7 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final
@@ -23,7 +23,9 @@ from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
+from controller.leadership import Leadership
 from controller.left_out import cookie_of, left_out_with
+from controller.mastery import Mastery
 from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
@@ -34,7 +36,7 @@ from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
 from flows.refs import ObjectRef, Owners
 from openflow.batch import Batch, DeleteStrict, message_text
-from openflow.errors import ConnectionLost
+from openflow.errors import ConnectionLost, NotWriter
 from openflow.switch import Rejected, Switch
 
 log = structlog.get_logger()
@@ -76,17 +78,23 @@ class Session:
         switch: Switch,
         desired: Desired,
         on_acknowledged: Callable[[str], None] = lambda _: None,
+        leadership: Leadership | None = None,
     ) -> None:
-        """`on_acknowledged` is called with the node when `held_version` has changed."""
+        """`on_acknowledged` is called with the node when `held_version` has changed.
+
+        `leadership`: None for a controller that is the only one.
+        """
         self.node = node
         self.reporter = Reporter(ReporterKind.SWITCH, node, next(_SERIAL))
         """Of the problems with what this switch rejects: they end with the session."""
         self.switch = switch
         self.desired = desired
-        self.state = State.UNKNOWN
+        self.leadership = leadership or Leadership()
+        self.state = State.UNKNOWN if self.leadership.holds() else State.STANDBY
         self.dirty = asyncio.Event()
-        """Set while there is something to do (`session_state.PENDING`)."""
+        """Set while there is something to do (`session_state.PENDING`), or a role to be told."""
         self.dirty.set()
+        self.mastery = Mastery(switch, self.leadership)
         self.was_synced = False
         """It held everything at least once, except what it rejected: pods have a network."""
         self.shared_version = 0
@@ -181,6 +189,27 @@ class Session:
         self._rounds_begun += 1
         self._end_round()
 
+    def lead(self) -> None:
+        """Begin to write to the switch."""
+        if self.state is State.STANDBY:
+            self._take(Event.LEAD)
+
+    def follow(self) -> None:
+        """Stop writing to the switch: another controller may."""
+        self.mastery.lose()
+        self._take(Event.FOLLOW)
+        self._forget_held()
+        self._journal.lose()
+        while not self._to_forget.empty():
+            self._to_forget.get_nowait()
+        self._rounds_begun += 1
+        self._end_round()
+
+    async def stand_by(self) -> None:
+        """Tell the switch that this controller does not write. Raises `ConnectionLost`."""
+        await self.mastery.follow()
+        self._note_work()
+
     def end(self) -> None:
         """The connection is over."""
         if self._retry is not None:
@@ -192,7 +221,10 @@ class Session:
         self.state = TRANSITIONS[self.state, event]
         if was_in_sync and not self.in_sync:
             self._late_since = time.monotonic()
-        if self.state in PENDING:
+        self._note_work()
+
+    def _note_work(self) -> None:
+        if self.state in PENDING or (self.state is State.STANDBY and not self.mastery.is_told):
             self.dirty.set()
         else:
             self.dirty.clear()
@@ -202,7 +234,7 @@ class Session:
     async def sync(self) -> None:
         """Make the switch hold what it should, and return when it acknowledged that.
 
-        Raises `ConnectionLost`, and `Rejected`: then what it holds has to be compared.
+        Raises `ConnectionLost`, `NotWriter`, and `Rejected`: then what it holds has to be compared.
         """
         while self.state in PENDING:
             self._begin_round()
@@ -255,7 +287,7 @@ class Session:
         """Read what the switch holds, and correct its shared flows."""
         self._journal.lose()
         self._forget_held()
-        if await self._is_sealed():
+        if self._is_sealed(await self.mastery.take()):
             return
         dump = await self.switch.dump_flows()
         installed = {flow.cookie for flow in dump if not state.is_seal(flow.table, flow.cookie)}
@@ -301,11 +333,11 @@ class Session:
         await self.apply(batch)
         self.shared_version = version
 
-    async def _is_sealed(self) -> bool:
-        """Whether the switch holds both current seals; then it is in sync."""
+    def _is_sealed(self, held: Collection[int]) -> bool:
+        """Whether the switch holds both current seals, among these cookies; then it is in sync."""
         if self.left_out:
             return False  # flows are missing, even if old seals are still there
-        held = {flow.cookie for flow in await self.switch.dump_flows(state.TABLE)}
+        held = set(held)
         shared, own = self.desired.shared, self.desired.program(self.node)
         if not held >= {shared.seal.cookie, own.seal.cookie}:
             return False
@@ -445,8 +477,8 @@ class Session:
                 if flush.batch is None:
                     return
                 await self._in_time(self.switch.apply_chosen(lambda: flush.batch))
-        except Rejected as rejected:
-            log.warning("conntrack flush rejected", node=self.node, reason=str(rejected))
+        except (NotWriter, Rejected) as refused:
+            log.warning("conntrack flush refused", node=self.node, reason=str(refused))
 
     async def _caught_up(self) -> None:
         """Return when the switch has applied, or rejected, every change made before this call.

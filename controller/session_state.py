@@ -22,6 +22,7 @@ class State(Enum):
     IN_SYNC = "it holds both programs, and their seals"
     INCOMPLETE = "some flows are missing: they were rejected, or the source is not complete"
     PAUSED = "its Node is refused or gone: it keeps its flows"
+    STANDBY = "another controller writes to it"
 
 
 class Event(Enum):
@@ -37,6 +38,8 @@ class Event(Enum):
     SENT_PARTLY = "the same, except what was rejected or is not read yet"
     FAILED = "the round ended early, by a rejection or an error"
     NODE_LOST = "the Node is refused or gone"
+    FOLLOW = "another controller writes from now on"
+    LEAD = "this controller writes from now on"
 
 
 S, E = State, Event
@@ -111,10 +114,15 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (S.RETRY, E.NODE_LOST): S.PAUSED,
     (S.SUSPECT, E.NODE_LOST): S.PAUSED,
     (S.BEHIND, E.NODE_LOST): S.PAUSED,
+    # What another controller has done to it is unknown.
+    (S.STANDBY, E.LEAD): S.UNKNOWN,
+    **{(state, E.FOLLOW): S.STANDBY for state in S},
+    # The end of a round that began before, and all that does not matter now.
+    **{(S.STANDBY, event): S.STANDBY for event in E if event not in {E.LEAD, E.STARTED, E.DRIFTED}},
 }
 """Whatever is not here cannot happen: a `KeyError` would be a fault in this table's user."""
 
 PENDING: Final = frozenset({S.UNKNOWN, S.RETRY, S.SUSPECT, S.BEHIND})
 WORKING: Final = frozenset({S.COMPARING, S.REPAIRING, S.UPDATING})
-EXTERNAL: Final = frozenset({E.CHANGED, E.INVALIDATED, E.RETRIED})
+EXTERNAL: Final = frozenset({E.CHANGED, E.INVALIDATED, E.RETRIED, E.FOLLOW})
 """Events that may come in any state."""

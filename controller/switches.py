@@ -1,6 +1,7 @@
 """Which node each connected switch belongs to, and when the switch is compared."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -13,15 +14,18 @@ from controller import metrics
 from controller.conntrack_flush import AnyFlush, ConntrackFlush
 from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
+from controller.leadership import Leadership
+from controller.mastery import Superseded
 from controller.problems import Reporter, ReporterKind, SwitchRef
 from controller.rates import Rate
 from controller.session import Session
 from controller.session_state import State
 from controller.work_budget import WorkBudget
 from flows import names
+from flows.refs import ObjectRef
 from flows.view import Key
 from openflow.batch import message_text
-from openflow.errors import ConnectionLost
+from openflow.errors import ConnectionLost, NotWriter
 from openflow.messages import PortReason, PortStatus
 from openflow.switch import Rejected, Switch
 
@@ -40,6 +44,12 @@ LONGEST_TURN: Final = 1.0
 be slow or dead."""
 RETRY_ROUND: Final = 5.0
 """Seconds until a switch that rejected a message of no known object is compared again."""
+RETRY_ROLE: Final = 1.0
+"""Seconds until a leader tries again to write to a switch that has another master."""
+HANDED_OVER: Final = 30.0
+"""Seconds for which flushes are kept that the leader has to send. Longer than it takes to notice
+that it is gone."""
+MAX_UNSENT: Final = 256
 MAX_LOGGED: Final = 20
 """Messages of one rejection that are logged."""
 PRUNE_TICK: Final = 5.0
@@ -67,6 +77,7 @@ class Switches:
         absorb: Absorb,
         compiled: Callable[[str], Awaitable[None]],
         acknowledged: Callable[[str], None],
+        leadership: Leadership | None = None,
     ) -> None:
         """`absorb` is called with the keys that a switch's ports changed.
 
@@ -75,6 +86,10 @@ class Switches:
         """
         self.sessions: dict[str, Session] = {}
         """By node."""
+        self.written: dict[str, Session] = {}
+        """Those to which this controller writes: all of them, or none."""
+        self.leadership = leadership or Leadership()
+        self.leadership.tell(self)
         self.nodes_changed = asyncio.Event()
         """Set, and replaced, when Nodes or ranges change."""
         self._inventory = inventory
@@ -89,6 +104,30 @@ class Switches:
         self._connected: set[str] = set()
         """Nodes whose ports are known, until `Desired.members_known`."""
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
+        self._unsent: deque[tuple[float, AnyFlush]] = deque(maxlen=MAX_UNSENT)
+        """Flushes that the leader sends, and when they came: it may have died before that."""
+
+    # --- controller.leadership.Follower ---
+
+    def lead(self) -> None:
+        """Begin to write to every switch."""
+        self.written.update(self.sessions)
+        for session in self.sessions.values():
+            session.lead()
+        recent = self.leadership.now() - HANDED_OVER
+        unsent, self._unsent = self._unsent, deque(maxlen=MAX_UNSENT)
+        for came, flush in unsent:
+            if came >= recent:
+                self.forget(flush)
+        log.info("leading", generation=self.leadership.generation, switches=len(self.sessions))
+
+    def follow(self) -> None:
+        """Stop writing to every switch."""
+        self.written.clear()
+        for node, session in self.sessions.items():
+            session.follow()
+            self._acknowledged(node)
+        log.info("following", generation=self.leadership.generation)
 
     # --- what others ask for ---
 
@@ -108,7 +147,7 @@ class Switches:
         """Drop the changes that every switch holds already."""
         self._pruning = None
         version = self._desired.shared.version
-        oldest = min((each.shared_version for each in self.sessions.values()), default=version)
+        oldest = min((each.shared_version for each in self.written.values()), default=version)
         self._desired.forget_changes(oldest)
         if oldest != version:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
@@ -137,7 +176,9 @@ class Switches:
 
     def forget(self, flush: AnyFlush) -> None:
         """Flush connections on every switch."""
-        for session in self.sessions.values():
+        if not self.written:
+            self._unsent.append((self.leadership.now(), flush))
+        for session in self.written.values():
             session.forget(flush)
 
     def wake_nodes(self) -> None:
@@ -161,8 +202,10 @@ class Switches:
         node = await self._node_of(switch)
         if node is None:
             return
-        session = Session(node, switch, self._desired, self._acknowledged)
+        session = Session(node, switch, self._desired, self._acknowledged, self.leadership)
         self.sessions[node] = session
+        if self.leadership.holds():
+            self.written[node] = session
         log.info("switch connected", node=node, peer=switch.peer)
         metrics.CONNECTIONS.inc()
         metrics.SESSIONS.set(len(self.sessions))
@@ -188,6 +231,8 @@ class Switches:
             log.info("switch gone", node=node, peer=switch.peer)
             session.end()
             self._inventory.problems.clear_reporter(session.reporter)
+            if self.written.get(node) is session:
+                del self.written[node]
             if self.sessions.get(node) is session:
                 del self.sessions[node]
                 self.drop_ports(node)
@@ -221,6 +266,7 @@ class Switches:
             if self.sessions.get(node) is earlier:
                 earlier.switch.close("replaced by a new session")
                 del self.sessions[node]
+                self.written.pop(node, None)
         return node
 
     async def _wait_for_node(self, switch: Switch) -> str | None:
@@ -287,6 +333,9 @@ class Switches:
             await self._sync(session)
 
     async def _sync(self, session: Session) -> None:
+        if session.state is State.STANDBY:
+            await session.stand_by()
+            return
         # A Node that is refused or gone keeps its flows: there is no program to replace them.
         if session.node not in self._inventory.view.nodes:
             session.pause()
@@ -297,6 +346,8 @@ class Switches:
         try:
             async with self._turn() if session.needs_comparison else nullcontext():
                 await session.sync()
+        except NotWriter as refused:
+            await self._stop_writing(session, refused)
         except Rejected as rejected:
             self._log_rejection(session.node, rejected)
             causes = session.leave_out(rejected, self._on_retry)
@@ -304,6 +355,22 @@ class Switches:
                 self._inventory.problems.set(session.reporter, subject, why)
             if not causes:
                 await asyncio.sleep(RETRY_ROUND)
+
+    async def _stop_writing(self, session: Session, refused: NotWriter) -> None:
+        """The switch knows another writer: perhaps the Lease is somebody else's already."""
+        log.warning("not written", node=session.node, reason=str(refused))
+        session.follow()
+        self.leadership.doubt()
+        if isinstance(refused, Superseded):
+            self._inventory.problems.set(
+                session.reporter,
+                ObjectRef.node(session.node),
+                f"its switch is not written: {refused}",
+            )
+        await asyncio.sleep(RETRY_ROLE)
+        if self.leadership.holds():
+            self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
+            session.lead()
 
     def _on_retry(self, session: Session) -> None:
         self._inventory.problems.clear_reporter(session.reporter)

@@ -7,3 +7,7 @@ class SwitchError(Exception):
 
 class ConnectionLost(SwitchError):  # noqa: N818
     """The connection ended. What was in progress may have happened or not."""
+
+
+class NotWriter(SwitchError):  # noqa: N818
+    """Another controller may be writing to the switch: this one may not."""

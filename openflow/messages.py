@@ -166,6 +166,11 @@ class ErrorMessage:
     code: int
     data: bytes
 
+    @property
+    def is_slave(self) -> bool:
+        """Whether the switch refuses a write because another controller is its master."""
+        return (self.type, self.code) == (ofproto.OFPET_BAD_REQUEST, ofproto.OFPBRC_IS_SLAVE)
+
     def __str__(self) -> str:
         """The names of enum ofp_error_type and its codes."""
         if self.type == ofproto.OFPET_EXPERIMENTER:

@@ -22,7 +22,7 @@ from openflow.connection import (
     Timeouts,
     Unhandled,
 )
-from openflow.errors import ConnectionLost, SwitchError
+from openflow.errors import ConnectionLost, NotWriter, SwitchError
 from openflow.messages import (
     ErrorMessage,
     FlowUpdate,
@@ -88,6 +88,8 @@ class Switch(asyncio.Protocol):
     """The name in the peer's verified certificate; None without TLS. See `name_in`."""
     ports: dict[int, Port]
     """By ofport; kept up to date."""
+    may_write: Callable[[], bool]
+    """Asked before each part of a batch is sent, and before a bundle is committed."""
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class Switch(asyncio.Protocol):
         self.host, self.peer = "", "?"
         self.certificate_name = None
         self.ports = {}
+        self.may_write = lambda: True
         self._on_ready = on_ready
         self._on_closed = on_closed
         self._on_flow_update = on_flow_update
@@ -152,9 +155,10 @@ class Switch(asyncio.Protocol):
         """Send a batch; return when the switch has acknowledged all of it.
 
         One batch at a time: a second call waits for the first. One part of the batch is under way
-        at a time, which is also what bounds the bytes on the wire. Raises `Rejected`,
-        `ConnectionLost` (outcome unknown), and `codec.CodecError` before anything of that part is
-        sent. Cancelled in between, it cuts the connection, because nobody would know the outcome.
+        at a time, which is also what bounds the bytes on the wire. Raises `Rejected`, `NotWriter`
+        (`may_write` forbids the rest, or the switch has another master), `ConnectionLost` (outcome
+        unknown), and `codec.CodecError` before anything of that part is sent. Cancelled in between,
+        it cuts the connection, because nobody would know the outcome.
         """
         await self.apply_chosen(lambda: batch)
 
@@ -258,6 +262,8 @@ class Switch(asyncio.Protocol):
 
     async def _apply(self, part: Part, following: Part | None) -> None:
         data = part.data
+        if not self.may_write():
+            raise NotWriter("this controller may not write any more")
         self._part, self._rejections = part, {}
         try:
             reply = self._expect(part.checked_xid)
@@ -268,14 +274,18 @@ class Switch(asyncio.Protocol):
                     _ = following.data
             await reply
             if part.in_bundle:
-                await self._exchange(
-                    part.discard if self._rejections else part.commit, part.last_xid
-                )
+                may_write = self.may_write()
+                refused = bool(self._rejections) or not may_write
+                await self._exchange(part.discard if refused else part.commit, part.last_xid)
+                if not may_write:
+                    raise NotWriter("this controller may not write any more")
         except asyncio.CancelledError:
             self.close("a batch was cancelled half-way")
             raise
         finally:
             self._part = None
+        if any(error.is_slave for error in self._rejections.values()):
+            raise NotWriter("the switch has another master")
         if self._rejections:
             rejections = [
                 (part.messages[xid - part.first_xid], error)

@@ -21,7 +21,7 @@ from flows.flow import Flow, Meter
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
-from openflow.messages import InstalledFlow, SwitchError
+from openflow.messages import InstalledFlow, Role, SwitchError
 from openflow.switch import ConnectionLost, Rejected
 from tests.controller.service_objects import endpoint_slice, service
 from tests.controller.world import NODE, PEER
@@ -59,6 +59,9 @@ class PlayedSwitch:
         self.dumps += table is None
         held = [(c, t) for c, t in self.held.items() if table in {None, t}]
         return cast("Any", [Held(cookie, at) for cookie, at in held])
+
+    async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
+        return role, generation
 
     async def dump_meters(self) -> dict[int, Meter]:
         return {}

@@ -19,7 +19,7 @@ from flows.flow import Flow
 from flows.pipeline import LAYOUT
 from flows.view import Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
-from openflow.messages import ErrorMessage, InstalledFlow
+from openflow.messages import ErrorMessage, InstalledFlow, Role
 from openflow.switch import Rejected
 from tests.controller.policy_world import WAYS, Pairs, PolicyWorld, State, allowed, judgements
 from tests.policy.simulator import AmbiguityError
@@ -78,6 +78,9 @@ class Switch:
             for flow in self.flows.values()
             if table in {None, flow.table}
         ]
+
+    async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
+        return role, generation
 
     async def dump_meters(self) -> dict[int, Any]:
         return {}

@@ -14,7 +14,7 @@ from controller.inventory import Inventory
 from controller.problems import Reporter, ReporterKind
 from controller.reconciler import Reconciler
 from flows import names
-from openflow.messages import Port, PortReason, PortStatus
+from openflow.messages import Port, PortReason, PortStatus, Role
 from openflow.switch import ConnectionLost
 from tests.controller.events import node_object, pod_object
 from tests.controller.world import NODE, PEER, SETTINGS
@@ -41,6 +41,9 @@ class FakeSwitch:
     def close(self, reason: str) -> None:
         self.reason = reason
         self.closed.set()
+
+    async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
+        return role, generation
 
     async def dump_flows(self, *_: Any) -> list[Any]:
         await self.closed.wait()

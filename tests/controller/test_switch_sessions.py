@@ -27,7 +27,7 @@ from flows.refs import ObjectRef
 from flows.view import SOME_SCOPE, Key
 from openflow.batch import Batch, DeleteByCookie, DeleteStrict
 from openflow.errors import ConnectionLost
-from openflow.messages import ErrorMessage, InstalledFlow
+from openflow.messages import ErrorMessage, InstalledFlow, Role
 from openflow.switch import Rejected
 from tests.controller.events import node_object
 from tests.controller.world import CLUSTER, NODE
@@ -86,6 +86,9 @@ class Switch:
 
     async def dump_flows(self, table: int | None = None, *_: object) -> list[InstalledFlow]:
         return [flow for flow in self.flows.values() if table in {None, flow.table}]
+
+    async def request_role(self, role: Role, generation: int) -> tuple[Role, int]:
+        return role, generation
 
     async def dump_meters(self) -> dict[int, Any]:
         return {}

@@ -1,0 +1,201 @@
+"""Keeps one replica's part in the election: reads, takes and renews the Lease.
+
+Every request has a time within which it must be answered, so a silent API server ends a term as a
+dead one does. `controller.election` decides, this loop only asks.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+from kubernetes.aio import client
+
+from controller.election import DURATION, Election, Lease
+from controller.kubernetes_api import FAULTS, ApiError, read, sentence
+from controller.leadership import Leadership
+from controller.token_review import Connect
+from settings import Election as Settings
+
+log = structlog.get_logger()
+
+PERIOD: Final = 1.0
+"""Seconds from one request to the next one."""
+TIMEOUT: Final = 2.0
+"""Seconds in which a request must be answered. A second one still fits into a term."""
+LONGEST_USE: Final = 60.0
+"""Seconds for which credentials are used before they are read from disk again."""
+ADDRESS: Final = "sluice.dev/address"
+"""The annotation that says where the other controllers reach the leader."""
+
+
+class LeaseLoop:
+    """Tells a `Leadership` when this replica may write."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Connect,
+        election: Election,
+        leadership: Leadership,
+        delay: Callable[[], float | None],
+    ) -> None:
+        """`delay`: as `Election.due` has it."""
+        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
+        self._name = settings.name
+        self._connect = connect
+        self.election = election
+        self._leadership = leadership
+        self._delay = delay
+        self._object: dict[str, Any] = {}
+        """The Lease as it was read, with all that others have written into it."""
+        self._api: client.ApiClient | None = None
+        self._connected_at = 0.0
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Take part; until cancelled."""
+        try:
+            while True:
+                began = self._leadership.now()
+                await self._step()
+                spent = self._leadership.now() - began
+                await self._leadership.doubted(max(0.0, PERIOD - spent))
+        finally:
+            await self._disconnect()
+
+    async def release(self) -> None:
+        """Stop writing, and give the Lease back, so that nobody has to wait until it is free."""
+        self._leadership.withdraw()
+        if (wanted := self.election.release()) is None:
+            return
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await self._put(wanted, self._leadership.now())
+            log.info("the Lease is given back")
+        except FAULTS as error:
+            log.warning("the Lease is not given back", problem=sentence(error))
+
+    async def _step(self) -> None:
+        """Read the Lease if it is not known, and write it if that is due."""
+        election = self.election
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                # A leader knows it from its last renewal, and others look at each step.
+                if not election.known or not election.holds(self._leadership.now()):
+                    await self._get()
+                now = self._leadership.now()
+                if wanted := election.due(now, wall=time.time(), delay=self._delay()):
+                    await self._put(wanted, now)
+            self._note("")
+        except ApiError as error:
+            # 409: somebody was faster, 404: somebody has deleted it.
+            election.refused()
+            if error.code not in {404, 409}:
+                self._note(sentence(error))
+        except FAULTS as error:
+            election.refused()
+            await self._disconnect()
+            self._note(sentence(error))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell what follows from what is known."""
+        election, leadership = self.election, self._leadership
+        leadership.learn(election.generation)
+        term = election.term
+        if term is not None and election.holds(leadership.now()):
+            leadership.grant(term.generation, term.until, term.renewed)
+        elif leadership.holds() and term is None:
+            leadership.withdraw()
+
+    async def _get(self) -> None:
+        try:
+            answer = await read(await self._client(), "GET", f"{self._path}/{self._name}")
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            self._object = {}
+            self.election.seen(None, self._leadership.now())
+            return
+        self._take(answer)
+        self.election.seen(lease_of(self._object), self._leadership.now())
+
+    async def _put(self, wanted: Lease, asked: float) -> None:
+        body = _written(self._object, self._name, wanted, self.election.lease)
+        api = await self._client()
+        if wanted.version:
+            answer = await read(api, "PUT", f"{self._path}/{self._name}", body)
+        else:
+            answer = await read(api, "POST", self._path, body)
+        self._take(answer)
+        self.election.written(lease_of(self._object), asked, self._leadership.now())
+
+    def _take(self, answer: bytes) -> None:
+        found = json.loads(answer)
+        if not isinstance(found, dict):
+            raise ValueError("the answer is no Lease")  # noqa: TRY004  as what cannot be read
+        self._object = found
+
+    async def _client(self) -> client.ApiClient:
+        now = self._leadership.now()
+        if self._api is not None and now - self._connected_at > LONGEST_USE:
+            await self._disconnect()
+        if self._api is None:
+            self._api, self._connected_at = await self._connect(), now
+        return self._api
+
+    async def _disconnect(self) -> None:
+        api, self._api = self._api, None
+        if api is not None:
+            await api.close()
+
+    def _note(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            log.warning("the election has a problem", problem=problem)
+        self._problem = problem
+
+
+def lease_of(given: Mapping[str, Any]) -> Lease:
+    """What matters of the object. Raises `ValueError` if it is no Lease."""
+    try:
+        metadata, spec = given["metadata"], given.get("spec") or {}
+        return Lease(
+            holder=str(spec.get("holderIdentity") or ""),
+            transitions=int(spec.get("leaseTransitions") or 0),
+            version=str(metadata["resourceVersion"]),
+            duration=float(spec.get("leaseDurationSeconds") or DURATION),
+            address=str((metadata.get("annotations") or {}).get(ADDRESS, "")),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no Lease: {error!r}") from None
+
+
+def _written(
+    given: Mapping[str, Any], name: str, wanted: Lease, before: Lease | None
+) -> dict[str, Any]:
+    """The object with what is wanted, and everything else as it is.
+
+    Times are for people: nobody compares them with a clock.
+    """
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    metadata = dict(given.get("metadata") or {"name": name})
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), ADDRESS: wanted.address}
+    spec = {
+        **(given.get("spec") or {}),
+        "holderIdentity": wanted.holder,
+        "leaseDurationSeconds": DURATION,
+        "leaseTransitions": wanted.transitions,
+        "renewTime": now,
+    }
+    if before is None or wanted.holder != before.holder:
+        spec["acquireTime"] = now
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": metadata,
+        "spec": spec,
+    }
