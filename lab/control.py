@@ -150,7 +150,9 @@ class ControlPlane:
             said = ours.tail("controller")
             raise LabError(f"{place.name}: the controller does not listen after 30 s\n{said}")
 
-    def ask(self, path: str, *, controller: str | None = None) -> dict[str, Any] | None:
+    def ask(
+        self, path: str, *, controller: str | None = None, timeout: float = ANSWER_TIMEOUT
+    ) -> dict[str, Any] | None:
         """What a controller's API for local users answers; None if none does.
 
         The one with this name, or else any: of several controllers only the leader answers a
@@ -165,12 +167,17 @@ class ControlPlane:
                     connection = opened.enter_context(contextlib.closing(_connect(place)))
                     connection.request("GET", path)
                     waiting[connection.sock] = connection
-            deadline = time.monotonic() + ANSWER_TIMEOUT
+            deadline = time.monotonic() + timeout
             while waiting and (left := deadline - time.monotonic()) > 0:
                 for readable in select.select([*waiting], [], [], left)[0]:
                     if (answer := _answer(waiting.pop(readable))) is not None:
                         return answer
         return None
+
+    def leads(self, place: ControllerLayout) -> bool:
+        """Whether a controller says that it leads."""
+        said = self.ask("/v1/leader", controller=place.name, timeout=1)
+        return bool(said and said["leads"])
 
     def status(self) -> dict[str, Any] | None:
         """What the leader says of nodes and problems; None if it does not."""

@@ -60,13 +60,19 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
         console,
         ("PART", "PROCESS", "PID", "ADDRESS", "NAMESPACE"),
         [
-            ("control", name, _pid(pid), controller["address"], controller["namespace"])
-            for name, pid in {"controller": None, **status["control"]["pids"]}.items()
+            (
+                name,
+                f"controller{' (leads)' if each['leads'] else ''}",
+                _pid(each["pid"]),
+                each["address"],
+                each["namespace"],
+            )
+            for name, each in status["controllers"].items()
         ]
         + [
-            (name, "controller", _pid(each["pid"]), each["address"], each["namespace"])
-            for name, each in status["controllers"].items()
-            if name != "control"
+            ("control", name, _pid(pid), controller["address"], controller["namespace"])
+            for name, pid in status["control"]["pids"].items()
+            if name != "controller"
         ]
         + [
             (name, process, _pid(pid), node["address"], node["namespace"])

@@ -263,7 +263,7 @@ class Lab:
         """Everything there is, in the form of `sluice lab status --json`."""
         spec = self._spec()
         controllers = {
-            place.name: _describe_controller(place)
+            place.name: _describe_controller(place) | {"leads": self._control(spec).leads(place)}
             for place in self.layout.controllers(spec.controllers)
         }
         first = controllers["control"]

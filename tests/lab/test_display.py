@@ -21,7 +21,7 @@ def test_no_identifier_is_cut_at_80_columns() -> None:
         Console(file=out, width=80),
         {
             "name": "lab", "tunnel": "geneve", "source": "dir", "ready": True, "nodes": {},
-            "controllers": {},
+            "controllers": {"control2": place | {"pid": 7, "leads": True}},
             "controller": {"address": "172.30.0.2", "namespace": "sluice.lab.control"},
             "control": {"pids": {}}, "fabric": place, "outside": place, "problems": {},
             "pods": {NAME: pod}, "directory": "/run/sluice-lab/lab",
@@ -29,3 +29,4 @@ def test_no_identifier_is_cut_at_80_columns() -> None:
     )  # fmt: skip
     (line,) = (line for line in out.getvalue().splitlines() if "node1" in line)
     assert line.split() == [NAME, *pod.values()]
+    assert "control2  controller (leads)  7    203.0.113.10  sluice.lab.outside" in out.getvalue()
