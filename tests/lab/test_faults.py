@@ -1,14 +1,10 @@
 """Everything but the switches is killed, cut off or lied to, under traffic: nothing is lost."""
 
-import http.client
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ import pytest
 from lab import Lab
 from lab.daemons import kill
 from lab.traffic import Pinged, ping, stream
+from tests.lab.clocks import days_ahead, faked_clock
 from tests.lab.losses import overflows
 from tests.lab.pings import address
 from tests.lab.test_pods import cookies, settled, traces
@@ -210,53 +207,6 @@ def test_sessions_come_back_after_a_long_cut(lab: Lab, end: str) -> None:
     with nothing_lost(lab):
         time.sleep(1)
     pods_can_be_added(lab)
-
-
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where libfaketime keeps what it shares
-
-
-@contextmanager
-def faked_clock(lab: Lab, path: Path, step: str) -> Iterator[None]:
-    """A controller started anew with a clock that the file steps, for example by `+1d`.
-
-    The monotonic clock is left alone: whoever sets a machine's clock does not touch it either.
-    """
-    assert FAKETIME, "libfaketime is not installed; scripts/setup sees to it"
-    shared = set(SHARED_MEMORY.glob("*faketime*"))
-    path.write_text(f"{step}\n")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LD_PRELOAD", str(FAKETIME))
-        environment.setenv("FAKETIME_TIMESTAMP_FILE", str(path))
-        environment.setenv("FAKETIME_NO_CACHE", "1")
-        environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        restart_controller(lab)
-    try:
-        yield
-    finally:
-        restart_controller(lab)
-        # It leaves these behind in every program that is replaced by another, or killed.
-        for left in set(SHARED_MEMORY.glob("*faketime*")) - shared:
-            left.unlink(missing_ok=True)
-
-
-def restart_controller(lab: Lab) -> None:
-    lab.kill_daemon("control", "controller")
-    lab.up()
-
-
-def days_ahead(lab: Lab) -> int:
-    """How far the controller's clock is ahead of ours, as its HTTP server has it."""
-    connection = http.client.HTTPConnection("controller", timeout=30)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(30)
-    try:
-        connection.sock.connect(lab.status()["api_socket"])
-        connection.request("GET", "/healthz")
-        date = parsedate_to_datetime(connection.getresponse().headers["Date"])
-    finally:
-        connection.close()
-    return round((date - datetime.now(UTC)) / timedelta(days=1))
 
 
 def test_stepping_the_controllers_clock_costs_nothing(lab: Lab, tmp_path: Path) -> None:
