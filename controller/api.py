@@ -34,6 +34,7 @@ from controller.enrolment import Enrolment
 from controller.explain_api import ExplainApi
 from controller.flow_api import FlowApi
 from controller.host_services import document
+from controller.leader_link import LeaderApi
 from controller.metrics_api import MetricsApi
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
@@ -112,7 +113,10 @@ class Api:
             CaptureApi(reconciler, self.questions),
         )
         self._metrics = MetricsApi(reconciler)
-        self._this = ControllerStatus(socket.gethostname(), VERSION, leader=True, since=time.time())
+        self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        """Of this process, for other controllers."""
+        self._leaders = LeaderApi(self.identity, reconciler.leadership)
+        self._started = time.time()
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
@@ -127,6 +131,7 @@ class Api:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 *self._metrics.open_routes(),
+                *self._leaders.routes(),
                 web.get(paths.CONFIG, self._config),
                 web.get(paths.SERVICES, self._services),
                 web.post(paths.DIGEST, self._digest),
@@ -147,9 +152,25 @@ class Api:
         """Reports, which tell of the whole cluster; see `controller.viewers` for who may ask."""
         return [
             *self._metrics.routes(),
-            web.get("/v1/status", self._status),
-            *(route for reports in self._report_parts for route in reports.routes()),
+            self._of_leader(web.get("/v1/status", self._status)),
+            *(
+                self._of_leader(route)
+                for reports in self._report_parts
+                for route in reports.routes()
+            ),
         ]
+
+    def _of_leader(self, route: web.RouteDef) -> web.RouteDef:
+        """The route, with 421 for an answer while another controller leads: it knows more."""
+        made = route.handler
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            leadership = self._reconciler.leadership
+            if leadership.leader and not leadership.holds():
+                return refusal(421, f"this controller does not lead: {leadership.leader} does")
+            return await made(request)
+
+        return web.RouteDef(route.method, route.path, handler, route.kwargs)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -169,9 +190,15 @@ class Api:
             self._node_facts,
             ready=reconciler.listed.is_set(),
             whole=reconciler.desired.source_complete,
-            controllers=(self._this,),
+            controllers=self._controllers(),
         )
         return await answer(await in_turns(work))
+
+    def _controllers(self) -> tuple[ControllerStatus, ...]:
+        """Itself, and those that follow it."""
+        leads = self._reconciler.leadership.holds()
+        this = ControllerStatus(socket.gethostname(), VERSION, leader=leads, since=self._started)
+        return this, *self._leaders.followers()
 
     def _node_facts(self, name: str) -> NodeFacts:
         """What is known of a node besides its objects."""

@@ -13,6 +13,7 @@ from prometheus_client import Counter
 
 from controller.events import Telling
 from controller.kubernetes_api import UNREACHABLE, ApiError, Write, ask
+from controller.leadership import Leadership
 from settings import SettingsError
 
 LOOK: Final = 2.0
@@ -26,14 +27,19 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
 log = structlog.get_logger()
 
 
-async def keep_writing(write: Callable[[], Awaitable[None]], failure: str) -> None:
-    """Call `write` again and again, until cancelled: it sends what is due.
+async def keep_writing(
+    write: Callable[[], Awaitable[None]], failure: str, leadership: Leadership
+) -> None:
+    """Call `write` again and again while this controller leads, until cancelled.
 
-    It raises if nothing more can be sent for now. `failure` says so in the log.
+    It sends what is due, and raises if nothing more can be sent for now. `failure` says so in the
+    log.
     """
     delay, trouble = BACKOFF[0], ""
     while True:
         await asyncio.sleep(LOOK)
+        if not leadership.holds():
+            continue
         try:
             await write()
         except (ApiError, SettingsError, *UNREACHABLE) as error:

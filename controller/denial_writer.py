@@ -9,19 +9,25 @@ from controller import metrics
 from controller.api_writes import keep_writing, send_event
 from controller.denials import Denials
 from controller.kubernetes_api import connect
+from controller.leadership import Leadership
 
 
 class DenialWriter:
     """Writes the Events that are due to the API server."""
 
-    def __init__(self, denials: Denials, kubeconfig: Path | None) -> None:
+    def __init__(
+        self, denials: Denials, kubeconfig: Path | None, leadership: Leadership | None = None
+    ) -> None:
         """`kubeconfig` as `kubernetes_api.connect` has it."""
         self._denials = denials
         self._kubeconfig = kubeconfig
+        self._leadership = leadership or Leadership()
 
     async def run(self) -> None:
         """Until cancelled."""
-        await keep_writing(self._tell, "Events about denied connections are not written")
+        await keep_writing(
+            self._tell, "Events about denied connections are not written", self._leadership
+        )
 
     async def _tell(self) -> None:
         """Send what is due. Raises if nothing more can be sent for now."""

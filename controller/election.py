@@ -89,6 +89,12 @@ class Election:
         """The newest one that is known."""
         return self._newest
 
+    def leader(self, now: float) -> str:
+        """The identity of the replica that leads, as far as is known; empty: perhaps none does."""
+        if self.lease is None or self._seen_at is None:
+            return ""
+        return "" if now - self._seen_at >= DURATION else self.lease.holder
+
     # --- what is learned ---
 
     def seen(self, lease: Lease | None, now: float) -> None:

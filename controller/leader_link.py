@@ -9,8 +9,12 @@ Only this says so much, and a wrong conclusion does no harm: see `controller.ele
 
 import asyncio
 import errno
+import re
+import socket
 import ssl
+import time
 from collections.abc import Callable
+from itertools import count
 from typing import Final, Literal
 
 import aiohttp
@@ -20,7 +24,9 @@ from aiohttp import web
 
 from controller.election import Election
 from controller.leadership import Leadership
+from controller.reports.status import ControllerStatus
 from wire.paths import MAX_WAIT, WAIT
+from wire.version import VERSION
 
 log = structlog.get_logger()
 
@@ -35,6 +41,11 @@ MAX_WAITING: Final = 16
 """Requests that wait at once: there are few replicas, and anybody may ask."""
 LONGEST_ANSWER: Final = 4_096
 """Bytes."""
+_NAME: Final = "name"
+_VERSION: Final = "version"
+_SINCE: Final = "since"
+"""Queries by which one that follows says what it is. Anybody could say so."""
+_VALID: Final = re.compile(r"[-0-9A-Za-z.+~_]{1,253}")
 
 
 class Leader(msgspec.Struct, frozen=True):
@@ -57,6 +68,12 @@ class LeaderLink:
         self._election = election
         self._leadership = leadership
         self._context = context
+        self._query = {
+            WAIT: str(HOLD),
+            _NAME: socket.gethostname(),
+            _VERSION: VERSION,
+            _SINCE: str(int(time.time())),
+        }
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -81,7 +98,7 @@ class LeaderLink:
         tls = self._context() if self._context else True
         try:
             async with session.get(
-                f"{scheme}://{address}{PATH}", params={WAIT: str(HOLD)}, timeout=timeout, ssl=tls
+                f"{scheme}://{address}{PATH}", params=self._query, timeout=timeout, ssl=tls
             ) as response:
                 body = await response.content.read(LONGEST_ANSWER)
             found = msgspec.json.decode(body, type=Leader) if response.status == 200 else None
@@ -97,6 +114,7 @@ class LeaderLink:
             if found is not None and found.identity != holder:
                 return "dead"
             if found is not None and found.leads:
+                await asyncio.sleep(_PAUSE)
                 return "leads"
             # It gives the Lease back, or is of another version.
             self._leadership.doubt()
@@ -110,20 +128,35 @@ class LeaderApi:
     def __init__(self, identity: str, leadership: Leadership) -> None:
         self._identity = identity
         self._leadership = leadership
-        self._waiting = 0
+        self._waiting: dict[int, ControllerStatus | None] = {}
+        self._serial = count()
 
     def routes(self) -> list[web.RouteDef]:
         """For everybody: the answer says no more than the Lease."""
         return [web.get(PATH, self._answer)]
 
+    def followers(self) -> tuple[ControllerStatus, ...]:
+        """What those that wait now say of themselves."""
+        found = {each.name: each for each in self._waiting.values() if each is not None}
+        return tuple(found[name] for name in sorted(found))
+
     async def _answer(self, request: web.Request) -> web.Response:
         wait = request.query.get(WAIT, "0")
-        leads = self._leadership.holds()
-        if wait.isdecimal() and len(wait) < 4 and leads and self._waiting < MAX_WAITING:
-            self._waiting += 1
+        is_time = wait.isascii() and wait.isdecimal() and len(wait) < 4
+        if is_time and self._leadership.holds() and len(self._waiting) < MAX_WAITING:
+            number = next(self._serial)
+            self._waiting[number] = _follower(request)
             try:
                 await self._leadership.ceases(min(float(wait), MAX_WAIT))
             finally:
-                self._waiting -= 1
+                del self._waiting[number]
         answer = Leader(self._identity, self._leadership.holds())
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _follower(request: web.Request) -> ControllerStatus | None:
+    name, version, since = (request.query.get(each, "") for each in (_NAME, _VERSION, _SINCE))
+    if not (_VALID.fullmatch(name) and _VALID.fullmatch(version) and _VALID.fullmatch(since)):
+        return None
+    known = since.isdecimal() and len(since) < 12
+    return ControllerStatus(name, version, leader=False, since=float(since) if known else 0.0)

@@ -7,9 +7,9 @@ dead one does. `controller.election` decides, this loop only asks.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from kubernetes.aio import client
@@ -32,6 +32,16 @@ ADDRESS: Final = "sluice.dev/address"
 """The annotation that says where the other controllers reach the leader."""
 
 
+class Judge(Protocol):
+    """Says whether this replica should lead: `controller.usefulness`."""
+
+    def delay(self) -> float | None:
+        """As `Election.due` has it."""
+
+    def should_step_down(self) -> str:
+        """Why; empty: it should not."""
+
+
 class LeaseLoop:
     """Tells a `Leadership` when this replica may write."""
 
@@ -41,35 +51,51 @@ class LeaseLoop:
         connect: Connect,
         election: Election,
         leadership: Leadership,
-        delay: Callable[[], float | None],
+        usefulness: Judge,
     ) -> None:
-        """`delay`: as `Election.due` has it."""
+        """`connect` makes a client of the API server."""
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
         self._name = settings.name
         self._connect = connect
         self.election = election
         self._leadership = leadership
-        self._delay = delay
+        self._usefulness = usefulness
         self._object: dict[str, Any] = {}
         """The Lease as it was read, with all that others have written into it."""
         self._api: client.ApiClient | None = None
         self._connected_at = 0.0
         self._problem = ""
+        self._turn = asyncio.Lock()
+        """One request at a time."""
+        self._is_over = False
 
     async def run(self) -> None:
         """Take part; until cancelled."""
         try:
             while True:
                 began = self._leadership.now()
-                await self._step()
+                if self._leadership.holds() and (why := self._usefulness.should_step_down()):
+                    log.warning("stepping down", reason=why)
+                    await self._release()
+                async with self._turn:
+                    if not self._is_over:
+                        await self._step()
                 spent = self._leadership.now() - began
                 await self._leadership.doubted(max(0.0, PERIOD - spent))
         finally:
             await self._disconnect()
 
     async def release(self) -> None:
-        """Stop writing, and give the Lease back, so that nobody has to wait until it is free."""
+        """Stop writing for good, and give the Lease back, so that nobody has to wait for it."""
+        self._is_over = True
+        await self._release()
+
+    async def _release(self) -> None:
         self._leadership.withdraw()
+        async with self._turn:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
         if (wanted := self.election.release()) is None:
             return
         try:
@@ -88,7 +114,7 @@ class LeaseLoop:
                 if not election.known or not election.holds(self._leadership.now()):
                     await self._get()
                 now = self._leadership.now()
-                if wanted := election.due(now, wall=time.time(), delay=self._delay()):
+                if wanted := election.due(now, wall=time.time(), delay=self._usefulness.delay()):
                     await self._put(wanted, now)
             self._note("")
         except ApiError as error:
@@ -106,6 +132,7 @@ class LeaseLoop:
         """Tell what follows from what is known."""
         election, leadership = self.election, self._leadership
         leadership.learn(election.generation)
+        leadership.leader = election.leader(leadership.now())
         term = election.term
         if term is not None and election.holds(leadership.now()):
             leadership.grant(term.generation, term.until, term.renewed)

@@ -15,11 +15,13 @@ import structlog
 
 from controller import garbage, listening, tls, token_review, viewers
 from controller.api import Api
+from controller.candidate import Candidate
 from controller.denial_writer import DenialWriter
 from controller.denials import Denials
 from controller.enrolment import Enrolment
 from controller.inventory import Inventory
 from controller.kubernetes_api import connect
+from controller.leadership import Leadership
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
@@ -95,8 +97,10 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         protected=_protected(settings),
         mirror_pods_as_members=shared.policy.mirror_pods_as_members,
     )
-    reconciler = Reconciler(inventory)
     directory = directory or own.directory
+    # With a directory this controller is the only one.
+    leadership = Leadership(elected=directory is None)
+    reconciler = Reconciler(inventory, leadership=leadership)
     source = (
         Directory(directory, reconciler)
         if directory
@@ -106,6 +110,11 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
     # With a directory there is no API server to write to.
     denials = None if directory else Denials(inventory)
     api = Api(reconciler, shared, enrolment, denials)
+    election = (
+        Candidate(own, api.identity, reconciler, source, tls.for_leader(identity))
+        if isinstance(source, ApiServer)
+        else None
+    )
     async with asyncio.TaskGroup() as group:
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -119,13 +128,17 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         if denials is not None:
             kubeconfig = own.kubernetes.kubeconfig
             tasks.append(group.create_task(StatusWriter(reconciler, kubeconfig).run()))
-            tasks.append(group.create_task(DenialWriter(denials, kubeconfig).run()))
+            tasks.append(group.create_task(DenialWriter(denials, kubeconfig, leadership).run()))
         if own.reports and identity:
             tasks.append(group.create_task(_serve_reports(api, own, own.reports, identity)))
         if enrolment:
             tasks.append(group.create_task(enrolment.run()))
+        if election is not None:
+            tasks.append(group.create_task(election.run()))
         await stopped.wait()
         log.info("stopping; the switches keep their flows")
+        if election is not None:
+            await election.release()
         for task in tasks:
             task.cancel()
 

@@ -22,6 +22,9 @@ IN_SYNC = Gauge(
     "sluice_switches_in_sync", "Connected switches that have acknowledged everything they should"
     " hold"
 )  # fmt: skip
+LEADER = Gauge("sluice_leader", "1 if this controller may write")
+TERMS = Counter("sluice_leader_terms", "Times that this controller began to lead")
+GENERATION = Gauge("sluice_leader_generation", "The newest generation of a leader that is known")
 PROVEN_AGE_MAX = Gauge(
     "sluice_node_proven_age_max_seconds",
     "The greatest sluice_node_proven_age_seconds of all nodes",

@@ -32,6 +32,9 @@ class MetricsApi:
         metrics.IN_SYNC.set_function(lambda: sum(each.in_sync for each in sessions.values()))
         metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
         metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
+        leadership = reconciler.leadership
+        metrics.LEADER.set_function(leadership.holds)
+        metrics.GENERATION.set_function(lambda: leadership.generation)
         metrics.CLUSTER_READ.set_function(lambda: reconciler.desired.source_complete)
 
     def open_routes(self) -> list[web.RouteDef]:

@@ -41,7 +41,9 @@ class StatusWriter:
     async def run(self) -> None:
         """Until cancelled."""
         await self._reconciler.listed.wait()
-        await keep_writing(self._tell, "conditions and Events are not written")
+        await keep_writing(
+            self._tell, "conditions and Events are not written", self._reconciler.leadership
+        )
 
     async def _tell(self) -> None:
         """Send what is due. Raises if nothing more can be sent for now."""

@@ -111,6 +111,7 @@ class Switches:
 
     def lead(self) -> None:
         """Begin to write to every switch."""
+        metrics.TERMS.inc()
         self.written.update(self.sessions)
         for session in self.sessions.values():
             session.lead()

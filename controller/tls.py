@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Callable
 
-from settings.tls import Identity, Replaceable, listening_context, server_context
+from settings.tls import Identity, Replaceable, listening_context, nobodys_context, server_context
 
 
 def for_switches(identity: Callable[[], Identity]) -> ssl.SSLContext:
@@ -22,6 +22,18 @@ def for_agents(identity: Callable[[], Identity]) -> ssl.SSLContext:
 def for_viewers(identity: Callable[[], Identity]) -> ssl.SSLContext:
     """No certificate is asked for: people show a token. Raises `SettingsError`."""
     return _listening(identity, ssl.CERT_NONE)
+
+
+def for_leader(
+    identity: Callable[[], Identity] | None,
+) -> Callable[[], ssl.SSLContext] | None:
+    """For a client of another controller, which must be of our CA; None: plain TCP.
+
+    What is returned raises `SettingsError`.
+    """
+    if identity is None:
+        return None
+    return Replaceable(identity, lambda own: nobodys_context(own.ca, own.ca_name)).context
 
 
 def _listening(identity: Callable[[], Identity], clients: ssl.VerifyMode) -> ssl.SSLContext:

@@ -6,6 +6,7 @@ bytes are decoded straight into trimmed structs, some forty times faster than in
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -136,6 +137,12 @@ class ApiServer:
             for reflector in self._reflectors:
                 group.create_task(reflector.run())
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the watch that has been silent longest has said something."""
+        now = time.monotonic()
+        return max(now - reflector.heard_at for reflector in self._reflectors)
+
     def _on_progress(self) -> None:
         if all(reflector.listed for reflector in self._reflectors):
             self._feed.source_complete(
@@ -156,6 +163,8 @@ class Reflector(Generic[T]):
     ) -> None:
         """`on_progress` is called when `listed` or `unreadable` may have changed."""
         self.listed = False
+        self.heard_at = time.monotonic()
+        """When the server last said something about this kind."""
         self.unreadable: set[tuple[str, str]] = set()
         """(namespace, name) of what the feed does not have, or not as it is now."""
         self._kubeconfig = kubeconfig
@@ -247,6 +256,7 @@ class Reflector(Generic[T]):
         self._version = page.resource_version
         self._page = PAGE
         self.listed = True
+        self.heard_at = time.monotonic()
         self._report("")
         self._on_progress()
         log.info("listed", path=self._path, objects=len(listed), version=self._version)
@@ -273,6 +283,7 @@ class Reflector(Generic[T]):
                     self._take([event.object])
                 self._version = version.resource_version
                 self._failures = 0
+                self.heard_at = time.monotonic()
 
     def _take(self, items: Iterable[msgspec.Raw]) -> set[tuple[str, str]]:
         """Feed what can be read; the identities of all objects.
@@ -360,6 +371,7 @@ class OptionalReflector(Reflector[T]):
             self._forget(set(identities))
         self.listed = True
         self._failures = 0
+        self.heard_at = time.monotonic()
         self._on_progress()
         await asyncio.sleep(ABSENT_SECONDS)
         return True
