@@ -215,7 +215,7 @@ class Attachments:
         try:
             return await asyncio.to_thread(
                 self._leases.take, call.container_id, call.ifname, call.port,
-                now=self._clock(), ofports=bridge.ofports(self._ovsdb),
+                now=self._clock(), ofports=self._ovsdb.ofports,
                 netns=call.netns, pod=call.pod, host_ports=call.host_ports,
                 dead=self._orphans() if call.host_ports else (),
             )  # fmt: skip
@@ -276,8 +276,8 @@ class Attachments:
         lease = self._leases.get(container_id, ifname)
         ports = {
             attachment.port
-            for attachment in bridge.attachments(self._ovsdb)
-            if (attachment.container_id, attachment.ifname) == (container_id, ifname)
+            for attachment in bridge.attachments_of(self._ovsdb, container_id)
+            if attachment.ifname == ifname
         }
         if lease is not None:
             ports.add(lease.port)

@@ -16,6 +16,7 @@ from flows import names
 from flows.pipeline import LAYOUT, TABLES, Table
 from node_agent import limits, tls_files
 from node_agent.cni_call import HostPort, Pod
+from node_agent.interface_index import SANDBOX
 from node_agent.leases import Lease
 from node_agent.ovsdb import Ovsdb, OvsdbError, Row, Transaction
 from settings import Agent, Tls
@@ -143,7 +144,7 @@ def attach(lease: Lease) -> Callable[[Transaction], None]:
     # Other tools read `iface-id`.
     ids = {
         "iface-id": lease.title,
-        "sluice-sandbox": lease.container_id,
+        SANDBOX: lease.container_id,
         "sluice-ifname": lease.ifname,
         "sluice-address": str(lease.address),
     }
@@ -188,6 +189,13 @@ def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
             yield _attachment(row)
 
 
+def attachments_of(ovsdb: Ovsdb, container_id: str) -> Iterator[Lease]:
+    """Those of one container, without a look at the others."""
+    for row in filter(_is_attachment, ovsdb.interfaces_of(container_id)):
+        with contextlib.suppress(KeyError, ValueError, IndexError):
+            yield _attachment(row)
+
+
 def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
     """The ports of attachments whose row cannot be read because somebody else changed it.
 
@@ -203,7 +211,7 @@ def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
 
 
 def _is_attachment(row: Row) -> bool:
-    return names.is_attachment_port(row.name) and "sluice-sandbox" in row.external_ids
+    return names.is_attachment_port(row.name) and SANDBOX in row.external_ids
 
 
 def _attachment(row: Row) -> Lease:
@@ -212,7 +220,7 @@ def _attachment(row: Row) -> Lease:
     ports = filter(None, ids.get("sluice-host-ports", "").split(","))
     return Lease(
         port=row.name,
-        container_id=ids["sluice-sandbox"],
+        container_id=ids[SANDBOX],
         ifname=ids["sluice-ifname"],
         address=IPv4Address(ids["sluice-address"]),
         ofport=row.ofport_request[0],
@@ -220,13 +228,6 @@ def _attachment(row: Row) -> Lease:
         pod=Pod(namespace, name, ids.get("sluice-pod-uid", "")) if name else None,
         host_ports=tuple(map(HostPort.read, ports)),
     )
-
-
-def ofports(ovsdb: Ovsdb) -> set[int]:
-    """Every ofport that is in use or requested."""
-    return {
-        number for row in ovsdb.rows("Interface") for number in (*row.ofport, *row.ofport_request)
-    }
 
 
 def refusal(ovsdb: Ovsdb, port: str, ofport: int) -> str | None:

@@ -11,7 +11,7 @@ freed one at once, and flows that are still on their way to the switch would mee
 
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -149,7 +149,7 @@ class Leases:
         port: str,
         *,
         now: float,
-        ofports: Collection[int],
+        ofports: Container[int],
         netns: Path | None = None,
         pod: Pod | None = None,
         host_ports: tuple[HostPort, ...] = (),
@@ -177,13 +177,12 @@ class Leases:
                             f"{_title(pod, container_id)} wants host port {wanted.title}, which "
                             f"{other.title} has on node {self._node}"
                         )
-            taken = {lease.ofport for lease in leases} | set(ofports)
             lease = Lease(
                 container_id,
                 ifname,
                 port,
-                self._take_address(database, {lease.address for lease in leases}, now),
-                self._take_ofport(database, taken),
+                self._take_address(database, now),
+                self._take_ofport(database, ofports),
                 netns,
                 pod,
                 host_ports,
@@ -223,21 +222,18 @@ class Leases:
 
     def get(self, container_id: str, ifname: str) -> Lease | None:
         """An attachment's lease, from memory."""
-        return next(
-            (x for x in self.all() if (x.container_id, x.ifname) == (container_id, ifname)), None
-        )
+        return self._held.get((container_id, ifname))
 
-    def _take_address(
-        self, database: sqlite3.Connection, leased: Collection[IPv4Address], now: float
-    ) -> IPv4Address:
+    def _take_address(self, database: sqlite3.Connection, now: float) -> IPv4Address:
+        leased = {int(lease.address) for lease in self._held.values()}
         pod_cidr = IPv4Network(self._get(database, "podCIDR") or "0.0.0.0/32")
         following = int(self._get(database, "next address") or 0)
         while following < int(pod_cidr.broadcast_address):
-            address = IPv4Address(following)
+            address = following
             following += 1
             if address not in leased:
                 self._set(database, "next address", str(following))
-                return address
+                return IPv4Address(address)
         resting = database.execute(
             "SELECT address, at FROM released ORDER BY at, address"
         ).fetchall()
@@ -250,12 +246,13 @@ class Leases:
             f"leased, and {len(resting)} rest for {self._quarantine:.0f} s after their pod went"
         )
 
-    def _take_ofport(self, database: sqlite3.Connection, taken: Collection[int]) -> int:
+    def _take_ofport(self, database: sqlite3.Connection, elsewhere: Container[int]) -> int:
+        leased = {lease.ofport for lease in self._held.values()}
         first = int(self._get(database, "next ofport") or FIRST_ATTACHMENT_OFPORT)
         count = LAST_ATTACHMENT_OFPORT - FIRST_ATTACHMENT_OFPORT + 1
         for step in range(count):
             ofport = FIRST_ATTACHMENT_OFPORT + (first - FIRST_ATTACHMENT_OFPORT + step) % count
-            if ofport not in taken:
+            if ofport not in leased and ofport not in elsewhere:
                 following = (
                     ofport + 1 if ofport < LAST_ATTACHMENT_OFPORT else FIRST_ATTACHMENT_OFPORT
                 )

@@ -9,7 +9,7 @@ import asyncio
 import os
 import select
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import structlog
 
 from node_agent import json_stream
 from node_agent.faults import NodeFault
+from node_agent.interface_index import InterfaceIndex
 
 with warnings.catch_warnings():
     # ovs looks for eventlet, which os-ken brings along and which complains when it is looked for.
@@ -56,6 +57,25 @@ log = structlog.get_logger()
 
 class OvsdbError(NodeFault):
     """A transaction was refused, or ovsdb-server does not answer."""
+
+
+class _Idl(idl.Idl):  # type: ignore[misc]  # ovs ships no types
+    """Keeps an index of the table Interface."""
+
+    def __init__(self, remote: str, schema: Any, index: InterfaceIndex) -> None:
+        super().__init__(remote, schema)
+        self._index = index
+
+    def notify(self, event: Any, row: Row, updates: Row | None = None) -> None:
+        """Called for each row that came, went or has other values."""
+        del updates
+        interfaces = self.tables["Interface"]
+        if row._table is not interfaces:  # noqa: SLF001
+            return
+        if event == idl.ROW_DELETE:
+            self._index.gone(row.uuid)
+        else:
+            self._index.changed(row, interfaces.rows)
 
 
 class Transaction:
@@ -105,6 +125,7 @@ class Ovsdb:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._idl: Any = None
+        self._interfaces = InterfaceIndex()
         self._changed = asyncio.Event()
         self._kick = asyncio.Event()
 
@@ -124,7 +145,7 @@ class Ovsdb:
                 delay = min(2 * delay, 5)
         for table, columns in _TABLES.items():
             schema.register_columns(table, columns)
-        self._idl = idl.Idl(remote, schema)
+        self._idl = _Idl(remote, schema, self._interfaces)
         for table in _INDEXED:
             self._idl.index_create(table, "name").add_column("name")
         try:
@@ -167,6 +188,16 @@ class Ovsdb:
             return None
         wanted = self.tables[table].rows.IndexEntry(name=name)
         return next(self._idl.index_equal(table, "name", wanted), None)
+
+    @property
+    def ofports(self) -> Container[int]:
+        """Every ofport that is in use or requested. Any thread may look into it."""
+        return self._interfaces.ofports
+
+    def interfaces_of(self, container_id: str) -> Iterator[Row]:
+        """The Interface rows of a container's attachments."""
+        if self._idl is not None:
+            yield from self._interfaces.of_container(container_id, self.tables["Interface"].rows)
 
     async def changed(self, within: float) -> None:
         """Wait until something may have changed, or `within` seconds."""

@@ -35,6 +35,9 @@ class _Ovsdb:
     def rows(self, _: str) -> Iterator[Any]:
         return iter(())
 
+    def interfaces_of(self, _: str) -> Iterator[Any]:
+        return iter(())
+
     async def transact(self, _: Callable[[Any], object], **_within: float) -> bool:
         self.transactions += 1
         if self.refuses:
