@@ -25,6 +25,7 @@ from node_agent.leases import HostPortError, Lease, LeaseError, LeaseFileError, 
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import ClassifierWatch, LocalNode
 from node_agent.ovsdb import Ovsdb
+from node_agent.pod_messages import PodLink
 from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
 from settings import Agent
@@ -175,19 +176,17 @@ class Attachments:
             lease = await self._lease(call)
             self._detached.discard((lease.container_id, lease.ifname))
             try:
-                await self._switch.forget_connections(lease.address)
-                async with pod_link.inside(namespace) as pod:
-                    await pod_link.create(
-                        self._netlink, Sysctls.of(self._agent), pod,
-                        ifname=call.ifname,
-                        port=lease.port,
-                        address=lease.address,
-                        mtu=ready.mtu,
-                        # The userspace datapath forwards checksums as it finds them.
-                        checksum_offload=self._agent.datapath == "system",
-                    )  # fmt: skip
-                    await self._attach(lease, pod)
-                await self._wait_for_flows(call, lease)
+                wanted = PodLink(
+                    call.ifname, lease.port, lease.address, ready.mtu,
+                    userspace=self._agent.datapath == "netdev",
+                )  # fmt: skip
+                async with pod_link.making(namespace, Sysctls.of(self._agent), wanted) as link:
+                    # Nothing reaches the address before the switch has the port.
+                    await self._switch.forget_connections(lease.address)
+                    await link.created
+                    await self._ovsdb.transact(bridge.attach(lease))
+                    await link.connected
+                    await self._wait_for_flows(call, lease)
                 if lease.host_ports:
                     await self._table.converge()
             except BaseException as error:
@@ -225,20 +224,6 @@ class Attachments:
             raise CniError(Code.HOST_PORT, "a host port is taken", str(error)) from error
         except LeaseError as error:
             raise CniError(Code.NO_ADDRESS, "no address can be leased", str(error)) from error
-
-    async def _attach(self, lease: Lease, pod: pod_link.Inside) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._ovsdb.transact(bridge.attach(lease)))
-                tasks.create_task(self._connect(lease, pod))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-
-    async def _connect(self, lease: Lease, pod: pod_link.Inside) -> None:
-        # Before frames can arrive, the host's own stack must not receive them.
-        if self._agent.datapath == "netdev":
-            await nft.drop_host_ingress(lease.port)
-        await pod_link.connect(pod, ifname=lease.ifname, address=lease.address)
 
     async def _wait_for_flows(self, call: CniCall, lease: Lease) -> None:
         deadline = time.monotonic() + self._agent.add_timeout

@@ -4,19 +4,13 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+import struct
+import threading
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Final
 
-from pyroute2.netlink import (
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    nlmsgerr,
-)
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg, nftsocket
-
+from node_agent import netlink
 from node_agent.faults import NodeFault
 
 TABLE: Final = "sluice"
@@ -90,105 +84,120 @@ async def _nft(*arguments: str, stdin: str = "") -> str:
 
 
 async def drop_host_ingress(device: str) -> None:
+    """`drop_host_ingress_now`, in a thread. Raises `NftError`."""
+    await asyncio.to_thread(drop_host_ingress_now, device)
+
+
+async def allow_host_ingress(device: str) -> None:
+    """`allow_host_ingress_now`, in a thread. Raises `NftError`."""
+    await asyncio.to_thread(allow_host_ingress_now, device)
+
+
+# These two are needed for every pod, so they go straight to the kernel. `nft` takes 3 ms to start,
+# and up to 20 to end after a deletion: the kernel does not let a socket be closed before it has
+# freed what was deleted through it. So ours is never closed.
+
+
+def drop_host_ingress_now(device: str) -> None:
     """Drop in the host's own stack what this interface receives; Open vSwitch still gets it.
 
     In the userspace datapath the switch reads frames from a packet socket, and the host's stack
     gets each frame as well: without this, a pod would reach the node past every flow. One chain
-    per interface, because kernels before 6.4 add no interface to an existing chain. Raises
+    per interface, because kernels before 6.4 add no interface to an existing chain. Blocks. Raises
     `NftError`.
     """
-    hook = [
-        ("NFTA_HOOK_HOOKNUM", _INGRESS), ("NFTA_HOOK_PRIORITY", 0), ("NFTA_HOOK_DEV", device)
-    ]  # fmt: skip
-    chain = [
-        ("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", device), ("NFTA_CHAIN_TYPE", "filter"),
-        ("NFTA_CHAIN_HOOK", {"attrs": hook}), ("NFTA_CHAIN_POLICY", _DROP),
-    ]  # fmt: skip
-    _transaction(_table(), (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, chain))
+    _transaction(drop_messages(device))
 
 
-async def allow_host_ingress(device: str) -> None:
-    """Undo `drop_host_ingress`, whether or not it was called. Raises `NftError`.
+def allow_host_ingress_now(device: str) -> None:
+    """Undo `drop_host_ingress_now`, whether or not it was called. Blocks. Raises `NftError`.
 
     Newer kernels keep the chain of an interface that is gone.
     """
-    chain = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", device)]
-    _transaction(
-        _table(),
-        (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_NEWCHAIN, chain),
-        (nftsocket.nft_chain_msg, nftsocket.NFT_MSG_DELCHAIN, chain),
+    _transaction(allow_messages(device))
+
+
+# Of linux/netfilter.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
+_FAMILY_NETDEV: Final = 5
+_SUBSYSTEM: Final = 10
+_BATCH_BEGIN: Final = 16
+_BATCH_END: Final = 17
+_NEW_TABLE: Final = _SUBSYSTEM << 8 | 0
+_NEW_CHAIN: Final = _SUBSYSTEM << 8 | 3
+_DELETE_CHAIN: Final = _SUBSYSTEM << 8 | 5
+_TABLE_NAME: Final = 1
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
+_INGRESS: Final = 0
+_DROP: Final = 0
+_CREATE: Final = netlink.CHANGE | netlink.Flags.CREATE
+"""If it is not there."""
+
+
+def drop_messages(device: str) -> list[bytes]:
+    """The transaction of `drop_host_ingress_now`."""
+    hook = netlink.nested(
+        _CHAIN_HOOK,
+        _number(_HOOK_NUMBER, _INGRESS),
+        _number(_HOOK_PRIORITY, 0),
+        netlink.text(_HOOK_DEVICE, device),
+    )
+    kind = netlink.text(_CHAIN_TYPE, "filter")
+    return _batch(_chain(_NEW_CHAIN, _CREATE, device, kind, hook, _number(_CHAIN_POLICY, _DROP)))
+
+
+def allow_messages(device: str) -> list[bytes]:
+    """The transaction of `allow_host_ingress_now`."""
+    return _batch(
+        _chain(_NEW_CHAIN, _CREATE, device), _chain(_DELETE_CHAIN, netlink.CHANGE, device)
     )
 
 
-# These two are needed for every pod, so they go straight to the kernel, as pyroute2's messages.
-# `nft` takes 3 ms to start, and up to 20 to end after a deletion: the kernel does not let a socket
-# be closed before it has freed what was deleted through it. So ours is never closed.
-
-_Change: TypeAlias = tuple[Any, int, list[tuple[str, Any]]]
-"""Class, type and attributes of a message."""
-
-_NETFILTER: Final = 12
-_FAMILY_NETDEV: Final = 5
-_INGRESS: Final = 0
-_DROP: Final = 0
-_BATCH_BEGIN: Final = 16
-_BATCH_END: Final = 17
-"""Of linux/netlink.h, linux/netfilter.h and linux/netfilter/nfnetlink.h."""
+def _batch(*changes: bytes) -> list[bytes]:
+    """These changes of our table, all or none."""
+    table = _message(_NEW_TABLE, _CREATE, netlink.text(_TABLE_NAME, TABLE))
+    begin, end = (
+        netlink.message(kind, netlink.Flags.REQUEST, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
+        for kind in (_BATCH_BEGIN, _BATCH_END)
+    )
+    return [begin, table, *changes, end]
 
 
-def _table() -> _Change:
-    return nftsocket.nft_table_msg, nftsocket.NFT_MSG_NEWTABLE, [("NFTA_TABLE_NAME", TABLE)]
+def _chain(kind: int, flags: int, device: str, *more: bytes) -> bytes:
+    """A chain that has the name of its interface."""
+    names = netlink.text(_CHAIN_TABLE, TABLE), netlink.text(_CHAIN_NAME, device)
+    return _message(kind, flags, *names, *more)
+
+
+def _message(kind: int, flags: int, *attributes: bytes) -> bytes:
+    return netlink.message(kind, flags, struct.pack("!BBH", _FAMILY_NETDEV, 0, 0), *attributes)
+
+
+def _number(kind: int, value: int) -> bytes:
+    """nf_tables has numbers in network byte order."""
+    return netlink.attribute(kind, struct.pack("!I", value))
+
+
+_turn: Final = threading.Lock()
+"""Whoever has it may use the socket."""
 
 
 @cache
 def _socket() -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETFILTER)
     made.bind((0, 0))
     made.settimeout(5)
     return made
 
 
-def _transaction(*changes: _Change) -> None:
+def _transaction(messages: list[bytes]) -> None:
     """Apply all changes or none. They are in force when the kernel acknowledges."""
-    batch = _bounds(_BATCH_BEGIN)
-    for kind, number, attributes in changes:
-        message = kind()
-        message["nfgen_family"] = _FAMILY_NETDEV
-        message["attrs"] = attributes
-        creates = 0 if number == nftsocket.NFT_MSG_DELCHAIN else NLM_F_CREATE
-        flags = NLM_F_REQUEST | NLM_F_ACK | creates
-        batch += _encoded(message, NFNL_SUBSYS_NFTABLES << 8 | number, flags)
-    batch += _bounds(_BATCH_END)
     try:
-        _socket().send(batch)
-        errors: list[int] = []
-        while len(errors) < len(changes):
-            errors += _errors(_socket().recv(65536))
+        with _turn:
+            errors = netlink.exchange(_socket(), messages)
     except OSError as error:
+        # An answer may yet come, and would be taken for that to the next transaction.
+        _socket.cache_clear()
         raise NftError(f"nf_tables: {error.strerror or error}") from error
     if worst := max(errors):
         raise NftError(f"nf_tables: {os.strerror(worst)}")
-
-
-def _bounds(number: int) -> bytes:
-    message = nfgen_msg()
-    message["res_id"] = NFNL_SUBSYS_NFTABLES
-    return _encoded(message, number, NLM_F_REQUEST)
-
-
-def _encoded(message: Any, number: int, flags: int) -> bytes:
-    message["header"]["type"] = number
-    message["header"]["flags"] = flags
-    message.encode()
-    return bytes(message.data)
-
-
-def _errors(data: bytes) -> Iterator[int]:
-    """The error number in each answer; 0 is success."""
-    at = 0
-    while at < len(data):
-        answer = nlmsgerr(data, offset=at)
-        answer.decode()
-        if answer["header"]["type"] == NLMSG_ERROR:
-            yield -answer["error"]
-        at += -(-answer["header"]["length"] // 4) * 4

@@ -14,7 +14,6 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +21,10 @@ from typing import Any, Final
 from pyroute2 import AsyncIPRoute, IPRoute, NetlinkError, netns
 
 from flows import names
+from node_agent import netlink, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.host import NUD_PERMANENT, find_link
+from node_agent.pod_messages import IFF_UP, PodLink, inner_messages, pair_message
 from node_agent.sysctl import Sysctls
 
 _NS_GET_NSTYPE: Final = 0xB703  # ioctl_ns(2)
@@ -32,8 +33,6 @@ _SIOCETHTOOL: Final = 0x8946
 _SIOCGIFINDEX: Final = 0x8933
 _IFREQ: Final = struct.Struct("16si20x")
 _ETHTOOL_STXCSUM: Final = 0x17  # linux/ethtool.h
-_RT_SCOPE_LINK: Final = 253
-_IFF_UP: Final = 1
 _ROUTER: Final = str(names.ROUTER_ADDRESS)
 
 
@@ -67,90 +66,140 @@ def open_netns(path: Path) -> Iterator[int]:
         os.close(file)
 
 
-@dataclass(frozen=True, slots=True)
-class Inside:
-    """A pod's network namespace, and two sockets that stay in it wherever they are used."""
+class Making:
+    """A pod's link, while it is made."""
 
-    namespace: int
-    netlink: AsyncIPRoute
-    control: socket.socket
-    """For ioctl: netdevice(7)."""
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.created: asyncio.Future[None] = loop.create_future()
+        """The pair is there and the host's end up, so Open vSwitch can take it; the host's own
+        stack does not receive from it."""
+        self.connected: asyncio.Future[None] = loop.create_future()
+        """The pod's end is up, with address, routes and neighbour."""
+        self._loop = loop
 
-    def index(self, ifname: str) -> int | None:
-        """An interface's index; None where there is none of that name."""
+    def run(self, namespace: int, sysctls: Sysctls, wanted: PodLink) -> None:
+        """Make it, and report to the event loop. For a thread of its own."""
         try:
-            answer = fcntl.ioctl(self.control, _SIOCGIFINDEX, _IFREQ.pack(ifname.encode(), 0))
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return int(_IFREQ.unpack(answer)[1])
+            _create(namespace, sysctls, wanted)
+            self._loop.call_soon_threadsafe(_finish, self.created)
+            _connect(namespace, wanted)
+            self._loop.call_soon_threadsafe(_finish, self.connected)
+        except Exception as error:  # noqa: BLE001  it is raised again in the event loop
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _fail(self, error: Exception) -> None:
+        for each in (self.created, self.connected):
+            if not each.done():
+                each.set_exception(error)
+                each.exception()  # nobody may be left to wait for it
+
+
+def _finish(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 @asynccontextmanager
-async def inside(namespace: int) -> AsyncIterator[Inside]:
-    """Enter a pod's network namespace once, for all that is to be done in it."""
-    netlink, control = _sockets_in(namespace)
-    with control:
-        async with AsyncIPRoute(fileno=netlink.detach()) as entered:
-            yield Inside(namespace, entered, control)
+async def making(namespace: int, sysctls: Sysctls, wanted: PodLink) -> AsyncIterator[Making]:
+    """Make a pair and everything inside the pod; the context ends when nothing works on it.
 
+    A thread of its own does it, and enters the pod's namespace in the end: no failure on the way
+    back can leave a thread that goes on working in some pod's namespace. While the kernel works,
+    the event loop does other things.
 
-async def create(
-    host: AsyncIPRoute,
-    sysctls: Sysctls,
-    pod: Inside,
-    *,
-    ifname: str,
-    port: str,
-    address: IPv4Address,
-    mtu: int,
-    checksum_offload: bool,
-) -> None:
-    """Make the pair; no frame passes before `connect`.
-
-    The host's end, named `port`, is up, or Open vSwitch would find it down; the pod's end is not.
-
-    Raises `CniError` where the pod has an interface of that name, `NetlinkError` and `OSError`.
+    The two futures raise `CniError` where the pod has an interface of that name or another way out,
+    `NetlinkError`, `nft.NftError` and `OSError`.
     """
-    mac = names.mac_of(address)
-    if pod.index(ifname) is not None:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME: the container has an interface {ifname} already",
-        )
-    # MACs are set here and not left to chance, or udev rewrites them later.
-    peer = {"ifname": ifname, "net_ns_fd": pod.namespace, "address": mac, "mtu": mtu}
-    await host.link("add", ifname=port, kind="veth", address=mac, mtu=mtu, state="up", peer=peer)
-    # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
-    sysctls.disable_ipv6(port)
-    if not checksum_offload:
-        _no_tx_checksum_offload(pod.control, ifname)
+    link = Making()
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
 
+    def run() -> None:
+        try:
+            link.run(namespace, sysctls, wanted)
+        finally:
+            loop.call_soon_threadsafe(ended.set_result, None)
 
-async def connect(pod: Inside, *, ifname: str, address: IPv4Address) -> None:
-    """Set the pod's end up, with address, route and neighbour: frames arrive from here on.
-
-    Raises `CniError` where the container has a default route, or ours, by another interface.
-    """
-    netlink, index = pod.netlink, pod.index(ifname)
-    await netlink.addr("add", index=index, address=str(address), prefixlen=32)
-    await netlink.link("set", index=1, state="up")
-    await netlink.link("set", index=index, state="up")
-    await netlink.neigh(
-        "add", dst=_ROUTER, lladdr=names.ROUTER_MAC, ifindex=index, state=NUD_PERMANENT
-    )
+    threading.Thread(target=run, name=f"link {wanted.port}", daemon=True).start()
     try:
-        await netlink.route("add", dst=f"{_ROUTER}/32", oif=index, scope=_RT_SCOPE_LINK)
-        await netlink.route("add", dst="0.0.0.0/0", gateway=_ROUTER, oif=index)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise
+        yield link
+    finally:
+        # Whoever undoes it must not meet a thread that still adds to it.
+        cancelled = False
+        while not ended.done():
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+
+def _create(namespace: int, sysctls: Sysctls, wanted: PodLink) -> None:
+    """Make the pair. No frame passes before `_connect`: the pod's end is down."""
+    with netlink.route_socket() as opened:
+        (error,) = netlink.exchange(opened, [pair_message(wanted, namespace)])
+    if error == errno.EEXIST:
+        netns.setns(namespace)
+        with _control_socket() as control:
+            if _index(control, wanted.ifname) is not None:
+                raise CniError(
+                    Code.INVALID_ENVIRONMENT,
+                    f"CNI_IFNAME: the container has an interface {wanted.ifname} already",
+                )
+    if error:
+        raise NetlinkError(error)
+    # Both ends have one MAC: with IPv6 on, the two find that their address is taken.
+    sysctls.disable_ipv6(wanted.port)
+    if wanted.userspace:
+        # Before frames can arrive, the host's own stack must not receive them.
+        nft.drop_host_ingress_now(wanted.port)
+
+
+def _connect(namespace: int, wanted: PodLink) -> None:
+    """Set up the pod's side, in its namespace: frames arrive from here on."""
+    netns.setns(namespace)
+    with _control_socket() as control, netlink.route_socket() as opened:
+        index = _index(control, wanted.ifname)
+        if index is None:
+            raise NetlinkError(errno.ENODEV)
+        if wanted.userspace:
+            _no_tx_checksum_offload(control, wanted.ifname)
+        errors = netlink.exchange(opened, inner_messages(wanted, index))
+    *others, to_router, default = errors
+    if errno.EEXIST in (to_router, default):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME: {ifname} cannot be the container's way out",
+            f"CNI_IFNAME: {wanted.ifname} cannot be the container's way out",
             f"it has a default route, or one to {_ROUTER}, by another interface",
-        ) from error
+        )
+    if worst := max(*others, to_router, default):
+        raise NetlinkError(worst)
+
+
+def _control_socket() -> socket.socket:
+    """For ioctl: netdevice(7). It stays in the namespace of the thread that makes it."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _index(control: socket.socket, ifname: str) -> int | None:
+    """An interface's index; None where there is none of that name."""
+    try:
+        answer = fcntl.ioctl(control, _SIOCGIFINDEX, _IFREQ.pack(ifname.encode(), 0))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return int(_IFREQ.unpack(answer)[1])
+
+
+@asynccontextmanager
+async def _inside(namespace: int) -> AsyncIterator[AsyncIPRoute]:
+    """A netlink socket in a pod's network namespace, which stays in it wherever it is used."""
+    opened = await asyncio.to_thread(_netlink_in, namespace)
+    async with AsyncIPRoute(fileno=opened.detach()) as entered:
+        yield entered
 
 
 async def remove(port: str) -> None:
@@ -205,14 +254,14 @@ async def differences(
     else:
         found += _link_differences(end, port, mac, mtu)
         mtu = mtu or end.get_attr("IFLA_MTU")
-    async with inside(namespace) as pod:
-        link = await find_link(pod.netlink, ifname)
+    async with _inside(namespace) as pod:
+        link = await find_link(pod, ifname)
         if link is None:
             return [*found, f"the container has no interface {ifname}"]
         return [
             *found,
             *_link_differences(link, ifname, mac, mtu),
-            *await _way_differences(pod.netlink, link["index"], ifname, address),
+            *await _way_differences(pod, link["index"], ifname, address),
         ]
 
 
@@ -222,7 +271,7 @@ def _link_differences(link: Any, name: str, mac: str, mtu: int | None) -> Iterat
         yield f"{name} has MAC {found[0]} instead of {mac}"
     if mtu is not None and found[1] != mtu:
         yield f"{name} has MTU {found[1]} instead of {mtu}"
-    if not link["flags"] & _IFF_UP:
+    if not link["flags"] & IFF_UP:
         yield f"{name} is down"
 
 
@@ -248,19 +297,14 @@ async def _way_differences(
     return found
 
 
-def _sockets_in(namespace: int) -> tuple[socket.socket, socket.socket]:
-    """One for netlink and one for ioctl, made inside a namespace.
-
-    A thread of its own enters it and ends there: no failure on the way back can leave a thread
-    that goes on working in some pod's namespace.
-    """
+def _netlink_in(namespace: int) -> socket.socket:
+    """A netlink socket made inside a namespace, by a thread that enters it and ends there."""
     outcome: list[Any] = []
 
     def make() -> None:
         try:
             netns.setns(namespace)
-            netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM)
-            outcome.append((netlink, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            outcome.append(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM))
         except OSError as error:
             outcome.append(error)
 
@@ -269,7 +313,7 @@ def _sockets_in(namespace: int) -> tuple[socket.socket, socket.socket]:
     thread.join()
     if isinstance(outcome[0], OSError):
         raise outcome[0]
-    made: tuple[socket.socket, socket.socket] = outcome[0]
+    made: socket.socket = outcome[0]
     return made
 
 

@@ -88,8 +88,9 @@ class Template:
         arguments = self._arguments.copy()
         arguments[1] = xid
         arguments[3::2] = values
-        for at, width in self._as_bytes:
-            arguments[at] = arguments[at].to_bytes(width, "big")
+        if self._as_bytes:
+            for at, width in self._as_bytes:
+                arguments[at] = arguments[at].to_bytes(width, "big")
         return self._pack(*arguments)
 
 
@@ -326,20 +327,25 @@ def split(flow: Flow) -> tuple[tuple[Any, ...], list[int]]:
     else:
         shape = ()
         values = [flow.cookie, flow.table, flow.priority]
-    # By exact type and most frequent first: this loop is what encoding costs.
+    if not flow.actions:
+        return shape, values
+    # This loop is what encoding costs. Most frequent first; `isinstance` is slow with unions.
+    kinds: list[Any] = []
     for action in flow.actions:
-        kind = type(action)
         if isinstance(action, SetField):
-            shape += (kind, action.field, action.mask)
+            kinds += (SetField, action.field, action.mask)
             values.append(action.value)
-        elif isinstance(action, Goto | Output):
-            shape += (kind,)
-            values.append(action.table if isinstance(action, Goto) else action.port)
+        elif isinstance(action, Output):
+            kinds.append(Output)
+            values.append(action.port)
+        elif isinstance(action, Goto):
+            kinds.append(Goto)
+            values.append(action.table)
         else:
             constants, numbers, _ = _parts(action)
-            shape += (kind, *constants)
+            kinds += (type(action), *constants)
             values += numbers
-    return shape, values
+    return (*shape, *kinds), values
 
 
 def _parts(action: Action) -> tuple[tuple[Any, ...], list[int], list[int]]:  # noqa: C901, PLR0911, PLR0912 - one case per kind

@@ -73,7 +73,8 @@ def refused_flows(scratch: ScratchNode) -> Iterator[None]:
 
 ADD_STEPS: dict[str, tuple[Block, tuple[int, int, int]]] = {
     "before the lease": (ScratchNode.locked_lease_file, (0, 0, 0)),
-    "with nothing but the lease": (lambda node: node.frozen(node.vswitchd), (1, 0, 0)),
+    # The link is made while the switch forgets the address's connections.
+    "with connections to forget": (lambda node: node.frozen(node.vswitchd), (1, 1, 1)),
     # It lies unread before ovsdb-server, which does it once the agent is dead.
     "with all but the port": (lambda node: node.frozen(node.database), (1, 1, 1)),
     "with all but the flows": (refused_flows, (1, 1, 1)),
