@@ -153,6 +153,16 @@ class Election:
             self._dead.append(self._suspect)
         return Lease(self.identity, before + 1, version, address=self._address)
 
+    def raised(self, generation: int) -> Lease | None:
+        """What to write for a new term of a generation greater than this; None: nothing.
+
+        For a Lease that was restored from a backup: switches refuse its generation.
+        """
+        lease = self.lease
+        if lease is None or lease.holder != self.identity or generation < lease.transitions:
+            return None
+        return replace(lease, transitions=min(generation + 1, MOST_TRANSITIONS))
+
     def release(self) -> Lease | None:
         """What to write to give the Lease back, and stop at once; None: it is not ours."""
         self.term = None

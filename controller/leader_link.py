@@ -91,12 +91,13 @@ class LeaderLink:
 
     async def _ask(
         self, session: aiohttp.ClientSession, holder: str, address: str
-    ) -> Literal["dead", "unknown", "leads"]:
+    ) -> Literal["dead", "unknown"]:
         """One request to the leader."""
         scheme = "https" if self._context else "http"
         timeout = aiohttp.ClientTimeout(total=HOLD + 5, connect=_CONNECT)
-        tls = self._context() if self._context else True
+        began = time.monotonic()
         try:
+            tls = self._context() if self._context else True
             async with session.get(
                 f"{scheme}://{address}{PATH}", params=self._query, timeout=timeout, ssl=tls
             ) as response:
@@ -106,18 +107,16 @@ class LeaderLink:
             if error.os_error.errno == errno.ECONNREFUSED:
                 return "dead"
         except (aiohttp.ClientError, OSError, ValueError, RecursionError):
-            # Also the end of a connection that was open: the next attempt says more. An API that
-            # listens no more refuses it.
-            await asyncio.sleep(0)
-            return "unknown"
+            # If a connection has ended that was open for a while, the next attempt says more: a
+            # process that has ended refuses it.
+            if time.monotonic() - began > _PAUSE:
+                return "unknown"
         else:
             if found is not None and found.identity != holder:
                 return "dead"
-            if found is not None and found.leads:
-                await asyncio.sleep(_PAUSE)
-                return "leads"
-            # It gives the Lease back, or is of another version.
-            self._leadership.doubt()
+            if found is None or not found.leads:
+                # It gives the Lease back, or is of another version.
+                self._leadership.doubt()
         await asyncio.sleep(_PAUSE)
         return "unknown"
 

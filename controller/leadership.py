@@ -35,6 +35,8 @@ class Leadership:
         """Of the term; without an election 0. Also the newest that is known of others."""
         self.since = time.time()
         """When this controller began to lead, or to follow, in seconds since 1970."""
+        self.wanted_generation = 0
+        """Switches refuse all generations up to this one; 0: they do not."""
         self.leader = ""
         """The identity of the controller that leads, if it is known; empty: perhaps none does."""
         self._clock = clock

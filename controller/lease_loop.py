@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 PERIOD: Final = 1.0
 """Seconds from one request to the next one."""
+SHORTEST_PERIOD: Final = 0.05
+"""The same, when somebody wants to be sure at once."""
 TIMEOUT: Final = 2.0
 """Seconds in which a request must be answered. A second one still fits into a term."""
 LONGEST_USE: Final = 60.0
@@ -81,7 +83,8 @@ class LeaseLoop:
                     if not self._is_over:
                         await self._step()
                 spent = self._leadership.now() - began
-                await self._leadership.doubted(max(0.0, PERIOD - spent))
+                await asyncio.sleep(SHORTEST_PERIOD - spent)
+                await self._leadership.doubted(PERIOD - max(spent, SHORTEST_PERIOD))
         finally:
             await self._disconnect()
 
@@ -110,23 +113,33 @@ class LeaseLoop:
         election = self.election
         try:
             async with asyncio.timeout(TIMEOUT):
-                # A leader knows it from its last renewal, and others look at each step.
-                if not election.known or not election.holds(self._leadership.now()):
-                    await self._get()
-                now = self._leadership.now()
-                if wanted := election.due(now, wall=time.time(), delay=self._usefulness.delay()):
-                    await self._put(wanted, now)
+                try:
+                    await self._read_and_write()
+                except ApiError as error:
+                    # Somebody was faster, or has deleted it. Perhaps it is ours nevertheless.
+                    if error.code not in {404, 409}:
+                        raise
+                    election.refused()
+                    await self._read_and_write()
             self._note("")
-        except ApiError as error:
-            # 409: somebody was faster, 404: somebody has deleted it.
-            election.refused()
-            if error.code not in {404, 409}:
-                self._note(sentence(error))
         except FAULTS as error:
             election.refused()
             await self._disconnect()
             self._note(sentence(error))
         self._tell()
+
+    async def _read_and_write(self) -> None:
+        election, leadership = self.election, self._leadership
+        # A leader knows it from its last renewal, and others look at each step.
+        if not election.known or not election.holds(leadership.now()):
+            await self._get()
+        now = leadership.now()
+        wanted = election.due(now, wall=time.time(), delay=self._usefulness.delay())
+        if wanted is not None and leadership.wanted_generation:
+            wanted = election.raised(leadership.wanted_generation) or wanted
+            leadership.wanted_generation = 0
+        if wanted is not None:
+            await self._put(wanted, now)
 
     def _tell(self) -> None:
         """Tell what follows from what is known."""

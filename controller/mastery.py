@@ -5,14 +5,17 @@ refuses older ones. It forgets that when it restarts. Therefore:
 
 - The generation also stands in a flow, next to the seals (`flows.features.state`). The node's agent
   puts it back before the restarted switch connects to anybody.
-- Nobody becomes master before a renewal of the Lease that began after the connection was made has
-  succeeded. A leader that was replaced while the switch was away finds that out.
+- A master writes only after a renewal of the Lease that began after it became master has succeeded.
+  So it was master while it held the Lease, and whoever holds it later has to become master, which
+  ends its own role. This holds whatever generations say: docs/election.md.
 
 Nobody writes in the role EQUAL, which every connection has at first.
 """
 
 from contextlib import suppress
 from typing import Final
+
+import structlog
 
 from controller.leadership import Leadership
 from flows.features import state
@@ -21,20 +24,19 @@ from openflow.errors import NotWriter
 from openflow.messages import Role
 from openflow.switch import RequestRejected, Switch
 
+log = structlog.get_logger()
+
 NEVER: Final = 0
 """No controller with an election has written: elections begin with 1."""
 
 
 class Superseded(NotWriter):
-    """The switch knows a newer generation than this controller's."""
+    """The switch refuses the generation of this controller: it knows a newer one."""
 
-    def __init__(self, newest: int | None, generation: int) -> None:
-        """`newest`: None if the switch does not say which one it knows."""
-        known = f"generation {newest}" if newest is not None else "a newer generation"
-        super().__init__(
-            f"a controller of {known} has written to the switch, and this one is of generation"
-            f" {generation}"
-        )
+    def __init__(self, generation: int, known: int | None) -> None:
+        """`known`: the generation that the switch says it knows; None: it does not say."""
+        super().__init__(f"the switch refuses generation {generation}: it knows {known or 'more'}")
+        self.known = known
 
 
 class Mastery:
@@ -43,7 +45,6 @@ class Mastery:
     def __init__(self, switch: Switch, leadership: Leadership) -> None:
         self._switch = switch
         self._leadership = leadership
-        self._connected_at = leadership.now()
         self._master_as: int | None = None
         """The generation as which this controller is master; None: it is not, or not for sure."""
         self.is_told = False
@@ -57,12 +58,9 @@ class Mastery:
     async def take(self) -> set[int]:
         """Become the only writer of the switch; the cookies of its table `State`.
 
-        Raises `ConnectionLost`, `NotWriter`, and `Superseded` if the switch knows a newer
-        generation.
+        Raises `ConnectionLost`, `NotWriter`, and `Superseded`.
         """
         leadership = self._leadership
-        if not await leadership.confirmed(self._connected_at):
-            raise NotWriter("it is not certain that this controller leads")
         if leadership.elected:
             generation = leadership.generation
         else:
@@ -72,13 +70,20 @@ class Mastery:
             return await self._state()
         try:
             await self._switch.request_role(Role.MASTER, generation)
-        except RequestRejected as refused:
-            raise Superseded(None, generation) from refused
+        except RequestRejected:
+            _, known = await self._switch.request_role(Role.NOCHANGE, 0)
+            raise Superseded(generation, known) from None
+        became = leadership.now()
+        leadership.doubt()
         held = await self._state()
-        if (newest := _generation(held)) > generation:
-            await self.follow()
-            raise Superseded(newest, generation)
-        if newest < generation:
+        if not await leadership.confirmed(became):
+            raise NotWriter("it is not certain that this controller leads")
+        newest = _generation(held)
+        if newest > generation:
+            # The Lease says that this controller leads, so the number is what is wrong: the Lease
+            # was restored from a backup, or somebody has written to the switch.
+            log.warning("a newer generation is overwritten", was=newest, generation=generation)
+        if newest != generation:
             await self._switch.apply(Batch.of(first=[GenerationSet(generation)]))
         self._master_as = generation
         return held

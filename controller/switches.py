@@ -104,6 +104,8 @@ class Switches:
         self._connected: set[str] = set()
         """Nodes whose ports are known, until `Desired.members_known`."""
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
+        self._claims: dict[str, int] = {}
+        """By node, a generation with which its switch refuses that of this controller."""
         self._unsent: deque[tuple[float, AnyFlush]] = deque(maxlen=MAX_UNSENT)
         """Flushes that the leader sends, and when they came: it may have died before that."""
 
@@ -112,6 +114,7 @@ class Switches:
     def lead(self) -> None:
         """Begin to write to every switch."""
         metrics.TERMS.inc()
+        self._claims.clear()
         self.written.update(self.sessions)
         for session in self.sessions.values():
             session.lead()
@@ -363,6 +366,7 @@ class Switches:
         session.follow()
         self.leadership.doubt()
         if isinstance(refused, Superseded):
+            self._note_claim(session.node, refused)
             self._inventory.problems.set(
                 session.reporter,
                 ObjectRef.node(session.node),
@@ -372,6 +376,15 @@ class Switches:
         if self.leadership.holds():
             self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
             session.lead()
+
+    def _note_claim(self, node: str, refused: Superseded) -> None:
+        """Raise the generation if most switches refuse it. A stolen one may claim anything."""
+        if refused.known is None:
+            return
+        self._claims[node] = refused.known
+        claims = sorted(claim for node, claim in self._claims.items() if node in self.sessions)
+        if 2 * len(claims) > len(self.sessions):
+            self.leadership.wanted_generation = claims[len(claims) // 2]
 
     def _on_retry(self, session: Session) -> None:
         self._inventory.problems.clear_reporter(session.reporter)
