@@ -5,7 +5,7 @@ switch. A switch that is behind gets the batches that it does not have yet.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from controller.drift import Digests
 from controller.journal import Journal
 from controller.policy_order import Around
-from flows.compile import COMPILER, Compiler, Fragment, Program
+from flows.compile import COMPILER, Compiler, Content, Fragment, Program
 from flows.diff import Delta, GroupChange
+from flows.features import state
 from flows.flow import Flow, Group, Meter
 from flows.refs import CLUSTER, ObjectRef, Owners
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, ClusterView, Key
@@ -35,6 +36,8 @@ class SharedChange(NamedTuple):
     """The times of the changes of objects that led to it, in seconds since 1970."""
     cost: int
     """Messages and buckets of the batch."""
+    content: Content
+    """Of the shared program after the change."""
 
 
 class Desired:
@@ -129,17 +132,19 @@ class Desired:
         Raises `flows.pipeline.PipelineError`, and changes nothing then.
         """
         program = self.program(node)
+        before = program.content
         if (delta := program.update(changes)) and (journal := self._journals.get(node)):
-            journal.add(delta)
+            journal.add(delta, before)
         if not program.cookies and node not in self._view.nodes:
             self.drop_program(node)
         return bool(delta)
 
     def hold(self, node: str) -> None:
         """The changes of a node's program until `release` are parts of one: send none of them."""
-        self._held[node] = self.program(node).version
+        program = self.program(node)
+        self._held[node] = program.version
         if journal := self._journals.get(node):
-            journal.hold()
+            journal.hold(program.content)
 
     def release(self, node: str) -> bool:
         """The change that `hold` began is complete; whether it changed anything."""
@@ -199,7 +204,9 @@ class Desired:
         if not self.source_complete:
             delta = Delta(adds=delta.adds, groups_set=delta.groups_set)
         batch = batch_of(delta, self.shared.seal, sealed=self.source_complete)
-        change = SharedChange(self.shared.version, batch, tuple(triggers), batch.cost)
+        change = SharedChange(
+            self.shared.version, batch, tuple(triggers), batch.cost, self.shared.content
+        )
         self._log.append(change)
         self._log_cost += change.cost
         while self._log and (len(self._log) > LOG_LENGTH or self._log_cost > LOG_COST):
@@ -219,6 +226,18 @@ class Desired:
         """The changes of the shared program after a version; None: they are not kept any more."""
         lacking = [change for change in self._log if change.version > version]
         return lacking if lacking and lacking[0].version == version + 1 else None
+
+    def sealed_version(self, cookies: Collection[int]) -> int | None:
+        """The version of the shared program whose seal is among these; None: of none that is kept.
+
+        A switch that holds the seal lacks `changes_since` this version.
+        """
+        if self.shared.seal.cookie in cookies:
+            return self.shared.version
+        for change in reversed(self._log):
+            if state.seal(CLUSTER_SCOPE, *change.content).cookie in cookies:
+                return change.version
+        return None
 
     def everything_shared(self) -> Batch:
         """All shared flows, encoded once for all switches that hold none."""

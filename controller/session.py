@@ -23,6 +23,7 @@ from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
+from controller.journal import undo
 from controller.leadership import Leadership
 from controller.left_out import cookie_of, left_out_with
 from controller.mastery import Mastery
@@ -61,6 +62,10 @@ LONGEST_DELAY: Final = 1.0
 """The most seconds because of a slow acknowledgement."""
 UNKNOWN_FLOWS: Final = 8_192
 """Flows in the cache of a datapath whose agent has not told their number yet."""
+LOOK: Final = 0.05
+LOOKS: Final = 10
+"""So often, each `LOOK` seconds, one that takes over looks whether it knows the state that the
+switch is sealed as: it may have had the last changes of the cluster later than the leader."""
 MAX_TO_FORGET: Final = 4_096
 """Conntrack flushes that wait for one switch."""
 RETRY_REJECTED: Final = 60.0
@@ -113,6 +118,8 @@ class Session:
         self._applying_since: float | None = None
         self._on_acknowledged = on_acknowledged
         self._journal = desired.follow(node)
+        if self.state is State.STANDBY:
+            self._journal.remember()
         self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
         """Conntrack flushes that wait until the switch holds the flows of now."""
         self._rounds_begun = 0
@@ -205,7 +212,7 @@ class Session:
         self.mastery.lose()
         self._take(Event.FOLLOW)
         self._forget_held()
-        self._journal.lose()
+        self._journal.remember()
         while not self._to_forget.empty():
             self._to_forget.get_nowait()
         self._rounds_begun += 1
@@ -213,7 +220,8 @@ class Session:
 
     async def stand_by(self) -> None:
         """Tell the switch that this controller does not write. Raises `ConnectionLost`."""
-        await self.mastery.follow()
+        if not self.mastery.is_told:
+            await self.mastery.follow()
         self._note_work()
 
     def end(self) -> None:
@@ -291,10 +299,10 @@ class Session:
 
     async def _compare(self) -> None:
         """Read what the switch holds, and correct its shared flows."""
-        self._journal.lose()
         self._forget_held()
-        if self._is_sealed(await self.mastery.take()):
+        if await self._is_known(await self.mastery.take()):
             return
+        self._journal.lose()
         dump = await self.switch.dump_flows()
         installed = {flow.cookie for flow in dump if not state.is_seal(flow.table, flow.cookie)}
         self._members = {
@@ -339,21 +347,52 @@ class Session:
         await self.apply(batch)
         self.shared_version = version
 
-    def _is_sealed(self, held: Collection[int]) -> bool:
-        """Whether the switch holds both current seals, among these cookies; then it is in sync."""
-        if self.left_out:
+    async def _is_known(self, held: Collection[int]) -> bool:
+        """Whether seals among these cookies say what the switch holds; then the rest can be sent.
+
+        The controller before may have been ahead of this one, which will know it soon.
+        """
+        if self.left_out or not self._may_seal:
             return False  # flows are missing, even if old seals are still there
-        held = set(held)
-        shared, own = self.desired.shared, self.desired.program(self.node)
-        if not held >= {shared.seal.cookie, own.seal.cookie}:
+        may_wait = any(state.is_seal(state.TABLE, cookie) for cookie in held)
+        for _ in range(LOOKS):
+            if (steps := self._recognized(held)) is not None:
+                break
+            if not may_wait or not self._journal.remembers:
+                return False
+            await asyncio.sleep(LOOK)
+        else:
             return False
-        self.shared_version = shared.version
-        self._cookies, self.meters = set(own.cookies), dict(own.meters)
-        self._groups = dict(own.groups)
-        self._seal = own.seal.cookie
+        if steps:
+            self.meters = dict(await self.switch.dump_meters())
         metrics.SEALED.inc()
         log.info("found sealed", node=self.node)
         return True
+
+    def _recognized(self, held: Collection[int]) -> list[Delta] | None:
+        """Take the state that seals among these cookies say as held; None: none is known.
+
+        Returns the changes of the node's own program that it lacks.
+        """
+        own = self.desired.program(self.node)
+        version = self.desired.sealed_version(held)
+        if version is None:
+            return None
+        if own.seal.cookie in held:
+            self._journal.lose()
+            steps: list[Delta] = []
+            self._seal = own.seal.cookie
+        else:
+            found = self._journal.resume(lambda it: state.seal(self.node, *it).cookie in held)
+            if found is None:
+                return None
+            steps, self._seal = found, 0
+        self.shared_version = version
+        self._cookies, self.meters = set(own.cookies), dict(own.meters)
+        self._groups = dict(own.groups)
+        for step in reversed(steps):
+            undo(step, self._cookies, self._groups)
+        return steps
 
     async def _catch_up(self) -> None:
         """Send the batches of shared changes that the switch does not have yet."""

@@ -104,6 +104,8 @@ class Switches:
         self._connected: set[str] = set()
         """Nodes whose ports are known, until `Desired.members_known`."""
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
+        self._warm: set[str] = set()
+        """Nodes whose program is compiled although another controller writes to their switches."""
         self._claims: dict[str, int] = {}
         """By node, a generation with which its switch refuses that of this controller."""
         self._unsent: deque[tuple[float, AnyFlush]] = deque(maxlen=MAX_UNSENT)
@@ -151,9 +153,10 @@ class Switches:
         """Drop the changes that every switch holds already."""
         self._pruning = None
         version = self._desired.shared.version
-        oldest = min((each.shared_version for each in self.written.values()), default=version)
+        # A standby keeps as many as fit: a switch may lack the last ones when it takes over.
+        oldest = min((each.shared_version for each in self.written.values()), default=0)
         self._desired.forget_changes(oldest)
-        if oldest != version:
+        if oldest != version and self.written:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
 
     def compare_all(self) -> None:
@@ -189,8 +192,12 @@ class Switches:
         """Nodes or ranges changed."""
         for node, session in self.sessions.items():
             # Its program may be the same as before, so nothing else would wake it.
-            if session.state is State.PAUSED and node in self._inventory.view.nodes:
+            if node not in self._inventory.view.nodes:
+                continue
+            if session.state is State.PAUSED:
                 session.changed()
+            elif session.state is State.STANDBY and node not in self._warm:
+                session.dirty.set()
         self.nodes_changed.set()
         self.nodes_changed = asyncio.Event()
 
@@ -235,6 +242,7 @@ class Switches:
             log.info("switch gone", node=node, peer=switch.peer)
             session.end()
             self._inventory.problems.clear_reporter(session.reporter)
+            self._warm.discard(node)
             if self.written.get(node) is session:
                 del self.written[node]
             if self.sessions.get(node) is session:
@@ -339,6 +347,10 @@ class Switches:
     async def _sync(self, session: Session) -> None:
         if session.state is State.STANDBY:
             await session.stand_by()
+            # It takes over at once if it knows what the switch should hold.
+            await self._compiled(session.node)
+            if session.node in self._inventory.view.nodes:
+                self._warm.add(session.node)
             return
         # A Node that is refused or gone keeps its flows: there is no program to replace them.
         if session.node not in self._inventory.view.nodes:

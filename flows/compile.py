@@ -11,7 +11,7 @@ hold the same `Fragment` and `Flow` objects: they are compiled once and encoded 
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from flows.diff import Delta, GroupChange
 from flows.features import (
@@ -176,6 +176,10 @@ class Compiler:
         return program
 
 
+Content: TypeAlias = tuple[int, int]
+"""Number and sum of the flows of a program, as `flows.features.state.seal` has them."""
+
+
 class Program:
     """All flows, meters and groups of one scope, and the owners of each flow.
 
@@ -226,6 +230,11 @@ class Program:
     def flows(self) -> Iterator[Flow]:
         """Every flow."""
         return (flow for flow, _ in self._flows.values())
+
+    @property
+    def content(self) -> Content:
+        """What the seal is made of: programs with the same content have the same seal."""
+        return len(self._flows), self._total
 
     @property
     def seal(self) -> Flow:

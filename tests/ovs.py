@@ -103,11 +103,11 @@ class Ovs:
             return probe.connect_ex(str(self.mgmt)) == 0
 
     def dial(self, target: str) -> None:
-        """Make the bridge connect to a controller, as nodes do."""
+        """Make the bridge connect to a controller, too, as nodes do."""
         self.vsctl(
             "--id=@c", "create", "Controller", f'target="{target}"', "type=service",
             "connection_mode=out-of-band", "max_backoff=1000", "inactivity_probe=60000", "--",
-            "set", "Bridge", "br0", "controller=@c",
+            "add", "Bridge", "br0", "controller", "@c",
         )  # fmt: skip
 
     def stop_switch(self) -> None:
