@@ -32,6 +32,10 @@ from openflow.messages import FlowUpdate
 from openflow.watch import connect
 
 
+_LAST = 0.2
+"""Seconds in which what came before the end may still be told."""
+
+
 class SeenFlow(NamedTuple):
     """A flow that came."""
 
@@ -87,6 +91,8 @@ async def _observe(asked: Mapping[str, Any]) -> Seen:
             sys.stdout.write("ready\n")
             sys.stdout.flush()
             await ended.wait()
+            # The switch tells its connections of a flow one after another, us perhaps last.
+            await asyncio.sleep(_LAST)
     return seen
 
 
