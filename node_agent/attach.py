@@ -28,11 +28,17 @@ from node_agent.ovsdb import Ovsdb
 from node_agent.pod_messages import PodLink
 from node_agent.problems import PodProblems
 from node_agent.sysctl import Sysctls
+from node_agent.turns import Turns
 from settings import Agent
 from wire.documents import NodeConfig
 
 ORPHAN_AGE: Final = 10.0
 """Seconds between the two checks that must agree before anything is freed."""
+AT_ONCE: Final = 2
+"""ADDs that get their link and flows at the same time. Agent, ovs-vswitchd and controller each have
+one thread for it, so more at once are each later, and none of them is sooner."""
+LONGEST_TURN: Final = 0.05
+"""Seconds: several times what an ADD takes when nothing is wrong."""
 
 log = structlog.get_logger()
 
@@ -64,6 +70,7 @@ class Attachments:
         self._table = table
         self._problems = problems
         self._clock = clock
+        self._turns = Turns(AT_ONCE, LONGEST_TURN)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._suspects: dict[tuple[str, str], float] = {}
         # Detached, but a part is left; these are not repaired.
@@ -180,7 +187,10 @@ class Attachments:
                     call.ifname, lease.port, lease.address, ready.mtu,
                     userspace=self._agent.datapath == "netdev",
                 )  # fmt: skip
-                async with pod_link.making(namespace, Sysctls.of(self._agent), wanted) as link:
+                async with (
+                    self._turns.turn(),
+                    pod_link.making(namespace, Sysctls.of(self._agent), wanted) as link,
+                ):
                     # Nothing reaches the address before the switch has the port.
                     await self._switch.forget_connections(lease.address)
                     await link.created
