@@ -66,8 +66,7 @@ def main(only: tuple[str, ...], listing: bool) -> None:
     if listing:
         sys.stdout.write("\n".join(FAMILIES) + "\n")
         return
-    # Wide enough that no number is cut off.
-    console = Console(width=max(Console().width, 100))
+    console = Console()
     figures: list[Figure] = []
     failed = []
     with one_interrupt():

@@ -15,7 +15,7 @@ from typing import Any
 
 from pyroute2 import netns
 
-from bench.figures import Figure, versus
+from bench.figures import Figure, steady_rounds, versus
 from bench.nodes import sandboxes, unique
 from lab import Lab, LabError
 from lab.layout import NAMESPACES, NodeLayout
@@ -28,20 +28,23 @@ WARM_UP = 3
 
 
 def measure(*, rounds: int = 40) -> list[Figure]:
-    """Plug in and out, in turns."""
+    """Plug in and out, in turns, until the ratios are steady."""
     add: tuple[list[float], list[float]] = ([], [])
     add_del: tuple[list[float], list[float]] = ([], [])
+    ratios: list[float] = []
     with Lab(unique("cni")).running(nodes=1) as lab:
         node = lab.layout.node(1)
         sides = [_sluice(node), _bridge(lab)]
-        for number in range(WARM_UP + rounds):
+        for number in steady_rounds(ratios, rounds + WARM_UP):
             for side, plugin in enumerate(sides):
                 with sandboxes(lab, node, [f"pod{number}"]) as (sandbox,):
                     added, result = plugin.call("ADD", sandbox)
                     deleted, _ = plugin.call("DEL", sandbox, {"prevResult": result})
-                if number >= WARM_UP:
-                    add[side].append(1000 * added)
-                    add_del[side].append(1000 * (added + deleted))
+                add[side].append(1000 * added)
+                add_del[side].append(1000 * (added + deleted))
+            ratios.append(add_del[0][-1] / add_del[1][-1])
+    for samples in (*add, *add_del):
+        del samples[:WARM_UP]
     return [
         *versus("cni_add_vs_bridge", "ms", add[0], ("bridge", add[1]), at_most=2.0),
         *versus("cni_add_del_vs_bridge", "ms", add_del[0], ("bridge", add_del[1]), at_most=0.8),

@@ -1,8 +1,9 @@
 """What is measured: a name, samples and an aim; how it is shown, and how it is written down."""
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,38 @@ def versus(
     ]
 
 
+UNSURE = 0.05
+"""A median that may be off by more than this part is worth more rounds."""
+
+
+MOST_ROUNDS = 4
+"""Times the rounds that are asked for."""
+
+
+def steady_rounds(ratios: Sequence[float], least: int) -> Iterator[int]:
+    """Numbers of rounds, from 0: `least`, and up to `MOST_ROUNDS` times that while it is unsure.
+
+    Each round adds to `ratios`, whose median is what is to be sure of.
+    """
+    for number in range(MOST_ROUNDS * least):
+        if number >= least and unsure(ratios) <= UNSURE:
+            return
+        yield number
+
+
+def unsure(samples: Sequence[float]) -> float:
+    """By which part the median may be off, with a confidence of 95 %; any distribution.
+
+    So many samples at either end may lie on the wrong side of the true median (normal
+    approximation of the binomial distribution).
+    """
+    ordered = sorted(samples)
+    count = len(ordered)
+    outside = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    widest = ordered[count - 1 - outside] - ordered[outside]
+    return widest / 2 / statistics.median(ordered)
+
+
 def percentile(samples: Iterable[float], part: float) -> float:
     """The smallest sample that at least this part of all do not exceed."""
     ordered = sorted(samples)
@@ -69,10 +102,10 @@ def percentile(samples: Iterable[float], part: float) -> float:
 
 
 def show(console: Console, figures: Iterable[Figure]) -> None:
-    """A table for people."""
+    """A table for people. ± is by how much the median may be off: see `unsure`."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("FIGURE", no_wrap=True)
-    for heading in ("MEDIAN", "LEAST", "MOST", "SAMPLES"):
+    for heading in ("MEDIAN", "±", "LEAST", "MOST", "SAMPLES"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("UNIT", no_wrap=True)
     table.add_column("AIM", no_wrap=True)
@@ -80,9 +113,11 @@ def show(console: Console, figures: Iterable[Figure]) -> None:
         indented = figure.name if figure.aim else f"  {figure.name}"
         verdict = "" if not figure.aim else " [green]met[/]" if figure.met else " [red]missed[/]"
         numbers = (figure.value, min(figure.samples), max(figure.samples))
+        median, *ends = (f"{n:,.3g}" if abs(n) < 1000 else f"{n:,.0f}" for n in numbers)
+        spread = f"{unsure(figure.samples):.0%}" if figure.value else ""
         table.add_row(
             indented,
-            *(f"{number:,.3g}" if abs(number) < 1000 else f"{number:,.0f}" for number in numbers),
+            *(median, spread, *ends),
             str(len(figure.samples)),
             figure.unit,
             figure.aim + verdict,

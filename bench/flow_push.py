@@ -11,7 +11,7 @@ import time
 from datetime import datetime
 
 from bench.controller import StandaloneController, node, node_manifest, standalone, write_manifests
-from bench.figures import Figure, versus
+from bench.figures import Figure, steady_rounds, versus
 from bench.nodes import dial, make_bridge, ofctl, vsctl
 from flows import names
 from flows.pipeline import LAYOUT
@@ -25,14 +25,14 @@ FLOWS_OF_A_PEER = 3
 
 def measure(*, flows: int = 10_000, rounds: int = 9) -> list[Figure]:
     """Alternate between the two."""
-    ours, theirs = [], []
+    ours, theirs, ratios = [], [], list[float]()
     with standalone("push", nodes=1) as controller:
         switch = controller.lab.layout.node(1)
         make_bridge(switch)
         peers = [node(number) for number in range(1, flows // FLOWS_OF_A_PEER + 2)]
         write_manifests(controller.cluster / "nodes.yaml", map(node_manifest, peers))
         dump = controller.lab.layout.directory / "flows.txt"
-        for _ in range(rounds):
+        for _ in steady_rounds(ratios, rounds):
             controller.start()
             controller.wait(timeout=60)
             _empty(switch)
@@ -48,6 +48,7 @@ def measure(*, flows: int = 10_000, rounds: int = 9) -> list[Figure]:
             began = time.monotonic()
             ofctl(switch, "--bundle add-flows", str(dump))
             theirs.append(len(held) / (time.monotonic() - began))
+            ratios.append(ours[-1] / theirs[-1])
             if ofctl(switch, "--no-stats --no-names dump-flows").splitlines() != held:
                 raise LabError("ovs-ofctl did not put in the same flows")
     return versus("flow_push_vs_ofctl", "flows/s", ours, ("ofctl", theirs), at_least=1.5)

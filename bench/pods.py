@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from bench import ovn
-from bench.figures import Figure, versus
+from bench.figures import Figure, steady_rounds, versus
 from bench.nodes import bare_lab, ofctl, unique
 from bench.observer import observing
 from flows import names
@@ -57,6 +57,7 @@ def measure(*, rounds: int = 5, pods: int = 100) -> list[Figure]:
     """Alternate between the two."""
     ours: list[float] = []
     theirs: list[float] = []
+    ratios: list[float] = []
     with (
         Lab(unique("pods")).running(nodes=NODES) as lab,
         bare_lab("ovn", NODES) as rival,
@@ -65,10 +66,11 @@ def measure(*, rounds: int = 5, pods: int = 100) -> list[Figure]:
         for side in sides:
             _make_links(side)
             _bind(side, side.ports[:NODES])
-        for _ in range(rounds):
+        for _ in steady_rounds(ratios, rounds):
             for side, seconds in zip(sides, (ours, theirs), strict=True):
                 seconds.append(_bind(side, side.ports[NODES:]))
                 _unbind(side, side.ports[NODES:])
+            ratios.append(ours[-1] / theirs[-1])
     return versus("pods_vs_ovn", "s", ours, ("ovn", theirs), at_most=0.5)
 
 

@@ -14,7 +14,7 @@ import msgspec
 from bench import in_process, ovn
 from bench import service_objects as objects
 from bench.controller import write_manifests
-from bench.figures import Figure, versus
+from bench.figures import Figure, steady_rounds, versus
 from bench.nodes import bare_lab, ofctl, unique
 from controller.sources.objects import Object, ServiceObject, SliceObject, ref
 from lab import Lab, LabError
@@ -40,6 +40,7 @@ def measure(
 def _update(services: int, rounds: int) -> list[Figure]:
     ours: list[float] = []
     theirs: list[float] = []
+    ratios: list[float] = []
     with (
         Lab(unique("svc")).running(nodes=NODES) as lab,
         bare_lab("ovn-u", NODES) as rival,
@@ -47,9 +48,11 @@ def _update(services: int, rounds: int) -> list[Figure]:
         sluice, other = Ours(lab, services), Ovn(rival, services)
         sluice.prepare(rounds)
         other.prepare()
-        for number in range(rounds):
-            ours.append(1000 * sluice.update(number % services))
-            theirs.append(1000 * other.update(number % services))
+        for turn in steady_rounds(ratios, rounds):
+            number = turn % rounds % services
+            ours.append(1000 * sluice.update(number))
+            theirs.append(1000 * other.update(number))
+            ratios.append(ours[-1] / theirs[-1])
     return versus("service_update_vs_ovn", "ms", ours, ("ovn", theirs), at_most=0.1)
 
 
@@ -206,8 +209,9 @@ async def _loads(
     ]
     ours: list[float] = []
     theirs: list[float] = []
+    ratios: list[float] = []
     async with in_process.controller(lab, NODES) as reconciler:
-        for _ in range(rounds):
+        for _ in steady_rounds(ratios, rounds):
             began = time.monotonic()
             made: list[Object] = [
                 *in_process.decoded(lists[0], ServiceObject),
@@ -226,6 +230,7 @@ async def _loads(
             if any(len(_groups(node)) != services for node in other.lab.layout.nodes(NODES)):
                 raise LabError("not every switch has the group of each load balancer")
             await asyncio.to_thread(other.unload, range(services))
+            ratios.append(ours[-1] / theirs[-1])
     return ours, theirs
 
 

@@ -1,8 +1,10 @@
 """Every family of figures at its smallest: that it measures, not what."""
 
+import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from bench import (
@@ -20,7 +22,16 @@ from bench import (
     traffic,
     what_if,
 )
-from bench.figures import Figure, percentile, show, versus, write
+from bench.figures import (
+    MOST_ROUNDS,
+    Figure,
+    percentile,
+    show,
+    steady_rounds,
+    unsure,
+    versus,
+    write,
+)
 
 
 def names(figures: list[Figure]) -> set[str]:
@@ -127,6 +138,34 @@ def test_what_is_written_is_what_the_table_shows(tmp_path: Path):
     console = Console(width=120, record=True)
     show(console, figures)
     assert "≤ 2 met" in console.export_text()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_figure_is_cut_however_narrow_the_terminal(terminal: bool):
+    name = "service_update_10k_vs_10.a_name_that_is_longer_than_most"
+    figures = [Figure(name, "transactions/s", [65_999.4, 123_456_789.0, 1e9], at_most=1.2)]
+    written = io.StringIO()
+    show(Console(width=40, file=written, force_terminal=terminal, no_color=True), figures)
+    for text in (name, "123,456,789", "65,999", "1,000,000,000", "transactions/s", "missed"):
+        assert text in written.getvalue()
+    assert "…" not in written.getvalue()
+
+
+def test_rounds_go_on_while_the_median_is_unsure():
+    steady: list[float] = []
+    for _ in steady_rounds(steady, 8):
+        steady.append(1.0)
+    assert len(steady) == 8
+    wild: list[float] = []
+    for number in steady_rounds(wild, 8):
+        wild.append(float(number % 7 + 1))
+    assert len(wild) == 8 * MOST_ROUNDS
+
+
+def test_a_median_is_as_unsure_as_what_lies_around_it():
+    assert unsure([2.0]) == 0
+    assert unsure([1.0, 2.0, 3.0]) == 0.5
+    assert unsure([*[1.0] * 5, *[2.0] * 90, *[3.0] * 5]) == 0
 
 
 def test_percentiles_are_samples():
