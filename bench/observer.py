@@ -31,7 +31,6 @@ from lab.programs import python
 from openflow.messages import FlowUpdate
 from openflow.watch import connect
 
-
 _LAST = 0.2
 """Seconds in which what came before the end may still be told."""
 

@@ -153,12 +153,10 @@ def test_no_figure_is_cut_however_narrow_the_terminal(terminal: bool):
 
 def test_rounds_go_on_while_the_median_is_unsure():
     steady: list[float] = []
-    for _ in steady_rounds(steady, 8):
-        steady.append(1.0)
+    steady.extend(1.0 for _ in steady_rounds(steady, 8))
     assert len(steady) == 8
     wild: list[float] = []
-    for number in steady_rounds(wild, 8):
-        wild.append(float(number % 7 + 1))
+    wild.extend(float(number % 7 + 1) for number in steady_rounds(wild, 8))
     assert len(wild) == 8 * MOST_ROUNDS
 
 
