@@ -1,4 +1,4 @@
-"""The audit on the node: digests of the switch's dump, which the controller checks.
+"""The audit on the node: digests of the switch's dump, which each controller checks.
 
 So a flow that was changed by hand is found with one dump on the node, and without work for the
 controller as long as nothing changes.
@@ -6,6 +6,7 @@ controller as long as nothing changes.
 
 import asyncio
 import random
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from flows.flow import Meter
 from flows.pipeline import Feature
 from node_agent import affinity, datapath, snapshot
 from node_agent.appctl import AppctlError
-from node_agent.controllers import ControllerError, Controllers
+from node_agent.controllers import ControllerApi, ControllerError, Controllers
 from node_agent.snapshot import Snapshot
 from openflow import digest
 from openflow.errors import SwitchError
@@ -29,13 +30,13 @@ from openflow.switch import Switch
 from openflow.watch import connect
 from settings import Agent
 from wire import paths
-from wire.documents import SwitchDigest, Verdict, decode_verdict, encode
+from wire.documents import SwitchDigest, Verdict, decode_verdict
 
 REPEAT: Final = 60.0
-"""Seconds after which a digest that was right is sent again, although nothing changed: the
+"""Seconds after which a digest that was right is sent again, although nothing changed: a
 controller tells people how long ago each switch was proven to hold what it should."""
-_TIMEOUT: Final = 15.0
-"""Seconds that the controller may take to answer."""
+_PATIENCE: Final = 2.0
+"""Seconds in which a round waits for verdicts."""
 
 _NOT_LEARNED: Final = tuple(
     ((int(Feature.LEARNED) ^ 1 << bit) >> bit << bit + 56, 0xFF >> bit << bit + 56)
@@ -99,17 +100,57 @@ async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
     )
 
 
-async def audit_loop(agent: Agent, bridge: Path) -> None:
-    """Look at the bridge (its management socket) again and again; tell the controller what is new.
+class _Judge:
+    """What one controller says of the digests of this node's switch."""
 
-    A digest that the controller confirmed is sent again after it changed, or after `REPEAT`.
-    The last correct dump is saved as the snapshot, for a switch that loses its flows. Each round
-    also deletes expired learned flows (`affinity`).
+    def __init__(self, controller: ControllerApi) -> None:
+        self._controller = controller
+        self._judged: SwitchDigest | None = None
+        self._verdict: Verdict | None = None
+        self._losses = 0
+        self._repeat_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def verdict(self, found: SwitchDigest) -> Verdict | None:
+        """Of this digest; None: there is none yet."""
+        return self._verdict if found == self._judged else None
+
+    def ask(self, found: SwitchDigest, tasks: asyncio.TaskGroup) -> asyncio.Task[None] | None:
+        """Send a digest, if it is due and the controller is not still busy with another one."""
+        if self._task is not None and not self._task.done():
+            return None
+        is_proven = (
+            self.verdict(found) is Verdict.RIGHT
+            and self._losses == self._controller.losses
+            and time.monotonic() < self._repeat_at
+        )
+        self._task = None if is_proven else tasks.create_task(self._ask(found))
+        return self._task
+
+    async def _ask(self, found: SwitchDigest) -> None:
+        losses = self._controller.losses
+        try:
+            verdict = await self._controller.report(paths.DIGEST, found, {200: decode_verdict})
+        except ControllerError as error:
+            log.debug("no verdict", controller=self._controller.url, reason=str(error))
+            # What it said before may be out of date, and it may never take it back.
+            self._judged = self._verdict = None
+            return
+        self._judged, self._verdict, self._losses = found, verdict, losses
+        self._repeat_at = time.monotonic() + REPEAT * random.uniform(0.8, 1.2)  # noqa: S311
+
+
+async def audit_loop(agent: Agent, controllers: Controllers, bridge: Path) -> None:
+    """Look at the bridge (its management socket) again and again; tell each controller what is new.
+
+    A digest that a controller confirmed is sent to it again after it changed, after `REPEAT`, and
+    after the controller was away. A dump that one controller finds right, and none finds wrong, is
+    saved as the snapshot, for a switch that loses its flows. Each round also deletes expired
+    learned flows (`affinity`). Never ends.
     """
-    found_right: SwitchDigest | None = None
-    repeat_at = 0.0
-    clock = asyncio.get_running_loop().time
-    async with Controllers(agent) as controllers:
+    judges = [_Judge(controller) for controller in controllers.each]
+    saved: SwitchDigest | None = None
+    async with asyncio.TaskGroup() as tasks:
         while True:
             # At random, so that a thousand agents do not come at one moment.
             await asyncio.sleep(agent.audit_interval * random.uniform(0.8, 1.2))  # noqa: S311
@@ -118,20 +159,17 @@ async def audit_loop(agent: Agent, bridge: Path) -> None:
                     dump = await look(switch, await _cached_flows(agent))
                     long = await switch.dump_flows(None, affinity.COOKIE, affinity.COOKIE_MASK)
                     await affinity.forget_idle(switch, long)
-                if dump.digest == found_right and clock() < repeat_at:
-                    continue
-                saved, found_right = found_right, None
-                verdict = await _tell(controllers, agent.node, dump.digest)
-            except (OSError, SwitchError, ControllerError) as error:
+            except (OSError, SwitchError) as error:
                 log.debug("no audit", reason=str(error) or repr(error))
                 continue
-            if verdict is Verdict.RIGHT:
-                found_right = dump.digest
-                repeat_at = clock() + REPEAT * random.uniform(0.8, 1.2)  # noqa: S311
-                if found_right != saved:
-                    await _keep(agent, dump)
-            elif verdict is Verdict.DRIFT:
+            if asked := [task for each in judges if (task := each.ask(dump.digest, tasks))]:
+                # One that is silent may answer later; its verdict then counts in a later round.
+                await asyncio.wait(asked, timeout=_PATIENCE)
+            verdicts = {each.verdict(dump.digest) for each in judges}
+            if Verdict.DRIFT in verdicts:
                 log.warning("the switch differs from what it should hold; the controller repairs")
+            elif Verdict.RIGHT in verdicts and dump.digest != saved and await _keep(agent, dump):
+                saved = dump.digest
 
 
 async def _cached_flows(agent: Agent) -> int:
@@ -141,20 +179,12 @@ async def _cached_flows(agent: Agent) -> int:
         return 0
 
 
-async def _keep(agent: Agent, dump: Dump) -> None:
+async def _keep(agent: Agent, dump: Dump) -> bool:
+    """Save the snapshot; whether it is saved."""
     found = Snapshot.of(dump.flows, dump.groups, dump.meters)
     try:
         await asyncio.to_thread(snapshot.save, snapshot.file_of(agent), found)
     except (OSError, ValueError) as error:
         log.warning("snapshot not saved", reason=str(error))
-
-
-async def _tell(controllers: Controllers, node: str, found: SwitchDigest) -> Verdict:
-    verdict: Verdict = await controllers.ask(
-        "POST",
-        paths.path_for(paths.DIGEST, node),
-        answers={200: decode_verdict},
-        timeout=_TIMEOUT,
-        data=encode(found),
-    )
-    return verdict
+        return False
+    return True

@@ -10,12 +10,13 @@ import msgspec
 import structlog
 
 from node_agent.controllers import ControllerError, Controllers
-from settings import Agent
 from wire import paths
 from wire.documents import NodeConfig, NodeServices, decode_config, decode_refusal, decode_services
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
+_SLOW: Final = 10.0
+"""Seconds that it may take beside."""
 _BACKOFF: Final = (0.2, 10.0)
 """Seconds before the second try, and at most."""
 
@@ -38,18 +39,20 @@ class Unreachable:
     why: str
 
 
-def configurations(agent: Agent) -> AsyncIterator[NodeConfig | NodeRefused | Unreachable]:
+def configurations(
+    controllers: Controllers,
+) -> AsyncIterator[NodeConfig | NodeRefused | Unreachable]:
     """Yield the configuration of this node whenever it changes. Never ends."""
-    return _follow(agent, paths.CONFIG, decode_config)
+    return _follow(controllers, paths.CONFIG, decode_config)
 
 
-def services(agent: Agent) -> AsyncIterator[NodeServices | NodeRefused | Unreachable]:
+def services(controllers: Controllers) -> AsyncIterator[NodeServices | NodeRefused | Unreachable]:
     """Yield the host's part of Services whenever it changes. Never ends."""
-    return _follow(agent, paths.SERVICES, decode_services)
+    return _follow(controllers, paths.SERVICES, decode_services)
 
 
 async def _follow(
-    agent: Agent, path: str, read: Callable[[bytes], _Document]
+    controllers: Controllers, path: str, read: Callable[[bytes], _Document]
 ) -> AsyncIterator[_Document | NodeRefused | Unreachable]:
     """Yield a document of this node whenever it changes.
 
@@ -58,33 +61,31 @@ async def _follow(
     """
     delay, down = _BACKOFF[0], ""
     latest: _Document | NodeRefused | None = None
-    async with Controllers(agent) as controllers:
-        while True:
-            try:
-                # After an interruption, ask for the document at once, changed or not.
-                answer = await _ask(controllers, agent.node, path, read, None if down else latest)
-            except ControllerError as error:
-                if str(error) != down:
-                    down = str(error)
-                    log.warning("no controller answers", asked=path, error=down)
-                    yield Unreachable(down)
-                await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
-                delay = min(delay * 2, _BACKOFF[1])
-                continue
-            if down:
-                log.info("the controller answers", asked=path)
-            if answer is not None and (down or answer != latest):
-                latest = answer
-                yield answer
-            delay, down = _BACKOFF[0], ""
-            if isinstance(answer, NodeRefused):
-                # The controller answers a refusal at once, without waiting for a change.
-                await asyncio.sleep(random.uniform(1, 2))  # noqa: S311
+    while True:
+        try:
+            # After an interruption, ask for the document at once, changed or not.
+            answer = await _ask(controllers, path, read, None if down else latest)
+        except ControllerError as error:
+            if str(error) != down:
+                down = str(error)
+                log.warning("no controller answers", asked=path, error=down)
+                yield Unreachable(down)
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
+            delay = min(delay * 2, _BACKOFF[1])
+            continue
+        if down:
+            log.info("the controller answers", asked=path)
+        if answer is not None and (down or answer != latest):
+            latest = answer
+            yield answer
+        delay, down = _BACKOFF[0], ""
+        if isinstance(answer, NodeRefused):
+            # Controllers answer a refusal at once, without waiting for a change.
+            await asyncio.sleep(random.uniform(1, 2))  # noqa: S311
 
 
 async def _ask(
     controllers: Controllers,
-    node: str,
     path: str,
     read: Callable[[bytes], _Document],
     latest: _Document | NodeRefused | None,
@@ -99,7 +100,7 @@ async def _ask(
             found = read(body)
         except msgspec.MsgspecError as error:
             raise ValueError(f"the controller's answer cannot be read: {error}") from error
-        if found.node != node:
+        if found.node != controllers.node:
             raise ValueError(f"the controller answered for Node {found.node}")
         return found
 
@@ -111,13 +112,14 @@ async def _ask(
 
     answer: _Document | NodeRefused | None = await controllers.ask(
         "GET",
-        paths.path_for(path, node),
+        paths.path_for(path, controllers.node),
         answers={
             200: document,
             304: lambda _: None,
             **dict.fromkeys((403, 404, 409), refusal),
         },
-        timeout=_WAIT + 15,
+        is_refusal=lambda given: isinstance(given, NodeRefused),
+        timeout=_WAIT + _SLOW if parameters else _SLOW,
         params=parameters,
     )
     return answer

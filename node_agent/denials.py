@@ -74,10 +74,10 @@ def denial(frame: bytes) -> Denial | None:
 class Denials:
     """Takes the denied packets that the switch reports."""
 
-    def __init__(self, leases: Callable[[], Iterable[Lease]], pairs: DeniedPairs) -> None:
+    def __init__(self, leases: Callable[[], Iterable[Lease]], *pairs: DeniedPairs) -> None:
         """`leases` are all of this node: they have the names of its pods.
 
-        `pairs` gathers the denials of pods for the controller.
+        `pairs` gather the denials of pods, one for each controller.
         """
         self._leases = leases
         self._pairs = pairs
@@ -106,4 +106,5 @@ class Denials:
         # Without Kubernetes there is no object that an Event could be about.
         if lease is not None and lease.pod is not None:
             port = DeniedPort(found.protocol, found.port, rule or None)
-            self._pairs.add(lease.port, direction, other_end, port)
+            for each in self._pairs:
+                each.add(lease.port, direction, other_end, port)

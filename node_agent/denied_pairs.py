@@ -1,17 +1,19 @@
-"""Pods and the other ends that policy denied them, told to the controller, which writes Events."""
+"""Pods and the other ends that policy denied them, told to the controllers.
+
+The leader writes Events about them.
+"""
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, NoReturn
 
 from flows.policy import Direction
-from node_agent.controllers import TAKEN_OR_UNKNOWN, Controllers
-from settings import Agent
+from node_agent.controllers import TAKEN_OR_UNKNOWN, ControllerApi, Controllers
 from wire import paths
 from wire.documents import (
     MAX_DENIED_PAIRS,
@@ -46,9 +48,9 @@ class _Pair:
 
 
 class DeniedPairs:
-    """The pairs of the last minute. Their number is bounded: the first ones are kept.
+    """The pairs of the last minute, for one controller.
 
-    Packets of further pairs are only counted.
+    Their number is bounded: the first ones are kept. Packets of further pairs are only counted.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -117,14 +119,17 @@ class DeniedPairs:
         self._left_out = min(self._left_out + packets, _MAX_LEFT_OUT)
 
 
-async def report_loop(agent: Agent, pairs: DeniedPairs) -> None:
-    """Tell the controller what is due."""
-    async with Controllers(agent) as controllers:
-        while True:
-            # At random, so that a thousand agents do not come at one moment.
-            await asyncio.sleep(_LOOK * random.uniform(0.8, 1.2))  # noqa: S311
-            due = pairs.due()
-            if not due.pairs:
-                continue
-            if await controllers.tell(paths.DENIALS, due, TAKEN_OR_UNKNOWN):
-                pairs.told(due)
+async def report_loop(controllers: Controllers, pairs: Iterable[DeniedPairs]) -> None:
+    """Tell each controller what is due to it. `pairs` has one element for each. Never ends."""
+    async with asyncio.TaskGroup() as tasks:
+        for controller, due in zip(controllers.each, pairs, strict=True):
+            tasks.create_task(_report_to(controller, due))
+
+
+async def _report_to(controller: ControllerApi, pairs: DeniedPairs) -> NoReturn:
+    while True:
+        # At random, so that a thousand agents do not come at one moment.
+        await asyncio.sleep(_LOOK * random.uniform(0.8, 1.2))  # noqa: S311
+        due = pairs.due()
+        if due.pairs and await controller.tell(paths.DENIALS, due, TAKEN_OR_UNKNOWN):
+            pairs.told(due)

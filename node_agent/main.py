@@ -19,6 +19,7 @@ from node_agent.checks import local
 from node_agent.checks.facts import decode_wanted
 from node_agent.checks.host_facts import Places
 from node_agent.connection_limits import ConnectionLimits
+from node_agent.controllers import Controllers
 from node_agent.denials import Denials
 from node_agent.enrolment import stay_enrolled
 from node_agent.faults import NodeFault
@@ -128,11 +129,16 @@ async def _run(agent: Agent) -> None:
     ovsdb = Ovsdb(agent.ovsdb)
     switch = LocalSwitch(agent, ovsdb)
     mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
-    denied = denied_pairs.DeniedPairs()
-    denials = Denials(leases.all, denied)
+    denied = [denied_pairs.DeniedPairs() for _ in agent.controllers]
+    denials = Denials(leases.all, *denied)
     watch = FlowWatch(mgmt, LAYOUT.tables["Classifier"].number, denials.packet)
     try:
-        async with AsyncIPRoute() as netlink, watch, asyncio.TaskGroup() as tasks:
+        async with (
+            AsyncIPRoute() as netlink,
+            Controllers(agent) as controllers,
+            watch,
+            asyncio.TaskGroup() as tasks,
+        ):
             table = HostTable(leases, Sysctls.of(agent))
             services = LocalServices(agent, netlink, table)
             node = LocalNode(agent, ovsdb, netlink, leases, watch, services)
@@ -147,14 +153,16 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),
                     tasks.create_task(ConnectionLimits(agent, switch).run()),
-                    tasks.create_task(node.run()),
-                    tasks.create_task(services.run()),
+                    tasks.create_task(node.run(controllers)),
+                    tasks.create_task(services.run(controllers)),
                     tasks.create_task(_sweep_loop(attachments)),
-                    tasks.create_task(addresses.report_loop(agent, node.addresses)),
-                    tasks.create_task(denied_pairs.report_loop(agent, denied)),
-                    tasks.create_task(audit_loop(agent, mgmt)),
-                    tasks.create_task(answer_loop(agent, answers)),
-                    tasks.create_task(report_loop(agent, node.problem, pods, services.problems)),
+                    tasks.create_task(addresses.report_loop(controllers, node.addresses)),
+                    tasks.create_task(denied_pairs.report_loop(controllers, denied)),
+                    tasks.create_task(audit_loop(agent, controllers, mgmt)),
+                    tasks.create_task(answer_loop(controllers, agent.ovs_run, answers)),
+                    tasks.create_task(
+                        report_loop(controllers, node.problem, pods, services.problems)
+                    ),
                 ]
                 if agent.datapath == "netdev":
                     running.append(tasks.create_task(StaleCache(agent.ovs_run).run()))

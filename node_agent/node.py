@@ -15,6 +15,7 @@ from flows.features import classify
 from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import NodeRefused, Unreachable, configurations
+from node_agent.controllers import Controllers
 from node_agent.faults import NodeFault
 from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
@@ -142,7 +143,7 @@ class LocalNode:
         """Note why this node cannot get its certificate; empty when it has one."""
         self._unenrolled = problem
 
-    async def run(self) -> None:
+    async def run(self, controllers: Controllers) -> None:
         """Run all tasks of the node. Never ends."""
         await self._ovsdb.wait_until(lambda: self._ovsdb.connected, None)
         await self._adopt()
@@ -156,7 +157,7 @@ class LocalNode:
             log.info("carrying on with the remembered configuration", revision=remembered.revision)
             self._wanted = remembered
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow_controller())
+            tasks.create_task(self._follow_controllers(controllers))
             tasks.create_task(self._follow_ovsdb())
             tasks.create_task(self._converge_loop())
             tasks.create_task(self._announce())
@@ -172,8 +173,8 @@ class LocalNode:
                 except LeaseError as error:
                     log.warning("port without a lease", port=attachment.port, error=str(error))
 
-    async def _follow_controller(self) -> None:
-        async for answer in configurations(self._agent):
+    async def _follow_controllers(self, controllers: Controllers) -> None:
+        async for answer in configurations(controllers):
             self._unreachable = answer.why if isinstance(answer, Unreachable) else None
             if isinstance(answer, Unreachable):
                 pass  # The last answer stays in force.

@@ -1,15 +1,14 @@
-"""What this agent cannot do, told to the controller: it tells the API server, which we cannot."""
+"""What this agent cannot do, told to the controllers: the leader tells the API server."""
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 from node_agent.cni_call import CniError, Pod
-from node_agent.controllers import Controllers
-from settings import Agent
+from node_agent.controllers import ControllerApi, Controllers, Told
 from wire import paths
 from wire.documents import MAX_PODS, NodeProblems
 from wire.sentences import readable
@@ -17,7 +16,7 @@ from wire.sentences import readable
 LOOK: Final = 2.0
 """Seconds between two looks at whether there is something new."""
 REPEAT: Final = 30.0
-"""Seconds after which what is still so is said again: the controller may be a new one."""
+"""Seconds after which what is still so is said again: a controller forgets what is not repeated."""
 REMEMBER: Final = 300.0
 """Seconds after which a failed ADD is forgotten. While the pod is wanted, kubelet tries again."""
 
@@ -54,32 +53,36 @@ class PodProblems:
 
 
 async def report_loop(
-    agent: Agent,
+    controllers: Controllers,
     node: Callable[[], str],
     pods: PodProblems,
     services: Callable[[], dict[str, str]],
 ) -> None:
-    """Tell the controller whenever something has changed, and again while something is wrong.
+    """Tell each controller when something has changed, and again while something is wrong.
 
     `node` says why this node takes no pods; empty: it does. `services` says by Service what of it
-    this node cannot do.
+    this node cannot do. Never ends.
     """
-    seen = told = NodeProblems()
-    told_at = 0.0
-    async with Controllers(agent) as controllers:
-        while True:
-            # At random, so that a thousand agents do not come at one moment.
-            await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
-            unserved = {name: readable(sentence) for name, sentence in services().items()}
-            before, seen = seen, NodeProblems(readable(node()), pods.current(), unserved)
-            if seen != before:
-                continue  # It may be over at the next look.
-            lasts = seen != NodeProblems() and time.monotonic() - told_at >= REPEAT
-            if seen == told and not lasts:
-                continue
-            # 404: it knows no such Node, and says so where the configuration is asked for.
-            if await controllers.tell(paths.PROBLEMS, seen, (204, 404)):
-                told, told_at = seen, time.monotonic()
+
+    def current() -> NodeProblems:
+        unserved = {name: readable(sentence) for name, sentence in services().items()}
+        return NodeProblems(readable(node()), pods.current(), unserved)
+
+    async with asyncio.TaskGroup() as tasks:
+        for controller in controllers.each:
+            tasks.create_task(_report_to(controller, current))
+
+
+async def _report_to(controller: ControllerApi, current: Callable[[], NodeProblems]) -> NoReturn:
+    seen = NodeProblems()
+    # 404: it knows no such Node, and says so where the configuration is asked for.
+    told = Told(controller, paths.PROBLEMS, (204, 404), REPEAT)
+    while True:
+        # At random, so that a thousand agents do not come at one moment.
+        await asyncio.sleep(LOOK * random.uniform(0.8, 1.2))  # noqa: S311
+        before, seen = seen, current()
+        if seen == before:  # Otherwise it may be over at the next look.
+            await told.update(seen, repeat=seen != NodeProblems())
 
 
 def _one_sentence(error: CniError) -> str:

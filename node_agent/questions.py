@@ -1,9 +1,10 @@
-"""Answers what the controller asks of this node."""
+"""Answers what the controllers ask of this node: each its own questions."""
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Final, NoReturn, TypeAlias
 
 import msgspec
 import structlog
@@ -12,7 +13,7 @@ from pyroute2 import AsyncIPRoute
 from node_agent import appctl
 from node_agent.capture import CaptureError, capture
 from node_agent.checks.local import CheckError, answer_check
-from node_agent.controllers import ControllerError, Controllers
+from node_agent.controllers import ControllerApi, ControllerError, Controllers
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.host_trace import trace_host
@@ -42,7 +43,9 @@ from wire.version import VERSION
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
-_BACKOFF: Final = (1.0, 20.0)
+_SLOW: Final = 10.0
+"""Seconds that it may take beside."""
+_BACKOFF: Final = (1.0, 8.0)
 """Seconds before the second try, and at most."""
 _UNKNOWN: Final = 60.0
 """Seconds until the next try, where the controller is too old to ask, or does not know the Node."""
@@ -94,19 +97,33 @@ def answerer(
     return answer
 
 
-async def answer_loop(agent: Agent, answerer: Answerer) -> None:
-    """Fetch questions and answer them, a bounded number at the same time. Never ends.
+async def answer_loop(controllers: Controllers, ovs_run: Path, answerer: Answerer) -> None:
+    """Fetch the questions of each controller and answer them. Never ends.
 
-    A `NodeFault`, `TraceError` or `OSError` of `answerer` is a `Failure`.
+    Of all questions, a bounded number is answered at the same time. A `NodeFault`, `TraceError` or
+    `OSError` of `answerer` is a `Failure`. `ovs_run` is where Open vSwitch says its version.
+    """
+    working = asyncio.Semaphore(MAX_QUESTIONS)
+    async with asyncio.TaskGroup() as tasks:
+        for controller in controllers.each:
+            tasks.create_task(_answer_all(controller, ovs_run, answerer, working))
+
+
+async def _answer_all(
+    controller: ControllerApi, ovs_run: Path, answerer: Answerer, working: asyncio.Semaphore
+) -> NoReturn:
+    """Answer the questions of one controller.
+
+    A controller that does not take its answers delays no other one: those hold none of `working`.
     """
     delay = _BACKOFF[0]
     turns = asyncio.Semaphore(MAX_QUESTIONS)
-    async with Controllers(agent) as controllers, asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         while True:
             try:
-                asked = await _fetch(controllers, agent)
+                asked = await _fetch(controller, ovs_run)
             except ControllerError as error:
-                log.debug("no questions", reason=str(error))
+                log.debug("no questions", controller=controller.url, reason=str(error))
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  no secret
                 delay = min(delay * 2, _BACKOFF[1])
                 continue
@@ -116,11 +133,11 @@ async def answer_loop(agent: Agent, answerer: Answerer) -> None:
                 continue
             for each in asked.questions:
                 await turns.acquire()
-                task = tasks.create_task(_answer(controllers, agent.node, each, answerer))
+                task = tasks.create_task(_answer(controller, each, answerer, working))
                 task.add_done_callback(lambda _: turns.release())
 
 
-async def _fetch(controllers: Controllers, agent: Agent) -> NodeQuestions | None:
+async def _fetch(controller: ControllerApi, ovs_run: Path) -> NodeQuestions | None:
     """None: the controller is too old, or does not know the Node. Raises `ControllerError`."""
 
     def read(body: bytes) -> NodeQuestions:
@@ -129,28 +146,32 @@ async def _fetch(controllers: Controllers, agent: Agent) -> NodeQuestions | None
         except msgspec.MsgspecError as error:
             raise ValueError(f"the questions cannot be read: {error}") from error
 
-    asked: NodeQuestions | None = await controllers.ask(
+    asked: NodeQuestions | None = await controller.ask(
         "GET",
-        paths.path_for(paths.QUESTIONS, agent.node),
+        paths.path_for(paths.QUESTIONS, controller.node),
         answers={
             200: read,
             304: lambda _: NodeQuestions(()),
             **dict.fromkeys((404, 405), lambda _: None),
         },
-        timeout=_WAIT + 15,
+        timeout=_WAIT + _SLOW,
         params={
             paths.WAIT: str(_WAIT),
             paths.AGENT: VERSION,
-            paths.OPEN_VSWITCH: await appctl.version(agent.ovs_run),
+            paths.OPEN_VSWITCH: await appctl.version(ovs_run),
         },
     )
     return asked
 
 
-async def _answer(controllers: Controllers, node: str, asked: Asked, answerer: Answerer) -> None:
+async def _answer(
+    controller: ControllerApi, asked: Asked, answerer: Answerer, working: asyncio.Semaphore
+) -> None:
     answer: Answer
     try:
-        answer = await answerer(decode_question(bytes(asked.question)))
+        question = decode_question(bytes(asked.question))
+        async with working:
+            answer = await answerer(question)
     except (msgspec.MsgspecError, ValueError) as error:
         log.info("a question is not understood", reason=readable(str(error)))
         answer = Failure("its agent is too old to answer this")
@@ -161,9 +182,9 @@ async def _answer(controllers: Controllers, node: str, asked: Asked, answerer: A
         log.exception("a question is not answered")
         answer = Failure("its agent failed to answer; the agent's log says why")
     try:
-        await controllers.ask(
+        await controller.ask(
             "POST",
-            paths.path_for(paths.ANSWER, node, question=asked.id),
+            paths.path_for(paths.ANSWER, controller.node, question=asked.id),
             answers=dict.fromkeys((204, 404, 410), bytes),
             timeout=_TELLING,
             data=encode(answer),

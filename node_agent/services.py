@@ -17,6 +17,7 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 from flows.features.protocols import LAYER_4_NAMES
 from node_agent import host_ports, install, routes
 from node_agent.controller_link import NodeRefused, Unreachable, services
+from node_agent.controllers import Controllers
 from node_agent.faults import NodeFault
 from node_agent.health_checks import HealthChecks
 from node_agent.host import find_gateway
@@ -123,11 +124,11 @@ class LocalServices:
             self._config, self._done = config, None
             await self._apply()
 
-    async def run(self) -> NoReturn:
-        """Follow the controller, and check the host's ports at intervals. Never ends."""
+    async def run(self, controllers: Controllers) -> NoReturn:
+        """Follow the controllers, and check the host's ports at intervals. Never ends."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follow_controller())
+                tasks.create_task(self._follow_controllers(controllers))
                 while True:
                     self._news.clear()
                     pause = PORT_CHECK_INTERVAL if await self._converge() else _RETRY
@@ -139,8 +140,8 @@ class LocalServices:
         finally:
             await self._checks.close()
 
-    async def _follow_controller(self) -> None:
-        async for answer in services(self._agent):
+    async def _follow_controllers(self, controllers: Controllers) -> None:
+        async for answer in services(controllers):
             if isinstance(answer, NodeRefused | Unreachable):
                 continue  # The last document stays in force; `Node` reports the reason.
             wanted = answer if answer.source_complete else _merged(self._wanted, answer)

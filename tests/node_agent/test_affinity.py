@@ -11,11 +11,14 @@ import pytest
 from flows.pipeline import Feature
 from node_agent import affinity, audit
 from node_agent.affinity import forget_idle
+from node_agent.controllers import Controllers
 from openflow.messages import idle_seconds
 from openflow.watch import connect
 from settings import Agent
 from tests.ovs import Ovs
 from tests.waiting import wait_until
+
+from .served import running
 
 LEARNED = int(Feature.LEARNED) << 56
 
@@ -93,11 +96,13 @@ def test_the_look_at_the_switch_ends_it_without_a_controller(
     add(ovs, LEARNED | 3600, "10.0.0.2")
 
     async def story() -> None:
-        looking = asyncio.create_task(audit.audit_loop(agent, ovs.mgmt))
-        async with asyncio.timeout(60):
+        async with (
+            Controllers(agent) as controllers,
+            running(audit.audit_loop(agent, controllers, ovs.mgmt)),
+            asyncio.timeout(60),
+        ):
             while await asyncio.to_thread(clients, ovs) != ["10.0.0.2"]:
                 await asyncio.sleep(0.1)
-        looking.cancel()
 
     asyncio.run(story())
 

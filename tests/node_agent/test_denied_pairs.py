@@ -1,7 +1,6 @@
 """Which denied pairs the agent tells the controller, by a clock of the test's own."""
 
 import asyncio
-from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -9,8 +8,8 @@ from aiohttp import web
 
 from flows.policy import Direction
 from node_agent import denied_pairs
+from node_agent.controllers import Controllers
 from node_agent.denied_pairs import MAX_OF_POD, PATIENCE, PERIOD, DeniedPairs, report_loop
-from settings import Agent
 from wire.documents import (
     MAX_DENIED_PAIRS,
     MAX_DENIED_PORTS,
@@ -20,6 +19,8 @@ from wire.documents import (
     decode_denials,
     encode,
 )
+
+from .served import eventually, running, served
 
 A, B = "paaaaaaaaaaaaaa", "pbbbbbbbbbbbbbb"
 FROM, TO = Direction.FROM_POD, Direction.TO_POD
@@ -148,28 +149,12 @@ def test_report_is_repeated_until_the_controller_answers(
         return web.Response(status=answer if len(given) > 2 else 503)
 
     async def main() -> None:
-        app = web.Application()
-        app.router.add_post("/{path:.*}", take)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        agent = Agent(node="n1", controllers=("127.0.0.1",), api_port=port, plain_tcp=True)
-        task = asyncio.create_task(report_loop(agent, story.pairs))
-        try:
-            story.denied(HTTP)
-            await _until(lambda: task.done() or not story.pairs.due().pairs)
-            assert not task.done()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await runner.cleanup()
+        async with served() as (agent, first, second), Controllers(agent) as both:
+            first.respond = second.respond = take
+            # The other controller's are its own; here nothing is due to it.
+            async with running(report_loop(both, [story.pairs, DeniedPairs()])):
+                story.denied(HTTP)
+                await eventually(lambda: not story.pairs.due().pairs)
 
     asyncio.run(main())
     assert given == [("/v1/nodes/n1/denials", NodeDenials((DeniedPair(A, TO, END, (HTTP,)),)))] * 3
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
