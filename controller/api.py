@@ -45,6 +45,7 @@ from controller.reconciler import Reconciler
 from controller.reports.status import ControllerStatus
 from controller.service_api import ServiceApi
 from controller.trace_api import TraceApi
+from controller.usefulness import SILENCE
 from controller.wait_api import WaitApi
 from controller.work_budget import in_turns
 from openflow.switch import name_in
@@ -90,12 +91,17 @@ class Api:
         cluster: ClusterSettings,
         enrolment: Enrolment | None = None,
         denials: Denials | None = None,
+        silence: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`denials` takes what agents report of them; None: there is no API server to tell."""
+        """`denials` takes what agents report of them; None: there is no API server to tell.
+
+        `silence`: seconds since the source's watches have all said something.
+        """
         self._reconciler = reconciler
         self._denials = denials
         self._recent_denials = RecentDenials(reconciler.inventory)
         self._pod_mtus = PodMtus(reconciler.problems, reconciler.inventory.knows_node)
+        self._silence = silence
         self._cluster = cluster
         self._enrolment = enrolment
         self.questions = Questions(reconciler.inventory.knows_node)
@@ -242,6 +248,8 @@ class Api:
             changed = change()
             if not self._reconciler.listed.is_set():
                 return refusal(503, NOT_READ)
+            if self._is_stale():
+                return refusal(503, "this controller has no news of the cluster; ask another one")
             found = document(name)
             if found is None:
                 if not self._reconciler.inventory.knows_node(name):
@@ -252,6 +260,12 @@ class Api:
                 return web.Response(body=encode(found), content_type="application/json")
             if (refused := await self._wait(name, changed, deadline)) is not None:
                 return refused
+
+    def _is_stale(self) -> bool:
+        """Whether another controller leads, which knows more of the cluster."""
+        leadership = self._reconciler.leadership
+        another_leads = bool(leadership.leader) and not leadership.holds()
+        return another_leads and self._silence() > SILENCE
 
     async def _wait(
         self, node: str, changed: asyncio.Event, deadline: float

@@ -109,7 +109,10 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
     enrolment, identity = _identity(own, directory, reconciler)
     # With a directory there is no API server to write to.
     denials = None if directory else Denials(inventory)
-    api = Api(reconciler, shared, enrolment, denials)
+    api = Api(
+        reconciler, shared, enrolment, denials,
+        silence=lambda: source.silence if isinstance(source, ApiServer) else 0.0,
+    )  # fmt: skip
     election = (
         Candidate(own, api.identity, reconciler, source, tls.for_leader(identity))
         if isinstance(source, ApiServer)
