@@ -35,6 +35,8 @@ class Leadership:
         """Of the term; without an election 0. Also the newest that is known of others."""
         self.since = time.time()
         """When this controller began to lead, or to follow, in seconds since 1970."""
+        self.began = time.monotonic()
+        """The same, as `time.monotonic` has it."""
         self.wanted_generation = 0
         """Switches refuse all generations up to this one; 0: they do not."""
         self.leader = ""
@@ -74,7 +76,7 @@ class Leadership:
             self._end.cancel()
         self._end = asyncio.get_running_loop().call_later(until - self._clock(), self._expire)
         if is_new:
-            self.since = time.time()
+            self._note_change()
             for each in self._followers:
                 each.lead()
 
@@ -85,7 +87,7 @@ class Leadership:
             self._end = None
         if self._leads and self.elected:
             self._leads = False
-            self.since = time.time()
+            self._note_change()
             self._wake()
             for each in self._followers:
                 each.follow()
@@ -98,6 +100,9 @@ class Leadership:
         self._end = None
         if not self.holds():
             self.withdraw()
+
+    def _note_change(self) -> None:
+        self.since, self.began = time.time(), time.monotonic()
 
     def _wake(self) -> None:
         self._changed.set()

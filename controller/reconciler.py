@@ -7,6 +7,7 @@ connections are flushed), `controller.problems`.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -55,6 +56,8 @@ class Reconciler:
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()
         """Set, and replaced, when the hosts' part of Services changes: wakes agents that wait."""
+        self.acknowledged_at = time.monotonic()
+        """When a switch has acknowledged its program last, as `time.monotonic` has it."""
         self.proofs = Proofs(inventory.view.nodes)
         self.switches = Switches(
             inventory,
@@ -224,6 +227,8 @@ class Reconciler:
         await self.compilation.compiled(node)
 
     def _acknowledged(self, node: str) -> None:
+        if node in self.switches.written:
+            self.acknowledged_at = time.monotonic()
         self.compilation.policy.acknowledged(node)
 
     def _wake_hosts(self) -> None:

@@ -115,7 +115,6 @@ class Session:
         self.acknowledged_in = 0.0
         """Seconds that the switch took to acknowledge the last change of the node's own program."""
         self._late_since = time.monotonic()
-        self._applying_since: float | None = None
         self._on_acknowledged = on_acknowledged
         self._journal = desired.follow(node)
         if self.state is State.STANDBY:
@@ -151,11 +150,6 @@ class Session:
     def lag(self) -> float:
         """Seconds since the switch last held everything that it should; 0: it does now."""
         return 0.0 if self.in_sync else time.monotonic() - self._late_since
-
-    @property
-    def unacknowledged(self) -> float:
-        """Seconds since it was sent what it has not acknowledged yet; 0: there is nothing."""
-        return time.monotonic() - self._applying_since if self._applying_since else 0.0
 
     @property
     def seal(self) -> int:
@@ -541,14 +535,11 @@ class Session:
         await self._in_time(self.switch.apply(batch))
 
     async def _in_time(self, applied: Coroutine[Any, Any, None]) -> None:
-        self._applying_since = time.monotonic()
         try:
             async with asyncio.timeout(LONGEST_APPLY):
                 await applied
         except TimeoutError:
             raise ConnectionLost(f"a batch was not acknowledged in {LONGEST_APPLY:g} s") from None
-        finally:
-            self._applying_since = None
 
     def leave_out(
         self, rejected: Rejected, on_retry: Callable[["Session"], None]

@@ -7,21 +7,23 @@ that could do better. It is judged by what it does, not by what it is connected 
 import asyncio
 import random
 import time
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 from controller.reconciler import Reconciler
-from controller.session import Session
+from controller.session_state import PENDING, WORKING
 
 SILENCE: Final = 150.0
 """Seconds since a watch has said anything. Bookmarks come once a minute, and a watch that is silent
 for 90 s is begun again."""
-SLOW_WRITE: Final = 4.0
-"""Seconds that a switch has not acknowledged a write, after which others are asked, too."""
 ASKED: Final = 8
-"""Switches that are asked: if most of them do not answer, it is not the switches' fault."""
-ANSWER: Final = 2.0
+"""Switches that are asked at a time for an echo. They are chosen at random: one alone may be
+stolen, and not answer on purpose."""
+ANSWER: Final = 3.0
 """Seconds in which they have to answer."""
+SILENT_TIMES: Final = 2
+"""So often in a row most of them do not, if this controller does not reach the switches."""
+STUCK: Final = 60.0
+"""Seconds without an acknowledgement although most switches have something to acknowledge."""
 PERIOD: Final = 1.0
 """Seconds between two looks."""
 LATE: Final = 1.0
@@ -49,8 +51,10 @@ class Usefulness:
         self._reconciler = reconciler
         self._source = source
         self._late = 0
-        self._unreached = ""
-        """What the last question to switches found."""
+        self._silent = 0
+        """How often in a row most of the switches that were asked did not answer."""
+        self._has_reached = False
+        """Whether a switch was connected since this controller began to lead."""
         self._rested_until = 0.0
 
     def delay(self) -> float | None:
@@ -66,8 +70,12 @@ class Usefulness:
             await asyncio.sleep(PERIOD)
             is_late = time.monotonic() - before > PERIOD + LATE
             self._late = self._late + 1 if is_late else 0
-            slow = [s for s in self._reconciler.sessions.values() if s.unacknowledged > SLOW_WRITE]
-            self._unreached = await self._ask(slow) if slow else ""
+            if not self._reconciler.leadership.holds():
+                self._silent, self._has_reached = 0, False
+            elif await self._are_silent():
+                self._silent += 1
+            else:
+                self._silent = 0
 
     def should_step_down(self) -> str:
         """Why, for people; empty: it should not."""
@@ -82,20 +90,31 @@ class Usefulness:
             return f"a watch of the API server has been silent for {self._source.silence:.0f} s"
         if self._late >= LATE_TIMES:
             return "the event loop is late again and again"
-        return self._unreached
+        if self._reconciler.leadership.holds() and self._are_stuck():
+            return f"no switch has acknowledged anything for {STUCK:g} s, and most have work"
+        if self._silent >= SILENT_TIMES:
+            return "most switches do not answer"
+        return ""
 
     def _has_few_switches(self) -> bool:
         return 2 * len(self._reconciler.sessions) < len(self._reconciler.inventory.view.nodes)
 
-    async def _ask(self, slow: Sequence[Session]) -> str:
-        """Ask switches whether they are there; what is wrong if most of them are not.
+    def _are_stuck(self) -> bool:
+        """Whether most switches have something to acknowledge, and none does."""
+        reconciler = self._reconciler
+        since = max(reconciler.acknowledged_at, reconciler.leadership.began)
+        if time.monotonic() - since < STUCK:
+            return False
+        sessions = reconciler.sessions.values()
+        busy = sum(each.state in PENDING or each.state in WORKING for each in sessions)
+        return 2 * busy > len(sessions)
 
-        A switch may be stolen and not acknowledge on purpose, so not only slow ones are asked.
-        """
-        others = [each for each in self._reconciler.sessions.values() if each not in slow]
-        asked = [*slow[: ASKED // 2], *random.sample(others, min(len(others), ASKED))][:ASKED]
+    async def _are_silent(self) -> bool:
+        """Whether most switches do not answer, or none is connected any more."""
+        sessions = list(self._reconciler.sessions.values())
+        if not sessions:
+            return self._has_reached and bool(self._reconciler.inventory.view.nodes)
+        self._has_reached = True
+        asked = random.sample(sessions, min(len(sessions), ASKED))
         answers = await asyncio.gather(*(each.switch.alive(ANSWER) for each in asked))
-        silent = answers.count(False)
-        if 2 * silent <= len(asked):
-            return ""
-        return f"{silent} of {len(asked)} switches that were asked do not answer"
+        return 2 * answers.count(False) > len(asked)
