@@ -16,6 +16,7 @@ from bench import (
     flow_push,
     kube_proxy,
     kubelets,
+    large_fleet,
     pod_ready,
     pods,
     policies,
@@ -46,6 +47,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "explain": explain.measure,
     "asking": asking.measure,
     "fleet": fleet.measure,
+    "fleet5k": large_fleet.measure,
     "kubelets": kubelets.measure,
 }
 """In the order in which they run; each function measures all figures of its family."""

@@ -22,7 +22,7 @@ from lab.daemons import Daemons, kill
 from lab.layout import API_PORT, OPENFLOW_PORT
 from lab.network import configure
 from lab.programs import python, write_settings
-from settings import ClusterSettings, Controller, Settings
+from settings import ClusterSettings, Controller, Kubernetes, Settings
 
 CLUSTER = ClusterSettings(
     pod_range=IPv4Network("10.0.0.0/8"),
@@ -110,18 +110,26 @@ class StandaloneController:
     def daemons(self) -> Daemons:
         return Daemons(self.netns, self.lab.layout.control / "log")
 
-    def start(self) -> int:
-        """Start it; its process id. It does not listen yet."""
+    def start(self, *, kubeconfig: Path | None = None, lags: Path | None = None) -> int:
+        """Start it; its process id. It does not listen yet.
+
+        With a kubeconfig it asks that API server instead of reading the directory. `lags` is
+        where `bench.ticking` writes how late its event loop runs.
+        """
         settings = self.lab.layout.control / "sluice.yaml"
         own = Controller(
             openflow=self.address,
             api=f"127.0.0.1:{API_PORT}",
             api_socket=self.lab.layout.api_socket,
+            kubernetes=Kubernetes(kubeconfig),
             plain_tcp=True,
         )
         write_settings(settings, Settings(cluster=CLUSTER, controller=own))
-        arguments = ["--config", str(settings), "--cluster", str(self.cluster)]
-        return self.daemons.start("controller", python("controller", *arguments))
+        arguments = ["--config", str(settings)]
+        if kubeconfig is None:
+            arguments += ["--cluster", str(self.cluster)]
+        program = ["controller"] if lags is None else ["bench.ticking", str(lags)]
+        return self.daemons.start("controller", python(*program, *arguments))
 
     def stop(self) -> None:
         kill(self.daemons.pids().values())

@@ -12,6 +12,7 @@ from bench import (
     fleet,
     flow_push,
     kube_proxy,
+    large_fleet,
     pod_ready,
     pods,
     policies,
@@ -37,6 +38,14 @@ from bench.figures import (
 def names(figures: list[Figure]) -> set[str]:
     assert all(sample > 0 for figure in figures for sample in figure.samples)
     return {figure.name for figure in figures if figure.aim}
+
+
+def test_a_large_fleet_is_fed_from_the_bytes_of_an_api_server():
+    figures = large_fleet.measure(nodes=4, pods=3, services=5, new_nodes=1, changes=2, churn=0.1)
+    values = {figure.name: figure.value for figure in figures}
+    assert values["fleet5k_sync_s"] > 0
+    assert values["fleet5k_churn_endpoints_ms_p99"] > 0
+    assert values["fleet5k_loop_lag_ms_p99.reconnect"] >= 0
 
 
 def test_a_fleet_comes_in_sync_and_gets_a_new_node():
