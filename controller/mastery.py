@@ -12,7 +12,7 @@ refuses older ones. It forgets that when it restarts. Therefore:
 Nobody writes in the role EQUAL, which every connection has at first.
 """
 
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Final
 
 import structlog
@@ -55,8 +55,8 @@ class Mastery:
         """Another controller may be its master."""
         self._master_as, self.is_told = None, False
 
-    async def take(self) -> set[int]:
-        """Become the only writer of the switch; the cookies of its table `State`.
+    async def become(self, turn: AbstractAsyncContextManager[object] | None = None) -> None:
+        """Become the only writer of the switch. `turn`: entered for the request.
 
         Raises `ConnectionLost`, `NotWriter`, and `Superseded`.
         """
@@ -67,17 +67,27 @@ class Mastery:
             # It is the only controller, whoever was there before.
             generation = _generation(await self._state())
         if self._master_as == generation:
-            return await self._state()
+            return
         try:
-            await self._switch.request_role(Role.MASTER, generation)
+            async with turn or nullcontext():
+                await self._switch.request_role(Role.MASTER, generation)
         except RequestRejected:
             _, known = await self._switch.request_role(Role.NOCHANGE, 0)
             raise Superseded(generation, known) from None
-        became = leadership.now()
-        leadership.doubt()
-        held = await self._state()
-        if not await leadership.confirmed(became):
+        if not await leadership.confirmed(leadership.now()):
             raise NotWriter("it is not certain that this controller leads")
+        self._master_as = generation
+
+    async def take_over(self) -> set[int]:
+        """Become the only writer, and say so in table `State`; returns its cookies.
+
+        Raises as `become` does.
+        """
+        await self.become()
+        generation = self._master_as
+        if generation is None:
+            raise NotWriter("this controller does not lead any more")
+        held = await self._state()
         newest = _generation(held)
         if newest > generation:
             # The Lease says that this controller leads, so the number is what is wrong: the Lease
@@ -85,7 +95,6 @@ class Mastery:
             log.warning("a newer generation is overwritten", was=newest, generation=generation)
         if newest != generation:
             await self._switch.apply(Batch.of(first=[GenerationSet(generation)]))
-        self._master_as = generation
         return held
 
     async def follow(self) -> None:

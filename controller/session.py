@@ -294,7 +294,7 @@ class Session:
     async def _compare(self) -> None:
         """Read what the switch holds, and correct its shared flows."""
         self._forget_held()
-        if await self._is_known(await self.mastery.take()):
+        if await self._is_known(await self.mastery.take_over()):
             return
         self._journal.lose()
         dump = await self.switch.dump_flows()

@@ -39,6 +39,8 @@ certificate has one datapath id."""
 MAX_CONCURRENT_COMPARISONS: Final = 16
 """If a thousand switches reconnect and all are compared at once, the event loop is blocked for
 seconds, and all dumps are in memory at the same time."""
+MAX_CONCURRENT_ROLES: Final = 64
+"""Switches that are asked for a role at the same time."""
 LONGEST_TURN: Final = 1.0
 """Seconds after which the next comparison may begin, even if this one is not done: its switch may
 be slow or dead."""
@@ -103,6 +105,7 @@ class Switches:
         self._pruning: asyncio.TimerHandle | None = None
         self._connected: set[str] = set()
         """Nodes whose ports are known, until `Desired.members_known`."""
+        self._roles = asyncio.Semaphore(MAX_CONCURRENT_ROLES)
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
         self._warm: set[str] = set()
         """Nodes whose program is compiled although another controller writes to their switches."""
@@ -360,6 +363,9 @@ class Switches:
             # A comparison with a program that is only partly compiled would delete right flows.
             await self._compiled(session.node)
         try:
+            if session.needs_comparison:
+                # All at once: one renewal of the Lease is enough for all that have the role then.
+                await session.mastery.become(self._roles)
             async with self._turn() if session.needs_comparison else nullcontext():
                 await session.sync()
         except NotWriter as refused:
