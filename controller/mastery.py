@@ -49,7 +49,14 @@ class Mastery:
         """The generation as which this controller is master; None: it is not, or not for sure."""
         self.is_told = False
         """Whether the switch was told that this controller follows."""
-        switch.may_write = leadership.holds
+        switch.may_write = self._may_write
+
+    def _may_write(self) -> bool:
+        """Whether this controller became master in the term that lasts."""
+        leadership = self._leadership
+        if not leadership.elected:
+            return self._master_as is not None
+        return self._master_as == leadership.generation and leadership.holds()
 
     def lose(self) -> None:
         """Another controller may be its master."""

@@ -48,6 +48,8 @@ RETRY_ROUND: Final = 5.0
 """Seconds until a switch that rejected a message of no known object is compared again."""
 RETRY_ROLE: Final = 1.0
 """Seconds until a leader tries again to write to a switch that has another master."""
+MOST_BELIEVED: Final = 1 << 30
+"""A generation of which half of all that there can be is used. No election comes that far."""
 HANDED_OVER: Final = 30.0
 """Seconds for which flushes are kept that the leader has to send. Longer than it takes to notice
 that it is gone."""
@@ -397,11 +399,12 @@ class Switches:
 
     def _note_claim(self, node: str, refused: Superseded) -> None:
         """Raise the generation if most switches refuse it. A stolen one may claim anything."""
-        if refused.known is None:
+        if refused.known is None or refused.known > MOST_BELIEVED:
             return
         self._claims[node] = refused.known
-        claims = sorted(claim for node, claim in self._claims.items() if node in self.sessions)
-        if 2 * len(claims) > len(self.sessions):
+        nodes = self._inventory.view.nodes
+        claims = sorted(claim for node, claim in self._claims.items() if node in nodes)
+        if 2 * len(claims) > len(nodes):
             self.leadership.wanted_generation = claims[len(claims) // 2]
 
     def _on_retry(self, session: Session) -> None:
