@@ -1,7 +1,7 @@
 # All commands for a clone of Sluice. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants chart-test ansible-test cluster-test kernel-test \
+.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants chart-test ansible-test cluster-test kernel-test kernel-bench \
     kills churn hostile fuzz bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -107,7 +107,11 @@ bench: need-root setup $(TESTS_READY) ## measure against OVN, kube-proxy, the br
 
 kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in qemu (10 min; builds the machine once, 5 min). PYTEST_ARGS="tests/lab/test_x.py"
 	@scripts/setup --kernel
-	@exec scripts/kernel-test $(PYTEST_ARGS)
+	@exec $(PYTHON) -m tests.kernel $(PYTEST_ARGS)
+
+kernel-bench: need-root setup $(TESTS_READY) ## measure against flannel and kube-proxy on the kernel's datapath, in qemu (25 min; builds the machine once, 5 min)
+	@scripts/setup --kernel
+	@exec $(PYTHON) -m bench.kernel $(BENCH_ARGS)
 
 # Not part of setup: the demo does not need these packages.
 $(TESTS_READY): scripts/setup

@@ -16,13 +16,13 @@ from bench import service_objects as objects
 from bench.api_connection import ApiConnection
 from bench.controller import Manifest
 from bench.figures import Figure, versus
-from bench.nodes import unique
+from bench.nodes import set_up_uplink, unique
 from lab import Lab, LabError
 from lab.commands import inside, run
 from lab.control import ControlPlane, built, kubernetes_binaries
 from lab.daemons import Daemons
-from lab.layout import FABRIC_ADDRESS, POD_RANGE, UNDERLAY, LabLayout, NodeLayout
-from lab.network import UPLINK, configure, connect, create_namespace
+from lab.layout import POD_RANGE, LabLayout, NodeLayout
+from lab.network import configure, connect, create_namespace
 from lab.processes import Process, running
 from lab.programs import python
 
@@ -133,35 +133,10 @@ def _kube_proxy(program: Path) -> Iterator[ProxySide]:
     try:
         lab.layout.directory.mkdir(parents=True)
         node = lab.layout.node(1)
-        connect(lab.layout, [node], "system")
-        configure(
-            node.netns,
-            [
-                f"addr add {node.address}/{UNDERLAY.prefixlen} dev {UPLINK}",
-                f"link set {UPLINK} up",
-                f"route add default via {FABRIC_ADDRESS}",
-            ],
-        )
-        run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=node.netns)
-        plane = ControlPlane(lab.layout, "geneve", kubernetes_binaries(), False, tls=False)
-        plane.start_api(lambda _: None)
-        plane.source.add_node(node)
+        plane = start_api(lab, [node])
         pods = {name: _plug(lab, name, index) for index, name in enumerate((*SERVERS, "client"))}
         servers = {name: pods[name] for name in SERVERS}
-        daemons = Daemons(node.netns, node.logs)
-        daemons.start(
-            "kube-proxy",
-            [
-                str(program),
-                f"--kubeconfig={plane.kubeconfig}",
-                "--proxy-mode=nftables",
-                f"--hostname-override={node.name}",
-                f"--cluster-cidr={POD_RANGE}",
-                # It is the machine's, not the namespace's.
-                "--conntrack-max-per-core=0",
-            ],
-            {"NO_PROXY": "*"},
-        )
+        daemons = start_proxy(plane, node, program)
         with ExitStack() as stack:
             _serve(stack, servers)
             api = stack.enter_context(closing(ApiConnection(lab.layout)))
@@ -169,6 +144,38 @@ def _kube_proxy(program: Path) -> Iterator[ProxySide]:
             daemons.check()
     finally:
         lab.down()
+
+
+def start_api(lab: Lab, nodes: Sequence[NodeLayout]) -> ControlPlane:
+    """Nodes that route, without pods and Open vSwitch, and an API server that has their Nodes."""
+    connect(lab.layout, nodes, "system")
+    for node in nodes:
+        set_up_uplink(node)
+        run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=node.netns)
+    plane = ControlPlane(lab.layout, "geneve", kubernetes_binaries(), False, tls=False)
+    plane.start_api(lambda _: None)
+    for node in nodes:
+        plane.source.add_node(node)
+    return plane
+
+
+def start_proxy(plane: ControlPlane, node: NodeLayout, program: Path) -> Daemons:
+    """kube-proxy on a node; what `Daemons.check` says is whether it still runs."""
+    daemons = Daemons(node.netns, node.logs)
+    daemons.start(
+        "kube-proxy",
+        [
+            str(program),
+            f"--kubeconfig={plane.kubeconfig}",
+            "--proxy-mode=nftables",
+            f"--hostname-override={node.name}",
+            f"--cluster-cidr={POD_RANGE}",
+            # It is the machine's, not the namespace's.
+            "--conntrack-max-per-core=0",
+        ],
+        {"NO_PROXY": "*"},
+    )
+    return daemons
 
 
 def _plug(lab: Lab, name: str, index: int) -> tuple[str, str]:

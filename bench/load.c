@@ -1,8 +1,9 @@
 /*
  * One connection at a time, as fast as it goes: what costs the network, and little else.
  *
- *   load serve PORT
+ *   load serve|sink PORT
  *   load rr|crr ADDRESS PORT SECONDS      prints transactions a second
+ *   load stream ADDRESS PORT SECONDS      prints Mbit/s that a sink received
  *
  * rr: one byte there and back, on one connection. crr: connect, one byte there and back, close.
  */
@@ -14,6 +15,8 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+static char block[1 << 17];
 
 static void must(int is_so, const char *what)
 {
@@ -46,12 +49,30 @@ static struct sockaddr_in address(const char *host, const char *port)
     return made;
 }
 
-static void serve(const char *port)
+static int listening_at(const char *port)
 {
     struct sockaddr_in here = address("0.0.0.0", port);
-    int listening = new_socket(), on = 1;
-    must(bind(listening, (struct sockaddr *)&here, sizeof here) == 0, "bind");
-    must(listen(listening, 16) == 0, "listen");
+    int made = new_socket();
+    must(bind(made, (struct sockaddr *)&here, sizeof here) == 0, "bind");
+    must(listen(made, 16) == 0, "listen");
+    return made;
+}
+
+static void sink(const char *port)
+{
+    int listening = listening_at(port);
+    for (;;) {
+        int peer = accept(listening, NULL, NULL);
+        must(peer >= 0, "accept");
+        while (read(peer, block, sizeof block) > 0)
+            ;
+        close(peer);
+    }
+}
+
+static void serve(const char *port)
+{
+    int listening = listening_at(port), on = 1;
     for (;;) {
         char byte;
         int peer = accept(listening, NULL, NULL);
@@ -77,13 +98,35 @@ static void there_and_back(int peer)
     must(read(peer, &byte, 1) == 1, "read");
 }
 
+/* Until the sink has read everything, which it says by closing. */
+static void stream(const struct sockaddr_in *there, double seconds)
+{
+    double began = now(), end = began + seconds;
+    long sent = 0;
+    int peer = dialled(there);
+    while (now() < end) {
+        ssize_t written = write(peer, block, sizeof block);
+        must(written > 0, "write");
+        sent += written;
+    }
+    must(shutdown(peer, SHUT_WR) == 0, "shutdown");
+    must(read(peer, block, 1) == 0, "read");
+    printf("%.1f\n", 8 * sent / (now() - began) / 1e6);
+}
+
 int main(int count, char **words)
 {
     if (count == 3 && strcmp(words[1], "serve") == 0)
         serve(words[2]);
-    must(count == 5, "usage: load serve PORT | rr|crr ADDRESS PORT SECONDS");
+    if (count == 3 && strcmp(words[1], "sink") == 0)
+        sink(words[2]);
+    must(count == 5, "usage: load serve|sink PORT | rr|crr|stream ADDRESS PORT SECONDS");
     int again = strcmp(words[1], "crr") == 0;
     struct sockaddr_in there = address(words[2], words[3]);
+    if (strcmp(words[1], "stream") == 0) {
+        stream(&there, atof(words[4]));
+        return 0;
+    }
     double began = now(), end = began + atof(words[4]);
     long done = 0;
     int peer = dialled(&there);

@@ -8,8 +8,8 @@ from pathlib import Path
 from flows import names
 from lab import Lab
 from lab.commands import run
-from lab.layout import NodeLayout
-from lab.network import connect, create_namespace, delete_namespace
+from lab.layout import FABRIC_ADDRESS, UNDERLAY, NodeLayout
+from lab.network import UPLINK, configure, connect, create_namespace, delete_namespace
 from lab.node import start_switch
 from lab.runtime import Sandbox, new_container_id
 from lab.sources import DirectorySource
@@ -28,6 +28,18 @@ def bare_lab(name: str, nodes: int) -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+def set_up_uplink(node: NodeLayout) -> None:
+    """Give a node its address on its uplink, as where the kernel forwards. Raises `LabError`."""
+    configure(
+        node.netns,
+        [
+            f"addr add {node.address}/{UNDERLAY.prefixlen} dev {UPLINK}",
+            f"link set {UPLINK} up",
+            f"route add default via {FABRIC_ADDRESS}",
+        ],
+    )
 
 
 def unique(name: str) -> str:
