@@ -41,7 +41,7 @@ def set_up(lab: Lab, nodes: Sequence[NodeLayout]) -> None:
                 f"link set {BRIDGE} up",
             ],
         )
-        run(["nft", "-f", "-"], netns=node.netns, stdin=_rules(node))
+        run(["nft", "-f", "-"], netns=node.netns, stdin=rules(node))
         for peer in nodes:
             if peer != node:
                 _join(node, peer)
@@ -90,7 +90,8 @@ def _join(node: NodeLayout, peer: NodeLayout) -> None:
     run(["bridge", "fdb", "append", *entry], netns=node.netns)
 
 
-def _rules(node: NodeLayout) -> str:
+def rules(node: NodeLayout) -> str:
+    """The rules, for `nft -f`."""
     return f"""
 table ip flannel-ipv4 {{
     chain forward {{

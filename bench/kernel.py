@@ -93,13 +93,15 @@ def measure(services: Sequence[int], rounds: int, seconds: float) -> list[Figure
 
 
 def figures_of(results: bytes, *, most: int) -> list[Figure]:
-    """All figures; those with `most` Services have no number in their names."""
+    """All figures; those with `most` Services have no number in their names. Raises `LabError`."""
     found = msgspec.json.decode(results, type=Results)
     figures: list[Figure] = []
     for count in sorted({turn.services for turn in found.turns}, reverse=True):
         for kind, route in MEASURED:
             here = (kind, route, count)
             turns = [t for t in found.turns if (t.kind, t.route, t.services) == here]
+            if not turns:
+                raise LabError(f"not measured: {kind}, {route}, {count} Services")
             words = ["kernel", kind]
             words += [route] if route != "direct" else []
             words += [str(count)] if count != most else []

@@ -82,7 +82,7 @@ class Guest:
             raise LabError(f"not installed: {', '.join(missing)}; run scripts/setup --kernel")
         with tempfile.TemporaryDirectory(prefix=f"sluice-{self.name}-") as scratch:
             tree, results = Path(scratch) / "tree.tar", Path(scratch) / "results.tar"
-            _pack_tree(tree, self._script(), self.files)
+            _pack_tree(tree, self.script(), self.files)
             image = self._find_or_build_image(tree)
             with results.open("wb") as disk:
                 disk.truncate(RESULTS_SIZE)
@@ -102,7 +102,8 @@ class Guest:
         except (subprocess.CalledProcessError, FileNotFoundError, ValueError):
             raise LabError(f"the guest ended without results; its last output:\n{tail}") from None
 
-    def _script(self) -> str:
+    def script(self) -> str:
+        """The command, for a shell in the guest."""
         variables = {
             "SLUICE_PATIENCE": str(PATIENCE),
             "SLUICE_DATAPATH": "system",

@@ -43,6 +43,7 @@ class HostTable:
         self._leases = leases
         self._sysctls = sysctls
         self._ranges: tuple[IPv4Network, IPv4Network] | None = None
+        self._tunnel_port = 0
         self._wanted: ServicePorts | None = None
         self._busy: AbstractSet[NodePort] = frozenset()
         self._served = ServicePorts()
@@ -65,9 +66,9 @@ class HostTable:
         """What the kernel has in the table now. Raises `NftError`."""
         return await asyncio.to_thread(_elements, await nft.listed("ip"))
 
-    def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network) -> None:
-        """Set the node's ranges; before that, `converge` does nothing."""
-        self._ranges = pod_cidr, pod_range
+    def use(self, pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -> None:
+        """Set the node's ranges and its tunnel's port; before that, `converge` does nothing."""
+        self._ranges, self._tunnel_port = (pod_cidr, pod_range), tunnel_port
 
     def want(self, ports: ServicePorts, busy: AbstractSet[NodePort]) -> None:
         """Set what Services have here, and which ports processes of the host hold (`busy`).
@@ -92,7 +93,7 @@ class HostTable:
             if self._wanted is not None:
                 served = self._wanted.without(self._busy, there)
             after = {**served.elements(), **_host_port_elements(self._leases.all())}
-            skeleton = _skeleton(*self._ranges)
+            skeleton = _skeleton(*self._ranges, self._tunnel_port)
             printed = _ELEMENTS.sub("", found).split()
             is_new = printed != skeleton.split() and (skeleton, printed) != self._printed
             if not is_new:
@@ -195,8 +196,12 @@ def _line_count(text: str) -> int:
     return sum(not line.isspace() for line in text.splitlines() if line)
 
 
-def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network) -> str:
+def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -> str:
     # As nft 1.0.6 prints it. `_printed` keeps how another version prints it.
+    #
+    # tunnel-received, tunnel-sent: the host does not track packets between the nodes' switches.
+    # Each connection of a pod would be two more entries in the host's conntrack, because the
+    # tunnel's source port is a hash of the connection.
     #
     # gateway, forward: the switch returns packets to Services without endpoints. They would go
     # into the switch again, so the host refuses them. They are not tracked: so the refusal belongs
@@ -250,6 +255,16 @@ table ip {nft.TABLE} {{
 
     map host-ports-at {{
         type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+    }}
+
+    chain tunnel-received {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname != "{GATEWAY_PORT}" udp dport {tunnel_port} fib daddr type local notrack
+    }}
+
+    chain tunnel-sent {{
+        type filter hook output priority raw; policy accept;
+        oifname != "{GATEWAY_PORT}" udp dport {tunnel_port} notrack
     }}
 
     chain gateway {{

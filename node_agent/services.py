@@ -194,7 +194,7 @@ class LocalServices:
             return
         gateway = await find_gateway(self._netlink)
         await routes.set_up(self._netlink, gateway, config, external, left_out)
-        self._table.use(config.pod_cidr, config.pod_range)
+        self._table.use(config.pod_cidr, config.pod_range, config.tunnel_port)
         if wanted is not None:
             self._table.want(ports, set(self._busy))
         await self._table.converge()

@@ -8,6 +8,7 @@ what it refuses.
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import struct
 import threading
@@ -59,7 +60,7 @@ class World:
         self.leases.use(CONFIG.pod_cidr)
         found = self.home / "found"
         self.table = HostTable(self.leases, Sysctls(Path("/proc/sys/net"), found))
-        self.table.use(CONFIG.pod_cidr, CONFIG.pod_range)
+        self.table.use(CONFIG.pod_cidr, CONFIG.pod_range, CONFIG.tunnel_port)
 
     def ip(self, where: str, *lines: str) -> None:
         for line in lines:
@@ -143,6 +144,15 @@ class World:
     def rules(self) -> str:
         return run("ip", "netns", "exec", self.host, "nft", "-a", "list", "table", "ip", "sluice")
 
+    def nft(self, rules: str) -> str:
+        return run("ip", "netns", "exec", self.host, "nft", rules)
+
+    def counted(self) -> list[int]:
+        """The packets of all counters of the test's own table."""
+        return [
+            int(n) for n in re.findall(r"counter packets (\d+)", self.nft("list table ip counted"))
+        ]
+
     def routes(self) -> set[str]:
         shown = run("ip", "-n", self.host, "route", "show", "dev", names.GATEWAY_PORT)
         return {line.split()[0] for line in shown.splitlines()}
@@ -222,6 +232,28 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
     finally:
         made.remove()
+
+
+def test_only_packets_of_the_tunnel_are_not_tracked(world: World) -> None:
+    port = CONFIG.tunnel_port
+    world.set_up()
+    # After conntrack; one counter for what it has not tracked, one for what it has.
+    chains = "".join(
+        f"chain {hook} {{ type filter hook {hook} priority -150;"
+        f" udp dport {port} ct state untracked counter; udp dport {port} ct state new counter; }}; "
+        for hook in ("prerouting", "output")
+    )
+    world.nft(f"table ip counted {{ {chains}}}")
+    with world.server(port, UDP, world.host), world.server(port, UDP, world.client):
+        assert world.ask(world.client, HOST, port, UDP) == f"{HOST} {port} {CLIENT}"
+        assert world.ask(world.host, CLIENT, port, UDP) == f"{CLIENT} {port} {HOST}"
+        assert world.counted() == [1, 0, 1, 0]
+        # A pod's packet to that port of another machine is masqueraded, and so it is tracked.
+        assert world.ask(world.pods, CLIENT, port, UDP, POD) == f"{CLIENT} {port} {HOST}"
+        assert world.counted() == [1, 1, 1, 0]
+    with world.server(port, UDP):
+        assert world.ask(world.host, POD, port, UDP) == f"{POD} {port} {GATEWAY}"
+        assert world.counted() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
@@ -397,7 +429,7 @@ def test_before_anybody_says_which_node_ports_there_are_they_stay(world: World) 
     world.set_up()
     world.want((TCP, 30080), own={(HOST, TCP, 80): HOST_DNAT_RANGE[0]})
     restarted = HostTable(world.leases, Sysctls(Path("/proc/sys/net"), world.home / "found"))
-    restarted.use(IPv4Network("10.99.2.0/24"), CONFIG.pod_range)
+    restarted.use(IPv4Network("10.99.2.0/24"), CONFIG.pod_range, CONFIG.tunnel_port)
     world.on_host(restarted.converge)
     assert "tcp . 30080" in world.rules()
     assert f"{HOST} . tcp . 80 : {HOST_DNAT_RANGE[0]}" in world.rules()
