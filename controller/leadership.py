@@ -24,6 +24,9 @@ class Follower(Protocol):
     def follow(self) -> None:
         """Stop writing: another controller may."""
 
+    def follow_next(self) -> None:
+        """Another controller leads than before; this one has not led meanwhile."""
+
 
 class Leadership:
     """The right to write, as an election gives and takes it; permanent without an election."""
@@ -41,6 +44,8 @@ class Leadership:
         """Switches refuse all generations up to this one; 0: they do not."""
         self.leader = ""
         """The identity of the controller that leads, if it is known; empty: perhaps none does."""
+        self.unled_since = float("-inf")
+        """The last time when this or another controller was known to lead."""
         self._clock = clock
         self._until = 0.0 if elected else float("inf")
         self._renewed = 0.0 if elected else float("inf")
@@ -92,13 +97,26 @@ class Leadership:
             for each in self._followers:
                 each.follow()
 
+    def follows(self, leader: str) -> None:
+        """Another controller leads, or this one; empty: perhaps none does."""
+        self.leader = leader
+        if leader:
+            self.unled_since = self._clock()
+
     def learn(self, generation: int) -> None:
         """Another controller has this generation."""
-        self.generation = max(self.generation, generation)
+        if self._leads or generation <= self.generation:
+            return
+        self.generation = generation
+        for each in self._followers:
+            each.follow_next()
 
     def _expire(self) -> None:
-        self._end = None
-        if not self.holds():
+        # The loop's clock and ours are not the same: this may be a moment early.
+        if self.holds():
+            left = self._until - self._clock()
+            self._end = asyncio.get_running_loop().call_later(left, self._expire)
+        else:
             self.withdraw()
 
     def _note_change(self) -> None:

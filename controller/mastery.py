@@ -36,6 +36,7 @@ class Superseded(NotWriter):
     def __init__(self, generation: int, known: int | None) -> None:
         """`known`: the generation that the switch says it knows; None: it does not say."""
         super().__init__(f"the switch refuses generation {generation}: it knows {known or 'more'}")
+        self.generation = generation
         self.known = known
 
 
@@ -47,20 +48,19 @@ class Mastery:
         self._leadership = leadership
         self._master_as: int | None = None
         """The generation as which this controller is master; None: it is not, or not for sure."""
+        self._taking: int | None = None
+        """The generation as which this controller is becoming master."""
         self.is_told = False
         """Whether the switch was told that this controller follows."""
-        switch.may_write = self._may_write
+        switch.may_write = self.may_write
 
-    def _may_write(self) -> bool:
-        """Whether this controller became master in the term that lasts."""
-        leadership = self._leadership
-        if not leadership.elected:
-            return self._master_as is not None
-        return self._master_as == leadership.generation and leadership.holds()
+    def may_write(self) -> bool:
+        """Whether this controller is master, in a term that goes on."""
+        return self._master_as is not None and self._is_of_term(self._master_as)
 
     def lose(self) -> None:
         """Another controller may be its master."""
-        self._master_as, self.is_told = None, False
+        self._master_as, self._taking, self.is_told = None, None, False
 
     async def become(self, turn: AbstractAsyncContextManager[object] | None = None) -> None:
         """Become the only writer of the switch. `turn`: entered for the request.
@@ -68,21 +68,18 @@ class Mastery:
         Raises `ConnectionLost`, `NotWriter`, and `Superseded`.
         """
         leadership = self._leadership
-        if leadership.elected:
-            generation = leadership.generation
-        else:
-            # It is the only controller, whoever was there before.
-            generation = _generation(await self._state())
-        if self._master_as == generation:
+        # Without an election it is the only controller, whoever was there before.
+        elected = leadership.elected
+        if self.may_write():
             return
-        try:
-            async with turn or nullcontext():
-                await self._switch.request_role(Role.MASTER, generation)
-        except RequestRejected:
-            _, known = await self._switch.request_role(Role.NOCHANGE, 0)
-            raise Superseded(generation, known) from None
+        generation = leadership.generation if elected else _generation(await self._state())
+        self._taking = generation
+        self._check_term()
+        async with turn or nullcontext():
+            generation = await self._request(generation)
         if not await leadership.confirmed(leadership.now()):
             raise NotWriter("it is not certain that this controller leads")
+        self._check_term()
         self._master_as = generation
 
     async def take_over(self) -> set[int]:
@@ -91,18 +88,45 @@ class Mastery:
         Raises as `become` does.
         """
         await self.become()
+        held = await self._state()
         generation = self._master_as
         if generation is None:
-            raise NotWriter("this controller does not lead any more")
-        held = await self._state()
+            raise NotWriter("the term of this controller is over")
         newest = _generation(held)
         if newest > generation:
             # The Lease says that this controller leads, so the number is what is wrong: the Lease
             # was restored from a backup, or somebody has written to the switch.
             log.warning("a newer generation is overwritten", was=newest, generation=generation)
-        if newest != generation:
+        if newest != generation <= state.MOST_GENERATIONS:
             await self._switch.apply(Batch.of(first=[GenerationSet(generation)]))
         return held
+
+    async def _request(self, generation: int) -> int:
+        """Become master; the generation as which."""
+        try:
+            await self._switch.request_role(Role.MASTER, generation)
+        except RequestRejected:
+            known: int | None = None
+            with suppress(RequestRejected):
+                _, known = await self._switch.request_role(Role.NOCHANGE, 0)
+            if self._leadership.elected or known is None:
+                raise Superseded(generation, known) from None
+            # The flow that says it was deleted.
+            with suppress(RequestRejected):
+                await self._switch.request_role(Role.MASTER, known)
+                return known
+            raise Superseded(known, None) from None
+        return generation
+
+    def _is_of_term(self, generation: int) -> bool:
+        leadership = self._leadership
+        is_current = not leadership.elected or leadership.generation == generation
+        return is_current and leadership.holds()
+
+    def _check_term(self) -> None:
+        """Raise `NotWriter` if the term in which `become` began is over."""
+        if self._taking is None or not self._is_of_term(self._taking):
+            raise NotWriter("the term of this controller is over")
 
     async def follow(self) -> None:
         """Tell the switch that this controller does not write. Raises `ConnectionLost`."""

@@ -10,7 +10,6 @@ proves that no stale flow is left on the switch, so a comparison deletes that se
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from itertools import count
@@ -21,8 +20,8 @@ import structlog
 from controller import metrics
 from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
-from controller.conntrack_flush import AnyFlush
 from controller.desired import Desired, batch_of
+from controller.flush_queue import FlushQueue
 from controller.journal import undo
 from controller.leadership import Leadership
 from controller.left_out import cookie_of, left_out_with
@@ -30,6 +29,7 @@ from controller.mastery import Mastery
 from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
 from controller.session_state import PENDING, TRANSITIONS, Event, State
+from controller.settling import REVALIDATED, follow_time
 from flows import names
 from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
@@ -37,37 +37,17 @@ from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
 from flows.refs import ObjectRef, Owners
 from openflow.batch import Batch, DeleteStrict, message_text
-from openflow.errors import ConnectionLost, NotWriter
+from openflow.errors import ConnectionLost
 from openflow.switch import Rejected, Switch
 
 log = structlog.get_logger()
 
 LONGEST_APPLY: Final = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
-SETTLE: Final = 0.1
-"""Seconds in which a datapath with few flows in its cache follows the flows that its switch has
-acknowledged."""
-SETTLE_OF_FLOW: Final = 25e-6
-"""Seconds for each flow in the datapath's cache. Open vSwitch translates each one anew, in some
-10 µs, and it does so twice if it had just begun when the change came. It has no message that says
-when it is done."""
-SETTLE_OF_ACKNOWLEDGEMENT: Final = 4
-"""Times what the acknowledgement took: a busy machine delays the threads that translate flows, too,
-and those begin after it."""
-REVALIDATED: Final = 0.6
-"""Seconds after which Open vSwitch has translated every flow of its cache again: it does so each
-500 ms (`other_config:max-revalidator`). A packet that is translated by the old tables just when
-they change makes a flow that the round for this change may miss. It stays until the next round."""
-LONGEST_DELAY: Final = 1.0
-"""The most seconds because of a slow acknowledgement."""
-UNKNOWN_FLOWS: Final = 8_192
-"""Flows in the cache of a datapath whose agent has not told their number yet."""
 LOOK: Final = 0.05
 LOOKS: Final = 10
 """So often, each `LOOK` seconds, one that takes over looks whether it knows the state that the
 switch is sealed as: it may have had the last changes of the cluster later than the leader."""
-MAX_TO_FORGET: Final = 4_096
-"""Conntrack flushes that wait for one switch."""
 RETRY_REJECTED: Final = 60.0
 """Seconds until objects that a switch rejected are tried again: its table may have been full."""
 
@@ -119,8 +99,7 @@ class Session:
         self._journal = desired.follow(node)
         if self.state is State.STANDBY:
             self._journal.remember()
-        self._to_forget: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
-        """Conntrack flushes that wait until the switch holds the flows of now."""
+        self.flushes = FlushQueue(node, self._apply_chosen, self._caught_up)
         self._rounds_begun = 0
         """How many rounds of `sync` have begun."""
         self._rounds_ended = 0
@@ -164,9 +143,7 @@ class Session:
     @property
     def follow_time(self) -> float:
         """Seconds in which nearly the whole datapath follows what the switch has acknowledged."""
-        translating = (self.audit.datapath_flows or UNKNOWN_FLOWS) * SETTLE_OF_FLOW
-        delayed = min(self.acknowledged_in * SETTLE_OF_ACKNOWLEDGEMENT, LONGEST_DELAY)
-        return max(SETTLE, translating, delayed)
+        return follow_time(self.audit.datapath_flows, self.acknowledged_in)
 
     @property
     def needs_comparison(self) -> bool:
@@ -207,8 +184,12 @@ class Session:
         self._take(Event.FOLLOW)
         self._forget_held()
         self._journal.remember()
-        while not self._to_forget.empty():
-            self._to_forget.get_nowait()
+        # What was rejected is tried again when this controller leads again.
+        self.left_out.clear()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self.flushes.clear()
         self._rounds_begun += 1
         self._end_round()
 
@@ -216,6 +197,11 @@ class Session:
         """Tell the switch that this controller does not write. Raises `ConnectionLost`."""
         if not self.mastery.is_told:
             await self.mastery.follow()
+        self._note_work()
+
+    def stand_by_again(self) -> None:
+        """Tell the switch, once more, that this controller does not write."""
+        self.mastery.is_told = False
         self._note_work()
 
     def end(self) -> None:
@@ -486,45 +472,8 @@ class Session:
         for meter_id in delta.meters_delete:
             self.meters.pop(meter_id, None)
 
-    # Conntrack flushes.
-
-    def forget(self, flush: AnyFlush) -> None:
-        """Flush connections on the switch once it holds the flows of now."""
-        try:
-            self._to_forget.put_nowait(flush)
-        except asyncio.QueueFull:
-            log.warning("conntrack flush skipped: queue full", node=self.node)
-
-    async def forget_forever(self) -> None:
-        """Send what `forget` was given. Raises `ConnectionLost`."""
-        while True:
-            flushes = deque([await self._to_forget.get()])
-            while not self._to_forget.empty():
-                flushes.append(self._to_forget.get_nowait())
-            await self._caught_up()
-            while flushes:
-                await self._forget(flushes.popleft())
-
-    async def _forget(self, flush: AnyFlush) -> None:
-        """Send a flush as often as it takes, each time with what is still to be flushed.
-
-        That is read when the switch's turn comes: flows that are sent later make connections that
-        must not be flushed.
-        """
-        try:
-            for _ in range(flush.times):
-                if flush.batch is None:
-                    return
-                await self._in_time(self.switch.apply_chosen(lambda: flush.batch))
-        except (NotWriter, Rejected) as refused:
-            log.warning("conntrack flush refused", node=self.node, reason=str(refused))
-
     async def _caught_up(self) -> None:
-        """Return when the switch has applied, or rejected, every change made before this call.
-
-        If the flush came earlier, a datagram could still match the old flows, and connection
-        tracking would keep the old translation.
-        """
+        """Return when the switch has applied, or rejected, every change made before this call."""
         needed = self._rounds_begun + self.dirty.is_set()
         while self._rounds_ended < needed:
             await self._round_ended.wait()
@@ -533,6 +482,9 @@ class Session:
     async def apply(self, batch: Batch) -> None:
         """As `Switch.apply`; a switch that does not acknowledge in time is cut off."""
         await self._in_time(self.switch.apply(batch))
+
+    async def _apply_chosen(self, choose: Callable[[], Batch | None]) -> None:
+        await self._in_time(self.switch.apply_chosen(choose))
 
     async def _in_time(self, applied: Coroutine[Any, Any, None]) -> None:
         try:

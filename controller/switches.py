@@ -50,10 +50,13 @@ RETRY_ROLE: Final = 1.0
 """Seconds until a leader tries again to write to a switch that has another master."""
 MOST_BELIEVED: Final = 1 << 30
 """A generation of which half of all that there can be is used. No election comes that far."""
+RAISE_PERIOD: Final = 10.0
+"""Seconds between two terms that begin only because switches claim a newer generation."""
 HANDED_OVER: Final = 30.0
-"""Seconds for which flushes are kept that the leader has to send. Longer than it takes to notice
-that it is gone."""
-MAX_UNSENT: Final = 256
+"""Seconds before the end of a term of which the next leader sends all flushes once more: the last
+one may have died before it sent them. More than switches take to do them."""
+MAX_RECENT: Final = 256
+"""Flushes that a new leader sends."""
 MAX_LOGGED: Final = 20
 """Messages of one rejection that are logged."""
 PRUNE_TICK: Final = 5.0
@@ -112,33 +115,51 @@ class Switches:
         self._warm: set[str] = set()
         """Nodes whose program is compiled although another controller writes to their switches."""
         self._claims: dict[str, int] = {}
-        """By node, a generation with which its switch refuses that of this controller."""
-        self._unsent: deque[tuple[float, AnyFlush]] = deque(maxlen=MAX_UNSENT)
-        """Flushes that the leader sends, and when they came: it may have died before that."""
+        """By node, the generation with which its switch refuses that of this controller; 0: it
+        does not say, or what nobody believes."""
+        self._raised_at = float("-inf")
+        """When `_note_claim` wanted a greater generation."""
+        self._turns = 0
+        """How often this controller began or ceased to lead."""
+        self._recent_flushes: deque[tuple[float, AnyFlush]] = deque(maxlen=MAX_RECENT)
+        """The last flushes, and when they came: their sender may have died before it sent them."""
 
     # --- controller.leadership.Follower ---
 
     def lead(self) -> None:
         """Begin to write to every switch."""
         metrics.TERMS.inc()
+        self._turns += 1
         self._claims.clear()
         self.written.update(self.sessions)
         for session in self.sessions.values():
-            session.lead()
-        recent = self.leadership.now() - HANDED_OVER
-        unsent, self._unsent = self._unsent, deque(maxlen=MAX_UNSENT)
-        for came, flush in unsent:
-            if came >= recent:
-                self.forget(flush)
+            self._lead(session)
         log.info("leading", generation=self.leadership.generation, switches=len(self.sessions))
+
+    def _lead(self, session: Session) -> None:
+        session.lead()
+        since = self.leadership.unled_since - HANDED_OVER
+        for came, flush in self._recent_flushes:
+            if came >= since:
+                session.flushes.add(flush)
 
     def follow(self) -> None:
         """Stop writing to every switch."""
+        self._turns += 1
         self.written.clear()
         for node, session in self.sessions.items():
             session.follow()
+            self._inventory.problems.clear_reporter(session.reporter)
             self._acknowledged(node)
         log.info("following", generation=self.leadership.generation)
+
+    def follow_next(self) -> None:
+        """Tell every switch once more that this controller does not write.
+
+        One that knew a newer generation than this controller has refused to hear that.
+        """
+        for session in self.sessions.values():
+            session.stand_by_again()
 
     # --- what others ask for ---
 
@@ -188,10 +209,9 @@ class Switches:
 
     def forget(self, flush: AnyFlush) -> None:
         """Flush connections on every switch."""
-        if not self.written:
-            self._unsent.append((self.leadership.now(), flush))
+        self._recent_flushes.append((self.leadership.now(), flush))
         for session in self.written.values():
-            session.forget(flush)
+            session.flushes.add(flush)
 
     def wake_nodes(self) -> None:
         """Nodes or ranges changed."""
@@ -240,7 +260,7 @@ class Switches:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ports(session))
                 group.create_task(self._keep_in_sync(session))
-                group.create_task(session.forget_forever())
+                group.create_task(session.flushes.run())
         except* ConnectionLost as lost:
             log.info("switch lost", node=node, reason=str(lost.exceptions[0]))
         finally:
@@ -357,21 +377,13 @@ class Switches:
             if session.node in self._inventory.view.nodes:
                 self._warm.add(session.node)
             return
-        # A Node that is refused or gone keeps its flows: there is no program to replace them.
-        if session.node not in self._inventory.view.nodes:
-            session.pause()
-            return
-        if session.needs_comparison:
-            # A comparison with a program that is only partly compiled would delete right flows.
-            await self._compiled(session.node)
+        turns = self._turns
         try:
-            if session.needs_comparison:
-                # All at once: one renewal of the Lease is enough for all that have the role then.
-                await session.mastery.become(self._roles)
-            async with self._turn() if session.needs_comparison else nullcontext():
-                await session.sync()
+            await self._write(session)
         except NotWriter as refused:
-            await self._stop_writing(session, refused)
+            # Otherwise the session knows already, and may have begun to lead again.
+            if turns == self._turns:
+                await self._stop_writing(session, refused)
         except Rejected as rejected:
             self._log_rejection(session.node, rejected)
             causes = session.leave_out(rejected, self._on_retry)
@@ -380,9 +392,28 @@ class Switches:
             if not causes:
                 await asyncio.sleep(RETRY_ROUND)
 
+    async def _write(self, session: Session) -> None:
+        """Bring the switch up to date. Raises what `Session.sync` raises."""
+        if session.needs_comparison:
+            # All at once: one renewal of the Lease is enough for all that have the role then.
+            await session.mastery.become(self._roles)
+            if self._claims.pop(session.node, None) is not None:
+                self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
+        # A Node that is refused or gone keeps its flows: there is no program to replace them.
+        if session.node not in self._inventory.view.nodes:
+            session.pause()
+            return
+        if session.needs_comparison:
+            # A comparison with a program that is only partly compiled would delete right flows.
+            await self._compiled(session.node)
+        async with self._turn() if session.needs_comparison else nullcontext():
+            await session.sync()
+
     async def _stop_writing(self, session: Session, refused: NotWriter) -> None:
         """The switch knows another writer: perhaps the Lease is somebody else's already."""
-        log.warning("not written", node=session.node, reason=str(refused))
+        if session.node not in self._claims:
+            log.warning("not written", node=session.node, reason=str(refused))
+        turns = self._turns
         session.follow()
         self.leadership.doubt()
         if isinstance(refused, Superseded):
@@ -392,19 +423,21 @@ class Switches:
                 ObjectRef.node(session.node),
                 f"its switch is not written: {refused}",
             )
+        else:
+            self._inventory.problems.clear_reporter(session.reporter)
         await asyncio.sleep(RETRY_ROLE)
-        if self.leadership.holds():
-            self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
-            session.lead()
+        if turns == self._turns and self.leadership.holds():
+            self._lead(session)
 
     def _note_claim(self, node: str, refused: Superseded) -> None:
         """Raise the generation if most switches refuse it. A stolen one may claim anything."""
-        if refused.known is None or refused.known > MOST_BELIEVED:
-            return
-        self._claims[node] = refused.known
+        known = refused.known or 0
+        self._claims[node] = known if known <= MOST_BELIEVED else 0
         nodes = self._inventory.view.nodes
-        claims = sorted(claim for node, claim in self._claims.items() if node in nodes)
-        if 2 * len(claims) > len(nodes):
+        claims = sorted(claim for node, claim in self._claims.items() if claim and node in nodes)
+        now = self.leadership.now()
+        if 2 * len(claims) > len(nodes) and now - self._raised_at >= RAISE_PERIOD:
+            self._raised_at = now
             self.leadership.wanted_generation = claims[len(claims) // 2]
 
     def _on_retry(self, session: Session) -> None:

@@ -177,6 +177,8 @@ class Switch(asyncio.Protocol):
         try:
             async with asyncio.timeout(timeout):
                 await self._request(self._connection.request_echo())
+        except RequestRejected:
+            return True  # no honest switch refuses an echo; it is an answer nevertheless
         except (TimeoutError, ConnectionLost):
             return False
         return True

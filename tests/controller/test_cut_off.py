@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from controller import flush_queue
 from controller import session as module
 from controller.conntrack_flush import Flush
 from controller.desired import Desired
@@ -226,12 +227,12 @@ def test_timer_of_an_ended_session_does_not_touch_the_next_one(
 
 
 def test_waiting_conntrack_flushes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TO_FORGET", 3)
+    monkeypatch.setattr(flush_queue, "MAX_TO_FORGET", 3)
 
     async def story() -> None:
         ours = session(await world(), PlayedSwitch())
         for _ in range(10):
-            ours.forget(Flush((), 1, lambda _: Batch(())))
-        assert ours._to_forget.qsize() == 3
+            ours.flushes.add(Flush((), 1, lambda _: Batch(())))
+        assert len(ours.flushes) == 3
 
     asyncio.run(story())
