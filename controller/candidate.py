@@ -35,7 +35,7 @@ class Candidate:
         self._usefulness = Usefulness(reconciler, source)
         self._loop = LeaseLoop(
             own.election, partial(connect, own.kubernetes.kubeconfig), election, leadership,
-            self._usefulness,
+            self._usefulness, source.retry,
         )  # fmt: skip
         self._link = LeaderLink(election, leadership, context)
 

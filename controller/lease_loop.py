@@ -7,7 +7,7 @@ dead one does. `controller.election` decides, this loop only asks.
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -54,14 +54,19 @@ class LeaseLoop:
         election: Election,
         leadership: Leadership,
         usefulness: Judge,
+        on_recovery: Callable[[], None],
     ) -> None:
-        """`connect` makes a client of the API server."""
+        """`connect` makes a client of the API server.
+
+        `on_recovery` is called when it answers after it did not.
+        """
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
         self._name = settings.name
         self._connect = connect
         self.election = election
         self._leadership = leadership
         self._usefulness = usefulness
+        self._on_recovery = on_recovery
         self._object: dict[str, Any] = {}
         """The Lease as it was read, with all that others have written into it."""
         self._api: client.ApiClient | None = None
@@ -196,6 +201,8 @@ class LeaseLoop:
     def _note(self, problem: str) -> None:
         if problem and problem != self._problem:
             log.warning("the election has a problem", problem=problem)
+        if self._problem and not problem:
+            self._on_recovery()
         self._problem = problem
 
 

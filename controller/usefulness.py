@@ -43,6 +43,9 @@ class Watched(Protocol):
     def silence(self) -> float:
         """Seconds since the watch that has been silent longest has said something."""
 
+    def retry(self) -> None:
+        """The API server answers again."""
+
 
 class Usefulness:
     """Judges this controller."""

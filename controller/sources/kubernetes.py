@@ -143,6 +143,11 @@ class ApiServer:
         now = time.monotonic()
         return max(now - reflector.heard_at for reflector in self._reflectors)
 
+    def retry(self) -> None:
+        """The API server answers somebody: whoever waits before the next attempt makes it now."""
+        for reflector in self._reflectors:
+            reflector.retry()
+
     def _on_progress(self) -> None:
         if all(reflector.listed for reflector in self._reflectors):
             self._feed.source_complete(
@@ -176,6 +181,11 @@ class Reflector(Generic[T]):
         self._version = ""
         self._page = PAGE
         self._failures = 0
+        self._retry = asyncio.Event()
+
+    def retry(self) -> None:
+        """End a wait for a server that could not be reached."""
+        self._retry.set()
 
     async def run(self) -> None:
         """Follow the server; after every failure again, with a new connection and a backoff.
@@ -185,6 +195,8 @@ class Reflector(Generic[T]):
         """
         while True:
             wait = 0.0
+            is_reachable = True
+            self._retry.clear()
             try:
                 async with await connect(self._kubeconfig) as api:
                     await self._follow(api)
@@ -213,10 +225,26 @@ class Reflector(Generic[T]):
                 self._version = ""
             except UNREACHABLE as error:
                 problem = f"{type(error).__name__} {error}".strip()
+                is_reachable = False
             self._failures += 1
             self._report(problem)
-            due = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures - 1, 16))
-            await asyncio.sleep(max(wait, due * _jitter(0.5, 1.0)))
+            await self._back_off(wait, is_reachable=is_reachable)
+
+    async def _back_off(self, least: float, *, is_reachable: bool) -> None:
+        """Wait, for `least` s at least; `retry` ends it if the server was not reached."""
+        due = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures - 1, 16))
+        ends: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(asyncio.sleep(max(least, due * _jitter(0.5, 1.0))))
+        ]
+        if not is_reachable:
+            ends.append(asyncio.ensure_future(self._retry.wait()))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in ends:
+                each.cancel()
+        if not is_reachable and self._retry.is_set():
+            self._failures = 0
 
     async def _on_absence(self) -> bool:
         """The server does not know the path. Returns whether to try again without a backoff."""

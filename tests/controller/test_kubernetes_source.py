@@ -16,7 +16,7 @@ from aiohttp import web
 from controller.problems import Subject
 from controller.sources import kubernetes as source
 from controller.sources.kubernetes import CLUSTER_POLICY_PATHS
-from controller.sources.objects import Object
+from controller.sources.objects import Object, PodObject
 from settings import SettingsError
 from tests.controller.api_server import (
     ApiServer,
@@ -120,6 +120,36 @@ async def equal(server: ApiServer, feed: Feed) -> None:
     await feed.until(
         lambda: feed.whole is not None and feed.objects == server.objects() and not feed.problems
     )
+
+
+def test_wait_for_a_server_that_is_away_ends_when_it_answers_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[str] = []
+    came = asyncio.Event()
+
+    async def refuse(_: Path | None) -> Any:
+        attempts.append("")
+        came.set()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(source, "connect", refuse)
+    monkeypatch.setattr(source, "FIRST_BACKOFF", 1000.0)
+
+    async def main() -> None:
+        feed = Feed(ApiServer(tmp_path / "kubeconfig"))
+        reflector = source.Reflector(None, "/api/v1/pods", PodObject, feed, lambda: None)
+        running = asyncio.create_task(reflector.run())
+        for _ in range(2):
+            async with asyncio.timeout(30):
+                await came.wait()
+            came.clear()
+            await asyncio.sleep(0)  # it begins to wait
+            reflector.retry()
+        running.cancel()
+
+    asyncio.run(main())
+    assert len(attempts) == 2
 
 
 ANYWHERE = {
