@@ -37,9 +37,9 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with kubelet and containerd (builds it once, 8 min). NODES=3. SLUICE=0: without Sluice
+cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with kubelet and containerd (builds it once, 8 min). NODES=3. CONTROLLERS=2. SLUICE=0: without Sluice
 	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(NODES),--nodes $(NODES)) \
-	    $(if $(filter 0,$(SLUICE)),--no-sluice)
+	    $(if $(filter 0,$(SLUICE)),--no-sluice,--controllers $(or $(CONTROLLERS),2))
 	@echo "to look around:  .venv/bin/sluice lab exec --name $(CLUSTER) control -- kubectl get pods -A -o wide"
 	@echo "to take it down: make cluster-down"
 
