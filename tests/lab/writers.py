@@ -39,7 +39,7 @@ class Write:
 
 
 class Writers:
-    """Reads the switches' logs from now on."""
+    """Reads the switches' logs from now on: of each session that begins from now on."""
 
     def __init__(self, lab: Lab, names: Sequence[str]) -> None:
         self._lab = lab
@@ -57,12 +57,13 @@ class Writers:
             ):
                 self._lab.exec(name, ["ovs-appctl", *words])
 
-    def writes(self) -> list[Write]:
-        """All since the beginning, by time."""
+    def writes(self, since: datetime) -> list[Write]:
+        """By time."""
         found = [
             write
             for name, log in self._logs.items()
             for write in writes_in(name, _read(log, self._begin[name]))
+            if write.at >= since
         ]
         return sorted(found, key=lambda write: (write.at, write.generation or 0))
 
