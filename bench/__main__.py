@@ -24,6 +24,7 @@ from bench import (
     policy_scale,
     service_size,
     services,
+    takeover,
     traffic,
     what_if,
 )
@@ -46,6 +47,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "what_if": what_if.measure,
     "explain": explain.measure,
     "asking": asking.measure,
+    "takeover": takeover.measure,
     "fleet": fleet.measure,
     "fleet5k": large_fleet.measure,
     "kubelets": kubelets.measure,

@@ -20,6 +20,7 @@ from bench import (
     policy_scale,
     service_size,
     services,
+    takeover,
     traffic,
     what_if,
 )
@@ -69,6 +70,10 @@ def test_flows_are_pushed_by_both():
 def test_pods_become_ready():
     figures = pod_ready.measure(rounds=1, pods=2)
     assert names(figures) == {"pod_ready_ms_p99", "pod_ready_ten_ms_p99"}
+
+
+def test_killed_leader_is_replaced():
+    assert names(takeover.measure(rounds=1)) == {"takeover_ms_p99"}
 
 
 def test_both_plugins_plug_in_and_out():
