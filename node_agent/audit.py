@@ -22,6 +22,7 @@ from flows.pipeline import Feature
 from node_agent import affinity, datapath, snapshot
 from node_agent.appctl import AppctlError
 from node_agent.controllers import ControllerApi, ControllerError, Controllers
+from node_agent.generation import NewestGeneration
 from node_agent.snapshot import Snapshot
 from openflow import digest
 from openflow.errors import SwitchError
@@ -59,8 +60,10 @@ class Dump:
     digest: SwitchDigest
 
 
-async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
+async def look(switch: Switch, datapath_flows: int = 0, generation: int | None = None) -> Dump:
     """Dump a switch. Raises `ConnectionLost`, `RequestRejected`.
+
+    `generation` is the newest that is known.
 
     The controller may change the switch between two of these dumps. So the seals come first: a
     digest whose seals are older than its flows is superseded. One whose flows are older than its
@@ -96,6 +99,7 @@ async def look(switch: Switch, datapath_flows: int = 0) -> Dump:
             groups=digest.total(map(digest.of_group_entry, our_groups)),
             foreign=len(flows) - len(ours) - generations + len(groups) - len(our_groups),
             datapath_flows=datapath_flows,
+            generation=generation or 0,
         ),
     )
 
@@ -140,7 +144,9 @@ class _Judge:
         self._repeat_at = time.monotonic() + REPEAT * random.uniform(0.8, 1.2)  # noqa: S311
 
 
-async def audit_loop(agent: Agent, controllers: Controllers, bridge: Path) -> None:
+async def audit_loop(
+    agent: Agent, controllers: Controllers, bridge: Path, generation: NewestGeneration
+) -> None:
     """Look at the bridge (its management socket) again and again; tell each controller what is new.
 
     A digest that a controller confirmed is sent to it again after it changed, after `REPEAT`, and
@@ -156,7 +162,7 @@ async def audit_loop(agent: Agent, controllers: Controllers, bridge: Path) -> No
             await asyncio.sleep(agent.audit_interval * random.uniform(0.8, 1.2))  # noqa: S311
             try:
                 async with connect(bridge) as switch:
-                    dump = await look(switch, await _cached_flows(agent))
+                    dump = await look(switch, await _cached_flows(agent), generation.number)
                     long = await switch.dump_flows(None, affinity.COOKIE, affinity.COOKIE_MASK)
                     await affinity.forget_idle(switch, long)
             except (OSError, SwitchError) as error:

@@ -1,8 +1,10 @@
-"""The two files by which a container runtime finds us; both appear by rename."""
+"""The two files by which a container runtime finds us; both appear by rename, as others do."""
 
+import errno
 import json
 import os
 import platform
+import stat
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,13 +64,29 @@ def remove(agent: Agent) -> None:
     (agent.cni_bin / SHIM_NAME).unlink(missing_ok=True)
 
 
+def read(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises `OSError`."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"longer than {most} bytes", str(path))
+        return file.read(most)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a FIFO would wait for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def replace(path: Path, content: bytes, mode: int) -> None:
     """Make a file anew, whole or not at all, where it is not so already. Raises `OSError`."""
     try:
-        if path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:
+        if read(path, len(content)) == content and path.stat().st_mode & 0o777 == mode:
             return
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # It is missing, or not what it should be.
     path.parent.mkdir(parents=True, exist_ok=True)
     # A leading dot: runtimes read every *.conflist they see.
     file, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
@@ -79,6 +97,16 @@ def replace(path: Path, content: bytes, mode: int) -> None:
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(directory: Path) -> None:
+    """Wait until a rename in a directory is on disk. Raises `OSError`."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,10 @@ kernel's datapath goes on with its flows, the switch connects to no controller, 
 clients can change it. So the key is always set. The agent removes it for a moment, so that the
 running process reads that it is gone; after that, this process ignores the key.
 
-    new connection ── first table empty? ── restore the snapshot ── clear the key ── set it again
+    new connection ── first table empty? ── restore the snapshot
+      ── set the flow of the newest generation ── clear the key ── set it again
+
+So no controller connects before the switch says again which generation may write (`generation`).
 
 A switch that starts while the agent is down waits for the agent. So the agent must be able to start
 without the switch.
@@ -23,10 +26,12 @@ import structlog
 
 from flows import names
 from flows.diff import is_ours
+from flows.features import state
 from flows.pipeline import CT_ZONE, SNAT_ZONE
 from node_agent import bridge, snapshot, tracked
 from node_agent.appctl import AppctlError
 from node_agent.faults import NodeFault
+from node_agent.generation import NewestGeneration
 from node_agent.ovsdb import Ovsdb, OvsdbError, Transaction
 from node_agent.snapshot import FIRST_TABLE, SnapshotError
 from openflow.batch import Batch
@@ -87,12 +92,13 @@ def _flushes(counts: Mapping[IPv4Address, int]) -> int:
 class LocalSwitch:
     """One connection to br-int, renewed whenever it is lost."""
 
-    def __init__(self, agent: Agent, ovsdb: Ovsdb) -> None:
+    def __init__(self, agent: Agent, ovsdb: Ovsdb, generation: NewestGeneration) -> None:
         self._run = agent.ovs_run
         self._datapath = agent.datapath
         self._socket = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
         self._snapshot = snapshot.file_of(agent)
         self._ovsdb = ovsdb
+        self._generation = generation
         self._patience = agent.add_timeout
         self._switch: Switch | None = None
         self._going = asyncio.Event()
@@ -103,9 +109,10 @@ class LocalSwitch:
         problem = ""
         while True:
             try:
-                async with connect(self._socket) as switch:
+                async with connect(self._socket, self._generation.see) as switch:
                     problem = ""
                     await self._start_forwarding(switch)
+                    await switch.monitor_flows(state.TABLE)
                     self._switch = switch
                     self._going.set()
                     await self._keep_restore_wait(switch)
@@ -164,6 +171,11 @@ class LocalSwitch:
         """Give a new ovs-vswitchd process the flows of the last one, and let it forward."""
         if not any(is_ours(flow.cookie) for flow in await switch.dump_flows(FIRST_TABLE)):
             await self._restore(switch)
+        try:
+            await self._generation.put_back(switch)
+        except Rejected as error:
+            # As in `_restore`.
+            log.error("the generation is not set", reason=str(error))  # noqa: TRY400
         await self._release(switch)
 
     async def _restore(self, switch: Switch) -> None:

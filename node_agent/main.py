@@ -12,7 +12,15 @@ from pyroute2 import AsyncIPRoute
 
 from flows import names
 from flows.pipeline import LAYOUT
-from node_agent import addresses, cni_server, denied_pairs, descriptors, install, tls_files
+from node_agent import (
+    addresses,
+    cni_server,
+    denied_pairs,
+    descriptors,
+    generation,
+    install,
+    tls_files,
+)
 from node_agent.attach import Attachments
 from node_agent.audit import audit_loop
 from node_agent.checks import local
@@ -127,7 +135,8 @@ async def _run(agent: Agent) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     leases = Leases(agent.state / "leases.sqlite", agent.node, agent.quarantine)
     ovsdb = Ovsdb(agent.ovsdb)
-    switch = LocalSwitch(agent, ovsdb)
+    newest = generation.NewestGeneration(generation.file_of(agent))
+    switch = LocalSwitch(agent, ovsdb, newest)
     mgmt = agent.ovs_run / f"{names.INTEGRATION_BRIDGE}.mgmt"
     denied = [denied_pairs.DeniedPairs() for _ in agent.controllers]
     denials = Denials(leases.all, *denied)
@@ -152,13 +161,14 @@ async def _run(agent: Agent) -> None:
                 running = [
                     tasks.create_task(ovsdb.run()),
                     tasks.create_task(switch.run()),
+                    tasks.create_task(newest.save_loop()),
                     tasks.create_task(ConnectionLimits(agent, switch).run()),
                     tasks.create_task(node.run(controllers)),
                     tasks.create_task(services.run(controllers)),
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(controllers, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(controllers, denied)),
-                    tasks.create_task(audit_loop(agent, controllers, mgmt)),
+                    tasks.create_task(audit_loop(agent, controllers, mgmt, newest)),
                     tasks.create_task(answer_loop(controllers, agent.ovs_run, answers)),
                     tasks.create_task(
                         report_loop(controllers, node.problem, pods, services.problems)

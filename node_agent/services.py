@@ -17,7 +17,7 @@ from pyroute2 import AsyncIPRoute, NetlinkError
 from flows.features.protocols import LAYER_4_NAMES
 from node_agent import host_ports, install, routes
 from node_agent.controller_link import NodeRefused, Unreachable, services
-from node_agent.controllers import Controllers
+from node_agent.controllers import MAX_ANSWER, Controllers
 from node_agent.faults import NodeFault
 from node_agent.health_checks import HealthChecks
 from node_agent.host import find_gateway
@@ -225,7 +225,7 @@ def _named(protocol: int) -> str:
 
 def _remembered(agent: Agent) -> NodeServices | None:
     try:
-        found = decode_services(file_of(agent).read_bytes())
+        found = decode_services(install.read(file_of(agent), MAX_ANSWER))
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:

@@ -16,10 +16,12 @@ from flows.diff import is_ours
 from flows.features.state import is_seal
 from flows.flow import Meter
 from flows.pipeline import TABLES
+from node_agent import install
 from node_agent.faults import NodeFault
 from openflow import messages
 from openflow.batch import Batch
 from openflow.compat import ofproto
+from openflow.connection import MAX_REPLY
 from openflow.messages import (
     HEADER,
     VERSION,
@@ -39,6 +41,8 @@ _METER: Final = struct.Struct("!HHIHHIIxxxx")
 """struct ofp_meter_desc with one struct ofp_meter_band_drop (7.3.5.15, 7.3.4.4)."""
 _LARGEST_BODY: Final = 60_000
 """A message's length has 16 bits."""
+_LARGEST_FILE: Final = MAX_REPLY
+"""Bytes. No dump is longer."""
 
 
 class SnapshotError(NodeFault):
@@ -121,11 +125,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    install.sync(path.parent)
 
 
 def load(path: Path) -> Snapshot | None:
@@ -134,7 +134,7 @@ def load(path: Path) -> Snapshot | None:
     groups: list[InstalledGroup] = []
     meters: list[Meter] = []
     try:
-        content = bytearray(path.read_bytes())
+        content = bytearray(install.read(path, _LARGEST_FILE))
         for _, _, _, body in messages.messages(content):
             (kind, _) = _MULTIPART.unpack_from(body)
             if kind == Multipart.METER_DESC:

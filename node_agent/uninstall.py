@@ -14,7 +14,17 @@ import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from flows import names
-from node_agent import bridge, install, nft, pod_link, routes, services, snapshot, tls_files
+from node_agent import (
+    bridge,
+    generation,
+    install,
+    nft,
+    pod_link,
+    routes,
+    services,
+    snapshot,
+    tls_files,
+)
 from node_agent.faults import NodeFault
 from node_agent.leases import Lease, LeaseError, Leases
 from node_agent.ovsdb import Ovsdb, Transaction
@@ -133,14 +143,15 @@ async def _remove_bridge(agent: Agent, ovsdb: Ovsdb) -> None:
 def _remove_state(agent: Agent) -> None:
     """Files by name: the directories are the user's to choose, and may hold more."""
     state = snapshot.file_of(agent)
+    replaced = (services.file_of(agent), generation.file_of(agent))
     tls_files.remove(agent.state)
     for path in (
         agent.socket,
         *agent.state.glob("leases.sqlite*"),
         state,
         state.with_suffix(".part"),
-        services.file_of(agent),
-        *agent.state.glob(f".{services.file_of(agent).name}.*"),
+        *replaced,
+        *(left for file in replaced for left in agent.state.glob(f".{file.name}.*")),
     ):
         path.unlink(missing_ok=True)
     for directory in (agent.state, agent.socket.parent):

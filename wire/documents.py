@@ -111,6 +111,9 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     datapath_flows: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
     """Number of flows in the datapath's cache, rounded up to a power of two; 0: unknown. The more
     there are, the later the datapath follows a change of the switch's flows."""
+    generation: Annotated[int, Meta(ge=0, lt=1 << 56)] = 0
+    """The newest generation of a controller that the agent has seen on the switch, ever
+    (`flows.features.state`); 0: none."""
 
 
 class Verdict(Enum):

@@ -12,6 +12,7 @@ from flows.pipeline import Feature
 from node_agent import affinity, audit
 from node_agent.affinity import forget_idle
 from node_agent.controllers import Controllers
+from node_agent.generation import NewestGeneration
 from openflow.messages import idle_seconds
 from openflow.watch import connect
 from settings import Agent
@@ -98,7 +99,11 @@ def test_the_look_at_the_switch_ends_it_without_a_controller(
     async def story() -> None:
         async with (
             Controllers(agent) as controllers,
-            running(audit.audit_loop(agent, controllers, ovs.mgmt)),
+            running(
+                audit.audit_loop(
+                    agent, controllers, ovs.mgmt, NewestGeneration(tmp_path / "generation")
+                )
+            ),
             asyncio.timeout(60),
         ):
             while await asyncio.to_thread(clients, ovs) != ["10.0.0.2"]:

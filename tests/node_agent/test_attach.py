@@ -15,6 +15,7 @@ from flows import names
 from node_agent import bridge, local_switch, nft, pod_link
 from node_agent.attach import Attachments
 from node_agent.cni_call import CniCall
+from node_agent.generation import NewestGeneration
 from node_agent.leases import Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.ovsdb import OvsdbError
@@ -126,7 +127,7 @@ def test_the_next_process_of_the_switch_is_made_to_wait_again(
     """`ovs-ctl restart` takes the key away that holds it."""
     agent = Agent(controllers=("192.0.2.1",), plain_tcp=True, node="node1", ovs_run=tmp_path)
     given: Any = _Ovsdb()
-    switch = LocalSwitch(agent, given)
+    switch = LocalSwitch(agent, given, NewestGeneration(tmp_path / "generation"))
     held = [True, False]
     renewed = asyncio.Event()
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from flows import names
 from node_agent import audit, controllers
 from node_agent.controllers import ControllerError, Controllers
+from node_agent.generation import NewestGeneration
 from openflow import digest
 from openflow.watch import connect
 from tests.openflow import samples
@@ -99,9 +100,10 @@ async def audited(
     settings = {"audit_interval": 0.005, "ovs_run": ovs.directory}
     async with served(**how, **settings) as (agent, first, second):
         first.respond, second.respond = map(says, verdicts)
+        generation = NewestGeneration(ovs.directory / "generation")
         async with (
             Controllers(agent) as both,
-            running(audit.audit_loop(agent, both, ovs.mgmt)),
+            running(audit.audit_loop(agent, both, ovs.mgmt, generation)),
         ):
             yield both, first, second
 

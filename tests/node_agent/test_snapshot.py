@@ -186,6 +186,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         path.write_bytes(spoilt)
         with pytest.raises(SnapshotError, match=str(path)):
             snapshot.load(path)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(SnapshotError, match="longer than 268435456 bytes"):
+        snapshot.load(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SnapshotError, match="not a regular file"):
+        snapshot.load(path)
     path.unlink()
     path.mkdir()
     with pytest.raises(SnapshotError, match="Is a directory"):

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from lab.patience import PROGRAM_TIMEOUT
+from openflow.batch import Batch, GenerationSet
+from openflow.watch import connect
 from tests.node_agent.conftest import NODE, ROOT, ScratchNode, controlled, needs_root, until
 from wire.documents import NodeServices
 
@@ -72,6 +74,9 @@ def test_node_is_left_as_it_was_found(node: ScratchNode, forwarding: str) -> Non
                 NODE, (), external, (), "2", external_ports=((external, ((6, 80),), "default/web"),)
             )
             await until(lambda: "fwmark" in node.run("ip", "rule"), node.log)
+            async with connect(node.home / "br-int.mgmt") as switch:
+                await switch.apply(Batch.of(first=[GenerationSet(7)]))
+            await until((node.home / "state" / "generation").exists, node.log)
             assert (await node.add("a", node.netns()))[0] == 0
             done = uninstall(node)
             assert done.returncode == 1

@@ -78,11 +78,20 @@ PINNED: list[tuple[Any, Any, bytes]] = [
         b'"hostEndpoints":[[null,6,80,"172.30.1.2",8080,"default/web"]]}',
     ),
     (
-        SwitchDigest([2**64 - 1], [0, 1] * 128, meters=2, groups=3, foreign=4, datapath_flows=1024),
+        SwitchDigest(
+            [2**64 - 1],
+            [0, 1] * 128,
+            meters=2,
+            groups=3,
+            foreign=4,
+            datapath_flows=1024,
+            generation=2**56 - 1,
+        ),
         documents.decode_digest,
         b'{"seals":[18446744073709551615],"sums":['
         + b",".join([b"0,1"] * 128)
-        + b'],"meters":2,"groups":3,"foreign":4,"datapathFlows":1024}',
+        + b'],"meters":2,"groups":3,"foreign":4,"datapathFlows":1024,'
+        b'"generation":72057594037927935}',
     ),
     (
         NodeProblems("a", {"default/p": "b"}, {"default/web": "c"}),
@@ -120,8 +129,9 @@ def test_fields_that_came_later_may_be_absent() -> None:
     read = documents.decode_services(msgspec.json.encode(older))
     assert (read.own_addresses, read.source_complete, read.external_ports) == ((), True, ())
     digest = msgspec.json.decode(encode(SwitchDigest([1], [0] * 256, 2, 3, 4)))
-    del digest["datapathFlows"]
-    assert documents.decode_digest(msgspec.json.encode(digest)).datapath_flows == 0
+    del digest["datapathFlows"], digest["generation"]
+    decoded = documents.decode_digest(msgspec.json.encode(digest))
+    assert (decoded.datapath_flows, decoded.generation) == (0, 0)
 
 
 @pytest.mark.parametrize(
