@@ -1,9 +1,12 @@
 """A real Kubernetes gets its network, by kubectl or Helm, and its nodes back as they were."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,12 @@ import yaml
 from lab import Lab
 from lab.control import kubernetes_binaries
 from lab.patience import PATIENCE, PROGRAM_TIMEOUT
+from lab.traffic import ping
 from tests.deploy import readme
 from tests.deploy.conftest import KUSTOMIZE
 from tests.deploy.helm import CHART, NAMESPACE
-from tests.lab.kube import deploy, get, kubectl, pods, wait_for_nodes
+from tests.lab.kube import deploy, get, kubectl, on_node, pods, running_pod, wait_for_nodes
+from tests.lab.losses import overflows
 from tests.lab.viewer import new_user, sluice
 from tests.labs import unique_name
 from tests.waiting import wait_until
@@ -104,6 +109,82 @@ def pods_of_the_network(lab: Lab) -> list[str]:
         for pod in get(lab, "pods", "-A")["items"]
         if not pod["spec"].get("hostNetwork")
     ]
+
+
+@contextmanager
+def nothing_lost(lab: Lab) -> Iterator[None]:
+    """No packet of a ping every 10 ms between pods, within a node and between two."""
+    found = pods(lab, "web")
+    (one, _), (_, beside) = on_node(found, "node1")
+    (_, across), *_ = on_node(found, "node2")
+    before = overflows(lab)
+    with ping(lab, f"default/{one}", beside) as near, ping(lab, f"default/{one}", across) as far:
+        yield
+        time.sleep(0.5)
+        for each in near.stop(), far.stop():
+            assert each.sent > 100
+            assert each.lost <= overflows(lab) - before + each.unread, each
+
+
+def controllers(lab: Lab) -> dict[str, str]:
+    """The Pods of the controllers that stay, by the address of their node."""
+    found = get(lab, "-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=sluice-controller")
+    return {
+        pod["status"].get("hostIP", ""): pod["metadata"]["name"]
+        for pod in found["items"]
+        if "deletionTimestamp" not in pod["metadata"]
+    }
+
+
+def leading_pod(lab: Lab) -> str:
+    """The Pod of the controller that leads."""
+    lease = get(lab, "-n", NAMESPACE, "lease", "sluice-controller")
+    address, _, _ = lease["metadata"]["annotations"]["sluice.dev/address"].rpartition(":")
+    return controllers(lab)[address]
+
+
+def evict(lab: Lab, pod: str) -> str:
+    """As `kubectl drain` does; what the API server says."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": NAMESPACE},
+    }
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+    done = subprocess.run(
+        lab.kubectl("create", "--raw", path, "-f", "-"),
+        input=json.dumps(eviction),
+        env=os.environ | {"NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PROGRAM_TIMEOUT,
+    )
+    return f"{done.stdout}{done.stderr}"
+
+
+def controllers_are_replaced_one_after_the_other(lab: Lab) -> None:
+    """By a new version, and by an eviction; new pods and running ones do not notice."""
+    old = controllers(lab)
+    assert old.keys() == {"172.30.1.1", "172.30.1.2"}
+    with nothing_lost(lab):
+        kubectl(lab, "-n", NAMESPACE, "rollout", "restart", "deployment/sluice-controller")
+        # Not on the nodes of the ping: in the userspace datapath that can cost a tunnel a packet.
+        with running_pod(lab, "added-meanwhile", "node3"):
+            rolled_out(lab, NAMESPACE, "deployment/sluice-controller")
+        new = controllers(lab)
+        assert new.keys() == old.keys()
+        assert not set(new.values()) & set(old.values())
+
+    with nothing_lost(lab):
+        wait_until(lambda: leading_pod(lab) in new.values())
+        leader = leading_pod(lab)
+        (standby,) = set(new.values()) - {leader}
+        assert '"Success"' in evict(lab, leader)
+        # Not both at the same time: then nobody would lead.
+        assert "would violate the pod's disruption budget" in evict(lab, standby)
+        wait_until(lambda: leading_pod(lab) == standby)
+        rolled_out(lab, NAMESPACE, "deployment/sluice-controller")
 
 
 def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
@@ -202,6 +283,7 @@ def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     everybody_reaches_everybody(lab)
     assert looks(lab) != before
     a_viewer_asks_through_a_port_forward(lab, tmp_path)
+    controllers_are_replaced_one_after_the_other(lab)
 
     # Applied again, nothing changes: neither a Pod nor the CA.
     kept = (*WORKLOADS, "secret/sluice-ca", "configmap/sluice-ca")

@@ -19,6 +19,7 @@ from lab import Lab, LabError
 from lab.daemons import kill
 from lab.patience import PROGRAM_TIMEOUT
 from lab.processes import running
+from lab.replicas import leader, leads
 from lab.runtime import PluginError
 from tests.lab.pings import ping
 from tests.waiting import wait_until
@@ -426,11 +427,22 @@ def test_lab_runs_with_a_real_api_server_and_two_controllers(name):
                 <= set(lab.exec("node1", [*find, "is_connected=true"]).stdout.split())
             )
         )
-        lab.kill_daemon("control2", "controller")
-        assert not lab.status()["ready"]
-        assert lab.ask("/healthz", controller="control2") is None
-        lab.start_daemon("control2", "controller")
+        first = leader(lab)
+        (standby,) = {"control", "control2"} - {first}
+        for leading, following in ((first, standby), (standby, first)):
+            assert lab.ask("/v1/status")
+            assert lab.ask("/v1/status", controller=leading)
+            assert lab.ask("/v1/status", controller=following) is None
+            # Whichever is asked first, the leader answers.
+            assert sluice("services", "--lab", name).returncode == 0
+            if leading == first:
+                lab.kill_daemon(first, "controller")
+                assert not lab.status()["ready"]
+                assert lab.ask("/v1/leader", controller=first) is None
+                wait_until(lambda: leads(lab, standby))
+                lab.start_daemon(first, "controller")
         assert lab.status()["ready"]
+        assert [each["leads"] for each in lab.status()["controllers"].values()].count(True) == 1
         with pytest.raises(LabError, match="control2 has no daemon 'etcd'"):
             lab.start_daemon("control2", "etcd")
 
