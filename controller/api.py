@@ -173,7 +173,8 @@ class Api:
         async def handler(request: web.Request) -> web.StreamResponse:
             leadership = self._reconciler.leadership
             if leadership.leader and not leadership.holds():
-                return refusal(421, f"this controller does not lead: {leadership.leader} does")
+                leader = readable(leadership.leader)
+                return refusal(421, f"this controller does not lead: {leader} does")
             return await made(request)
 
         return web.RouteDef(route.method, route.path, handler, route.kwargs)

@@ -37,6 +37,8 @@ class DenialWriter:
         async with await connect(self._kubeconfig) as api:
             for pair in due:
                 telling = self._denials.telling(pair)
+                if not self._leadership.holds():
+                    return
                 if telling is None:
                     continue
                 if await send_event(api, telling, metrics.DENIALS):

@@ -89,6 +89,13 @@ class Election:
         """The newest one that is known."""
         return self._newest
 
+    @property
+    def problem(self) -> str:
+        """Why nobody can take the Lease, for people; empty: somebody can."""
+        if self._newest < MOST_TRANSITIONS:
+            return ""
+        return f"leaseTransitions is {self._newest}, and cannot be raised: nobody takes the Lease"
+
     def leader(self, now: float) -> str:
         """The identity of the replica that leads, as far as is known; empty: perhaps none does."""
         if self.lease is None or self._seen_at is None:
@@ -110,7 +117,10 @@ class Election:
 
     def written(self, lease: Lease, asked: float, now: float) -> None:
         """The API server took what `due` returned; `asked`: when the request began."""
+        before = self.lease.holder if self.lease is not None else ""
         self.seen(lease, now)
+        if before and before == self._suspect and lease.holder == self.identity:
+            self._dead.append(before)
         if lease.holder == self.identity:
             self.term = Term(lease.transitions, asked + LONGEST_TERM, asked)
         else:
@@ -140,7 +150,7 @@ class Election:
         if not self.known:
             return None
         if self.lease is not None and self.lease.holder == self.identity:
-            return self.lease
+            return self._renewed(self.lease)
         if delay is None or not self._is_free(now, delay):
             return None
         # A new Lease must not have a generation that switches have seen already. Nobody takes a
@@ -149,9 +159,12 @@ class Election:
         if before >= MOST_TRANSITIONS:
             return None
         version = self.lease.version if self.lease is not None else ""
-        if self.lease is not None and self.lease.holder == self._suspect:
-            self._dead.append(self._suspect)
         return Lease(self.identity, before + 1, version, address=self._address)
+
+    def _renewed(self, lease: Lease) -> Lease:
+        # A Lease that was restored from a backup has a generation that is older than one of ours.
+        is_newest = lease.transitions >= min(self._newest, MOST_TRANSITIONS)
+        return lease if is_newest else replace(lease, transitions=self._newest + 1)
 
     def raised(self, generation: int) -> Lease | None:
         """What to write for a new term of a generation greater than this; None: nothing.

@@ -102,6 +102,8 @@ _REASONS: Final[dict[ReporterKind, dict[str, str]]] = {
     ReporterKind.COMPILER: {"": "FlowsNotCompiled"},
     ReporterKind.SWITCH: {"": "FlowsRefused"},
     ReporterKind.AGENT: {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"},
+    # The controller that has this problem does not write to the API server.
+    ReporterKind.ELECTION: {},
 }
 """By reporter and kind of the subject, the reason of an Event; an empty kind stands for others."""
 

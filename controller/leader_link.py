@@ -22,10 +22,11 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from controller.election import Election
+from controller.election import Election, Lease
 from controller.leadership import Leadership
 from controller.reports.status import ControllerStatus
 from wire.paths import MAX_WAIT, WAIT
+from wire.sentences import readable
 from wire.version import VERSION
 
 log = structlog.get_logger()
@@ -45,6 +46,8 @@ _NAME: Final = "name"
 _VERSION: Final = "version"
 _SINCE: Final = "since"
 """Queries by which one that follows says what it is. Anybody could say so."""
+_ADDRESS: Final = re.compile(r"([0-9A-Za-z.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+"""Of a leader. Whoever may write the Lease can give any."""
 _VALID: Final = re.compile(r"[-0-9A-Za-z.+~_]{1,253}")
 
 
@@ -74,23 +77,42 @@ class LeaderLink:
             _VERSION: VERSION,
             _SINCE: str(int(time.time())),
         }
+        self._noted: tuple[str, str] = "", ""
+        """The last holder of which something was logged, and what."""
+        self._doubted = ""
+        """The version of the Lease that was doubted last."""
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        ) as session:
             while True:
                 lease = self._election.lease
-                if lease is None or not lease.address or lease.holder == self._election.identity:
+                if lease is None or lease.holder in {"", self._election.identity}:
                     await asyncio.sleep(_PAUSE)
-                    continue
-                if await self._ask(session, lease.holder, lease.address) == "dead":
-                    log.info("the leader is dead", leader=lease.holder, address=lease.address)
+                elif not _ADDRESS.fullmatch(lease.address):
+                    self._note(lease, "the leader gives no address")
+                    await asyncio.sleep(_PAUSE)
+                elif await self._ask(session, lease) == "dead":
+                    self._note(lease, "the leader is dead")
                     self._election.dead(lease.holder)
-                    self._leadership.doubt()
+                    self._doubt(lease)
                     await asyncio.sleep(_PAUSE)
 
+    def _doubt(self, lease: Lease) -> None:
+        """Have the Lease read at once, and not again as long as it stays the same."""
+        if lease.version != self._doubted:
+            self._doubted = lease.version
+            self._leadership.doubt()
+
+    def _note(self, lease: Lease, what: str) -> None:
+        if self._noted != (lease.holder, what):
+            self._noted = lease.holder, what
+            log.info(what, leader=readable(lease.holder), address=readable(lease.address))
+
     async def _ask(
-        self, session: aiohttp.ClientSession, holder: str, address: str
+        self, session: aiohttp.ClientSession, lease: Lease
     ) -> Literal["dead", "unknown"]:
         """One request to the leader."""
         scheme = "https" if self._context else "http"
@@ -99,7 +121,11 @@ class LeaderLink:
         try:
             tls = self._context() if self._context else True
             async with session.get(
-                f"{scheme}://{address}{PATH}", params=self._query, timeout=timeout, ssl=tls
+                f"{scheme}://{lease.address}{PATH}",
+                params=self._query,
+                timeout=timeout,
+                ssl=tls,
+                allow_redirects=False,
             ) as response:
                 body = await response.content.read(LONGEST_ANSWER)
             found = msgspec.json.decode(body, type=Leader) if response.status == 200 else None
@@ -112,11 +138,13 @@ class LeaderLink:
             if time.monotonic() - began > _PAUSE:
                 return "unknown"
         else:
-            if found is not None and found.identity != holder:
+            if found is not None and found.identity == self._election.identity:
+                self._note(lease, "the leader gives the address of this controller")
+            elif found is not None and found.identity != lease.holder:
                 return "dead"
-            if found is None or not found.leads:
+            elif found is None or not found.leads:
                 # It gives the Lease back, or is of another version.
-                self._leadership.doubt()
+                self._doubt(lease)
         await asyncio.sleep(_PAUSE)
         return "unknown"
 

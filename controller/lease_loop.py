@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
+import msgspec
 import structlog
 from kubernetes.aio import client
+from msgspec import Meta
 
-from controller.election import DURATION, Election, Lease
+from controller.election import DURATION, LONGEST_DURATION, MOST_TRANSITIONS, Election, Lease
 from controller.kubernetes_api import FAULTS, ApiError, read, sentence
 from controller.leadership import Leadership
 from controller.token_review import Connect
@@ -54,19 +56,16 @@ class LeaseLoop:
         election: Election,
         leadership: Leadership,
         usefulness: Judge,
-        on_recovery: Callable[[], None],
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`connect` makes a client of the API server.
-
-        `on_recovery` is called when it answers after it did not.
-        """
+        """`connect` makes a client. `report` is told what is wrong; empty: nothing any more."""
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
         self._name = settings.name
         self._connect = connect
         self.election = election
         self._leadership = leadership
         self._usefulness = usefulness
-        self._on_recovery = on_recovery
+        self._report = report
         self._object: dict[str, Any] = {}
         """The Lease as it was read, with all that others have written into it."""
         self._api: client.ApiClient | None = None
@@ -74,6 +73,8 @@ class LeaseLoop:
         self._problem = ""
         self._turn = asyncio.Lock()
         """One request at a time."""
+        self._gives_back = False
+        """Whether the Lease, if it is ours, is to be given back instead of renewed."""
         self._is_over = False
 
     async def run(self) -> None:
@@ -100,18 +101,9 @@ class LeaseLoop:
 
     async def _release(self) -> None:
         self._leadership.withdraw()
+        self._gives_back = True
         async with self._turn:
-            await self._give_back()
-
-    async def _give_back(self) -> None:
-        if (wanted := self.election.release()) is None:
-            return
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                await self._put(wanted, self._leadership.now())
-            log.info("the Lease is given back")
-        except FAULTS as error:
-            log.warning("the Lease is not given back", problem=sentence(error))
+            await self._step()
 
     async def _step(self) -> None:
         """Read the Lease if it is not known, and write it if that is due."""
@@ -126,7 +118,7 @@ class LeaseLoop:
                         raise
                     election.refused()
                     await self._read_and_write()
-            self._note("")
+            self._note(election.problem)
         except FAULTS as error:
             election.refused()
             await self._disconnect()
@@ -138,6 +130,9 @@ class LeaseLoop:
         # A leader knows it from its last renewal, and others look at each step.
         if not election.known or not election.holds(leadership.now()):
             await self._get()
+        if self._gives_back:
+            await self._give_back()
+            return
         now = leadership.now()
         wanted = election.due(now, wall=time.time(), delay=self._usefulness.delay())
         if wanted is not None and leadership.wanted_generation:
@@ -146,16 +141,22 @@ class LeaseLoop:
         if wanted is not None:
             await self._put(wanted, now)
 
+    async def _give_back(self) -> None:
+        if (wanted := self.election.release()) is not None:
+            await self._put(wanted, self._leadership.now())
+            log.info("the Lease is given back")
+        self._gives_back = False
+
     def _tell(self) -> None:
         """Tell what follows from what is known."""
         election, leadership = self.election, self._leadership
-        leadership.learn(election.generation)
-        leadership.leader = election.leader(leadership.now())
+        leadership.follows(election.leader(leadership.now()))
         term = election.term
-        if term is not None and election.holds(leadership.now()):
-            leadership.grant(term.generation, term.until, term.renewed)
-        elif leadership.holds() and term is None:
+        if term is None or self._gives_back:
             leadership.withdraw()
+        elif election.holds(leadership.now()):
+            leadership.grant(term.generation, term.until, term.renewed)
+        leadership.learn(election.generation)
 
     async def _get(self) -> None:
         try:
@@ -166,8 +167,7 @@ class LeaseLoop:
             self._object = {}
             self.election.seen(None, self._leadership.now())
             return
-        self._take(answer)
-        self.election.seen(lease_of(self._object), self._leadership.now())
+        self.election.seen(self._take(answer), self._leadership.now())
 
     async def _put(self, wanted: Lease, asked: float) -> None:
         body = _written(self._object, self._name, wanted, self.election.lease)
@@ -176,14 +176,13 @@ class LeaseLoop:
             answer = await read(api, "PUT", f"{self._path}/{self._name}", body)
         else:
             answer = await read(api, "POST", self._path, body)
-        self._take(answer)
-        self.election.written(lease_of(self._object), asked, self._leadership.now())
+        self.election.written(self._take(answer), asked, self._leadership.now())
 
-    def _take(self, answer: bytes) -> None:
+    def _take(self, answer: bytes) -> Lease:
         found = json.loads(answer)
-        if not isinstance(found, dict):
-            raise ValueError("the answer is no Lease")  # noqa: TRY004  as what cannot be read
+        lease = lease_of(found)
         self._object = found
+        return lease
 
     async def _client(self) -> client.ApiClient:
         now = self._leadership.now()
@@ -199,26 +198,38 @@ class LeaseLoop:
             await api.close()
 
     def _note(self, problem: str) -> None:
-        if problem and problem != self._problem:
-            log.warning("the election has a problem", problem=problem)
-        if self._problem and not problem:
-            self._on_recovery()
+        if problem != self._problem:
+            self._report(problem)
         self._problem = problem
 
 
-def lease_of(given: Mapping[str, Any]) -> Lease:
-    """What matters of the object. Raises `ValueError` if it is no Lease."""
-    try:
-        metadata, spec = given["metadata"], given.get("spec") or {}
-        return Lease(
-            holder=str(spec.get("holderIdentity") or ""),
-            transitions=int(spec.get("leaseTransitions") or 0),
-            version=str(metadata["resourceVersion"]),
-            duration=float(spec.get("leaseDurationSeconds") or DURATION),
-            address=str((metadata.get("annotations") or {}).get(ADDRESS, "")),
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"no Lease: {error!r}") from None
+class _Metadata(msgspec.Struct):
+    resourceVersion: str  # noqa: N815  as all names here: Kubernetes has them
+    annotations: dict[str, str] | None = None
+
+
+class _Spec(msgspec.Struct):
+    holderIdentity: str | None = None  # noqa: N815
+    leaseTransitions: Annotated[int, Meta(ge=0, le=MOST_TRANSITIONS)] | None = None  # noqa: N815
+    leaseDurationSeconds: Annotated[int, Meta(ge=0)] | None = None  # noqa: N815
+
+
+class _Lease(msgspec.Struct):
+    metadata: _Metadata
+    spec: _Spec | None = None
+
+
+def lease_of(given: object) -> Lease:
+    """What matters of a decoded object. Raises `ValueError` if it is no Lease."""
+    found = msgspec.convert(given, _Lease)
+    spec = found.spec or _Spec()
+    return Lease(
+        holder=spec.holderIdentity or "",
+        transitions=spec.leaseTransitions or 0,
+        version=found.metadata.resourceVersion,
+        duration=min(spec.leaseDurationSeconds or DURATION, LONGEST_DURATION),
+        address=(found.metadata.annotations or {}).get(ADDRESS, ""),
+    )
 
 
 def _written(

@@ -96,6 +96,8 @@ class ReporterKind(Enum):
     """A switch is refused, or has rejected the flows of an object."""
     AGENT = "the agent"
     """A node's agent cannot do something."""
+    ELECTION = "the election"
+    """This controller cannot take part in the election."""
 
 
 class Reporter(NamedTuple):
@@ -115,6 +117,7 @@ class Reporter(NamedTuple):
 SOURCE: Final = Reporter(ReporterKind.SOURCE)
 INVENTORY: Final = Reporter(ReporterKind.INVENTORY)
 POLICIES: Final = Reporter(ReporterKind.POLICIES)
+ELECTION: Final = Reporter(ReporterKind.ELECTION)
 
 Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Reporter
 """A `Reporter` is the subject of one problem only: that it has more problems than are kept."""

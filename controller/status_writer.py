@@ -54,11 +54,16 @@ class StatusWriter:
         tellings = self._account.look(notices, inventory, now)[: AT_ONCE - len(patches)]
         if not patches and not tellings:
             return
+        leads = self._reconciler.leadership.holds
         async with await connect(self._kubeconfig) as api:
             for patch in patches:
+                if not leads():
+                    return
                 await send(api, patch.write)
                 self._conditions.patched(patch, self._monotonic())
             for telling in tellings:
+                if not leads():
+                    return
                 if await send_event(api, telling, metrics.EVENTS):
                     self._account.told(telling, self._monotonic())
                 else:

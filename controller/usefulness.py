@@ -58,13 +58,15 @@ class Usefulness:
         """How often in a row most of the switches that were asked did not answer."""
         self._has_reached = False
         """Whether a switch was connected since this controller began to lead."""
-        self._rested_until = 0.0
+        self._rested_until = float("-inf")
+        """Until then it leaves a free Lease to others, and does not step down again."""
 
     def delay(self) -> float | None:
         """How much longer than others it leaves a free Lease; None: it cannot lead yet."""
         if not self._reconciler.listed.is_set():
             return None
-        return HANDICAP if self._weakness() or self._has_few_switches() else 0.0
+        rests = time.monotonic() < self._rested_until
+        return HANDICAP if rests or self._weakness() or self._has_few_switches() else 0.0
 
     async def run(self) -> None:
         """Look at the event loop and the switches once a second; until cancelled."""
