@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ Tunnel = Literal["geneve", "vxlan"]
 BUILD_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-binaries"
 ANSWER_TIMEOUT = 15.0
 """Seconds that a controller gets to answer."""
+LEADER = "/v1/leader"
+"""Where a controller says whether it leads."""
 
 
 def daemons(place: ControllerLayout) -> Daemons:
@@ -150,34 +152,20 @@ class ControlPlane:
             said = ours.tail("controller")
             raise LabError(f"{place.name}: the controller does not listen after 30 s\n{said}")
 
-    def ask(
-        self, path: str, *, controller: str | None = None, timeout: float = ANSWER_TIMEOUT
-    ) -> dict[str, Any] | None:
-        """What a controller's API for local users answers; None if none does.
+    def ask(self, path: str, *, controller: str | None = None) -> dict[str, Any] | None:
+        """What a controller's API for local users answers; None if it does not.
 
-        The one with this name, or else any: of several controllers only the leader answers a
-        report.
+        The one with this name, or else the leader; any where none leads.
         """
-        asked = [place for place in self.places if controller in (None, place.name)]
-        with contextlib.ExitStack() as opened:
-            # All at once: one that is stopped must not delay the answer of another.
-            waiting = {}
-            for place in asked:
-                with contextlib.suppress(OSError, http.client.HTTPException):
-                    connection = opened.enter_context(contextlib.closing(_connect(place)))
-                    connection.request("GET", path)
-                    waiting[connection.sock] = connection
-            deadline = time.monotonic() + timeout
-            while waiting and (left := deadline - time.monotonic()) > 0:
-                for readable in select.select([*waiting], [], [], left)[0]:
-                    if (answer := _answer(waiting.pop(readable))) is not None:
-                        return answer
-        return None
+        places = [place for place in self.places if controller in (None, place.name)]
+        if len(places) > 1:
+            found = (place for place, said in _ask(places, LEADER, timeout=1) if said["leads"])
+            places = [leader] if (leader := next(found, None)) else places
+        return next((answer for _, answer in _ask(places, path, ANSWER_TIMEOUT)), None)
 
     def leads(self, place: ControllerLayout) -> bool:
         """Whether a controller says that it leads."""
-        said = self.ask("/v1/leader", controller=place.name, timeout=1)
-        return bool(said and said["leads"])
+        return any(said["leads"] for _, said in _ask([place], LEADER, timeout=1))
 
     def status(self) -> dict[str, Any] | None:
         """What the leader says of nodes and problems; None if it does not."""
@@ -216,6 +204,26 @@ class ControlPlane:
     @property
     def _controllers_kubeconfig(self) -> Path | None:
         return self.kubeconfig.with_name("sluice-controller.kubeconfig") if self.binaries else None
+
+
+def _ask(
+    places: Sequence[ControllerLayout], path: str, timeout: float
+) -> Iterator[tuple[ControllerLayout, dict[str, Any]]]:
+    """What controllers answer, as the answers come; nothing of those that refuse or are silent."""
+    with contextlib.ExitStack() as opened:
+        # All at once: one that is stopped must not delay the answer of another.
+        waiting = {}
+        for place in places:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = opened.enter_context(contextlib.closing(_connect(place)))
+                connection.request("GET", path)
+                waiting[connection.sock] = place, connection
+        deadline = time.monotonic() + timeout
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for readable in select.select([*waiting], [], [], left)[0]:
+                place, connection = waiting.pop(readable)
+                if (answer := _answer(connection)) is not None:
+                    yield place, answer
 
 
 def _connect(place: ControllerLayout) -> http.client.HTTPConnection:
