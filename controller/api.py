@@ -305,6 +305,9 @@ class Api:
         """The node that reports, before its report is read. Raises `web.HTTPException`."""
         name = request.match_info["node"]
         _only_own_node(request, name)
+        if not self._reconciler.listed.is_set():
+            # Not 404, after which an agent waits for long before it tells again.
+            raise _refused(web.HTTPServiceUnavailable, NOT_READ)
         if not self._reconciler.inventory.knows_node(name):
             raise _refused(web.HTTPNotFound, f"Node {name} is unknown")
         if not self._reports.allows(name):
@@ -351,6 +354,8 @@ class Api:
         """What the controller wants to know of the agent's node."""
         name = request.match_info["node"]
         _only_own_node(request, name)
+        if not self._reconciler.listed.is_set():
+            return refusal(503, NOT_READ)
         if not self._reconciler.inventory.knows_node(name):
             return refusal(404, f"Node {name} is unknown")
         given = (request.query.get(each, "") for each in (paths.AGENT, paths.OPEN_VSWITCH))

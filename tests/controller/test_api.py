@@ -6,6 +6,7 @@ from typing import Any
 import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
+from controller.answers import NOT_READ
 from controller.api import Api
 from tests.controller.events import node_object
 from tests.controller.world import NODE, SETTINGS, World, controller, run
@@ -22,6 +23,29 @@ def test_api(ovs: Ovs) -> None:
                 await check_health(client)
                 await check_config(client, world)
                 await check_flows(client, world)
+
+    run(story)
+
+
+def test_controller_that_has_not_read_the_cluster_knows_of_no_node_whether_it_exists(
+    ovs: Ovs,
+) -> None:
+    """An agent that was told 404 waits for up to a minute, and this one is ready in a moment."""
+
+    async def story() -> None:
+        async with controller(ovs) as world:
+            await world.in_sync()
+            world.reconciler.listed.clear()
+            api = Api(world.reconciler, SETTINGS).application(local=True)
+            async with TestClient(TestServer(api)) as client:
+                for method, path in (
+                    ("GET", "config"), ("GET", "services"), ("GET", "questions"),
+                    ("POST", "problems"), ("POST", "addresses"), ("POST", "denials"),
+                    ("POST", "digest"),
+                ):  # fmt: skip
+                    response = await client.request(method, f"/v1/nodes/node1/{path}", data=b"{}")
+                    found = await response.json()
+                    assert (response.status, found) == (503, {"error": NOT_READ}), path
 
     run(story)
 
