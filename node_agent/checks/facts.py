@@ -115,6 +115,16 @@ class Listener(msgspec.Struct, frozen=True):
     port: int
 
 
+class ControllerSession(msgspec.Struct, frozen=True):
+    """A connection that the switch keeps to a controller."""
+
+    target: str
+    """As in OVSDB, for example `tcp:192.0.2.1:6653`."""
+    is_connected: bool
+    why: str = ""
+    """Why not, as far as Open vSwitch says; or the state of the connection."""
+
+
 class OpenVSwitch(msgspec.Struct, frozen=True):
     """What its two daemons say."""
 
@@ -126,6 +136,8 @@ class OpenVSwitch(msgspec.Struct, frozen=True):
     """Of ovs-vswitchd; empty: unknown."""
     other_owner: str = ""
     """To whom `br-int` belongs, if neither to us nor to nobody."""
+    sessions: tuple[ControllerSession, ...] = ()
+    """Those that the agent has set up."""
 
 
 class Reached(msgspec.Struct, frozen=True):

@@ -221,6 +221,7 @@ def _ports(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
 
 def _ways(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
     yield from (_blocked(each) for each in facts.reached if _is_blocked(each, wanted))
+    yield from _sessions(facts, wanted)
     if facts.clock_offset is not None and abs(facts.clock_offset) > MOST_CLOCK_OFFSET:
         way = "ahead of" if facts.clock_offset > 0 else "behind"
         yield _error(
@@ -270,6 +271,26 @@ def _blocked(given: Reached) -> Finding:
         else f"open TCP port {given.port} from the nodes to the controller in every firewall"
         " between them",
     )
+
+
+def _sessions(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
+    """Controllers that accept a connection of this program, and have none of the switch."""
+    sessions = facts.open_vswitch.sessions
+    is_one_connected = any(each.is_connected for each in sessions)
+    reached = {each.host for each in facts.reached if each.port == wanted.openflow_port}
+    reached -= {each.host for each in facts.reached if each.problem}
+    for each in sessions:
+        _, _, rest = each.target.partition(":")
+        host, _, port = rest.rpartition(":")
+        if each.is_connected or host not in reached or not wanted.installed:
+            continue  # One that cannot be reached has a finding already.
+        make = _warning if is_one_connected else _error
+        others = "; another controller serves this node" if is_one_connected else ""
+        yield make(
+            f"controller {host}, port {port}/TCP",
+            f"the switch has no session with it: {each.why or 'no reason is known'}{others}",
+            "look at the controller's log: it may hang, or refuse the node's certificate",
+        )
 
 
 def _path(path: PathMtu, wanted: Wanted) -> Iterator[Finding]:

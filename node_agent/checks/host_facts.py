@@ -17,8 +17,16 @@ from cryptography import x509
 
 from flows import names
 from node_agent import appctl
-from node_agent.checks.facts import Certificate, Chain, CniFile, Listener, OpenVSwitch
+from node_agent.checks.facts import (
+    Certificate,
+    Chain,
+    CniFile,
+    ControllerSession,
+    Listener,
+    OpenVSwitch,
+)
 from node_agent.json_stream import Parser
+from wire.sentences import readable
 
 LARGEST_FILE: Final = 4 << 20
 """Bytes of a file that are read. A kernel's list of modules has some 500 KiB."""
@@ -27,6 +35,7 @@ LARGEST_OUTPUT: Final = 4 << 20
 MOST_FILES: Final = 64
 """Files of the CNI directory, and certificates of a file."""
 MOST_CHAINS: Final = 10_000
+MOST_SESSIONS: Final = 64
 PATIENCE: Final = 10.0
 """Seconds for a program, or a daemon's answer."""
 
@@ -235,8 +244,11 @@ def _legacy(text: str) -> Iterator[Chain]:
 async def open_vswitch(places: Places) -> OpenVSwitch:
     """What the two daemons say."""
     database = switch = version = owner = ""
+    sessions: tuple[ControllerSession, ...] = ()
     try:
-        owner = _owner(await _asked(places.ovsdb))
+        roots, bridges, ports, controllers = await _asked(places.ovsdb)
+        owner = _owner(roots, bridges, ports)
+        sessions = tuple(_sessions(controllers))
     except (OSError, ValueError, TimeoutError) as error:
         database = _reason(error)
     try:
@@ -248,11 +260,11 @@ async def open_vswitch(places: Places) -> OpenVSwitch:
     else:
         found = re.search(r"\(Open vSwitch\) (\S+)", text)
         version = found[1] if found else ""
-    return OpenVSwitch(database, switch, version, owner)
+    return OpenVSwitch(database, switch, version, owner, sessions)
 
 
 async def _asked(socket: Path) -> list[Any]:
-    """The external_ids of Open_vSwitch, then the rows of bridges and ports. By RFC 7047, 4.1.3."""
+    """Rows of Open_vSwitch, Bridge, Port and Controller, as far as needed. By RFC 7047, 4.1.3."""
     selects = [
         {"op": "select", "table": "Open_vSwitch", "columns": ["external_ids"], "where": []},
         {
@@ -262,6 +274,12 @@ async def _asked(socket: Path) -> list[Any]:
             "where": [["name", "==", names.INTEGRATION_BRIDGE]],
         },
         {"op": "select", "table": "Port", "columns": ["_uuid", "name"], "where": []},
+        {
+            "op": "select",
+            "table": "Controller",
+            "columns": ["target", "is_connected", "status", "external_ids"],
+            "where": [],
+        },
     ]
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_unix_connection(socket)
@@ -283,9 +301,17 @@ async def _asked(socket: Path) -> list[Any]:
     return [each.get("rows", []) for each in reply["result"]]
 
 
-def _owner(rows: list[Any]) -> str:
+def _sessions(controllers: list[Any]) -> Iterator[ControllerSession]:
+    """The connections of the switch that the agent has set up."""
+    for row in controllers[:MOST_SESSIONS]:
+        if dict(row["external_ids"][1]).get("sluice") == "controller":
+            status = dict(row["status"][1])
+            why = status.get("last_error") or status.get("state", "")
+            yield ControllerSession(row["target"], row["is_connected"], readable(why))
+
+
+def _owner(roots: list[Any], bridges: list[Any], ports: list[Any]) -> str:
     """To whom `br-int` belongs, if not to us: as `node_agent.bridge` decides it."""
-    roots, bridges, ports = rows
     root = dict(roots[0]["external_ids"][1]) if roots else {}
     is_ovns = "ovn-remote" in root and root.get("ovn-bridge", "br-int") == names.INTEGRATION_BRIDGE
     if not bridges:

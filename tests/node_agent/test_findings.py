@@ -11,6 +11,7 @@ from node_agent.checks.facts import (
     Certificate,
     Chain,
     CniFile,
+    ControllerSession,
     Facts,
     HostAddress,
     HostRoute,
@@ -367,3 +368,33 @@ def test_ten_thousand_chains_and_routes_are_few_findings() -> None:
     assert all(len(each.subject) <= MAX_SENTENCE for each in made.findings)
     (chains,) = (each for each in found(plus("chains", Chain("ip", "nat", "KUBE-SVC-1")), BEFORE))
     assert "more" not in chains.text
+
+
+CONNECTED = ControllerSession("ssl:192.0.2.1:6653", True, "ACTIVE")
+SILENT = ControllerSession("ssl:192.0.2.1:6653", False, "Connection timed out")
+OTHER = ControllerSession("ssl:192.0.2.9:6653", True, "ACTIVE")
+AWAY = ControllerSession("ssl:192.0.2.9:6653", False, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("sessions", "severity"),
+    [
+        ((CONNECTED, OTHER), None),
+        ((SILENT, OTHER), Severity.WARNING),
+        ((SILENT, AWAY), Severity.ERROR),
+        # Of this one the attempt to connect to it says more.
+        ((CONNECTED, AWAY), None),
+    ],
+)
+def test_controller_without_a_session_of_the_switch(
+    sessions: tuple[ControllerSession, ...], severity: Severity | None
+) -> None:
+    facts = msgspec.structs.replace(
+        RUNNING, open_vswitch=OpenVSwitch(version="3.1.0", sessions=sessions)
+    )
+    assert [each.severity for each in found(facts, AFTER)] == ([severity] if severity else [])
+    if severity:
+        (each,) = found(facts, AFTER)
+        assert each.subject == "controller 192.0.2.1, port 6653/TCP"
+        assert "the switch has no session with it: Connection timed out" in each.text
+        assert ("another controller serves this node" in each.text) == (OTHER in sessions)

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from lab.patience import PROGRAM_TIMEOUT
 from node_agent.checks import echo, host_facts, probes
+from node_agent.checks.facts import ControllerSession
 from node_agent.checks.host_facts import Notes, Places, parse_chains
 from node_agent.checks.local import check
 from tests.namespaces import inside
@@ -316,6 +317,25 @@ def test_answer_of_ovsdb_that_never_ends_is_bounded(tmp_path: Path) -> None:
         return found.database
 
     assert asyncio.run(look()) == "it says too much"
+
+
+def test_session_of_the_switch_with_each_controller(ovs: Ovs) -> None:
+    """Of two, one is somebody's own."""
+    ovs.vsctl(
+        "--id=@a", "create", "Controller", 'target="tcp:127.0.0.1:1"', "type=service",
+        "external_ids:sluice=controller", "--",
+        "--id=@b", "create", "Controller", 'target="tcp:127.0.0.1:2"', "type=service", "--",
+        "set", "Bridge", "br0", "controller=@a,@b",
+    )  # fmt: skip
+
+    async def look() -> list[ControllerSession]:
+        places = Places(ovsdb=ovs.directory / "db.sock", ovs_run=ovs.directory)
+        found = await host_facts.open_vswitch(places)
+        assert not found.database
+        return list(found.sessions)
+
+    (session,) = asyncio.run(look())
+    assert (session.target, session.is_connected) == ("tcp:127.0.0.1:1", False)
 
 
 @needs_root
