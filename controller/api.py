@@ -167,15 +167,16 @@ class Api:
         ]
 
     def _of_leader(self, route: web.RouteDef) -> web.RouteDef:
-        """The route, with 421 for an answer while another controller leads: it knows more."""
+        """The route, with 421 for an answer while another controller may lead: it knows more."""
         made = route.handler
 
         async def handler(request: web.Request) -> web.StreamResponse:
             leadership = self._reconciler.leadership
-            if leadership.leader and not leadership.holds():
-                leader = readable(leadership.leader)
-                return refusal(421, f"this controller does not lead: {leader} does")
-            return await made(request)
+            if leadership.holds() or leadership.is_alone():
+                return await made(request)
+            leader = readable(leadership.leader)
+            does = f"{leader} does" if leader else "it is not known yet which one does"
+            return refusal(421, f"this controller does not lead: {does}")
 
         return web.RouteDef(route.method, route.path, handler, route.kwargs)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
+ALONE: Final = 5.0
+"""Seconds without a leader after which none is expected at any moment."""
 LONGEST_DOUBT: Final = 30.0
 """Seconds until `Leadership.confirmed` gives up."""
 
@@ -46,6 +48,7 @@ class Leadership:
         """The identity of the controller that leads, if it is known; empty: perhaps none does."""
         self.unled_since = float("-inf")
         """The last time when this or another controller was known to lead."""
+        self._started = clock()
         self._clock = clock
         self._until = 0.0 if elected else float("inf")
         self._renewed = 0.0 if elected else float("inf")
@@ -58,6 +61,10 @@ class Leadership:
     def holds(self) -> bool:
         """Whether this controller may write at this moment. Ask before every write."""
         return self._leads and self._clock() < self._until
+
+    def is_alone(self) -> bool:
+        """Whether no controller has led for a while, nor this one since it was started."""
+        return self._clock() - max(self.unled_since, self._started) > ALONE
 
     def now(self) -> float:
         """A time for `confirmed`."""
