@@ -15,6 +15,7 @@ FOLDERS = {
     "controller",
     "flows",
     "hostile",
+    "model",
     "node_agent",
     "openflow",
     "settings",
