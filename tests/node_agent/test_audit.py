@@ -52,6 +52,41 @@ def test_groups_of_ours_are_digested_and_the_rest_is_counted(ovs: Ovs) -> None:
     assert told(ovs).sums == whole.sums
 
 
+def test_many_flows_are_asked_for_in_parts_and_the_digest_is_the_same(
+    ovs: Ovs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Open vSwitch makes an answer, it serves nobody else."""
+    ovs.install(samples.for_services(), groups=samples.groups())
+    ovs.ofctl("add-flow", str(ovs.mgmt), "table=62,priority=1,actions=drop")
+    whole = told(ovs)
+    monkeypatch.setattr(audit, "_AT_ONCE", 2)
+    monkeypatch.setattr(audit, "_SLICE", 1)
+    answers: list[int] = []
+
+    async def looks() -> list[audit.Dump]:
+        earlier = audit.Earlier()
+        async with connect(ovs.mgmt) as switch:
+            dump_flows = switch.dump_flows
+
+            async def counted(*given: Any) -> Any:
+                found = await dump_flows(*given)
+                answers.append(len(found))
+                return found
+
+            monkeypatch.setattr(switch, "dump_flows", counted)
+            found = [await audit.look(switch, earlier=earlier) for _ in range(2)]
+            of_the_second = len(answers)
+            changed = f"group_id={names.GROUPS[0]},type=select,bucket=weight:1,actions=drop"
+            await asyncio.to_thread(ovs.ofctl, "mod-group", str(ovs.mgmt), changed)
+            assert max(answers) < len(found[0].flows) / 2 < of_the_second
+            return [*found, await audit.look(switch, earlier=earlier)]
+
+    first, second, changed = asyncio.run(looks())
+    assert first.digest == second.digest == whole
+    assert len(first.flows) == len(second.flows)
+    assert changed.digest.groups != whole.groups, "what the last look found is not believed"
+
+
 RIGHT, SUPERSEDED, DRIFT = Verdict.RIGHT, Verdict.SUPERSEDED, Verdict.DRIFT
 
 
