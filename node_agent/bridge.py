@@ -6,7 +6,6 @@ Never use `ovs-vsctl set-controller` here: the first primary controller flushes 
 hidden in-band flows bypass every policy.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -184,16 +183,16 @@ def detach(ports: Iterable[str]) -> Callable[[Transaction], None]:
 
 def attachments(ovsdb: Ovsdb) -> Iterator[Lease]:
     """Every attachment that OVSDB describes; see `corrupt_attachments` for the others."""
-    for row in filter(_is_attachment, ovsdb.rows("Interface")):
-        with contextlib.suppress(KeyError, ValueError, IndexError):
-            yield _attachment(row)
+    for row in ovsdb.rows("Interface"):
+        if isinstance(found := ovsdb.made_of(row, _read), Lease):
+            yield found
 
 
 def attachments_of(ovsdb: Ovsdb, container_id: str) -> Iterator[Lease]:
     """Those of one container, without a look at the others."""
-    for row in filter(_is_attachment, ovsdb.interfaces_of(container_id)):
-        with contextlib.suppress(KeyError, ValueError, IndexError):
-            yield _attachment(row)
+    for row in ovsdb.interfaces_of(container_id):
+        if isinstance(found := ovsdb.made_of(row, _read), Lease):
+            yield found
 
 
 def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
@@ -201,13 +200,18 @@ def corrupt_attachments(ovsdb: Ovsdb) -> list[str]:
 
     CHECK and GC ignore such a port. If it has a lease, its row is written again.
     """
-    found = []
-    for row in filter(_is_attachment, ovsdb.rows("Interface")):
-        try:
-            _attachment(row)
-        except (KeyError, ValueError, IndexError):
-            found.append(str(row.name))
-    return sorted(found)
+    made = (ovsdb.made_of(row, _read) for row in ovsdb.rows("Interface"))
+    return sorted(port for port in made if isinstance(port, str))
+
+
+def _read(row: Row) -> Lease | str | None:
+    """An attachment, the name of one that cannot be read, or None: it is another interface."""
+    if not _is_attachment(row):
+        return None
+    try:
+        return _attachment(row)
+    except (KeyError, ValueError, IndexError):
+        return str(row.name)
 
 
 def _is_attachment(row: Row) -> bool:

@@ -1,6 +1,6 @@
 """Finds rows of OVSDB's table Interface without reading all of them, which an ADD cannot afford."""
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -9,6 +9,7 @@ SANDBOX: Final = "sluice-sandbox"
 _MOST_STALE: Final = 1000
 
 _Key = TypeVar("_Key", int, str)
+_Made = TypeVar("_Made")
 
 
 class InterfaceIndex:
@@ -24,6 +25,7 @@ class InterfaceIndex:
         self._containers: dict[str, set[UUID]] = {}
         self._keys: dict[UUID, tuple[Collection[int], str]] = {}
         """What each row is found by; no container: empty."""
+        self._made: dict[UUID, Any] = {}
 
     @property
     def ofports(self) -> Container[int]:
@@ -36,8 +38,16 @@ class InterfaceIndex:
             if (row := rows.get(uuid)) is not None:
                 yield row
 
+    def made_of(self, row: Any, make: Callable[[Any], _Made]) -> _Made:
+        """What `make`, always the same function, makes of a row: again only after it changed."""
+        if row.uuid not in self._made:
+            self._made[row.uuid] = make(row)
+        made: _Made = self._made[row.uuid]
+        return made
+
     def changed(self, row: Any, rows: Mapping[UUID, Any]) -> None:
         """Note a row that is new, or has other values."""
+        self._made.pop(row.uuid, None)
         numbers = {*row.ofport, *row.ofport_request}
         container_id = row.external_ids.get(SANDBOX, "")
         if self._keys.get(row.uuid) == (numbers, container_id):
@@ -54,6 +64,7 @@ class InterfaceIndex:
 
     def gone(self, uuid: UUID) -> None:
         """Forget a row."""
+        self._made.pop(uuid, None)
         numbers, container_id = self._keys.pop(uuid, ((), ""))
         for number in numbers:
             _discard(self._ofports, number, uuid)

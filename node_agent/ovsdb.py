@@ -11,7 +11,7 @@ import select
 import warnings
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -51,6 +51,8 @@ _TABLES: Final = {
 }  # fmt: skip
 
 _INDEXED: Final = ("Bridge", "Interface")
+
+_Made = TypeVar("_Made")
 
 log = structlog.get_logger()
 
@@ -198,6 +200,10 @@ class Ovsdb:
         """The Interface rows of a container's attachments."""
         if self._idl is not None:
             yield from self._interfaces.of_container(container_id, self.tables["Interface"].rows)
+
+    def made_of(self, interface: Row, make: Callable[[Row], _Made]) -> _Made:
+        """What `make`, always the same function, makes of a row; kept until the row changes."""
+        return self._interfaces.made_of(interface, make)
 
     async def changed(self, within: float) -> None:
         """Wait until something may have changed, or `within` seconds."""

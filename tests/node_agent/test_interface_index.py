@@ -58,3 +58,23 @@ def test_rows_that_went_unheard_are_not_found_and_forgotten_in_the_end(monkeypat
     assert 1 in table.index.ofports, "not known to be gone"
     table.write(9, "b", ofport=[9])
     assert [number in table.index.ofports for number in (1, 4, 9)] == [False, False, True]
+
+
+def test_what_is_made_of_a_row_is_kept_until_the_row_changes() -> None:
+    table = Table()
+    made: list[int] = []
+
+    def make(row: Any) -> int:
+        made.append(row.uuid.int)
+        return len(made)
+
+    def of(number: int) -> int:
+        return table.index.made_of(table.rows[UUID(int=number)], make)
+
+    table.write(1, "a", ofport=[16])
+    table.write(2, "b", ofport=[17])
+    assert [of(1), of(2), of(1), of(2)] == [1, 2, 1, 2]
+    table.write(1, "a", ofport=[16])  # in another column
+    assert [of(1), of(2)] == [3, 2]
+    table.index.gone(UUID(int=2))
+    assert [of(1), of(2)] == [3, 4]
