@@ -126,8 +126,6 @@ class Api:
         self._waiting: Counter[str] = Counter()
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
-        self._instance = secrets.token_hex(4)
-        """Before revisions that only this process counts."""
 
     def application(self, *, local: bool) -> web.Application:
         """What agents and probes may ask; for local users also what tells of the whole cluster."""
@@ -404,7 +402,7 @@ class Api:
         whole = self._reconciler.desired.source_complete
         # Not a digest of all of it: a thousand agents ask at one moment what has changed.
         shared, own = hosts.revision(name)
-        revision = f"{self._instance}.{shared}.{own}.{whole:d}"
+        revision = f"{shared:x}.{own:x}.{whole:d}"
         return document(name, hosts.wanted(name), revision, whole=whole)
 
 

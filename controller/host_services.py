@@ -3,6 +3,7 @@
 The cost of a change depends on the ports and endpoints of the changed Service only.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -120,7 +121,8 @@ class _Part:
 
     @property
     def shared(self) -> tuple[object, ...]:
-        return self.node_ports, self.addresses, self.external_ports, self.health_check
+        addresses = tuple(sorted(self.addresses))
+        return self.node_ports, addresses, self.external_ports, self.health_check
 
 
 _NOTHING: Final = _Part()
@@ -139,15 +141,21 @@ class Hosts:
         self._on_node: dict[str, set[str]] = {}
         """By node, the Services of which it has a part of its own."""
         self._protected = tuple(sorted(known.all_protected))
-        self._shared_revision = 0
+        self._shared_revision = _change(None, (), self._protected)
         self._node_revisions: dict[str, int] = {}
+        """By node, if it has a part of its own."""
         self._shared_part: tuple[int, HostServices] | None = None
 
     # --- what others ask ---
 
     def revision(self, node: str) -> tuple[int, int]:
-        """Changes whenever `wanted` of this node does; cheap."""
-        return self._shared_revision, self._node_revisions.get(node, 0)
+        """Equal if `wanted` of this node is equal, also in another controller; cheap.
+
+        So an agent that asks another controller than before, as all do when one ends, gets the
+        document only if it differs.
+        """
+        own = self._node_revisions.get(node, 0)
+        return self._shared_revision % _MODULUS, own % _MODULUS
 
     def wanted(self, node: str) -> HostServices:
         """What this node's host must do. What is the same for all nodes is made once."""
@@ -195,8 +203,9 @@ class Hosts:
         """The addresses that no Service may take have changed."""
         new = tuple(sorted(self._known.all_protected))
         if new != self._protected:
+            self._shared_revision += _change(None, self._protected, new)
             self._protected = new
-            self._shared_revision = self._next_revision()
+            self.changes += 1
 
     def follow(self, name: str, service: Service | None, health_check: int | None) -> None:
         """A Service of the view, `NAMESPACE/NAME`, may have changed; None: there is none.
@@ -208,14 +217,17 @@ class Hosts:
         if new != _NOTHING:
             self._parts[name] = new
         if old.shared != new.shared:
-            self._shared_revision = self._next_revision()
+            self._shared_revision += _change(name, old.shared, new.shared)
+            self.changes += 1
         for node in old.nodes.keys() | new.nodes.keys():
             if old.nodes.get(node) == new.nodes.get(node):
                 continue
             services = self._on_node.setdefault(node, set())
             (services.add if node in new.nodes else services.discard)(name)
+            change = _change(name, old.nodes.get(node), new.nodes.get(node))
+            self._node_revisions[node] = self._node_revisions.get(node, 0) + change
+            self.changes += 1
             # A node without such Services has no revision of its own.
-            self._node_revisions[node] = self._next_revision()
             if not services:
                 del self._on_node[node], self._node_revisions[node]
 
@@ -272,12 +284,17 @@ class Hosts:
             if len(chosen) == 1 and at and at.node == node:
                 yield node, chosen[0]
 
-    # --- revisions ---
 
-    def _next_revision(self) -> int:
-        # One counter for all nodes, so that a node never gets the same number for other content.
-        self.changes += 1
-        return self.changes
+_MODULUS: Final = 1 << 128
+
+
+def _change(of: str | None, old: object, new: object) -> int:
+    """What a sum of digests grows by; the same in each process, whatever came before."""
+    return _digest(of, new) - _digest(of, old)
+
+
+def _digest(*content: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(content).encode()).digest()[:16], "big")
 
 
 def _own_addresses(name: str, port: ServicePort) -> Iterable[tuple[str, OwnAddress]]:

@@ -106,6 +106,7 @@ def test_valid_report_is_accepted() -> None:
 def test_report_of_an_agent_by_http() -> None:
     async def main() -> None:
         reconciler = Reconciler(Inventory(CLUSTER))
+        reconciler.listed.set()
         reconciler.update([NODE, PEER, pod_object("a", "node1")], [])
         runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
         await runner.setup()

@@ -124,6 +124,7 @@ def test_events_of_problems_do_not_wait_for_these(run: Any, tmp_path: Path) -> N
         story.report(story.pair())
         await until(lambda: server.asked)
         reconciler = Reconciler(story.cluster.inventory)
+        reconciler.listed.set()
         reconciler.update([node_object("node7", "", "172.30.1.7", uid="n7")], [])
         reconciler.source_complete(True)
         now = 0.0
@@ -147,6 +148,7 @@ def test_denials_of_an_agent_by_http() -> None:
     async def main() -> None:
         story = Story()
         reconciler = Reconciler(story.cluster.inventory)
+        reconciler.listed.set()
         api = Api(reconciler, SETTINGS, denials=story.denials)
         async with TestClient(TestServer(api.application(local=True))) as client:
 
@@ -174,7 +176,9 @@ def test_denials_of_an_agent_by_http() -> None:
 def test_denials_are_taken_and_dropped_without_an_api_server() -> None:
     async def main() -> None:
         story = Story()
-        application = Api(Reconciler(story.cluster.inventory), SETTINGS).application(local=False)
+        reconciler = Reconciler(story.cluster.inventory)
+        reconciler.listed.set()
+        application = Api(reconciler, SETTINGS).application(local=False)
         async with TestClient(TestServer(application)) as client:
             data = encode(NodeDenials((story.pair(),)))
             assert (await client.post("/v1/nodes/node1/denials", data=data)).status == 204

@@ -220,6 +220,7 @@ def test_whether_an_endpoint_is_the_host_follows_its_node() -> None:
 def test_agent_reports_its_host_s_addresses_by_http() -> None:
     async def story() -> None:
         reconciler = Reconciler(inventory(service("s", externalIPs=["198.51.100.1"])))
+        reconciler.listed.set()
         runner = web.AppRunner(Api(reconciler, SETTINGS).application(local=True), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

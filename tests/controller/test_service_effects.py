@@ -134,6 +134,38 @@ def test_host_gets_its_ports_addresses_and_health_checks() -> None:
     assert services.hosts.revision("node2") != second
 
 
+def test_controllers_with_other_histories_agree_on_revisions() -> None:
+    """Otherwise each agent would fetch its document anew when a controller ends."""
+    balanced = {
+        "type": "LoadBalancer",
+        "ports": [{"name": "a", "port": 81, "nodePort": 30081}],
+        "ingress": [{"ip": f"198.51.100.{number}"} for number in range(1, 9)],
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30099,
+    }
+    ports = [{"name": "a", "port": 1}]
+    parts = [
+        service("s", **balanced),
+        service("t", clusterIP="10.96.0.2", externalIPs=["198.51.100.1"]),
+        endpoint_slice("s-1", "s", [endpoint("10.244.1.5"), endpoint("10.244.1.6")], ports),
+    ]
+    one, other = inventory(), inventory()
+    for part in parts:
+        put(one, part)
+    put(other, service("gone", type="NodePort", ports=[{"port": 9, "nodePort": 30009}]))
+    put(other, parts[2])
+    put(other, service("s", **{**balanced, "healthCheckNodePort": 30098}))
+    for part in parts:
+        put(other, part)
+    hosts = [made.services.hosts for made in (one, other)]
+    assert hosts[0].revision("node1") != hosts[1].revision("node1")
+    drop(other, "Service", "gone")
+    for node in ("node1", "node2"):
+        assert hosts[0].wanted(node) == hosts[1].wanted(node)
+        assert hosts[0].revision(node) == hosts[1].revision(node)
+    assert hosts[0].revision("node1") != hosts[0].revision("node2")
+
+
 def test_removed_services_leave_no_trace() -> None:
     made = inventory(
         service(
