@@ -37,7 +37,7 @@ from lab.layout import NodeLayout
 FEW, MANY = 10, 1000
 """Services."""
 ROUNDS = 7
-SECONDS = 0.5
+SECONDS = 0.1
 """Of the guest's clock, for each rate."""
 LONGEST = 60 * 60
 """Seconds of this machine's clock, for everything."""

@@ -171,7 +171,7 @@ class Guest:
         machine: list[str | Path] = [
             "setpriv", "--pdeathsig", "KILL",  # qemu ends with this process
             "nice", "-n", "10", "qemu-system-x86_64",
-            "-machine", "q35", "-cpu", "max,la57=off", "-m", MEMORY, *processors,
+            "-machine", "q35", "-cpu", "max,la57=off,erms=off,fsrm=off", "-m", MEMORY, *processors,
             "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
             "-kernel", image / "vmlinuz", "-initrd", image / "initrd", "-append", command_line,
             # qemu writes changes of the root file system to a temporary file.

@@ -182,8 +182,11 @@ def _commit(family: Family) -> Iterable[Flow]:
 
 
 def _commit_with(mark: int) -> list[Action]:
+    """Commit, and go on: to `Snat` by one more recirculation, only where it reads the new mark."""
     marked = (SetField("ct_mark", mark, mark), *RULES) if mark else ()
-    return [Ct(CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
+    if mark & NEEDS_SNAT:
+        return [Ct(CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
+    return [Ct(CT_ZONE, commit=True, exec=marked), LAYOUT.goto("Snat")]
 
 
 def node(_: Cluster, node: Node) -> Iterable[Flow]:

@@ -170,8 +170,10 @@ def _group(port: ServicePort, number: int, buckets: dict[int, Bucket]) -> Group:
     # With affinity, ovs-vswitchd must choose: it cannot learn from a choice of the datapath.
     if port.affinity is not None or len(buckets) > MAX_DP_HASH_ENDPOINTS:
         return _hashed(port, number, buckets)
-    if len(buckets) > 1:
-        _split_one(buckets)
+    if len(buckets) == 1:
+        # Nothing to choose, so nothing to recirculate for. The field is matched in any case.
+        return Group(number, "hash", ("nw_proto",), _by_id(buckets))
+    _split_one(buckets)
     return Group(number, "dp_hash", (), _by_id(buckets))
 
 
