@@ -273,7 +273,7 @@ def versions(lab: Lab, names: Iterable[str]) -> list[object]:
     return [(one["metadata"].get("generation"), one.get("data")) for one in found]
 
 
-@pytest.mark.timeout(600)  # with a cluster of kubelets made and removed, on a busy machine
+@pytest.mark.timeout(900)  # with a cluster of kubelets made and removed, on a busy machine
 def test_from_apply_to_delete(lab: Lab, tmp_path: Path) -> None:
     before = looks(lab)
     kubectl(lab, "apply", "-k", str(KUSTOMIZE / "lab"))
