@@ -43,7 +43,6 @@ HOLDS: Final = {
 """No stale write is accepted."""
 MORE: Final = {
     "two takeovers": Variant(SHIPPED, Faults(takeovers=2)),
-    "a takeover, and the Lease is deleted": Variant(SHIPPED, Faults(takeovers=1, deletions=1)),
     "a switch that connects only now restarts": Variant(SHIPPED, _RESTART, is_connected=False),
 }
 """The same, for which tests have no time."""
