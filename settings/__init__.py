@@ -36,6 +36,10 @@ ServiceAccountName: TypeAlias = Annotated[
 PortNumber: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 
 
+MOST_CONTROLLERS: Final = 8
+"""Each costs every node a session and a long poll."""
+
+
 class SettingsError(ValueError):
     """The configuration cannot be used; the text names file and field."""
 
@@ -193,8 +197,8 @@ class Agent(
     """One node's agent."""
 
     node: Annotated[str, Meta(pattern=_NODE_NAME)] = msgspec.field(default_factory=_this_node)
-    controllers: Annotated[tuple[Host, ...], Meta(min_length=1)]
-    """Open vSwitch connects to each of them; the agent asks the first that answers."""
+    controllers: Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MOST_CONTROLLERS)]
+    """Open vSwitch connects to each of them; the agent asks any of them, and tells each."""
     openflow_port: PortNumber = 6653
     api_port: PortNumber = 6654
     datapath: Literal["system", "netdev"] = "system"

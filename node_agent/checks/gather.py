@@ -23,11 +23,11 @@ from node_agent.checks.facts import (
 )
 from node_agent.checks.host_facts import Notes, Places
 from node_agent.checks.network_facts import network
+from settings import MOST_CONTROLLERS
 from wire.findings import Peer
 
 LONGEST: Final = 45.0
 """Seconds for everything."""
-MOST_CONTROLLERS: Final = 8
 
 
 async def gather(wanted: Wanted, places: Places) -> Facts:

@@ -120,6 +120,7 @@ def cluster(pod: str = "10.244.0.0/16", service: str = "10.96.0.0/16", more: str
         ("agent", f"{{node: n, {REST}, {ENROLMENT}}}", "`enrolment` and `plainTcp` where exactly"),
         ("agent", f"{{node: n, controllers: [a], {TLS}, {ENROLMENT}}}", "at `$.agent`"),
         ("agent", "{node: n, controllers: [], plainTcp: true}", "at `$.agent.controllers`"),
+        ("agent", "{controllers: [a, b, c, d, e, f, g, h, i], plainTcp: true}", "length <= 8"),
         ("agent", "{node: n, controllers: ['a:1'], plainTcp: true}", "`$.agent.controllers[0]`"),
         ("agent", "{node: n, controllers: [a, a], plainTcp: true}", "`controllers` has an entry"),
         ("agent", f"{{node: n, {REST}, apiPort: 0}}", "at `$.agent.apiPort`"),
