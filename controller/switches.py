@@ -394,11 +394,6 @@ class Switches:
 
     async def _write(self, session: Session) -> None:
         """Bring the switch up to date. Raises what `Session.sync` raises."""
-        if session.needs_comparison:
-            # All at once: one renewal of the Lease is enough for all that have the role then.
-            await session.mastery.become(self._roles)
-            if self._claims.pop(session.node, None) is not None:
-                self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
         # A Node that is refused or gone keeps its flows: there is no program to replace them.
         if session.node not in self._inventory.view.nodes:
             session.pause()
@@ -406,6 +401,10 @@ class Switches:
         if session.needs_comparison:
             # A comparison with a program that is only partly compiled would delete right flows.
             await self._compiled(session.node)
+            # All at once: one renewal of the Lease is enough for all that have the role then.
+            await session.mastery.become(self._roles)
+            if self._claims.pop(session.node, None) is not None:
+                self._inventory.problems.clear(session.reporter, ObjectRef.node(session.node))
         async with self._turn() if session.needs_comparison else nullcontext():
             await session.sync()
 

@@ -88,6 +88,8 @@ def test_reconnecting_fleet_is_compared_a_few_at_a_time(
 
     async def counted(switch: Switch, *of: int) -> Any:
         nonlocal under_way, most
+        if of:
+            return await dump(switch, *of)  # a table, not all
         under_way += 1
         most = max(most, under_way)
         try:
