@@ -66,6 +66,8 @@ class Peer(asyncio.Protocol):
                 return message(Type.BARRIER_REPLY, b"", xid)
             case Type.BUNDLE_CONTROL:
                 return self.bundle(xid, body)
+            case Type.ROLE_REQUEST:
+                return message(Type.ROLE_REPLY, body, xid)
             case 34:  # BUNDLE_ADD_MESSAGE, with the whole of a FLOW_MOD behind its own 8 bytes
                 self._bundle.append(body[8 + HEADER.size :])
         return b""
