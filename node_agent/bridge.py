@@ -24,7 +24,8 @@ from wire.documents import NodeConfig, decode_config, encode
 PROTOCOLS: Final = ["OpenFlow10", "OpenFlow13", "OpenFlow14", "OpenFlow15"]
 """1.5 is the controller's; 1.0 is what a plain `ovs-ofctl` speaks."""
 INACTIVITY_PROBE: Final = 60_000
-"""Milliseconds. A controller that recompiles must not lose all its switches at once."""
+"""Milliseconds. A controller that recompiles must not lose all its switches at once. With two
+controllers nobody waits for it: the other one has a session already."""
 _WAIT: Final = "flow-restore-wait"
 _CONFIG: Final = "sluice-config"
 _OUR_CONTROLLER_IDS: Final = {"sluice": "controller"}
@@ -377,7 +378,8 @@ def _controller_columns(agent: Agent) -> dict[str, object]:
         "type": ["service"],
         "connection_mode": ["out-of-band"],
         "inactivity_probe": [INACTIVITY_PROBE],
-        # Milliseconds; apart from node to node, so that not all knock at one moment.
+        # Milliseconds; apart from node to node, so that not all knock at one moment. Open vSwitch
+        # 3.1 does not use it (seen): it tries again after 1, 2, 4 and then always 8 s.
         "max_backoff": [2000 + names.datapath_id(agent.node) % 2000],
         "external_ids": _OUR_CONTROLLER_IDS,
     }
