@@ -3,6 +3,7 @@
 from typing import Final
 
 from tests.mutants.checks import CHECKS
+from tests.mutants.controllers import CONTROLLERS
 from tests.mutants.fault import Fault
 from tests.mutants.identity import IDENTITY
 from tests.mutants.packets import PACKETS
@@ -13,5 +14,5 @@ from tests.mutants.state import STATE
 from tests.mutants.switches import SWITCHES
 
 FAULTS: Final[tuple[Fault, ...]] = (
-    *CHECKS, *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE, *SWITCHES,
+    *CHECKS, *CONTROLLERS, *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE, *SWITCHES,
 )  # fmt: skip

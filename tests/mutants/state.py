@@ -82,8 +82,8 @@ STATE: Final = (
     Fault(
         "the snapshot's name is not synced to disk",
         _SNAPSHOT,
-        "        os.fsync(directory)\n",
-        "        pass\n",
+        "    install.sync(path.parent)\n",
+        "",
         _SNAPSHOT_TESTS,
     ),
     Fault(
