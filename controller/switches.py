@@ -180,7 +180,8 @@ class Switches:
         self._pruning = None
         version = self._desired.shared.version
         # A standby keeps as many as fit: a switch may lack the last ones when it takes over.
-        oldest = min((each.shared_version for each in self.written.values()), default=0)
+        kept = 0 if not self.leadership.holds() else version
+        oldest = min((each.shared_version for each in self.written.values()), default=kept)
         self._desired.forget_changes(oldest)
         if oldest != version and self.written:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
