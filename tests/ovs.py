@@ -102,13 +102,18 @@ class Ovs:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.mgmt)) == 0
 
-    def dial(self, target: str) -> None:
-        """Make the bridge connect to a controller, too, as nodes do."""
-        self.vsctl(
-            "--id=@c", "create", "Controller", f'target="{target}"', "type=service",
-            "connection_mode=out-of-band", "max_backoff=1000", "inactivity_probe=60000", "--",
-            "add", "Bridge", "br0", "controller", "@c",
-        )  # fmt: skip
+    def dial(self, *targets: str) -> None:
+        """Make the bridge connect to controllers, as nodes do."""
+        rows = [
+            word
+            for number, target in enumerate(targets)
+            for word in (
+                f"--id=@c{number}", "create", "Controller", f'target="{target}"', "type=service",
+                "connection_mode=out-of-band", "max_backoff=1000", "inactivity_probe=60000", "--",
+            )
+        ]  # fmt: skip
+        names = ",".join(f"@c{number}" for number in range(len(targets)))
+        self.vsctl(*rows, "set", "Bridge", "br0", f"controller=[{names}]")
 
     def stop_switch(self) -> None:
         self.processes[-1].kill()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from controller.inventory import Inventory
+from controller.leadership import Leadership
 from controller.reconciler import Reconciler
 from controller.session_state import State
 from flows import names
@@ -82,9 +83,14 @@ class World:
 
 
 @asynccontextmanager
-async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIterator[World]:
-    """A controller that knows node1 and node2; the switch dials it."""
-    reconciler = Reconciler(Inventory(CLUSTER))
+async def controller(
+    ovs: Ovs, *, whole: bool = True, port: int = 0, leadership: Leadership | None = None
+) -> AsyncIterator[World]:
+    """A controller that knows node1 and node2; the switch dials it.
+
+    With a `leadership`, the test has the switch dial it, and perhaps others.
+    """
+    reconciler = Reconciler(Inventory(CLUSTER), leadership=leadership)
     reconciler.update([NODE, PEER], [])
     reconciler.source_complete(whole)
     switches: set[Switch] = set()
@@ -98,7 +104,7 @@ async def controller(ovs: Ovs, *, whole: bool = True, port: int = 0) -> AsyncIte
 
     async with serve("127.0.0.1", port, on_switch) as server:
         address = server.address
-        if not port:
+        if not port and leadership is None:
             ovs.vsctl(
                 "set", "Bridge", "br0",
                 f"other_config:datapath-id={names.datapath_id('node1'):016x}",
