@@ -204,12 +204,20 @@ class Flows:
                 self._removed.add(cookie)
         self._seals.update(bundle.seals)
 
+    @property
+    def seals_alone(self) -> bool:
+        """Whether it has no flows but those of the table `SEALS`, if any."""
+        return len(self) <= len(self._described())
+
     def description(self, table: int) -> bytes | None:
         """Of the flows of a table, as in OFPMP_FLOW_DESC; None: it cannot be given."""
-        if table != SEALS:
-            return None if self else b""
+        if table != SEALS and not self.seals_alone:
+            return None
+        return b"".join(described for _, described in self._described())
+
+    def _described(self) -> list[tuple[int, bytes]]:
         seals = self._shared.seals | self._seals
-        return b"".join(found[1] for found in seals.values() if found is not None)
+        return [found for found in seals.values() if found is not None]
 
 
 def _take_seals(seals: dict[_Place, tuple[int, bytes]], bundle: Bundle) -> None:

@@ -516,10 +516,18 @@ def running_fleet(oracle: Oracle, controller: StandaloneController) -> Iterator[
 @click.command()
 @click.option("--nodes", multiple=True, type=int, default=[500], show_default=True)
 @click.option("--churn", type=float, default=20.0, show_default=True, help="Seconds of changes.")
-def _main(nodes: tuple[int, ...], churn: float) -> None:
+@click.option("--changes", type=int, default=20, show_default=True, help="Endpoints that go.")
+@click.option("--new-nodes", type=int, default=5, show_default=True)
+def _main(nodes: tuple[int, ...], churn: float, changes: int, new_nodes: int) -> None:
     """Measure fleets of these sizes, one after the other; prints one line of JSON for each."""
     for number in nodes:
-        figures = measure(nodes=number, churn=churn, prefix=f"fleet{number}")
+        figures = measure(
+            nodes=number,
+            churn=churn,
+            changes=changes,
+            new_nodes=new_nodes,
+            prefix=f"fleet{number}",
+        )
         values = {each.name: round(each.value, 2) for each in figures}
         sys.stdout.write(json.dumps({"nodes": number, **values}) + "\n")
         sys.stdout.flush()

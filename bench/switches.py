@@ -259,7 +259,9 @@ class SimulatedSwitch(asyncio.BufferedProtocol):
             self.was_ready = True
         elif kind == FLOW_DESC and (found := self.flows.description(table)) is not None:
             self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6) + found)
-        elif (kind == GROUP_DESC and not self.flows) or (kind == METER_DESC and not self.meters):
+        elif (kind == GROUP_DESC and self.flows.seals_alone) or (
+            kind == METER_DESC and not self.meters
+        ):
             self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6))
         else:
             # Their cookies are known here, but not their matches.
