@@ -17,6 +17,7 @@ from bench import (
     kube_proxy,
     kubelets,
     large_fleet,
+    memory,
     pod_ready,
     pods,
     policies,
@@ -50,6 +51,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "takeover": takeover.measure,
     "fleet": fleet.measure,
     "fleet5k": large_fleet.measure,
+    "memory": memory.measure,
     "kubelets": kubelets.measure,
 }
 """In the order in which they run; each function measures all figures of its family."""
