@@ -36,6 +36,8 @@ TOUCHED_SLICE: Final = 100
 """Changed keys that are given to nodes before the time is looked at."""
 SHARED_TICK: Final = 0.005
 """Seconds after one batch of shared changes in which further ones are gathered into the next."""
+LONGEST_TICK: Final = 5.0
+"""Seconds after which changes are published even if the last batch still waits to be sent."""
 
 
 class Compilation:
@@ -50,11 +52,13 @@ class Compilation:
         on_shared: Callable[[], None],
         on_published: Callable[[], None],
         sessions: Mapping[str, Follower],
+        is_sending: Callable[[], bool] = lambda: False,
     ) -> None:
         """`on_node` is called when the program of a node has changed.
 
         `on_shared` is called when the shared program has changed, `on_published`
         when all gathered changes are in it. `sessions` are of the connected switches, by node.
+        `is_sending`: whether the last batch of shared changes waits to be sent to switches.
         """
         self._inventory = inventory
         # Otherwise policies that change all the time would keep everything from being published.
@@ -63,6 +67,7 @@ class Compilation:
         self._on_node = on_node
         self._on_shared = on_shared
         self._on_published = on_published
+        self._is_sending = is_sending
         self._judge = Judge(inventory.view)
         self.policy: Final = PolicyPublication(
             desired, self._judge, sessions, on_node=on_node, on_refused=self._refuse_policy
@@ -94,9 +99,13 @@ class Compilation:
         self._timer: asyncio.Handle | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._published_at = 0.0
+        self._gathering_since = 0.0
+        """When the first shared change came that is not published yet."""
         self._started = time.time()
         self._triggers: dict[str, float] = {}
-        self._turn_ended = asyncio.Event()
+        self._waiting: dict[str, asyncio.Event] = {}
+        """By node, set when its program is up to date. With one event for all, each turn would wake
+        the tasks of thousands of switches."""
 
     async def compiled(self, node: str) -> None:
         """Return when no changed key of this node's program waits to be compiled."""
@@ -106,7 +115,7 @@ class Compilation:
             self._nodes[node] = dict.fromkeys(self._desired.keys(node))
             self._schedule()
         while node in self._nodes or node in self._joining:
-            await self._turn_ended.wait()
+            await self._waiting.setdefault(node, asyncio.Event()).wait()
 
     @property
     def is_idle(self) -> bool:
@@ -128,6 +137,7 @@ class Compilation:
         if self._shared and self._open and not self._publishing and self._tick is None:
             # At once after a quiet while; what follows closely waits.
             due = self._published_at + SHARED_TICK
+            self._gathering_since = time.monotonic()
             self._tick = asyncio.get_running_loop().call_at(due, self._begin)
 
     def _share_out(self, budget: WorkBudget) -> None:
@@ -158,6 +168,11 @@ class Compilation:
 
     def _begin(self) -> None:
         self._tick = None
+        if self._is_sending() and time.monotonic() < self._gathering_since + LONGEST_TICK:
+            # Each batch costs every switch the same, whatever is in it. So a fleet that is busy
+            # with one gets all that comes meanwhile in the next.
+            self._tick = asyncio.get_running_loop().call_later(SHARED_TICK, self._begin)
+            return
         self._publishing = True
         if self._timer is None:
             self._work()
@@ -183,8 +198,8 @@ class Compilation:
         self._compile_nodes(WorkBudget())
         if self._inventory.is_consistent:
             self._joining &= self._nodes.keys()
-        self._turn_ended.set()
-        self._turn_ended = asyncio.Event()
+        for node in self._waiting.keys() - self._nodes.keys() - self._joining:
+            self._waiting.pop(node).set()
         if self._publishing:
             self._publish(WorkBudget())
         if self._has_work or self._publishing:

@@ -78,6 +78,7 @@ class Reconciler:
             on_shared=self.switches.shared_changed,
             on_published=self._published,
             sessions=self.switches.written,
+            is_sending=lambda: self.switches.has_work,
         )
         self._intake: deque[Object | ObjectRef | partial[None]] = deque()
         """What the source reported and was not taken in yet, in its order."""

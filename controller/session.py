@@ -57,7 +57,7 @@ _SERIAL = count(1)
 class Session:
     """One connected switch of a node."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one line for each attribute
         self,
         node: str,
         switch: Switch,
@@ -79,6 +79,11 @@ class Session:
         self.dirty = asyncio.Event()
         """Set while there is something to do (`session_state.PENDING`), or a role to be told."""
         self.dirty.set()
+        self.turn = asyncio.Event()
+        """Set while `dirty` is, except while a shared change waits for its place (`FanOut`)."""
+        self.turn.set()
+        self._waits = False
+        """Whether all there is to do is a shared change that waits for its place."""
         self.mastery = Mastery(switch, self.leadership)
         self.was_synced = False
         """It held everything at least once, except what it rejected: pods have a network."""
@@ -151,8 +156,29 @@ class Session:
         return self.state in {State.UNKNOWN, State.RETRY}
 
     def changed(self) -> None:
-        """A program changed."""
+        """The node's own program changed."""
+        self._waits = False
         self._take(Event.CHANGED)
+
+    def shared_changed(self) -> bool:
+        """The shared program changed. Returns whether `wake` has to follow, to send the change."""
+        if self.state in {State.IN_SYNC, State.INCOMPLETE}:
+            self._waits = True
+        self._take(Event.CHANGED)
+        return self._waits
+
+    def wake(self) -> bool:
+        """Send the shared changes that wait; False: none waits any more."""
+        if not self._waits:
+            return False
+        self.look_again()
+        return True
+
+    def look_again(self) -> None:
+        """Have `sync` called, even if there is nothing to do."""
+        self._waits = False
+        self.dirty.set()
+        self.turn.set()
 
     def invalidate(self) -> None:
         """What the switch holds may differ from what is recorded: compare it."""
@@ -222,6 +248,11 @@ class Session:
             self.dirty.set()
         else:
             self.dirty.clear()
+        self._waits &= self.state is State.BEHIND
+        if self.dirty.is_set() and not self._waits:
+            self.turn.set()
+        else:
+            self.turn.clear()
 
     # How it gets its flows.
 
@@ -267,6 +298,7 @@ class Session:
         self.acknowledged.clear()
 
     def _begin_round(self) -> None:
+        self._waits = False
         if self.state is State.RETRY:
             self.left_out.clear()
         self._take(Event.STARTED)

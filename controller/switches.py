@@ -13,6 +13,7 @@ import structlog
 from controller import metrics
 from controller.conntrack_flush import AnyFlush, ConntrackFlush
 from controller.desired import Desired
+from controller.fan_out import FanOut
 from controller.inventory import BridgePort, Inventory
 from controller.leadership import Leadership
 from controller.mastery import Superseded
@@ -110,6 +111,7 @@ class Switches:
         self._pruning: asyncio.TimerHandle | None = None
         self._connected: set[str] = set()
         """Nodes whose ports are known, until `Desired.members_known`."""
+        self._fan_out = FanOut()
         self._roles = asyncio.Semaphore(MAX_CONCURRENT_ROLES)
         self._comparisons = asyncio.Semaphore(MAX_CONCURRENT_COMPARISONS)
         self._warm: set[str] = set()
@@ -170,10 +172,14 @@ class Switches:
 
     def shared_changed(self) -> None:
         """The shared program changed."""
-        for session in self.sessions.values():
-            session.changed()
+        self._fan_out.add([each for each in self.sessions.values() if each.shared_changed()])
         if self._pruning is None:
             self._pruning = asyncio.get_running_loop().call_later(PRUNE_TICK, self._prune)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether switches wait for the last shared change to be sent."""
+        return self._fan_out.is_busy
 
     def _prune(self) -> None:
         """Drop the changes that every switch holds already."""
@@ -223,7 +229,7 @@ class Switches:
             if session.state is State.PAUSED:
                 session.changed()
             elif session.state is State.STANDBY and node not in self._warm:
-                session.dirty.set()
+                session.look_again()
         self.nodes_changed.set()
         self.nodes_changed = asyncio.Event()
 
@@ -267,6 +273,7 @@ class Switches:
         finally:
             log.info("switch gone", node=node, peer=switch.peer)
             session.end()
+            self._fan_out.remove(session)
             self._inventory.problems.clear_reporter(session.reporter)
             self._warm.discard(node)
             if self.written.get(node) is session:
@@ -367,8 +374,9 @@ class Switches:
 
     async def _keep_in_sync(self, session: Session) -> None:
         while True:
-            await session.dirty.wait()
+            await session.turn.wait()
             await self._sync(session)
+            self._fan_out.done(session)
 
     async def _sync(self, session: Session) -> None:
         if session.state is State.STANDBY:
