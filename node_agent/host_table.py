@@ -201,7 +201,9 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -
     #
     # tunnel-received, tunnel-sent: the host does not track packets between the nodes' switches.
     # Each connection of a pod would be two more entries in the host's conntrack, because the
-    # tunnel's source port is a hash of the connection.
+    # tunnel's source port is a hash of the connection. Every packet between pods of two nodes is
+    # such a packet on both, so the chains that it passes first ask for what tells it apart: no
+    # Service and no host port has the tunnel's port.
     #
     # gateway, forward: the switch returns packets to Services without endpoints. They would go
     # into the switch again, so the host refuses them. They are not tracked: so the refusal belongs
@@ -258,18 +260,17 @@ table ip {nft.TABLE} {{
     }}
 
     chain tunnel-received {{
-        type filter hook prerouting priority raw; policy accept;
-        iifname != "{GATEWAY_PORT}" udp dport {tunnel_port} fib daddr type local notrack
+        udp dport {tunnel_port} fib daddr type local notrack
     }}
 
     chain tunnel-sent {{
         type filter hook output priority raw; policy accept;
-        oifname != "{GATEWAY_PORT}" udp dport {tunnel_port} notrack
+        udp dport {tunnel_port} oifname != "{GATEWAY_PORT}" notrack
     }}
 
     chain gateway {{
         type filter hook prerouting priority raw; policy accept;
-        iifname != "{GATEWAY_PORT}" accept
+        iifname != "{GATEWAY_PORT}" goto tunnel-received
         ip saddr 127.0.0.0/8 counter drop
         ip daddr 127.0.0.0/8 counter drop
         ip daddr . meta l4proto . th dport @external-ports notrack
@@ -278,6 +279,7 @@ table ip {nft.TABLE} {{
 
     chain mark-received {{
         type filter hook prerouting priority mangle + 5; policy accept;
+        udp dport {tunnel_port} accept
         ip daddr . meta l4proto . th dport @external-ports \
 {_MARK} ct mark set ct mark | {_BIT}
         ct state related ct mark & {_BIT} == {_BIT} {_MARK}
@@ -285,13 +287,14 @@ table ip {nft.TABLE} {{
 
     chain mark-sent {{
         type route hook output priority mangle + 5; policy accept;
+        udp dport {tunnel_port} accept
         ip daddr . meta l4proto . th dport @external-ports \
 {_MARK} ct mark set ct mark | {_BIT}
     }}
 
     chain input {{
         type filter hook input priority filter; policy accept;
-        iifname "{GATEWAY_PORT}" icmp type {{ {_ICMP_ERRORS} }} ct state invalid,untracked \
+        icmp type {{ {_ICMP_ERRORS} }} iifname "{GATEWAY_PORT}" ct state invalid,untracked \
 counter drop comment "ICMP errors about no connection"
     }}
 
