@@ -109,7 +109,7 @@ kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in
 	@scripts/setup --kernel
 	@exec $(PYTHON) -m tests.kernel $(PYTEST_ARGS)
 
-kernel-bench: need-root setup $(TESTS_READY) ## measure against flannel and kube-proxy on the kernel's datapath, in qemu (25 min; builds the machine once, 5 min)
+kernel-bench: need-root setup $(TESTS_READY) ## measure against flannel and kube-proxy on the kernel's datapath, in qemu (15 min; builds the machine once, 5 min)
 	@scripts/setup --kernel
 	@exec $(PYTHON) -m bench.kernel $(BENCH_ARGS)
 

@@ -121,7 +121,8 @@ def server_address(nodes: Sequence[NodeLayout]) -> str:
 @click.option("--results", type=click.Path(path_type=Path), required=True)
 def main(services: tuple[int, ...], rounds: int, seconds: float, results: Path) -> None:
     """Measure with each number of Services, and write down all that was found after each turn."""
-    report = Steps(Console(width=150))
+    # Lines, as they come: the guest's console is a terminal that nobody sits at.
+    report = Steps(Console(width=150, force_terminal=False))
     found = Results()
     load_module("system")
     for module in MODULES:
