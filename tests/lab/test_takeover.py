@@ -218,27 +218,6 @@ def test_leader_is_cut_off(
         leader(lab)
 
 
-@pytest.mark.skipif(not EXTENDED, reason="it takes three minutes")
-def test_leader_whose_watches_bring_nothing_steps_down(world: World) -> None:
-    """It renews its Lease by a new connection."""
-    lab = world.lab
-    make_leader(lab, "control2")
-    shown = lab.exec("control2", ["ss", "-Htn", "dport", "=", ":6443"]).stdout.splitlines()
-    ports = [line.split()[3].rpartition(":")[2] for line in shown]
-    assert ports
-    rules = (
-        "add table inet deaf\n"
-        "add chain inet deaf input { type filter hook input priority 0; }\n"
-        f"add rule inet deaf input tcp sport 6443 tcp dport {{ {', '.join(ports)} }} drop\n"
-    )
-    with nothing_lost(world, "watches that bring nothing"):
-        lab.exec("control2", ["nft", "-f", "-"], stdin=rules)
-        try:
-            wait_until(lambda: leads(lab, "control"), 240)
-        finally:
-            lab.exec("control2", ["nft", "delete", "table", "inet", "deaf"])
-
-
 def test_both_are_killed(world: World) -> None:
     lab = world.lab
     with nothing_lost(world, "SIGKILL to both for 2 s"):
