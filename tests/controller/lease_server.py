@@ -114,14 +114,14 @@ class Clock:
 class Replica:
     """One that takes part in the election."""
 
-    def __init__(self, name: str, kubeconfig: Path) -> None:
+    def __init__(self, name: str, kubeconfig: Path, settings: Settings = SETTINGS) -> None:
         self.clock = Clock()
         self.judge = Judge()
         self.leadership = Leadership(elected=True, clock=self.clock)
         self.election = Election(name, f"{name}:6654")
         self.problems: list[str] = []
         self.loop = LeaseLoop(
-            SETTINGS,
+            settings,
             lambda: connect(kubeconfig),
             self.election,
             self.leadership,
