@@ -4,7 +4,8 @@ import sys
 from typing import Final, NamedTuple
 
 from tests.model.explorer import Explored
-from tests.model.world import Confirmed, Faults, Model, Rules, World, is_stale, start
+from tests.model.model import Model
+from tests.model.world import Confirmed, Faults, Rules, World, is_stale, start
 
 MOST_STATES: Final = 500_000
 """One state takes some 2 kB and 40 µs."""
@@ -34,6 +35,7 @@ HOLDS: Final = {
     "a connection breaks": Variant(SHIPPED, Faults(takeovers=1, breaks=1)),
     "a PUT is late, or its answer is lost": Variant(SHIPPED, Faults(takeovers=1, timeouts=1)),
     "a replica is killed": Variant(SHIPPED, Faults(kills=1)),
+    "a living leader is taken for dead": Variant(SHIPPED, Faults(suspicions=1)),
     "the Lease is deleted": Variant(SHIPPED, Faults(deletions=1)),
     "the Lease has an old number": Variant(SHIPPED, Faults(), newest=5),
     "only the renewal after the reply": Variant(

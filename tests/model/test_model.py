@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.model.model import Model
 from tests.model.variants import FAILS, HOLDS, TRAPPED, report
-from tests.model.world import Model
 
 
 @pytest.mark.parametrize("name", HOLDS)
