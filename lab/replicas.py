@@ -29,10 +29,11 @@ def leads(lab: Lab, name: str) -> bool:
 
 def leader(lab: Lab) -> str:
     """The one that leads; waits until it is exactly one. Raises `LabError`."""
+    known = names(lab)
     found: list[str] = []
 
     def is_one() -> bool:
-        found[:] = [name for name in names(lab) if leads(lab, name)]
+        found[:] = [name for name in known if leads(lab, name)]
         return len(found) == 1
 
     _wait(is_one, lambda: f"not one controller leads, but {found}")
