@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -27,41 +27,46 @@ class FlushQueue:
         send: Callable[[Callable[[], Batch | None]], Awaitable[None]],
         caught_up: Callable[[], Awaitable[None]],
     ) -> None:
-        """`send` is `Switch.apply_chosen`. `caught_up` returns when the switch has applied, or
-        rejected, every change made before the call.
-        """  # noqa: D205 - two parameters
+        """`send` does what `Switch.apply_chosen` does.
+
+        `caught_up` returns when the switch has applied, or rejected, all changes before the call.
+        """
         self._node = node
         self._send = send
         self._caught_up = caught_up
-        self._waiting: asyncio.Queue[AnyFlush] = asyncio.Queue(MAX_TO_FORGET)
+        self._waiting: deque[AnyFlush] = deque()
+        self._sending: deque[AnyFlush] = deque()
+        """Those that are sent once the switch has caught up."""
+        self._added = asyncio.Event()
 
     def __len__(self) -> int:
         """How many wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
-    def add(self, flush: AnyFlush) -> None:
+    def add(self, flushes: Sequence[AnyFlush]) -> None:
         """Flush connections on the switch once it holds the flows of now."""
-        try:
-            self._waiting.put_nowait(flush)
-        except asyncio.QueueFull:
+        room = MAX_TO_FORGET - len(self._waiting)
+        if len(flushes) > room:
             log.warning("conntrack flush skipped: queue full", node=self._node)
+        self._waiting.extend(flushes[:room])
+        self._added.set()
 
     def clear(self) -> None:
         """Drop those that wait: another controller sends them."""
-        while not self._waiting.empty():
-            self._waiting.get_nowait()
+        self._waiting.clear()
+        self._sending.clear()
 
     async def run(self) -> None:
         """Send what `add` was given; until cancelled. Raises `ConnectionLost`."""
         while True:
-            flushes = deque([await self._waiting.get()])
-            while not self._waiting.empty():
-                flushes.append(self._waiting.get_nowait())
+            await self._added.wait()
+            self._added.clear()
+            self._sending, self._waiting = self._waiting, deque()
             # If a flush came earlier, a datagram could still match the old flows, and connection
             # tracking would keep the old translation.
             await self._caught_up()
-            while flushes:
-                await self._flush(flushes.popleft())
+            while self._sending:
+                await self._flush(self._sending.popleft())
 
     async def _flush(self, flush: AnyFlush) -> None:
         """Send a flush as often as it takes, each time with what is still to be flushed.

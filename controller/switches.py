@@ -134,16 +134,16 @@ class Switches:
         self._turns += 1
         self._claims.clear()
         self.written.update(self.sessions)
+        recent = self._recent()
         for session in self.sessions.values():
-            self._lead(session)
+            session.lead()
+            session.flushes.add(recent)
         log.info("leading", generation=self.leadership.generation, switches=len(self.sessions))
 
-    def _lead(self, session: Session) -> None:
-        session.lead()
+    def _recent(self) -> list[AnyFlush]:
+        """The flushes that the last leader may not have sent."""
         since = self.leadership.unled_since - HANDED_OVER
-        for came, flush in self._recent_flushes:
-            if came >= since:
-                session.flushes.add(flush)
+        return [flush for came, flush in self._recent_flushes if came >= since]
 
     def follow(self) -> None:
         """Stop writing to every switch."""
@@ -218,7 +218,7 @@ class Switches:
         """Flush connections on every switch."""
         self._recent_flushes.append((self.leadership.now(), flush))
         for session in self.written.values():
-            session.flushes.add(flush)
+            session.flushes.add([flush])
 
     def wake_nodes(self) -> None:
         """Nodes or ranges changed."""
@@ -435,7 +435,8 @@ class Switches:
             self._inventory.problems.clear_reporter(session.reporter)
         await asyncio.sleep(RETRY_ROLE)
         if turns == self._turns and self.leadership.holds():
-            self._lead(session)
+            session.lead()
+            session.flushes.add(self._recent())
 
     def _note_claim(self, node: str, refused: Superseded) -> None:
         """Raise the generation if most switches refuse it. A stolen one may claim anything."""

@@ -232,7 +232,7 @@ def test_waiting_conntrack_flushes_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     async def story() -> None:
         ours = session(await world(), PlayedSwitch())
         for _ in range(10):
-            ours.flushes.add(Flush((), 1, lambda _: Batch(())))
+            ours.flushes.add([Flush((), 1, lambda _: Batch(()))])
         assert len(ours.flushes) == 3
 
     asyncio.run(story())
