@@ -92,7 +92,8 @@ class SimulatedSwitch(asyncio.BufferedProtocol):
         self.expected: frozenset[int] = frozenset(given["expected"])
         """By this switch alone."""
         self.least: int = given.get("least", 0)
-        self.meters: set[int] = set()
+        self.meters: dict[int, bytes] = {}
+        """By id, struct ofp_meter_desc."""
         self.closed = asyncio.Event()
         self.was_ready = False
         self._bundles = bundles
@@ -225,7 +226,7 @@ class SimulatedSwitch(asyncio.BufferedProtocol):
             self._on_change(self)
         return 0
 
-    def _message(self, kind: int, xid: int, body: bytes) -> None:
+    def _message(self, kind: int, xid: int, body: bytes) -> None:  # noqa: C901 - one line each
         match kind:
             case MessageType.ERROR:
                 sys.stderr.write(f"switch {self.dpid:016x}: the controller refuses {body!r}\n")
@@ -243,8 +244,11 @@ class SimulatedSwitch(asyncio.BufferedProtocol):
             case MessageType.ROLE_REQUEST:
                 self._send(MessageType.ROLE_REPLY, xid, body)
             case MessageType.METER_MOD:
-                command, _, meter = struct.unpack_from("!HHI", body)
-                (self.meters.discard if command == METER_DELETE else self.meters.add)(meter)
+                command, flags, meter = struct.unpack_from("!HHI", body)
+                if command == METER_DELETE:
+                    self.meters.pop(meter, None)
+                else:
+                    self.meters[meter] = struct.pack("!HHI", len(body), flags, meter) + body[8:]
             case _ if kind == EXPERIMENTER:
                 pass  # a conntrack flush: there are no connections here
             case _:
@@ -259,9 +263,10 @@ class SimulatedSwitch(asyncio.BufferedProtocol):
             self.was_ready = True
         elif kind == FLOW_DESC and (found := self.flows.description(table)) is not None:
             self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6) + found)
-        elif (kind == GROUP_DESC and self.flows.seals_alone) or (
-            kind == METER_DESC and not self.meters
-        ):
+        elif kind == METER_DESC:
+            described = b"".join(self.meters.values())
+            self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6) + described)
+        elif kind == GROUP_DESC and self.flows.seals_alone:
             self._send(MessageType.MULTIPART_REPLY, xid, body[:2] + bytes(6))
         else:
             # Their cookies are known here, but not their matches.
