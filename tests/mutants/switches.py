@@ -47,8 +47,8 @@ SWITCHES: Final = (
     Fault(
         "flows that a switch rejected are forgotten when old seals are still there",
         _SESSION,
-        "        if self.left_out:\n            return False",
-        "        if False:\n            return False",
+        "        if self.left_out or not self._may_seal:\n            return False",
+        "        if not self._may_seal:\n            return False",
         _RECONCILER_TESTS,
     ),
     Fault(
@@ -68,8 +68,8 @@ SWITCHES: Final = (
     Fault(
         "one seal is enough",
         _SESSION,
-        "if not held >= {shared.seal.cookie, own.seal.cookie}:",
-        "if not held & {shared.seal.cookie, own.seal.cookie}:",
+        "        version = self.desired.sealed_version(held)\n",
+        "        version = self.desired.sealed_version(held) or self.desired.shared.version\n",
         _AUDIT_TESTS,
     ),
     Fault(
