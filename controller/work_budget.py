@@ -1,6 +1,6 @@
 """How much work one turn of the event loop may do, so that it can serve everybody else too.
 
-Two figures bound a turn. `MAX_SECONDS` is when a turn stops taking further steps: 5 ms of this
+Two figures bound a turn. `MAX_SECONDS` is when a turn stops taking further steps: 10 ms of this
 thread's CPU time. The event loop must not be blocked for more than 50 ms of real time. The rest is
 reserve: the last step runs to its end whatever it costs, and other processes may use the CPU
 meanwhile.
@@ -15,9 +15,8 @@ T = TypeVar("T")
 
 MAX_COST: Final = 500
 """Flows, buckets and meters that one turn compiles; each object that it takes in counts ten."""
-MAX_SECONDS: Final = 0.005
-"""CPU time after which a turn takes no further step. One turn of the event loop may have a turn of
-each kind of work: taking objects in, policy, the programs of nodes, the shared program."""
+MAX_SECONDS: Final = 0.01
+"""CPU time after which a turn takes no further step."""
 REPORT_SECONDS: Final = 0.002
 """The same for a report to people. A request of a switch or an agent takes some turns of the event
 loop, and between each two of them lies a turn of each report that is made."""
