@@ -5,6 +5,7 @@ How long anything takes says nothing here; what is under way at a time does.
 
 import asyncio
 import signal
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
@@ -22,7 +23,7 @@ from openflow.messages import Type
 from openflow.server import serve
 from openflow.switch import Switch
 from tests.controller.events import node_object, pod_object
-from tests.openflow.peers import Peer, node_name, pod_cidr
+from tests.openflow.peers import Peer, message, node_name, pod_cidr
 from tests.ovs import Ovs, running
 
 MOST = module.MAX_CONCURRENT_COMPARISONS
@@ -118,6 +119,27 @@ def test_reconnecting_fleet_is_compared_a_few_at_a_time(
 
     asyncio.run(story())
     assert 1 < most <= MOST
+
+
+class RefusingEchoes(Peer):
+    """Answers each echo with an error, as no honest switch does."""
+
+    def answer(self, kind: int, xid: int, body: bytes) -> bytes:
+        if kind == Type.ECHO_REQUEST:
+            return message(Type.ERROR, struct.pack("!HH", 1, 1) + bytes(64), xid)
+        return super().answer(kind, xid, body)
+
+
+def test_switch_that_refuses_an_echo_has_answered() -> None:
+    """Many switches are asked at once, and one that is stolen must not end that for all."""
+
+    async def story() -> None:
+        async with fleet(nodes=1, pods=1) as ours:
+            await ours.dial([RefusingEchoes(1, pods=1)])
+            await ours.all_in_sync([1])
+            assert await ours.reconciler.sessions[node_name(1)].switch.alive(60)
+
+    asyncio.run(story())
 
 
 class Hanging(Peer):
