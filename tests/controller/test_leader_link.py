@@ -118,7 +118,7 @@ async def following(
     with monkeypatch.context() as patch:
         patch.setattr(module.asyncio, "sleep", paused)
         # A request that took long on a busy machine is repeated at once.
-        patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        patch.setattr(module, "time", SimpleNamespace(monotonic=ours.clock))
         task = asyncio.create_task(ours.link.run())
         try:
             yield ours
@@ -186,6 +186,25 @@ def test_silence_is_no_evidence(play: Any) -> None:
         assert (ours.asked, ours.dead, ours.doubts) == (1, [], 0)
 
     play(silent, story)
+
+
+def test_end_of_a_connection_that_was_open_for_a_while_is_no_evidence_alone(play: Any) -> None:
+    """Whether the process has ended, the next connection says, which is made at once."""
+    made: list[Following] = []
+
+    async def cut(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        while not made:
+            await real_sleep(0.005)
+        made[0].clock.now += 1.0
+
+    async def story(ours: Following) -> None:
+        made.append(ours)
+        await ours.until(lambda: ours.asked >= 4)
+        assert ours.dead == []
+        assert ours.paused == 0
+
+    play(cut, story)
 
 
 def test_another_identity_at_its_address_says_that_the_leader_is_dead(play: Any) -> None:
