@@ -129,7 +129,8 @@ def nothing_lost(world: World, what: str) -> Iterator[SteadyAdds]:
     assert sent.bytes > 100_000
     writes = world.writers.writes(start)
     assert len(writes) > 5
-    assert faults_of(writes) == []
+    wrong = faults_of(writes)
+    assert wrong == [], "\n".join([*wrong[:5], *world.writers.roles(start)])
     pods_can_be_added(lab)
 
 

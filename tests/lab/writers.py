@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from lab import Lab
@@ -23,6 +23,7 @@ _ENTRY = re.compile(
 )
 _WRITES = re.compile(r"received: (OFPT_(FLOW|GROUP|METER)_MOD|NXT_CT_FLUSH\w*|OFPT_PACKET_OUT) ")
 _XID = re.compile(r"\(xid=(0x[0-9a-f]+)\)")
+_SAID_OF_ROLES = re.compile(r"negotiated |OFPT_ROLE_|OFPT_ERROR")
 _GENERATION = re.compile(r"role=(?:primary|master) generation_id=(\d+)")
 
 
@@ -66,6 +67,16 @@ class Writers:
             if write.at >= since
         ]
         return sorted(found, key=lambda write: (write.at, write.generation or 0))
+
+    def roles(self, since: datetime) -> list[str]:
+        """Connections, role requests and their answers, for a failure's message."""
+        return [
+            f"{name} {found['at']} {found['controller']}: {found['text'][:120]}"
+            for name, log in self._logs.items()
+            for found in _ENTRY.finditer(_read(log, self._begin[name]))
+            if _SAID_OF_ROLES.search(found["text"])
+            and datetime.fromisoformat(found["at"]) >= since - timedelta(seconds=30)
+        ]
 
 
 def _read(log: Path, begin: int) -> str:
