@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from controller import metrics
+from controller import metrics, seal_history
 from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.desired import Desired, batch_of
@@ -44,10 +44,6 @@ log = structlog.get_logger()
 
 LONGEST_APPLY: Final = 60.0
 """Seconds that a switch may take to acknowledge a batch."""
-LOOK: Final = 0.05
-LOOKS: Final = 10
-"""So often, each `LOOK` seconds, one that takes over looks whether it knows the state that the
-switch is sealed as: it may have had the last changes of the cluster later than the leader."""
 RETRY_REJECTED: Final = 60.0
 """Seconds until objects that a switch rejected are tried again: its table may have been full."""
 
@@ -360,51 +356,23 @@ class Session:
         self.shared_version = version
 
     async def _is_known(self, held: Collection[int]) -> bool:
-        """Whether seals among these cookies say what the switch holds; then the rest can be sent.
-
-        The controller before may have been ahead of this one, which will know it soon.
-        """
+        """Whether seals among these cookies say what the switch holds; then it is taken as held."""
         if self.left_out or not self._may_seal:
             return False  # flows are missing, even if old seals are still there
-        may_wait = any(state.is_seal(state.TABLE, cookie) for cookie in held)
-        for _ in range(LOOKS):
-            if (steps := self._recognized(held)) is not None:
-                break
-            if not may_wait or not self._journal.remembers:
-                return False
-            await asyncio.sleep(LOOK)
-        else:
+        known = await seal_history.find(self.desired, self.node, self._journal, held)
+        if known is None:
             return False
-        if steps:
+        own = self.desired.program(self.node)
+        self.shared_version, self._seal = known.shared_version, known.seal
+        self._cookies, self.meters = set(own.cookies), dict(own.meters)
+        self._groups = dict(own.groups)
+        for step in reversed(known.steps):
+            undo(step, self._cookies, self._groups)
+        if known.steps:
             self.meters = dict(await self.switch.dump_meters())
         metrics.SEALED.inc()
         log.info("found sealed", node=self.node)
         return True
-
-    def _recognized(self, held: Collection[int]) -> list[Delta] | None:
-        """Take the state that seals among these cookies say as held; None: none is known.
-
-        Returns the changes of the node's own program that it lacks.
-        """
-        own = self.desired.program(self.node)
-        version = self.desired.sealed_version(held)
-        if version is None:
-            return None
-        if own.seal.cookie in held:
-            self._journal.lose()
-            steps: list[Delta] = []
-            self._seal = own.seal.cookie
-        else:
-            found = self._journal.resume(lambda it: state.seal(self.node, *it).cookie in held)
-            if found is None:
-                return None
-            steps, self._seal = found, 0
-        self.shared_version = version
-        self._cookies, self.meters = set(own.cookies), dict(own.meters)
-        self._groups = dict(own.groups)
-        for step in reversed(steps):
-            undo(step, self._cookies, self._groups)
-        return steps
 
     async def _catch_up(self) -> None:
         """Send the batches of shared changes that the switch does not have yet."""

@@ -43,8 +43,7 @@ async def replicas(ovs: Ovs) -> AsyncIterator[tuple[World, World]]:
         ovs.vsctl(
             "set", "Bridge", "br0", f"other_config:datapath-id={names.datapath_id('node1'):016x}"
         )
-        for world in worlds:
-            ovs.dial(f"tcp:127.0.0.1:{world.port}")
+        ovs.dial(*(f"tcp:127.0.0.1:{world.port}" for world in worlds))
         await worlds[0].in_sync()
         await worlds[1].until(lambda: _standby(worlds[1]))
         yield worlds
