@@ -71,7 +71,8 @@ class Election:
         """As it was seen last."""
         self.known = False
         """Whether `lease` can be the current one. It is None if there is none."""
-        self._address = address
+        self.address = address
+        """Where the others reach the API of this replica; empty: unknown."""
         self._seen_at: float | None = None
         """When `lease` was seen first as it is."""
         self._newest = 0
@@ -159,7 +160,7 @@ class Election:
         if before >= MOST_TRANSITIONS:
             return None
         version = self.lease.version if self.lease is not None else ""
-        return Lease(self.identity, before + 1, version, address=self._address)
+        return Lease(self.identity, before + 1, version, address=self.address)
 
     def _renewed(self, lease: Lease) -> Lease:
         # A Lease that was restored from a backup has a generation that is older than one of ours.

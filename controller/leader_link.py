@@ -100,6 +100,17 @@ class LeaderLink:
                     self._doubt(lease)
                     await asyncio.sleep(_PAUSE)
 
+    def _had_this_place(self, lease: Lease) -> bool:
+        """Whether the holder ran on this host, at the address where this process answers now.
+
+        So a single controller that is started again need not wait for its own Lease. If two hosts
+        are given one address by mistake, their names differ.
+        """
+        election = self._election
+        host, _, mark = lease.holder.rpartition("_")
+        is_here = bool(mark) and host == election.identity.rpartition("_")[0]
+        return is_here and lease.address == election.address != ""
+
     def _doubt(self, lease: Lease) -> None:
         """Have the Lease read at once, and not again as long as it stays the same."""
         if lease.version != self._doubted:
@@ -139,6 +150,8 @@ class LeaderLink:
                 return "unknown"
         else:
             if found is not None and found.identity == self._election.identity:
+                if self._had_this_place(lease):
+                    return "dead"
                 self._note(lease, "the leader gives the address of this controller")
             elif found is not None and found.identity != lease.holder:
                 return "dead"

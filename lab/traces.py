@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+from flows.diff import is_generation
 from flows.names import is_attachment_port
 from lab.lab import Lab
 
@@ -33,9 +34,10 @@ def traces(lab: Lab, node: str) -> dict[str, list[Any]]:
 
 
 def cookies(lab: Lab, node: str) -> set[int]:
-    """Of the flows on br-int."""
+    """Of the flows on br-int, but the one that says the generation of the controller."""
     dump = lab.exec(node, [*OFCTL, "dump-flows", "br-int"]).stdout
-    return {int(cookie, 16) for cookie in re.findall(r"cookie=(0x[0-9a-f]+)", dump)}
+    found = {int(cookie, 16) for cookie in re.findall(r"cookie=(0x[0-9a-f]+)", dump)}
+    return {cookie for cookie in found if not is_generation(cookie)}
 
 
 def leases(lab: Lab, node: str) -> list[Any]:

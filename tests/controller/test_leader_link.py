@@ -5,6 +5,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -270,6 +271,26 @@ def test_leader_of_no_lease_is_not_asked(play: Any) -> None:
             assert ours.asked == asked
 
     play(saying(leader("other", leads=True)), story)
+
+
+@pytest.mark.parametrize(
+    ("holder", "is_dead"), [("host_1", True), ("another_1", False), ("host", False)]
+)
+def test_leader_that_ran_at_the_place_of_this_process_is_dead(
+    play: Any, holder: str, is_dead: bool
+) -> None:
+    """A single controller that is started again does not wait for its own Lease."""
+
+    async def story(ours: Following) -> None:
+        assert ours.election.lease is not None
+        ours.election.identity = "host_2"
+        ours.election.address = ours.election.lease.address
+        ours.election.seen(replace(ours.election.lease, holder=holder, version="101"), 1.0)
+        paused = ours.paused
+        await ours.until(lambda: ours.paused > paused + 3)
+        assert (holder in ours.dead) == is_dead
+
+    play(saying(leader("host_2", leads=False)), story)
 
 
 # --- the leader ---
