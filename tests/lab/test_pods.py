@@ -23,10 +23,12 @@ from tests.waiting import wait_until
 
 
 def cookies(lab: Lab, node: str) -> set[str]:
-    """Of all flows but the seals, which change with every other flow."""
+    """Of all flows but those of table `State`, which change with every other flow, or leader."""
     dump = lab.exec(node, ["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"]).stdout
     found = re.findall(r"cookie=(0x[0-9a-f]+)", dump)
-    return {cookie for cookie in found if int(cookie, 16) >> 56 != Feature.STATE}
+    return {
+        each for each in found if int(each, 16) >> 56 not in {Feature.STATE, Feature.GENERATION}
+    }
 
 
 def leases(lab: Lab, node: str) -> list[tuple[object, ...]]:
