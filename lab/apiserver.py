@@ -53,6 +53,32 @@ rules:
   - apiGroups: [events.k8s.io]
     resources: [events]
     verbs: [create, patch]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: sluice-lab-controller
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: sluice-lab-controller
+subjects:
+  - apiGroup: rbac.authorization.k8s.io
+    kind: User
+    name: sluice-controller
+---
+# The API server makes it a moment after it is ready.
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: kube-system
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: sluice-lab-controller
+  namespace: kube-system
+rules:
   - apiGroups: [coordination.k8s.io]
     resources: [leases]
     verbs: [create]
@@ -62,12 +88,13 @@ rules:
     verbs: [get, update]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
+kind: RoleBinding
 metadata:
   name: sluice-lab-controller
+  namespace: kube-system
 roleRef:
   apiGroup: rbac.authorization.k8s.io
-  kind: ClusterRole
+  kind: Role
   name: sluice-lab-controller
 subjects:
   - apiGroup: rbac.authorization.k8s.io

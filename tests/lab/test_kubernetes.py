@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,20 +135,7 @@ def test_no_packet_is_lost_without_the_api_server(lab: Lab, victim: str) -> None
 def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> None:
     settings = Path(lab.status()["directory"], "control/sluice.yaml").read_text()
     assert re.findall(r"[\w-]+\.kubeconfig", settings) == ["sluice-controller.kubeconfig"]
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectRulesReview",
-        "spec": {"namespace": "default"},
-    }
-    answer = kubectl(
-        *(lab, "create", "--validate=false", "-o", "json", "-f", "-"),
-        manifest=review,
-        user="sluice-controller",
-    )
-    rules = json.loads(answer)["status"]["resourceRules"]
-    # Everybody may ask who they are and what they may do.
-    own = [rule for rule in rules if not rule["resources"][0].startswith("self")]
-    assert sorted(own, key=str) == [
+    assert rules_in(lab, "default") == [
         {
             "apiGroups": [""],
             "resources": ["nodes", "pods", "services", "namespaces"],
@@ -171,6 +159,29 @@ def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> N
             "verbs": ["get", "list", "watch"],
         },
     ]
+    # In the namespace of its Lease also that, and no other one.
+    lease = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
+    assert [rule for rule in rules_in(lab, "kube-system") if rule["resources"] == ["leases"]] == [
+        lease | {"resourceNames": ["sluice-controller"], "verbs": ["get", "update"]},
+        lease | {"verbs": ["create"]},
+    ]
+
+
+def rules_in(lab: Lab, namespace: str) -> list[dict[str, Any]]:
+    """What the controller may do in a namespace."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    answer = kubectl(
+        *(lab, "create", "--validate=false", "-o", "json", "-f", "-"),
+        manifest=review,
+        user="sluice-controller",
+    )
+    rules = json.loads(answer)["status"]["resourceRules"]
+    # Everybody may ask who they are and what they may do.
+    return sorted((r for r in rules if not r["resources"][0].startswith("self")), key=str)
 
 
 def test_nodes_hold_no_kubernetes_credentials(lab: Lab) -> None:
