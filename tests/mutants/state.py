@@ -132,14 +132,14 @@ STATE: Final = (
     Fault(
         "an address meets its previous owner's connections",
         _ATTACH,
-        "                await self._switch.forget_connections(lease.address)\n",
+        "                    await self._switch.forget_connections(lease.address)\n",
         "",
         _AGENT_TESTS,
     ),
     Fault(
         "ADD answers before the switch has its flows",
         _ATTACH,
-        "                await self._wait_for_flows(call, lease)\n",
+        "                    await self._wait_for_flows(call, lease)\n",
         "",
         _AGENT_TESTS,
     ),

@@ -67,9 +67,9 @@ SWITCHES: Final = (
     ),
     Fault(
         "one seal is enough",
-        _SESSION,
-        "        version = self.desired.sealed_version(held)\n",
-        "        version = self.desired.sealed_version(held) or self.desired.shared.version\n",
+        "controller/seal_history.py",
+        "    version = desired.sealed_version(held)\n",
+        "    version = desired.sealed_version(held) or desired.shared.version\n",
         _AUDIT_TESTS,
     ),
     Fault(
