@@ -34,6 +34,7 @@ from flows import names
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import Delta, GroupChange
 from flows.view import CLUSTER_SCOPE, Cluster, Key
+from lab.processes import running
 from openflow.batch import Batch
 from openflow.server import serve
 
@@ -213,12 +214,8 @@ async def _connect(size: LargeCluster) -> tuple[Cost, Cost]:
             seconds, memory = time.process_time(), _resident()
             command = [sys.executable, "-m", "bench.switches", f"127.0.0.1:{port}", file.name]
             # It starts in no time compared with what is measured.
-            with subprocess.Popen(  # noqa: ASYNC220
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-            ) as run:
-                assert run.stdin is not None  # noqa: S101 - it was asked for
-                run.stdin.write(b'{"expected": []}\n')
-                run.stdin.flush()
+            with running(command, stdout=subprocess.DEVNULL) as run:
+                run.say('{"expected": []}\n')
                 await _until(partial(_in_sync, reconciler, size.nodes))
                 seconds, memory = time.process_time() - seconds, _resident() - memory
                 updates = time.process_time()
@@ -227,8 +224,7 @@ async def _connect(size: LargeCluster) -> tuple[Cost, Cost]:
                     reconciler.update([msgspec.json.decode(raw, type=SliceObject)], [])
                     await _until(partial(_in_sync, reconciler, size.nodes))
                 updates = time.process_time() - updates
-                run.stdin.close()
-                run.terminate()
+                run.close_input()
     session = Cost(seconds / size.nodes, max(0, memory) / size.nodes, wire)
     return session, Cost(updates / UPDATES / size.nodes, 0.0)
 

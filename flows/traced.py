@@ -45,3 +45,5 @@ class Traced:
     meters: tuple[int, ...]
     groups: tuple[int, ...]
     """Groups that chose for the packet."""
+    commits: tuple[Resume, ...] = ()
+    """Commits after which the packet goes on in the same part; their `table` says nothing."""

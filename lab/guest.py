@@ -29,7 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lab.commands import LabError
+from lab.commands import LabError, lock_file
+from lab.patience import BUILD_TIMEOUT, PROGRAM_TIMEOUT
+from lab.processes import running
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PARTS: Final = ROOT / "lab" / "guest_root"
@@ -97,9 +99,11 @@ class Guest:
         where = self.output.relative_to(ROOT)
         self._say(f"the guest ran for {time.monotonic() - started:.0f} s; see {where}/")
         try:
-            subprocess.run(["tar", "-xf", results, "-C", self.output], check=True)
+            subprocess.run(
+                ["tar", "-xf", results, "-C", self.output], check=True, timeout=PROGRAM_TIMEOUT
+            )
             return int((self.output / "exit-code").read_text())
-        except (subprocess.CalledProcessError, FileNotFoundError, ValueError):
+        except (subprocess.SubprocessError, FileNotFoundError, ValueError):
             raise LabError(f"the guest ended without results; its last output:\n{tail}") from None
 
     def script(self) -> str:
@@ -130,7 +134,7 @@ class Guest:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._say("another run is building; waiting for it ...")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock_file(lock, fcntl.LOCK_EX)
             for leftover in directory.glob("*.part"):
                 shutil.rmtree(leftover)
             yield
@@ -146,13 +150,15 @@ class Guest:
         unshared = ["unshare", "--mount", "--propagation", "private"]
         ext4 = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root)]
         try:
-            subprocess.run([*unshared, PARTS / "install", root, tree], check=True)
+            subprocess.run(
+                [*unshared, PARTS / "install", root, tree], check=True, timeout=BUILD_TIMEOUT
+            )
             for name in ("vmlinuz", "initrd"):
                 (found,) = (root / "boot").glob(f"{name}*")
                 shutil.copy(found, part / name)
             self._say("mke2fs ...")
-            subprocess.run([*ext4, part / "root.ext4", DISK], check=True)
-        except subprocess.CalledProcessError as error:
+            subprocess.run([*ext4, part / "root.ext4", DISK], check=True, timeout=BUILD_TIMEOUT)
+        except subprocess.SubprocessError as error:
             raise LabError(f"the image was not made: {error}") from None
         shutil.rmtree(root)
         part.rename(target)
@@ -183,28 +189,26 @@ class Guest:
         deadline = time.monotonic() + self.longest_run
         with (
             (self.output / "console.log").open("wb") as log,
-            subprocess.Popen(machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu,
+            running([*map(str, machine)], stdin=subprocess.DEVNULL) as process,
         ):
-            assert qemu.stdout is not None  # noqa: S101  # it was asked for
-            try:
-                while True:
-                    left = max(0, deadline - time.monotonic())
-                    wait = min(self.longest_silence, left)
-                    if not select.select([qemu.stdout], [], [], wait)[0]:
-                        what, limit = "says nothing", self.longest_silence
-                        if left < limit:
-                            what, limit = "is not done", self.longest_run
-                        raise LabError(f"the guest {what} after {limit / 60:.0f} min:\n{tail}")
-                    said = os.read(qemu.stdout.fileno(), 1 << 16)
-                    if not said:
-                        return tail
-                    log.write(said)
-                    text = said.decode(errors="replace").replace("\r", "")
-                    sys.stdout.write(text)
-                    sys.stdout.flush()
-                    tail = (tail + text)[-TAIL:]
-            finally:
-                qemu.kill()
+            console = process.popen.stdout
+            assert console is not None  # noqa: S101  # `running` has asked for it
+            while True:
+                left = max(0, deadline - time.monotonic())
+                wait = min(self.longest_silence, left)
+                if not select.select([console], [], [], wait)[0]:
+                    what, limit = "says nothing", self.longest_silence
+                    if left < limit:
+                        what, limit = "is not done", self.longest_run
+                    raise LabError(f"the guest {what} after {limit / 60:.0f} min:\n{tail}")
+                said = os.read(console.fileno(), 1 << 16)
+                if not said:
+                    return tail
+                log.write(said)
+                text = said.decode(errors="replace").replace("\r", "")
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                tail = (tail + text)[-TAIL:]
 
     def _say(self, message: str) -> None:
         sys.stderr.write(f"{self.name}: {message}\n")
@@ -221,7 +225,9 @@ def _cache_key() -> str:
 
 def _pack_tree(archive: Path, script: str, files: Mapping[str, Path]) -> None:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    names = subprocess.run(
+        listed, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=PROGRAM_TIMEOUT
+    ).stdout
     with tarfile.open(archive, "w") as tar:
         for name in filter(None, names.split("\0")):
             if (ROOT / name).exists():  # git still lists a file that was just deleted

@@ -73,7 +73,9 @@ class SteadyAdds:
         Raises `LabError` if a DEL failed.
         """
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(LONGEST_WAIT)
+        if self._thread.is_alive():
+            raise LabError(f"ADDs and DELs do not end in {LONGEST_WAIT:.0f} s")
         if self._problems:
             raise self._problems[0]
         return sorted(self._attempts, key=lambda attempt: attempt.ended)

@@ -17,6 +17,7 @@ _STEP: Final = re.compile(
 _NO_MATCH: Final = re.compile(r"( *)(\d+)\. No match\.")
 _OUTPUT: Final = re.compile(r"output:\d+")
 _FORK: Final = re.compile(r"ct\(.*\btable=(\d+)\b.*\)")
+_COMMIT: Final = re.compile(r"ct\(commit\b")
 _ZONE: Final = re.compile(r"\bzone=(\d+)")
 _NAT: Final = re.compile(r"\bnat\((src|dst)=([\d.]+)(?:-[\d.]+)?(?::(\d+)(?:-\d+)?)?.*?\)")
 _MARK: Final = re.compile(r"set_field:(0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+|\d+))?->ct_mark")
@@ -59,6 +60,7 @@ def read(text: str, bridge: str) -> Traced:
         ),
         _numbers(actions, "meter:"),
         _numbers(actions, "group:"),
+        tuple(_resume(each, 0) for each in actions if _COMMIT.match(each) and "table=" not in each),
     )
 
 

@@ -167,12 +167,13 @@ class _Part:
         self._meters: list[int] = []
         self._groups: list[int] = []
         self._resume: Resume | None = None
+        self._commits: list[Resume] = []
 
     def run(self) -> Traced:
         self._look_up(self._entry.table, 0)
         return Traced(
             tuple(self._steps), _texts(self._fields), self._resume,
-            tuple(self._outputs), tuple(self._meters), tuple(self._groups),
+            tuple(self._outputs), tuple(self._meters), tuple(self._groups), tuple(self._commits),
         )  # fmt: skip
 
     def _look_up(self, first: int, depth: int) -> None:
@@ -254,8 +255,7 @@ class _Part:
         self._fields = before
 
     def _conntrack(self, ct: Ct) -> None:
-        if ct.table is None or self._resume is not None:
-            # It commits, and the packet goes on without knowing.
+        if self._resume is not None:
             return
         destination: tuple[IPv4Address, int | None] | None = None
         source: IPv4Address | None = None
@@ -269,9 +269,21 @@ class _Part:
             if isinstance(each, SetField) and each.field == "ct_mark":
                 bits = 0xFFFF_FFFF if each.mask is None else each.mask
                 value, mask = value & ~bits | each.value, mask | bits
-        self._resume = Resume(
-            ct.table, ct.zone, ct.commit, ct.nat is not None, destination, source, (value, mask)
+        found = Resume(
+            ct.table or 0,
+            ct.zone,
+            ct.commit,
+            ct.nat is not None,
+            destination,
+            source,
+            (value, mask),
         )
+        if ct.table is not None:
+            self._resume = found
+        elif ct.commit:
+            self._commits.append(found)
+            # The packet goes on as one that no lookup has seen (ovs-actions(7), ct).
+            self._fields = {n: v for n, v in self._fields.items() if not n.startswith("ct_")}
 
     def _read(self, name: str) -> int:
         if name.startswith("xreg"):

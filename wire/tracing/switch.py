@@ -130,6 +130,8 @@ class _Trace:
             self._fields = {
                 name: value for name, value in traced.fields.items() if _KEPT.fullmatch(name)
             }
+            for commit in traced.commits:
+                await self._look_up(commit)
             if traced.outputs or traced.resume is None:
                 return self._end(traced)
             found, state = await self._look_up(traced.resume)
