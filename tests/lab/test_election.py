@@ -29,6 +29,33 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKubernetes
         yield made
 
 
+_GROUP = "rbac.authorization.k8s.io"
+_LEASES = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
+LEASES_ANYWHERE = {
+    "apiVersion": "v1",
+    "kind": "List",
+    "items": [
+        {
+            "apiVersion": f"{_GROUP}/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": "leases-anywhere"},
+            "rules": [
+                _LEASES | {"verbs": ["create"]},
+                _LEASES | {"verbs": ["get", "update"], "resourceNames": ["sluice-controller"]},
+            ],
+        },
+        {
+            "apiVersion": f"{_GROUP}/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "leases-anywhere"},
+            "roleRef": {"apiGroup": _GROUP, "kind": "ClusterRole", "name": "leases-anywhere"},
+            "subjects": [{"apiGroup": _GROUP, "kind": "User", "name": "sluice-controller"}],
+        },
+    ],
+}
+"""What the controllers of a lab may do in the namespace of their Lease alone."""
+
+
 class Election:
     """Replicas that take part, by way of a proxy, in a namespace of their own."""
 
@@ -87,6 +114,7 @@ def play(
         async def main() -> None:
             async with election(cluster, tmp_path / "kubeconfig", namespace) as made:
                 await made.kubectl("create", "namespace", namespace)
+                await made.kubectl("apply", "-f", "-", manifest=LEASES_ANYWHERE)
                 await story(made)
 
         asyncio.run(main())
