@@ -284,11 +284,13 @@ def _sessions(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
         host, _, port = rest.rpartition(":")
         if each.is_connected or host not in reached or not wanted.installed:
             continue  # One that cannot be reached has a finding already.
+        if not each.why:
+            continue  # Open vSwitch writes its state down each 5 s: it may just have connected.
         make = _warning if is_one_connected else _error
         others = "; another controller serves this node" if is_one_connected else ""
         yield make(
             f"controller {host}, port {port}/TCP",
-            f"the switch has no session with it: {each.why or 'no reason is known'}{others}",
+            f"the switch has no session with it: {each.why}{others}",
             "look at the controller's log: it may hang, or refuse the node's certificate",
         )
 
