@@ -184,7 +184,11 @@ class Reflector(Generic[T]):
         self._retry = asyncio.Event()
 
     def retry(self) -> None:
-        """End a wait for a server that could not be reached."""
+        """End a wait for a server that could not be reached.
+
+        One that has just started may refuse for a moment (403, 503), so later waits are short, too.
+        """
+        self._failures = 0
         self._retry.set()
 
     async def run(self) -> None:
@@ -243,8 +247,6 @@ class Reflector(Generic[T]):
         finally:
             for each in ends:
                 each.cancel()
-        if not is_reachable and self._retry.is_set():
-            self._failures = 0
 
     async def _on_absence(self) -> bool:
         """The server does not know the path. Returns whether to try again without a backoff."""
