@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -11,7 +12,7 @@ from flows.text import flow_text
 from openflow.batch import BATCH_XID, Batch, DeleteByCookie, MeterMod
 from openflow.codec import CodecError, MeterCommand
 from openflow.connection import Timeouts
-from openflow.errors import ConnectionLost
+from openflow.errors import ConnectionLost, NotWriter
 from openflow.messages import PortReason, PortStatus, Role, without_counters
 from openflow.switch import Rejected, RequestRejected, name_in
 from tests.openflow import samples
@@ -307,6 +308,23 @@ def test_roles_with_a_stale_generation_are_rejected(ovs: Ovs):
             with pytest.raises(RequestRejected, match="OFPRRFC_STALE"):
                 await switch.request_role(Role.MASTER, 4)
             assert await switch.alive(5.0)
+
+    asyncio.run(main())
+
+
+def test_slave_may_flush_connections_and_write_nothing_else(ovs: Ovs):
+    """So a flush that arrives late is carried out although another controller is master."""
+
+    async def main():
+        async with connected(ovs) as switch:
+            assert await switch.request_role(Role.SLAVE, 5) == (Role.SLAVE, 5)
+            await switch.apply(Batch.forgetting(1, [IPv4Address("10.0.0.1")]))
+            for batch in (
+                Batch.of(deletes=[1]),
+                Batch.of(meters_set=[Meter(1, 1, 1)]),
+            ):
+                with pytest.raises(NotWriter):
+                    await switch.apply(batch)
 
     asyncio.run(main())
 
