@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ def kubectl(
     command = lab.kubectl(f"--request-timeout={patience}s", *arguments)
     place = command.index("--kubeconfig") + 1
     command[place] = str(Path(command[place]).with_name(f"{user}.kubeconfig"))
+    return run_kubectl(command, arguments, manifest)
+
+
+def run_kubectl(command: Sequence[str], arguments: Sequence[str], manifest: Any = None) -> str:
+    """What it prints; fails with what it complains of. `arguments` are for people."""
     done = subprocess.run(
         command,
         input=json.dumps(manifest) if manifest else "",

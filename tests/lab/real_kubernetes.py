@@ -18,6 +18,7 @@ from pyroute2 import netns
 from lab import apiserver
 from lab.control import kubernetes_binaries
 from lab.patience import PROGRAM_TIMEOUT
+from tests.lab.kube import run_kubectl
 from tests.namespaces import namespace
 
 NETNS = f"sluice-kubernetes-{os.getpid()}"
@@ -71,17 +72,7 @@ class RealKubernetes:
             str(self.binaries / "kubectl"), "--kubeconfig", str(self.api.kubeconfig),
             "--cache-dir", str(self.directory / "cache"), *arguments,
         )  # fmt: skip
-        done = subprocess.run(
-            command,
-            input=json.dumps(manifest) if manifest else "",
-            env=os.environ | {"NO_PROXY": "*"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PROGRAM_TIMEOUT,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_kubectl(command, arguments, manifest)
 
     def add(self, *names: str) -> None:
         pods = [
