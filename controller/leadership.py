@@ -46,7 +46,7 @@ class Leadership:
         """Switches refuse all generations up to this one; 0: they do not."""
         self.leader = ""
         """The identity of the controller that leads, if it is known; empty: perhaps none does."""
-        self.unled_since = float("-inf")
+        self.last_led = float("-inf")
         """The last time when this or another controller was known to lead."""
         self._started = clock()
         self._clock = clock
@@ -64,7 +64,7 @@ class Leadership:
 
     def is_alone(self) -> bool:
         """Whether no controller has led for a while, nor this one since it was started."""
-        return self._clock() - max(self.unled_since, self._started) > ALONE
+        return self._clock() - max(self.last_led, self._started) > ALONE
 
     def now(self) -> float:
         """A time for `confirmed`."""
@@ -108,7 +108,7 @@ class Leadership:
         """Another controller leads, or this one; empty: perhaps none does."""
         self.leader = leader
         if leader:
-            self.unled_since = self._clock()
+            self.last_led = self._clock()
 
     def learn(self, generation: int) -> None:
         """Another controller has this generation."""
@@ -138,8 +138,7 @@ class Leadership:
     async def confirmed(self, since: float) -> bool:
         """Whether a renewal that began after `since` has succeeded; waits for one.
 
-        Whoever has had no news of a switch for a while may have missed that another controller led,
-        and that the switch has forgotten it.
+        Whoever became a switch's master at `since` was its master while it held the Lease, then.
         """
         try:
             async with asyncio.timeout(LONGEST_DOUBT):

@@ -142,7 +142,7 @@ class Switches:
 
     def _recent(self) -> list[AnyFlush]:
         """The flushes that the last leader may not have sent."""
-        since = self.leadership.unled_since - HANDED_OVER
+        since = self.leadership.last_led - HANDED_OVER
         return [flush for came, flush in self._recent_flushes if came >= since]
 
     def follow(self) -> None:

@@ -212,6 +212,6 @@ def test_last_time_that_somebody_led_is_known() -> None:
         leadership.follows("other")
         clock.now = 160.0
         leadership.follows("")
-        assert (leadership.leader, leadership.unled_since) == ("", 100.0)
+        assert (leadership.leader, leadership.last_led) == ("", 100.0)
 
     story(told)
