@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from controller.address_owners import AddressOwners
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
 from controller.inventory.nodes import Nodes
@@ -60,6 +61,8 @@ class Inventory:
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = ServiceInventory(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
+        self.address_owners: Final = AddressOwners()
+        """Which node has an address that one node at a time may have."""
         self.policies: Final = PolicyInventory(
             cluster,
             self._note_policy,
