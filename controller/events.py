@@ -92,6 +92,9 @@ _REFUSED: Final = {
     "Namespace": "NamespaceRefused",
     "NetworkPolicy": "PolicyRefused",
     "ClusterNetworkPolicy": "PolicyRefused",
+    "BGPPeer": "PeerRefused",
+    "AddressPool": "PoolRefused",
+    "EgressAddress": "EgressAddressRefused",
 }
 _REFUSING: Final = (ReporterKind.SOURCE, ReporterKind.INVENTORY)
 _REASONS: Final[dict[ReporterKind, dict[str, str]]] = {

@@ -13,14 +13,20 @@ KINDS: Final = {
     "clusternetworkpolicy": "ClusterNetworkPolicy",
     "clusternetworkpolicies": "ClusterNetworkPolicy",
     "cnp": "ClusterNetworkPolicy",
+    "bgppeer": "BGPPeer", "bgppeers": "BGPPeer",
+    "addresspool": "AddressPool", "addresspools": "AddressPool",
+    "egressaddress": "EgressAddress", "egressaddresses": "EgressAddress",
     "endpointslice": "EndpointSlice", "endpointslices": "EndpointSlice",
 }  # fmt: skip
 """The words for kinds that cause flows, also those that kubectl knows."""
-CLUSTER_KINDS: Final = frozenset(("Node", "ClusterNetworkPolicy"))
+CLUSTER_KINDS: Final = frozenset(
+    ("Node", "ClusterNetworkPolicy", "BGPPeer", "AddressPool", "EgressAddress")
+)
 """Kinds whose objects have no namespace."""
 FORMS: Final = (
     "pod/NAMESPACE/NAME, svc/NAMESPACE/NAME, networkpolicy/NAMESPACE/NAME, endpointslice/"
-    "NAMESPACE/NAME, clusternetworkpolicy/NAME or node/NAME"
+    "NAMESPACE/NAME, clusternetworkpolicy/NAME, bgppeer/NAME, addresspool/NAME, egressaddress/NAME"
+    " or node/NAME"
 )
 
 

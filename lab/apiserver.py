@@ -28,6 +28,7 @@ PORT = 6443
 ETCD_CLIENTS = "http://127.0.0.1:2379"
 ETCD_PEERS = "http://127.0.0.1:2380"
 
+CUSTOM_RESOURCES = Path(__file__).parent.parent / "deploy/kustomize/base/crds.yaml"
 # The controller's permissions: those that a cluster gives it.
 CONTROLLER_ROLE = """\
 apiVersion: rbac.authorization.k8s.io/v1
@@ -46,6 +47,9 @@ rules:
     verbs: [get, list, watch]
   - apiGroups: [discovery.k8s.io]
     resources: [endpointslices]
+    verbs: [get, list, watch]
+  - apiGroups: [sluice.dev]
+    resources: [bgppeers, addresspools, egressaddresses]
     verbs: [get, list, watch]
   - apiGroups: [""]
     resources: [nodes/status]
@@ -294,9 +298,13 @@ def _wait_until_ready(
 
 def _allow_controller(kubectl: Sequence[str]) -> None:
     apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=sluice-lab", "-f", "-"]
-    answer = _run([*kubectl, *apply], CONTROLLER_ROLE)
-    if answer.returncode:
-        raise ApiServerError(f"the controller's role was refused: {answer.stderr.strip()}")
+    for what, manifests in (
+        ("the custom resources", CUSTOM_RESOURCES.read_text()),
+        ("the rights of the controller", CONTROLLER_ROLE),
+    ):
+        answer = _run([*kubectl, *apply], manifests)
+        if answer.returncode:
+            raise ApiServerError(f"{what} were refused: {answer.stderr.strip()}")
 
 
 def _run(argv: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from controller.address_owners import AddressOwners
+from controller.inventory.kept import KeptKind
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
 from controller.inventory.nodes import Nodes
@@ -25,6 +26,11 @@ from controller.problems import (
 from controller.services import ServiceInventory
 from controller.sources.metadata import Metadata
 from controller.sources.objects import NodeObject, Object, PodObject
+from controller.sources.routed_objects import (
+    AddressPoolObject,
+    BGPPeerObject,
+    EgressAddressObject,
+)
 from controller.work_budget import WorkBudget
 from flows.family import IPAddress
 from flows.view import Cluster, ClusterView, Key
@@ -74,6 +80,9 @@ class Inventory:
         self.nodes.followers.append(self._policies_follow_nodes)
         self.pods.followers.append(self._policies_follow_pod)
         self.ports.followers.append(self.policies.attachments.changed)
+        self.bgp_peers: Final = KeptKind[BGPPeerObject]()
+        self.address_pools: Final = KeptKind[AddressPoolObject]()
+        self.egress_addresses: Final = KeptKind[EgressAddressObject]()
         self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
             "Pod": self.pods,
@@ -82,6 +91,9 @@ class Inventory:
             "Namespace": NamespaceKind(self.policies),
             "NetworkPolicy": PolicyKind("NetworkPolicy", self.policies),
             "ClusterNetworkPolicy": PolicyKind("ClusterNetworkPolicy", self.policies),
+            "BGPPeer": self.bgp_peers,
+            "AddressPool": self.address_pools,
+            "EgressAddress": self.egress_addresses,
         }
         self.view: Final = ClusterView(
             cluster,

@@ -26,6 +26,7 @@ from controller.sources.policy_objects import (
     NamespaceObject,
     NetworkPolicyObject,
 )
+from controller.sources.routed_objects import ROUTED_KINDS, ROUTED_PATHS
 from flows.refs import ObjectRef
 from settings import SettingsError
 
@@ -127,6 +128,12 @@ class ApiServer:
                 ClusterNetworkPolicyObject,
                 feed,
                 self._on_progress,
+            ),
+            *(
+                OptionalReflector(
+                    kubeconfig, [ROUTED_PATHS[kind.kind]], kind, feed, self._on_progress
+                )
+                for kind in ROUTED_KINDS
             ),
         )
 

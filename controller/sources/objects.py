@@ -17,6 +17,13 @@ from controller.sources.policy_objects import (
     NamespaceObject,
     NetworkPolicyObject,
 )
+from controller.sources.routed_objects import (
+    GROUP_VERSION,
+    ROUTED_KINDS,
+    AddressPoolObject,
+    BGPPeerObject,
+    EgressAddressObject,
+)
 from flows.refs import ObjectRef
 from settings.plain_yaml import shown
 
@@ -414,6 +421,9 @@ Object = (
     | NamespaceObject
     | NetworkPolicyObject
     | ClusterNetworkPolicyObject
+    | BGPPeerObject
+    | AddressPoolObject
+    | EgressAddressObject
 )
 KINDS: dict[str, type[Object]] = {
     kind.kind: kind
@@ -425,16 +435,23 @@ KINDS: dict[str, type[Object]] = {
         NamespaceObject,
         NetworkPolicyObject,
         ClusterNetworkPolicyObject,
+        *ROUTED_KINDS,
     )
 }
 CLUSTER_SCOPED: Final = frozenset(
-    {NodeObject.kind, NamespaceObject.kind, ClusterNetworkPolicyObject.kind}
+    {
+        NodeObject.kind,
+        NamespaceObject.kind,
+        ClusterNetworkPolicyObject.kind,
+        *(kind.kind for kind in ROUTED_KINDS),
+    }
 )
 """The kinds without a namespace."""
 API_VERSIONS: dict[str, str] = dict.fromkeys(KINDS, "v1") | {
     "EndpointSlice": "discovery.k8s.io/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "ClusterNetworkPolicy": "policy.networking.k8s.io/v1beta1",
+    **dict.fromkeys((kind.kind for kind in ROUTED_KINDS), GROUP_VERSION),
 }
 _FURTHER_VERSIONS: Final = {"ClusterNetworkPolicy": {"policy.networking.k8s.io/v1alpha2"}}
 """By kind, versions of which the schema is the same."""

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from controller.sources.kubernetes import CLUSTER_POLICY_PATHS
 from controller.sources.objects import CLUSTER_SCOPED, KINDS, Object
+from controller.sources.routed_objects import ROUTED_PATHS
 
 Manifest = dict[str, Any]
 Fault = Callable[["Resource", web.Request], Awaitable[web.StreamResponse]]
@@ -144,6 +145,7 @@ class ApiServer:
             "/api/v1/namespaces": self.namespaces,
             "/apis/networking.k8s.io/v1/networkpolicies": self.policies,
             **dict.fromkeys(CLUSTER_POLICY_PATHS, self.cluster_policies),
+            **{path: Resource(kind, self) for kind, path in ROUTED_PATHS.items()},
         }
         self.kubeconfig = kubeconfig
         self._port = 0

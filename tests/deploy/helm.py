@@ -34,6 +34,7 @@ def run(helm: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def template(helm: Path, *arguments: str | Path) -> str:
-    done = run(helm, "template", "sluice", CHART, "--namespace", NAMESPACE, *arguments)
+    options = ("--include-crds", "--namespace", NAMESPACE)
+    done = run(helm, "template", "sluice", CHART, *options, *arguments)
     assert not done.returncode, done.stderr
     return done.stdout
