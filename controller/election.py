@@ -165,7 +165,8 @@ class Election:
     def _renewed(self, lease: Lease) -> Lease:
         # A Lease that was restored from a backup has a generation that is older than one of ours.
         is_newest = lease.transitions >= min(self._newest, MOST_TRANSITIONS)
-        return lease if is_newest else replace(lease, transitions=self._newest + 1)
+        newer = min(self._newest + 1, MOST_TRANSITIONS)
+        return lease if is_newest else replace(lease, transitions=newer)
 
     def raised(self, generation: int) -> Lease | None:
         """What to write for a new term of a generation greater than this; None: nothing.

@@ -111,7 +111,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
     denials = None if directory else Denials(inventory)
     api = Api(
         reconciler, shared, enrolment, denials,
-        silence=lambda: source.silence if isinstance(source, ApiServer) else 0.0,
+        silence=lambda: source.silence,
     )  # fmt: skip
     election = (
         Candidate(own, api.identity, reconciler, source, tls.for_leader(identity))

@@ -47,6 +47,9 @@ class BeingWrittenError(ControllerFault):
 class Directory:
     """Reads all files below `root`, then follows their changes."""
 
+    silence: Final = 0.0
+    """As of `ApiServer`: no watch of files can be silent without notice."""
+
     def __init__(self, root: Path, feed: Feed) -> None:
         self._root = root.resolve()
         self._feed = feed

@@ -196,6 +196,13 @@ def test_last_generation_is_renewed_and_never_exceeded() -> None:
     assert not Election("third").problem
 
 
+def test_own_lease_restored_after_the_last_generation_is_written_with_the_last_one() -> None:
+    election = leading(transitions=MOST_TRANSITIONS - 1)
+    election.seen(Lease("own", 40, "30"), 1.0)
+    assert taken(election, 1.0) == Lease("own", MOST_TRANSITIONS, "30")
+    assert taken(election, 2.0) == Lease("own", MOST_TRANSITIONS, "31")
+
+
 def test_lease_of_a_dead_holder_is_taken_at_once() -> None:
     election = Election("own")
     election.seen(OTHER, 0.0)
