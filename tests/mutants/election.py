@@ -34,7 +34,7 @@ ELECTION: Final = (
     Fault(
         "a Lease that was restored from a backup is renewed with its old generation",
         _ELECTION,
-        "return lease if is_newest else replace(lease, transitions=self._newest + 1)",
+        "return lease if is_newest else replace(lease, transitions=newer)",
         "return lease",
         _ELECTION_TESTS,
     ),
