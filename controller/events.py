@@ -101,6 +101,7 @@ _REASONS: Final[dict[ReporterKind, dict[str, str]]] = {
     ReporterKind.SOURCE: _REFUSED,
     ReporterKind.INVENTORY: _REFUSED,
     ReporterKind.POLICIES: {"Pod": "PoliciesRefused", "": "PolicyProblem"},
+    ReporterKind.ADDRESSES: {"AddressPool": "PoolProblem", "": "AddressProblem"},
     ReporterKind.PORTS: {"": "PortRefused"},
     ReporterKind.COMPILER: {"": "FlowsNotCompiled"},
     ReporterKind.SWITCH: {"": "FlowsRefused"},

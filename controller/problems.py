@@ -88,6 +88,8 @@ class ReporterKind(Enum):
     """An object is refused."""
     POLICIES = "the policies"
     """Something in a policy is invalid, or the policies of a Pod are refused."""
+    ADDRESSES = "the address pools"
+    """A pool is refused in part, or a Service does not get the address that it asks for."""
     PORTS = "the ports"
     """A port of a node's switch is refused."""
     COMPILER = "the compiler"

@@ -73,6 +73,10 @@ class ServiceInventory:
         `protected`: addresses that no Service may take, and what they are.
         """
         self.view: dict[str, Service] = {}
+        self.given: dict[str, ServiceObject] = {}
+        """By `NAMESPACE/NAME`, every Service that is not ignored, accepted or refused."""
+        self.followers: list[Callable[[str], None]] = []
+        """Each is called with the name of a Service that was built again by `settle`."""
         self.local: dict[str, set[str]] = {}
         """By node, accepted or not: see `ClusterView.local_services`."""
         self.targets = Targets()
@@ -93,7 +97,6 @@ class ServiceInventory:
         self._cluster = cluster
         self._note = note
         self._groups = GroupIds() if groups is None else groups
-        self._objects: dict[str, ServiceObject] = {}
         self._drafts: dict[str, Draft] = {}
         self._claims = Claims()
         self._slice_objects: dict[str, SliceObject] = {}
@@ -111,16 +114,16 @@ class ServiceInventory:
 
     def service(self, name: str) -> ServiceObject | None:
         """The object of this `NAMESPACE/NAME`, unless it is ignored."""
-        return self._objects.get(name)
+        return self.given.get(name)
 
     @property
     def names(self) -> AbstractSet[str]:
         """`NAMESPACE/NAME` of every Service that is not ignored, accepted or refused."""
-        return self._objects.keys()
+        return self.given.keys()
 
     def objects(self) -> list[ServiceObject | SliceObject]:
         """All Services that are not ignored, and the slices of Services."""
-        return [*self._objects.values(), *self._slice_objects.values()]
+        return [*self.given.values(), *self._slice_objects.values()]
 
     def endpoint_slice(self, name: str) -> SliceObject | None:
         """The object of this `NAMESPACE/NAME`, if it is a Service's."""
@@ -131,7 +134,7 @@ class ServiceInventory:
     def set_service(self, new: ServiceObject) -> None:
         """A Service was added or changed."""
         name = f"{new.metadata.namespace}/{new.metadata.name}"
-        if self._objects.get(name) == new:
+        if self.given.get(name) == new:
             return
         if why := why_ignored(new):
             self.remove_service(name)
@@ -139,13 +142,13 @@ class ServiceInventory:
             return
         self.ignored.pop(name, None)
         self.service_changes += 1
-        self._objects[name] = new
+        self.given[name] = new
         self._read_again([name])
 
     def remove_service(self, name: str) -> None:
         """A Service is gone."""
         self.ignored.pop(name, None)
-        if self._objects.pop(name, None) is None:
+        if self.given.pop(name, None) is None:
             return
         self.service_changes += 1
         self._triggers.pop(name, None)
@@ -287,7 +290,7 @@ class ServiceInventory:
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            given = self._objects.get(name)
+            given = self.given.get(name)
             old = self._drafts.pop(name, NOTHING)
             new = read_service(given, self._cluster, self.addresses) if given else NOTHING
             if given:
@@ -333,6 +336,8 @@ class ServiceInventory:
             self.hosts.follow(name, new, self._health_check(name))
             self._note(ObjectRef.namespaced("Service", name), _sentence(problems))
             self._note_slices(name)
+            for follower in self.followers:
+                follower(name)
         return touched
 
     def _ports_of(

@@ -12,6 +12,7 @@ from controller.inventory.pods import Pods, port_prefixes
 from controller.inventory.policy_kinds import NamespaceKind, PolicyKind
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
+from controller.load_balancers import LoadBalancers, balancers
 from controller.policies import PolicyInventory
 from controller.problems import (
     INVENTORY,
@@ -95,6 +96,25 @@ class Inventory:
             "AddressPool": self.address_pools,
             "EgressAddress": self.egress_addresses,
         }
+        self.load_balancers: Final = LoadBalancers(
+            balancers.Cluster(
+                self.address_pools,
+                self.egress_addresses,
+                self.nodes,
+                self.policies.namespaces,
+                self.services.given,
+                self.services.view,
+                self.services.addresses,
+                (
+                    ("the pod range", cluster.pod_range),
+                    ("the Service range", cluster.service_range),
+                ),
+            ),
+            self.address_owners,
+            self.problems,
+        )
+        self.services.followers.append(self.load_balancers.follow_endpoints)
+        self.nodes.followers.append(self._load_balancers_follow_nodes)
         self.view: Final = ClusterView(
             cluster,
             self.nodes.accepted,
@@ -115,11 +135,15 @@ class Inventory:
 
     def set_object(self, new: Object) -> set[Key]:
         """An object was added or changed."""
-        return self._kinds[new.kind].put(new)
+        touched = self._kinds[new.kind].put(new)
+        self.load_balancers.follow(new.kind, new.metadata.namespace, new.metadata.name)
+        return touched
 
     def remove_object(self, kind: str, namespace: str, name: str) -> set[Key]:
         """An object was removed."""
-        return self._kinds[kind].remove(namespace, name)
+        touched = self._kinds[kind].remove(namespace, name)
+        self.load_balancers.follow(kind, namespace, name)
+        return touched
 
     def settle(self, budget: WorkBudget | None = None) -> set[Key]:
         """Decide what depends on several objects, once after any number of changes.
@@ -173,6 +197,10 @@ class Inventory:
         }
         self.services.set_node_addresses(dict(self.nodes.addresses))
         return touched
+
+    def _load_balancers_follow_nodes(self, _: Collection[str]) -> set[Key]:
+        self.load_balancers.follow_nodes()
+        return set()
 
     def _policies_follow_nodes(self, changed: Collection[str]) -> set[Key]:
         self.policies.nodes_changed(changed)

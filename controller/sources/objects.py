@@ -243,10 +243,27 @@ class ServiceLabels(msgspec.Struct, frozen=True):
     headless: str | None = msgspec.field(default=None, name="service.kubernetes.io/headless")
 
 
+class ServiceAnnotations(msgspec.Struct, frozen=True):
+    """The annotations of a Service that anything here depends on; those of MetalLB work, too."""
+
+    addresses: str = msgspec.field(default="", name="sluice.dev/addresses")
+    pool: str = msgspec.field(default="", name="sluice.dev/pool")
+    share: str = msgspec.field(default="", name="sluice.dev/allow-shared-address")
+    metallb_addresses: str = msgspec.field(default="", name="metallb.io/loadBalancerIPs")
+    metallb_old_addresses: str = msgspec.field(
+        default="", name="metallb.universe.tf/loadBalancerIPs"
+    )
+    metallb_pool: str = msgspec.field(default="", name="metallb.io/address-pool")
+    metallb_share: str = msgspec.field(default="", name="metallb.io/allow-shared-ip")
+
+
 class ServiceMetadata(Metadata, frozen=True, rename="camel"):
     """ObjectMeta of a Service."""
 
+    resource_version: str = ""
+    """Grows with each change of the object (etcd's revision)."""
     labels: ServiceLabels | None = None
+    annotations: ServiceAnnotations | None = None
 
 
 class ServicePortObject(msgspec.Struct, frozen=True, rename="camel"):
@@ -289,6 +306,16 @@ class ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
     session_affinity: str = "None"
     session_affinity_config: SessionAffinityConfig | None = None
     health_check_node_port: int = 0
+    load_balancer_class: str | None = None
+    load_balancer_ip: str = msgspec.field(default="", name="loadBalancerIP")
+    selector: dict[str, str] | None = None
+    """Kept for the policy Local only: with it, Services of the same pods may share an address."""
+
+    def __post_init__(self) -> None:
+        if self.selector is not None:
+            is_local = self.type == "LoadBalancer" and self.external_traffic_policy == "Local"
+            kept = shared_labels(self.selector) if is_local else None
+            msgspec.structs.force_setattr(self, "selector", kept)
 
     @property
     def cluster_addresses(self) -> tuple[str, ...]:
@@ -309,10 +336,18 @@ class LoadBalancerStatus(msgspec.Struct, frozen=True):
     ingress: list[Ingress] | None = None
 
 
+class ServiceCondition(msgspec.Struct, frozen=True):
+    """meta/v1 Condition, as far as anything here depends on it."""
+
+    type: str = ""
+    status: str = ""
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
     """core/v1 ServiceStatus."""
 
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
+    conditions: list[ServiceCondition] | None = None
 
 
 class ServiceObject(msgspec.Struct, frozen=True):
