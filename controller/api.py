@@ -8,7 +8,6 @@ metrics are numbers alone, without a name or an address.
 
 import asyncio
 import hashlib
-import math
 import re
 import secrets
 import socket
@@ -22,7 +21,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from controller.address_api import AddressApi
 from controller.agent_problems import take_problems
+from controller.agent_requests import only_own_node, refused, seconds_to_wait
 from controller.answers import NOT_READ, answer, refusal
 from controller.bundle_api import BundleApi
 from controller.capture_api import CaptureApi
@@ -48,13 +49,11 @@ from controller.trace_api import TraceApi
 from controller.usefulness import SILENCE
 from controller.wait_api import WaitApi
 from controller.work_budget import in_turns
-from openflow.switch import name_in
 from settings import ClusterSettings
 from wire import paths
 from wire.documents import (
     NodeConfig,
     NodeServices,
-    Refusal,
     decode_addresses,
     decode_denials,
     decode_digest,
@@ -121,6 +120,7 @@ class Api:
         self._metrics = MetricsApi(reconciler)
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
         """Of this process, for other controllers."""
+        self._addresses = AddressApi(reconciler, self.identity)
         self._leaders = LeaderApi(self.identity, reconciler.leadership)
         self._started = time.time()
         self._waiting: Counter[str] = Counter()
@@ -144,6 +144,7 @@ class Api:
                 web.post(paths.DENIALS, self._take_denials),
                 web.get(paths.QUESTIONS, self._questions),
                 web.post(paths.ANSWER, self._take_answer),
+                *self._addresses.agent_routes(),
             ]
         )
         if self._enrolment and not local:
@@ -159,7 +160,7 @@ class Api:
             self._of_leader(web.get("/v1/status", self._status)),
             *(
                 self._of_leader(route)
-                for reports in self._report_parts
+                for reports in (*self._report_parts, self._addresses)
                 for route in reports.routes()
             ),
         ]
@@ -241,9 +242,9 @@ class Api:
         or refused.
         """
         name = request.match_info["node"]
-        _only_own_node(request, name)
+        only_own_node(request, name)
         after = request.query.get(paths.AFTER)
-        deadline = asyncio.get_running_loop().time() + _seconds_to_wait(request)
+        deadline = asyncio.get_running_loop().time() + seconds_to_wait(request)
         while True:
             changed = change()
             if not self._reconciler.listed.is_set():
@@ -303,14 +304,14 @@ class Api:
     def _reporter(self, request: web.Request) -> str:
         """The node that reports, before its report is read. Raises `web.HTTPException`."""
         name = request.match_info["node"]
-        _only_own_node(request, name)
+        only_own_node(request, name)
         if not self._reconciler.listed.is_set():
             # Not 404, after which an agent waits for long before it tells again.
-            raise _refused(web.HTTPServiceUnavailable, NOT_READ)
+            raise refused(web.HTTPServiceUnavailable, NOT_READ)
         if not self._reconciler.inventory.knows_node(name):
-            raise _refused(web.HTTPNotFound, f"Node {name} is unknown")
+            raise refused(web.HTTPNotFound, f"Node {name} is unknown")
         if not self._reports.allows(name):
-            raise _refused(web.HTTPTooManyRequests, f"Node {name}: too many reports")
+            raise refused(web.HTTPTooManyRequests, f"Node {name}: too many reports")
         return name
 
     async def _take_problems(self, request: web.Request) -> web.Response:
@@ -352,21 +353,21 @@ class Api:
     async def _questions(self, request: web.Request) -> web.Response:
         """What the controller wants to know of the agent's node."""
         name = request.match_info["node"]
-        _only_own_node(request, name)
+        only_own_node(request, name)
         if not self._reconciler.listed.is_set():
             return refusal(503, NOT_READ)
         if not self._reconciler.inventory.knows_node(name):
             return refusal(404, f"Node {name} is unknown")
         given = (request.query.get(each, "") for each in (paths.AGENT, paths.OPEN_VSWITCH))
         versions = Versions(*(each if _VERSION.fullmatch(each) else "" for each in given))
-        asked = await self.questions.fetch(name, _seconds_to_wait(request), versions)
+        asked = await self.questions.fetch(name, seconds_to_wait(request), versions)
         if asked is None:
             return web.Response(status=304)
         return web.Response(body=encode_questions(asked), content_type="application/json")
 
     async def _take_answer(self, request: web.Request) -> web.Response:
         name = request.match_info["node"]
-        _only_own_node(request, name)
+        only_own_node(request, name)
         question = request.match_info["question"]
         if await self.questions.take(name, question, request.read):
             return web.Response(status=204)
@@ -404,42 +405,6 @@ class Api:
         shared, own = hosts.revision(name)
         revision = f"{shared:x}.{own:x}.{whole:d}"
         return document(name, hosts.wanted(name), revision, whole=whole)
-
-
-def _only_own_node(request: web.Request, node: str) -> None:
-    """With mutual TLS, hold the name asked for against the certificate's."""
-    if not request.secure:
-        return
-    name = name_in(request.get_extra_info("peercert"))
-    if name == node:
-        return
-    log.warning(
-        "asked for a node that is not the certificate's",
-        node=readable(node),
-        certificate=name,
-        # Not by what was asked for: that may be another name each time.
-        limit_by=name or str(request.remote),
-    )
-    if name is None:
-        sentence = f"a certificate of Node {node} is needed"
-    else:
-        sentence = f"the certificate is {name or 'nobody'}'s, not Node {node}'s"
-    raise _refused(web.HTTPForbidden, sentence)
-
-
-def _seconds_to_wait(request: web.Request) -> float:
-    """The query `WAIT` of a long poll. Raises `web.HTTPException`."""
-    try:
-        wait = float(request.query.get(paths.WAIT, "0"))
-    except ValueError:
-        wait = math.nan
-    if math.isnan(wait):  # also when asked for: the event loop would lose its order over it
-        raise _refused(web.HTTPBadRequest, "wait: not a number of seconds")
-    return min(max(wait, 0.0), paths.MAX_WAIT)
-
-
-def _refused(kind: type[web.HTTPError], sentence: str) -> web.HTTPError:
-    return kind(text=encode(Refusal(sentence)).decode(), content_type="application/json")
 
 
 def _json(content: object) -> web.Response:

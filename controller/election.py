@@ -80,6 +80,9 @@ class Election:
         self._dead: deque[str] = deque(maxlen=_MOST_DEAD)
         """Holders from which the Lease was taken because they were taken for dead."""
         self._suspect = ""
+        self.others_until = 0.0
+        """Until then the holder before may believe that it may write: the Lease was taken from it
+        before it was free by time, or was deleted."""
 
     def holds(self, now: float) -> bool:
         """Whether this replica may write."""
@@ -119,6 +122,10 @@ class Election:
     def written(self, lease: Lease, asked: float, now: float) -> None:
         """The API server took what `due` returned; `asked`: when the request began."""
         before = self.lease.holder if self.lease is not None else ""
+        if lease.holder == self.identity != before and (
+            not self.lease or before == self._suspect != ""
+        ):
+            self.others_until = now + LONGEST_TERM
         self.seen(lease, now)
         if before and before == self._suspect and lease.holder == self.identity:
             self._dead.append(before)

@@ -48,6 +48,8 @@ class Leadership:
         """The identity of the controller that leads, if it is known; empty: perhaps none does."""
         self.last_led = float("-inf")
         """The last time when this or another controller was known to lead."""
+        self.others_until = 0.0
+        """The controller that led before may believe to lead until then."""
         self._started = clock()
         self._clock = clock
         self._until = 0.0 if elected else float("inf")

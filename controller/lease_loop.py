@@ -155,6 +155,7 @@ class LeaseLoop:
         if term is None or self._gives_back:
             leadership.withdraw()
         elif election.holds(leadership.now()):
+            leadership.others_until = election.others_until
             leadership.grant(term.generation, term.until, term.renewed)
         leadership.learn(election.generation)
 

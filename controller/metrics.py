@@ -68,6 +68,14 @@ DENIALS = Counter(
     ["outcome"],
 )
 
+# Addresses that one node at a time has
+ADDRESSES = Gauge("sluice_addresses", "Addresses that one node at a time has to have")
+ADDRESSES_OWNED = Gauge("sluice_addresses_owned", "Those that a node has")
+ADDRESS_MOVES = Counter(
+    "sluice_address_moves",
+    "Times that the leader gave such an address to another node, or took it from one",
+)
+
 # Policy
 POLICY_CHANGES = Counter(
     "sluice_policy_changes", "Changes of policy, by the number of their phases", ["phases"]

@@ -86,6 +86,7 @@ class Reconciler:
         self._touched: set[Key] = set()
         self._host_changes = 0
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
+        inventory.address_owners.start(self.leadership, self._absorb)
 
     @property
     def sessions(self) -> dict[str, Session]:

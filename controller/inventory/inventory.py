@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from controller.address_owners import AddressOwners
+from controller.address_owners.standing import standing_of
 from controller.inventory.kept import KeptKind
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
@@ -68,7 +69,7 @@ class Inventory:
         self.ports: Final = Ports(self.nodes, self.pods, self._note)
         self.services: Final = ServiceInventory(cluster, self._note, protected=protected)
         self.nodes.followers.append(self._services_follow_nodes)
-        self.address_owners: Final = AddressOwners()
+        self.address_owners: Final = AddressOwners(self.problems)
         """Which node has an address that one node at a time may have."""
         self.policies: Final = PolicyInventory(
             cluster,
@@ -135,12 +136,16 @@ class Inventory:
 
     def set_object(self, new: Object) -> set[Key]:
         """An object was added or changed."""
+        if isinstance(new, NodeObject):
+            self.address_owners.set_standing(new.metadata.name, standing_of(new))
         touched = self._kinds[new.kind].put(new)
         self.load_balancers.follow(new.kind, new.metadata.namespace, new.metadata.name)
         return touched
 
     def remove_object(self, kind: str, namespace: str, name: str) -> set[Key]:
         """An object was removed."""
+        if kind == "Node":
+            self.address_owners.set_standing(name, None)
         touched = self._kinds[kind].remove(namespace, name)
         self.load_balancers.follow(kind, namespace, name)
         return touched

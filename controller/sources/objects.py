@@ -54,6 +54,7 @@ class NodeSpec(msgspec.Struct, frozen=True, rename="camel"):
 
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
     pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    unschedulable: bool = False
 
 
 class NodeCondition(msgspec.Struct, frozen=True, rename="camel"):
