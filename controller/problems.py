@@ -100,7 +100,7 @@ class ReporterKind(Enum):
     """A node's agent cannot do something."""
     ELECTION = "the election"
     """This controller cannot take part in the election."""
-    ADDRESSES = "the owners of addresses"
+    OWNERS = "the owners of addresses"
     """An address has no owner, or one too many."""
 
 
@@ -122,7 +122,7 @@ SOURCE: Final = Reporter(ReporterKind.SOURCE)
 INVENTORY: Final = Reporter(ReporterKind.INVENTORY)
 POLICIES: Final = Reporter(ReporterKind.POLICIES)
 ELECTION: Final = Reporter(ReporterKind.ELECTION)
-ADDRESSES: Final = Reporter(ReporterKind.ADDRESSES)
+OWNERS: Final = Reporter(ReporterKind.OWNERS)
 
 Subject: TypeAlias = ObjectRef | PortRef | BridgeRef | SwitchRef | FileRef | ApiPathRef | Reporter
 """A `Reporter` is the subject of one problem only: that it has more problems than are kept."""

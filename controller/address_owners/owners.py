@@ -16,7 +16,7 @@ from controller.address_owners.claims import MAX_ADDRESSES, Claim
 from controller.address_owners.grants import PRESENT, Answer, Grants
 from controller.address_owners.standing import Standing
 from controller.leadership import Leadership, clock
-from controller.problems import ADDRESSES, Problems, Subject
+from controller.problems import OWNERS, Problems, Subject
 from controller.rates import Rates
 from flows.refs import ObjectRef
 from flows.view import Key
@@ -237,7 +237,7 @@ class AddressOwners:
                 f"another host on the link of Node {node} has {address}, too: its MAC is {mac}"
             )
         sentences: dict[Subject, str] = {s: "; ".join(each[:3]) for s, each in told.items()}
-        self._problems.replace_all(ADDRESSES, sentences)
+        self._problems.replace_all(OWNERS, sentences)
         return is_vacant or bool(self.conflicts)
 
     def _why_nobody(self, claim: Claim, now: float) -> str:
