@@ -12,7 +12,7 @@ from rich.console import Console
 from lab import Lab, LabError
 from lab.display import Steps, show_status
 from lab.interrupt import one_interrupt
-from lab.layout import MOST_CONTROLLERS, MOST_NODES
+from lab.layout import MOST_CONTROLLERS, MOST_NODES, MOST_SUBNETS
 from lab.spec import Options
 
 named = click.option("--name", default="lab", metavar="NAME", show_default=True, help="Which lab.")
@@ -55,6 +55,17 @@ def lab() -> None:
 )
 @click.option(
     "--tunnel", type=click.Choice(["geneve", "vxlan"]), help="Between nodes.  [default: geneve]"
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["encap", "noEncap", "hybrid"]),
+    help="How packets of pods get from node to node: cluster.network.mode.  [default: encap]",
+)
+@click.option(
+    "--subnets",
+    type=click.IntRange(1, MOST_SUBNETS),
+    help=f"The nodes are in these in turn, up to {MOST_SUBNETS}, with a router between them."
+    "  [default: 1]",
 )
 @click.option(
     "--source",

@@ -37,6 +37,7 @@ from controller.flow_api import FlowApi
 from controller.host_services import document
 from controller.leader_link import LeaderApi
 from controller.metrics_api import MetricsApi
+from controller.peer_routes import Encoded, PeerRouteDocuments
 from controller.pod_mtus import PodMtus
 from controller.policy_api import PolicyApi
 from controller.questions import Questions, Versions
@@ -124,6 +125,7 @@ class Api:
         self._leaders = LeaderApi(self.identity, reconciler.leadership)
         self._started = time.time()
         self._waiting: Counter[str] = Counter()
+        self._peer_route_documents = PeerRouteDocuments(reconciler.inventory.nodes)
         self._reports = Rates(REPORTS_PER_SECOND, REPORTS_BURST)
         self._address_reports = Rates(ADDRESS_REPORTS_PER_SECOND, ADDRESS_REPORTS_BURST)
 
@@ -138,6 +140,7 @@ class Api:
                 *self._leaders.routes(),
                 web.get(paths.CONFIG, self._config),
                 web.get(paths.SERVICES, self._services),
+                web.get(paths.ROUTES, self._routes),
                 web.post(paths.DIGEST, self._digest),
                 web.post(paths.PROBLEMS, self._take_problems),
                 web.post(paths.ADDRESSES, self._take_addresses),
@@ -230,11 +233,15 @@ class Api:
             request, lambda: self._reconciler.services_changed, self._host_services
         )
 
+    async def _routes(self, request: web.Request) -> web.Response:
+        """The peers that an agent's node reaches without the tunnel."""
+        return await self._follow(request, lambda: self._reconciler.changed, self._peer_routes)
+
     async def _follow(
         self,
         request: web.Request,
         change: Callable[[], asyncio.Event],
-        document: Callable[[str], NodeConfig | NodeServices | None],
+        document: Callable[[str], NodeConfig | NodeServices | Encoded | None],
     ) -> web.Response:
         """A node's document; with `?after=REVISION&wait=SECONDS`, once it differs.
 
@@ -258,7 +265,8 @@ class Api:
                 reason = self._reconciler.inventory.nodes.reason(name)
                 return refusal(409, f"Node {name}: {reason}")
             if found.revision != after:
-                return web.Response(body=encode(found), content_type="application/json")
+                body = found.body if isinstance(found, Encoded) else encode(found)
+                return web.Response(body=body, content_type="application/json")
             if (refused := await self._wait(name, changed, deadline)) is not None:
                 return refused
 
@@ -335,6 +343,7 @@ class Api:
         if not self._address_reports.allows(name):
             return refusal(429, f"Node {name}: too many reports of addresses")
         self._reconciler.report_addresses(name, given.addresses)
+        self._reconciler.inventory.nodes.report_uplink(name, given.uplink)
         self._pod_mtus.report(name, given.pod_mtu)
         return web.Response(status=204)
 
@@ -391,10 +400,15 @@ class Api:
             tunnel_id=cluster.tunnel_id,
             tunnel_port=cluster.tunnel_port,
             mtu=cluster.mtu,
+            uses_tunnel=self._reconciler.inventory.nodes.use_tunnel,
             revision="",
         )
         revision = hashlib.sha256(encode(config)).hexdigest()[:16]
         return msgspec.structs.replace(config, revision=revision)
+
+    def _peer_routes(self, name: str) -> Encoded | None:
+        whole = self._reconciler.desired.source_complete
+        return self._peer_route_documents.of(name, whole=whole)
 
     def _host_services(self, name: str) -> NodeServices | None:
         if name not in self._reconciler.inventory.view.nodes:

@@ -17,7 +17,8 @@ REASONS: Final = (MISS, GUARD, POLICY, METER, NO_ENDPOINT, NO_ROUTE, INVALID)
 """All of them."""
 
 _OF_TABLES: Final = {
-    "SpoofGuard": GUARD, "TunnelGuard": GUARD, "GatewayGuard": GUARD, "RouterGuard": GUARD,
+    "SpoofGuard": GUARD, "TunnelGuard": GUARD, "GatewayGuard": GUARD, "PeerGuard": GUARD,
+    "RouterGuard": GUARD,
     "BroadcastGuard": GUARD, "IcmpError": GUARD, "NewConnection": GUARD,
     "DestinationGuard": GUARD, "ServiceSource": GUARD, "ServiceChoice": GUARD,
     "ConntrackState": INVALID,
@@ -25,6 +26,7 @@ _OF_TABLES: Final = {
     "DeniedFromPod": POLICY, "DeniedToPod": POLICY, "PolicyFromPod": POLICY,
     "PolicyFromPodVerdict": POLICY, "PolicyToPod": POLICY, "PolicyToPodVerdict": POLICY,
     "Forwarding": NO_ROUTE,
+    "PeerWay": NO_ROUTE,
 }  # fmt: skip
 """By table; in others a drop is a miss."""
 _COUNTS_ALL: Final = frozenset(("DeniedFromPod", "DeniedToPod"))

@@ -28,6 +28,7 @@ from controller.sources.kubernetes import ApiServer
 from controller.status_writer import StatusWriter
 from flows.family import IPAddress
 from flows.view import Cluster
+from flows.ways import Mode
 from openflow.listener import Bounds
 from settings import Controller, Reports, Settings, SettingsError, load, logs
 from settings.tls import Identity, read
@@ -91,6 +92,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             node_local_dns=shared.policy.node_local_dns,
             cut_established=shared.policy.established == "cut",
             log_denials=shared.policy.log_denials,
+            mode=Mode(shared.network.mode),
         ),
         [("the host range", network) for network in shared.host_ranges],
         excluded=own.excluded_nodes,

@@ -1,4 +1,4 @@
-"""What the controller writes to the API server: conditions of Nodes, and Events.
+"""What the controller writes to the API server: conditions and addresses of Nodes, and Events.
 
 A loop beside the reconciler, which never waits for it. Every look determines from the current state
 what is due, so nothing is lost while the API server is unavailable or refuses a write.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from controller import metrics
+from controller.address_annotations import AddressAnnotations
 from controller.api_writes import keep_writing, send, send_event
 from controller.conditions import Conditions
 from controller.events import Account, notices_of
@@ -21,7 +22,7 @@ AT_ONCE: Final = 200
 
 
 class StatusWriter:
-    """Writes conditions and Events to the API server."""
+    """Writes conditions and annotations of Nodes, and Events, to the API server."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class StatusWriter:
         self._monotonic = monotonic
         self._account = Account()
         self._conditions = Conditions(reconciler)
+        self._annotations = AddressAnnotations(reconciler.inventory.nodes)
         metrics.EVENTS_WAITING.set_function(lambda: self._account.untold)
 
     async def run(self) -> None:
@@ -49,10 +51,11 @@ class StatusWriter:
         """Send what is due. Raises if nothing more can be sent for now."""
         inventory = self._reconciler.inventory
         now = self._monotonic()
-        patches = self._conditions.due(now)[: AT_ONCE // 2]
+        patches = self._conditions.due(now)[: AT_ONCE // 4]
+        annotations = self._annotations.due(now)[: AT_ONCE // 4]
         notices = notices_of(inventory, inventory.problems)
-        tellings = self._account.look(notices, inventory, now)[: AT_ONCE - len(patches)]
-        if not patches and not tellings:
+        tellings = self._account.look(notices, inventory, now)[: AT_ONCE // 2]
+        if not (patches or annotations or tellings):
             return
         leads = self._reconciler.leadership.holds
         async with await connect(self._kubeconfig) as api:
@@ -61,6 +64,11 @@ class StatusWriter:
                     return
                 await send(api, patch.write)
                 self._conditions.patched(patch, self._monotonic())
+            for annotating in annotations:
+                if not leads():
+                    return
+                await send(api, annotating.write)
+                self._annotations.patched(annotating, self._monotonic())
             for telling in tellings:
                 if not leads():
                     return

@@ -30,7 +30,8 @@ class Source(IntEnum):
     """Values of the register field `Source`: the sender of a packet, by its ingress port."""
 
     POD = 1
-    TUNNEL = 2
+    PEER = 2
+    """Another node, by the tunnel or by the hosts' routes. It has chosen the endpoint already."""
     GATEWAY = 3
     """The outside, through the node."""
     HOST = 4
@@ -78,12 +79,12 @@ _PASS_TABLES: Final = (
 REGISTERS: Final = (
     RegisterField(
         "Source", "reg0", (0, 3),
-        writers=("Classifier", "GatewayGuard"),
+        writers=("Classifier", "GatewayGuard", "PeerGuard"),
         readers=(
             "UnSnat", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
             "ServiceChoice", "Direct", "DestinationGuard", "Forwarding", "PolicyToPod",
         ),
-        doc="the sender: 1 a pod, 2 the tunnel, 3 the outside through the node, 4 the node itself",
+        doc="the sender: 1 a pod, 2 another node, 3 the outside through the node, 4 the node",
     ),
     RegisterField(
         "NodeAddress", "reg0", (4, 4),
@@ -124,14 +125,44 @@ REGISTERS: Final = (
         doc="a packet of an established connection that policy may cut",
     ),
     RegisterField(
+        "ToPeer", "reg0", (10, 10),
+        writers=("PeerWay",),
+        readers=("Snat",),
+        doc="to another node through this node's own stack, which routes it",
+    ),
+    RegisterField(
         "AttachmentTag", "reg0", (12, 31),
         writers=("Classifier",),
         readers=(),
         doc="the sandbox that sent the packet; gives its classifier flow a cookie of its own",
     ),
     RegisterField(
+        "GuardSubnet", "reg3", (0, 31),
+        writers=("GatewayGuard",),
+        readers=("PeerGuard",),
+        doc="this node's subnet, for the check of a source; 0: none (`flows.ways.subnet_number`)",
+    ),
+    RegisterField(
+        "GuardNoEncap", "reg4", (0, 0),
+        writers=("GatewayGuard",),
+        readers=("PeerGuard",),
+        doc="this node is in mode noEncap, for the check of a source",
+    ),
+    RegisterField(
+        "Subnet", "reg3", (0, 31),
+        writers=("Forwarding",),
+        readers=("PeerWay",),
+        doc="this node's subnet, for the way to a peer; 0: none (`flows.ways.subnet_number`)",
+    ),
+    RegisterField(
+        "NoEncap", "reg4", (0, 0),
+        writers=("Forwarding",),
+        readers=("PeerWay",),
+        doc="this node is in mode noEncap, for the way to a peer",
+    ),
+    RegisterField(
         "OutputPort", "reg1", (0, 31),
-        writers=("Refuse", "Forwarding"),
+        writers=("Refuse", "Forwarding", "PeerWay"),
         readers=("IsolationToPod", "DeniedToPod", "Hairpin", "Commit", "Snat", "Output"),
         doc="the ofport to leave by",
     ),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from flows import names
 from flows.family import IPV4, Family, IPAddress, IPNetwork, family_of
 from flows.refs import ObjectRef
+from flows.ways import Mode
 
 if TYPE_CHECKING:
     from flows.policy import Isolation, PeerMember, PeerSet, PolicyWalk, PortSet
@@ -52,6 +53,8 @@ class Cluster:
     """Whether policy cuts established connections that it does not allow any more."""
     log_denials: bool = False
     """Whether switches report packets that policy denies to the agents, a few each second."""
+    mode: Mode = Mode.ENCAP
+    """Of nodes whose label says nothing else."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -71,6 +74,9 @@ class Node:
     """All other addresses. Pods must not send tunnel packets to these either."""
     zone: str = ""
     """The label `topology.kubernetes.io/zone`; empty: no label."""
+    mode: Mode = Mode.ENCAP
+    subnet: IPNetwork | None = None
+    """The subnet of `address`; None: unknown. See `flows.ways`."""
 
     @property
     def gateway(self) -> IPAddress:

@@ -22,7 +22,6 @@ from lab.layout import (
     OPENFLOW_PORT,
     POD_RANGE,
     SERVICE_RANGE,
-    UNDERLAY,
     ControllerLayout,
     LabLayout,
     NodeLayout,
@@ -30,9 +29,17 @@ from lab.layout import (
 from lab.patience import BUILD_TIMEOUT
 from lab.programs import python, write_settings
 from lab.sources import ClusterSource, DirectorySource, KubernetesSource
-from settings import ClusterSettings, Controller, Kubernetes, PolicySettings, Settings
+from settings import (
+    ClusterSettings,
+    Controller,
+    Kubernetes,
+    NetworkSettings,
+    PolicySettings,
+    Settings,
+)
 
 Tunnel = Literal["geneve", "vxlan"]
+Mode = Literal["encap", "noEncap", "hybrid"]
 
 BUILD_SCRIPT = Path(__file__).parents[1] / "scripts" / "kube-binaries"
 ANSWER_TIMEOUT = 15.0
@@ -76,6 +83,7 @@ class ControlPlane:
     """Mutual TLS, or plain TCP."""
     log_denials: bool = False
     controllers: int = 1
+    mode: Mode = "encap"
 
     @property
     def places(self) -> tuple[ControllerLayout, ...]:
@@ -129,9 +137,10 @@ class ControlPlane:
         cluster = ClusterSettings(
             pod_range=POD_RANGE,
             service_range=SERVICE_RANGE,
-            host_ranges=(UNDERLAY,),
+            host_ranges=self.layout.all_subnets,
             tunnel=self.tunnel,
             policy=PolicySettings(log_denials=self.log_denials),
+            network=NetworkSettings(self.mode),
         )
         controller = Controller(
             openflow=f"{place.address}:{OPENFLOW_PORT}",

@@ -1,6 +1,7 @@
 """A whole lab: start, stop, pods, commands and status."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import re
@@ -41,10 +42,16 @@ class Lab:
         if os.geteuid() != 0:
             raise LabError("the lab makes network namespaces, and only root may do that: use sudo")
         try:
-            self.layout = LabLayout(name)
+            self._layout = LabLayout(name)
         except ValueError as error:
             raise LabError(str(error)) from error
         self.name = name
+
+    @property
+    def layout(self) -> LabLayout:
+        """Its names, addresses and paths. The addresses of nodes are known once it is up."""
+        known = self._read_spec()
+        return dataclasses.replace(self._layout, subnets=known.subnets) if known else self._layout
 
     # Up and down
 
@@ -281,6 +288,7 @@ class Lab:
             and None not in node_pids
             and (all(each["pid"] for each in controllers.values()) or not spec.sluice),
             "tunnel": spec.tunnel,
+            "mode": spec.mode,
             "source": spec.source,
             "tls": spec.tls,
             "datapath": spec.datapath,
@@ -362,13 +370,13 @@ class Lab:
     def _read_spec(self) -> Spec | None:
         try:
             return msgspec.json.decode(
-                self.layout.spec.read_bytes(), type=Spec, dec_hook=lambda kind, value: kind(value)
+                self._layout.spec.read_bytes(), type=Spec, dec_hook=lambda kind, value: kind(value)
             )
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
     def _write_spec(self, spec: Spec) -> None:
-        replace_file(self.layout.spec, msgspec.json.encode(spec, enc_hook=str).decode())
+        replace_file(self._layout.spec, msgspec.json.encode(spec, enc_hook=str).decode())
 
     def _spec(self) -> Spec:
         spec = self._read_spec()
@@ -390,6 +398,7 @@ class Lab:
             spec.tls,
             spec.log_denials,
             spec.controllers,
+            spec.mode,
         )
 
     def _pods(self) -> LabPods:

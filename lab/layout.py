@@ -28,6 +28,8 @@ WORLD = IPv4Network("203.0.113.0/24")
 FABRIC_WORLD_ADDRESS = IPv4Address("203.0.113.1")
 OUTSIDE_ADDRESS = IPv4Address("203.0.113.10")
 
+MOST_SUBNETS = 2
+"""Of nodes. The fabric routes between them."""
 MOST_NODES = 255
 """As many /24 as `POD_RANGE` has, less its first."""
 MOST_CONTROLLERS = 3
@@ -45,12 +47,24 @@ class NodeLayout:
     name: str
     netns: str
     address: IPv4Address
+    subnet: IPv4Network
+    """Of its address."""
     pod_cidr: IPv4Network
     """Where the lab itself writes the Node down; else the controller-manager hands it out."""
     directory: Path
     disk: Path
     cgroup: str
     """Of everything that kubelet runs, in each hierarchy."""
+
+    @property
+    def router(self) -> IPv4Address:
+        """The fabric's address in the node's subnet."""
+        return self.subnet[1]
+
+    @property
+    def interface(self) -> str:
+        """Its address with the prefix length of its subnet."""
+        return f"{self.address}/{self.subnet.prefixlen}"
 
     @property
     def ovs_run(self) -> Path:
@@ -147,6 +161,8 @@ class LabLayout:
     """The whole lab. Raises `ValueError` for a name that could not be part of a path."""
 
     name: str
+    subnets: int = 1
+    """The subnets that the nodes are in, in turn. Controllers are in the first."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -223,13 +239,25 @@ class LabLayout:
     def controllers(self, count: int) -> tuple[ControllerLayout, ...]:
         return tuple(self.controller(number) for number in range(1, count + 1))
 
+    def subnet(self, index: int) -> IPv4Network:
+        """The subnet with this index, from 0: `UNDERLAY`, and those after it."""
+        size = UNDERLAY.num_addresses
+        return IPv4Network((int(UNDERLAY[0]) + index * size, UNDERLAY.prefixlen))
+
+    @property
+    def all_subnets(self) -> tuple[IPv4Network, ...]:
+        return tuple(map(self.subnet, range(self.subnets)))
+
     def node(self, number: int) -> NodeLayout:
         """The node with this number, from 1."""
         name = f"node{number}"
+        subnet = self.subnet((number - 1) % self.subnets)
+        first = subnet[int(FIRST_NODE_ADDRESS) - int(UNDERLAY[0])]
         return NodeLayout(
             name=name,
             netns=self.netns(name),
-            address=FIRST_NODE_ADDRESS + (number - 1),
+            address=first + (number - 1),
+            subnet=subnet,
             pod_cidr=IPv4Network((int(POD_RANGE[0]) + (number << 8), 24)),
             directory=self.directory / "nodes" / name,
             disk=self.disk / name,

@@ -2,13 +2,15 @@
 
     outside ── fabric (a bridge, and the router to the outside) ── node1, ..., control, control2
 
+With several subnets, each has a bridge of its own in the fabric, which routes between them.
+
 Links are made inside the namespaces that they connect: the machine's own network has none of them.
 """
 
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from lab.commands import run
@@ -92,15 +94,16 @@ def connect(
     run(["sysctl", "-qw", "net.ipv4.ip_forward=1"], netns=fabric)
 
     present = links(fabric)
-    if BRIDGE not in present:
-        configure(
-            fabric,
-            [
-                f"link add {BRIDGE} address {_mac(FABRIC_ADDRESS)} type bridge mcast_snooping 0",
-                f"addr add {FABRIC_ADDRESS}/{UNDERLAY.prefixlen} dev {BRIDGE}",
-                f"link set {BRIDGE} up",
-            ],
-        )
+    for subnet in layout.all_subnets:
+        if (bridge := bridge_of(subnet)) not in present:
+            configure(
+                fabric,
+                [
+                    f"link add {bridge} address {_mac(subnet[1])} type bridge mcast_snooping 0",
+                    f"addr add {subnet[1]}/{subnet.prefixlen} dev {bridge}",
+                    f"link set {bridge} up",
+                ],
+            )
     if "world" not in present:
         configure(
             fabric,
@@ -117,7 +120,8 @@ def connect(
             _address(place.netns, f"{place.address}/{UNDERLAY.prefixlen}", FABRIC_ADDRESS)
     for node in nodes:
         if node.name not in present:
-            configure(fabric, _bridged(node.name, UPLINK, node.netns, node.address))
+            wires = _bridged(node.name, UPLINK, node.netns, node.address, bridge_of(node.subnet))
+            configure(fabric, wires)
             if datapath == "system":
                 continue
             # Open vSwitch reads raw frames. With offload, their checksums would be left to a
@@ -132,6 +136,17 @@ def disconnect(layout: LabLayout, node: NodeLayout) -> None:
     if node.name in links(layout.netns("fabric")):
         configure(layout.netns("fabric"), [f"link del {node.name}"])
     delete_namespace(node.netns)
+
+
+def bridge_of(subnet: IPv4Network) -> str:
+    """The fabric's bridge that is one subnet's link."""
+    index = (int(subnet[0]) - int(UNDERLAY[0])) // UNDERLAY.num_addresses
+    return f"{BRIDGE}{index + 1}" if index else BRIDGE
+
+
+def router_mac(node: NodeLayout) -> str:
+    """The MAC of the fabric in the node's subnet."""
+    return _mac(node.router)
 
 
 def node_mac(node: NodeLayout) -> str:
@@ -151,8 +166,10 @@ def _wire(end: str, far_end: str, far_netns: str, far: IPv4Address) -> str:
     return f"link add {end} address {_mac(far, kind=2)} type veth {peer}"
 
 
-def _bridged(end: str, far_end: str, far_netns: str, far: IPv4Address) -> list[str]:
-    return [_wire(end, far_end, far_netns, far), f"link set {end} master {BRIDGE} up"]
+def _bridged(
+    end: str, far_end: str, far_netns: str, far: IPv4Address, bridge: str = BRIDGE
+) -> list[str]:
+    return [_wire(end, far_end, far_netns, far), f"link set {end} master {bridge} up"]
 
 
 def _address(netns: str, address: str, gateway: IPv4Address) -> None:

@@ -8,13 +8,11 @@ from lab.daemons import Daemons
 from lab.datapath import Datapath
 from lab.layout import (
     API_PORT,
-    FABRIC_ADDRESS,
     OPENFLOW_PORT,
-    UNDERLAY,
     ControllerLayout,
     NodeLayout,
 )
-from lab.network import UPLINK, configure, links, node_mac
+from lab.network import UPLINK, configure, links, node_mac, router_mac
 from lab.patience import PATIENCE
 from lab.programs import python, write_settings
 from lab.runtime import Runtime
@@ -115,19 +113,24 @@ def _start_userspace(node: NodeLayout, all_nodes: Sequence[NodeLayout]) -> None:
     # each tunnel would begin with a loss that Sluice does not cause.
     appctl = ["ovs-appctl", f"--target={node.ovs_run}/ovs-vswitchd.{switch_pid}.ctl"]
     run([*appctl, "tnl/neigh/aging", "3600"])
-    for peer in all_nodes:
-        if peer != node:
-            peer_neighbour = [PHYSICAL_BRIDGE, str(peer.address), node_mac(peer)]
-            run([*appctl, "tnl/neigh/set", *peer_neighbour])
+    neighbours = {
+        str(peer.address): node_mac(peer)
+        for peer in all_nodes
+        if peer != node and peer.subnet == node.subnet
+    }
+    if any(peer.subnet != node.subnet for peer in all_nodes):
+        neighbours[str(node.router)] = router_mac(node)
+    for address, mac in neighbours.items():
+        run([*appctl, "tnl/neigh/set", PHYSICAL_BRIDGE, address, mac])
 
 
 def _set_up_address(node: NodeLayout, device: str) -> None:
     configure(
         node.netns,
         [
-            f"addr replace {node.address}/{UNDERLAY.prefixlen} dev {device}",
+            f"addr replace {node.interface} dev {device}",
             f"link set {device} up",
-            f"route replace default via {FABRIC_ADDRESS}",
+            f"route replace default via {node.router}",
         ],
     )
 

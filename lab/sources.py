@@ -57,7 +57,12 @@ class DirectorySource:
         if path.exists():
             return
         manifest = _node(node)
-        manifest["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+        manifest["metadata"] |= {
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": _now(),
+            # With an API server, the controller writes it.
+            "annotations": {"sluice.dev/address": node.interface},
+        }
         self._write(path, manifest | {"status": _node_status(node)})
 
     def add_pod(self, namespace: str, name: str, node: str, labels: Mapping[str, str]) -> str:

@@ -8,9 +8,9 @@ import msgspec
 
 from lab import kubelet
 from lab.commands import LabError
-from lab.control import Tunnel, kubernetes_binaries
+from lab.control import Mode, Tunnel, kubernetes_binaries
 from lab.datapath import Datapath, default_datapath
-from lab.layout import MOST_CONTROLLERS, MOST_NODES
+from lab.layout import MOST_CONTROLLERS, MOST_NODES, MOST_SUBNETS
 
 SourceKind = Literal["dir", "kube"]
 
@@ -31,6 +31,8 @@ class Options(TypedDict, total=False):
     nodes: int | None
     controllers: int | None
     tunnel: Tunnel | None
+    mode: Mode | None
+    subnets: int | None
     source: SourceKind | None
     tls: bool | None
     datapath: Datapath | None
@@ -46,6 +48,10 @@ class Spec(msgspec.Struct, frozen=True):
     controllers: int = 1
     """Those that the lab starts. One of them writes, the others are its standbys."""
     tunnel: Tunnel = "geneve"
+    mode: Mode = "encap"
+    """`cluster.network.mode`."""
+    subnets: int = 1
+    """The nodes are in these in turn, and the fabric routes between them."""
     source: SourceKind = "dir"
     """Where the cluster's objects are: in a directory of manifests, or in an API server."""
     tls: bool = False
@@ -73,6 +79,8 @@ def new_spec(wanted: Mapping[str, Any]) -> Spec:
         raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {spec.nodes}")
     if not 1 <= spec.controllers <= MOST_CONTROLLERS:
         raise LabError(f"a lab has 1 to {MOST_CONTROLLERS} controllers, not {spec.controllers}")
+    if not 1 <= spec.subnets <= MOST_SUBNETS:
+        raise LabError(f"a lab has 1 to {MOST_SUBNETS} subnets, not {spec.subnets}")
     if spec.controllers > 1 and spec.source != "kube":
         raise LabError(
             f"{spec.controllers} controllers elect a leader by a Lease, which needs an API server:"

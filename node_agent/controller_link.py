@@ -11,7 +11,15 @@ import structlog
 
 from node_agent.controllers import ControllerError, Controllers
 from wire import paths
-from wire.documents import NodeConfig, NodeServices, decode_config, decode_refusal, decode_services
+from wire.documents import (
+    NodeConfig,
+    NodeServices,
+    PeerRoutes,
+    decode_config,
+    decode_peer_routes,
+    decode_refusal,
+    decode_services,
+)
 
 _WAIT: Final = 30
 """Seconds that the controller may hold a request that has no news."""
@@ -20,7 +28,7 @@ _SLOW: Final = 10.0
 _BACKOFF: Final = (0.2, 10.0)
 """Seconds before the second try, and at most."""
 
-_Document = TypeVar("_Document", NodeConfig, NodeServices)
+_Document = TypeVar("_Document", NodeConfig, NodeServices, PeerRoutes)
 
 log = structlog.get_logger()
 
@@ -49,6 +57,11 @@ def configurations(
 def services(controllers: Controllers) -> AsyncIterator[NodeServices | NodeRefused | Unreachable]:
     """Yield the host's part of Services whenever it changes. Never ends."""
     return _follow(controllers, paths.SERVICES, decode_services)
+
+
+def peer_routes(controllers: Controllers) -> AsyncIterator[PeerRoutes | NodeRefused | Unreachable]:
+    """Yield the peers that are reached without the tunnel whenever they change. Never ends."""
+    return _follow(controllers, paths.ROUTES, decode_peer_routes)
 
 
 async def _follow(
@@ -100,7 +113,7 @@ async def _ask(
             found = read(body)
         except msgspec.MsgspecError as error:
             raise ValueError(f"the controller's answer cannot be read: {error}") from error
-        if found.node != controllers.node:
+        if not isinstance(found, PeerRoutes) and found.node != controllers.node:
             raise ValueError(f"the controller answered for Node {found.node}")
         return found
 
@@ -108,6 +121,8 @@ async def _ask(
         try:
             return NodeRefused(decode_refusal(body))
         except msgspec.MsgspecError as error:
+            if path == paths.ROUTES:
+                return NodeRefused("the controller is of a version that knows no routes to peers")
             raise ValueError("the controller refuses without a reason") from error
 
     answer: _Document | NodeRefused | None = await controllers.ask(

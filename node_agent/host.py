@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final
 
 import structlog
@@ -38,8 +38,8 @@ class HostError(NodeFault):
 
 
 def pod_mtu(uplink_mtu: int, config: NodeConfig) -> int:
-    """The MTU of pods: what is left inside the tunnel, or less where the cluster says so."""
-    left = uplink_mtu - names.ENCAPSULATION_OVERHEAD
+    """The MTU of pods: what the uplink and the tunnel leave, or less where the cluster says so."""
+    left = uplink_mtu - (names.ENCAPSULATION_OVERHEAD if config.uses_tunnel else 0)
     return left if config.mtu is None else min(left, config.mtu)
 
 
@@ -53,6 +53,8 @@ class Uplink:
     """What is wrong with the host's network although it works; each one a sentence."""
     addresses: tuple[IPv4Address, ...] = ()
     """The host's own that others may reach it by, sorted."""
+    own: IPv4Interface | None = None
+    """The Node's address, with the prefix length of its subnet."""
 
 
 async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
@@ -72,19 +74,15 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
         )
     links = {link["index"]: link async for link in await netlink.get_links()}
     addresses = [address async for address in await netlink.get_addr(family=socket.AF_INET)]
-    uplink = next(
-        (
-            links[a["index"]]
-            for a in addresses
-            if address_of(a) == config.address and a["index"] in links
-        ),
-        None,
+    own = next(
+        (a for a in addresses if address_of(a) == config.address and a["index"] in links), None
     )
-    if uplink is None:
+    if own is None:
         raise HostError(
             f"{who}: its address {config.address} (status.addresses, InternalIP) is on no "
             "interface of this host"
         )
+    uplink = links[own["index"]]
     found = await routes.dump(netlink, table=routes.MAIN)
     link_names = {index: str(link.get_attr("IFLA_IFNAME")) for index, link in links.items()}
     problems = [
@@ -97,7 +95,7 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
     mtus = _mtus(uplink, links, found, config.host_ranges)
     if len(set(mtus.values())) > 1:
         log.debug("uplinks of different MTU", mtus=mtus)
-    own = {
+    reachable = {
         address_of(address)
         for address in addresses
         if address["scope"] == _SCOPE_GLOBAL
@@ -105,7 +103,8 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
         and not address_of(address).is_link_local
         and not any(address_of(address) in network for network in ranges.values())
     }
-    return Uplink(min(mtus.values()), tuple(problems), tuple(sorted(own)))
+    interface = IPv4Interface((config.address, own["prefixlen"]))
+    return Uplink(min(mtus.values()), tuple(problems), tuple(sorted(reachable)), interface)
 
 
 def address_of(address: Any) -> IPv4Address:
@@ -135,7 +134,8 @@ def _taking_routes(
     for route in found:
         link = link_names.get(route.get_attr("RTA_OIF"), "?")
         network = routes.destination_of(route)
-        if link == names.GATEWAY_PORT or route["type"] not in FORWARDING_TYPES:
+        is_ours = link == names.GATEWAY_PORT or route["proto"] == routes.PROTOCOL
+        if is_ours or route["type"] not in FORWARDING_TYPES:
             continue
         for field, cluster_range in ranges.items():
             # For the whole range, ours has the best metric: 0.

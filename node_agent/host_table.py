@@ -199,11 +199,16 @@ def _line_count(text: str) -> int:
 def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -> str:
     # As nft 1.0.6 prints it. `_printed` keeps how another version prints it.
     #
-    # tunnel-received, tunnel-sent: the host does not track packets between the nodes' switches.
+    # received, tunnel-sent: the host does not track packets between the nodes' switches.
     # Each connection of a pod would be two more entries in the host's conntrack, because the
     # tunnel's source port is a hash of the connection. Every packet between pods of two nodes is
     # such a packet on both, so the chains that it passes first ask for what tells it apart: no
     # Service and no host port has the tunnel's port.
+    #
+    # received: packets from pods of peers that use no tunnel. The host takes a pod's address only
+    # from the interface that its own route to this pod leads to, and only a peer has such a route.
+    # The switch then checks that the mode allows it (`PeerGuard`). Neither these nor the packets to
+    # peers are tracked: the switch does that. Replies to the host are, because it has sent first.
     #
     # gateway, forward: the switch returns packets to Services without endpoints. They would go
     # into the switch again, so the host refuses them. They are not tracked: so the refusal belongs
@@ -216,6 +221,9 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -
     # the host's other routes lead.
     #
     # input: a pod must not teach the host's routing table anything (path MTU, redirects).
+    #
+    # forward: a packet to a peer has to find a route (`peer_routes`); without one it would go round
+    # between host and switch. It is dropped, not refused: the route may come back at once.
     #
     # forward: what conntrack does not know is not translated, and would leave the cluster with a
     # pod's address as its source.
@@ -259,8 +267,12 @@ table ip {nft.TABLE} {{
         type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
     }}
 
-    chain tunnel-received {{
+    chain received {{
         udp dport {tunnel_port} fib daddr type local notrack
+        ip saddr != {pod_range} accept
+        iifname "lo" accept
+        fib saddr . iif oif missing counter drop comment "a pod's address, by a wrong way"
+        ip daddr {pod_cidr} ip daddr != {gateway_address(pod_cidr)} notrack
     }}
 
     chain tunnel-sent {{
@@ -270,11 +282,12 @@ table ip {nft.TABLE} {{
 
     chain gateway {{
         type filter hook prerouting priority raw; policy accept;
-        iifname != "{GATEWAY_PORT}" goto tunnel-received
+        iifname != "{GATEWAY_PORT}" goto received
         ip saddr 127.0.0.0/8 counter drop
         ip daddr 127.0.0.0/8 counter drop
         ip daddr . meta l4proto . th dport @external-ports notrack
         fib daddr oifname "{GATEWAY_PORT}" notrack
+        ip saddr {pod_cidr} ip daddr {pod_range} ip daddr != {pod_cidr} notrack
     }}
 
     chain mark-received {{
@@ -301,6 +314,9 @@ counter drop comment "ICMP errors about no connection"
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname != "{GATEWAY_PORT}" accept
+        ip saddr {pod_cidr} ip daddr {pod_range} oifname != "{GATEWAY_PORT}" accept
+        ip saddr {pod_cidr} ip daddr {pod_range} ip daddr != {pod_cidr} \
+counter drop comment "from pods to a peer, without a route"
         oifname != "{GATEWAY_PORT}" ip saddr {pod_cidr} ct state invalid,untracked \
 counter drop comment "from pods, not to be translated"
         oifname != "{GATEWAY_PORT}" accept

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -22,16 +22,20 @@ from node_agent import nft, routes
 _NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
-_ROUTE_GROUPS: Final = (5, 7, 8)
-"""RTNLGRP_IPV4_IFADDR, _ROUTE and _RULE of linux/rtnetlink.h."""
+_ROUTE_GROUPS: Final = (1, 5, 7, 8)
+"""RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE and _IPV4_RULE of linux/rtnetlink.h."""
 _NFT_GROUPS: Final = (7,)
 """NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h."""
+_RTM_NEWLINK: Final = 16
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_DELRULE = 20, 21, 24, 25, 33
 _NFT_DELETIONS: Final = {10 << 8 | number for number in (2, 5, 8)}
 """NFT_MSG_DELTABLE, _DELCHAIN and _DELRULE of linux/netfilter/nf_tables.h."""
 _FAMILY_IP, _FAMILY_NETDEV = 2, 5
 _HEADER: Final = struct.Struct("=IHHII")
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
+_LINK: Final = struct.Struct("=BxHiII")
+"""ifinfomsg: family, type, index, flags, and which flags have changed."""
+_IFF_UP: Final = 1
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _DATAGRAMS_AT_ONCE: Final = 256
@@ -52,10 +56,16 @@ class KernelWatch:
         self._changed = changed
         self._ranges: tuple[IPv4Network, ...] = ()
         self._gateway = 0
+        self._uplinks: Collection[int] = ()
 
-    def use(self, ranges: Iterable[IPv4Network], gateway: int) -> None:
-        """Set which routes matter: into `ranges`, and by the interface with index `gateway`."""
-        self._ranges, self._gateway = tuple(ranges), gateway
+    def use(
+        self, ranges: Iterable[IPv4Network], gateway: int, uplinks: Collection[int] = ()
+    ) -> None:
+        """Set which routes matter: into `ranges`, and by the interface with index `gateway`.
+
+        If one of the interfaces `uplinks` goes down, its routes vanish without a message.
+        """
+        self._ranges, self._gateway, self._uplinks = tuple(ranges), gateway, uplinks
 
     async def run(self) -> None:
         """Watch; never ends. If the kernel refuses, only the regular repair finds changes."""
@@ -92,6 +102,9 @@ class KernelWatch:
         """Whether an rtnetlink message (its type and body) is about something of ours."""
         if kind in (_OVERFLOW, _RTM_DELRULE, _RTM_NEWADDR, _RTM_DELADDR):
             return True
+        if kind == _RTM_NEWLINK and len(body) >= _LINK.size:
+            *_, index, flags, changed = _LINK.unpack_from(body)
+            return index in self._uplinks and bool(flags & changed & _IFF_UP)
         if kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or len(body) < _ROUTE.size:
             return False
         _, length, *_ = _ROUTE.unpack_from(body)

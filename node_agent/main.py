@@ -36,6 +36,7 @@ from node_agent.leases import LeaseError, Leases
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import LocalNode
 from node_agent.ovsdb import Ovsdb
+from node_agent.peer_routes import PeerRouting
 from node_agent.problems import PodProblems, report_loop
 from node_agent.questions import answer_loop, answerer
 from node_agent.services import LocalServices
@@ -150,7 +151,8 @@ async def _run(agent: Agent) -> None:
         ):
             table = HostTable(leases, Sysctls.of(agent))
             services = LocalServices(agent, netlink, table)
-            node = LocalNode(agent, ovsdb, netlink, leases, watch, services)
+            peers = PeerRouting(agent, netlink)
+            node = LocalNode(agent, ovsdb, netlink, leases, watch, services, peers)
             pods = PodProblems()
             attachments = Attachments(
                 agent, node, ovsdb, netlink, leases, watch, switch, table, pods
@@ -165,6 +167,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(ConnectionLimits(agent, switch).run()),
                     tasks.create_task(node.run(controllers)),
                     tasks.create_task(services.run(controllers)),
+                    tasks.create_task(peers.run(controllers)),
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(controllers, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(controllers, denied)),

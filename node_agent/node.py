@@ -20,6 +20,7 @@ from node_agent.faults import NodeFault
 from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
 from node_agent.ovsdb import Ovsdb, OvsdbError
+from node_agent.peer_routes import PeerRouting
 from node_agent.services import LocalServices
 from node_agent.sysctl import Sysctls
 from settings import Agent
@@ -66,6 +67,7 @@ class LocalNode:
         leases: Leases,
         watch: ClassifierWatch,
         services: LocalServices,
+        peers: PeerRouting,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +77,7 @@ class LocalNode:
         self._leases = leases
         self._watch = watch
         self._services = services
+        self._peers = peers
         self._monotonic = monotonic
         self._wanted: NodeConfig | None = None
         self._refused: str | None = None
@@ -122,7 +125,7 @@ class LocalNode:
             return self._no_ovsdb
         if self._problem:
             return self._problem
-        found = [*self._conflicts, self._services.node_problem()]
+        found = [*self._conflicts, self._services.node_problem(), self._peers.problem()]
         if corrupt := bridge.corrupt_attachments(self._ovsdb):
             found.append(f"rows in OVSDB that cannot be read: {', '.join(corrupt[:10])}")
         up, why = self._session()
@@ -231,7 +234,7 @@ class LocalNode:
         try:
             uplink = await host.check(self._netlink, config)
             mtu = host.pod_mtu(uplink.mtu, config)
-            self._addresses = NodeAddresses(uplink.addresses[:MAX_ADDRESSES], mtu)
+            self._addresses = NodeAddresses(uplink.addresses[:MAX_ADDRESSES], mtu, uplink.own)
             self._note_conflicts(uplink.problems)
             await asyncio.to_thread(self._leases.use, config.pod_cidr)
             change = bridge.converge(self._agent, config, mtu)
@@ -239,8 +242,11 @@ class LocalNode:
                 log.info("bridge configured", revision=config.revision, mtu=mtu)
             await host.set_up_gateway(self._netlink, Sysctls.of(self._agent), config, mtu)
             await self._services.converge(config)
+            await self._peers.converge(config)
             gateway = await host.find_gateway(self._netlink)
-            self._kernel.use((config.pod_range, config.service_range), gateway)
+            self._kernel.use(
+                (config.pod_range, config.service_range), gateway, self._peers.interfaces
+            )
             if self._agent.datapath == "netdev":
                 links = {name for _, name in socket.if_nameindex()}
                 await nft.restore_host_ingress_drops(

@@ -29,6 +29,8 @@ MAIN: Final = 254
 TABLE: Final = 21356
 """Our own routing table: a /32 route for each address, never a wider one. The outer packet of a
 tunnel may carry the mark of the inner one, and must not come back into the switch."""
+PROTOCOL: Final = 213
+"""Of our routes to peers (rtnetlink(7), rtm_protocol). 213 is in no rt_protos of iproute2."""
 MARKED_PRIORITY: Final = 5_356
 LAST_PRIORITY: Final = 33_356
 """After the rule for table `default` (32767)."""
@@ -102,13 +104,13 @@ async def set_up(
                     "del", dst=destination, oif=gateway, table=table, scope=_SCOPE_ANY,
                     priority=route.get_attr("RTA_PRIORITY") or 0,
                 )  # fmt: skip
-                await _attempt(gone, errors, ignore=errno.ESRCH)
+                await attempt(gone, errors, ignore=errno.ESRCH)
             elif (route.get_attr("RTA_GATEWAY"), route.get_attr("RTA_PREFSRC")) == (
                 _ROUTER, source,
             ):  # fmt: skip
                 right.add(destination)
         for destination in wanted - right:
-            await _attempt(netlink.route("replace", dst=destination, table=table, **way), errors)
+            await attempt(netlink.route("replace", dst=destination, table=table, **way), errors)
     if external is not None:
         await _set_up_rules(netlink, errors, wanted=bool(external.by_port))
     if errors:
@@ -132,11 +134,11 @@ async def _set_up_rules(netlink: AsyncIPRoute, errors: list[NetlinkError], *, wa
             missing.remove(key)
         else:
             gone = netlink.rule("del", priority=key[0], table=TABLE, family=socket.AF_INET)
-            await _attempt(gone, errors, ignore=errno.ENOENT)
+            await attempt(gone, errors, ignore=errno.ENOENT)
     for priority, mark in missing:
         marked = {"fwmark": mark, "fwmask": mark} if mark else {}
         made = netlink.rule("add", priority=priority, table=TABLE, family=socket.AF_INET, **marked)
-        await _attempt(made, errors, ignore=errno.EEXIST)
+        await attempt(made, errors, ignore=errno.EEXIST)
 
 
 async def _rules(netlink: AsyncIPRoute) -> list[Any]:
@@ -147,7 +149,8 @@ async def _rules(netlink: AsyncIPRoute) -> list[Any]:
     ]
 
 
-async def _attempt(change: Awaitable[Any], errors: list[NetlinkError], *, ignore: int = 0) -> None:
+async def attempt(change: Awaitable[Any], errors: list[NetlinkError], *, ignore: int = 0) -> None:
+    """Carry out one change. A `NetlinkError` other than `ignore` is added to `errors`."""
     try:
         await change
     except NetlinkError as error:

@@ -19,6 +19,7 @@ from node_agent import (
     generation,
     install,
     nft,
+    peer_routes,
     pod_link,
     routes,
     services,
@@ -67,6 +68,7 @@ async def uninstall(agent: Agent, *, force: bool) -> None:
             await nft.remove()
             async with AsyncIPRoute() as netlink:
                 await routes.remove_rules(netlink)
+                await peer_routes.remove(netlink)
             Sysctls.of(agent).forward_as_before()
             _remove_state(agent)
         except UninstallError:
@@ -143,7 +145,9 @@ async def _remove_bridge(agent: Agent, ovsdb: Ovsdb) -> None:
 def _remove_state(agent: Agent) -> None:
     """Files by name: the directories are the user's to choose, and may hold more."""
     state = snapshot.file_of(agent)
-    replaced = (services.file_of(agent), generation.file_of(agent))
+    replaced = (
+        services.file_of(agent), peer_routes.file_of(agent), generation.file_of(agent)
+    )  # fmt: skip
     tls_files.remove(agent.state)
     for path in (
         agent.socket,

@@ -106,6 +106,14 @@ class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     """Whether the agents log denied packets, and Pods get Events about them: a bounded number."""
 
 
+class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """How packets of pods get from node to node."""
+
+    mode: Literal["encap", "noEncap", "hybrid"] = "encap"
+    """By the tunnel; by the hosts' routes without encapsulation; or without it within a subnet. The
+    label `sluice.dev/network-mode` of a Node overrides it for this node."""
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What all nodes share. The ranges must not overlap each other or the addresses of any host."""
 
@@ -122,6 +130,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
     new_connections_per_second: Annotated[int, Meta(ge=1, lt=1 << 32)] = 4_000
     """Connections that one pod may open, on average and in a burst."""
     policy: PolicySettings = PolicySettings()
+    network: NetworkSettings = NetworkSettings()
 
     @property
     def tunnel_port(self) -> int:

@@ -5,7 +5,7 @@ have more fields: a reader ignores them.
 """
 
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -56,6 +56,22 @@ class NodeConfig(msgspec.Struct, frozen=True, rename="camel"):
     """Opaque. The agent sends it back (`paths.AFTER`) to wait for the next change."""
     mtu: int | None = None
     """The largest MTU of pods. None: what the uplink leaves."""
+    uses_tunnel: bool = True
+    """Whether packets of pods may go through a tunnel, which needs a part of the uplink's MTU."""
+
+
+class PeerRoutes(msgspec.Struct, frozen=True, rename="camel"):
+    """The peers that a node reaches without the tunnel (`paths.ROUTES`).
+
+    Nodes with the same mode and subnet get the same document, in which they are themselves.
+    """
+
+    peers: tuple[tuple[IPv4Network, IPv4Address], ...]
+    """podCIDR and address of each, sorted."""
+    revision: str
+    """As `NodeConfig.revision`."""
+    source_complete: bool = msgspec.field(default=True, name="whole")
+    """As `NodeServices.source_complete`."""
 
 
 class NodeServices(msgspec.Struct, frozen=True, rename="camel"):
@@ -155,6 +171,8 @@ class NodeAddresses(msgspec.Struct, frozen=True, rename="camel"):
     bound for the moment. None of loopback, link-local, pod or Service ranges."""
     pod_mtu: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
     """What pods get here; 0: unknown."""
+    uplink: IPv4Interface | None = None
+    """The Node's address with the prefix length of its subnet, as its interface has it."""
 
 
 class DeniedPort(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -200,6 +218,7 @@ class Refusal(msgspec.Struct, frozen=True):
 def encode(
     document: NodeConfig
     | NodeServices
+    | PeerRoutes
     | SwitchDigest
     | NodeProblems
     | NodeAddresses
@@ -219,6 +238,12 @@ def decode_config(data: bytes) -> NodeConfig:
 def decode_services(data: bytes) -> NodeServices:
     """From JSON. Raises `msgspec.MsgspecError`."""
     document: NodeServices = from_json(data, NodeServices)
+    return document
+
+
+def decode_peer_routes(data: bytes) -> PeerRoutes:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    document: PeerRoutes = from_json(data, PeerRoutes)
     return document
 
 

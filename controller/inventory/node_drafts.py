@@ -2,14 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Network,
+    ip_network,
+)
 from itertools import islice
 from typing import Final
 
 from controller.faults import ControllerFault
 from controller.sources.objects import NodeObject
-from flows.family import IPNetwork
+from flows.family import IPAddress, IPNetwork
 from flows.view import Cluster
+from flows.ways import Mode
 from settings.plain_yaml import shown
 
 LONGEST_PREFIX: Final = 30
@@ -51,6 +59,15 @@ class NodeDraft:
     """What is wrong with it, although it takes part."""
     outdated: bool = False
     """The draft is from an earlier state: the object as it is now cannot be used."""
+    mode: Mode = Mode.ENCAP
+    uplink: IPv4Interface | None = None
+    """The address that its agent found, with the prefix length of its subnet; None: unknown."""
+
+    def subnet_of(self, address: IPAddress) -> IPNetwork | None:
+        """The subnet of its tunnel address; None: unknown."""
+        if self.uplink is None or self.uplink.ip != address:
+            return None
+        return self.uplink.network
 
 
 def age_of(given: NodeObject) -> Age:
@@ -62,6 +79,27 @@ def age_of(given: NodeObject) -> Age:
 def draft_of(given: NodeObject, cluster: Cluster, reserved: Iterable[Range]) -> NodeDraft:
     """Judge a Node by itself. Raises `NodeRefusedError`."""
     count = len(given.status.addresses or ())
+    problems = []
+    if count > MAX_ADDRESSES:
+        problems.append(f"status.addresses has {count} entries; the first {MAX_ADDRESSES} are used")
+    mode = cluster.mode
+    if text := given.network_mode:
+        try:
+            mode = Mode(text)
+        except ValueError:
+            problems.append(
+                f"label sluice.dev/network-mode: {shown(text)} is none of {', '.join(Mode)};"
+                f" its mode is {mode}"
+            )
+    uplink = None
+    if text := given.own_address:
+        try:
+            uplink = IPv4Interface(text[: LONGEST_TEXT + 1])
+        except ValueError:
+            problems.append(
+                f"annotation sluice.dev/address: {shown(text)} is not an IPv4 address with the"
+                " prefix length of its subnet"
+            )
     return NodeDraft(
         given.metadata.name,
         given.metadata.uid,
@@ -70,9 +108,9 @@ def draft_of(given: NodeObject, cluster: Cluster, reserved: Iterable[Range]) -> 
         _pod_cidr(given, cluster, reserved),
         _candidates(given, cluster),
         tuple(dict.fromkeys(_ipv4(islice(given.addresses, MAX_ADDRESSES)))),
-        f"status.addresses has {count} entries; the first {MAX_ADDRESSES} are used"
-        if count > MAX_ADDRESSES
-        else "",
+        "; ".join(problems),
+        mode=mode,
+        uplink=uplink,
     )
 
 

@@ -1,7 +1,9 @@
 """Nodes: which take part, with which tunnel address and podCIDR."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from typing import Final
 
 from controller.inventory.node_claims import AddressClaims, RangeClaims
@@ -13,6 +15,7 @@ from flows import names
 from flows.family import IPAddress
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, Cluster, Key, Node
+from flows.ways import Mode
 
 Follower = Callable[[Collection[str]], set[Key]]
 """Called with the names of Nodes whose part in the view changed; returns the keys it changed."""
@@ -44,9 +47,15 @@ class Nodes:
         """Every Node of the source by its name, accepted or refused."""
         self.addresses: Final[dict[IPAddress, NodeAddress]] = {}
         """All addresses of accepted Nodes."""
+        self.version = 0
+        """Counts the changes of `accepted`."""
+        self.uplinks: Final[dict[str, IPv4Interface]] = {}
+        """By Node, the address and subnet that its agent has found on its host."""
         self.session_addresses: Final[dict[str, IPAddress]] = {}
         """By Node, the address that its switch connected from last."""
         self.followers: Final[list[Follower]] = []
+        self.modes: Final[Counter[Mode]] = Counter()
+        """The number of accepted Nodes in each mode."""
         self._cluster = cluster
         self._reserved = (("the Service range", cluster.service_range), *reserved)
         self.excluded: Final = tuple(excluded)
@@ -93,8 +102,16 @@ class Nodes:
             self._drafts.pop(name, None)
             self._refusals.pop(name, None)
             self.session_addresses.pop(name, None)
+            self.uplinks.pop(name, None)
             self._dirty.add(name)
         return set()
+
+    def report_uplink(self, name: str, uplink: IPv4Interface | None) -> None:
+        """What a node's agent has found. It counts when it is an annotation of the Node."""
+        if name not in self.objects or uplink is None:
+            self.uplinks.pop(name, None)
+        else:
+            self.uplinks[name] = uplink
 
     def connected(self, name: str, address: IPAddress) -> None:
         """A Node's switch connected from this address. It counts until it connects from another.
@@ -145,7 +162,16 @@ class Nodes:
         if draft is None or address is None:
             return None
         further = self._claims.further(name)
-        return Node(name, draft.uid, address, draft.pod_cidr, further, draft.zone)
+        return Node(
+            name,
+            draft.uid,
+            address,
+            draft.pod_cidr,
+            further,
+            draft.zone,
+            draft.mode,
+            draft.subnet_of(address),
+        )
 
     def _problem(self, name: str) -> str:
         """What is wrong with a Node, whether it takes part or not; empty: nothing."""
@@ -169,15 +195,18 @@ class Nodes:
         changed = {name: node for name, node in new.items() if self.accepted.get(name) != node}
         if not changed:
             return set()
+        self.version += 1
         touched: set[Key] = set()
         for name in changed:
             if old := self.accepted.pop(name, None):
+                self.modes[old.mode] -= 1
                 for address in (old.address, *old.further_addresses):
                     del self.addresses[address]
         for name, node in changed.items():
             touched |= {Key(CLUSTER_SCOPE, "peer", name), Key(name, "node", name)}
             if node is not None:
                 self.accepted[name] = node
+                self.modes[node.mode] += 1
                 for number, address in enumerate((node.address, *node.further_addresses)):
                     self.addresses[address] = NodeAddress(name, number)
         for follower in self.followers:
@@ -185,6 +214,11 @@ class Nodes:
         return touched
 
     # --- what others ask ---
+
+    @property
+    def use_tunnel(self) -> bool:
+        """Whether any two nodes may send packets of pods through the tunnel."""
+        return self.modes.total() > self.modes[Mode.NO_ENCAP]
 
     def name_of(self, dpid: int) -> str | None:
         """The name of the Node, accepted or refused, whose bridge has this datapath id."""

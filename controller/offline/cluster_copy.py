@@ -17,6 +17,7 @@ from controller.inventory import Inventory
 from controller.sources.feed import in_slices
 from controller.sources.objects import KINDS, Object, ObjectError, check_names
 from flows.view import Attachment, Cluster
+from flows.ways import Mode
 
 VERSION: Final = 1
 """Of the form. A command refuses a copy of another version."""
@@ -45,6 +46,7 @@ class _Header(msgspec.Struct, frozen=True, rename="camel"):
     node_local_dns: bool = False
     cut_established: bool = False
     log_denials: bool = False
+    mode: Mode = Mode.ENCAP
 
 
 class _Attached(msgspec.Struct, frozen=True, array_like=True):
@@ -101,6 +103,7 @@ async def copy_of(inventory: Inventory, *, services: bool = False) -> AsyncItera
             cluster.node_local_dns,
             cluster.cut_established,
             cluster.log_denials,
+            cluster.mode,
         )
     )
     for kind in _KINDS:
@@ -168,6 +171,7 @@ def _empty(header: _Header) -> Inventory:
             node_local_dns=header.node_local_dns,
             cut_established=header.cut_established,
             log_denials=header.log_denials,
+            mode=header.mode,
         ),
         excluded=header.excluded_nodes,
         mirror_pods_as_members=header.mirror_pods_as_members,

@@ -36,10 +36,18 @@ class UnknownKindError(ObjectError):
     """An object of a kind that no flow depends on."""
 
 
+class NodeAnnotations(msgspec.Struct, frozen=True):
+    """The annotations of a Node that anything here depends on."""
+
+    address: str = msgspec.field(default="", name="sluice.dev/address")
+    """`ADDRESS/LENGTH`: the address of its uplink, and the prefix length of its subnet."""
+
+
 class NodeMetadata(Metadata, frozen=True, rename="camel"):
     """ObjectMeta of a Node."""
 
     labels: dict[str, str] | None = None
+    annotations: NodeAnnotations | None = None
 
 
 class NodeObjectAddress(msgspec.Struct, frozen=True):
@@ -87,6 +95,16 @@ class NodeObject(msgspec.Struct, frozen=True):
     def zone(self) -> str:
         """Empty where it has none."""
         return (self.metadata.labels or {}).get("topology.kubernetes.io/zone", "")
+
+    @property
+    def network_mode(self) -> str:
+        """The label `sluice.dev/network-mode`; empty: it has none."""
+        return (self.metadata.labels or {}).get("sluice.dev/network-mode", "")
+
+    @property
+    def own_address(self) -> str:
+        """The annotation `sluice.dev/address`; empty: it has none."""
+        return self.metadata.annotations.address if self.metadata.annotations else ""
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The sender of a packet: its ingress port, and a check of its source addresses.
 
-`Classifier` distinguishes pods, tunnel and gateway. `SpoofGuard`, `TunnelGuard` and `GatewayGuard`
-drop packets with source addresses of others, before any other table sees the packet.
+`Classifier` distinguishes pods, tunnel and gateway. `SpoofGuard`, `TunnelGuard`, `GatewayGuard` and
+`PeerGuard` drop packets with source addresses of others, before any other table sees the packet.
 """
 
 from collections.abc import Iterable
@@ -9,11 +9,13 @@ from typing import Final
 
 from flows import names
 from flows.family import Family, family_of
+from flows.features.direct_peers import direct_nodes, own_ways
 from flows.features.protocols import ARP, ICMPV6, ICMPV6_ROUTER_ADVERTISEMENT, IPV6
 from flows.flow import ApplyMeter, Flow, MatchValue, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
+from flows.ways import Mode
 
 _MAC_BITS: Final = 48
 _GROUP_BIT: Final = 1 << 40
@@ -25,7 +27,7 @@ def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.CLASSIFY, "Classifier", Priority.SHARED,
         {"in_port": names.TUNNEL_OFPORT},
-        [LAYOUT.load("Source", Source.TUNNEL), LAYOUT.goto("TunnelGuard")],
+        [LAYOUT.load("Source", Source.PEER), LAYOUT.goto("TunnelGuard")],
         "from another node",
     )  # fmt: skip
     yield gateway_classifier_flow()
@@ -94,7 +96,7 @@ def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
         "from the node, or from outside through it",
     )  # fmt: skip
     yield LAYOUT.flow(
-        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,
+        Feature.CLASSIFY, "GatewayGuard", Priority.RANGE,
         {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},
         [],
         "a pod address as the source of a packet from the node",
@@ -102,7 +104,7 @@ def _through_gateway(family: Family, cluster: Cluster) -> Iterable[Flow]:
 
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
-    """Tunnel packets that are accepted from this node."""
+    """Packets that are accepted from this node, by the tunnel and without it."""
     inner, outer = family_of(node.pod_cidr), family_of(node.address)
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.SHARED,
@@ -114,11 +116,35 @@ def peer(_: Cluster, node: Node) -> Iterable[Flow]:
         [LAYOUT.goto("UnSnat")],
         "from a pod of a peer",
     )  # fmt: skip
+    for receivers, who in direct_nodes(node, "GuardSubnet", "GuardNoEncap"):
+        yield LAYOUT.flow(
+            Feature.CLASSIFY, "PeerGuard", Priority.SHARED,
+            {"dl_type": inner.ether_type, inner.source: net(node.pod_cidr), **receivers},
+            [LAYOUT.load("Source", Source.PEER), LAYOUT.goto("UnSnat")],
+            f"from a pod of a peer, without the tunnel to {who}",
+        )  # fmt: skip
 
 
-def node(_: Cluster, node: Node) -> Iterable[Flow]:
+def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
     """Flows with addresses of the node, for its own bridge."""
     family = family_of(node.pod_cidr)
+    if node.mode is not Mode.ENCAP:
+        yield LAYOUT.flow(
+            Feature.CLASSIFY, "GatewayGuard", Priority.SHARED,
+            {
+                "dl_type": family.ether_type,
+                "dl_src": mac(names.GATEWAY_MAC),
+                family.source: net(cluster.pod_range),
+            },
+            [*own_ways(node, "GuardSubnet", "GuardNoEncap"), LAYOUT.goto("PeerGuard")],
+            f"a pod address from the node, whose mode is {node.mode}",
+        )  # fmt: skip
+        yield LAYOUT.flow(
+            Feature.CLASSIFY, "PeerGuard", Priority.OWN_RANGE,
+            {"dl_type": family.ether_type, family.source: net(node.pod_cidr)},
+            [],
+            "the address of a pod of this node as the source of a packet from the node",
+        )  # fmt: skip
     yield LAYOUT.flow(
         Feature.CLASSIFY, "TunnelGuard", Priority.OVERRIDE,
         {

@@ -1,7 +1,7 @@
 """Forwarding: the switch routes by destination address to a pod, a peer or the node.
 
-Forwarded packets have the router's MAC as source. The pod range of a peer is one flow, the same on
-every node. The flow for the node's own range has a higher priority than the one for it as a peer.
+Forwarded packets have the router's MAC as source. The pod ranges of peers are in `PeerWay`, with
+the same flows on every node: one for the tunnel, and those for nodes that do not use it.
 """
 
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ from typing import Final
 
 from flows import names
 from flows.family import Family, family_of
-from flows.flow import Action, Flow, SetField, ct_state, ip, mac, net
+from flows.features.direct_peers import direct_nodes, own_ways
+from flows.flow import Action, Flow, MatchValue, SetField, ct_state, ip, mac, net
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER
 from flows.pipeline import LAYOUT, NEEDS_SNAT, Feature, Priority, Source
 from flows.view import Attachment, Cluster, Node
+from flows.ways import Mode
 
 
 def every_node(cluster: Cluster, _: Cluster) -> Iterable[Flow]:
@@ -28,29 +30,32 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
         _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
         "to the outside, through the node",
     )  # fmt: skip
-    ranges = [
-        (cluster.pod_range, "an address of the pod range outside all podCIDRs"),
-        (cluster.service_range, "an address of the Service range without a Service"),
-    ]
-    for network, reason in (
-        *((network, reason) for network, reason in ranges if family_of(network) is family),
-        *((network, f"{name} is not carried") for network, name in family.not_carried),
-    ):
+    if family_of(cluster.pod_range) is family:
+        yield LAYOUT.flow(
+            Feature.FORWARDING, "Forwarding", Priority.RANGE,
+            {"dl_type": family.ether_type, family.destination: net(cluster.pod_range)},
+            [LAYOUT.goto("PeerWay")],
+            "to a peer, or an address that no node has",
+        )  # fmt: skip
+    dropped = [(network, f"{name} is not carried") for network, name in family.not_carried]
+    if family_of(cluster.service_range) is family:
+        dropped.append((cluster.service_range, "an address of the Service range without a Service"))
+    for network, reason in dropped:
         yield LAYOUT.flow(
             Feature.FORWARDING, "Forwarding", Priority.RANGE,
             {"dl_type": family.ether_type, family.destination: net(network)}, [], reason,
         )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.OVERRIDE,
-        {"dl_type": family.ether_type, "Source": Source.TUNNEL},
+        {"dl_type": family.ether_type, "Source": Source.PEER},
         [],
-        "packets from a tunnel go to pods of this node only",
+        "packets from another node go to pods of this node only",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
         {
             "dl_type": family.ether_type,
-            "Source": Source.TUNNEL,
+            "Source": Source.PEER,
             "ct_state": ct_state("+rpl"),
             "ct_mark": (NEEDS_SNAT, NEEDS_SNAT),
         },
@@ -60,22 +65,39 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
 
 
 def peer(_: Cluster, node: Node) -> Iterable[Flow]:
-    """All pods of one peer, through the tunnel."""
+    """All pods of one peer: through the tunnel, or without it from nodes that may do so."""
     family, outer = family_of(node.pod_cidr), family_of(node.address)
+    to_peer: dict[str, MatchValue] = {
+        "dl_type": family.ether_type,
+        family.destination: net(node.pod_cidr),
+    }
     yield LAYOUT.flow(
-        Feature.FORWARDING, "Forwarding", Priority.SHARED,
-        {"dl_type": family.ether_type, family.destination: net(node.pod_cidr)},
+        Feature.FORWARDING, "PeerWay", Priority.SHARED, to_peer,
         [
             SetField(outer.tunnel_destination, ip(node.address)),
             *_to(names.TUNNEL_OFPORT, names.ROUTER_MAC),
         ],
         "to the pods of a peer, through the tunnel",
     )  # fmt: skip
+    for senders, who in direct_nodes(node):
+        yield LAYOUT.flow(
+            Feature.FORWARDING, "PeerWay", Priority.OVERRIDE,
+            {**to_peer, **senders},
+            [LAYOUT.load("ToPeer", 1), *_to(names.GATEWAY_OFPORT, names.GATEWAY_MAC)],
+            f"to the pods of a peer, from {who}: the node's own stack routes it",
+        )  # fmt: skip
 
 
-def node(_: Cluster, node: Node) -> Iterable[Flow]:
-    """The node's own range and its own stack."""
+def node(cluster: Cluster, node: Node) -> Iterable[Flow]:
+    """The node's own range and its own stack, and how it sends to peers."""
     family = family_of(node.pod_cidr)
+    if node.mode is not Mode.ENCAP:
+        yield LAYOUT.flow(
+            Feature.FORWARDING, "Forwarding", Priority.SHARED,
+            {"dl_type": family.ether_type, family.destination: net(cluster.pod_range)},
+            [*own_ways(node, "Subnet", "NoEncap"), LAYOUT.goto("PeerWay")],
+            f"to a peer, by a node in mode {node.mode}",
+        )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.OWN_RANGE,
         {"dl_type": family.ether_type, family.destination: net(node.pod_cidr)},

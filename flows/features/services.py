@@ -46,6 +46,7 @@ from flows.pipeline import (
     Source,
 )
 from flows.view import Attachment, Cluster, Frontend, HostDnatAddress, Node, Service, ServicePort
+from flows.ways import Mode
 
 REFUSALS_PER_SECOND: Final = 1_000
 """By one node to all its pods together, and as many to all other clients. Further packets get no
@@ -89,7 +90,7 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "NodeAddress", Priority.GUARD,
-        {"dl_type": family.ether_type, "Source": Source.TUNNEL},
+        {"dl_type": family.ether_type, "Source": Source.PEER},
         [LAYOUT.goto("DestinationGuard")],
         "from another node, which has already chosen the endpoint",
     )  # fmt: skip
@@ -122,7 +123,7 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
         {
             "dl_type": family.ether_type,
             family.destination: ip(snat_address),
-            "Source": Source.TUNNEL,
+            "Source": Source.PEER,
         },
         _undo_snat(),
         "a reply from another node to an external client that entered here",
@@ -148,6 +149,13 @@ def node(_: Cluster, node: Node) -> Iterable[Entry]:
         _snat(snat_address),
         "from outside to another node: SNAT so that replies return through this node",
     )  # fmt: skip
+    if node.mode is not Mode.ENCAP:
+        yield LAYOUT.flow(
+            Feature.SERVICES, "Snat", Priority.LOCAL,
+            {**_to_be_translated(family), "ToPeer": 1},
+            _snat(snat_address),
+            "from outside or the node to another node, without the tunnel: SNAT as well",
+        )  # fmt: skip
     yield LAYOUT.flow(
         Feature.SERVICES, "Refuse", Priority.DEFAULT,
         {"dl_type": family.ether_type},

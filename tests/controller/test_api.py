@@ -113,9 +113,7 @@ async def check_flows(client: Any, world: World) -> None:
     assert (foreign["table"], foreign["priority"]) == ("Forwarding", 9)
     assert foreign["match"] == "dl_type=0x800,nw_proto=6,tp_dst=0x50"
     assert foreign["actions"] == "output:7"
-    (peer,) = [
-        row for row in rows if row["table"] == "Forwarding" and row["object"] == "Node node2"
-    ]
+    (peer,) = [row for row in rows if row["table"] == "PeerWay" and row["object"] == "Node node2"]
     assert peer["match"] == "ip,nw_dst=10.244.2.0/24"
     assert peer["feature"] == "forwarding"
     _, some = await get(client, "/v1/nodes/node1/flows?table=Arp")

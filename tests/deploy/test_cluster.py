@@ -199,7 +199,7 @@ def a_viewer_asks_through_a_port_forward(lab: Lab, folder: Path) -> None:
     verbs = {
         "status": "switches: 3 of 3 in sync",
         "check": "node1: nothing is wrong",
-        "flows node1 --table Forwarding": "Node node2: to the pods of a peer",
+        "flows node1 --table PeerWay": "Node node2: to the pods of a peer",
         "services": "default/kubernetes",
         f"explain {one}": " on Node ",
         f"trace {one} svc/default/kubernetes --reply": "Service default/kubernetes sends it to",

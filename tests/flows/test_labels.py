@@ -21,7 +21,7 @@ def text(table: str, fields: dict[str, int | tuple[int, int]], *actions: object)
 @pytest.mark.parametrize(
     ("table", "fields", "shown"),
     [
-        ("Forwarding", {"reg0": (2, 0xF)}, "Source=TUNNEL"),
+        ("Forwarding", {"reg0": (2, 0xF)}, "Source=PEER"),
         ("Forwarding", {"reg0": (9, 0xF)}, "Source=9"),
         ("Output", {"reg1": 16}, "OutputPort=16 (default/a)"),
         ("Output", {"reg1": 1}, "OutputPort=1 (sluice-tun)"),
@@ -43,7 +43,7 @@ def test_bits_outside_register_fields_keep_the_name_of_the_register() -> None:
     assert text("Forwarding", {"reg0": (0x0200_0001, 0x0F00_000F)}) == (
         "Source=POD,reg0=0x2000000/0xf000000 actions=drop"
     )
-    assert text("Forwarding", {"reg3": 7}) == "reg3=0x7/0xffffffff actions=drop"
+    assert text("Forwarding", {"reg5": 7}) == "reg5=0x7/0xffffffff actions=drop"
     # A part of a field is not shown as the field.
     assert text("Forwarding", {"reg0": (1, 3)}) == "reg0=0x1/0x3 actions=drop"
 

@@ -131,7 +131,7 @@ def test_value_too_large_for_its_register_field_is_refused() -> None:
 def test_numbers_never_change() -> None:
     """Installed flows of an earlier version must mean the same. Add; never change."""
     assert {t.name: t.number for t in TABLES} == {
-        "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14,
+        "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14, "PeerGuard": 15,
         "RouterGuard": 16, "BroadcastGuard": 18, "Arp": 20,
         "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32,
         "IcmpError": 34, "NewConnection": 40,
@@ -141,7 +141,8 @@ def test_numbers_never_change() -> None:
         "DestinationGuard": 74,
         "Refuse": 78, "PolicyFromPod": 80, "PolicyFromPodAgain": 84, "IsolationFromPod": 86,
         "PolicyFromPodVerdict": 90, "DeniedFromPod": 92,
-        "Forwarding": 100, "PolicyToPod": 110, "PolicyToPodAgain": 111, "IsolationToPod": 112,
+        "Forwarding": 100, "PeerWay": 102,
+        "PolicyToPod": 110, "PolicyToPodAgain": 111, "IsolationToPod": 112,
         "PolicyToPodVerdict": 114, "Hairpin": 115, "DeniedToPod": 116,
         "Commit": 120, "Snat": 130, "Output": 140,
         "PolicyWalk": 150, "PolicyPeers": 152, "PolicyPorts": 154, "PolicyDenials": 156,
@@ -154,7 +155,9 @@ def test_numbers_never_change() -> None:
     assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
         "Source": ("reg0", (0, 3)), "NodeAddress": ("reg0", (4, 4)), "Hairpin": ("reg0", (5, 5)),
         "Refused": ("reg0", (6, 6)), "SourcePortConflict": ("reg0", (7, 7)),
-        "AttachmentTag": ("reg0", (12, 31)),
+        "ToPeer": ("reg0", (10, 10)), "AttachmentTag": ("reg0", (12, 31)),
+        "GuardSubnet": ("reg3", (0, 31)), "GuardNoEncap": ("reg4", (0, 0)),
+        "Subnet": ("reg3", (0, 31)), "NoEncap": ("reg4", (0, 0)),
         "OutputPort": ("reg1", (0, 31)), "Service": ("reg2", (0, 31)),
         "EndpointAddress": ("reg3", (0, 31)), "EndpointPort": ("reg4", (0, 15)),
         "TopologyZone": ("reg5", (0, 31)), "AddressSet": ("reg6", (0, 31)),

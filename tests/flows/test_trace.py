@@ -162,7 +162,7 @@ def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str
             "DestinationGuard",
         ),
         ("an unused pod address of this node", from_pod(nw_dst="10.244.1.200"), "Forwarding"),
-        ("an unused pod address of no node", from_pod(nw_dst="10.244.200.1"), "Forwarding"),
+        ("an unused pod address of no node", from_pod(nw_dst="10.244.200.1"), "PeerWay"),
         ("multicast", from_pod(nw_dst="224.0.0.1"), "Forwarding"),
         ("broadcast", from_pod(nw_dst="255.255.255.255"), "Forwarding"),
         (

@@ -89,7 +89,8 @@ def test_changes_by_hand_are_shown_and_repaired(lab: Lab) -> None:
         shown = "9  dl_type=0x800,nw_proto=0x11 → drop\n         [foreign] not managed by Sluice"
         assert shown in text
         assert "group 7: [foreign] not managed by Sluice" in text
-        assert "[missing] Node node1: to the pods of a peer, through the tunnel" in text
+        peers = sluice(lab, "node2", "--table", "PeerWay").stdout
+        assert "[missing] Node node1: to the pods of a peer, through the tunnel" in peers
         assert "→ output:2\n         [altered] cluster: an address of the Service range" in text
     finally:
         os.kill(agent, signal.SIGCONT)

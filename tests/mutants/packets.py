@@ -142,8 +142,8 @@ PACKETS: Final = (
     Fault(
         "what came from a tunnel leaves by another one",
         _FORWARDING,
-        '        {"dl_type": family.ether_type, "Source": Source.TUNNEL},\n        [],\n',
-        '        {"dl_type": family.ether_type, "Source": Source.TUNNEL},\n'
+        '        {"dl_type": family.ether_type, "Source": Source.PEER},\n        [],\n',
+        '        {"dl_type": family.ether_type, "Source": Source.PEER},\n'
         "        _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),\n",
         _TRACES,
     ),

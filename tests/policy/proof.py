@@ -214,7 +214,7 @@ class Proof:
             sources: dict[int, PacketSet] = {}
             for index, end in enumerate(space.sources):
                 if origin != node:
-                    source = Source.TUNNEL
+                    source = Source.PEER
                 elif end.pod:
                     source = Source.POD
                 else:

@@ -3,7 +3,7 @@
 import re
 import sys
 import unicodedata
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import msgspec
@@ -18,10 +18,12 @@ from wire.documents import (
     MAX_DENIED_PORTS,
     DeniedPair,
     DeniedPort,
+    NodeAddresses,
     NodeConfig,
     NodeDenials,
     NodeProblems,
     NodeServices,
+    PeerRoutes,
     Refusal,
     SwitchDigest,
     Verdict,
@@ -65,7 +67,18 @@ PINNED: list[tuple[Any, Any, bytes]] = [
         documents.decode_config,
         b'{"node":"n1","uid":"u","address":"172.30.1.2","podCidr":"10.244.1.0/24",'
         b'"podRange":"10.244.0.0/16","serviceRange":"10.96.0.0/16","hostRanges":["172.30.0.0/16"],'
-        b'"tunnel":"geneve","tunnelId":1,"tunnelPort":6081,"revision":"r","mtu":null}',
+        b'"tunnel":"geneve","tunnelId":1,"tunnelPort":6081,"revision":"r","mtu":null,'
+        b'"usesTunnel":true}',
+    ),
+    (
+        PeerRoutes(((IPv4Network("10.244.1.0/24"), IPv4Address("172.30.1.1")),), "r", False),
+        documents.decode_peer_routes,
+        b'{"peers":[["10.244.1.0/24","172.30.1.1"]],"revision":"r","whole":false}',
+    ),
+    (
+        NodeAddresses((IPv4Address("172.30.1.1"),), 1450, IPv4Interface("172.30.1.1/16")),
+        documents.decode_addresses,
+        b'{"addresses":["172.30.1.1"],"podMtu":1450,"uplink":"172.30.1.1/16"}',
     ),
     (
         SERVICES,
