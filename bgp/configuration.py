@@ -45,4 +45,3 @@ neighbor {peer.address} {{
   }}
 }}
 """
-

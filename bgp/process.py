@@ -10,7 +10,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Any, Final
 
 from bgp import relay
 from bgp.configuration import configuration
@@ -18,8 +18,8 @@ from bgp.events import Answer, Event, decode
 from wire.bgp import Peer
 
 MEMORY: Final = "/dev/shm"  # noqa: S108  the file is made safely
-"""Where ExaBGP's configuration is while it starts. It may hold a password, so it is in memory; and a
-container, whose root is read-only, can write there."""
+"""Where ExaBGP's configuration is while it starts. It may hold a password, so it is in memory; and
+a container, whose root is read-only, can write there."""
 START_SECONDS: Final = 20.0
 """Until a new process has connected."""
 ANSWER_SECONDS: Final = 20.0
@@ -93,9 +93,8 @@ class Process:
                 await self._spawn(file.name, variables)
                 # Once it has started its helper program it has read the file.
                 async with asyncio.timeout(START_SECONDS):
-                    await asyncio.wait(
-                        {connected, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    started: set[asyncio.Future[Any]] = {connected, *self._tasks}
+                    await asyncio.wait(started, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             raise SpeakerError(f"ExaBGP has not started in {START_SECONDS:.0f} s") from None
         except OSError as error:
@@ -136,16 +135,17 @@ class Process:
                         raise SpeakerError(self._ended())
                     answers.append(answer)
         except TimeoutError:
-            raise SpeakerError(
-                f"ExaBGP has not answered for {ANSWER_SECONDS:.0f} s"
-            ) from None
+            raise SpeakerError(f"ExaBGP has not answered for {ANSWER_SECONDS:.0f} s") from None
         except OSError:
             raise SpeakerError(self._ended()) from None
         return answers
 
     async def stop(self) -> None:
-        """End it. It closes the session without a notification where graceful restart is on, so
-        that the peer keeps the routes for a while."""
+        """End it.
+
+        It closes the session without a notification where graceful restart is on, so that the peer
+        keeps the routes for a while.
+        """
         if self._writer is not None:
             self._writer.close()
         process = self._process

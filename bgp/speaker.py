@@ -152,8 +152,11 @@ class Conversation:
             self._changed()
 
     def _due(self) -> list[tuple[Path, str]]:
-        """All changes; an empty text withdraws. Announcements come first: where one next hop takes
-        the place of another, the prefix is never without one."""
+        """All changes; an empty text withdraws.
+
+        Announcements come first: where one next hop takes the place of another, the prefix is never
+        without one.
+        """
         wanted = self._wanted()
         due = [(path, text) for path, text in wanted.items() if self._told.get(path) != text]
         due += [(path, "") for path in self._told if path not in wanted]
@@ -235,9 +238,7 @@ class Speaker:
             task.add_done_callback(self._ended)
         for connection, each in by_connection.items():
             if connection not in self._conversations:
-                conversation = Conversation(
-                    each.peer, self._own_ranges, self._changed, self._clock
-                )
+                conversation = Conversation(each.peer, self._own_ranges, self._changed, self._clock)
                 self._conversations[connection] = conversation
                 self._tasks[connection] = asyncio.create_task(conversation.run())
             self._conversations[connection].want(each)

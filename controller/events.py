@@ -106,6 +106,7 @@ _REASONS: Final[dict[ReporterKind, dict[str, str]]] = {
     ReporterKind.COMPILER: {"": "FlowsNotCompiled"},
     ReporterKind.SWITCH: {"": "FlowsRefused"},
     ReporterKind.AGENT: {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"},
+    ReporterKind.BGP: {"": "PeerProblem"},
     # The controller that has this problem does not write to the API server.
     ReporterKind.ELECTION: {},
 }

@@ -15,6 +15,8 @@ import structlog
 
 from controller import garbage, listening, tls, token_review, viewers
 from controller.api import Api
+from controller.bgp import Announcer
+from controller.bgp.passwords import Passwords
 from controller.candidate import Candidate
 from controller.denial_writer import DenialWriter
 from controller.denials import Denials
@@ -109,6 +111,10 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         else ApiServer(own.kubernetes.kubeconfig, reconciler)
     )
     enrolment, identity = _identity(own, directory, reconciler)
+    passwords = Passwords(
+        own.kubernetes.kubeconfig, own.bgp.namespace, has_api_server=directory is None
+    )
+    announcer = Announcer(reconciler, passwords)
     # With a directory there is no API server to write to.
     denials = None if directory else Denials(inventory)
     api = Api(
@@ -129,6 +135,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             group.create_task(source.run()),
             group.create_task(_serve_api(api, own, identity, bounds)),
             group.create_task(_serve_switches(reconciler, own, identity, bounds)),
+            group.create_task(announcer.run()),
         ]
         if denials is not None:
             kubeconfig = own.kubernetes.kubeconfig

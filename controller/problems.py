@@ -102,6 +102,8 @@ class ReporterKind(Enum):
     """This controller cannot take part in the election."""
     OWNERS = "the owners of addresses"
     """An address has no owner, or one too many."""
+    BGP = "the BGP speaker"
+    """A BGPPeer cannot be used, or something is wrong with its session."""
 
 
 class Reporter(NamedTuple):

@@ -9,7 +9,7 @@ connections are flushed), `controller.problems`.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 import structlog
@@ -56,6 +56,8 @@ class Reconciler:
         """The source was read once, as far as it can be read: switches may come."""
         self.services_changed = asyncio.Event()
         """Set, and replaced, when the hosts' part of Services changes: wakes agents that wait."""
+        self.settled: list[Callable[[], None]] = []
+        """Each is called when something was taken in that may have changed the view."""
         self.acknowledged_at = time.monotonic()
         """When a switch has acknowledged its program last, as `time.monotonic` has it."""
         self.proofs = Proofs(inventory.view.nodes)
@@ -182,6 +184,8 @@ class Reconciler:
         touched, self._touched = self._touched, set()
         self._absorb(touched | self.inventory.settle(budget))
         self._follow_services()
+        for follower in self.settled:
+            follower()
 
     def _complete(self, whole: bool) -> None:
         newly_complete = whole and not self.desired.source_complete

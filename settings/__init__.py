@@ -165,6 +165,13 @@ class Election(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     address, at $HOST_IP and its port."""
 
 
+class BGP(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sessions with routers of the network. BGPPeers say which."""
+
+    namespace: NamespaceName = "sluice-system"
+    """Where the Secrets with their passwords are."""
+
+
 class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Addresses of the controller, `HOST:PORT`, and the source of the cluster's objects."""
 
@@ -182,6 +189,7 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     tls: Tls | None = None
     enrolment: ControllerEnrolment | None = None
     plain_tcp: bool = False
+    bgp: BGP = BGP()
     excluded_nodes: tuple[LabelMatch, ...] = EXCLUDED_NODES
     """Labels of Nodes on which Sluice does not run: they get no flows and no condition."""
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from flows.policy import Direction
+from wire.bgp import NodeBGP, NodeSessions
 from wire.sentences import HIDDEN, MAX_SENTENCE
 
 MAX_PODS = 256
@@ -223,6 +224,8 @@ def encode(
     | NodeProblems
     | NodeAddresses
     | NodeDenials
+    | NodeBGP
+    | NodeSessions
     | Refusal,
 ) -> bytes:
     """As JSON."""
@@ -295,3 +298,15 @@ def from_json(data: bytes, kind: Any) -> Any:
 
 def _decode(kind: type, value: Any) -> Any:
     return kind(value)
+
+
+def decode_bgp(data: bytes) -> NodeBGP:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    document: NodeBGP = from_json(data, NodeBGP)
+    return document
+
+
+def decode_sessions(data: bytes) -> NodeSessions:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    document: NodeSessions = from_json(data, NodeSessions)
+    return document

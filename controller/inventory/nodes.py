@@ -56,6 +56,8 @@ class Nodes:
         self.followers: Final[list[Follower]] = []
         self.modes: Final[Counter[Mode]] = Counter()
         """The number of accepted Nodes in each mode."""
+        self.object_changes = 0
+        """Grows whenever something of a Node object changes, also if the view stays as it is."""
         self._cluster = cluster
         self._reserved = (("the Service range", cluster.service_range), *reserved)
         self.excluded: Final = tuple(excluded)
@@ -81,6 +83,7 @@ class Nodes:
         name = new.metadata.name
         old = self.objects.get(name)
         self.objects[name] = new
+        self.object_changes += old != new
         if old is None:
             self._names_by_dpid[names.datapath_id(name)] = name
         elif _relevant(old) == _relevant(new):
@@ -98,6 +101,7 @@ class Nodes:
     def remove(self, namespace: str, name: str) -> set[Key]:
         """As `ObjectKind.remove`."""
         if not namespace and self.objects.pop(name, None) is not None:
+            self.object_changes += 1
             del self._names_by_dpid[names.datapath_id(name)]
             self._drafts.pop(name, None)
             self._refusals.pop(name, None)

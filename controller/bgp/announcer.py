@@ -1,0 +1,243 @@
+"""Keeps the speakers told: of the controller, and of nodes that have one.
+
+A loop beside the reconciler: it looks whenever something has changed that routes depend on. Every
+controller speaks, whichever of them leads, so the network keeps the routes when one ends.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+from typing import Final, cast
+
+import structlog
+
+from bgp.speaker import Speaker
+from controller.bgp.passwords import Passwords
+from controller.bgp.peers import Judgement, PeerDraft, judge
+from controller.bgp.routes import Announced, Candidate, candidates, for_speaker, routes
+from controller.bgp.session_problems import problem_of
+from controller.bgp.world import selected_nodes, world_of
+from controller.inventory import Inventory
+from controller.problems import Reporter, ReporterKind, Subject
+from controller.reconciler import Reconciler
+from controller.work_budget import in_turns
+from flows.family import IPAddress
+from flows.refs import ObjectRef
+from wire.bgp import MAX_PEERS, NodeBGP, NodeSessions, Peer, PeerRoutes, Route, Session
+from wire.documents import encode
+
+log = structlog.get_logger()
+
+PAUSE: Final = 0.05
+"""Seconds between two looks at least: many changes often come together."""
+LOOK_SECONDS: Final = 5.0
+"""Between two looks at sessions that say nothing new."""
+MOST_NODES: Final = 5_000
+"""Nodes whose sessions are kept."""
+REPORTER: Final = Reporter(ReporterKind.BGP)
+
+
+class Announcer:
+    """What every peer is told; `run` keeps it up to date."""
+
+    def __init__(self, reconciler: Reconciler, passwords: Passwords) -> None:
+        self.judgement = Judgement((), {})
+        """As of the last look."""
+        self.announced: dict[str, list[Announced]] = {}
+        """By BGPPeer, what all of its speakers together tell it."""
+        self.left_out: dict[str, int] = {}
+        """By BGPPeer, routes that are too many."""
+        self.changed_for_nodes = asyncio.Event()
+        """Set, and replaced, when what nodes' speakers tell may have changed."""
+        self.speaker = Speaker(self._sessions_changed)
+        self._reconciler = reconciler
+        self._passwords = passwords
+        self._inventory: Inventory = reconciler.inventory
+        self._due = asyncio.Event()
+        self._seen: tuple[object, ...] = ()
+        self._peers: dict[str, Peer] = {}
+        """By BGPPeer that can be used: with its password."""
+        self._of_nodes: dict[str, dict[str, Session]] = {}
+        """By node, the sessions of its own speaker, by BGPPeer."""
+        passwords.changed = self._due.set
+        reconciler.settled.append(self._settled)
+        self._inventory.bgp_peers.followers.append(lambda _: self._due.set())
+        self._inventory.egress_addresses.followers.append(lambda _: self._due.set())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._reconciler.listed.wait()
+        self._due.set()
+        reading = asyncio.create_task(self._passwords.run())
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._due.wait()
+                if self._due.is_set():
+                    self._due.clear()
+                    await self._look()
+                self._report()
+                await asyncio.sleep(PAUSE)
+        finally:
+            reading.cancel()
+            await self.speaker.close()
+
+    # --- what changes ---
+
+    def _settled(self) -> None:
+        """The reconciler has taken something in."""
+        if not self._inventory.bgp_peers.objects and not self.judgement.peers:
+            return
+        seen = self._inventory.nodes.object_changes, *self._service_changes()
+        if seen != self._seen:
+            self._seen = seen
+            self._due.set()
+
+    def _service_changes(self) -> tuple[int, int]:
+        services = self._inventory.services
+        return services.service_changes, services.endpoint_changes
+
+    def owners_changed(self) -> None:
+        """Another node has an egress address."""
+        self._due.set()
+
+    def _sessions_changed(self) -> None:
+        # What a session says is reported in the next round; nothing is announced anew for it.
+        pass
+
+    # --- what follows ---
+
+    async def _look(self) -> None:
+        inventory = self._inventory
+        self.judgement = judge(
+            inventory.bgp_peers.objects.values(),
+            inventory.view.cluster,
+            self._node_of,
+            lambda selector: selected_nodes(inventory, selector),
+        )
+        self._with_passwords()
+        world = world_of(inventory)
+        kinds = frozenset(kind for peer in self.judgement.peers for kind in peer.kinds)
+        found: list[Candidate] = await in_turns(candidates(world, kinds))
+        announced: dict[str, list[Announced]] = {}
+        left_out: dict[str, int] = {}
+        for peer in self.judgement.peers:
+            announced[peer.name], left_out[peer.name] = await in_turns(routes(peer, world, found))
+        self.announced, self.left_out = announced, left_out
+        own = [each for each in self.judgement.peers if not each.from_nodes]
+        self.speaker.want(
+            [
+                PeerRoutes(self._peers[each.name], self._for_speaker(announced[each.name]))
+                for each in own
+                if each.name in self._peers
+            ],
+            self.own_ranges,
+        )
+        self.changed_for_nodes.set()
+        self.changed_for_nodes = asyncio.Event()
+
+    def _for_speaker(self, announced: Iterable[Announced]) -> tuple[Route, ...]:
+        return for_speaker(announced, self._inventory.view.nodes)
+
+    def _node_of(self, address: IPAddress) -> str:
+        found = self._inventory.nodes.addresses.get(address)
+        return found.node if found else ""
+
+    def _with_passwords(self) -> None:
+        drafts = self.judgement.peers
+        self._passwords.want(each.password for each in drafts if each.password is not None)
+        self._peers = {}
+        for draft in drafts:
+            password = self._passwords.values.get(draft.password, "") if draft.password else ""
+            # Never without the password that it is to have.
+            if password or draft.password is None:
+                self._peers[draft.name] = _peer(draft, password)
+
+    @property
+    def own_ranges(self) -> tuple[IPv4Network, ...]:
+        """What no peer should announce as its own."""
+        cluster = self._inventory.view.cluster
+        return cast("tuple[IPv4Network, ...]", (cluster.pod_range, cluster.service_range))
+
+    # --- nodes with a speaker ---
+
+    def node_document(self, node: str) -> NodeBGP | None:
+        """What this node's own speaker tells; None for a node that is not accepted."""
+        view = self._inventory.view
+        if node not in view.nodes:
+            return None
+        mine = []
+        for draft in self.judgement.peers:
+            peer = self._peers.get(draft.name)
+            if not draft.from_nodes or peer is None or not self._is_selected(draft, node):
+                continue
+            announced = [
+                Announced(each.prefix, each.kind, (node,), each.reasons, each.note)
+                for each in self.announced.get(draft.name, ())
+                if node in each.nodes
+            ]
+            mine.append(PeerRoutes(peer, self._for_speaker(announced)))
+        document = NodeBGP(node, tuple(mine[:MAX_PEERS]), self.own_ranges, "")
+        revision = hashlib.sha256(encode(document)).hexdigest()[:16]
+        return NodeBGP(node, document.peers, document.own_ranges, revision)
+
+    def _is_selected(self, draft: PeerDraft, node: str) -> bool:
+        return node in selected_nodes(self._inventory, draft.nodes)
+
+    def take_sessions(self, node: str, given: NodeSessions) -> None:
+        """What a node's own speaker says of its sessions, in place of what it said before."""
+        known = {each.name for each in self.judgement.peers if each.from_nodes}
+        sessions = {each.peer: each for each in given.sessions if each.peer in known}
+        if sessions and (node in self._of_nodes or len(self._of_nodes) < MOST_NODES):
+            self._of_nodes[node] = sessions
+        else:
+            self._of_nodes.pop(node, None)
+
+    def sessions(self) -> list[tuple[str, Session]]:
+        """Every session that is known: the node (empty: this controller), and its state."""
+        nodes = self._inventory.view.nodes
+        found = [("", session) for session in self.speaker.sessions()]
+        for node, sessions in sorted(self._of_nodes.items()):
+            if node in nodes:
+                found += [(node, session) for session in sessions.values()]
+        return found
+
+    # --- what is wrong ---
+
+    def _report(self) -> None:
+        by_peer: dict[str, list[tuple[str, Session]]] = {}
+        for node, session in self.sessions():
+            by_peer.setdefault(session.peer, []).append((node, session))
+        wrong = dict(self.judgement.problems)
+        for draft in self.judgement.peers:
+            found = [wrong.get(draft.name, ""), self._password_problem(draft)]
+            sessions = by_peer.get(draft.name, ())
+            found.append(problem_of(draft, sessions, self.left_out.get(draft.name, 0)))
+            wrong[draft.name] = "; ".join(filter(None, found))
+        told: dict[Subject, str] = {
+            ObjectRef("BGPPeer", "", name): text for name, text in wrong.items() if text
+        }
+        self._inventory.problems.replace_all(REPORTER, told)
+
+    def _password_problem(self, draft: PeerDraft) -> str:
+        why = self._passwords.problems.get(draft.password) if draft.password else None
+        return f"spec.passwordSecret: {why}" if why else ""
+
+
+def _peer(draft: PeerDraft, password: str) -> Peer:
+    return Peer(
+        name=draft.name,
+        address=draft.address,
+        port=draft.port,
+        asn=draft.asn,
+        local_asn=draft.local_asn,
+        hold_time=draft.hold_time,
+        graceful_restart=draft.graceful_restart,
+        multihop=draft.multihop,
+        password=password,
+        communities=draft.communities,
+        local_preference=draft.local_preference,
+    )

@@ -1,0 +1,96 @@
+"""What routes depend on, out of the inventory."""
+
+from functools import lru_cache
+from ipaddress import IPv4Address
+
+from controller.bgp.peers import PeerDraft
+from controller.bgp.routes import World, serving
+from controller.inventory import Inventory
+from controller.policies.selectors import EVERYTHING, Selector, matches
+from flows.refs import ObjectRef
+from flows.view import Service
+
+BGP = "BGP"
+"""In `announce` of AddressPools and EgressAddresses."""
+
+
+def selected_nodes(inventory: Inventory, selector: Selector) -> frozenset[str]:
+    """The accepted Nodes that a selector matches."""
+    nodes = inventory.nodes
+    if selector == EVERYTHING:
+        return frozenset(nodes.accepted)
+    return frozenset(
+        name
+        for name in nodes.accepted
+        if matches(selector, nodes.objects[name].metadata.labels or {})
+    )
+
+
+def world_of(inventory: Inventory) -> World:
+    """As it is now; what it refers to goes on changing."""
+
+    @lru_cache
+    def selected(selector: Selector) -> frozenset[str]:
+        return selected_nodes(inventory, selector)
+
+    def of_peer(peer: PeerDraft) -> frozenset[str]:
+        return selected(peer.nodes)
+
+    return World(
+        inventory.view,
+        lambda name: _is_fit(inventory, name),
+        of_peer,
+        _balanced(inventory),
+        _egress(inventory),
+    )
+
+
+def _is_fit(inventory: Inventory, name: str) -> bool:
+    node = inventory.nodes.objects.get(name)
+    if node is None:
+        return False
+    ready = next((c for c in node.status.conditions or () if c.type == "Ready"), None)
+    return ready is None or ready.status == "True"
+
+
+def _balanced(
+    inventory: Inventory,
+) -> dict[IPv4Address, tuple[frozenset[str], tuple[ObjectRef, ...]]]:
+    every = frozenset(inventory.view.nodes)
+    users: dict[IPv4Address, list[Service]] = {}
+    for name, service in inventory.view.services.items():
+        given = inventory.services.service(name)
+        ingress = {
+            each.ip for each in (given.status.load_balancer.ingress if given else None) or ()
+        }
+        if not ingress:
+            continue
+        for address in {
+            frontend.address
+            for port in service.ports
+            for frontend in port.frontends
+            if frontend.external and not frontend.node
+        }:
+            if isinstance(address, IPv4Address) and str(address) in ingress:
+                users.setdefault(address, []).append(service)
+    return {
+        address: (
+            every if (nodes := serving(services, inventory.view.nodes)[0]) is None else nodes,
+            tuple(ObjectRef("Service", each.namespace, each.name) for each in services),
+        )
+        for address, services in users.items()
+    }
+
+
+def _egress(inventory: Inventory) -> dict[IPv4Address, tuple[str, ObjectRef]]:
+    found = {}
+    for name, given in inventory.egress_addresses.objects.items():
+        if given.spec.announce is not None and BGP not in given.spec.announce:
+            continue
+        try:
+            address = IPv4Address(given.spec.address)
+        except ValueError:
+            continue  # reported on the object by those who decide about it
+        if owner := inventory.address_owners.owners.get(address):
+            found[address] = owner, ObjectRef("EgressAddress", "", name)
+    return found
