@@ -3,6 +3,7 @@
 from functools import lru_cache
 from ipaddress import IPv4Address
 
+from controller.address_owners.standing import Standing, standing_of
 from controller.bgp.peers import PeerDraft
 from controller.bgp.routes import World, serving
 from controller.inventory import Inventory
@@ -47,10 +48,7 @@ def world_of(inventory: Inventory) -> World:
 
 def _is_fit(inventory: Inventory, name: str) -> bool:
     node = inventory.nodes.objects.get(name)
-    if node is None:
-        return False
-    ready = next((c for c in node.status.conditions or () if c.type == "Ready"), None)
-    return ready is None or ready.status == "True"
+    return node is not None and standing_of(node) is Standing.READY
 
 
 def _balanced(

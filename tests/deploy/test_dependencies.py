@@ -18,13 +18,13 @@ PRUNED = {
     if not line.startswith("#")
 }
 PARTS = {
-    "controller": ("flows", "settings", "wire", "openflow", "controller"),
-    "agent": ("flows", "settings", "wire", "openflow", "cni", "node_agent"),
+    "controller": ("flows", "settings", "wire", "openflow", "bgp", "controller"),
+    "agent": ("flows", "settings", "wire", "openflow", "bgp", "cni", "node_agent"),
     # What these import of the other folders, too.
     "cli": ("cli", "lab"),
 }
 SHARED = ("flows", "settings", "wire")
-OF_OTHERS = {"cli": ("controller", "node_agent", "openflow")}
+OF_OTHERS = {"cli": ("bgp", "controller", "node_agent", "openflow")}
 """The command line reads manifests by the inventory, which makes values of openflow, and traces
 packets without a cluster as an agent does."""
 IMPORT_EVERYTHING = """
