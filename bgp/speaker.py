@@ -22,7 +22,7 @@ from bgp.commands import (
 from bgp.events import Event, Up
 from bgp.process import BATCH, Process, SpeakerError
 from bgp.session import SessionState
-from wire.bgp import MAX_PEERS, Peer, PeerRoutes, Route, Session
+from wire.bgp import MAX_PEERS, Peer, PeerAnnouncements, Route, Session
 
 log = structlog.get_logger()
 
@@ -69,7 +69,7 @@ class Conversation:
         self._lost = False
         """The process will say nothing more."""
 
-    def want(self, wanted: PeerRoutes) -> None:
+    def want(self, wanted: PeerAnnouncements) -> None:
         """What the peer is to be told."""
         self._routes = wanted.routes
         self._attributes = attributes(wanted.peer)
@@ -217,7 +217,7 @@ class Speaker:
         self._tasks: dict[Peer, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    def want(self, wanted: Sequence[PeerRoutes], own_ranges: Sequence[IPv4Network]) -> None:
+    def want(self, wanted: Sequence[PeerAnnouncements], own_ranges: Sequence[IPv4Network]) -> None:
         """The peers and their routes, in place of those before. Needs the event loop.
 
         Of more than `MAX_PEERS` the first ones count. What a peer announces of `own_ranges` is

@@ -25,6 +25,9 @@ from controller.address_api import AddressApi
 from controller.agent_problems import take_problems
 from controller.agent_requests import only_own_node, refused, seconds_to_wait
 from controller.answers import NOT_READ, answer, refusal
+from controller.bgp import Announcer
+from controller.bgp.passwords import Passwords
+from controller.bgp_api import BGPApi
 from controller.bundle_api import BundleApi
 from controller.capture_api import CaptureApi
 from controller.check_api import CheckApi
@@ -52,6 +55,7 @@ from controller.wait_api import WaitApi
 from controller.work_budget import in_turns
 from settings import ClusterSettings
 from wire import paths
+from wire.bgp import NodeBGP
 from wire.documents import (
     NodeConfig,
     NodeServices,
@@ -92,10 +96,12 @@ class Api:
         enrolment: Enrolment | None = None,
         denials: Denials | None = None,
         silence: Callable[[], float] = lambda: 0.0,
+        announcer: Announcer | None = None,
     ) -> None:
         """`denials` takes what agents report of them; None: there is no API server to tell.
 
-        `silence`: seconds since the source's watches have all said something.
+        `silence`: seconds since the source's watches have all said something. `announcer`: None:
+        nothing is announced.
         """
         self._reconciler = reconciler
         self._denials = denials
@@ -122,6 +128,8 @@ class Api:
         self.identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
         """Of this process, for other controllers."""
         self._addresses = AddressApi(reconciler, self.identity)
+        announcer = announcer or Announcer(reconciler, Passwords(None, "", has_api_server=False))
+        self._bgp = BGPApi(reconciler, announcer)
         self._leaders = LeaderApi(self.identity, reconciler.leadership)
         self._started = time.time()
         self._waiting: Counter[str] = Counter()
@@ -148,6 +156,7 @@ class Api:
                 web.get(paths.QUESTIONS, self._questions),
                 web.post(paths.ANSWER, self._take_answer),
                 *self._addresses.agent_routes(),
+                *self._bgp.agent_routes(self._follow, self._reporter),
             ]
         )
         if self._enrolment and not local:
@@ -161,6 +170,8 @@ class Api:
         return [
             *self._metrics.routes(),
             self._of_leader(web.get("/v1/status", self._status)),
+            # Every controller has sessions of its own.
+            *self._bgp.routes(),
             *(
                 self._of_leader(route)
                 for reports in (*self._report_parts, self._addresses)
@@ -241,7 +252,7 @@ class Api:
         self,
         request: web.Request,
         change: Callable[[], asyncio.Event],
-        document: Callable[[str], NodeConfig | NodeServices | Encoded | None],
+        document: Callable[[str], NodeConfig | NodeServices | NodeBGP | Encoded | None],
     ) -> web.Response:
         """A node's document; with `?after=REVISION&wait=SECONDS`, once it differs.
 

@@ -54,7 +54,7 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     """The first one is for peers that take only one."""
 
 
-class PeerRoutes(msgspec.Struct, frozen=True, rename="camel"):
+class PeerAnnouncements(msgspec.Struct, frozen=True, rename="camel"):
     """What one peer is told."""
 
     peer: Peer
@@ -65,7 +65,7 @@ class NodeBGP(msgspec.Struct, frozen=True, rename="camel"):
     """The peers of a node's own speaker (`paths.BGP`)."""
 
     node: str
-    peers: tuple[PeerRoutes, ...]
+    peers: tuple[PeerAnnouncements, ...]
     own_ranges: tuple[IPv4Network, ...]
     """Ranges of the cluster: what a peer announces of them is reported."""
     revision: str

@@ -25,7 +25,7 @@ from controller.reconciler import Reconciler
 from controller.work_budget import in_turns
 from flows.family import IPAddress
 from flows.refs import ObjectRef
-from wire.bgp import MAX_PEERS, NodeBGP, NodeSessions, Peer, PeerRoutes, Route, Session
+from wire.bgp import MAX_PEERS, NodeBGP, NodeSessions, Peer, PeerAnnouncements, Route, Session
 from wire.documents import encode
 
 log = structlog.get_logger()
@@ -130,7 +130,7 @@ class Announcer:
         own = [each for each in self.judgement.peers if not each.from_nodes]
         self.speaker.want(
             [
-                PeerRoutes(self._peers[each.name], self._for_speaker(announced[each.name]))
+                PeerAnnouncements(self._peers[each.name], self._for_speaker(announced[each.name]))
                 for each in own
                 if each.name in self._peers
             ],
@@ -156,6 +156,10 @@ class Announcer:
             if password or draft.password is None:
                 self._peers[draft.name] = _peer(draft, password)
 
+    def is_used(self, name: str) -> bool:
+        """Whether a BGPPeer is told anything by anybody."""
+        return name in self._peers
+
     @property
     def own_ranges(self) -> tuple[IPv4Network, ...]:
         """What no peer should announce as its own."""
@@ -164,7 +168,7 @@ class Announcer:
 
     # --- nodes with a speaker ---
 
-    def node_document(self, node: str) -> NodeBGP | None:
+    def document(self, node: str) -> NodeBGP | None:
         """What this node's own speaker tells; None for a node that is not accepted."""
         view = self._inventory.view
         if node not in view.nodes:
@@ -179,7 +183,7 @@ class Announcer:
                 for each in self.announced.get(draft.name, ())
                 if node in each.nodes
             ]
-            mine.append(PeerRoutes(peer, self._for_speaker(announced)))
+            mine.append(PeerAnnouncements(peer, self._for_speaker(announced)))
         document = NodeBGP(node, tuple(mine[:MAX_PEERS]), self.own_ranges, "")
         revision = hashlib.sha256(encode(document)).hexdigest()[:16]
         return NodeBGP(node, document.peers, document.own_ranges, revision)
