@@ -24,6 +24,8 @@ from controller.enrolment import Enrolment
 from controller.inventory import Inventory
 from controller.kubernetes_api import connect
 from controller.leadership import Leadership
+from controller.load_balancers.kept_in_memory import StatusInMemory
+from controller.load_balancers.writer import AddressWriter, Status, StatusAtServer
 from controller.reconciler import Reconciler
 from controller.sources.directory import Directory
 from controller.sources.kubernetes import ApiServer
@@ -105,11 +107,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
     # With a directory this controller is the only one.
     leadership = Leadership(elected=directory is None)
     reconciler = Reconciler(inventory, leadership=leadership)
-    source = (
-        Directory(directory, reconciler)
-        if directory
-        else ApiServer(own.kubernetes.kubeconfig, reconciler)
-    )
+    source, status = _source(own, directory, reconciler)
     enrolment, identity = _identity(own, directory, reconciler)
     passwords = Passwords(
         own.kubernetes.kubeconfig, own.bgp.namespace, has_api_server=directory is None
@@ -133,6 +131,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             loop.add_signal_handler(signum, stopped.set)
         tasks = [
             group.create_task(source.run()),
+            group.create_task(AddressWriter(reconciler, status).run()),
             group.create_task(_serve_api(api, own, identity, bounds)),
             group.create_task(_serve_switches(reconciler, own, identity, bounds)),
             group.create_task(announcer.run()),
@@ -153,6 +152,17 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
             await election.release()
         for task in tasks:
             task.cancel()
+
+
+def _source(
+    own: Controller, directory: Path | None, reconciler: Reconciler
+) -> tuple[Directory | ApiServer, Status]:
+    """Where the cluster comes from, and where the status of Services is kept."""
+    if directory:
+        in_memory = StatusInMemory(reconciler)
+        return Directory(directory, in_memory), in_memory
+    kubeconfig = own.kubernetes.kubeconfig
+    return ApiServer(kubeconfig, reconciler), StatusAtServer(kubeconfig)
 
 
 def _protected(settings: Settings) -> dict[IPAddress, str]:

@@ -13,7 +13,7 @@ from controller.inventory.pods import Pods, port_prefixes
 from controller.inventory.policy_kinds import NamespaceKind, PolicyKind
 from controller.inventory.ports import BridgePort, Ports
 from controller.inventory.service_kinds import ServiceKind, SliceKind
-from controller.load_balancers import LoadBalancers, balancers
+from controller.load_balancers.balancers import Facts, LoadBalancers
 from controller.policies import PolicyInventory
 from controller.problems import (
     INVENTORY,
@@ -98,7 +98,7 @@ class Inventory:
             "EgressAddress": self.egress_addresses,
         }
         self.load_balancers: Final = LoadBalancers(
-            balancers.Cluster(
+            Facts(
                 self.address_pools,
                 self.egress_addresses,
                 self.nodes,

@@ -7,11 +7,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from controller.address_owners import AddressOwners, Claim
-from controller.inventory.kept import KeptKind
-from controller.inventory.nodes import Nodes
 from controller.known_addresses import KnownAddresses
 from controller.load_balancers.allocation import Allocation, Given, allocate
 from controller.load_balancers.pools import NO_POOLS, Interval, Pool, Pools, interval_of, read_pool
@@ -30,6 +28,10 @@ from controller.sources.routed_objects import AddressPoolObject, EgressAddressOb
 from flows.family import IPNetwork
 from flows.refs import ObjectRef
 from flows.view import Service
+
+if TYPE_CHECKING:  # the inventory has us
+    from controller.inventory.kept import KeptKind
+    from controller.inventory.nodes import Nodes
 
 REPORTER: Final = Reporter(ReporterKind.ADDRESSES)
 SOURCE: Final = "load balancer"
@@ -52,14 +54,14 @@ class Announced:
     """Those that can serve it (`serving_nodes`), up or not; empty: nobody can at the moment."""
 
 
-class Cluster:
+class Facts:
     """What the addresses depend on, as the inventory has it."""
 
     def __init__(
         self,
-        pools: KeptKind[AddressPoolObject],
-        egress: KeptKind[EgressAddressObject],
-        nodes: Nodes,
+        pools: "KeptKind[AddressPoolObject]",
+        egress: "KeptKind[EgressAddressObject]",
+        nodes: "Nodes",
         namespaces: Mapping[str, NamespaceObject],
         services: Mapping[str, ServiceObject],
         view: Mapping[str, Service],
@@ -87,7 +89,7 @@ class Cluster:
 class LoadBalancers:
     """Follows Services, pools, Namespaces and Nodes. `refresh` brings everything up to date."""
 
-    def __init__(self, cluster: Cluster, owners: AddressOwners, problems: Problems) -> None:
+    def __init__(self, facts: Facts, owners: AddressOwners, problems: Problems) -> None:
         self.pools: Pools = NO_POOLS
         self.allocation = Allocation()
         """As of the last `refresh`."""
@@ -109,7 +111,7 @@ class LoadBalancers:
         self.foreign: dict[str, str] = {}
         """By Service that another load balancer serves though it names no class, what that means.
         """
-        self._cluster = cluster
+        self._facts = facts
         self._owners = owners
         self._problems = problems
         self._candidates: dict[str, Request | None] = {}
@@ -117,8 +119,8 @@ class LoadBalancers:
         self._unread: set[str] = set()
         self._pools_changed = True
         self._selected: dict[str, tuple[object, ...]] = {}
-        cluster.pools.followers.append(self._follow_pool)
-        cluster.egress.followers.append(lambda _: self.changed.set())
+        facts.pools.followers.append(self._follow_pool)
+        facts.egress.followers.append(lambda _: self.changed.set())
 
     # --- what changes ---
 
@@ -128,7 +130,7 @@ class LoadBalancers:
             case "Service":
                 self.read_again(f"{namespace}/{name}")
             case "Node":
-                node = self._cluster.nodes.objects.get(name)
+                node = self._facts.nodes.objects.get(name)
                 facts = () if node is None else (node.metadata.uid, node.metadata.labels)
                 if self._selected.get(name, ()) != facts:
                     self._selected[name] = facts
@@ -159,17 +161,21 @@ class LoadBalancers:
 
     # --- what follows ---
 
+    def source_service(self, name: str) -> ServiceObject | None:
+        """The state of a Service that the source has shown."""
+        return self._facts.services.get(name)
+
     def service(self, name: str) -> ServiceObject | None:
         """The newest state of a Service that is known."""
-        return self.newer.get(name) or self._cluster.services.get(name)
+        return self.newer.get(name) or self._facts.services.get(name)
 
     def refresh(self, at_most: int | None = None) -> None:
         """Allocate, and say who serves what; `at_most` as in `allocate`."""
         self.changed.clear()
         if self._pools_changed:
             self._pools_changed = False
-            drafts = map(read_pool, self._cluster.pools.objects.values())
-            self.pools = Pools(drafts, self._cluster.reserved)
+            drafts = map(read_pool, self._facts.pools.objects.values())
+            self.pools = Pools(drafts, self._facts.reserved)
             self._unread |= self._candidates.keys()
         for name in self._unread:
             self._read(name)
@@ -179,7 +185,7 @@ class LoadBalancers:
         given = Given(
             self.requests.values(),
             {name: held for name, each in self.requests.items() if (held := self._held(each))},
-            {name: each.metadata.labels or {} for name, each in self._cluster.namespaces.items()},
+            {name: each.metadata.labels or {} for name, each in self._facts.namespaces.items()},
             lambda address: blocked.get(address, ""),
             self.others | self._maybe_written(),
         )
@@ -242,13 +248,13 @@ class LoadBalancers:
 
     def _blocked(self) -> dict[int, str]:
         """Addresses of pools that belong to somebody already, and to whom."""
-        known = self._cluster.known
+        known = self._facts.known
         found = {
             int(address): f"it is Node {at.node}'s own address"
             for address, at in known.of_nodes.items()
         }
         found |= {int(each): f"it is {known.protected(each)}" for each in known.all_protected}
-        for name, given in self._cluster.egress.objects.items():
+        for name, given in self._facts.egress.objects.items():
             try:
                 found[int(ip_address(given.spec.address))] = f"it is EgressAddress {name}'s"
             except ValueError:
@@ -259,7 +265,7 @@ class LoadBalancers:
 
     def nodes_of(self, pool: Pool) -> frozenset[str]:
         """The nodes that take connections to the addresses of a pool."""
-        nodes = self._cluster.nodes
+        nodes = self._facts.nodes
         return selected_nodes(nodes.accepted, nodes.objects, pool.nodes)
 
     def _announce(self, held: Mapping[str, int]) -> None:
@@ -278,9 +284,7 @@ class LoadBalancers:
                 pool.name,
                 pool.announce,
                 tuple(each.ref for each in here),
-                serving_nodes(
-                    (self._cluster.view.get(each.name) for each in here), nodes[pool.name]
-                ),
+                serving_nodes((self._facts.view.get(each.name) for each in here), nodes[pool.name]),
             )
             found[address] = made
             if "Link" in pool.announce and made.nodes:
@@ -302,7 +306,7 @@ class LoadBalancers:
         for address, why in sorted(blocked.items()):
             if pool := self.pools.of(address):
                 in_pools.setdefault(pool.name, []).append(f"{IPv4Address(address)}: {why}")
-        for name in self._cluster.pools.objects:
+        for name in self._facts.pools.objects:
             problems = list(self.pools.problems.get(name, ()))
             if found := in_pools.get(name):
                 more = f", and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""

@@ -86,6 +86,7 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
         "addresspools.sluice.dev [] [] [get list watch]",
         "egressaddresses.sluice.dev [] [] [get list watch]",
         "nodes/status [] [] [patch]",
+        "services/status [] [] [patch]",
         "events.events.k8s.io [] [] [create patch]",
         "tokenreviews.authentication.k8s.io [] [] [create]",
     }
