@@ -33,6 +33,7 @@ from node_agent.enrolment import stay_enrolled
 from node_agent.faults import NodeFault
 from node_agent.host_table import HostTable
 from node_agent.leases import LeaseError, Leases
+from node_agent.link_addresses import LinkAddresses
 from node_agent.local_switch import LocalSwitch
 from node_agent.node import LocalNode
 from node_agent.ovsdb import Ovsdb
@@ -153,6 +154,8 @@ async def _run(agent: Agent) -> None:
             services = LocalServices(agent, netlink, table)
             peers = PeerRouting(agent, netlink)
             node = LocalNode(agent, ovsdb, netlink, leases, watch, services, peers)
+            link = LinkAddresses(agent, controllers, netlink, node.config)
+            await link.restore()
             pods = PodProblems()
             attachments = Attachments(
                 agent, node, ovsdb, netlink, leases, watch, switch, table, pods
@@ -168,13 +171,19 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(node.run(controllers)),
                     tasks.create_task(services.run(controllers)),
                     tasks.create_task(peers.run(controllers)),
+                    tasks.create_task(link.run()),
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(controllers, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(controllers, denied)),
                     tasks.create_task(audit_loop(agent, controllers, mgmt, newest)),
                     tasks.create_task(answer_loop(controllers, agent.ovs_run, answers)),
                     tasks.create_task(
-                        report_loop(controllers, node.problem, pods, services.problems)
+                        report_loop(
+                            controllers,
+                            lambda: "; ".join(filter(None, (node.problem(), link.problem()))),
+                            pods,
+                            services.problems,
+                        )
                     ),
                 ]
                 if agent.datapath == "netdev":

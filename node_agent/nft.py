@@ -14,7 +14,10 @@ from node_agent import netlink
 from node_agent.faults import NodeFault
 
 TABLE: Final = "sluice"
-"""The name of our table in each family. Tables of other names are somebody else's."""
+"""The name of our table in each family."""
+ADDRESS_TABLE: Final = "sluice-addresses"
+"""The name of a second one, of family ip (`address_gate`). Tables of other names are somebody
+else's."""
 
 
 class NftError(NodeFault):
@@ -28,8 +31,8 @@ async def apply(text: str) -> None:
 
 async def remove() -> None:
     """Delete our tables, whether or not they exist. Raises `NftError`."""
-    for family in ("ip", "netdev"):
-        await apply(f"table {family} {TABLE} {{}}\ndelete table {family} {TABLE}\n")
+    for family, table in (("ip", TABLE), ("netdev", TABLE), ("ip", ADDRESS_TABLE)):
+        await apply(f"table {family} {table} {{}}\ndelete table {family} {table}\n")
 
 
 async def restore_host_ingress_drops(devices: Iterable[str]) -> None:
@@ -61,10 +64,15 @@ async def listed(family: str) -> str:
 
     Empty where there is none. Raises `NftError`.
     """
-    every = await _nft("list", "tables", family)
-    if f"table {family} {TABLE}" not in every.splitlines():
+    if not await exists(family, TABLE):
         return ""
     return await _nft("-s", "-p", "list", "table", family, TABLE)
+
+
+async def exists(family: str, table: str) -> bool:
+    """Whether there is such a table. Raises `NftError`."""
+    every = await _nft("list", "tables", family)
+    return f"table {family} {table}" in every.splitlines()
 
 
 async def _nft(*arguments: str, stdin: str = "") -> str:
@@ -106,7 +114,7 @@ def drop_host_ingress_now(device: str) -> None:
     per interface, because kernels before 6.4 add no interface to an existing chain. Blocks. Raises
     `NftError`.
     """
-    _transaction(drop_messages(device))
+    transaction(drop_messages(device))
 
 
 def allow_host_ingress_now(device: str) -> None:
@@ -114,17 +122,18 @@ def allow_host_ingress_now(device: str) -> None:
 
     Newer kernels keep the chain of an interface that is gone.
     """
-    _transaction(allow_messages(device))
+    transaction(allow_messages(device))
 
 
 # Of linux/netfilter.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
 _FAMILY_NETDEV: Final = 5
-_SUBSYSTEM: Final = 10
+SUBSYSTEM: Final = 10
+"""Of nf_tables in netlink messages."""
 _BATCH_BEGIN: Final = 16
 _BATCH_END: Final = 17
-_NEW_TABLE: Final = _SUBSYSTEM << 8 | 0
-_NEW_CHAIN: Final = _SUBSYSTEM << 8 | 3
-_DELETE_CHAIN: Final = _SUBSYSTEM << 8 | 5
+_NEW_TABLE: Final = SUBSYSTEM << 8 | 0
+_NEW_CHAIN: Final = SUBSYSTEM << 8 | 3
+_DELETE_CHAIN: Final = SUBSYSTEM << 8 | 5
 _TABLE_NAME: Final = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
@@ -155,12 +164,16 @@ def allow_messages(device: str) -> list[bytes]:
 
 def _batch(*changes: bytes) -> list[bytes]:
     """These changes of our table, all or none."""
-    table = _message(_NEW_TABLE, _CREATE, netlink.text(_TABLE_NAME, TABLE))
+    return batch(_message(_NEW_TABLE, _CREATE, netlink.text(_TABLE_NAME, TABLE)), *changes)
+
+
+def batch(*changes: bytes) -> list[bytes]:
+    """These changes as one transaction."""
     begin, end = (
-        netlink.message(kind, netlink.Flags.REQUEST, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
+        netlink.message(kind, netlink.Flags.REQUEST, struct.pack("!BBH", 0, 0, SUBSYSTEM))
         for kind in (_BATCH_BEGIN, _BATCH_END)
     )
-    return [begin, table, *changes, end]
+    return [begin, *changes, end]
 
 
 def _chain(kind: int, flags: int, device: str, *more: bytes) -> bytes:
@@ -190,8 +203,11 @@ def _socket() -> socket.socket:
     return made
 
 
-def _transaction(messages: list[bytes]) -> None:
-    """Apply all changes or none. They are in force when the kernel acknowledges."""
+def transaction(messages: list[bytes]) -> None:
+    """Apply all changes or none. They are in force when the kernel acknowledges.
+
+    `messages` are as `batch` makes them. Blocks. Raises `NftError`.
+    """
     try:
         with _turn:
             errors = netlink.exchange(_socket(), messages)

@@ -18,6 +18,7 @@ from node_agent import (
     bridge,
     generation,
     install,
+    link_addresses,
     nft,
     peer_routes,
     pod_link,
@@ -146,8 +147,11 @@ def _remove_state(agent: Agent) -> None:
     """Files by name: the directories are the user's to choose, and may hold more."""
     state = snapshot.file_of(agent)
     replaced = (
-        services.file_of(agent), peer_routes.file_of(agent), generation.file_of(agent)
-    )  # fmt: skip
+        services.file_of(agent),
+        peer_routes.file_of(agent),
+        generation.file_of(agent),
+        link_addresses.file_of(agent),
+    )
     tls_files.remove(agent.state)
     for path in (
         agent.socket,

@@ -41,6 +41,8 @@ class GrantRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     answers may still come."""
     conflicts: Annotated[tuple[tuple[IPv4Address, Mac], ...], Meta(max_length=MAX_CONFLICTS)] = ()
     """Of what it has: the MACs of other hosts on the link that say the address is theirs."""
+    leaves: bool = False
+    """The agent stops, and takes nothing any more."""
 
 
 class Granted(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -160,6 +160,10 @@ class Grants:
         self._present.pop(node, None)
         self._silent.discard(node)
 
+    def leaves(self, node: str) -> None:
+        """The node's agent stops."""
+        self._silent.add(node)
+
     def is_present(self, node: str, now: float) -> bool:
         """Whether the node's agent is there to take an address."""
         return node not in self._silent and self._present.get(node, 0.0) > now

@@ -257,6 +257,8 @@ class AddressOwners:
         now = self._clock()
         self._follow_leadership(now)
         answer = self.grants.request(node, now, request.held, request.wanted, request.released)
+        if request.leaves:
+            self.grants.leaves(node)
         self._note(node, request, answer, now)
         if self.grants.changed or self.grants.woken:
             self._publish()
