@@ -8,7 +8,6 @@ import click
 from cli.controller import Controller, ask, completion, controller_options, convert
 from cli.output import print_columns, print_json
 from controller.reports.bgp import BGPReport, PeerRow, RouteRow, SessionRow
-from flows.refs import ObjectRef
 
 NAMED_AT_MOST = 4
 """Next hops and nodes of which a line gives the names."""
