@@ -68,6 +68,13 @@ def lab() -> None:
     "  [default: 1]",
 )
 @click.option(
+    "--fabric",
+    type=click.Choice(["bridge", "bgp"]),
+    help="What joins the nodes: one router, or two that learn the pods' ranges and the addresses of"
+    " Services by BGP, FRR and BIRD, with half of 4 nodes behind each, and --mode noEncap."
+    "  [default: bridge]",
+)
+@click.option(
     "--source",
     type=click.Choice(["dir", "kube"]),
     help="The cluster's objects: manifests in a directory, or a kube-apiserver.  [default: dir]",

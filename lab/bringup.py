@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 
-from lab import certificates, machine, network, node
+from lab import certificates, leaves, machine, network, node
 from lab.cluster import KubeletCluster
 from lab.commands import LabError
 from lab.control import ControlPlane, daemons
@@ -58,6 +58,9 @@ class Bringup:
         report = partial(self.report, "control")
         if self.spec.sluice:
             self.plane.start(self.nodes, report, self._cancelled.is_set)
+            if self.spec.fabric == "bgp":
+                for peer in leaves.peers(self.layout):
+                    self.plane.source.apply(peer)
         else:
             self.plane.start_api(report)
         if cluster := self._cluster:
@@ -127,7 +130,13 @@ class Bringup:
 
     def _connect(self) -> None:
         number = self.spec.controllers
-        network.connect(self.layout, self.nodes, self.spec.datapath, controllers=number)
+        is_bgp = self.spec.fabric == "bgp"
+        network.connect(
+            self.layout, self.nodes, self.spec.datapath, controllers=number, routes=not is_bgp
+        )
+        if is_bgp:
+            leaves.connect(self.layout)
+            leaves.start(self.layout)
 
     def _start_agent(self, it: NodeLayout) -> None:
         tls = certificates.files(self.layout, it.name) if self.spec.tls else None

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 import msgspec
 
-from lab import cluster, machine, network, node
+from lab import cluster, leaves, machine, network, node
 from lab.bringup import Bringup
 from lab.commands import LabError, complete, inside, lock_file, replace_file
 from lab.control import ControlPlane, daemons
@@ -218,7 +218,8 @@ class Lab:
                 f"KUBECONFIG={self._control(spec).kubeconfig}",
             ]
             return inside(self.layout.netns(where), ["env", *kubectl, *argv])
-        if where in ("outside", "fabric", *controllers):
+        routers = leaves.NAMES if spec.fabric == "bgp" else ()
+        if where in ("outside", "fabric", *routers, *controllers):
             return inside(self.layout.netns(where), argv)
         for known in self.layout.nodes(spec.nodes):
             if known.name == where:
@@ -256,6 +257,7 @@ class Lab:
         places = [
             *map(daemons, self.layout.controllers(spec.controllers)),
             *map(node.daemons, self.layout.nodes(spec.nodes)),
+            *(each.daemons for each in leaves.leaves(self.layout)),
         ]
         return [place.tail(name) for place in places for name in place.ended()]
 

@@ -83,9 +83,18 @@ def links(netns: str) -> set[str]:
 
 
 def connect(
-    layout: LabLayout, nodes: Sequence[NodeLayout], datapath: Datapath, *, controllers: int = 1
+    layout: LabLayout,
+    nodes: Sequence[NodeLayout],
+    datapath: Datapath,
+    *,
+    controllers: int = 1,
+    routes: bool = True,
 ) -> None:
-    """Make all namespaces and the fabric between them; what is there already is left alone."""
+    """Make all namespaces and the fabric between them; what is there already is left alone.
+
+    `routes`: whether the fabric is the router between the subnets and to the outside; otherwise it
+    is bridges alone (`lab.leaves`).
+    """
     fabric, outside = map(layout.netns, ("fabric", "outside"))
     places = layout.controllers(controllers)
     controls = [place.netns for place in places]
@@ -99,20 +108,13 @@ def connect(
             configure(
                 fabric,
                 [
-                    f"link add {bridge} address {_mac(subnet[1])} type bridge mcast_snooping 0",
-                    f"addr add {subnet[1]}/{subnet.prefixlen} dev {bridge}",
+                    f"link add {bridge} type bridge mcast_snooping 0",
+                    *_router(bridge, subnet[1], subnet.prefixlen if routes else None),
                     f"link set {bridge} up",
                 ],
             )
     if "world" not in present:
-        configure(
-            fabric,
-            [
-                _wire("world", "eth0", outside, OUTSIDE_ADDRESS),
-                f"addr add {FABRIC_WORLD_ADDRESS}/{WORLD.prefixlen} dev world",
-                "link set world up",
-            ],
-        )
+        configure(fabric, _to_outside(outside, routes=routes))
         _address(outside, f"{OUTSIDE_ADDRESS}/{WORLD.prefixlen}", FABRIC_WORLD_ADDRESS)
     for place in places:
         if place.name not in present:
@@ -128,6 +130,30 @@ def connect(
             # network card that does not exist.
             run(["ethtool", "-K", node.name, "tx", "off"], netns=fabric)
             run(["ethtool", "-K", UPLINK, "tx", "off"], netns=node.netns)
+
+
+def _router(bridge: str, address: IPv4Address, length: int | None) -> list[str]:
+    """Give a bridge the address of the router; nothing without a prefix length."""
+    if length is None:
+        return []
+    return [
+        f"link set {bridge} address {mac_of(address)}",
+        f"addr add {address}/{length} dev {bridge}",
+    ]
+
+
+def _to_outside(outside: str, *, routes: bool) -> list[str]:
+    if routes:
+        return [
+            _wire("world", "eth0", outside, OUTSIDE_ADDRESS),
+            f"addr add {FABRIC_WORLD_ADDRESS}/{WORLD.prefixlen} dev world",
+            "link set world up",
+        ]
+    return [
+        "link add world type bridge mcast_snooping 0",
+        "link set world up",
+        *_bridged("outside", "eth0", outside, OUTSIDE_ADDRESS, "world"),
+    ]
 
 
 def disconnect(layout: LabLayout, node: NodeLayout) -> None:
@@ -146,24 +172,25 @@ def bridge_of(subnet: IPv4Network) -> str:
 
 def router_mac(node: NodeLayout) -> str:
     """The MAC of the fabric in the node's subnet."""
-    return _mac(node.router)
+    return mac_of(node.router)
 
 
 def node_mac(node: NodeLayout) -> str:
     """The MAC of the node itself: of the interface that has its address."""
-    return _mac(node.address)
+    return mac_of(node.address)
 
 
 # All MACs are set explicitly: udev changes random ones.
 
 
-def _mac(address: IPv4Address, *, kind: int = 0) -> str:
+def mac_of(address: IPv4Address, *, kind: int = 0) -> str:
+    """Of the interface that has an address; of other ends of its wire with another `kind`."""
     return f"02:{kind:02x}:" + address.packed.hex(":")
 
 
 def _wire(end: str, far_end: str, far_netns: str, far: IPv4Address) -> str:
-    peer = f"peer name {far_end} address {_mac(far, kind=1)} netns {far_netns}"
-    return f"link add {end} address {_mac(far, kind=2)} type veth {peer}"
+    peer = f"peer name {far_end} address {mac_of(far, kind=1)} netns {far_netns}"
+    return f"link add {end} address {mac_of(far, kind=2)} type veth {peer}"
 
 
 def _bridged(

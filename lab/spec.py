@@ -13,6 +13,7 @@ from lab.datapath import Datapath, default_datapath
 from lab.layout import MOST_CONTROLLERS, MOST_NODES, MOST_SUBNETS
 
 SourceKind = Literal["dir", "kube"]
+Fabric = Literal["bridge", "bgp"]
 
 
 class Report(Protocol):
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
     tunnel: Tunnel | None
     mode: Mode | None
     subnets: int | None
+    fabric: Fabric | None
     source: SourceKind | None
     tls: bool | None
     datapath: Datapath | None
@@ -52,6 +54,8 @@ class Spec(msgspec.Struct, frozen=True):
     """`cluster.network.mode`."""
     subnets: int = 1
     """The nodes are in these in turn, and the fabric routes between them."""
+    fabric: Fabric = "bridge"
+    """A router that knows only the nodes, or two that learn the rest by BGP (`lab.leaves`)."""
     source: SourceKind = "dir"
     """Where the cluster's objects are: in a directory of manifests, or in an API server."""
     tls: bool = False
@@ -73,7 +77,9 @@ class Spec(msgspec.Struct, frozen=True):
 
 def new_spec(wanted: Mapping[str, Any]) -> Spec:
     """Fill in what was not asked for. Raises `LabError` where it does not fit together."""
-    implied = {"source": "kube"} if wanted.get("kubelets") else {}
+    implied: dict[str, Any] = {"source": "kube"} if wanted.get("kubelets") else {}
+    if wanted.get("fabric") == "bgp":
+        implied |= {"subnets": 2, "nodes": 4, "mode": "noEncap"}
     spec = Spec(**{**implied, **wanted})
     if not 1 <= spec.nodes <= MOST_NODES:
         raise LabError(f"a lab has 1 to {MOST_NODES} nodes, not {spec.nodes}")
@@ -81,6 +87,8 @@ def new_spec(wanted: Mapping[str, Any]) -> Spec:
         raise LabError(f"a lab has 1 to {MOST_CONTROLLERS} controllers, not {spec.controllers}")
     if not 1 <= spec.subnets <= MOST_SUBNETS:
         raise LabError(f"a lab has 1 to {MOST_SUBNETS} subnets, not {spec.subnets}")
+    if spec.fabric == "bgp" and spec.subnets != 2:
+        raise LabError("each of the two routers of --fabric bgp has a subnet: leave out --subnets")
     if spec.controllers > 1 and spec.source != "kube":
         raise LabError(
             f"{spec.controllers} controllers elect a leader by a Lease, which needs an API server:"
