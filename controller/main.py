@@ -118,6 +118,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
     api = Api(
         reconciler, shared, enrolment, denials,
         silence=lambda: source.silence,
+        announcer=announcer,
     )  # fmt: skip
     election = (
         Candidate(own, api.identity, reconciler, source, tls.for_leader(identity))
