@@ -77,6 +77,8 @@ class _Teller:
         self.wake = asyncio.Event()
         self.released: dict[Grant, float] = {}
         """What was given up and the controller has not heard; until when it matters."""
+        self.problem = ""
+        """Why the last request has no answer; empty: it has one."""
         self.knows = False
         """Whether it may believe that this node has something."""
 
@@ -278,8 +280,12 @@ class LinkAddresses:
                     data=encode(request),
                 )
         except (ControllerError, TimeoutError) as error:
-            log.debug("not renewed", controller=teller.api.url, reason=str(error))
+            reason = str(error) or f"no answer in {_PATIENCE:g} s"
+            if reason != teller.problem:
+                log.warning("addresses not renewed", controller=teller.api.url, reason=reason)
+            teller.problem = reason
             return True
+        teller.problem = ""
         if answer is None:
             return False
         teller.knows = bool(request.held or answer.granted)

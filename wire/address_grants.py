@@ -22,7 +22,7 @@ MAX_ADDRESSES: Final = 4_096
 MAX_CONFLICTS: Final = 64
 """In one request; the agent chooses the latest ones."""
 
-Number = Annotated[int, Meta(gt=0, lt=1 << 63)]
+Number = Annotated[int, Meta(gt=0, le=(1 << 63) - 1)]
 """Of a grant. No two grants have the same one, whichever controllers gave them."""
 Grant = tuple[IPv4Address, Number]
 Mac = Annotated[str, Meta(pattern=r"\A[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")]
