@@ -46,8 +46,7 @@ class Resource:
         if self.kind not in CLUSTER_SCOPED:
             metadata = {"namespace": "default"} | metadata
         event = "MODIFIED" if name in self.objects else "ADDED"
-        self.objects[name] = {"metadata": metadata, **fields}
-        self._record(event, self.objects[name])
+        self._record(event, {"metadata": metadata, **fields})
 
     def delete(self, name: str) -> None:
         self._record("DELETED", self.objects.pop(name))
@@ -63,6 +62,8 @@ class Resource:
             "metadata": manifest["metadata"] | {"resourceVersion": str(self._clock.version)}
         }
         self._history.append((self._clock.version, event, manifest))
+        if event != "DELETED":
+            self.objects[manifest["metadata"]["name"]] = manifest
 
     async def tell(self) -> None:
         """Wake the watches."""
