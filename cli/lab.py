@@ -59,7 +59,8 @@ def lab() -> None:
 @click.option(
     "--mode",
     type=click.Choice(["encap", "noEncap", "hybrid"]),
-    help="How packets of pods get from node to node: cluster.network.mode.  [default: encap]",
+    help="How packets of pods get from node to node: cluster.network.mode.  [default:"
+    " $SLUICE_MODE, or encap]",
 )
 @click.option(
     "--subnets",

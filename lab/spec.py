@@ -1,8 +1,9 @@
 """The options of a lab, and the interface that reports its progress."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 import msgspec
 
@@ -14,6 +15,16 @@ from lab.layout import MOST_CONTROLLERS, MOST_NODES, MOST_SUBNETS
 
 SourceKind = Literal["dir", "kube"]
 Fabric = Literal["bridge", "bgp"]
+
+
+def default_mode() -> Mode:
+    """$SLUICE_MODE, so that tests and examples run in any mode. Raises `LabError`."""
+    asked = os.environ.get("SLUICE_MODE") or "encap"
+    known: tuple[Mode, ...] = get_args(Mode)
+    for each in known:
+        if each == asked:
+            return each
+    raise LabError(f"SLUICE_MODE={asked}: there are only {', '.join(known)}")
 
 
 class Report(Protocol):
@@ -50,7 +61,7 @@ class Spec(msgspec.Struct, frozen=True):
     controllers: int = 1
     """Those that the lab starts. One of them writes, the others are its standbys."""
     tunnel: Tunnel = "geneve"
-    mode: Mode = "encap"
+    mode: Mode = msgspec.field(default_factory=default_mode)
     """`cluster.network.mode`."""
     subnets: int = 1
     """The nodes are in these in turn, and the fabric routes between them."""

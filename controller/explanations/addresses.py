@@ -70,7 +70,7 @@ def address_facts(inventory: Inventory, address: IPAddress) -> Slices[Address]:
         if address in node.pod_cidr:
             return _in_pod_cidr(view, node, address)
         if address == node.address:
-            what = "where other nodes send the tunnel packets for its pods"
+            what = "where other nodes send the packets for its pods"
             return Address(f"the address of Node {node.name}, {what}", node.ref)
         if address in node.further_addresses:
             return Address(f"a further address of Node {node.name}", node.ref, is_all=False)

@@ -25,6 +25,7 @@ from flows.pipeline import LAYOUT
 from flows.policy import Direction
 from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, ClusterView, Frontend
+from flows.ways import is_direct
 
 MOST_NODES: Final = 3
 """Nodes that a row names."""
@@ -180,12 +181,16 @@ def _node(inventory: Inventory, name: str) -> tuple[str, list[tuple[str, str]]]:
     if node is None:
         return f"Node {name} takes no part: {inventory.nodes.reason(name)}", []
     pods = len(inventory.view.attachments.get(name, {}))
-    return f"Node {name} has the pods of {node.pod_cidr}, reached by tunnel at {node.address}", [
+    count = len(inventory.view.nodes) - 1
+    direct = sum(is_direct(node, peer) for peer in inventory.view.nodes.values() if peer != node)
+    return f"Node {name} has the pods of {node.pod_cidr}, and is reached at {node.address}", [
         ("address", str(node.address)),
         ("further addresses", ", ".join(map(str, node.further_addresses))),
         ("podCIDR", str(node.pod_cidr)),
         ("gateway", f"{node.gateway}: the address of its own network stack among its pods"),
         ("zone", node.zone),
+        ("mode", f"{node.mode}: {direct} of {count} other nodes are reached without the tunnel"),
+        ("subnet", str(node.subnet or "")),
         ("pods attached", str(pods)),
     ]
 

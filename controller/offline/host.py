@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from controller.host_services import document
 from controller.inventory import Inventory
+from controller.tracing.hops import direct_peer
 from flows import names
 from flows.view import Node
 from wire.questions import Packet
@@ -48,6 +49,7 @@ class OfflineHost:
             _HAIRPIN,
             names.HOST_DNAT_RANGE,
         )
+        self._inventory, self._node = inventory, known
         self._whole = whole_addresses(services, left_out)
         self._by_port = {address for address, *_ in ports.external}
 
@@ -55,6 +57,10 @@ class OfflineHost:
         """As `HostFacts.route`."""
         if destination in self._own or destination in _LOOPBACK:
             return Route("local", "lo", source=destination)
+        if peer := direct_peer(self._inventory.view, self._node.name, destination):
+            # The protocol has IPv4 only, as have all Nodes that are accepted.
+            hop = cast("IPv4Address", peer.address)
+            return Route("unicast", UPLINK, hop, self._gateway)
         if (
             destination in self._whole
             or (marked and destination in self._by_port)

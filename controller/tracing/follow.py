@@ -13,7 +13,7 @@ from controller.policy_reports.verdict import verdict
 from controller.questions import NoAnswerError
 from controller.reports.trace import Hop, TraceReport, Way
 from controller.service_fields import PROTOCOL_NAMES
-from controller.tracing.hops import Explainer, text_of
+from controller.tracing.hops import Explainer, direct_peer, text_of
 from controller.tracing.start import Asked, Start, start
 from controller.work_budget import in_turns
 from flows import names
@@ -298,7 +298,7 @@ class _Journey:
                 step = _End(True, f"delivered to node {at.node} itself{perhaps}", "", after,
                             _AtHost(at.node, "process"))  # fmt: skip
             case "outside":
-                step = self._outside(at, answer)
+                step = self._outside(at, answer, hops)
             case _:
                 text, cure = _refused(at.node, answer)
                 if at.comes_from == "switch" and self._refusal is not None:
@@ -306,9 +306,14 @@ class _Journey:
                 step = _End(False, text, cure, after)
         return step, after, answer.first
 
-    def _outside(self, at: _AtHost, answer: HostTrace) -> _AtHost | _End:
+    def _outside(self, at: _AtHost, answer: HostTrace, hops: list[Hop]) -> _AtHost | _End:
         to = answer.packet.destination
         node = self._node_at(to)
+        if peer := direct_peer(self._inventory.view, at.node, to):
+            node = peer.name
+            hops.append(
+                Hop("", "network", f"the network carries it from node {at.node} to node {node}")
+            )
         if node is not None and node != at.node:
             return _AtHost(node, "outside")
         return _End(

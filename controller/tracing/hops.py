@@ -20,6 +20,8 @@ from flows.flow import Flow
 from flows.pipeline import LAYOUT, Feature
 from flows.policy import Direction
 from flows.refs import Owners
+from flows.view import ClusterView, Node
+from flows.ways import is_direct
 from wire.documents import DeniedPort
 from wire.questions import Packet, Part, Step, SwitchTrace
 
@@ -33,10 +35,14 @@ _VERDICTS: Final = {
     "PolicyFromPodVerdict": Direction.FROM_POD,
     "PolicyToPodVerdict": Direction.TO_POD,
 }
+_DECIDING: Final = ("Forwarding", "PeerWay", "Refuse")
+"""The last of these that a packet passes decides where it leaves."""
 _CHOICES: Final = ("EndpointChoice", "ServiceNat")
 _CURES: Final = {
     "SpoofGuard": "the pod would have to send with its own address and MAC",
     "TunnelGuard": "packets from a tunnel need the address of a pod of the node that sends them",
+    "PeerGuard": "that pod would have to be on a node that reaches this one without the tunnel",
+    "PeerWay": "the destination would have to be the address of a pod",
     "Forwarding": "the destination would have to be the address of a pod, a node or a Service",
     "EndpointChoice": "the Service would have to have a ready endpoint",
     "ConntrackState": "the packet would have to belong to a connection, or open one",
@@ -90,7 +96,7 @@ class Explainer:
             told.by_policy = self._is_policy(node, final)
             told.hops.append(self._hop(node, f"dropped in table {_table(final)}", final, rows))
             return told
-        deciding = [step for step in _steps(trace) if _table(step) in ("Forwarding", "Refuse")]
+        deciding = [step for step in _steps(trace) if _table(step) in _DECIDING]
         text = self._leaving(node, trace)
         if deciding and _table(deciding[-1]) == "Refuse":
             told.end, told.cure = self._refused(node, trace)
@@ -162,8 +168,19 @@ class Explainer:
         if trace.out_port == names.TUNNEL_OFPORT:
             return f"the switch sends it into the tunnel to {trace.tunnel}"
         if trace.out_port == names.GATEWAY_OFPORT:
+            peer = self._direct_peer(node, to.destination)
+            if peer:
+                return (
+                    f"the switch hands it to the node's own stack by {names.GATEWAY_PORT}, which"
+                    f" routes it to node {peer} without the tunnel"
+                )
             return f"the switch hands it to the node's own stack by {names.GATEWAY_PORT}"
         return f"the switch sends it to {self._named(to.destination, node, trace.out_port)}"
+
+    def _direct_peer(self, node: str, address: IPv4Address) -> str:
+        """The node with the pod of this address, if this node reaches it without the tunnel."""
+        peer = direct_peer(self._inventory.view, node, address)
+        return peer.name if peer else ""
 
     def _refused(self, node: str, trace: SwitchTrace) -> tuple[str, str]:
         """Why there is no endpoint, and what would have to differ."""
@@ -200,7 +217,7 @@ class Explainer:
             )
         reason = found[0].reason
         to = part.packet.destination
-        if name == "Forwarding" and to in self._inventory.view.cluster.pod_range:
+        if name in ("Forwarding", "PeerWay") and to in self._inventory.view.cluster.pod_range:
             return f"{reason}, and no pod of node {node} has {to}", f"a pod would have to have {to}"
         return reason, _CURES.get(name, "")
 
@@ -269,6 +286,17 @@ class Explainer:
             tuple(map(Reference.of, self._owners(node, step))),
             flows=tuple(rows),
         )
+
+
+def direct_peer(view: ClusterView, node: str, address: IPv4Address) -> Node | None:
+    """The node whose pods have this address, if `node` reaches it without the tunnel."""
+    own = view.nodes.get(node)
+    if own is None or address not in view.cluster.pod_range:
+        return None
+    for peer in view.nodes.values():
+        if address in peer.pod_cidr:
+            return peer if peer is not own and is_direct(own, peer) else None
+    return None
 
 
 def _steps(trace: SwitchTrace) -> Iterator[Step]:

@@ -28,7 +28,7 @@ async def network() -> tuple[list[Link], list[HostAddress], list[HostRoute]]:
                 int(route.get_attr("RTA_PRIORITY") or 0),
             )
             for route in await routes.dump(netlink, table=routes.MAIN)
-            if route["type"] in FORWARDING_TYPES
+            if route["type"] in FORWARDING_TYPES and route["proto"] != routes.PROTOCOL
         ]
     return list(links.values())[:MOST], addresses[:MOST], found[:MOST]
 

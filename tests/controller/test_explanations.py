@@ -182,7 +182,7 @@ def test_service_and_policy(cluster: Inventory, programs: CompiledPrograms) -> N
         ("10.244.1.1", "the gateway of Node n1"),
         ("10.244.1.0", "the source of connections from outside that Node n1"),
         ("10.244.1.250", "in the podCIDR of Node n1, but no pod has it"),
-        ("192.0.2.11", "the address of Node n1, where other nodes send the tunnel packets"),
+        ("192.0.2.11", "the address of Node n1, where other nodes send the packets"),
         ("10.96.0.10", "an address of Service shop/web, at 80/TCP (ClusterIP)"),
         ("10.96.0.11", "an address of Service shop/api, at 80/TCP (ClusterIP), 81/UDP (ClusterIP)"),
         ("203.0.113.5", "an address of Service shop/api, at 80/TCP (external)"),

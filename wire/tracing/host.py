@@ -74,11 +74,8 @@ class _HostTrace:
         self._said: list[str] = []
 
     async def run(self) -> HostTrace:
-        packet = self._packet
-        if self._from == "switch" and (
-            packet.source in _LOOPBACK or packet.destination in _LOOPBACK
-        ):
-            self._said.append("the host drops packets of pods with loopback addresses")
+        if why := await self._dropped_at_once():
+            self._said.append(why)
             return self._end("dropped")
         is_returned = self._from == "switch" and await self._is_untracked()
         is_reply = self._translate_back()
@@ -96,7 +93,10 @@ class _HostTrace:
             return self._end("dropped")
         if is_returned and route.device == names.GATEWAY_PORT:
             self._said.append(
-                "it came from the switch and would go into it again: the host refuses it"
+                "the host has no route to that node: it drops the packet (nftables table ip"
+                " sluice, chain forward)"
+                if self._is_to_peer()
+                else "it came from the switch and would go into it again: the host refuses it"
                 " (nftables table ip sluice, chain forward)"
             )
             return self._end("dropped")
@@ -114,6 +114,29 @@ class _HostTrace:
         if self._has("external-ports", self._key(self._packet, at=True)):
             return True
         return (await self._route(marked=False)).device == names.GATEWAY_PORT
+
+    async def _dropped_at_once(self) -> str:
+        """As the chains `gateway` and `received` decide; empty: they do not drop it."""
+        source, to = self._packet.source, self._packet.destination
+        if self._from == "switch" and (source in _LOOPBACK or to in _LOOPBACK):
+            return "the host drops packets of pods with loopback addresses"
+        if self._from == "outside" and source in self._facts.pod_range:
+            route = await self._facts.route(source, marked=False)
+            if route.device == names.GATEWAY_PORT:
+                return (
+                    "it has a pod's address, and the host's route to that pod is another way: the"
+                    " host drops it (nftables table ip sluice, chain received)"
+                )
+        return ""
+
+    def _is_to_peer(self) -> bool:
+        """Whether a packet from the switch is of a pod of this node, and to one of another."""
+        packet, pod_cidr = self._packet, self._facts.pod_cidr
+        return (
+            packet.source in pod_cidr
+            and packet.destination in self._facts.pod_range
+            and packet.destination not in pod_cidr
+        )
 
     async def _choose_source(self) -> None:
         source = (await self._route(marked=False)).source
