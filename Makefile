@@ -1,7 +1,7 @@
 # All commands for a clone of Sluice. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants chart-test ansible-test cluster-test kernel-test kernel-bench \
+.PHONY: help setup demo cluster cluster-down conformance cyclonus image soak test unit mutants chart-test ansible-test cluster-test kernel-test kernel-bench noencap-bench \
     kills churn hostile fuzz bench lint docs lock clean need-root
 
 PYTHON := .venv/bin/python
@@ -112,6 +112,10 @@ kernel-test: need-root setup ## run the lab's tests on the kernel's datapath, in
 kernel-bench: need-root setup $(TESTS_READY) ## measure against flannel and kube-proxy on the kernel's datapath, in qemu (15 min; builds the machine once, 5 min)
 	@scripts/setup --kernel
 	@exec $(PYTHON) -m bench.kernel $(BENCH_ARGS)
+
+noencap-bench: need-root setup $(TESTS_READY) ## measure the mode noEncap against plain routing on the kernel's datapath, in qemu (10 min; builds the machine once, 5 min)
+	@scripts/setup --kernel
+	@exec $(PYTHON) -m bench.noencap $(BENCH_ARGS)
 
 # Not part of setup: the demo does not need these packages.
 $(TESTS_READY): scripts/setup

@@ -135,14 +135,14 @@ def main(services: tuple[int, ...], rounds: int, seconds: float, results: Path) 
     ):
         networks = (_sluice(lab), _flannel(other))
         for network in networks:
-            _serve(servers, network)
+            serve(servers, network)
         for count in services:
             report("services", f"loading {count}")
             _load_services(lab, networks[0], count)
             _load_rules(other, count)
             for network in networks:
                 _await_answer(network)
-            with _stopped(lab):
+            with stopped(lab):
                 for turn in _measured(networks, count, rounds, seconds):
                     found.turns.append(turn)
                     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in turn.rates.items())
@@ -165,17 +165,18 @@ def _rival() -> Iterator[Lab]:
 
 def _sluice(lab: Lab) -> Network:
     client, server = (lab.pod_add("default", f"pod{n}", f"node{n}") for n in (1, 2))
-    return _prepared(lab, Network("sluice", client.netns, server.netns, str(server.address)))
+    return prepared(lab, Network("sluice", client.netns, server.netns, str(server.address)))
 
 
 def _flannel(lab: Lab) -> Network:
     nodes = lab.layout.nodes(2)
     client = flannel.add_pod(lab, nodes[0], "pod1", nodes[0].pod_cidr[2])
     server = flannel.add_pod(lab, nodes[1], "pod2", nodes[1].pod_cidr[2])
-    return _prepared(lab, Network("flannel", client, server, server_address(nodes)))
+    return prepared(lab, Network("flannel", client, server, server_address(nodes)))
 
 
-def _prepared(lab: Lab, network: Network) -> Network:
+def prepared(lab: Lab, network: Network) -> Network:
+    """The network, ready to be measured."""
     # The fabric is a wire. Only nodes that load br_netfilter have their bridges filtered.
     fabric = lab.layout.netns("fabric")
     run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0"], netns=fabric)
@@ -185,7 +186,8 @@ def _prepared(lab: Lab, network: Network) -> Network:
     return network
 
 
-def _serve(stack: ExitStack, network: Network) -> None:
+def serve(stack: ExitStack, network: Network) -> None:
+    """Start the servers in the network's second pod."""
     for how, port in (*PORTS.items(), *ENDPOINT_PORTS.items()):
         command = inside(network.server, [str(LOAD), how, str(port)])
         stack.callback(stack.enter_context(subprocess.Popen(command)).kill)
@@ -224,7 +226,7 @@ def _await_answer(network: Network) -> None:
 
 
 @contextmanager
-def _stopped(lab: Lab) -> Iterator[None]:
+def stopped(lab: Lab) -> Iterator[None]:
     """Stop the controller and the agents until the end of the context."""
     pids = [control.daemons(lab.layout.controller(1)).pids()["controller"]]
     pids += [node.daemons(at).pids()["agent"] for at in lab.layout.nodes(2)]
@@ -243,14 +245,15 @@ def _measured(
     """Alternate between the two, and in who comes first."""
     for kind, route in MEASURED:
         for network in networks:
-            _rate(network, kind, route, seconds)  # neighbours, megaflows
+            rate(network, kind, route, seconds)  # neighbours, megaflows
         for number in range(rounds):
             order = networks if number % 2 else networks[::-1]
-            rates = {network.name: _rate(network, kind, route, seconds) for network in order}
+            rates = {network.name: rate(network, kind, route, seconds) for network in order}
             yield Turn(kind, route, count, dict(sorted(rates.items())))
 
 
-def _rate(network: Network, kind: str, route: str, seconds: float) -> float:
+def rate(network: Network, kind: str, route: str, seconds: float) -> float:
+    """The rate of one run of traffic. Raises `LabError`."""
     command = [str(LOAD), kind, *network.target(kind, route), str(seconds)]
     return float(run(command, netns=network.client, timeout=seconds + 60))
 
@@ -258,9 +261,9 @@ def _rate(network: Network, kind: str, route: str, seconds: float) -> float:
 def _lookups(lab: Lab, ours: Network, count: int, seconds: float) -> Iterator[Lookups]:
     for kind, route in MEASURED:
         before = _counted(lab)
-        rate = _rate(ours, kind, route, seconds)
+        measured = rate(ours, kind, route, seconds)
         hits, misses = (b - a for a, b in zip(before, _counted(lab), strict=True))
-        yield Lookups(kind, route, count, rate * seconds, hits, misses)
+        yield Lookups(kind, route, count, measured * seconds, hits, misses)
 
 
 def _counted(lab: Lab) -> tuple[int, int]:
