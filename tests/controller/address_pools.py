@@ -61,7 +61,7 @@ def balancer(
             },
             "spec": {
                 "type": "LoadBalancer",
-                "clusterIP": "",
+                "clusterIP": "10.96.0.1",
                 "ports": [{"port": port} for port in ports],
                 **spec,
             },
