@@ -77,8 +77,8 @@ REPORTS_PER_SECOND = 5.0
 """After these. An agent has one each few seconds."""
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+~-]{1,32}")
 """What an agent may say of a version."""
-MOST_WAITING = 8
-"""Long polls for one node. Its agent has two, and a moment after its restart perhaps four."""
+MOST_WAITING = 12
+"""Long polls for one node. Its agent has four, and a moment after its restart perhaps eight."""
 
 
 ADDRESS_REPORTS_PER_SECOND = 1.0

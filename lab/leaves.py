@@ -91,7 +91,8 @@ def connect(layout: LabLayout) -> None:
                 f"addr add {leaf.outside}/{WORLD.prefixlen} dev world",
                 "link set nodes up",
                 "link set world up",
-                f"route add {other.subnet} via {other.outside}",
+                # Farther than its own nodes, so that it prefers these.
+                f"route add {other.subnet} via {other.outside} metric 100",
             ],
         )
     run(["sysctl", "-qw", _ECMP], netns=outside)

@@ -11,10 +11,12 @@ import structlog
 
 from node_agent.controllers import ControllerError, Controllers
 from wire import paths
+from wire.bgp import NodeBGP
 from wire.documents import (
     NodeConfig,
     NodeServices,
     PeerRoutes,
+    decode_bgp,
     decode_config,
     decode_peer_routes,
     decode_refusal,
@@ -28,7 +30,7 @@ _SLOW: Final = 10.0
 _BACKOFF: Final = (0.2, 10.0)
 """Seconds before the second try, and at most."""
 
-_Document = TypeVar("_Document", NodeConfig, NodeServices, PeerRoutes)
+_Document = TypeVar("_Document", NodeConfig, NodeServices, PeerRoutes, NodeBGP)
 
 log = structlog.get_logger()
 
@@ -62,6 +64,11 @@ def services(controllers: Controllers) -> AsyncIterator[NodeServices | NodeRefus
 def peer_routes(controllers: Controllers) -> AsyncIterator[PeerRoutes | NodeRefused | Unreachable]:
     """Yield the peers that are reached without the tunnel whenever they change. Never ends."""
     return _follow(controllers, paths.ROUTES, decode_peer_routes)
+
+
+def bgp_documents(controllers: Controllers) -> AsyncIterator[NodeBGP | NodeRefused | Unreachable]:
+    """Yield what the node's own BGP speaker tells whenever it changes. Never ends."""
+    return _follow(controllers, paths.BGP, decode_bgp)
 
 
 async def _follow(
@@ -121,8 +128,8 @@ async def _ask(
         try:
             return NodeRefused(decode_refusal(body))
         except msgspec.MsgspecError as error:
-            if path == paths.ROUTES:
-                return NodeRefused("the controller is of a version that knows no routes to peers")
+            if path in {paths.ROUTES, paths.BGP}:
+                return NodeRefused("the controller is of a version that does not know this")
             raise ValueError("the controller refuses without a reason") from error
 
     answer: _Document | NodeRefused | None = await controllers.ask(

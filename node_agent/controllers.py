@@ -26,6 +26,7 @@ from node_agent.tls_files import kept
 from settings import Agent
 from settings.tls import Replaceable, client_context, read
 from wire import paths
+from wire.bgp import NodeSessions
 from wire.documents import NodeAddresses, NodeDenials, NodeProblems, SwitchDigest, encode
 
 _CONNECT: Final = 5.0
@@ -41,7 +42,7 @@ _PAUSE: Final = (1.0, 8.0)
 restart; long enough that a thousand agents do not hinder one that starts."""
 TAKEN_OR_UNKNOWN: Final = (204, 404, 405)
 """A controller of an older version has no such path, or the Node is unknown."""
-NodeReport: TypeAlias = NodeAddresses | NodeDenials | NodeProblems
+NodeReport: TypeAlias = NodeAddresses | NodeDenials | NodeProblems | NodeSessions
 
 log = structlog.get_logger()
 

@@ -23,6 +23,7 @@ from node_agent import (
 )
 from node_agent.attach import Attachments
 from node_agent.audit import audit_loop
+from node_agent.bgp import NodeSpeaker
 from node_agent.checks import local
 from node_agent.checks.facts import decode_wanted
 from node_agent.checks.host_facts import Places
@@ -160,6 +161,7 @@ async def _run(agent: Agent) -> None:
             attachments = Attachments(
                 agent, node, ovsdb, netlink, leases, watch, switch, table, pods
             )
+            speaker = NodeSpeaker()
             install.install_shim(agent)
             async with cni_server.serve(agent.socket, attachments):
                 answers = answerer(agent, netlink, table, leases, node.config)
@@ -171,6 +173,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(node.run(controllers)),
                     tasks.create_task(services.run(controllers)),
                     tasks.create_task(peers.run(controllers)),
+                    tasks.create_task(speaker.run(controllers)),
                     tasks.create_task(link.run()),
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(controllers, node.addresses)),
