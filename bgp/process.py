@@ -159,6 +159,9 @@ class Process:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+        # They end with the helper program, which ends with its connection.
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -154,8 +154,8 @@ class Conversation:
     def _due(self) -> list[tuple[Path, str]]:
         """All changes; an empty text withdraws.
 
-        Announcements come first: where one next hop takes the place of another, the prefix is never
-        without one.
+        Where one next hop takes the place of another, the prefix is never without one, in whichever
+        order ExaBGP sends the changes: the path `FIRST` is replaced, not withdrawn.
         """
         wanted = self._wanted()
         due = [(path, text) for path, text in wanted.items() if self._told.get(path) != text]
@@ -264,7 +264,9 @@ class Speaker:
         """End all processes; peers with graceful restart keep the routes for a while."""
         tasks = [*self._tasks.values(), *self._ending]
         for task in tasks:
-            task.cancel()
+            # A second time, it would interrupt the end of the process.
+            if not task.cancelling():
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._conversations.clear()
         self._tasks.clear()
