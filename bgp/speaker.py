@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Network
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -97,7 +97,7 @@ class Conversation:
                 why = str(error)
             finally:
                 self.pid = None
-                await process.stop()
+                await _in_any_case(process.stop())
             if self._retired:
                 return
             self._told.clear()
@@ -200,6 +200,16 @@ class Conversation:
         self._changed()
 
 
+async def _in_any_case(work: Coroutine[Any, Any, None]) -> None:
+    """Do it to its end, also if that is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
 class Speaker:
     """All peers of one program."""
 
@@ -264,9 +274,7 @@ class Speaker:
         """End all processes; peers with graceful restart keep the routes for a while."""
         tasks = [*self._tasks.values(), *self._ending]
         for task in tasks:
-            # A second time, it would interrupt the end of the process.
-            if not task.cancelling():
-                task.cancel()
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._conversations.clear()
         self._tasks.clear()
