@@ -37,7 +37,7 @@ _SENDING_PAUSE: Final = 0.05
 _LOOK: Final = 5.0
 """Seconds between two looks at which interface is the uplink."""
 _SOON: Final = 0.5
-"""The same while there is none, and something to answer for."""
+"""The same while there is none."""
 
 log = structlog.get_logger()
 
@@ -110,9 +110,7 @@ class ArpAnswers:
                 tasks.create_task(self._announce())
                 while True:
                     await self._follow_uplink()
-                    await asyncio.sleep(
-                        _LOOK if self._socket is not None or not self._holds.held else 0.5
-                    )
+                    await asyncio.sleep(_SOON if self._socket is None else _LOOK)
         finally:
             self._close()
 
@@ -128,6 +126,7 @@ class ArpAnswers:
                 self._close()
                 self._socket = arp.ArpSocket(name)
                 self._filtered = None
+                log.info("answering ARP", interface=name)
                 self._listen()
                 self.refresh()
                 # Whoever asked meanwhile has got no answer.
@@ -138,10 +137,11 @@ class ArpAnswers:
             self._fail(error)
 
     async def _uplink(self, address: IPv4Address) -> str:
-        async for found in await self._netlink.get_addr(family=socket.AF_INET):
-            if address_of(found) == address:
-                return socket.if_indextoname(found["index"])
-        raise OSError(f"the node's address {address} is on no interface")
+        found = [each async for each in await self._netlink.get_addr(family=socket.AF_INET)]
+        index = next((each["index"] for each in found if address_of(each) == address), None)
+        if index is None:
+            raise OSError(f"the node's address {address} is on no interface")
+        return socket.if_indextoname(index)
 
     def _fail(self, error: Exception) -> None:
         problem = f"ARP for addresses of Services is not answered: {error}"
