@@ -19,6 +19,7 @@ from flows.features import (
     classify,
     conntrack,
     direct,
+    egress,
     endpoints,
     forwarding,
     misses,
@@ -43,6 +44,7 @@ FEATURES: Final[tuple[Iterable[Writer], ...]] = (
     endpoints.WRITES,
     direct.WRITES,
     forwarding.WRITES,
+    egress.WRITES,
     policy.WRITES,
     output.WRITES,
 )

@@ -25,6 +25,9 @@ from flows.view import (
     Attachment,
     Cluster,
     ClusterView,
+    EgressAddress,
+    EgressMember,
+    EgressPod,
     Node,
     Service,
     ServicePort,
@@ -148,6 +151,23 @@ def _walk_owners(_: ClusterView, walk: PolicyWalk) -> Iterable[ObjectRef]:
     yield from {set_ref("PortSet", step.ports): None for step in walk.steps if step.ports}
 
 
+def _egress_gateway(view: ClusterView, _: str, name: str) -> Node | None:
+    return view.nodes.get(name) if view.egress_gateways.get(name) else None
+
+
+def _egress_here(view: ClusterView, scope: str, name: str) -> EgressAddress | None:
+    here = scope in view.nodes and name in view.egress_gateways.get(scope, ())
+    return view.egress_addresses.get(name) if here else None
+
+
+def _egress_pod(view: ClusterView, scope: str, name: str) -> EgressPod | None:
+    return view.egress_pods.get(scope, {}).get(name) if scope in view.nodes else None
+
+
+def _egress_ref(name: str) -> ObjectRef:
+    return ObjectRef("EgressAddress", "", name)
+
+
 _ALL_DIRECTIONS: Final = frozenset(Direction)
 _ONE_DIRECTION: Final = {each: frozenset({each}) for each in Direction}
 
@@ -246,3 +266,40 @@ PORT_SET: Final = Kind[PortSet](
     owners=lambda _, found: [set_ref("PortSet", found.id), *found.users],
     directions=_both_directions,
 )  # fmt: skip
+EGRESS: Final = Kind[EgressAddress](
+    "egress", "cluster",
+    names=lambda view, _: view.egress_addresses,
+    find=lambda view, _, name: view.egress_addresses.get(name),
+    owners=lambda _, found: [found.ref],
+)  # fmt: skip
+EGRESS_GATEWAY: Final = Kind[Node](
+    "egress-gateway", "cluster",
+    names=lambda view, _: view.egress_gateways,
+    find=_egress_gateway,
+    owners=lambda view, node: [
+        *map(_egress_ref, sorted(view.egress_gateways[node.name])[: MOST_OWNERS - 1]), node.ref,
+    ],
+)  # fmt: skip
+"""A node that is the gateway of an egress address, as every node sees it."""
+EGRESS_HERE: Final = Kind[EgressAddress](
+    "egress", "node",
+    names=lambda view, scope: _if_known(view, scope, view.egress_gateways.get(scope, ())),
+    find=_egress_here,
+    owners=lambda _, found: [found.ref],
+)  # fmt: skip
+"""An egress address, at its gateway."""
+EGRESS_POD: Final = Kind[EgressPod](
+    "egress-pod", "node",
+    names=lambda view, scope: _if_known(view, scope, view.egress_pods.get(scope, ())),
+    find=_egress_pod,
+    owners=lambda _, found: [found.attachment.ref, _egress_ref(found.name)],
+)  # fmt: skip
+"""An attachment that has an egress address; its name is the attachment's. Both are published
+together: before that, the pod would leave from its node's address."""
+EGRESS_MEMBER: Final = Kind[EgressMember](
+    "egress-member", "some",
+    find=lambda view, _, name: view.egress_members.get(name),
+    owners=lambda _, found: [found.pod, _egress_ref(found.name)],
+)  # fmt: skip
+"""A pod that has an egress address, at the nodes that may be its gateway; its name is its
+address."""

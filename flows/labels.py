@@ -26,7 +26,7 @@ _VALUES: Final = {
 _HEXADECIMAL: Final = frozenset(
     (
         "TopologyZone", "AttachmentTag", "PeerSet", "PortSet", "PolicyRule", "DecidedRule",
-        "RuleFromPod",
+        "RuleFromPod", "EgressAddress",
     )
 )  # fmt: skip
 

@@ -48,6 +48,7 @@ class Feature(IntEnum):
     LEARNED = 10
     DIRECT = 11
     GENERATION = 12
+    EGRESS = 13
 
 
 class Priority(IntEnum):

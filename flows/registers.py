@@ -36,6 +36,8 @@ class Source(IntEnum):
     """The outside, through the node."""
     HOST = 4
     """The node itself."""
+    EGRESS = 5
+    """The outside, through the tunnel from the gateway of an egress address."""
 
 
 CT_ZONE: Final = 100
@@ -62,8 +64,13 @@ FROM_SERVICE, BLOCKED, NEEDS_SNAT, KNOWN = (
 CT_LABEL: Final = (
     Bits("RuleFromPod", (0, 31), "the rule of the policy from the pod that allowed the connection"),
     Bits("RuleToPod", (32, 63), "the rule of the policy to the pod that allowed the connection"),
+    Bits(
+        "EgressAddress",
+        (64, 87),
+        "the last bits of the egress address that the connection was opened with; 0: none",
+    ),
 )
-RULE_FROM_POD, RULE_TO_POD = CT_LABEL
+RULE_FROM_POD, RULE_TO_POD, EGRESS_ADDRESS = CT_LABEL
 
 _VERDICT_TABLES: Final = (
     "PolicyFromPod", "PolicyFromPodAgain", "PolicyFromPodVerdict",
@@ -79,12 +86,14 @@ _PASS_TABLES: Final = (
 REGISTERS: Final = (
     RegisterField(
         "Source", "reg0", (0, 3),
-        writers=("Classifier", "GatewayGuard", "PeerGuard"),
+        writers=("Classifier", "TunnelGuard", "GatewayGuard", "PeerGuard"),
         readers=(
-            "UnSnat", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
-            "ServiceChoice", "Direct", "DestinationGuard", "Forwarding", "PolicyToPod",
+            "UnSnat", "Conntrack", "ConntrackState", "IcmpError", "NewConnection", "NodeAddress",
+            "ServiceChoice", "Direct", "DestinationGuard", "Forwarding", "Egress",
+            "EgressRoute", "PolicyToPod",
         ),
-        doc="the sender: 1 a pod, 2 another node, 3 the outside through the node, 4 the node",
+        doc="the sender: 1 a pod, 2 another node, 3 the outside through the node, 4 the node,"
+        " 5 the outside through an egress gateway",
     ),
     RegisterField(
         "NodeAddress", "reg0", (4, 4),
@@ -162,7 +171,7 @@ REGISTERS: Final = (
     ),
     RegisterField(
         "OutputPort", "reg1", (0, 31),
-        writers=("Refuse", "Forwarding", "PeerWay"),
+        writers=("Refuse", "Forwarding", "PeerWay", "EgressRoute"),
         readers=("IsolationToPod", "DeniedToPod", "Hairpin", "Commit", "Snat", "Output"),
         doc="the ofport to leave by",
     ),
@@ -254,6 +263,12 @@ REGISTERS: Final = (
         writers=_VERDICT_TABLES,
         readers=_PASS_TABLES,
         doc="during a change of policies: 0 judges by the old ones, 1 by the new ones",
+    ),
+    RegisterField(
+        "EgressAddress", "reg15", (8, 31),
+        writers=("Egress", "EgressRoute"),
+        readers=("EgressRoute", "Commit", "Snat"),
+        doc="the last bits of the egress address of the connection; 0: it has none",
     ),
     RegisterField(
         "DecidedRule", "reg6", (0, 31),

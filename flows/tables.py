@@ -30,10 +30,11 @@ TABLES: Final = (
     ),
     Table(
         12, "TunnelGuard",
-        "Accepts tunnel packets from known peers only, and from each peer only its own pod range.",
-        writers=(Feature.CLASSIFY,),
-        match=("dl_type", "tun_src", "nw_src"),
-        next=("UnSnat",),
+        "Accepts tunnel packets from known peers only, and from each peer only its own pod range."
+        " From an egress gateway it also lets replies from outside pass, to `EgressReply`.",
+        writers=(Feature.CLASSIFY, Feature.EGRESS),
+        match=("dl_type", "tun_src", "nw_src"), writes=("Source",),
+        next=("UnSnat", "Conntrack"),
         miss_doc="an unknown peer, or an inner source outside that peer's pod range",
     ),
     Table(
@@ -80,15 +81,15 @@ TABLES: Final = (
     Table(
         25, "UnSnat",
         "Undoes SNAT for replies: restores their original destination.",
-        writers=(Feature.SERVICES,),
+        writers=(Feature.SERVICES, Feature.EGRESS),
         match=("dl_type", "nw_dst", "Source"), next=("Conntrack",),
         miss="Conntrack", miss_doc="the destination is not an SNAT address",
     ),
     Table(
         30, "Conntrack",
         "Looks the connection up in conntrack, which also applies its translation.",
-        writers=(Feature.CONNTRACK,),
-        match=("in_port", "dl_type", "nw_frag"), next=("ConntrackState",),
+        writers=(Feature.CONNTRACK, Feature.EGRESS),
+        match=("in_port", "dl_type", "nw_frag", "Source"), next=("ConntrackState", "EgressReply"),
         miss_doc="not IPv4",
     ),
     Table(
@@ -98,6 +99,14 @@ TABLES: Final = (
         match=("ct_state", "ct_mark", "dl_type", "nw_proto", "icmp_type", "Source"),
         next=("IcmpError", "NewConnection", "DestinationGuard"),
         miss_doc="a packet without a conntrack state",
+    ),
+    Table(
+        33, "EgressReply",
+        "Accepts from the gateway of an egress address only replies of connections that pods of"
+        " this node opened with that address.",
+        writers=(Feature.EGRESS,),
+        match=("ct_state", "ct_label", "dl_type", "tun_src"), next=("DestinationGuard",),
+        miss_doc="not a reply of an established connection with an egress address of that gateway",
     ),
     Table(
         34, "IcmpError",
@@ -270,10 +279,10 @@ TABLES: Final = (
     Table(
         100, "Forwarding",
         "Routes by destination: a local pod, the pod range of a peer, the node, or the outside.",
-        writers=(Feature.FORWARDING,),
+        writers=(Feature.FORWARDING, Feature.EGRESS),
         match=("dl_type", "nw_dst", "ct_state", "ct_mark", "Source"),
         writes=("dl_src", "dl_dst", "OutputPort", "Subnet", "NoEncap"),
-        next=("PeerWay", "PolicyToPod"),
+        next=("PeerWay", "Egress", "PolicyToPod"),
         miss_doc="no route",
     ),
     Table(
@@ -284,6 +293,25 @@ TABLES: Final = (
         writes=("dl_src", "dl_dst", "tun_dst", "OutputPort", "ToPeer"),
         next=("PolicyToPod",),
         miss_doc="an address of the pod range outside all podCIDRs",
+    ),
+    Table(
+        104, "Egress",
+        "To the outside: finds the egress address of the connection. A connection keeps the one"
+        " that it was opened with.",
+        writers=(Feature.EGRESS,),
+        match=("in_port", "dl_type", "nw_src", "ct_mark", "ct_label", "Source"),
+        writes=("EgressAddress",),
+        next=("EgressRoute", "PolicyToPod"),
+        miss="PolicyToPod", miss_doc="it has no egress address: out through this node",
+    ),
+    Table(
+        106, "EgressRoute",
+        "Sends the packet to the gateway of its egress address; at the gateway, out.",
+        writers=(Feature.EGRESS,),
+        match=("dl_type", "nw_dst", "EgressAddress", "Source"),
+        writes=("dl_src", "dl_dst", "tun_dst", "OutputPort", "EgressAddress"),
+        next=("PolicyToPod",),
+        miss_doc="there is no such egress address any more",
     ),
     Table(
         110, "PolicyToPod",
@@ -338,14 +366,16 @@ TABLES: Final = (
         writers=(Feature.CONNTRACK, Feature.DIRECT, Feature.POLICY),
         match=("in_port", "dl_type", "nw_proto", "nw_src", "ct_state", "ct_mark", "Refused",
                "Hairpin", "SourcePortConflict", "OutputPort", "Rejudged"),
-        reads=("RuleFromPod", "DecidedRule"), writes=("ct_mark", "ct_label"), next=("Snat",),
+        reads=("RuleFromPod", "DecidedRule", "EgressAddress"), writes=("ct_mark", "ct_label"),
+        next=("Snat",),
         miss="Snat", miss_doc="the connection is already committed",
     ),
     Table(
         130, "Snat",
         "SNAT for connections whose replies would otherwise not return through this switch.",
-        writers=(Feature.SERVICES,),
-        match=("dl_type", "ct_state", "ct_mark", "Refused", "Hairpin", "ToPeer", "OutputPort"),
+        writers=(Feature.SERVICES, Feature.EGRESS),
+        match=("dl_type", "ct_state", "ct_mark", "Refused", "Hairpin", "ToPeer", "OutputPort",
+               "EgressAddress"),
         next=("Output",),
         miss="Output", miss_doc="no SNAT needed",
     ),

@@ -237,6 +237,64 @@ class Service:
         return f"{self.namespace}/{self.name}{':' + port.name if port.name else ''}"
 
 
+def egress_number(address: IPAddress) -> int:
+    """The last 24 bits of an egress address, which stand for it in registers and connections."""
+    return int(address) & 0xFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class EgressAddress:
+    """An address by which pods leave the cluster, and its gateway at the moment."""
+
+    name: str
+    address: IPAddress
+    gateway: str = ""
+    """The name of the Node that has the address now; empty: none has."""
+    tunnel_address: IPAddress | None = None
+    """That Node's tunnel address."""
+
+    @property
+    def number(self) -> int:
+        """See `egress_number`."""
+        return egress_number(self.address)
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The object."""
+        return ObjectRef("EgressAddress", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPod:
+    """An attachment that an EgressAddress selects."""
+
+    attachment: Attachment
+    name: str
+    """Of the EgressAddress."""
+    address: IPAddress
+
+    @property
+    def number(self) -> int:
+        """See `egress_number`."""
+        return egress_number(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressMember:
+    """A pod that an EgressAddress selects, as the nodes that may be its gateway see it."""
+
+    pod: ObjectRef
+    pod_address: IPAddress
+    name: str
+    """Of the EgressAddress."""
+    address: IPAddress
+
+    @property
+    def number(self) -> int:
+        """See `egress_number`."""
+        return egress_number(self.address)
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterView:
     """Everything, for all nodes. `attachments` is by node name, then by port name."""
@@ -266,3 +324,11 @@ class ClusterView:
     Keep the fragment of one key small, for example one member of a set: if it changes, the program
     of each of these nodes processes all flows of the key again. Keys may share one set of nodes.
     """
+    egress_addresses: Mapping[str, EgressAddress] = field(default_factory=dict)
+    """By the name of the object."""
+    egress_gateways: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    """By node, the egress addresses that it is the gateway of now."""
+    egress_pods: Mapping[str, Mapping[str, EgressPod]] = field(default_factory=dict)
+    """By node and port name, the attachments with an egress address."""
+    egress_members: Mapping[str, EgressMember] = field(default_factory=dict)
+    """The pods with an egress address, by their own address."""

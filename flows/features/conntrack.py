@@ -27,6 +27,7 @@ from flows.flow import (
 from flows.kinds import ATTACHMENT, EVERY_NODE, NODE, PEER, Entry
 from flows.pipeline import (
     CT_ZONE,
+    EGRESS_ADDRESS,
     ENDPOINT,
     FROM_SERVICE,
     KNOWN,
@@ -44,11 +45,12 @@ FRAGMENTS_PER_SECOND: Final = 50
 """Of one pod. The userspace datapath keeps incomplete datagrams for 15 s, the kernel datapath for
 30 s, in memory that all pods share: 5,000 fragments (`node_agent.limits`), or 4 MB."""
 _ICMP_ERROR: Final = "+trk+rel-new-inv"
-RULES: Final = (
+LABELS: Final = (
     LAYOUT.move("RuleFromPod", RULE_FROM_POD),
     LAYOUT.move("DecidedRule", RULE_TO_POD),
+    LAYOUT.move("EgressAddress", EGRESS_ADDRESS),
 )
-"""What a commit stores of policy: the rules that allowed the connection, in ct_label."""
+"""What a commit stores in ct_label: the rules that allowed the connection, and how it leaves."""
 _LOOKUP: Final = Ct(CT_ZONE, table=LAYOUT.goto("ConntrackState").table, nat=Nat())
 
 
@@ -183,7 +185,7 @@ def _commit(family: Family) -> Iterable[Flow]:
 
 def _commit_with(mark: int) -> list[Action]:
     """Commit, and go on: to `Snat` by one more recirculation, only where it reads the new mark."""
-    marked = (SetField("ct_mark", mark, mark), *RULES) if mark else ()
+    marked = (SetField("ct_mark", mark, mark), *LABELS) if mark else ()
     if mark & NEEDS_SNAT:
         return [Ct(CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True, exec=marked)]
     return [Ct(CT_ZONE, commit=True, exec=marked), LAYOUT.goto("Snat")]

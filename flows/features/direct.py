@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from flows.family import Family, IPAddress, family_of
-from flows.features.conntrack import RULES
+from flows.features.conntrack import LABELS
 from flows.features.protocols import LAYER_4_NAMES
 from flows.flow import (
     Action,
@@ -120,7 +120,7 @@ def _change_source_port(
             Ct(
                 CT_ZONE, table=LAYOUT.goto("Snat").table, commit=True,
                 nat=Nat(source=ip(address), ports=FREE_PORTS, version=address.version),
-                exec=(SetField("ct_mark", KNOWN, KNOWN), *RULES),
+                exec=(SetField("ct_mark", KNOWN, KNOWN), *LABELS),
             )
         ],
         "a direct connection whose reply tuple is in use: change its source port",

@@ -27,8 +27,8 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.DEFAULT,
         {"dl_type": family.ether_type},
-        _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),
-        "to the outside, through the node",
+        _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC, "Egress"),
+        "to the outside, through the node or an egress gateway",
     )  # fmt: skip
     if family_of(cluster.pod_range) is family:
         yield LAYOUT.flow(
@@ -48,8 +48,8 @@ def _of_family(family: Family, cluster: Cluster) -> Iterable[Flow]:
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.OVERRIDE,
         {"dl_type": family.ether_type, "Source": Source.PEER},
-        [],
-        "packets from another node go to pods of this node only",
+        [LAYOUT.goto("Egress")],
+        "packets from another node go to pods of this node, or out by this egress gateway",
     )  # fmt: skip
     yield LAYOUT.flow(
         Feature.FORWARDING, "Forwarding", Priority.LOCAL,
@@ -123,12 +123,12 @@ def attachment(_: Cluster, attachment: Attachment) -> Iterable[Flow]:
     )  # fmt: skip
 
 
-def _to(ofport: int, destination_mac: str) -> list[Action]:
+def _to(ofport: int, destination_mac: str, onward: str = "PolicyToPod") -> list[Action]:
     return [
         SetField("dl_src", mac(names.ROUTER_MAC)),
         SetField("dl_dst", mac(destination_mac)),
         LAYOUT.load("OutputPort", ofport),
-        LAYOUT.goto("PolicyToPod"),
+        LAYOUT.goto(onward),
     ]
 
 

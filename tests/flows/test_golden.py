@@ -10,6 +10,7 @@ from flows.features import (
     classify,
     conntrack,
     direct,
+    egress,
     forwarding,
     misses,
     output,
@@ -35,6 +36,7 @@ FEATURES = {
     "output": Feature.OUTPUT,
     "services": Feature.SERVICES,
     "direct": Feature.DIRECT,
+    "egress": Feature.EGRESS,
     "policy": Feature.POLICY,
     "state": Feature.STATE,
 }
@@ -47,7 +49,9 @@ def a_view() -> ClusterView:
     view = worlds.view(PODS, served=worlds.services())
     a, b = view.attachments["node1"].values()
     (c,) = view.attachments["node2"].values()
-    return policies.some(a, b, c, view.cluster.pod_range).on(view)
+    view = policies.some(a, b, c, view.cluster.pod_range).on(view)
+    gateways = {"192.0.2.9": "node1", "192.0.2.10": "node3", "192.0.2.11": ""}
+    return worlds.with_egress(view, gateways, {"default/b": "192.0.2.10", "default/c": "192.0.2.9"})
 
 
 def whole_node(name: str) -> list[Flow]:
@@ -136,7 +140,8 @@ def test_attachment_classifier_flow_names_one_sandbox() -> None:
 
 def test_every_feature_has_a_golden() -> None:
     modules = (
-        classify, arp, conntrack, services, direct, forwarding, misses, output, policy, state,
+        classify, arp, conntrack, services, direct, egress, forwarding, misses, output, policy,
+        state,
     )  # fmt: skip
     found = {module.__name__.rpartition(".")[2] for module in modules}
     assert found - {"misses"} | {"miss"} == set(FEATURES)

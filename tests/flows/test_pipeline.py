@@ -133,7 +133,7 @@ def test_numbers_never_change() -> None:
     assert {t.name: t.number for t in TABLES} == {
         "Classifier": 0, "SpoofGuard": 10, "TunnelGuard": 12, "GatewayGuard": 14, "PeerGuard": 15,
         "RouterGuard": 16, "BroadcastGuard": 18, "Arp": 20,
-        "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32,
+        "UnSnat": 25, "Conntrack": 30, "ConntrackState": 32, "EgressReply": 33,
         "IcmpError": 34, "NewConnection": 40,
         "NodeAddress": 50, "ServiceAddress": 55, "ServiceSource": 57, "ServiceChoice": 60,
         "Affinity": 62, "AffinityCheck": 63,
@@ -141,7 +141,7 @@ def test_numbers_never_change() -> None:
         "DestinationGuard": 74,
         "Refuse": 78, "PolicyFromPod": 80, "PolicyFromPodAgain": 84, "IsolationFromPod": 86,
         "PolicyFromPodVerdict": 90, "DeniedFromPod": 92,
-        "Forwarding": 100, "PeerWay": 102,
+        "Forwarding": 100, "PeerWay": 102, "Egress": 104, "EgressRoute": 106,
         "PolicyToPod": 110, "PolicyToPodAgain": 111, "IsolationToPod": 112,
         "PolicyToPodVerdict": 114, "Hairpin": 115, "DeniedToPod": 116,
         "Commit": 120, "Snat": 130, "Output": 140,
@@ -151,6 +151,7 @@ def test_numbers_never_change() -> None:
     assert {f.name: f.value for f in Feature} == {
         "MISS": 1, "CLASSIFY": 2, "ARP": 3, "CONNTRACK": 4, "FORWARDING": 5, "OUTPUT": 6,
         "SERVICES": 7, "POLICY": 8, "STATE": 9, "LEARNED": 10, "DIRECT": 11, "GENERATION": 12,
+        "EGRESS": 13,
     }  # fmt: skip
     assert {r.name: (r.register, r.bits) for r in REGISTERS} == {
         "Source": ("reg0", (0, 3)), "NodeAddress": ("reg0", (4, 4)), "Hairpin": ("reg0", (5, 5)),
@@ -167,6 +168,7 @@ def test_numbers_never_change() -> None:
         "StepAction": ("reg15", (2, 3)), "Selected": ("reg15", (4, 4)),
         "Isolated": ("reg15", (5, 5)), "Pass": ("reg15", (6, 6)),
         "DecidedRule": ("reg6", (0, 31)), "RuleFromPod": ("reg7", (0, 31)),
+        "EgressAddress": ("reg15", (8, 31)),
     }  # fmt: skip
 
 

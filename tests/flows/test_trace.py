@@ -168,12 +168,12 @@ def test_dropped_before_conntrack(switch: Ovs, what: str, packet: str, last: str
         (
             "from a tunnel to a tunnel",
             f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst=10.244.3.5",
-            "Forwarding",
+            "Egress",
         ),
         (
             "from a tunnel to the outside",
             f"tcp,in_port=1,tun_src=172.30.1.2,nw_src={C.address},nw_dst={EXTERNAL}",
-            "Forwarding",
+            "Egress",
         ),
     ],
 )

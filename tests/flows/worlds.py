@@ -1,6 +1,7 @@
 """Small clusters that the tests of `flows` share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -8,12 +9,17 @@ from flows import names
 from flows.compile import FEATURES, Compiler
 from flows.kinds import Writer
 from flows.view import (
+    SOME_SCOPE,
     Attachment,
     Cluster,
     ClusterView,
+    EgressAddress,
+    EgressMember,
+    EgressPod,
     Endpoint,
     Frontend,
     HostDnatAddress,
+    Key,
     Node,
     Service,
     ServicePort,
@@ -165,3 +171,41 @@ def view(pods: dict[int, list[str]], *, served: Iterable[Service] = ()) -> Clust
                 targets[str(target)] = target
                 owners.setdefault(str(target), set()).add(name)
     return ClusterView(CLUSTER, nodes, attachments, by_name, local, targets, owners)
+
+
+def with_egress(
+    view: ClusterView, gateways: Mapping[str, str], pods: Mapping[str, str]
+) -> ClusterView:
+    """The same cluster with egress addresses: `{"192.0.2.9": "node2"}`, `{"default/a": ...}`.
+
+    An address without a gateway has "". Each node may be the gateway of each address.
+    """
+    rules = {}
+    at: dict[str, set[str]] = {}
+    for address, gateway in gateways.items():
+        name = f"from-{address.replace('.', '-')}"
+        tunnel = view.nodes[gateway].address if gateway else None
+        rules[name] = EgressAddress(name, IPv4Address(address), gateway, tunnel)
+        if gateway:
+            at.setdefault(gateway, set()).add(name)
+    by_address = {str(rule.address): rule for rule in rules.values()}
+    selected: dict[str, dict[str, EgressPod]] = {}
+    members = {}
+    for node_name, attachments in view.attachments.items():
+        for each in attachments.values():
+            if (address := pods.get(each.pod)) is not None:
+                rule = by_address[address]
+                of_node = selected.setdefault(node_name, {})
+                of_node[each.port] = EgressPod(each, rule.name, rule.address)
+                members[str(each.address)] = EgressMember(
+                    each.ref, each.address, rule.name, rule.address
+                )
+    needed = {Key(SOME_SCOPE, "egress-member", name): set(view.nodes) for name in members}
+    return replace(
+        view,
+        needed_by={**view.needed_by, **needed},
+        egress_addresses=rules,
+        egress_gateways=at,
+        egress_pods=selected,
+        egress_members=members,
+    )
