@@ -27,7 +27,7 @@ from controller.policy_publication import Follower, PolicyPublication
 from controller.problems import Reporter, ReporterKind, Subject
 from controller.work_budget import WorkBudget
 from flows.compile import Fragment
-from flows.kinds import ATTACHMENT, ISOLATION
+from flows.kinds import ATTACHMENT, EGRESS_POD, ISOLATION
 from flows.pipeline import PipelineError
 from flows.refs import CLUSTER, ObjectRef
 from flows.view import CLUSTER_SCOPE, Key
@@ -253,8 +253,12 @@ class Compilation:
         changes: dict[Key, Fragment | None],
         problems: dict[Key, str],
     ) -> None:
-        """Add the isolation of an attachment to the changes that the attachment is part of."""
+        """Add the isolation of an attachment to the changes that the attachment is part of.
+
+        So is its egress address: without that, the pod would leave from its node's address.
+        """
         isolation = _isolation_key(key)
+        egress = key._replace(kind=EGRESS_POD.name)
         new, old = changes[key], self._desired.program(node).fragments.get(key)
         is_same = new is not None and old is not None and new.flows == old.flows
         if is_same:
@@ -268,6 +272,7 @@ class Compilation:
             self._forget_policy(node, each)
             self.policy.forget(node, each)
         try:
+            changes[egress] = self._desired.fragment(node, egress)
             changes[isolation] = self._desired.fragment(node, isolation)
         except PipelineError as error:
             # Without it, the pod must not be connected.
@@ -422,11 +427,11 @@ class Compilation:
         except PipelineError:
             pass
         # One bad object must not stop the others: add each by itself, until no further one fits.
-        # An attachment is never added without its isolation.
+        # An attachment is never added without its isolation, or its egress address.
         waiting: dict[Key, dict[Key, Fragment | None]] = {}
         for key, fragment in changes.items():
             attachment = key._replace(kind=ATTACHMENT.name)
-            together = key.kind == ISOLATION.name and attachment in changes
+            together = key.kind in _WITH_ATTACHMENT and attachment in changes
             waiting.setdefault(attachment if together else key, {})[key] = fragment
         changed = False
         refused: dict[Key, str] = {}
@@ -444,6 +449,8 @@ class Compilation:
 
 
 COMPILER: Final = Reporter(ReporterKind.COMPILER)
+_WITH_ATTACHMENT: Final = (ISOLATION.name, EGRESS_POD.name)
+"""The kinds that are published together with the attachment that they are about."""
 POLICY: Final = 1
 """The serial number of reporters of policy that cannot be compiled, besides those of other keys."""
 
@@ -475,4 +482,8 @@ def _subject(key: Key) -> Subject:
             return ObjectRef.node(key.name)
         case "cluster":
             return CLUSTER
+        case "egress":
+            return ObjectRef("EgressAddress", "", key.name)
+        case "egress-gateway":
+            return ObjectRef.node(key.name)
     return ObjectRef(key.kind, "", key.name)

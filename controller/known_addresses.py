@@ -6,6 +6,7 @@ never a Service's: with one of them a tenant could cut all nodes off from the co
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from flows import names
@@ -52,6 +53,10 @@ class KnownAddresses:
     def all_protected(self) -> frozenset[IPAddress]:
         """Every address that no Service may take."""
         return self._api_servers | self._protected.keys()
+
+    def nodes_with(self, address: IPAddress) -> AbstractSet[str]:
+        """The nodes whose agents found this address on an interface of the host."""
+        return self._nodes_with.get(address, frozenset())
 
     def host_dnat(self, address: IPAddress) -> tuple[HostDnatAddress, ...]:
         """Where this address is on an interface though no Node object names it, by node."""

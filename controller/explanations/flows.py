@@ -19,6 +19,7 @@ from flows.features import (
     classify,
     conntrack,
     direct,
+    egress,
     forwarding,
     misses,
     output,
@@ -54,7 +55,7 @@ _PURPOSES: Final = {
         Feature.MISS: misses, Feature.CLASSIFY: classify, Feature.ARP: arp,
         Feature.CONNTRACK: conntrack, Feature.FORWARDING: forwarding, Feature.OUTPUT: output,
         Feature.SERVICES: services, Feature.POLICY: policy, Feature.STATE: state,
-        Feature.DIRECT: direct,
+        Feature.DIRECT: direct, Feature.EGRESS: egress,
     }.items()
 }  # fmt: skip
 """The first line of each feature's documentation."""

@@ -5,6 +5,7 @@ from typing import Final
 
 from controller.address_owners import AddressOwners
 from controller.address_owners.standing import standing_of
+from controller.egress import EgressAddresses, Needs
 from controller.inventory.kept import KeptKind
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
@@ -85,6 +86,22 @@ class Inventory:
         self.bgp_peers: Final = KeptKind[BGPPeerObject]()
         self.address_pools: Final = KeptKind[AddressPoolObject]()
         self.egress_addresses: Final = KeptKind[EgressAddressObject]()
+        self.egress: Final = EgressAddresses(
+            self.egress_addresses,
+            self.nodes,
+            self.policies.groups,
+            self.address_owners,
+            (
+                ("the pod range", cluster.pod_range),
+                ("the Service range", cluster.service_range),
+                *reserved,
+            ),
+            self.services.addresses.nodes_with,
+            self._note,
+        )
+        """Which pods leave from which address."""
+        self.nodes.followers.append(self.egress.follow_accepted)
+        self.policies.attachments.followers.append(self.egress.placed)
         self._kinds: Final[dict[str, ObjectKind]] = {
             "Node": self.nodes,
             "Pod": self.pods,
@@ -129,7 +146,11 @@ class Inventory:
             self.policies.peers.view,
             self.policies.peers.members,
             self.policies.ports.view,
-            self.policies.needed_by,
+            Needs(self.policies.needed_by, self.egress.members, self.egress.nodes_of),
+            self.egress.view,
+            self.egress.gateways,
+            self.egress.pods,
+            self.egress.members,
         )
 
     # --- objects and ports in ---
@@ -140,6 +161,8 @@ class Inventory:
             self.address_owners.set_standing(new.metadata.name, standing_of(new))
         touched = self._kinds[new.kind].put(new)
         self.load_balancers.follow(new.kind, new.metadata.namespace, new.metadata.name)
+        if new.kind == "Node":
+            self.egress.follow_node(new.metadata.name)
         return touched
 
     def remove_object(self, kind: str, namespace: str, name: str) -> set[Key]:
@@ -148,6 +171,8 @@ class Inventory:
             self.address_owners.set_standing(name, None)
         touched = self._kinds[kind].remove(namespace, name)
         self.load_balancers.follow(kind, namespace, name)
+        if kind == "Node":
+            self.egress.follow_node(name)
         return touched
 
     def settle(self, budget: WorkBudget | None = None) -> set[Key]:
@@ -156,12 +181,15 @@ class Inventory:
         With a budget, policies are decided as far as it reaches: call it again until `is_settled`.
         """
         touched = self.nodes.settle() | self.services.settle()
-        return touched | self.policies.settle(budget)
+        return touched | self._settle_pods(budget)
+
+    def _settle_pods(self, budget: WorkBudget | None) -> set[Key]:
+        return self.policies.settle(budget) | self.egress.settle(budget)
 
     @property
     def is_settled(self) -> bool:
         """Whether the view is what the objects and ports say."""
-        return self.policies.is_settled
+        return self.policies.is_settled and self.egress.is_settled
 
     @property
     def is_consistent(self) -> bool:
@@ -179,15 +207,15 @@ class Inventory:
         self, node: str, ports: Iterable[BridgePort], budget: WorkBudget | None = None
     ) -> set[Key]:
         """All ports of a node's bridge, after its switch connected."""
-        return self.ports.put_all(node, ports) | self.policies.settle(budget)
+        return self.ports.put_all(node, ports) | self._settle_pods(budget)
 
     def set_port(self, node: str, port: BridgePort, budget: WorkBudget | None = None) -> set[Key]:
         """A port was added or changed."""
-        return self.ports.put(node, port) | self.policies.settle(budget)
+        return self.ports.put(node, port) | self._settle_pods(budget)
 
     def remove_port(self, node: str, name: str, budget: WorkBudget | None = None) -> set[Key]:
         """A port was removed."""
-        return self.ports.remove(node, name) | self.policies.settle(budget)
+        return self.ports.remove(node, name) | self._settle_pods(budget)
 
     def report_addresses(self, node: str, addresses: Iterable[IPAddress]) -> None:
         """What a node's agent has found on the host's interfaces; `settle` has to follow."""

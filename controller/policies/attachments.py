@@ -18,6 +18,10 @@ from flows.kinds import ISOLATION
 from flows.policy import Isolation
 from flows.view import Attachment
 
+Follower = Callable[[Place, Attachment | None, PodGroup | None], None]
+"""Called with each attachment that was added, changed or removed, and its group; both are None if
+it is gone, or no pod's."""
+
 
 class Attachments:
     """All attachments of pods. An attachment is isolated before it is a member of any set."""
@@ -37,6 +41,7 @@ class Attachments:
         """`accepted` are the attachments of the view; `owner` finds the Pod of a node's port."""
         self.isolations: Final[dict[str, dict[str, Isolation]]] = {}
         """See `ClusterView.isolations`."""
+        self.followers: Final[list[Follower]] = []
         self._accepted = accepted
         self._owner = owner
         self._groups = groups
@@ -115,6 +120,7 @@ class Attachments:
         key = self._group_key(place, attachment, old)
         if attachment is None or key is None:
             self._isolate(place, None, None)
+            self._tell(place, None, None)
             if old is not None:
                 del self._placed[place]
                 self._vacate(place, old[0])
@@ -133,8 +139,13 @@ class Attachments:
         self._moved[attachment.address] = None
         self._placed[place] = attachment, group
         self._isolate(place, attachment, group)
+        self._tell(place, attachment, group)
         if old is not None and group is not old[1]:
             self._leave(old[1], place)
+
+    def _tell(self, place: Place, attachment: Attachment | None, group: PodGroup | None) -> None:
+        for follower in self.followers:
+            follower(place, attachment, group)
 
     def _vacate(self, place: Place, attachment: Attachment) -> None:
         """An attachment does not have its address any more; another one may have it already."""

@@ -1,0 +1,6 @@
+"""EgressAddresses: which pods leave from which address, and through which node."""
+
+from controller.egress.addresses import EgressAddresses
+from controller.egress.needs import Needs
+
+__all__ = ["EgressAddresses", "Needs"]

@@ -1,0 +1,536 @@
+"""All EgressAddresses: their pods, the nodes that may be their gateways, and the gateways.
+
+Objects, Nodes and groups of pods are only noted; `settle` brings the view up to date, in slices. A
+pod that starts is decided at once, before it is connected: it must not leave from its node's
+address for a moment. The result depends on the objects, attachments and owners alone, never on the
+order in which they came.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterable
+from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address
+from typing import Final
+
+from controller.address_owners import AddressOwners, Claim
+from controller.address_owners.claims import considered
+from controller.egress.drafts import Draft, Range, read
+from controller.inventory.kept import KeptKind
+from controller.inventory.nodes import Nodes
+from controller.policies.pod_groups import Place, PodGroup, PodGroups, SelectionState
+from controller.policies.selectors import Labels, Selector, matches
+from controller.policies.slices import SLICE, Slices
+from controller.problems import Note
+from controller.sources.routed_objects import EgressAddressObject
+from controller.work_budget import WorkBudget
+from flows.family import IPAddress
+from flows.kinds import EGRESS, EGRESS_GATEWAY, EGRESS_HERE, EGRESS_MEMBER, EGRESS_POD
+from flows.refs import ObjectRef
+from flows.view import (
+    CLUSTER_SCOPE,
+    SOME_SCOPE,
+    Attachment,
+    EgressAddress,
+    EgressMember,
+    EgressPod,
+    Key,
+    egress_number,
+)
+
+MAX_EGRESS_ADDRESSES: Final = 1_024
+"""The oldest ones are used. Each is some flows on every node."""
+SOURCE: Final = "egress"
+"""Of the claims at `AddressOwners`."""
+SLICE_COST: Final = 20
+"""Of one slice of work, as `work_budget.MAX_COST` counts."""
+_NOWHERE: Final = frozenset[str]()
+
+
+class Rule:
+    """An EgressAddress that is used."""
+
+    __slots__ = ("address", "candidates", "draft", "hidden", "places", "selection")
+
+    def __init__(self, draft: Draft, address: IPv4Address) -> None:
+        self.draft = draft
+        self.address = address
+        self.selection: SelectionState | None = None
+        self.candidates = _NOWHERE
+        """The nodes that may be its gateway."""
+        self.places: dict[Place, None] = {}
+        """The attachments that leave from it."""
+        self.hidden: dict[PodGroup, Rule] = {}
+        """Groups that it selects, too, and the older rule that has them."""
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The object."""
+        return ObjectRef("EgressAddress", "", self.draft.name)
+
+
+class EgressAddresses:
+    """Keeps the egress part of the view."""
+
+    def __init__(
+        self,
+        objects: KeptKind[EgressAddressObject],
+        nodes: Nodes,
+        groups: PodGroups,
+        owners: AddressOwners,
+        ranges: Iterable[Range],
+        on_hosts: Callable[[IPAddress], AbstractSet[str]],
+        note: Note,
+    ) -> None:
+        """`ranges`: where no egress address may be. `on_hosts`: the nodes whose hosts have it."""
+        self.view: Final[dict[str, EgressAddress]] = {}
+        self.gateways: Final[dict[str, set[str]]] = {}
+        self.pods: Final[dict[str, dict[str, EgressPod]]] = {}
+        self.members: Final[dict[str, EgressMember]] = {}
+        """These four: see `ClusterView`."""
+        self.rules: Final[dict[str, Rule]] = {}
+        """By name, those that are used."""
+        self.hosts_changed: Callable[[], None] = lambda: None
+        """Called when `at` of any node changes."""
+        self._objects = objects
+        self._nodes = nodes
+        self._groups = groups
+        self._owners = owners
+        self._ranges = tuple(ranges)
+        self._on_hosts = on_hosts
+        self._note = note
+        self._drafts: dict[str, Draft] = {}
+        self._ages: list[tuple[str, str]] = []
+        """Of all drafts, sorted."""
+        self._by_address: dict[IPv4Address, str] = {}
+        self._of_group: dict[PodGroup, Rule] = {}
+        """The rule that the attachments of a group leave by."""
+        self._hidden: dict[PodGroup, list[Rule]] = {}
+        """By group, the further rules that select it."""
+        self._of_place: dict[Place, Rule] = {}
+        self._at: dict[str, Place] = {}
+        """By member, the attachment that it is."""
+        self._matching: dict[Selector, frozenset[str]] = {}
+        """By selector of gateways, the nodes that it selects."""
+        self._claims: dict[IPv4Address, Claim] = {}
+        self._labels: dict[str, Labels] = {}
+        """By Node, as they were seen last."""
+        self._have_addresses_changed = False
+        self._touched: set[Key] = set()
+        self._dirty_objects: dict[str, None] = {}
+        self._dirty_nodes: dict[str, None] = {}
+        self._dirty_groups: dict[PodGroup, None] = {}
+        self._dirty_problems: dict[str, None] = {}
+        self._work: Slices[None] | None = None
+        objects.followers.append(self._object_changed)
+        owners.followers.append(self.follow_owners)
+
+    # --- what changes ---
+
+    def _object_changed(self, name: str) -> None:
+        self._dirty_objects[name] = None
+
+    def follow_node(self, name: str) -> None:
+        """A Node object was added, changed or removed."""
+        given = self._nodes.objects.get(name)
+        labels = None if given is None else given.metadata.labels or {}
+        if self._labels.get(name) != labels:
+            if labels is None:
+                del self._labels[name]
+            else:
+                self._labels[name] = labels
+            self._dirty_nodes[name] = None
+
+    def follow_accepted(self, names: Collection[str]) -> set[Key]:
+        """What is accepted of Nodes changed: their addresses, or whether they take part."""
+        self._dirty_nodes.update(dict.fromkeys(names))
+        self._have_addresses_changed = True
+        return set()  # see `settle`
+
+    def joined(self, group: PodGroup) -> None:
+        """As `Watcher.joined`."""
+        self._dirty_groups[group] = None
+
+    def left(self, group: PodGroup) -> None:
+        """As `Watcher.left`."""
+        self._dirty_groups[group] = None
+
+    def placed(self, place: Place, attachment: Attachment | None, group: PodGroup | None) -> None:
+        """An attachment was added, changed or removed. Its group is None if it is no pod's."""
+        rule = self._rule_of(group) if group is not None and attachment is not None else None
+        self._assign(place, attachment, rule)
+
+    def follow_owners(self, changed: Collection[IPv4Address]) -> set[Key]:
+        """These addresses have other owners. Returns the keys that changed."""
+        for address in changed:
+            if (name := self._by_address.get(address)) is not None:
+                self._show(name)
+        touched, self._touched = self._touched, set()
+        return touched
+
+    # --- what others ask ---
+
+    def nodes_of(self, member: str) -> AbstractSet[str]:
+        """The nodes that need the flow of a selected pod, by its address."""
+        found = self.members.get(member)
+        rule = self.rules.get(found.name) if found else None
+        return rule.candidates if rule else _NOWHERE
+
+    def at(self, node: str) -> tuple[IPv4Address, ...]:
+        """The addresses that a node may be the gateway of, sorted."""
+        return tuple(
+            sorted(rule.address for rule in self.rules.values() if node in rule.candidates)
+        )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left for `settle`."""
+        return self._work is None and not self._is_dirty
+
+    @property
+    def _is_dirty(self) -> bool:
+        return bool(
+            self._dirty_objects or self._dirty_nodes or self._dirty_groups or self._dirty_problems
+        )
+
+    # --- the work ---
+
+    def settle(self, budget: WorkBudget | None = None) -> set[Key]:
+        """Bring the view up to date, as far as the budget reaches. Returns the keys that changed.
+
+        Without a budget: all of it.
+        """
+        while not self.is_settled:
+            if budget and budget.over:
+                break
+            if self._work is None:
+                self._work = self._all()
+            if next(self._work, self) is self:
+                self._work = None
+            if budget:
+                budget.spend(SLICE_COST)
+        touched, self._touched = self._touched, set()
+        return touched
+
+    def _all(self) -> Slices[None]:
+        objects, self._dirty_objects = self._dirty_objects, {}
+        nodes, self._dirty_nodes = self._dirty_nodes, {}
+        if objects or nodes:
+            yield from self._read(objects)
+            yield from self._find_gateways(nodes)
+            self._claim()
+        while self._dirty_groups:
+            yield from self._decide(self._dirty_groups.popitem()[0])
+        noted, self._dirty_problems = self._dirty_problems, {}
+        for name in noted:
+            self._report(name)
+            yield
+
+    # --- objects ---
+
+    def _read(self, names: Iterable[str]) -> Slices[None]:
+        for name in names:
+            given, old = self._objects.objects.get(name), self._drafts.pop(name, None)
+            if old is not None:
+                del self._ages[bisect_left(self._ages, old.age)]
+            if given is None:
+                self._note(ObjectRef("EgressAddress", "", name), "")
+            else:
+                draft = self._drafts[name] = read(given, self._ranges)
+                insort(self._ages, draft.age)
+            self._dirty_problems[name] = None
+            yield
+        if self._have_addresses_changed:
+            self._have_addresses_changed = False
+            self._dirty_problems.update(dict.fromkeys(self._drafts))
+        wanted = self._usable()
+        for name in [name for name in self.rules if name not in wanted]:
+            self._retire(name)
+            yield
+        for name, (draft, address) in wanted.items():
+            old_rule = self.rules.get(name)
+            if old_rule is None:
+                yield from self._begin(Rule(draft, address))
+            elif old_rule.draft != draft:
+                yield from self._change(old_rule, draft)
+
+    def _usable(self) -> dict[str, tuple[Draft, IPv4Address]]:
+        """The drafts that are used, and their addresses: of several with one number the oldest."""
+        found: dict[str, tuple[Draft, IPv4Address]] = {}
+        taken: set[int] = set()
+        for _, name in self._ages[:MAX_EGRESS_ADDRESSES]:
+            draft = self._drafts[name]
+            if (address := draft.address) is None or address in self._nodes.addresses:
+                continue
+            number = egress_number(address)
+            if number not in taken:
+                taken.add(number)
+                found[name] = draft, address
+        return found
+
+    def _begin(self, rule: Rule) -> Slices[None]:
+        self.rules[rule.draft.name] = rule
+        self._by_address[rule.address] = rule.draft.name
+        rule.candidates = self._selected_by(rule.draft.gateways)
+        self._show(rule.draft.name)
+        yield from self._select(rule)
+        self._dirty_problems.update(dict.fromkeys(self.rules))
+
+    def _change(self, rule: Rule, draft: Draft) -> Slices[None]:
+        old, rule.draft = rule.draft, draft
+        if old.address != draft.address or old.age != draft.age:
+            name = draft.name
+            self._retire(name)
+            if draft.address is not None:
+                yield from self._begin(Rule(draft, draft.address))
+            return
+        if old.selection != draft.selection:
+            self._release(rule, old)
+            yield from self._select(rule)
+        if old.gateways != draft.gateways:
+            yield from self._move_candidates(rule, self._selected_by(draft.gateways))
+
+    def _retire(self, name: str) -> None:
+        rule = self.rules.pop(name)
+        self._release(rule, rule.draft)
+        del self._by_address[rule.address]
+        self._show(name)
+        self._dirty_problems.update(dict.fromkeys(self.rules))
+
+    def _select(self, rule: Rule) -> Slices[None]:
+        state = yield from self._groups.use(rule.draft.selection, rule)
+        if rule.draft.selection != state.selection or self.rules.get(rule.draft.name) is not rule:
+            return
+        rule.selection = state
+        state.watchers[self] = None
+        self._dirty_groups.update(state.groups)
+
+    def _release(self, rule: Rule, draft: Draft) -> None:
+        state, rule.selection = rule.selection, None
+        if state is not None:
+            self._dirty_groups.update(state.groups)
+            if not any(isinstance(user, Rule) and user is not rule for user in state.users):
+                state.watchers.pop(self, None)
+        self._groups.release(draft.selection, rule)
+
+    # --- pods ---
+
+    def _rule_of(self, group: PodGroup) -> Rule | None:
+        if group in self._dirty_groups:
+            self._choose(group)
+        return self._of_group.get(group)
+
+    def _choose(self, group: PodGroup) -> None:
+        """Find the rule of a group: of several that select it, the oldest."""
+        for rule in self._hidden.pop(group, ()):
+            del rule.hidden[group]
+            self._dirty_problems[rule.draft.name] = None
+        self._of_group.pop(group, None)
+        if not group.attachments:
+            return
+        found = sorted(
+            (
+                user
+                for state in group.selected
+                for user in state.users
+                if isinstance(user, Rule) and user.selection is state
+            ),
+            key=lambda rule: rule.draft.age,
+        )
+        if found:
+            first, *others = found
+            self._of_group[group] = first
+            self._hidden[group] = others
+            for other in others:
+                other.hidden[group] = first
+                self._dirty_problems[other.draft.name] = None
+
+    def _decide(self, group: PodGroup) -> Slices[None]:
+        self._choose(group)
+        rule = self._of_group.get(group)
+        for number, (place, attachment) in enumerate(list(group.attachments.items())):
+            if number % SLICE == SLICE - 1:
+                yield
+            if group.attachments.get(place) is attachment:
+                self._assign(place, attachment, rule)
+        yield
+
+    def _assign(self, place: Place, attachment: Attachment | None, rule: Rule | None) -> None:
+        """An attachment leaves by this rule, or by none."""
+        of_node = self.pods.get(place.node, {})
+        old, old_rule = of_node.get(place.port), self._of_place.pop(place, None)
+        new = None
+        if attachment is not None and rule is not None:
+            new = EgressPod(attachment, rule.draft.name, rule.address)
+            self._of_place[place] = rule
+        if old_rule is not rule:
+            if old_rule is not None:
+                old_rule.places.pop(place, None)
+            if rule is not None:
+                rule.places[place] = None
+        if old == new:
+            return
+        self._touched.add(Key(place.node, EGRESS_POD.name, place.port))
+        if old is not None:
+            self._remove_member(str(old.attachment.address), place, old_rule)
+        if new is None:
+            del of_node[place.port]
+            if not of_node:
+                del self.pods[place.node]
+        else:
+            self.pods.setdefault(place.node, {})[place.port] = new
+            self._add_member(new, place)
+
+    def _remove_member(self, address: str, place: Place, rule: Rule | None) -> None:
+        if self._at.get(address) == place:
+            del self._at[address], self.members[address]
+            for node in rule.candidates if rule else ():
+                self._touched.add(Key(node, EGRESS_MEMBER.name, address))
+
+    def _add_member(self, pod: EgressPod, place: Place) -> None:
+        address = str(pod.attachment.address)
+        self._at[address] = place
+        self.members[address] = EgressMember(
+            pod.attachment.ref, pod.attachment.address, pod.name, pod.address
+        )
+        self._touched.add(Key(SOME_SCOPE, EGRESS_MEMBER.name, address))
+        for node in self.nodes_of(address):
+            self._touched.add(Key(node, EGRESS_MEMBER.name, address))
+
+    # --- gateways ---
+
+    def _selected_by(self, selector: Selector) -> frozenset[str]:
+        found = self._matching.get(selector)
+        if found is None:
+            found = frozenset(
+                name for name in self._nodes.accepted if self._matches(selector, name)
+            )
+            self._matching[selector] = found
+        return considered(found)
+
+    def _matches(self, selector: Selector, node: str) -> bool:
+        given = self._nodes.objects.get(node)
+        is_accepted = given is not None and node in self._nodes.accepted
+        return is_accepted and matches(selector, self._labels.get(node) or {})
+
+    def _find_gateways(self, nodes: Collection[str]) -> Slices[None]:
+        used = {rule.draft.gateways for rule in self.rules.values()}
+        for selector in self._matching.keys() - used:
+            del self._matching[selector]
+        moved = set()
+        for selector, found in self._matching.items():
+            gone = {name for name in nodes if name in found and not self._matches(selector, name)}
+            new = {name for name in nodes if name not in found and self._matches(selector, name)}
+            if gone or new:
+                moved.add(selector)
+                self._matching[selector] = found - gone | new
+        for rule in list(self.rules.values()) if moved else ():
+            if rule.draft.gateways in moved:
+                yield from self._move_candidates(rule, self._selected_by(rule.draft.gateways))
+        for name in nodes:
+            for egress in self.gateways.get(name, set()) | self._owned_by(name):
+                self._show(egress)
+
+    def _owned_by(self, node: str) -> set[str]:
+        return {
+            name
+            for address, name in self._by_address.items()
+            if self._owners.owners.get(address) == node
+        }
+
+    def _move_candidates(self, rule: Rule, new: frozenset[str]) -> Slices[None]:
+        changed, rule.candidates = rule.candidates ^ new, new
+        if not changed:
+            return
+        self._dirty_problems[rule.draft.name] = None
+        for number, place in enumerate(list(rule.places)):
+            if number % SLICE == SLICE - 1:
+                yield
+            if (pod := self.pods.get(place.node, {}).get(place.port)) is not None:
+                address = str(pod.attachment.address)
+                self._touched |= {Key(node, EGRESS_MEMBER.name, address) for node in changed}
+
+    def _show(self, name: str) -> None:
+        """Put an egress address, with the gateway of the moment, into the view."""
+        rule, old = self.rules.get(name), self.view.get(name)
+        new = None
+        if rule is not None:
+            owner = self._owners.owners.get(rule.address, "")
+            node = self._nodes.accepted.get(owner)
+            gateway = (owner, node.address) if node is not None else ("", None)
+            new = EgressAddress(name, rule.address, *gateway)
+        if old == new:
+            return
+        self._touched.add(Key(CLUSTER_SCOPE, EGRESS.name, name))
+        for each, is_new in ((old, False), (new, True)):
+            if each is None or not each.gateway:
+                continue
+            at = self.gateways.setdefault(each.gateway, set())
+            (at.add if is_new else at.discard)(name)
+            if not at:
+                del self.gateways[each.gateway]
+            self._touched |= {
+                Key(each.gateway, EGRESS_HERE.name, name),
+                Key(CLUSTER_SCOPE, EGRESS_GATEWAY.name, each.gateway),
+            }
+        if new is None:
+            del self.view[name]
+        else:
+            self.view[name] = new
+
+    def _claim(self) -> None:
+        claims = {
+            rule.address: Claim(
+                rule.ref, rule.candidates, announce="Link" in rule.draft.announce, gated=True
+            )
+            for rule in self.rules.values()
+        }
+        if claims != self._claims:
+            self._claims = claims
+            self._owners.want(SOURCE, claims)
+            self.hosts_changed()
+
+    # --- problems ---
+
+    def _report(self, name: str) -> None:
+        draft = self._drafts.get(name)
+        if draft is None:
+            return
+        problems = [*draft.problems, *self._conflicts(draft)]
+        if (rule := self.rules.get(name)) is not None:
+            if not rule.candidates:
+                problems.append("spec.gateways selects no Node that takes part")
+            if hosts := sorted(self._on_hosts(rule.address)):
+                problems.append(
+                    f"spec.address: the host of Node {hosts[0]} has {rule.address} on an interface,"
+                    " so replies to pods would end there"
+                )
+            if rule.hidden:
+                group, other = min(
+                    rule.hidden.items(), key=lambda item: (item[0].key.namespace, item[0].key)
+                )
+                pods = sorted(each.pod for each in group.attachments.values())
+                if pods:
+                    problems.append(
+                        f"it selects pods of EgressAddress {other.draft.name}, which is older and"
+                        f" keeps them, as {pods[0]}"
+                    )
+        self._note(ObjectRef("EgressAddress", "", name), "; ".join(problems[:5]))
+
+    def _conflicts(self, draft: Draft) -> Iterable[str]:
+        address = draft.address
+        if address is None or draft.name in self.rules:
+            return
+        if bisect_left(self._ages, draft.age) >= MAX_EGRESS_ADDRESSES:
+            yield f"{MAX_EGRESS_ADDRESSES} EgressAddresses are the most of a cluster"
+            return
+        if (node := self._nodes.addresses.get(address)) is not None:
+            yield f"spec.address: {address} is an address of Node {node.node}"
+            return
+        for other in self.rules.values():
+            if other.address == address:
+                yield f"spec.address: {address} is EgressAddress {other.draft.name}'s already"
+            elif egress_number(other.address) == egress_number(address):
+                yield (
+                    f"spec.address: {address} cannot be told from {other.address} of EgressAddress"
+                    f" {other.draft.name}: their last 24 bits are the same"
+                )
