@@ -63,12 +63,19 @@ class LocalServices:
         self._protected = Protected(agent.controllers)
         self._left_out: dict[IPv4Address, str] = {}
         """Addresses of Services that this host needs itself, and for what."""
+        self._egress: frozenset[IPv4Address] = frozenset()
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._unanswered: dict[str, str] = {}
         """By Service: why its health checks are not answered."""
         self._busy: dict[NodePort, str] = {}
         """Ports of Services on this host that a process holds, and its name."""
+
+    def route(self, egress: frozenset[IPv4Address]) -> None:
+        """Send what comes for these egress addresses into the switch: replies to pods."""
+        if egress != self._egress:
+            self._egress = egress
+            self._news.set()
 
     def _is_healthy(self) -> bool:
         """Whether connections to Services are served here, as far as this host knows."""
@@ -186,7 +193,7 @@ class LocalServices:
             }
             self._busy = await asyncio.to_thread(host_ports.held, could_be_busy)
             external = External(
-                frozenset(whole_addresses(wanted, left_out)),
+                frozenset(whole_addresses(wanted, left_out)) | self._egress,
                 frozenset(address for address, *_ in ports.external),
             )
         todo = config, ports, set(self._busy), external

@@ -273,7 +273,7 @@ class EgressAddresses:
         rule.candidates = self._selected_by(rule.draft.gateways)
         self._show(rule.draft.name)
         yield from self._select(rule)
-        self._dirty_problems.update(dict.fromkeys(self.rules))
+        self._dirty_problems.update(dict.fromkeys(self._drafts))
 
     def _change(self, rule: Rule, draft: Draft) -> Slices[None]:
         old, rule.draft = rule.draft, draft
@@ -294,7 +294,7 @@ class EgressAddresses:
         self._release(rule, rule.draft)
         del self._by_address[rule.address]
         self._show(name)
-        self._dirty_problems.update(dict.fromkeys(self.rules))
+        self._dirty_problems.update(dict.fromkeys(self._drafts))
 
     def _select(self, rule: Rule) -> Slices[None]:
         state = yield from self._groups.use(rule.draft.selection, rule)
