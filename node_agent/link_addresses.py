@@ -93,9 +93,14 @@ class LinkAddresses:
         netlink: AsyncIPRoute,
         config: Callable[[], NodeConfig | None],
         *,
+        on_gated: Callable[[frozenset[IPv4Address]], None] = lambda _: None,
         clock: Callable[[], float] = clock,
     ) -> None:
-        """`config`: what the controller has said of the node; None: nothing yet."""
+        """`config`: what the controller has said of the node; None: nothing yet.
+
+        `on_gated` is called with the gated addresses when they change.
+        """
+        self._on_gated = on_gated
         self.holds: Final = Holds(controllers.each)
         self._agent = agent
         self._node = controllers.node
@@ -315,6 +320,7 @@ class LinkAddresses:
             self._note_gate(str(error))
         else:
             self._gate_problem = ""
+            self._on_gated(self._gate.gated)
 
     async def _hold_gate(self, addresses: Iterable[IPv4Address]) -> None:
         now = self._clock()

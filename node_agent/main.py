@@ -155,7 +155,7 @@ async def _run(agent: Agent) -> None:
             services = LocalServices(agent, netlink, table)
             peers = PeerRouting(agent, netlink)
             node = LocalNode(agent, ovsdb, netlink, leases, watch, services, peers)
-            link = LinkAddresses(agent, controllers, netlink, node.config)
+            link = LinkAddresses(agent, controllers, netlink, node.config, on_gated=services.route)
             await link.restore()
             pods = PodProblems()
             attachments = Attachments(

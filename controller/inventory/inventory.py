@@ -94,7 +94,6 @@ class Inventory:
             (
                 ("the pod range", cluster.pod_range),
                 ("the Service range", cluster.service_range),
-                *reserved,
             ),
             self.services.addresses.nodes_with,
             self._note,
