@@ -46,6 +46,16 @@ FOREIGN = Gauge(
 )
 REJECTED = Counter("sluice_switch_rejected_messages", "Messages that a switch rejected")
 
+# BGP. `speaker` is `controller` (this one), or `nodes` (those with a speaker of their own).
+BGP_SESSIONS = Gauge("sluice_bgp_sessions", "Sessions that should be established", ["speaker"])
+BGP_ESTABLISHED = Gauge("sluice_bgp_sessions_established", "Sessions that are", ["speaker"])
+BGP_PATHS = Gauge(
+    "sluice_bgp_paths", "Pairs of a prefix and a next hop that peers were told", ["speaker"]
+)
+BGP_RECEIVED = Gauge(
+    "sluice_bgp_received_prefixes", "Prefixes that peers announced; none is used", ["speaker"]
+)
+
 # Objects
 CLUSTER_READ = Gauge(
     "sluice_cluster_read",

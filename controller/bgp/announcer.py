@@ -7,13 +7,14 @@ controller speaks, whichever of them leads, so the network keeps the routes when
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from collections.abc import Collection, Iterable
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, cast
 
 import structlog
 
 from bgp.speaker import Speaker
+from controller import metrics
 from controller.bgp.passwords import Passwords
 from controller.bgp.peers import Judgement, PeerDraft, judge
 from controller.bgp.routes import Announced, Candidate, candidates, for_speaker, routes
@@ -25,6 +26,7 @@ from controller.reconciler import Reconciler
 from controller.work_budget import in_turns
 from flows.family import IPAddress
 from flows.refs import ObjectRef
+from flows.view import Key
 from wire.bgp import MAX_PEERS, NodeBGP, NodeSessions, Peer, PeerAnnouncements, Route, Session
 from wire.documents import encode
 
@@ -51,7 +53,7 @@ class Announcer:
         """By BGPPeer, routes that are too many."""
         self.changed_for_nodes = asyncio.Event()
         """Set, and replaced, when what nodes' speakers tell may have changed."""
-        self.speaker = Speaker(self._sessions_changed)
+        self.speaker = Speaker()
         self._reconciler = reconciler
         self._passwords = passwords
         self._inventory: Inventory = reconciler.inventory
@@ -65,6 +67,8 @@ class Announcer:
         reconciler.settled.append(self._settled)
         self._inventory.bgp_peers.followers.append(lambda _: self._due.set())
         self._inventory.egress_addresses.followers.append(lambda _: self._due.set())
+        self._inventory.load_balancers.followers.append(self._due.set)
+        self._inventory.address_owners.followers.append(self._owners_changed)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -100,13 +104,9 @@ class Announcer:
         services = self._inventory.services
         return services.service_changes, services.endpoint_changes
 
-    def owners_changed(self) -> None:
-        """Another node has an egress address."""
+    def _owners_changed(self, _: Collection[IPv4Address]) -> set[Key]:
         self._due.set()
-
-    def _sessions_changed(self) -> None:
-        # What a session says is reported in the next round; nothing is announced anew for it.
-        pass
+        return set()
 
     # --- what follows ---
 
@@ -213,7 +213,9 @@ class Announcer:
 
     def _report(self) -> None:
         by_peer: dict[str, list[tuple[str, Session]]] = {}
-        for node, session in self.sessions():
+        sessions_now = self.sessions()
+        _count(sessions_now)
+        for node, session in sessions_now:
             by_peer.setdefault(session.peer, []).append((node, session))
         wrong = dict(self.judgement.problems)
         for draft in self.judgement.peers:
@@ -229,6 +231,17 @@ class Announcer:
     def _password_problem(self, draft: PeerDraft) -> str:
         why = self._passwords.problems.get(draft.password) if draft.password else None
         return f"spec.passwordSecret: {why}" if why else ""
+
+
+def _count(sessions: Iterable[tuple[str, Session]]) -> None:
+    by_speaker: dict[str, list[Session]] = {"controller": [], "nodes": []}
+    for node, session in sessions:
+        by_speaker["nodes" if node else "controller"].append(session)
+    for speaker, found in by_speaker.items():
+        metrics.BGP_SESSIONS.labels(speaker).set(len(found))
+        metrics.BGP_ESTABLISHED.labels(speaker).set(sum(each.is_established for each in found))
+        metrics.BGP_PATHS.labels(speaker).set(sum(each.told for each in found))
+        metrics.BGP_RECEIVED.labels(speaker).set(sum(each.received for each in found))
 
 
 def _peer(draft: PeerDraft, password: str) -> Peer:

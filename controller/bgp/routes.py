@@ -17,6 +17,7 @@ from controller.bgp.peers import (
     POD_RANGES,
     PeerDraft,
 )
+from controller.load_balancers.serving import serving_nodes
 from flows.refs import ObjectRef
 from flows.view import ClusterView, Node, Service, ServicePort
 from wire.bgp import MAX_NEXT_HOPS, MAX_PATHS, Route
@@ -80,7 +81,8 @@ def candidates(world: World, kinds: frozenset[str]) -> Generator[None, None, lis
     if LOAD_BALANCER_ADDRESSES in kinds:
         for address, (nodes, services) in sorted(world.balanced.items()):
             yield
-            found.append(_one(address, LOAD_BALANCER_ADDRESSES, nodes, services))
+            note = "" if len(nodes) == len(world.view.nodes) else "only nodes that can serve it"
+            found.append(_one(address, LOAD_BALANCER_ADDRESSES, nodes, services, note))
     if EGRESS_ADDRESSES in kinds:
         for address, (gateway, owner) in sorted(world.egress.items()):
             yield
@@ -94,6 +96,7 @@ def candidates(world: World, kinds: frozenset[str]) -> Generator[None, None, lis
 
 def _of_services(world: World, kinds: frozenset[str]) -> Generator[None, None, list[Candidate]]:
     found: list[Candidate] = []
+    every = frozenset(world.view.nodes)
     external: dict[IPv4Address, list[Service]] = {}
     for _, service in sorted(world.view.services.items()):
         yield
@@ -102,12 +105,13 @@ def _of_services(world: World, kinds: frozenset[str]) -> Generator[None, None, l
                 if is_external and address not in world.balanced:
                     external.setdefault(address, []).append(service)
                 elif not is_external and port.internal_local:
-                    nodes = local_nodes((port,), world.view.nodes)
+                    nodes = serving_nodes((service,), every, external=False)
                     found.append(_one(address, CLUSTER_IPS, nodes, (_ref(service),), LOCAL))
     for address, services in sorted(external.items()):
         yield
         different = list({id(each): each for each in services}.values())
-        serve, note = serving(different, world.view.nodes)
+        serve = serving_nodes(different, every)
+        note = "" if serve == every else LOCAL
         found.append(_one(address, EXTERNAL_IPS, serve, tuple(map(_ref, different)), note))
     if CLUSTER_IPS in kinds:
         # One route for all: any node sends a connection to an endpoint.
@@ -124,31 +128,6 @@ def _addresses(port: ServicePort) -> Iterable[tuple[IPv4Address, bool]]:
 
 
 LOCAL: Final = "only nodes with ready endpoints"
-
-
-def serving(
-    services: Iterable[Service], nodes: Mapping[str, Node]
-) -> tuple[frozenset[str] | None, str]:
-    """The nodes that can serve the external addresses of Services (None: every node), and a note.
-
-    With `externalTrafficPolicy: Local` those that have endpoints.
-    """
-    ports = [
-        port
-        for service in services
-        for port in service.ports
-        if any(each.external and each.address is not None for each in port.frontends)
-    ]
-    if any(not port.external_local for port in ports):
-        return None, ""
-    return local_nodes(ports, nodes), LOCAL
-
-
-def local_nodes(ports: Iterable[ServicePort], nodes: Mapping[str, Node]) -> frozenset[str]:
-    """Nodes with endpoints; one that terminates counts only where none is ready on any node."""
-    endpoints = [endpoint for port in ports for endpoint in port.endpoints]
-    ready = {each.node for each in endpoints if each.ready}
-    return frozenset((ready or {each.node for each in endpoints}) & nodes.keys())
 
 
 def routes(

@@ -5,11 +5,10 @@ from ipaddress import IPv4Address
 
 from controller.address_owners.standing import Standing, standing_of
 from controller.bgp.peers import PeerDraft
-from controller.bgp.routes import World, serving
+from controller.bgp.routes import World
 from controller.inventory import Inventory
 from controller.policies.selectors import EVERYTHING, Selector, matches
 from flows.refs import ObjectRef
-from flows.view import Service
 
 BGP = "BGP"
 """In `announce` of AddressPools and EgressAddresses."""
@@ -54,29 +53,11 @@ def _is_fit(inventory: Inventory, name: str) -> bool:
 def _balanced(
     inventory: Inventory,
 ) -> dict[IPv4Address, tuple[frozenset[str], tuple[ObjectRef, ...]]]:
-    every = frozenset(inventory.view.nodes)
-    users: dict[IPv4Address, list[Service]] = {}
-    for name, service in inventory.view.services.items():
-        given = inventory.services.service(name)
-        ingress = {
-            each.ip for each in (given.status.load_balancer.ingress if given else None) or ()
-        }
-        if not ingress:
-            continue
-        for address in {
-            frontend.address
-            for port in service.ports
-            for frontend in port.frontends
-            if frontend.external and not frontend.node
-        }:
-            if isinstance(address, IPv4Address) and str(address) in ingress:
-                users.setdefault(address, []).append(service)
+    # Addresses that are of no pool are not ours to announce: of a cloud, for example.
     return {
-        address: (
-            every if (nodes := serving(services, inventory.view.nodes)[0]) is None else nodes,
-            tuple(ObjectRef("Service", each.namespace, each.name) for each in services),
-        )
-        for address, services in users.items()
+        address: (each.nodes, each.services)
+        for address, each in inventory.load_balancers.announced.items()
+        if BGP in each.ways
     }
 
 

@@ -93,6 +93,8 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(api: Api) -> None:
     assert rights(api, CONTROLLER, "default") == everywhere
     assert rights(api, CONTROLLER, "sluice-system") == everywhere | {
         "secrets [] [sluice-ca] [get update]",
+        # Passwords of BGPPeers.
+        "secrets [] [sluice-bgp] [get]",
         "configmaps [] [sluice-ca] [get update]",
         "leases.coordination.k8s.io [] [] [create]",
         "leases.coordination.k8s.io [] [sluice-controller] [get update]",

@@ -41,8 +41,10 @@
 {{- $_ := set $controller $section (merge $given (dict "namespace" $.Release.Namespace)) -}}
 {{- end -}}
 {{- end -}}
-{{- $given := $controller.election | default dict -}}
-{{- $_ := set $controller "election" (merge $given (dict "namespace" $.Release.Namespace)) -}}
+{{- range $section := list "election" "bgp" -}}
+{{- $given := get $controller $section | default dict -}}
+{{- $_ := set $controller $section (merge $given (dict "namespace" $.Release.Namespace)) -}}
+{{- end -}}
 {{- $_ := set $settings "controller" $controller -}}
 {{ toYaml $settings }}
 {{- end }}
