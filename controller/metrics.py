@@ -55,6 +55,9 @@ BGP_PATHS = Gauge(
 BGP_RECEIVED = Gauge(
     "sluice_bgp_received_prefixes", "Prefixes that peers announced; none is used", ["speaker"]
 )
+for _gauge in (BGP_SESSIONS, BGP_ESTABLISHED, BGP_PATHS, BGP_RECEIVED):
+    for _speaker in ("controller", "nodes"):
+        _gauge.labels(_speaker)
 
 # Objects
 CLUSTER_READ = Gauge(
