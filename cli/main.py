@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",
     "policy": "cli.policy:policy",
+    "pools": "cli.pools:pools",
     "services": "cli.services:services",
     "status": "cli.status:status",
     "top": "cli.top:top",

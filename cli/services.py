@@ -8,6 +8,7 @@ import click
 from cli.completions import SERVICES
 from cli.controller import Controller, ask, controller_options, convert
 from cli.output import print_columns, print_json
+from controller.reports.pools import BalancerRow, announced_text
 from controller.reports.services import (
     ChoiceRow,
     EndpointRow,
@@ -150,10 +151,22 @@ def _show(row: ServiceDetail, node: str | None) -> None:
     click.echo(f"{click.style(title, bold=True)}  {', '.join(facts)}")
     for subject, sentence in row.problems.items():
         click.echo(click.style(f"  refused: {subject}: {sentence}", fg="red"))
+    if row.balancer:
+        _show_balancer(row.balancer)
     if not row.ports:
         click.echo("  nothing of it is served")
     for port in row.ports:
         _show_port(port, node)
+
+
+def _show_balancer(row: BalancerRow) -> None:
+    if not row.address:
+        click.echo(f"  load balancer address: none, {row.why}")
+        return
+    click.echo(f"  load balancer address {row.address} of AddressPool {row.pool}: {row.why}")
+    if row.shared_with:
+        click.echo(f"    shared with Service {_some(row.shared_with, 'Services')}")
+    click.echo(f"    announced: {announced_text(row)}")
 
 
 def _show_port(port: PortDetail, node: str | None) -> None:

@@ -89,6 +89,21 @@ ADDRESS_MOVES = Counter(
     "Times that the leader gave such an address to another node, or took it from one",
 )
 
+# Addresses for Services of type LoadBalancer
+POOL_FREE_MIN = Gauge(
+    "sluice_address_pool_free_min_ratio",
+    "The smallest share of free addresses of all AddressPools; 1 without a pool",
+)
+WAITING_FOR_ADDRESS = Gauge(
+    "sluice_services_without_address",
+    "Services of type LoadBalancer that do not have the address that they ask for",
+)
+ADDRESSES_WRITTEN = Counter(
+    "sluice_service_addresses_written",
+    "Addresses that this controller wrote to the status of a Service, or took from it",
+    ["outcome"],
+)
+
 # Policy
 POLICY_CHANGES = Counter(
     "sluice_policy_changes", "Changes of policy, by the number of their phases", ["phases"]
@@ -144,29 +159,34 @@ SERVICE_CHANGES = Gauge(
 
 
 @dataclass(frozen=True)
-class NodeGauge:
-    """A metric with one number for each node, by its name."""
+class NamedGauge:
+    """A metric with one number for each node, or each object of another kind, by its name."""
 
     name: str
     documentation: str
+    label: str = "node"
 
     def text(self, values: Mapping[str, float]) -> Generator[None, None, bytes]:
         """The metric in Prometheus' text format, in steps; see `work_budget.in_turns`."""
         lines = [f"# HELP {self.name} {self.documentation}", f"# TYPE {self.name} gauge"]
         for node, value in values.items():
-            # Names of nodes are DNS names, in which nothing has to be escaped.
-            lines.append(f'{self.name}{{node="{node}"}} {value:.3f}')
+            # These names are DNS names, in which nothing has to be escaped.
+            lines.append(f'{self.name}{{{self.label}="{node}"}} {value:.3f}')
             yield
         return "".join(f"{line}\n" for line in lines).encode()
 
 
-PROVEN_AGE: Final = NodeGauge(
+PROVEN_AGE: Final = NamedGauge(
     "sluice_node_proven_age_seconds",
     "Seconds since the node's switch was last proven to hold what it should: since its agent's last"
     " digest that was right; if there was none, since the controller began to look",
 )
 """See `controller.proofs`."""
-OF_NODES: Final = (PROVEN_AGE,)
+POOL_FREE: Final = NamedGauge(
+    "sluice_address_pool_free", "Addresses of the pool that a Service can still get", "pool"
+)
+POOL_SIZE: Final = NamedGauge("sluice_address_pool_size", "Addresses of the pool", "pool")
+WITH_NAMES: Final = (PROVEN_AGE, POOL_FREE, POOL_SIZE)
 
 LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "sluice_switch_drift": ("missing", "altered", "stale", "seal", "meters", "groups"),
@@ -174,10 +194,13 @@ LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "sluice_events": ("told", "refused"),
     "sluice_policy_denials": ("told", "refused", "left_out"),
     "sluice_policy_changes": ("one", "two"),
+    "sluice_service_addresses_written": ("written", "refused", "failed"),
     "sluice_policy_waits": ("in_force", "late"),
 }
 """The values of each metric's one label. All of them exist from the start: Prometheus would not see
 that a counter which appears has increased."""
-for _metric in (DRIFT, PROBLEMS, EVENTS, DENIALS, POLICY_CHANGES, POLICY_WAITS):
+for _metric in (
+    *(DRIFT, PROBLEMS, EVENTS, DENIALS, POLICY_CHANGES, POLICY_WAITS, ADDRESSES_WRITTEN),
+):
     for _value in LABELS[next(iter(_metric.describe())).name]:
         _metric.labels(_value)

@@ -32,6 +32,9 @@ class MetricsApi:
         metrics.IN_SYNC.set_function(lambda: sum(each.in_sync for each in sessions.values()))
         metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
         metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
+        self._balancers = reconciler.inventory.load_balancers
+        metrics.POOL_FREE_MIN.set_function(self._balancers.least_free)
+        metrics.WAITING_FOR_ADDRESS.set_function(lambda: len(self._balancers.allocation.problems))
         leadership = reconciler.leadership
         metrics.LEADER.set_function(leadership.holds)
         metrics.GENERATION.set_function(lambda: leadership.generation)
@@ -59,7 +62,17 @@ class MetricsApi:
 
     async def _of_nodes(self, _: web.Request) -> web.Response:
         ages = await in_turns(self._proofs.ages())
-        return _answer(await in_turns(metrics.PROVEN_AGE.text(ages)))
+        free = {pool.name: float(number) for pool, number in self._balancers.free().items()}
+        sizes = {pool.name: float(pool.size) for pool in self._balancers.pools.all}
+        texts = [
+            await in_turns(metric.text(values))
+            for metric, values in (
+                (metrics.PROVEN_AGE, ages),
+                (metrics.POOL_FREE, free),
+                (metrics.POOL_SIZE, sizes),
+            )
+        ]
+        return _answer(b"".join(texts))
 
 
 def _answer(body: bytes) -> web.Response:

@@ -4,6 +4,7 @@ from aiohttp import web
 
 from controller import service_report
 from controller.answers import NOT_READ, answer, refusal
+from controller.load_balancers import report as pool_report
 from controller.reconciler import Reconciler
 from controller.work_budget import in_turns
 
@@ -17,6 +18,7 @@ class ServiceApi:
     def routes(self) -> list[web.RouteDef]:
         """They tell of the whole cluster."""
         return [
+            web.get("/v1/pools", self._pools),
             web.get("/v1/services", self._all),
             web.get("/v1/services/{namespace}/{name}", self._one),
         ]
@@ -26,6 +28,12 @@ class ServiceApi:
         if not self._reconciler.listed.is_set():
             return refusal(503, NOT_READ)
         return await answer(await in_turns(service_report.listed(self._reconciler.inventory)))
+
+    async def _pools(self, _: web.Request) -> web.Response:
+        """Every AddressPool, and who has its addresses."""
+        if not self._reconciler.listed.is_set():
+            return refusal(503, NOT_READ)
+        return await answer(await in_turns(pool_report.listed(self._reconciler.inventory)))
 
     async def _one(self, request: web.Request) -> web.Response:
         """One Service, and who gets which of its endpoints; with `?node=NODE`, on that one."""

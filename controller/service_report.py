@@ -6,6 +6,7 @@ They are made from the view, with the same code (`flows.topology`) that makes th
 from collections.abc import Generator, Iterable, Mapping
 
 from controller.inventory import Inventory
+from controller.load_balancers.report import of_service
 from controller.problems import Subject
 from controller.reports.services import (
     ChoiceRow,
@@ -85,6 +86,7 @@ def detailed(
         affinity_seconds=in_short.affinity_seconds,
         ports=tuple(ports),
         problems=in_short.problems,
+        balancer=in_short.balancer,
     )
 
 
@@ -123,6 +125,7 @@ def _in_short(inventory: Inventory, name: str, problems: dict[str, str]) -> Serv
             for port in ports
         ),
         problems=problems,
+        balancer=of_service(inventory, name),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from controller.causes import alike, holders, keys_of
 from controller.inventory import Inventory
+from controller.load_balancers import report as pool_report
 from controller.object_names import UnknownObject
 from controller.offline.workloads import workload_of
 from controller.policies.slices import SLICE, Slices
@@ -200,12 +201,15 @@ def _service(inventory: Inventory, ref: ObjectRef) -> tuple[str, list[tuple[str,
     service = inventory.view.services.get(name)
     if service is None:
         why = inventory.services.ignored.get(name) or "it is refused, or has no address"
-        return f"{ref} has no flows: {why}", []
+        return f"{ref} has no flows: {why}", pool_report.facts(
+            inventory, inventory.services.service(name), name
+        )
     facts = [("address", text) for text in dict.fromkeys(_frontends(inventory, name))]
     ready = sum(each.ready for port in service.ports for each in port.endpoints)
     count = sum(len(port.endpoints) for port in service.ports)
     affinity = next((port.affinity for port in service.ports if port.affinity is not None), None)
     facts.append(("endpoints", f"{ready} ready of {count}"))
+    facts += pool_report.facts(inventory, inventory.services.service(name), name)
     if affinity is not None:
         facts.append(("session affinity", f"a client keeps its endpoint for {affinity} s"))
     return f"{ref} has {len(service.ports)} port{'s' * (len(service.ports) != 1)}", facts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from controller.address_owners import AddressOwners, Claim
 from controller.known_addresses import KnownAddresses
-from controller.load_balancers.allocation import Allocation, Given, allocate
+from controller.load_balancers.allocation import Allocation, Given, allocate, free
 from controller.load_balancers.pools import NO_POOLS, Interval, Pool, Pools, interval_of, read_pool
 from controller.load_balancers.requests import (
     Request,
@@ -260,6 +260,15 @@ class LoadBalancers:
             except ValueError:
                 continue  # reported on the EgressAddress
         return {address: why for address, why in found.items() if self.pools.of(address)}
+
+    def free(self) -> dict[Pool, int]:
+        """By pool, the addresses that a Service can still get."""
+        return {pool: free(pool, self.allocation) for pool in self.pools.all}
+
+    def least_free(self) -> float:
+        """The smallest share of free addresses of all pools; 1: there is no pool."""
+        shares = [left / pool.size for pool, left in self.free().items() if pool.size]
+        return min(shares, default=1.0)
 
     # --- who serves what ---
 

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from kubernetes.aio import client
 
+from controller import metrics
 from controller.api_writes import BACKOFF, PACE
 from controller.kubernetes_api import STRATEGIC, UNREACHABLE, ApiError, ask, connect, sentence
 from controller.load_balancers.assignments import Assignments, Change
@@ -100,10 +101,12 @@ async def _patch(api: client.ApiClient, change: Change) -> None:
     except ApiError as error:
         if error.may_pass:
             raise
+        metrics.ADDRESSES_WRITTEN.labels("refused").inc()
         # 409: the Service has changed, and the source is about to show it.
         log.info("address not written", service=change.service, problem=str(error))
     else:
         answer.release()
+        metrics.ADDRESSES_WRITTEN.labels("written").inc()
         log.info("address written", service=change.service, **_shown(change))
 
 
@@ -201,6 +204,7 @@ class AddressWriter:
                 await self._status.write(change)
             except _NOT_READABLE:
                 self._assignments.unanswered(change)
+                metrics.ADDRESSES_WRITTEN.labels("failed").inc()
                 raise
             await asyncio.sleep(PACE)
 

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from controller.reports.pools import BalancerRow
 from controller.reports.report import Report
 
 
@@ -44,6 +45,8 @@ class ServiceRow(msgspec.Struct, frozen=True, rename="camel"):
     ports: tuple[PortRow, ...]
     problems: dict[str, str]
     """By subject, a sentence."""
+    balancer: BalancerRow | None = None
+    """Its address of an AddressPool; null: it gets none from a pool."""
 
 
 class ServiceList(Report, frozen=True, kw_only=True):
@@ -104,3 +107,5 @@ class ServiceDetail(Report, frozen=True, kw_only=True):
     ports: tuple[PortDetail, ...]
     problems: dict[str, str]
     """By subject, a sentence."""
+    balancer: BalancerRow | None = None
+    """Its address of an AddressPool; null: it gets none from a pool."""

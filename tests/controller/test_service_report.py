@@ -218,6 +218,7 @@ def test_report_shows_the_parts_of_a_service() -> None:
         "externalTrafficPolicy": "Local",
         "affinitySeconds": 10800,
         "problems": {},
+        "balancer": None,
     }
     assert [(f["kind"], f["address"], f["port"], f["sources"]) for f in port["frontends"]] == [
         ("ClusterIP", "10.96.0.1", 80, None),

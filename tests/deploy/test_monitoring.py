@@ -85,7 +85,7 @@ def dashboard() -> Any:
 
 
 def test_each_metric_exists() -> None:
-    known = OF_PROMETHEUS | {metric.name for metric in metrics.OF_NODES}
+    known = OF_PROMETHEUS | {metric.name for metric in metrics.WITH_NAMES}
     for metric in REGISTRY.collect():
         known |= {sample.name for sample in metric.samples}
     used = {name for each in expressions() for name in METRIC.findall(each)}
