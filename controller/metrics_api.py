@@ -33,6 +33,10 @@ class MetricsApi:
         metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
         metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
         self._balancers = reconciler.inventory.load_balancers
+        owners = reconciler.inventory.address_owners
+        owners.on_move = metrics.ADDRESS_MOVES.inc
+        metrics.ADDRESSES.set_function(lambda: len(owners.grants.addresses))
+        metrics.ADDRESSES_OWNED.set_function(lambda: len(owners.owners))
         metrics.POOL_FREE_MIN.set_function(self._balancers.least_free)
         metrics.WAITING_FOR_ADDRESS.set_function(lambda: len(self._balancers.allocation.problems))
         leadership = reconciler.leadership

@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from controller import metrics
 from controller.address_owners.claims import MAX_ADDRESSES, Claim
 from controller.address_owners.grants import PRESENT, Answer, Grants
 from controller.address_owners.standing import Standing
@@ -46,6 +45,8 @@ class AddressOwners:
         """By address, the name of the node that has it now. An address without an owner is absent.
         A controller that does not lead has what the owners themselves say."""
         self.followers: Final[list[Follower]] = []
+        self.on_move: Callable[[], object] = lambda: None
+        """Called when the leader gives an address to another node, or takes it from one."""
         self.grants: Final = Grants(
             lambda node: self._standings.get(node, Standing.NEVER), self._new_number
         )
@@ -113,7 +114,6 @@ class AddressOwners:
             self.grants.woken.update(self._polls)
         for address in self.conflicts.keys() - merged.keys():
             del self.conflicts[address]
-        metrics.ADDRESSES.set(len(merged))
         self._report(self._clock())
         self._review_in(0.0)
 
@@ -204,12 +204,11 @@ class AddressOwners:
             else:
                 del self.owners[address]
             if grants.leads:
-                metrics.ADDRESS_MOVES.inc()
+                self.on_move()
                 log.info(
                     "the owner of an address", address=str(address), node=owner, before=before,
                     subject=str(found.claim.subject) if found else "", limit_by=str(address),
                 )  # fmt: skip
-        metrics.ADDRESSES_OWNED.set(len(self.owners))
         if moved:
             touched: set[Key] = set()
             for follower in self.followers:
