@@ -146,8 +146,8 @@ def test_metrics_without_a_token_have_no_names() -> None:
         for name, value in sample.labels.items()
         if name != "le"
     }
-    assert {name for _, name, _ in labels} == {"kind", "reporter", "outcome", "phases"}
-    assert len(labels) < 50
+    assert {name for _, name, _ in labels} == {"kind", "reporter", "outcome", "phases", "speaker"}
+    assert len(labels) < 60
 
 
 @pytest.mark.parametrize(
