@@ -9,6 +9,7 @@ import click
 from cli.controller import from_option
 
 COMMANDS: Final = {
+    "addresses": "cli.addresses:addresses",
     "bgp": "cli.bgp:bgp",
     "bundle": "cli.bundle:bundle",
     "capture": "cli.capture:capture",

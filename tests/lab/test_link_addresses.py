@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab import Lab
-from tests.lab.link_addresses import (
+from lab.link_addresses import (
     POOL,
     agent_pid,
     cut_from_controllers,
@@ -24,7 +24,6 @@ from tests.lab.link_addresses import (
     set_link,
     watched,
 )
-from tests.waiting import wait_until
 
 ADDRESS = "172.30.200.1"
 
@@ -53,7 +52,7 @@ def test_address_moves_when_its_node_dies_and_stays_when_that_returns(lab: Lab) 
         set_link(lab, node, "down")
         since = time.monotonic()
         lab.kill_daemon(node, "agent")
-        wait_until(lambda: row(lab, ADDRESS).get("owner") not in {"", node})
+        owner(lab, ADDRESS, other_than=node)
         time.sleep(0.3)
         lab.start_daemon(node, "agent")
         set_link(lab, node, "up")
@@ -66,7 +65,7 @@ def test_address_moves_when_its_node_is_drained(lab: Lab) -> None:
     with watched(lab, ADDRESS) as (node, watch):
         since = time.monotonic()
         drain(lab, node, unschedulable=True)
-        wait_until(lambda: row(lab, ADDRESS).get("owner") not in {"", node})
+        owner(lab, ADDRESS, other_than=node)
         time.sleep(0.3)
         print(f"moved {moved(watch.stop(), since):.3f} s after the drain")
     drain(lab, node, unschedulable=False)
@@ -79,7 +78,7 @@ def test_owner_that_is_cut_off_from_the_controller_is_silent_before_another_one_
     with watched(lab, ADDRESS) as (node, watch):
         since = time.monotonic()
         with cut_from_controllers(lab, node, "control"):
-            wait_until(lambda: row(lab, ADDRESS).get("owner") not in {"", node})
+            owner(lab, ADDRESS, other_than=node)
             time.sleep(1)
         time.sleep(3)  # in which nothing may happen
         print(f"moved {moved(watch.stop(), since):.3f} s after the cut")
@@ -91,7 +90,7 @@ def test_agent_that_is_stopped_and_continued_does_not_answer(lab: Lab) -> None:
         since = time.monotonic()
         os.kill(pid, signal.SIGSTOP)
         try:
-            wait_until(lambda: row(lab, ADDRESS).get("owner") not in {"", node})
+            owner(lab, ADDRESS, other_than=node)
             time.sleep(3)
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -119,7 +118,7 @@ def test_agent_that_starts_again_takes_its_address_back_or_another_node_does(lab
     with watched(lab, ADDRESS) as (node, watch):
         since = time.monotonic()
         os.kill(agent_pid(lab, node), signal.SIGTERM)
-        wait_until(lambda: row(lab, ADDRESS).get("owner") not in {"", node})
+        owner(lab, ADDRESS, other_than=node)
         time.sleep(0.3)
         print(f"moved {moved(watch.stop(), since):.3f} s after the agent's end")
     lab.kill_daemon(node, "agent")

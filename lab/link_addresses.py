@@ -9,8 +9,8 @@ import yaml
 
 from lab import Lab
 from lab.arp_watch import Owner, Watch, Watched, watching
-from lab.commands import run
-from tests.waiting import wait_until
+from lab.commands import LabError, run
+from lab.patience import PATIENCE
 
 POOL = {
     "apiVersion": "sluice.dev/v1alpha1",
@@ -59,10 +59,14 @@ def row(lab: Lab, address: str) -> dict[str, Any]:
     return next((each for each in found["addresses"] if each["address"] == address), {})
 
 
-def owner(lab: Lab, address: str) -> str:
-    """The node that has the address, once one has it."""
-    wait_until(lambda: row(lab, address).get("owner"), 30)
-    return str(row(lab, address)["owner"])
+def owner(lab: Lab, address: str, *, other_than: str = "") -> str:
+    """The node that has the address, once one has it. Raises `LabError` if none gets it."""
+    end = time.monotonic() + 60 * PATIENCE
+    while time.monotonic() < end:
+        if (found := row(lab, address).get("owner", "")) not in {"", other_than}:
+            return str(found)
+        time.sleep(0.01)
+    raise LabError(f"no node has {address}")
 
 
 @contextmanager
@@ -75,11 +79,13 @@ def watched(lab: Lab, address: str) -> Iterator[tuple[str, Watch]]:
 
 
 def moved(found: Watched, since: float) -> float:
-    """Seconds until another node answered. Fails unless there was one move, and no overlap."""
-    assert len(found.owners) == 2, [_shown(each, since) for each in found.owners]
-    before, after = found.owners
-    assert before.last < after.first
-    return after.first - since
+    """Seconds until another node answered.
+
+    Raises `LabError` unless there was one move: two that have it at one moment answer in turn.
+    """
+    if len(found.owners) != 2:
+        raise LabError("; ".join(_shown(each, since) for each in found.owners) or "no answer")
+    return found.owners[1].first - since
 
 
 def _shown(owner: Owner, since: float) -> str:
