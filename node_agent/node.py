@@ -16,6 +16,7 @@ from node_agent import bridge, host, install, nft
 from node_agent.cni_call import CniError, Code
 from node_agent.controller_link import NodeRefused, Unreachable, configurations
 from node_agent.controllers import Controllers
+from node_agent.fabric_probe import FabricProbe
 from node_agent.faults import NodeFault
 from node_agent.kernel_watch import KernelWatch
 from node_agent.leases import LeaseError, LeaseFileError, Leases
@@ -78,6 +79,7 @@ class LocalNode:
         self._watch = watch
         self._services = services
         self._peers = peers
+        self._probe = FabricProbe(peers)
         self._monotonic = monotonic
         self._wanted: NodeConfig | None = None
         self._refused: str | None = None
@@ -126,6 +128,7 @@ class LocalNode:
         if self._problem:
             return self._problem
         found = [*self._conflicts, self._services.node_problem(), self._peers.problem()]
+        found.append(self._probe.problem())
         if corrupt := bridge.corrupt_attachments(self._ovsdb):
             found.append(f"rows in OVSDB that cannot be read: {', '.join(corrupt[:10])}")
         up, why = self._session()
@@ -165,6 +168,7 @@ class LocalNode:
             tasks.create_task(self._converge_loop())
             tasks.create_task(self._announce())
             tasks.create_task(self._kernel.run())
+            tasks.create_task(self._probe.run())
 
     async def _adopt(self) -> None:
         """Write leases for ports that exist without one, because the lease file was lost."""

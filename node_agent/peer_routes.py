@@ -8,7 +8,7 @@ leads into the switch. After a reboot, a copy on disk is used until a controller
 
 import asyncio
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
@@ -61,6 +61,13 @@ class PeerRouting:
         self._lock = asyncio.Lock()
         self.interfaces: frozenset[int] = frozenset()
         """The interfaces that the routes lead to, by index."""
+        self.routed: Mapping[IPv4Network, IPv4Address] = {}
+        """By podCIDR, the addresses of the peers that are not on the link, but behind a router."""
+
+    @property
+    def gateway(self) -> IPv4Address | None:
+        """The host's own address among its pods; None: not known yet."""
+        return None if self._config is None else names.gateway_address(self._config.pod_cidr)
 
     def problem(self) -> str:
         """Why peers are not reached; empty if all are."""
@@ -107,6 +114,7 @@ class PeerRouting:
         errors: list[NetlinkError] = []
         missing: list[str] = []
         interfaces: set[int] = set()
+        routed: dict[IPv4Network, IPv4Address] = {}
         ranges = {
             pods: address
             for pods, address in wanted.peers
@@ -118,6 +126,8 @@ class PeerRouting:
                 missing.append(f"{address} (pods {pods})")
                 continue
             interfaces |= {hop.interface for hop in hops}
+            if hops[0].address is not None:
+                routed[pods] = address
             via = tuple(Hop(hop.address or address, hop.interface) for hop in hops)
             old = ours.get(pods)
             if pods in taken or (old is not None and _is_right(old, via, source)):
@@ -127,7 +137,7 @@ class PeerRouting:
         for pods, old in ours.items():
             if pods not in ranges:
                 await routes.attempt(self._delete(old), errors, ignore=errno.ESRCH)
-        self.interfaces = frozenset(interfaces)
+        self.interfaces, self.routed = frozenset(interfaces), routed
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         self._problem = (
             f"no route of the host leads to the nodes {', '.join(missing[:_MOST_NAMED])}{more}"

@@ -252,12 +252,12 @@ def test_connections_survive_a_change_of_the_mode(lab: Lab) -> None:
 
 
 def test_no_encapsulation_across_a_router_that_knows_the_ranges(lab: Lab) -> None:
+    for node in NODES.values():
+        label(lab, node, {"sluice.dev/network-mode": "noEncap"})
+    wait_until(lambda: "mode noEncap across routers" in problem(lab, "node1"))
     for pod, at in ((A, NODE1), (B, NODE3), (C, NODE2)):
         number = NODES[pod].removeprefix("node")
         lab.exec("fabric", ["ip", "route", "replace", f"10.244.{number}.0/24", "via", at])
-    for node in NODES.values():
-        label(lab, node, {"sluice.dev/network-mode": "noEncap"})
-    # Two hosts and the fabric.
     wait_until(lambda: ttl(lab, A, C) == 61 and ttl(lab, C, A) == 61)
     assert direct_routes(lab, "node1") == {"10.244.3.0/24": NODE3, "10.244.2.0/24": "172.30.0.1"}
     for one in NODES:
@@ -269,6 +269,11 @@ def test_no_encapsulation_across_a_router_that_knows_the_ranges(lab: Lab) -> Non
     to = address(lab, "default/larger")
     wait_until(lambda: not lost_all(lab, "default/large", to))
     ping(lab, "default/large", to, "-M", "do", "-s", "1472")
+    wait_until(lambda: not problem(lab, "node1"))
+
+
+def problem(lab: Lab, node: str) -> str:
+    return str(lab.status()["problems"].get(f"agent of {node}", ""))
 
 
 def lost_all(lab: Lab, where: str, to: str) -> bool:
