@@ -115,6 +115,10 @@ _NAMES: Final = {
 }
 
 
+CLOSED: Final = "closing connection"
+"""ExaBGP's reason for everything that is not a notification: no answer, a refusal, a lost one."""
+
+
 def decode(line: bytes) -> Event | None:
     """A line; None if nothing depends on it."""
     if not line.startswith(b"{"):

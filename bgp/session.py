@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Final
 
-from bgp.events import Counted, Down, Event, Negotiated, StateChanged, Up
+from bgp.events import CLOSED, Counted, Down, Event, Negotiated, StateChanged, Up
 from wire.bgp import FLAP_SECONDS, MAX_CLAIMED, Session
 from wire.sentences import MAX_SENTENCE, readable
 
@@ -49,8 +49,13 @@ class SessionState:
                 self._reason = ""
                 self._counted = Counted(0, default_route=False, claimed=())
             case Down(reason):
+                # Without a session before it says nothing: perhaps nobody has answered.
+                lost = "the connection was lost" if self.is_established else ""
                 self._leave(now)
-                self.say(reason)
+                if reason != CLOSED:
+                    self.say(reason)
+                elif lost or not self._reason:
+                    self.say(lost)
             case Counted():
                 self._counted = event
 

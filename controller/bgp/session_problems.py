@@ -54,7 +54,10 @@ def _of_session(peer: PeerDraft, session: Session, now: float) -> list[str]:
             f"{_because(session.reason)}"
         )
     elif not session.is_established and now - session.since >= PATIENCE:
-        reason = session.reason or f"{peer.address} port {peer.port} does not answer"
+        reason = (
+            session.reason
+            or f"{peer.address} port {peer.port} does not answer, or closes connections"
+        )
         hint = (
             "; where both sides do not have the same password, it looks the same"
             if peer.password is not None and not session.reason

@@ -40,6 +40,16 @@ def test_attempts_do_not_change_since_when_there_is_no_session() -> None:
     assert (state.report(8.0).since, state.report(8.0).ended) == (5.0, 0)
 
 
+def test_a_connection_that_ends_says_nothing_unless_there_was_a_session() -> None:
+    state = SessionState("leaf1", 5.0)
+    state.take(Down("closing connection"), 6.0)
+    assert state.report(7.0).reason == ""
+    state = established()
+    state.take(Down("closing connection"), 11.0)
+    state.take(Down("closing connection"), 12.0)
+    assert state.report(13.0).reason == "the connection was lost"
+
+
 def test_a_session_that_ends_all_the_time_is_restless() -> None:
     state = established()
     for number in range(RESTLESS_SESSIONS):
