@@ -16,7 +16,9 @@ from scapy.packet import Packet
 
 from flows import names
 from lab import Lab
+from lab.egress import ADDRESS, GATEWAY_LABEL, rule, set_label, set_up, watched
 from lab.layout import OUTSIDE_ADDRESS
+from lab.link_addresses import cut_from_controllers, drain, moved, owner, set_link
 from lab.processes import Process, running
 from lab.traffic import stream
 from tests.lab import packets
@@ -26,7 +28,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.parametrize("lab", [{"nodes": 3}], indirect=True)
 
 OUTSIDE = str(OUTSIDE_ADDRESS)
-ADDRESS = "172.30.200.9"
 PORT = 8080
 NODES = {"a": "node1", "b": "node2", "c": "node3"}
 """The selected pods, in the namespace `shop`."""
@@ -34,34 +35,9 @@ OTHER = "default/other"
 """A pod of node1 that is not selected."""
 
 
-def rule(**spec: Any) -> dict[str, Any]:
-    """One of node2 and node3 is the gateway of the pods of team shop."""
-    return {
-        "apiVersion": "sluice.dev/v1alpha1",
-        "kind": "EgressAddress",
-        "metadata": {"name": "shop"},
-        "spec": {
-            "address": ADDRESS,
-            "namespaceSelector": {"matchLabels": {"team": "shop"}},
-            "gateways": {
-                "matchExpressions": [
-                    {
-                        "key": "kubernetes.io/hostname",
-                        "operator": "In",
-                        "values": ["node2", "node3"],
-                    }
-                ]
-            },
-        }
-        | spec,
-    }
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _pods(lab: Lab) -> Iterator[None]:
-    namespace = {"name": "shop", "labels": {"team": "shop"}}
-    lab.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
-    lab.apply(rule())
+    set_up(lab, "node2", "node3")
     for name, node in NODES.items():
         lab.pod_add("shop", name, node)
     lab.pod_add(*OTHER.split("/"), "node1")
@@ -118,13 +94,7 @@ def tunnel(lab: Lab, node: str, to: str, frame: Packet) -> None:
 
 def gateway(lab: Lab) -> str:
     """The node that has the address, once one has it."""
-
-    def owner() -> str:
-        found = (lab.ask("/v1/addresses") or {"addresses": []})["addresses"]
-        return next((each["owner"] for each in found if each["address"] == ADDRESS), "")
-
-    wait_until(owner, 30)
-    return owner()
+    return owner(lab, ADDRESS)
 
 
 def seen(lab: Lab, pod: str, protocol: str = "tcp") -> set[str]:
@@ -261,3 +231,50 @@ import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.sendto(b"last", (sys.argv[1], int(sys.argv[2])))
 """
+
+
+# --- another gateway: at no moment two of them send from the address ---
+
+
+def test_pods_leave_through_another_node_when_the_gateway_dies(lab: Lab) -> None:
+    with watched(lab, "shop/a") as (node, watch):
+        set_link(lab, node, "down")
+        since = time.monotonic()
+        lab.kill_daemon(node, "agent")
+        owner(lab, ADDRESS, other_than=node)
+        time.sleep(0.5)
+        lab.start_daemon(node, "agent")
+        set_link(lab, node, "up")
+        time.sleep(2)  # in which nothing may happen
+        print(f"moved {moved(watch.stop(), since):.3f} s after the gateway's death")
+
+
+def test_pods_leave_through_another_node_when_the_gateway_is_drained(lab: Lab) -> None:
+    with watched(lab, "shop/a") as (node, watch):
+        since = time.monotonic()
+        drain(lab, node, unschedulable=True)
+        owner(lab, ADDRESS, other_than=node)
+        time.sleep(0.5)
+        print(f"moved {moved(watch.stop(), since):.3f} s after the drain")
+    drain(lab, node, unschedulable=False)
+
+
+def test_pods_leave_through_another_node_when_the_gateway_loses_its_label(lab: Lab) -> None:
+    with watched(lab, "shop/a") as (node, watch):
+        since = time.monotonic()
+        set_label(lab, node, GATEWAY_LABEL, None)
+        owner(lab, ADDRESS, other_than=node)
+        time.sleep(0.5)
+        print(f"moved {moved(watch.stop(), since):.3f} s after the label was removed")
+    set_label(lab, node, GATEWAY_LABEL, "yes")
+
+
+def test_gateway_that_is_cut_off_from_the_controller_sends_nothing_more(lab: Lab) -> None:
+    """It is still on the link, and its flows stay. When it returns, nothing has changed."""
+    with watched(lab, "shop/a") as (node, watch):
+        since = time.monotonic()
+        with cut_from_controllers(lab, node, "control"):
+            owner(lab, ADDRESS, other_than=node)
+            time.sleep(1)
+        time.sleep(2)  # in which nothing may happen
+        print(f"moved {moved(watch.stop(), since):.3f} s after the cut")
