@@ -38,6 +38,9 @@ def lab(lab: Lab) -> Iterator[Lab]:
     """A pod on each node, each with a server at 8080, and a pool of addresses."""
     pool = {"ranges": ["198.51.100.0/28"], "announce": ["BGP"]}
     lab.apply(custom("AddressPool", "outside", pool))
+    # Reported after half a minute, in which the other tests run.
+    nobody = {"address": "203.0.113.77", "asn": 65000, "localASN": CLUSTER_ASN}
+    lab.apply(custom("BGPPeer", "nobody", nobody))
     with ExitStack() as servers:
         for pod, node in PODS.items():
             lab.pod_add(*pod.split("/"), node)
@@ -188,13 +191,9 @@ def sources(lab: Lab) -> set[str]:
 
 
 def test_a_peer_that_does_not_answer_is_reported_on_its_object(lab: Lab) -> None:
-    spec = {"address": "203.0.113.77", "asn": 65000, "localASN": CLUSTER_ASN}
-    lab.apply(custom("BGPPeer", "nobody", spec))
-    try:
-        wait_until(lambda: "no session: 203.0.113.77" in problem(lab, "nobody"))
-        assert problem(lab, "leaf1") == problem(lab, "leaf2") == ""
-    finally:
-        lab.delete("BGPPeer", "", "nobody")
+    wait_until(lambda: "no session: 203.0.113.77" in problem(lab, "nobody"))
+    assert problem(lab, "leaf1") == problem(lab, "leaf2") == ""
+    lab.delete("BGPPeer", "", "nobody")
     wait_until(lambda: lab.status()["problems"] == {})
 
 
