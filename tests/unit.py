@@ -27,6 +27,7 @@ SLOW = {
     "tests/controller/test_load.py": "compiles a cluster of thousands of nodes",
     "tests/controller/test_properties.py": "tries hundreds of histories",
     "tests/controller/test_main.py": "starts controllers as processes",
+    "tests/model/test_grants.py": "explores hundreds of thousands of states",
     "tests/model/test_model.py": "explores hundreds of thousands of states",
     "tests/node_agent/test_probe.py": "starts programs",
 }
