@@ -79,6 +79,8 @@ class HostServices:
     host_endpoints: tuple[HostEndpoint, ...] = ()
     protected: tuple[IPAddress, ...] = ()
     """Addresses that no Service may take."""
+    balancers: tuple[IPAddress, ...] = ()
+    """Addresses of AddressPools that Services have."""
 
 
 def document(node: str, services: HostServices, revision: str, *, whole: bool) -> NodeServices:
@@ -94,6 +96,7 @@ def document(node: str, services: HostServices, revision: str, *, whole: bool) -
         external_ports=wanted.external_ports,
         protected_addresses=wanted.protected,
         host_endpoints=wanted.host_endpoints,
+        balancer_addresses=wanted.balancers,
         revision=revision,
         source_complete=whole,
     )
@@ -141,6 +144,7 @@ class Hosts:
         self._on_node: dict[str, set[str]] = {}
         """By node, the Services of which it has a part of its own."""
         self._protected = tuple(sorted(known.all_protected))
+        self._balancers: tuple[IPAddress, ...] = ()
         self._shared_revision = _change(None, (), self._protected)
         self._node_revisions: dict[str, int] = {}
         """By node, if it has a part of its own."""
@@ -179,6 +183,7 @@ class Hosts:
             shared.external_ports,
             tuple(each for part in parts.values() for each in part.host_endpoints),
             shared.protected,
+            shared.balancers,
         )
 
     def _for_every_node(self) -> HostServices:
@@ -195,6 +200,7 @@ class Hosts:
             ),
             external_ports=tuple(each for _, part in parts for each in part.external_ports),
             protected=self._protected,
+            balancers=self._balancers,
         )
 
     # --- Services in ---
@@ -205,6 +211,14 @@ class Hosts:
         if new != self._protected:
             self._shared_revision += _change(None, self._protected, new)
             self._protected = new
+            self.changes += 1
+
+    def use_balancers(self, addresses: Iterable[IPAddress]) -> None:
+        """Set which addresses of AddressPools Services have."""
+        new = tuple(sorted(addresses))
+        if new != self._balancers:
+            self._shared_revision += _change("balancers", self._balancers, new)
+            self._balancers = new
             self.changes += 1
 
     def follow(self, name: str, service: Service | None, health_check: int | None) -> None:

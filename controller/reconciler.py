@@ -87,6 +87,7 @@ class Reconciler:
         self._taking: asyncio.Handle | None = None
         self._touched: set[Key] = set()
         self._host_changes = 0
+        inventory.load_balancers.followers.append(self._follow_services)
         self._absorb({Key(CLUSTER_SCOPE, "cluster", "")})
         inventory.address_owners.start(self.leadership, self._absorb)
 

@@ -21,7 +21,9 @@ from node_agent.leases import Lease, Leases
 from node_agent.sysctl import Sysctls
 from wire.service_ports import SETS, Elements, NodePort, ServicePorts
 
-_TRANSLATING_SETS: Final = tuple(name for name in SETS if name != "external-ports")
+_TRANSLATING_SETS: Final = tuple(
+    name for name in SETS if name not in {"external-ports", "balancer-addresses"}
+)
 _ELEMENTS: Final = re.compile(r"\s*elements = \{([^}]*)\}")
 _SET: Final = re.compile(
     rf"(?:set|map) ({'|'.join(SETS)}) \{{\s*type [^\n]*\n(?:\s*elements = \{{([^}}]*)\}})?"
@@ -220,6 +222,10 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -
     # go into the switch (`routes`), with ICMP errors about their connections; all others go where
     # the host's other routes lead.
     #
+    # refuse-received: what is for an address that Services alone have, and for none of their ports,
+    # would go back to where it came from, and come again. Refused in `forward`, it would be too
+    # late: the kernel would have told the client to use another router (ICMP redirect).
+    #
     # input: a pod must not teach the host's routing table anything (path MTU, redirects).
     #
     # forward: a packet to a peer has to find a route (`peer_routes`); without one it would go round
@@ -249,6 +255,10 @@ table ip {nft.TABLE} {{
 
     set external-ports {{
         type ipv4_addr . inet_proto . inet_service
+    }}
+
+    set balancer-addresses {{
+        type ipv4_addr
     }}
 
     map host-endpoints {{
@@ -303,6 +313,16 @@ table ip {nft.TABLE} {{
         udp dport {tunnel_port} accept
         ip daddr . meta l4proto . th dport @external-ports \
 {_MARK} ct mark set ct mark | {_BIT}
+    }}
+
+    chain refuse-received {{
+        type filter hook prerouting priority mangle + 6; policy accept;
+        iifname "{GATEWAY_PORT}" accept
+        ip daddr != @balancer-addresses accept
+        meta mark & {_BIT} == {_BIT} accept
+        fib daddr type local accept
+        meta l4proto 6 counter reject with tcp reset
+        counter reject
     }}
 
     chain input {{

@@ -259,4 +259,5 @@ def _merged(old: NodeServices | None, new: NodeServices) -> NodeServices:
         external_ports=tuple(dict.fromkeys((*old.external_ports, *new.external_ports))),
         host_endpoints=tuple(endpoints.values()),
         protected_addresses=tuple({*old.protected_addresses, *new.protected_addresses}),
+        balancer_addresses=tuple({*old.balancer_addresses, *new.balancer_addresses}),
     )

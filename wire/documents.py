@@ -107,6 +107,9 @@ class NodeServices(msgspec.Struct, frozen=True, rename="camel"):
     itself: address (None: each of the node's own), protocol and port that clients outside connect
     to, address and port of the endpoint, and Service. The host translates these itself, so that
     the endpoint sees the client's address."""
+    balancer_addresses: tuple[IPv4Address, ...] = ()
+    """Of `external_addresses`, those of an AddressPool: nobody but Services has them. The host
+    refuses all other traffic to them. It would send that on to where it came from."""
 
 
 class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):

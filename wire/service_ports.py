@@ -11,7 +11,7 @@ from wire.documents import MAX_EXTERNAL_PORTS, NodeServices
 
 SETS: Final = (
     "node-ports", "own-addresses", "external-ports", "host-endpoints", "host-endpoints-at",
-    "host-ports", "host-ports-at",
+    "host-ports", "host-ports-at", "balancer-addresses",
 )  # fmt: skip
 """Sets and maps of `table ip sluice`. Those for hostPorts are the agent's own."""
 
@@ -38,6 +38,8 @@ class ServicePorts:
     )
     """What the host translates to an endpoint of its own for clients outside, by address (None:
     each of the host's), protocol and port."""
+    balancers: AbstractSet[IPv4Address] = frozenset()
+    """Addresses of Services alone: the host refuses what it would send on to them."""
 
     def without(self, busy: AbstractSet[NodePort], there: "ServicePorts") -> "ServicePorts":
         """All but those that a process of the host had before they were `there`."""
@@ -51,6 +53,7 @@ class ServicePorts:
                 # At an address that is not the host's own, no process is in the way.
                 if at[0] is not None or at in there.host_endpoints or at[1:] not in busy
             },
+            self.balancers,
         )
 
     def elements(self) -> dict[str, dict[str, str]]:
@@ -68,6 +71,7 @@ class ServicePorts:
             "external-ports": {f"{a} . {p} . {n}": "" for a, p, n in self.external},
             "host-endpoints": endpoints,
             "host-endpoints-at": endpoints_at,
+            "balancer-addresses": {str(address): "" for address in self.balancers},
         }
 
     @classmethod
@@ -83,6 +87,7 @@ class ServicePorts:
             {_address_port(k): IPv4Address(v) for k, v in elements["own-addresses"].items()},
             {_address_port(key) for key in elements["external-ports"]},
             endpoints,
+            {IPv4Address(key) for key in elements["balancer-addresses"]},
         )
 
     @classmethod
@@ -98,6 +103,7 @@ class ServicePorts:
                 for address, protocol, port, to, to_port, _ in services.host_endpoints
                 if address not in left_out or (address, protocol, port) in own
             },
+            {*services.balancer_addresses} - {*left_out},
         )
 
 

@@ -122,6 +122,7 @@ class Inventory:
                 self.services.given,
                 self.services.view,
                 self.services.addresses,
+                self.services.hosts,
                 (
                     ("the pod range", cluster.pod_range),
                     ("the Service range", cluster.service_range),

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import TYPE_CHECKING, Final
 
 from controller.address_owners import AddressOwners, Claim
+from controller.host_services import Hosts
 from controller.known_addresses import KnownAddresses
 from controller.load_balancers.allocation import Allocation, Given, allocate, free
 from controller.load_balancers.pools import NO_POOLS, Interval, Pool, Pools, interval_of, read_pool
@@ -66,6 +67,7 @@ class Facts:
         services: Mapping[str, ServiceObject],
         view: Mapping[str, Service],
         known: KnownAddresses,
+        hosts: Hosts,
         reserved: Iterable[tuple[str, IPNetwork]],
     ) -> None:
         """`services`: every one that is not ignored; `view`: those that are served.
@@ -79,6 +81,7 @@ class Facts:
         self.services = services
         self.view = view
         self.known = known
+        self.hosts = hosts
         self.reserved: list[tuple[str, Interval]] = [
             (f"{text} {network}", interval_of(network))
             for text, network in reserved
@@ -302,6 +305,7 @@ class LoadBalancers:
             return
         self.announced = found
         self._owners.want(SOURCE, claims)
+        self._facts.hosts.use_balancers(found)
         for follower in self.followers:
             follower()
 

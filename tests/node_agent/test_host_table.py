@@ -126,10 +126,14 @@ class World:
         busy: tuple[tuple[int, int], ...] = (),
         external: tuple[tuple[str, int, int], ...] = (),
         host_endpoints: Any = None,
+        balancers: tuple[str, ...] = (),
     ) -> None:
         own_ports = {(IPv4Address(a), p, n): IPv4Address(v) for (a, p, n), v in (own or {}).items()}
         external_ports = {(IPv4Address(a), p, n) for a, p, n in external}
-        wanted = ServicePorts(set(ports), own_ports, external_ports, host_endpoints or {})
+        wanted = ServicePorts(
+            set(ports), own_ports, external_ports, host_endpoints or {},
+            {IPv4Address(address) for address in balancers},
+        )  # fmt: skip
         self.table.want(wanted, set(busy))
         self.on_host(self.table.converge)
 
@@ -515,6 +519,22 @@ def test_a_client_outside_reaches_a_service_by_an_external_address(world: World)
         assert world.ask(world.client, external, 80) == f"{external} 80 {CLIENT}"
         # No route leads to the address but ours, so the host can use no other port of it.
         assert world.ask(world.host, external, 80) == f"{external} 80 {GATEWAY}"
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_other_ports_of_an_address_of_services_alone_are_refused(
+    world: World, protocol: int
+) -> None:
+    """The host would send their packets back to where they came from, again and again."""
+    external = "198.51.100.7"
+    world.ip(world.host, f"route add default via {CLIENT}")
+    world.ip(world.pods, f"addr add {external}/32 dev gw")
+    world.set_up(by_port=(external,))
+    world.want(external=((external, protocol, 80),), balancers=(external,))
+    with world.server(80, protocol):
+        assert world.ask(world.client, external, 80, protocol) == f"{external} 80 {CLIENT}"
+        assert world.refused(world.client, external, 81, protocol)
+        assert world.ask(world.client, external, 80, protocol) == f"{external} 80 {CLIENT}"
 
 
 def test_an_endpoint_on_the_host_sees_the_clients_address(world: World) -> None:

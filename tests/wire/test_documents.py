@@ -55,6 +55,7 @@ SERVICES = NodeServices(
     external_ports=(((IPv4Address("192.0.2.1"),), ((6, 80), (17, 53)), "default/web"),),
     protected_addresses=(IPv4Address("172.30.0.10"),),
     host_endpoints=((None, 6, 80, IPv4Address("172.30.1.2"), 8080, "default/web"),),
+    balancer_addresses=(IPv4Address("192.0.2.1"),),
 )
 PORT = "pabcdefghij2345"
 PAIR = DeniedPair(
@@ -88,7 +89,8 @@ PINNED: list[tuple[Any, Any, bytes]] = [
         b'"ownAddresses":[["172.30.1.2",6,80,"169.254.1.16","default/web"]],"whole":false,'
         b'"externalPorts":[[["192.0.2.1"],[[6,80],[17,53]],"default/web"]],'
         b'"protectedAddresses":["172.30.0.10"],'
-        b'"hostEndpoints":[[null,6,80,"172.30.1.2",8080,"default/web"]]}',
+        b'"hostEndpoints":[[null,6,80,"172.30.1.2",8080,"default/web"]],'
+        b'"balancerAddresses":["192.0.2.1"]}',
     ),
     (
         SwitchDigest(
@@ -137,7 +139,10 @@ def test_fields_of_a_newer_version_are_ignored(document: Any, decode: Any, data:
 
 def test_fields_that_came_later_may_be_absent() -> None:
     older = msgspec.json.decode(encode(SERVICES))
-    for field in ("ownAddresses", "whole", "externalPorts", "protectedAddresses", "hostEndpoints"):
+    for field in (
+        *("ownAddresses", "whole", "externalPorts", "protectedAddresses", "hostEndpoints"),
+        "balancerAddresses",
+    ):
         del older[field]
     read = documents.decode_services(msgspec.json.encode(older))
     assert (read.own_addresses, read.source_complete, read.external_ports) == ((), True, ())
