@@ -89,7 +89,7 @@ class Passwords:
 
 
 _REFUSALS: Final = {
-    403: "the controller may not read it; add its name to bgp.passwordSecrets of the chart",
+    403: "the controller may not read it; add its name to controller.bgpPasswords of the chart",
     404: "there is none",
 }
 

@@ -169,14 +169,7 @@ class ApiServer:
         }
 
     def write_kubeconfig(self) -> None:
-        address = f"http://127.0.0.1:{self._port}"
-        content = {
-            "clusters": [{"name": "c", "cluster": {"server": address}}],
-            "users": [{"name": "u", "user": {"token": self.token}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        self.kubeconfig.write_text(json.dumps(content))
+        self.kubeconfig.write_text(json.dumps(kubeconfig(self._port, self.token)))
 
     async def serve(self) -> web.AppRunner:
         application = web.Application()
@@ -248,3 +241,20 @@ async def hang_up(pods: Resource, request: web.Request) -> web.StreamResponse:
     assert request.transport
     request.transport.abort()
     return web.Response()
+
+
+def kubeconfig(port: int, token: str = "t") -> dict[str, Any]:  # noqa: S107  nobody looks at it
+    """For a server at this port of loopback."""
+    return {
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+
+
+def kubeconfig_of(directory: Path, port: int) -> Path:
+    """Its file."""
+    file = directory / "kubeconfig"
+    file.write_text(json.dumps(kubeconfig(port)))
+    return file
