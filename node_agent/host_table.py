@@ -207,7 +207,7 @@ def _skeleton(pod_cidr: IPv4Network, pod_range: IPv4Network, tunnel_port: int) -
     # such a packet on both, so the chains that it passes first ask for what tells it apart: no
     # Service and no host port has the tunnel's port.
     #
-    # received: packets from pods of peers that use no tunnel. The host takes a pod's address only
+    # from-peers: packets from pods of peers that use no tunnel. The host takes a pod's address only
     # from the interface that its own route to this pod leads to, and only a peer has such a route.
     # The switch then checks that the mode allows it (`PeerGuard`). Neither these nor the packets to
     # peers are tracked: the switch does that. Replies to the host are, because it has sent first.
@@ -278,8 +278,11 @@ table ip {nft.TABLE} {{
     }}
 
     chain received {{
+        ip saddr {pod_range} goto from-peers
         udp dport {tunnel_port} fib daddr type local notrack
-        ip saddr != {pod_range} accept
+    }}
+
+    chain from-peers {{
         iifname "lo" accept
         fib saddr . iif oif missing counter drop comment "a pod's address, by a wrong way"
         ip daddr {pod_cidr} ip daddr != {gateway_address(pod_cidr)} notrack
@@ -293,15 +296,16 @@ table ip {nft.TABLE} {{
     chain gateway {{
         type filter hook prerouting priority raw; policy accept;
         iifname != "{GATEWAY_PORT}" goto received
+        ip saddr {pod_cidr} ip daddr {pod_range} ip daddr != {pod_cidr} notrack accept
         ip saddr 127.0.0.0/8 counter drop
         ip daddr 127.0.0.0/8 counter drop
         ip daddr . meta l4proto . th dport @external-ports notrack
         fib daddr oifname "{GATEWAY_PORT}" notrack
-        ip saddr {pod_cidr} ip daddr {pod_range} ip daddr != {pod_cidr} notrack
     }}
 
     chain mark-received {{
         type filter hook prerouting priority mangle + 5; policy accept;
+        ip daddr {pod_range} accept
         udp dport {tunnel_port} accept
         ip daddr . meta l4proto . th dport @external-ports \
 {_MARK} ct mark set ct mark | {_BIT}

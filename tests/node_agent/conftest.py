@@ -39,6 +39,7 @@ from wire.documents import (
     NodeConfig,
     NodeProblems,
     NodeServices,
+    PeerRoutes,
     decode_addresses,
     decode_problems,
     encode,
@@ -79,6 +80,7 @@ class Controller:
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, encode(CONFIG))
         self.services = NodeServices(NODE, (), (), (), "0")
+        self.routes = PeerRoutes((), "0")
         self.admits = True
         self.delay = 0.0
         self.requests = 0
@@ -96,6 +98,7 @@ class Controller:
         app = web.Application()
         app.router.add_get("/v1/nodes/{node}/config", self._config)
         app.router.add_get("/v1/nodes/{node}/services", self._services)
+        app.router.add_get("/v1/nodes/{node}/routes", self._routes)
         app.router.add_post("/v1/nodes/{node}/problems", self._problems)
         app.router.add_post("/v1/nodes/{node}/addresses", self._addresses)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -136,9 +139,17 @@ class Controller:
         return web.Response(status=status, body=body, content_type="application/json")
 
     async def _services(self, request: web.Request) -> web.Response:
+        return await self._poll(request, lambda: self.services)
+
+    async def _routes(self, request: web.Request) -> web.Response:
+        return await self._poll(request, lambda: self.routes)
+
+    async def _poll(
+        self, request: web.Request, document: Callable[[], NodeServices | PeerRoutes]
+    ) -> web.Response:
         for _ in range(50):
-            if request.query.get("after") != self.services.revision:
-                body = encode(self.services)
+            if request.query.get("after") != document().revision:
+                body = encode(document())
                 return web.Response(body=body, content_type="application/json")
             await asyncio.sleep(0.02)
         return web.Response(status=304)

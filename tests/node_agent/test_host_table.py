@@ -327,6 +327,33 @@ def test_sources_of_services_do_not_leave_the_node(world: World) -> None:
         assert world.ask(world.pods, HOST, 80, source=hairpin) == f"{HOST} 80 {hairpin}"
 
 
+def test_addresses_of_pods_come_only_from_where_the_hosts_route_leads(world: World) -> None:
+    """A pod of a peer behind `eth0`. Neither direction is tracked."""
+    remote, another = "10.99.7.5", "10.99.8.5"
+    world.set_up()
+    world.ip(world.client, f"addr add {remote}/32 dev lo", f"addr add {another}/32 dev lo")
+    with world.server(80), world.server(80, where=world.client):
+        for source in (remote, another):
+            with pytest.raises(TimeoutError):
+                world.ask(world.client, POD, 80, source=source)
+        with pytest.raises(TimeoutError):  # without a route: not refused
+            world.ask(world.pods, remote, 80, source=POD)
+        world.ip(world.host, f"route add 10.99.7.0/24 via {CLIENT} proto 213 src {GATEWAY}")
+        world.nft(
+            "table ip counted { chain forward { type filter hook forward priority 10;"
+            " ip saddr 10.99.0.0/16 ct state untracked counter;"
+            " ip saddr 10.99.0.0/16 ct state != untracked counter; }; }"
+        )
+        assert world.ask(world.client, POD, 80, source=remote) == f"{POD} 80 {remote}"
+        assert world.ask(world.pods, remote, 80, source=POD) == f"{remote} 80 {POD}"
+        untracked, tracked = world.counted()
+        assert (untracked > 0, tracked) == (True, 0)
+        with pytest.raises(TimeoutError):
+            world.ask(world.client, POD, 80, source=another)
+        # The host's own connections are tracked: its replies are let in by state.
+        assert world.ask(world.host, remote, 80) == f"{remote} 80 {GATEWAY}"
+
+
 def test_host_ports(world: World) -> None:
     world.set_up()
     for address in ("127.0.0.1", OTHER):

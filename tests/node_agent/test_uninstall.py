@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,20 @@ import pytest
 from lab.patience import PROGRAM_TIMEOUT
 from openflow.batch import Batch, GenerationSet
 from openflow.watch import connect
-from tests.node_agent.conftest import NODE, ROOT, ScratchNode, controlled, needs_root, until
-from wire.documents import NodeServices
+from tests.node_agent.conftest import (
+    ADDRESS,
+    NODE,
+    ROOT,
+    ScratchNode,
+    controlled,
+    needs_root,
+    until,
+)
+from wire.documents import NodeServices, PeerRoutes
 
 pytestmark = needs_root
+
+PEER = ADDRESS + 1
 
 
 @pytest.fixture
@@ -73,7 +83,10 @@ def test_node_is_left_as_it_was_found(node: ScratchNode, forwarding: str) -> Non
             controller.services = NodeServices(
                 NODE, (), external, (), "2", external_ports=((external, ((6, 80),), "default/web"),)
             )
+            peer = (IPv4Network("10.99.7.0/24"), PEER)
+            controller.routes = PeerRoutes((peer,), "1")
             await until(lambda: "fwmark" in node.run("ip", "rule"), node.log)
+            await until(lambda: f"via {PEER}" in node.run("ip", "route"), node.log)
             async with connect(node.home / "br-int.mgmt") as switch:
                 await switch.apply(Batch.of(first=[GenerationSet(7)]))
             await until((node.home / "state" / "generation").exists, node.log)

@@ -116,7 +116,7 @@ class _HostTrace:
         return (await self._route(marked=False)).device == names.GATEWAY_PORT
 
     async def _dropped_at_once(self) -> str:
-        """As the chains `gateway` and `received` decide; empty: they do not drop it."""
+        """As the chains `gateway` and `from-peers` decide; empty: they do not drop it."""
         source, to = self._packet.source, self._packet.destination
         if self._from == "switch" and (source in _LOOPBACK or to in _LOOPBACK):
             return "the host drops packets of pods with loopback addresses"
@@ -125,7 +125,7 @@ class _HostTrace:
             if route.device == names.GATEWAY_PORT:
                 return (
                     "it has a pod's address, and the host's route to that pod is another way: the"
-                    " host drops it (nftables table ip sluice, chain received)"
+                    " host drops it (nftables table ip sluice, chain from-peers)"
                 )
         return ""
 
