@@ -13,7 +13,7 @@ from typing import Any
 from lab import apiserver, kubelet, machine, node
 from lab.commands import LabError, inside, run
 from lab.control import ControlPlane, daemons
-from lab.layout import CLUSTER_DNS, CONTROL_ADDRESS, NodeLayout
+from lab.layout import CLUSTER_DNS, CONTROL_ADDRESS, FABRIC_ADDRESS, UNDERLAY, NodeLayout
 
 COREDNS = Path(__file__).with_name("coredns.yaml")
 CONTROL_PLANE = ("node1", "node2")
@@ -62,8 +62,12 @@ class KubeletCluster:
             if not pod_cidr:
                 state = "it has no podCIDR"
                 return False
-            route = ["ip", "route", "replace", pod_cidr, "via", str(it.address)]
-            run(route, netns=self.plane.layout.netns("control"))
+            hops = {"control": it.address}
+            if it.address not in UNDERLAY:
+                hops = {"control": FABRIC_ADDRESS, "fabric": it.address}
+            for place, hop in hops.items():
+                route = ["ip", "route", "replace", pod_cidr, "via", str(hop)]
+                run(route, netns=self.plane.layout.netns(place))
             return not state
 
         ours = node.daemons(it)
