@@ -27,14 +27,17 @@ def serve(lab: Lab, name: str, cluster_ip: str, address: str) -> None:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": name, "namespace": "default"},
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "annotations": {"sluice.dev/addresses": address},
+            },
             "spec": {
                 "type": "LoadBalancer",
                 "clusterIP": cluster_ip,
                 "clusterIPs": [cluster_ip],
                 "ports": [{"name": "web", "port": 80, "protocol": "TCP"}],
             },
-            "status": {"loadBalancer": {"ingress": [{"ip": address}]}},
         }
     )
     lab.apply(

@@ -25,7 +25,6 @@ def lab(lab: Lab) -> Iterator[Lab]:
     """Three nodes, two controllers, and a Service with an address."""
     lab.apply(POOL)
     serve(lab, "web", "10.96.0.50", ADDRESS)
-    wait_until(lambda: row(lab, ADDRESS))
     owner(lab, ADDRESS)
     return lab
 
