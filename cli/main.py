@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "check": "cli.check:check",
     "connectivity": "cli.connectivity:connectivity",
     "drops": "cli.drops:drops",
+    "egress": "cli.egress:egress",
     "explain": "cli.explain:explain_command",
     "flows": "cli.flows:flows",
     "lab": "cli.lab:lab",

@@ -34,6 +34,7 @@ from controller.check_api import CheckApi
 from controller.cluster_status import NodeFacts, cluster_status
 from controller.counters_api import CountersApi
 from controller.denials import Denials
+from controller.egress_api import EgressApi
 from controller.enrolment import Enrolment
 from controller.explain_api import ExplainApi
 from controller.flow_api import FlowApi
@@ -112,12 +113,14 @@ class Api:
         self._enrolment = enrolment
         self.questions = Questions(reconciler.inventory.knows_node)
         """To agents."""
+        self._egress = EgressApi(reconciler)
         self._report_parts = (
             FlowApi(reconciler),
             ExplainApi(reconciler),
             WaitApi(reconciler),
             CountersApi(reconciler, self._recent_denials),
             ServiceApi(reconciler),
+            self._egress,
             PolicyApi(reconciler, cluster),
             CheckApi(reconciler, self.questions),
             BundleApi(cluster),
@@ -156,6 +159,7 @@ class Api:
                 web.get(paths.QUESTIONS, self._questions),
                 web.post(paths.ANSWER, self._take_answer),
                 *self._addresses.agent_routes(),
+                *self._egress.agent_routes(self._reporter),
                 *self._bgp.agent_routes(self._follow, self._reporter),
             ]
         )

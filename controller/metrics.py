@@ -104,6 +104,13 @@ ADDRESSES_WRITTEN = Counter(
     ["outcome"],
 )
 
+# Egress addresses
+EGRESS_USED_MAX = Gauge(
+    "sluice_egress_ports_used_max_ratio",
+    "The largest share of source ports that one destination uses of an egress address, or that a"
+    " gateway uses of the connections that it can track",
+)
+
 # Policy
 POLICY_CHANGES = Counter(
     "sluice_policy_changes", "Changes of policy, by the number of their phases", ["phases"]
@@ -186,7 +193,15 @@ POOL_FREE: Final = NamedGauge(
     "sluice_address_pool_free", "Addresses of the pool that a Service can still get", "pool"
 )
 POOL_SIZE: Final = NamedGauge("sluice_address_pool_size", "Addresses of the pool", "pool")
-WITH_NAMES: Final = (PROVEN_AGE, POOL_FREE, POOL_SIZE)
+EGRESS_USED: Final = NamedGauge(
+    "sluice_egress_ports_used_ratio",
+    "The share of source ports that one destination uses of the egress address: the largest",
+    "egress",
+)
+EGRESS_CONNECTIONS: Final = NamedGauge(
+    "sluice_egress_connections", "Connections that leave from the egress address", "egress"
+)
+WITH_NAMES: Final = (PROVEN_AGE, POOL_FREE, POOL_SIZE, EGRESS_USED, EGRESS_CONNECTIONS)
 
 LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     "sluice_switch_drift": ("missing", "altered", "stale", "seal", "meters", "groups"),

@@ -32,6 +32,8 @@ class MetricsApi:
         metrics.IN_SYNC.set_function(lambda: sum(each.in_sync for each in sessions.values()))
         metrics.FOREIGN.set_function(lambda: sum(s.audit.foreign for s in sessions.values()))
         metrics.PROVEN_AGE_MAX.set_function(lambda: reconciler.proofs.oldest)
+        self._ledger = reconciler.inventory.egress_ledger
+        metrics.EGRESS_USED_MAX.set_function(self._ledger.most_used)
         self._balancers = reconciler.inventory.load_balancers
         owners = reconciler.inventory.address_owners
         owners.on_move = metrics.ADDRESS_MOVES.inc
@@ -74,6 +76,8 @@ class MetricsApi:
                 (metrics.PROVEN_AGE, ages),
                 (metrics.POOL_FREE, free),
                 (metrics.POOL_SIZE, sizes),
+                (metrics.EGRESS_USED, self._ledger.used()),
+                (metrics.EGRESS_CONNECTIONS, self._ledger.connections()),
             )
         ]
         return _answer(b"".join(texts))

@@ -90,6 +90,8 @@ class ReporterKind(Enum):
     """Something in a policy is invalid, or the policies of a Pod are refused."""
     ADDRESSES = "the address pools"
     """A pool is refused in part, or a Service does not get the address that it asks for."""
+    EGRESS = "the egress ledger"
+    """An egress address is about to have no source port left."""
     PORTS = "the ports"
     """A port of a node's switch is refused."""
     COMPILER = "the compiler"

@@ -16,6 +16,8 @@ from settings import Agent
 
 INTERVAL: Final = 5.0
 """Seconds between two looks at the number of connections."""
+SNAT_SHARE: Final = 8
+"""The zone of translated sources has one of so many parts of all connections."""
 _KERNEL: Final = Path("/proc/sys/net/netfilter")
 
 log = structlog.get_logger()
@@ -51,10 +53,10 @@ class ConnectionLimits:
         Returns whose connections were taken away. Raises `AppctlError`, `SwitchAwayError`,
         `OSError`, `ValueError`.
         """
-        capacity = self._capacity()
-        chosen = await self._make_room(capacity)
+        limit = capacity(self._datapath)
+        chosen = await self._make_room(limit)
         # Last: room is made also on a datapath that has no limits for zones.
-        await self._impose(capacity)
+        await self._impose(limit)
         return chosen
 
     async def _make_room(self, capacity: int) -> list[IPv4Address]:
@@ -71,11 +73,6 @@ class ConnectionLimits:
         if chosen:
             await self._switch.forget_opened({address: opened[address] for address in chosen})
         return chosen
-
-    def _capacity(self) -> int:
-        if self._datapath == "system":
-            return int((_KERNEL / "nf_conntrack_max").read_text())
-        return limits.MOST_CONNECTIONS
 
     async def _connections(self) -> int:
         if self._datapath == "system":
@@ -95,13 +92,20 @@ class ConnectionLimits:
         await self._dpctl(
             "ct-set-limits",
             f"zone={CT_ZONE},limit={capacity * 3 // 4}",
-            f"zone={SNAT_ZONE},limit={capacity // 8}",
+            f"zone={SNAT_ZONE},limit={capacity // SNAT_SHARE}",
         )
         self._imposed_on = process
 
     async def _dpctl(self, command: str, *arguments: str) -> str:
         datapath = f"{self._datapath}@ovs-{self._datapath}"
         return await appctl.call(self._run, f"dpctl/{command}", datapath, *arguments)
+
+
+def capacity(datapath: str) -> int:
+    """How many connections a datapath of this type can track. Raises `OSError`, `ValueError`."""
+    if datapath == "system":
+        return int((_KERNEL / "nf_conntrack_max").read_text())
+    return limits.MOST_CONNECTIONS
 
 
 def most_of(opened: Counter[IPv4Address], used: int, capacity: int) -> list[IPv4Address]:

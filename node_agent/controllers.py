@@ -28,6 +28,7 @@ from settings.tls import Replaceable, client_context, read
 from wire import paths
 from wire.bgp import NodeSessions
 from wire.documents import NodeAddresses, NodeDenials, NodeProblems, SwitchDigest, encode
+from wire.egress import EgressUse
 
 _CONNECT: Final = 5.0
 """Seconds within which a controller has to accept a connection."""
@@ -42,7 +43,7 @@ _PAUSE: Final = (1.0, 8.0)
 restart; long enough that a thousand agents do not hinder one that starts."""
 TAKEN_OR_UNKNOWN: Final = (204, 404, 405)
 """A controller of an older version has no such path, or the Node is unknown."""
-NodeReport: TypeAlias = NodeAddresses | NodeDenials | NodeProblems | NodeSessions
+NodeReport: TypeAlias = EgressUse | NodeAddresses | NodeDenials | NodeProblems | NodeSessions
 
 log = structlog.get_logger()
 

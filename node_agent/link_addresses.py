@@ -114,6 +114,11 @@ class LinkAddresses:
         self._answers = ArpAnswers(netlink, config, self.holds, clock)
         self._gate_problem = ""
 
+    def sending(self) -> frozenset[IPv4Address]:
+        """The gated addresses that this node has now: it is their gateway."""
+        now = self._clock()
+        return frozenset(each for each in self._gate.gated if self.holds.has(each, now))
+
     def problem(self) -> str:
         """What this node cannot do for its addresses; empty: it can do everything."""
         found = [self._gate_problem]

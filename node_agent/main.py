@@ -17,6 +17,7 @@ from node_agent import (
     cni_server,
     denied_pairs,
     descriptors,
+    egress_use,
     generation,
     install,
     tls_files,
@@ -178,6 +179,7 @@ async def _run(agent: Agent) -> None:
                     tasks.create_task(_sweep_loop(attachments)),
                     tasks.create_task(addresses.report_loop(controllers, node.addresses)),
                     tasks.create_task(denied_pairs.report_loop(controllers, denied)),
+                    tasks.create_task(egress_use.report_loop(controllers, agent, link.sending)),
                     tasks.create_task(audit_loop(agent, controllers, mgmt, newest)),
                     tasks.create_task(answer_loop(controllers, agent.ovs_run, answers)),
                     tasks.create_task(

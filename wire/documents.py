@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from flows.policy import Direction
 from wire.bgp import NodeBGP, NodeSessions
+from wire.egress import EgressUse
 from wire.sentences import HIDDEN, MAX_SENTENCE
 
 MAX_PODS = 256
@@ -229,6 +230,7 @@ def encode(
     | NodeDenials
     | NodeBGP
     | NodeSessions
+    | EgressUse
     | Refusal,
 ) -> bytes:
     """As JSON."""
@@ -301,6 +303,12 @@ def from_json(data: bytes, kind: Any) -> Any:
 
 def _decode(kind: type, value: Any) -> Any:
     return kind(value)
+
+
+def decode_egress_use(data: bytes) -> EgressUse:
+    """From JSON. Raises `msgspec.MsgspecError`."""
+    document: EgressUse = from_json(data, EgressUse)
+    return document
 
 
 def decode_bgp(data: bytes) -> NodeBGP:

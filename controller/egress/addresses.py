@@ -6,19 +6,18 @@ address for a moment. The result depends on the objects, attachments and owners 
 order in which they came.
 """
 
+import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from controller.address_owners import AddressOwners, Claim
-from controller.address_owners.claims import considered
+from controller.egress.candidates import Candidates
 from controller.egress.drafts import Draft, Range, read
-from controller.inventory.kept import KeptKind
-from controller.inventory.nodes import Nodes
-from controller.policies.pod_groups import Place, PodGroup, PodGroups, SelectionState
-from controller.policies.selectors import Labels, Selector, matches
+from controller.egress.rules import NOWHERE, Rule
+from controller.policies.pod_groups import Place, PodGroup, PodGroups
 from controller.policies.slices import SLICE, Slices
 from controller.problems import Note
 from controller.sources.routed_objects import EgressAddressObject
@@ -37,35 +36,16 @@ from flows.view import (
     egress_number,
 )
 
+if TYPE_CHECKING:
+    from controller.inventory.kept import KeptKind
+    from controller.inventory.nodes import Nodes
+
 MAX_EGRESS_ADDRESSES: Final = 1_024
 """The oldest ones are used. Each is some flows on every node."""
 SOURCE: Final = "egress"
 """Of the claims at `AddressOwners`."""
 SLICE_COST: Final = 20
 """Of one slice of work, as `work_budget.MAX_COST` counts."""
-_NOWHERE: Final = frozenset[str]()
-
-
-class Rule:
-    """An EgressAddress that is used."""
-
-    __slots__ = ("address", "candidates", "draft", "hidden", "places", "selection")
-
-    def __init__(self, draft: Draft, address: IPv4Address) -> None:
-        self.draft = draft
-        self.address = address
-        self.selection: SelectionState | None = None
-        self.candidates = _NOWHERE
-        """The nodes that may be its gateway."""
-        self.places: dict[Place, None] = {}
-        """The attachments that leave from it."""
-        self.hidden: dict[PodGroup, Rule] = {}
-        """Groups that it selects, too, and the older rule that has them."""
-
-    @property
-    def ref(self) -> ObjectRef:
-        """The object."""
-        return ObjectRef("EgressAddress", "", self.draft.name)
 
 
 class EgressAddresses:
@@ -73,8 +53,8 @@ class EgressAddresses:
 
     def __init__(
         self,
-        objects: KeptKind[EgressAddressObject],
-        nodes: Nodes,
+        objects: "KeptKind[EgressAddressObject]",
+        nodes: "Nodes",
         groups: PodGroups,
         owners: AddressOwners,
         ranges: Iterable[Range],
@@ -89,8 +69,8 @@ class EgressAddresses:
         """These four: see `ClusterView`."""
         self.rules: Final[dict[str, Rule]] = {}
         """By name, those that are used."""
-        self.hosts_changed: Callable[[], None] = lambda: None
-        """Called when `at` of any node changes."""
+        self.since: Final[dict[str, float]] = {}
+        """By name, when its gateway began, in seconds since 1970, as far as this process knows."""
         self._objects = objects
         self._nodes = nodes
         self._groups = groups
@@ -109,11 +89,8 @@ class EgressAddresses:
         self._of_place: dict[Place, Rule] = {}
         self._at: dict[str, Place] = {}
         """By member, the attachment that it is."""
-        self._matching: dict[Selector, frozenset[str]] = {}
-        """By selector of gateways, the nodes that it selects."""
+        self._candidates = Candidates(nodes)
         self._claims: dict[IPv4Address, Claim] = {}
-        self._labels: dict[str, Labels] = {}
-        """By Node, as they were seen last."""
         self._have_addresses_changed = False
         self._touched: set[Key] = set()
         self._dirty_objects: dict[str, None] = {}
@@ -131,13 +108,7 @@ class EgressAddresses:
 
     def follow_node(self, name: str) -> None:
         """A Node object was added, changed or removed."""
-        given = self._nodes.objects.get(name)
-        labels = None if given is None else given.metadata.labels or {}
-        if self._labels.get(name) != labels:
-            if labels is None:
-                del self._labels[name]
-            else:
-                self._labels[name] = labels
+        if self._candidates.follow(name):
             self._dirty_nodes[name] = None
 
     def follow_accepted(self, names: Collection[str]) -> set[Key]:
@@ -173,13 +144,20 @@ class EgressAddresses:
         """The nodes that need the flow of a selected pod, by its address."""
         found = self.members.get(member)
         rule = self.rules.get(found.name) if found else None
-        return rule.candidates if rule else _NOWHERE
+        return rule.candidates if rule else NOWHERE
 
-    def at(self, node: str) -> tuple[IPv4Address, ...]:
-        """The addresses that a node may be the gateway of, sorted."""
-        return tuple(
-            sorted(rule.address for rule in self.rules.values() if node in rule.candidates)
-        )
+    def ordered(self) -> list[str]:
+        """The names of all EgressAddresses, the oldest first."""
+        return [name for _, name in self._ages]
+
+    def pods_of(self, rule: Rule) -> set[str]:
+        """`NAMESPACE/NAME` of the pods that leave by a rule."""
+        found = (self.pods.get(place.node, {}).get(place.port) for place in rule.places)
+        return {each.attachment.pod for each in found if each is not None}
+
+    def name_of(self, address: IPv4Address) -> str:
+        """The EgressAddress that has an address; empty: none."""
+        return self._by_address.get(address, "")
 
     @property
     def is_settled(self) -> bool:
@@ -270,7 +248,7 @@ class EgressAddresses:
     def _begin(self, rule: Rule) -> Slices[None]:
         self.rules[rule.draft.name] = rule
         self._by_address[rule.address] = rule.draft.name
-        rule.candidates = self._selected_by(rule.draft.gateways)
+        rule.candidates = self._candidates.of(rule.draft.gateways)
         self._show(rule.draft.name)
         yield from self._select(rule)
         self._dirty_problems.update(dict.fromkeys(self._drafts))
@@ -287,7 +265,7 @@ class EgressAddresses:
             self._release(rule, old)
             yield from self._select(rule)
         if old.gateways != draft.gateways:
-            yield from self._move_candidates(rule, self._selected_by(draft.gateways))
+            yield from self._move_candidates(rule, self._candidates.of(draft.gateways))
 
     def _retire(self, name: str) -> None:
         rule = self.rules.pop(name)
@@ -398,34 +376,12 @@ class EgressAddresses:
 
     # --- gateways ---
 
-    def _selected_by(self, selector: Selector) -> frozenset[str]:
-        found = self._matching.get(selector)
-        if found is None:
-            found = frozenset(
-                name for name in self._nodes.accepted if self._matches(selector, name)
-            )
-            self._matching[selector] = found
-        return considered(found)
-
-    def _matches(self, selector: Selector, node: str) -> bool:
-        given = self._nodes.objects.get(node)
-        is_accepted = given is not None and node in self._nodes.accepted
-        return is_accepted and matches(selector, self._labels.get(node) or {})
-
     def _find_gateways(self, nodes: Collection[str]) -> Slices[None]:
         used = {rule.draft.gateways for rule in self.rules.values()}
-        for selector in self._matching.keys() - used:
-            del self._matching[selector]
-        moved = set()
-        for selector, found in self._matching.items():
-            gone = {name for name in nodes if name in found and not self._matches(selector, name)}
-            new = {name for name in nodes if name not in found and self._matches(selector, name)}
-            if gone or new:
-                moved.add(selector)
-                self._matching[selector] = found - gone | new
+        moved = self._candidates.update(nodes, used)
         for rule in list(self.rules.values()) if moved else ():
             if rule.draft.gateways in moved:
-                yield from self._move_candidates(rule, self._selected_by(rule.draft.gateways))
+                yield from self._move_candidates(rule, self._candidates.of(rule.draft.gateways))
         for name in nodes:
             for egress in self.gateways.get(name, set()) | self._owned_by(name):
                 self._show(egress)
@@ -476,6 +432,10 @@ class EgressAddresses:
             del self.view[name]
         else:
             self.view[name] = new
+        if new is None or not new.gateway:
+            self.since.pop(name, None)
+        elif old is None or old.gateway != new.gateway:
+            self.since[name] = time.time()
 
     def _claim(self) -> None:
         claims = {
@@ -487,7 +447,6 @@ class EgressAddresses:
         if claims != self._claims:
             self._claims = claims
             self._owners.want(SOURCE, claims)
-            self.hosts_changed()
 
     # --- problems ---
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from controller.address_owners import AddressOwners
 from controller.address_owners.standing import standing_of
-from controller.egress import EgressAddresses, Needs
+from controller.egress import EgressAddresses, Ledger, Needs
 from controller.inventory.kept import KeptKind
 from controller.inventory.kind import ObjectKind
 from controller.inventory.node_drafts import Range
@@ -99,6 +99,8 @@ class Inventory:
             self._note,
         )
         """Which pods leave from which address."""
+        self.egress_ledger: Final = Ledger(self.egress, self.problems)
+        """Which connections use their source ports."""
         self.nodes.followers.append(self.egress.follow_accepted)
         self.policies.attachments.followers.append(self.egress.placed)
         self._kinds: Final[dict[str, ObjectKind]] = {
