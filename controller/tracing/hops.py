@@ -35,7 +35,7 @@ _VERDICTS: Final = {
     "PolicyFromPodVerdict": Direction.FROM_POD,
     "PolicyToPodVerdict": Direction.TO_POD,
 }
-_DECIDING: Final = ("Forwarding", "PeerWay", "Refuse")
+_DECIDING: Final = ("Forwarding", "PeerWay", "EgressRoute", "Refuse")
 """The last of these that a packet passes decides where it leaves."""
 _CHOICES: Final = ("EndpointChoice", "ServiceNat")
 _CURES: Final = {
@@ -44,6 +44,9 @@ _CURES: Final = {
     "PeerGuard": "that pod would have to be on a node that reaches this one without the tunnel",
     "PeerWay": "the destination would have to be the address of a pod",
     "Forwarding": "the destination would have to be the address of a pod, a node or a Service",
+    "Egress": "the pod would have to have an egress address of this gateway: see `sluice egress`",
+    "EgressRoute": "a node would have to be the gateway of the egress address: see `sluice egress`",
+    "EgressReply": "only the gateway of a connection's egress address may send its replies",
     "EndpointChoice": "the Service would have to have a ready endpoint",
     "ConntrackState": "the packet would have to belong to a connection, or open one",
 }

@@ -1,6 +1,7 @@
 """Egress addresses: what the outside sees, what stays connected, and who must not use them."""
 
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -231,6 +232,42 @@ import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.sendto(b"last", (sys.argv[1], int(sys.argv[2])))
 """
+
+
+def sluice(lab: Lab, *arguments: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "cli.main", *arguments, "--name", lab.name]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_trace_follows_the_packet_to_the_gateway_and_back(lab: Lab) -> None:
+    node = gateway(lab)
+    told = sluice(lab, "trace", "shop/a", f"{OUTSIDE}:{PORT}", "--reply")
+    assert f"the tunnel carries it from node node1 to node {node}" in told
+    assert (
+        f"delivered to the network outside: it leaves node {node} by br-phy from {ADDRESS}" in told
+    )
+    assert "EgressAddress shop" in told
+    assert "delivered to pod shop/a on node node1" in told
+
+
+def test_ledger_tells_which_pods_use_the_ports(lab: Lab) -> None:
+    with held(lab, "shop/a"), held(lab, "shop/b"), held(lab, "shop/a"):
+
+        def row() -> dict[str, Any]:
+            report = lab.ask("/v1/egress")
+            assert report is not None
+            (found,) = report["egress"]
+            return dict(found)
+
+        def pods() -> dict[str, int]:
+            found = (each for each in row()["destinations"] if each["ports"] >= 3)
+            return {each["pod"]: each["ports"] for of in found for each in of["pods"]}
+
+        wait_until(lambda: pods().get("shop/a", 0) >= 2 and pods().get("shop/b", 0) >= 1, 60)
+        assert row()["gateway"] == gateway(lab)
+        assert row()["pods"] == ["shop/a", "shop/b", "shop/c"]
+        assert f"{OUTSIDE}:{PORT}/TCP" in sluice(lab, "egress", "shop")
 
 
 # --- another gateway: at no moment two of them send from the address ---

@@ -14,7 +14,7 @@ import msgspec
 
 from flows import names
 from flows.features.protocols import ICMP, LAYER_4_NAMES
-from flows.pipeline import LAYOUT
+from flows.pipeline import EGRESS_ADDRESS, LAYOUT
 from flows.traced import Resume, Traced
 from wire.questions import (
     MAX_PARTS,
@@ -130,11 +130,12 @@ class _Trace:
             self._fields = {
                 name: value for name, value in traced.fields.items() if _KEPT.fullmatch(name)
             }
+            egress = _egress(traced.fields)
             for commit in traced.commits:
-                await self._look_up(commit)
+                await self._look_up(commit, egress)
             if traced.outputs or traced.resume is None:
                 return self._end(traced)
-            found, state = await self._look_up(traced.resume)
+            found, state = await self._look_up(traced.resume, egress)
             table = traced.resume.table
         raise TraceError(f"the packet is looked up more than {MAX_PARTS} times")
 
@@ -166,8 +167,11 @@ class _Trace:
             raise TraceError(f"{address}:{port} is no endpoint that the Service chooses here")
         return traced
 
-    async def _look_up(self, resume: Resume) -> tuple[_Found | None, str]:
-        """Translate the packet as the lookup does, and return what it found, and `ct_state`."""
+    async def _look_up(self, resume: Resume, egress: int) -> tuple[_Found | None, str]:
+        """Translate the packet as the lookup does, and return what it found, and `ct_state`.
+
+        `egress`: the egress address that a commit stores.
+        """
         before = self._packet
         found = await self._found(resume.zone, before)
         if found is None:
@@ -194,13 +198,15 @@ class _Trace:
                 reply_destination=after.source,
                 reply_destination_port=after.source_port,
                 mark=resume.mark[0],
+                label=hex(egress),
             )
             self._assumed.append(connection)
             found = _Found(connection, is_reply=False, is_known=False)
         elif resume.commit:
             value, mask = resume.mark
             mark = (found.connection.mark & ~mask) | value
-            changed = msgspec.structs.replace(found.connection, mark=mark)
+            label = hex(int(found.connection.label, 16) | egress)
+            changed = msgspec.structs.replace(found.connection, mark=mark, label=label)
             self._assumed = [changed if c == found.connection else c for c in self._assumed]
             found = replace(found, connection=changed)
         self._current[resume.zone] = found
@@ -283,6 +289,13 @@ def _packet(packet: Packet, fields: Mapping[str, str]) -> Packet:
         changes["source_port"] = int(fields.get("tp_src", packet.source_port))
         changes["destination_port"] = int(fields.get("tp_dst", packet.destination_port))
     return msgspec.structs.replace(packet, **changes)
+
+
+def _egress(fields: Mapping[str, str]) -> int:
+    """The egress address of a packet, as ct_label has it."""
+    register = LAYOUT.registers["EgressAddress"]
+    value = int(fields.get(register.register, "0"), 0) & register.mask
+    return EGRESS_ADDRESS.value(value >> register.bits[0])[0]
 
 
 def _part(traced: Traced, packet: Packet, state: str, found: _Found | None) -> Part:
