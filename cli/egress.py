@@ -22,7 +22,7 @@ def egress(name: str | None, as_json: bool, controller: Controller) -> None:
 
     GATEWAY is the node that sends from the address now. Each connection to one destination needs
     a source port of its own; PORTS is the largest share of them that one destination uses. The
-    gateway tells this every 10 s.
+    gateway tells this every 5 s.
 
     \b
     Who uses the ports of an address?

@@ -32,10 +32,12 @@ from wire.egress import (
     PodUse,
 )
 
-INTERVAL: Final = 10.0
+INTERVAL: Final = 5.0
 """Seconds between two looks."""
 _SHARE: Final = 20
 """A look takes at most one of so many parts of the time."""
+_LONGEST: Final = 60.0
+"""Seconds between two looks, however long one takes."""
 _ENTRY: Final = re.compile(
     r"^(\w+),orig=\(src=([\d.]+),dst=([\d.]+)(?:,sport=\d+,dport=(\d+))?[^)]*\),"
     r"reply=\(src=[\d.]+,dst=([\d.]+)",
@@ -106,11 +108,13 @@ async def report_loop(
     """Tell all controllers, as long as this node is a gateway. Never ends."""
     was_gateway, problem = False, ""
     while True:
-        began = time.monotonic()
+        took = 0.0
         addresses = sending()
         if addresses or was_gateway:
+            began = time.monotonic()
             try:
                 use = await look(agent.ovs_run, agent.datapath, addresses)
+                took = time.monotonic() - began
             except (appctl.AppctlError, OSError, ValueError) as error:
                 if str(error) != problem:
                     log.warning("egress connections are not counted", reason=str(error))
@@ -120,6 +124,6 @@ async def report_loop(
                 await asyncio.gather(
                     *(each.tell(paths.EGRESS, use, TAKEN_OR_UNKNOWN) for each in controllers.each)
                 )
-        took = time.monotonic() - began
+        pause = min(max(INTERVAL, _SHARE * took), _LONGEST)
         # At random, so that a thousand agents do not come at one moment.
-        await asyncio.sleep(max(INTERVAL, _SHARE * took) * random.uniform(0.8, 1.2))  # noqa: S311
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311

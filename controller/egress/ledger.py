@@ -23,8 +23,8 @@ lower ones, which are few."""
 ALARM: Final = 0.8
 """The share of the ports from which on it is reported."""
 LIFETIME: Final = 300.0
-"""Seconds for which a gateway is believed. It tells every 10 s, or less often if a look takes
-long."""
+"""Seconds for which a gateway is believed. It tells every 5 s, or less often if a look takes long.
+"""
 REPORTER: Final = Reporter(ReporterKind.EGRESS)
 
 
