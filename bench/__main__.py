@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench import (
     asking,
+    bgp,
     cni,
     explain,
     failover,
@@ -51,6 +52,7 @@ FAMILIES: Mapping[str, Callable[[], list[Figure]]] = {
     "asking": asking.measure,
     "takeover": takeover.measure,
     "failover": failover.measure,
+    "bgp": bgp.measure,
     "fleet": fleet.measure,
     "fleet5k": large_fleet.measure,
     "memory": memory.measure,

@@ -76,6 +76,10 @@ def test_killed_leader_is_replaced():
     assert names(takeover.measure(rounds=1)) == {"takeover_ms_p99"}
 
 
+def test_routes_are_measured_at_both_routers() -> None:
+    assert names(bgp.measure(rounds=2, many=30)) == {"bgp_route_ms", "bgp_30_routes_s"}
+
+
 def test_both_plugins_plug_in_and_out():
     assert names(cni.measure(rounds=1)) == {"cni_add_vs_bridge", "cni_add_del_vs_bridge"}
 
