@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from bench import (
+    bgp,
     cni,
     fleet,
     flow_push,
