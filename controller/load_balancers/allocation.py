@@ -10,7 +10,7 @@ go do not inherit each other's addresses, and a Service that is created again ge
 it is free.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import IPv4Address
@@ -55,13 +55,15 @@ class Allocation:
     """By Service, why it does not have what it asks for."""
     taken: dict[str, set[int]] = field(default_factory=dict)
     """By pool, its addresses that nobody can get at the moment."""
-    is_partial: bool = False
-    """Whether more Services might get addresses: allocate again after these are written."""
 
 
-def allocate(given: Given, pools: Pools, at_most: int | None = None) -> Allocation:
-    """Allocate; `at_most` so many Services get a new address."""
-    return _Allocator(given, pools, at_most).run()
+Steps = Generator[None, None, Allocation]
+"""The result, made in steps (`controller.work_budget`)."""
+
+
+def allocate(given: Given, pools: Pools) -> Steps:
+    """Who keeps an address, and who gets one."""
+    return _Allocator(given, pools).run()
 
 
 def free(pool: Pool, allocation: Allocation) -> int:
@@ -69,33 +71,58 @@ def free(pool: Pool, allocation: Allocation) -> int:
     return pool.size - len(allocation.taken.get(pool.name, ()))
 
 
+class _Sharing:
+    """The Services that have one address, so that one more is compared with all at once."""
+
+    __slots__ = ("first", "ports")
+
+    def __init__(self, first: Request) -> None:
+        self.first = first
+        self.ports: dict[tuple[str, int], Request] = {}
+        self.add(first)
+
+    def add(self, request: Request) -> None:
+        for port in request.ports:
+            self.ports.setdefault(port, request)
+
+    def why_not(self, request: Request) -> str:
+        """Why a Service cannot have the address too; empty: it can."""
+        common = request.ports & self.ports.keys()
+        others = {(found := self.ports[port]).name: found for port in common}
+        for other in (self.first, *others.values()):
+            if why := request.may_share_with(other):
+                return why
+        return ""
+
+
 class _Allocator:
-    def __init__(self, given: Given, pools: Pools, at_most: int | None) -> None:
+    def __init__(self, given: Given, pools: Pools) -> None:
         self._given = given
         self._pools = pools
-        self._left = at_most
         self._made = Allocation()
         self._by_key: dict[str, set[int]] = {}
         """By sharing key, the addresses of its Services."""
         self._leaving: dict[int, str] = {}
         """Addresses that a Service has in its status and must give back."""
+        self._sharing: dict[int, _Sharing] = {}
+        """By address."""
         self._order: dict[str, list[Pool]] = {}
         """By namespace, the pools that give it addresses without being asked for."""
 
-    def run(self) -> Allocation:
+    def run(self) -> Steps:
         requests = sorted(self._given.requests, key=attrgetter("age"))
         for address in self._given.others:
             if pool := self._pools.of(address):
                 self._take(pool, address)
+        yield
         for request in requests:
             self._keep(request)
+            yield
         asking = [each for each in requests if self._asks(each)]
         asking.sort(key=lambda each: each.wanted is None)  # stable: the oldest first
         for request in asking:
-            if self._left == 0:
-                self._made.is_partial = True
-                break
             self._serve(request)
+            yield
         return self._made
 
     # --- who keeps an address ---
@@ -105,8 +132,7 @@ class _Allocator:
         if address is None:
             return
         pool = self._pools.of(address)
-        users = self._made.users.get(address, [])
-        if why := self._why_lost(request, address, pool, users):
+        if why := self._why_lost(request, address, pool):
             self._made.lost[request.name] = f"{IPv4Address(address)}: {why}"
             self._leaving[address] = request.name
             if pool:
@@ -114,9 +140,7 @@ class _Allocator:
         elif pool:
             self._use(request, pool, address)
 
-    def _why_lost(
-        self, request: Request, address: int, pool: Pool | None, users: Iterable[Request]
-    ) -> str:
+    def _why_lost(self, request: Request, address: int, pool: Pool | None) -> str:
         if pool is None:
             return "it is in no AddressPool any more"
         # A Namespace may come a moment later than its Services.
@@ -125,7 +149,7 @@ class _Allocator:
             return f"AddressPool {pool.name} is not for namespace {request.namespace}"
         if other := self._given.others.get(address):
             return f"Service {other} has it"
-        return next((why for each in users if (why := request.may_share_with(each))), "")
+        return self._why_not_shared(request, address)
 
     # --- who gets another one ---
 
@@ -151,8 +175,6 @@ class _Allocator:
         pool, address = found
         # The address that it has stays taken until another one is written.
         self._use(request, pool, address)
-        if self._left is not None:
-            self._left -= 1
 
     def _wanted(self, request: Request) -> tuple[Pool, int] | str:
         address = request.wanted or 0
@@ -175,8 +197,7 @@ class _Allocator:
         other = self._given.others.get(address) or self._leaving.get(address)
         if other and other != request.name:
             return f"Service {other} has it"
-        users = self._made.users.get(address, ())
-        return next((why for each in users if (why := request.may_share_with(each))), "")
+        return self._why_not_shared(request, address)
 
     def _any(self, request: Request) -> tuple[Pool, int] | str:
         if request.pool:
@@ -237,9 +258,17 @@ class _Allocator:
         labels = {NAMESPACE_NAME: name} | self._given.labels.get(name, {})
         return pool.is_open and matches(pool.namespaces, labels)
 
+    def _why_not_shared(self, request: Request, address: int) -> str:
+        sharing = self._sharing.get(address)
+        return sharing.why_not(request) if sharing else ""
+
     def _use(self, request: Request, pool: Pool, address: int) -> None:
         self._made.addresses[request.name] = address
         self._made.users.setdefault(address, []).append(request)
+        if sharing := self._sharing.get(address):
+            sharing.add(request)
+        else:
+            self._sharing[address] = _Sharing(request)
         if request.share_key:
             self._by_key.setdefault(request.share_key, set()).add(address)
         self._take(pool, address)

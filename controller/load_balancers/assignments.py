@@ -13,8 +13,9 @@ The rules (`tests/controller/test_assignments.py` shows what happens without eac
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from controller.load_balancers.balancers import LoadBalancers
@@ -22,7 +23,7 @@ from controller.load_balancers.requests import ingress_addresses, is_assigned
 from controller.sources.objects import ServiceObject
 
 AT_ONCE: Final = 200
-"""Services that get an address in one look."""
+"""Changes of one look. After them a new look follows."""
 AGAIN: Final = 20.0
 """Seconds after which the same is written again if the source does not show it."""
 LONGEST_LAG: Final = 600.0
@@ -83,23 +84,24 @@ class Assignments:
         self._balancers.newer.clear()
         self._balancers.written.clear()
 
-    def due(self) -> list[Change]:
-        """What to write now, at most some `AT_ONCE`."""
+    def due(self) -> Generator[None, None, list[Change]]:
+        """What to write now, at most `AT_ONCE`; in steps."""
         self._forget_seen()
         balancers = self._balancers
-        balancers.refresh(AT_ONCE)
+        yield from balancers.refreshing()
         if not balancers.pools:
             # Without pools nothing is given and nothing taken back.
             return []
         now = self._monotonic()
-        return [change for change in self._changes() if self._is_new(change, now)]
+        new = (change for change in self._changes() if self._is_new(change, now))
+        return list(islice(new, AT_ONCE))
 
     def _changes(self) -> Iterable[Change]:
         balancers, allocation = self._balancers, self._balancers.allocation
         for name, request in balancers.requests.items():
             address = allocation.addresses.get(name)
             if address is None:
-                if name in allocation.lost and not allocation.is_partial:
+                if name in allocation.lost:
                     yield Change(request.given, None)
             elif address not in request.addresses:
                 pool = balancers.pools.of(address)
@@ -128,6 +130,7 @@ class Assignments:
             earlier = self._balancers.written.get(name, held)
             others = [each for each in earlier if each != change.address]
             self._balancers.written[name] = (*others, change.address)
+            self._balancers.forget_allocation()
 
     def unanswered(self, change: Change) -> None:
         """Whether it was written is not known: it is due again at once."""

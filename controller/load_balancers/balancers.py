@@ -4,7 +4,7 @@ Every controller computes the same; only the leader writes (`controller.load_bal
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import TYPE_CHECKING, Final
@@ -120,10 +120,11 @@ class LoadBalancers:
         self._candidates: dict[str, Request | None] = {}
         """Every Service with something about load balancers, as it was read last."""
         self._unread: set[str] = set()
-        self._pools_changed = True
+        self._pools_changed = self._is_stale = True
+        self._held_now: Mapping[str, int] = {}
         self._selected: dict[str, tuple[object, ...]] = {}
         facts.pools.followers.append(self._follow_pool)
-        facts.egress.followers.append(lambda _: self.changed.set())
+        facts.egress.followers.append(lambda _: self.forget_allocation())
 
     # --- what changes ---
 
@@ -139,15 +140,15 @@ class LoadBalancers:
                     self._selected[name] = facts
                     if node is None:
                         del self._selected[name]
-                    self.changed.set()
+                    self.forget_allocation()
             case "Namespace":
                 if self.requests:
-                    self.changed.set()
+                    self.forget_allocation()
 
     def read_again(self, service: str) -> None:
         """A Service was added, changed or removed."""
         self._unread.add(service)
-        self.changed.set()
+        self.forget_allocation()
 
     def follow_endpoints(self, service: str) -> None:
         """What the view has of a Service may have changed."""
@@ -156,11 +157,11 @@ class LoadBalancers:
 
     def follow_nodes(self) -> None:
         """Accepted Nodes have changed."""
-        self.changed.set()
+        self.forget_allocation()
 
     def _follow_pool(self, _: str) -> None:
         self._pools_changed = True
-        self.changed.set()
+        self.forget_allocation()
 
     # --- what follows ---
 
@@ -172,29 +173,47 @@ class LoadBalancers:
         """The newest state of a Service that is known."""
         return self.newer.get(name) or self._facts.services.get(name)
 
-    def refresh(self, at_most: int | None = None) -> None:
-        """Allocate, and say who serves what; `at_most` as in `allocate`."""
+    def refresh(self) -> None:
+        """Do all of `refreshing` at once."""
+        for _ in self.refreshing():
+            pass
+
+    def refreshing(self) -> Generator[None, None, None]:
+        """Allocate, and say who serves what, in steps.
+
+        Only one at a time: the result is complete after the last step.
+        """
         self.changed.clear()
-        if self._pools_changed:
-            self._pools_changed = False
-            drafts = map(read_pool, self._facts.pools.objects.values())
-            self.pools = Pools(drafts, self._facts.reserved)
-            self._unread |= self._candidates.keys()
-        for name in self._unread:
-            self._read(name)
-        self._unread.clear()
-        self._judge()
-        blocked = self._blocked()
-        given = Given(
-            self.requests.values(),
-            {name: held for name, each in self.requests.items() if (held := self._held(each))},
-            {name: each.metadata.labels or {} for name, each in self._facts.namespaces.items()},
-            lambda address: blocked.get(address, ""),
-            self.others | self._maybe_written(),
-        )
-        self.allocation = allocate(given, self.pools, at_most)
-        self._announce(given.held)
-        self._report(blocked)
+        if self._is_stale:
+            self._is_stale = False
+            if self._pools_changed:
+                self._pools_changed = False
+                drafts = map(read_pool, self._facts.pools.objects.values())
+                self.pools = Pools(drafts, self._facts.reserved)
+            while self._unread:
+                self._read(self._unread.pop())
+                yield
+            yield from self._judge()
+            blocked = self._blocked()
+            yield
+            namespaces = self._facts.namespaces.items()
+            given = Given(
+                self.requests.values(),
+                {name: held for name, each in self.requests.items() if (held := self._held(each))},
+                {name: each.metadata.labels or {} for name, each in namespaces},
+                lambda address: blocked.get(address, ""),
+                self.others | self._maybe_written(),
+            )
+            yield
+            self.allocation = yield from allocate(given, self.pools)
+            self._held_now = given.held
+            self._report(blocked)
+        yield from self._announce()
+
+    def forget_allocation(self) -> None:
+        """What it depends on has changed."""
+        self._is_stale = True
+        self.changed.set()
 
     def _read(self, name: str) -> None:
         given = self.service(name)
@@ -207,19 +226,23 @@ class LoadBalancers:
         else:
             self._candidates.pop(name, None)
 
-    def _judge(self) -> None:
+    def _judge(self) -> Generator[None, None, None]:
         """Which Services get their address from a pool, and which have one of their own."""
-        self.requests, self.others, self.foreign = {}, {}, {}
-        for name, request in self._candidates.items():
+        requests: dict[str, Request] = {}
+        others: dict[int, str] = {}
+        self.foreign = {}
+        for name, request in list(self._candidates.items()):
+            yield
             given = request.given if request else self.service(name)
             if given is None:
                 continue
             if request is not None and not self._is_foreign(request):
-                self.requests[name] = request
+                requests[name] = request
                 continue
             for address in ingress_addresses(given)[0]:
                 if self.pools.of(address):
-                    self.others[address] = name
+                    others[address] = name
+        self.requests, self.others = requests, others
 
     def _is_foreign(self, request: Request) -> bool:
         given = request.given
@@ -280,27 +303,28 @@ class LoadBalancers:
         nodes = self._facts.nodes
         return selected_nodes(nodes.accepted, nodes.objects, pool.nodes)
 
-    def _announce(self, held: Mapping[str, int]) -> None:
+    def _announce(self) -> Generator[None, None, None]:
         found: dict[IPv4Address, Announced] = {}
         claims: dict[IPv4Address, Claim] = {}
         nodes = {pool.name: self.nodes_of(pool) for pool in self.pools.all}
-        for number, users in self.allocation.users.items():
+        for number, users in list(self.allocation.users.items()):
+            yield
             # One that is to move here is not here yet.
-            here = [each for each in users if held.get(each.name) == number]
+            here = [each for each in users if self._held_now.get(each.name) == number]
             pool = self.pools.of(number)
             if not here or pool is None:
                 continue
-            address = IPv4Address(number)
-            made = Announced(
-                address,
-                pool.name,
-                pool.announce,
-                tuple(each.ref for each in here),
-                serving_nodes((self._facts.view.get(each.name) for each in here), nodes[pool.name]),
+            serving = serving_nodes(
+                (self._facts.view.get(each.name) for each in here), nodes[pool.name]
             )
-            found[address] = made
-            if "Link" in pool.announce and made.nodes:
-                claims[address] = Claim(made.services[0], made.nodes)
+            made = Announced(
+                IPv4Address(number), pool.name, pool.announce, tuple(each.ref for each in here),
+                serving,
+            )  # fmt: skip
+            found[made.address] = made
+            if "Link" in pool.announce and serving:
+                claims[made.address] = Claim(made.services[0], serving)
+        yield
         if found == self.announced:
             return
         self.announced = found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
+from itertools import islice
 from typing import Final
 
 from controller.sources.objects import ServiceObject
@@ -13,6 +14,8 @@ CLASS: Final = "sluice.dev/load-balancer"
 """`spec.loadBalancerClass` of Services whose addresses are of an AddressPool."""
 ASSIGNED: Final = "sluice.dev/AddressAssigned"
 """The type of the condition of a Service whose address Sluice has written."""
+MAX_INGRESS: Final = 64
+"""Entries of `status.loadBalancer.ingress` that are looked at."""
 MAX_WANTED: Final = 8
 """Addresses that an annotation may list: one for each family is enough."""
 
@@ -73,7 +76,7 @@ def ingress_addresses(given: ServiceObject) -> tuple[tuple[int, ...], bool]:
     """The IPv4 addresses in its status, and whether there is something else."""
     found: list[int] = []
     other = False
-    for each in given.status.load_balancer.ingress or ():
+    for each in islice(given.status.load_balancer.ingress or (), MAX_INGRESS):
         try:
             address = ip_address(each.ip)
         except ValueError:

@@ -23,12 +23,15 @@ from controller.load_balancers.requests import ASSIGNED
 from controller.reconciler import Reconciler
 from controller.sources.feed import in_slices
 from controller.sources.objects import ServiceObject
+from controller.work_budget import in_turns
 from settings import SettingsError
 
 LOOK: Final = 0.3
 """Seconds between two looks at what is due."""
 TICK: Final = 0.1
 """Seconds in which changes are collected before their effect is computed."""
+PAUSES: Final = 4
+"""Times that a computation took are waited before the next one."""
 WRITE_SECONDS: Final = 2
 """Within these the API server answers a write, or gives it up (`timeout` of a request)."""
 BEFORE_TERM: Final = 2.5 * WRITE_SECONDS
@@ -144,6 +147,7 @@ class AddressWriter:
         self._status = status
         self._monotonic = monotonic
         self._assignments = Assignments(self._balancers, monotonic=monotonic)
+        self._refreshing = asyncio.Lock()
         self._term: object = None
 
     async def run(self) -> None:
@@ -155,10 +159,14 @@ class AddressWriter:
 
     async def _follow(self) -> None:
         """What every controller does, whether it leads or not."""
+        took = 0.0
         while True:
             await self._balancers.changed.wait()
-            await asyncio.sleep(TICK)
-            self._balancers.refresh()
+            await asyncio.sleep(max(TICK, PAUSES * took))
+            async with self._refreshing:
+                began = self._monotonic()
+                await in_turns(self._balancers.refreshing())
+                took = self._monotonic() - began
 
     async def _write(self) -> None:
         delay, trouble = BACKOFF[0], ""
@@ -196,7 +204,9 @@ class AddressWriter:
                 return
             self._assignments.begin(listed)
             self._term = term
-        for change in self._assignments.due():
+        async with self._refreshing:
+            due = await in_turns(self._assignments.due())
+        for change in due:
             if not leadership.holds():
                 return
             self._assignments.sent(change)

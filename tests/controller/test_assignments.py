@@ -108,6 +108,16 @@ class Replica:
         self.inventory.settle()
 
 
+def due(replica: Replica) -> list[Change]:
+    """What it wants to write."""
+    steps = replica.assignments.due()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return list(end.value)
+
+
 @dataclass
 class Clock:
     now: float = 0.0
@@ -182,7 +192,7 @@ class Play:
         self.random.choice(self.replicas).see(self.random.randrange(1, 6))
 
     def look(self) -> None:
-        for change in self.leader.assignments.due():
+        for change in due(self.leader):
             self.leader.assignments.sent(change)
             self.leader.sending.append(change)
             if self.random.random() < 0.3:
@@ -235,7 +245,7 @@ class Play:
             self.finish_writes()
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_no_address_is_given_twice(seed: int) -> None:
     play = Play(seed)
     history = [*play.steps(250)]
@@ -250,7 +260,7 @@ def test_no_address_is_given_twice(seed: int) -> None:
             assert ingress_addresses(given)[0] == ()
         else:
             assert ingress_addresses(given)[0] == (address,)
-    assert play.leader.assignments.due() == []
+    assert due(play.leader) == []
 
 
 class NoFirstList(Play):
@@ -275,6 +285,7 @@ class NothingRemembered(Play):
         super().look()
         for replica in self.replicas:
             replica.inventory.load_balancers.written.clear()
+            replica.inventory.load_balancers.forget_allocation()
 
 
 class NoVersion(Play):
