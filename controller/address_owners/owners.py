@@ -137,6 +137,18 @@ class AddressOwners:
     def start(self, leadership: Leadership, absorb: Callable[[set[Key]], None]) -> None:
         """Follow this leadership. `absorb` is told the keys that followers return."""
         self._leadership, self._absorb = leadership, absorb
+        leadership.tell(self)
+
+    def lead(self) -> None:
+        """Begin at once: nobody may ask anything soon."""
+        self._review_in(0.0)
+
+    def follow(self) -> None:
+        """Decide nothing any more."""
+        self._review_in(0.0)
+
+    def follow_next(self) -> None:
+        """Nothing changes here."""
 
     def now(self) -> float:
         """As `grants` counts time."""

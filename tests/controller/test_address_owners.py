@@ -227,6 +227,28 @@ def test_standby_that_begins_to_lead_keeps_the_owner() -> None:
     story(told, elected=True)
 
 
+def test_controller_that_begins_to_lead_waits_for_no_request() -> None:
+    """Agents that have nothing wait for as long as half a minute in their long polls."""
+
+    async def told(world: World) -> None:
+        world.want(NAME)
+        before = await world.duties(NAME)
+        assert isinstance(before, AddressDuties)
+        waiting = asyncio.create_task(world.duties(NAME, before.revision, 20))
+        await asyncio.sleep(0.1)
+        world.leadership.grant(1, world.now + 1e6, world.now)
+        while not world.owners.grants.leads:
+            await asyncio.sleep(0.01)
+        world.now += KEPT
+        while not waiting.done():
+            await asyncio.sleep(0.01)
+        after = waiting.result()
+        assert isinstance(after, AddressDuties)
+        assert after.leads
+
+    story(told, elected=True)
+
+
 def test_controller_that_has_not_read_the_cluster_says_that_it_does_not_lead() -> None:
     """So agents keep what they have while the API server is away."""
 
