@@ -103,6 +103,7 @@ async def _run(settings: Settings, directory: Path | None, bounds: Bounds) -> No
         protected=_protected(settings),
         mirror_pods_as_members=shared.policy.mirror_pods_as_members,
     )
+    inventory.egress.mtu = shared.mtu
     directory = directory or own.directory
     # With a directory this controller is the only one.
     leadership = Leadership(elected=directory is None)

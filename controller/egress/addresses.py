@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from controller.address_owners import AddressOwners, Claim
 from controller.egress.candidates import Candidates
 from controller.egress.drafts import Draft, Range, read
+from controller.egress.findings import problems_of
 from controller.egress.rules import NOWHERE, Rule
 from controller.policies.pod_groups import Place, PodGroup, PodGroups
 from controller.policies.slices import SLICE, Slices
@@ -69,6 +70,8 @@ class EgressAddresses:
         """These four: see `ClusterView`."""
         self.rules: Final[dict[str, Rule]] = {}
         """By name, those that are used."""
+        self.mtu: int | None = None
+        """The largest MTU of pods that somebody has set (`cluster.mtu`); None: nobody has."""
         self.since: Final[dict[str, float]] = {}
         """By name, when its gateway began, in seconds since 1970, as far as this process knows."""
         self._objects = objects
@@ -341,10 +344,10 @@ class EgressAddresses:
             new = EgressPod(attachment, rule.draft.name, rule.address)
             self._of_place[place] = rule
         if old_rule is not rule:
-            if old_rule is not None:
-                old_rule.places.pop(place, None)
-            if rule is not None:
-                rule.places[place] = None
+            if old_rule is not None and old_rule.remove(place):
+                self._dirty_problems[old_rule.draft.name] = None
+            if rule is not None and rule.add(place):
+                self._dirty_problems[rule.draft.name] = None
         if old == new:
             return
         self._touched.add(Key(place.node, EGRESS_POD.name, place.port))
@@ -456,23 +459,9 @@ class EgressAddresses:
             return
         problems = [*draft.problems, *self._conflicts(draft)]
         if (rule := self.rules.get(name)) is not None:
-            if not rule.candidates:
-                problems.append("spec.gateways selects no Node that takes part")
-            if hosts := sorted(self._on_hosts(rule.address)):
-                problems.append(
-                    f"spec.address: the host of Node {hosts[0]} has {rule.address} on an interface,"
-                    " so replies to pods would end there"
-                )
-            if rule.hidden:
-                group, other = min(
-                    rule.hidden.items(), key=lambda item: (item[0].key.namespace, item[0].key)
-                )
-                pods = sorted(each.pod for each in group.attachments.values())
-                if pods:
-                    problems.append(
-                        f"it selects pods of EgressAddress {other.draft.name}, which is older and"
-                        f" keeps them, as {pods[0]}"
-                    )
+            is_lowered = self.mtu is not None
+            hosts = self._on_hosts(rule.address)
+            problems += problems_of(rule, self._nodes.accepted, hosts, is_mtu_lowered=is_lowered)
         self._note(ObjectRef("EgressAddress", "", name), "; ".join(problems[:5]))
 
     def _conflicts(self, draft: Draft) -> Iterable[str]:

@@ -259,6 +259,17 @@ def test_address_on_an_interface_of_a_host_is_reported(world: World) -> None:
     assert "the host of Node node2 has 192.0.2.9 on an interface" in world.problem()
 
 
+def test_pods_whose_packets_may_not_fit_into_the_tunnel_are_reported(world: World) -> None:
+    world.apply(rule())
+    world.inventory.set_object(node(1, **{"sluice.dev/network-mode": "noEncap"}))
+    world.inventory.settle()
+    assert world.problem().startswith("pods of Node node1, whose mode is noEncap, may send packets")
+    world.inventory.egress.mtu = 1450
+    world.inventory.set_object(node(1, **{"sluice.dev/network-mode": "noEncap", "more": "x"}))
+    world.apply(rule(announce=["Link"]))
+    assert world.problem() == ""
+
+
 def test_change_of_an_unrelated_object_touches_no_egress_key(world: World) -> None:
     world.apply(rule())
     world.give("node2")

@@ -101,9 +101,9 @@ class World(Incremental):
             self.desired = Desired(self.inventory.view)
         changed: dict[str, set[Key]] = {}
         for key in touched:
-            of, nodes = (key, [key.scope]) if not key.scope else self.desired.touch(key)
-            for node in nodes:
-                changed.setdefault(node, set()).add(of)
+            of, holders = self.desired.touch(key) if key.scope else (key, [key.scope])
+            for name in holders:
+                changed.setdefault(name, set()).add(of)
         for scope, keys in changed.items():
             program = self.programs.setdefault(scope, Program(scope))
             program.update({key: self.desired.fragment(scope, key) for key in keys})
