@@ -88,7 +88,7 @@ class SessionState:
             state=self._state,
             since=self._since,
             add_path=self.add_path,
-            told=self.told,
+            told=self.told if self.is_established else 0,
             reason=self._reason,
             ended=sum(each > now - FLAP_SECONDS for each in self._ended),
             received=self._counted.prefixes,
