@@ -37,8 +37,9 @@ else
 	@exec $(PYTHON) -m lab.demo $(KEEP_FLAG)
 endif
 
-cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with kubelet and containerd (builds it once, 8 min). NODES=3. CONTROLLERS=2. SLUICE=0: without Sluice
+cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with kubelet and containerd (builds it once, 8 min). NODES=3. CONTROLLERS=2. MODE=noEncap or hybrid. SUBNETS=2. SLUICE=0: without Sluice
 	@$(PYTHON) -m cli.main lab up --name $(CLUSTER) --kubelets $(if $(NODES),--nodes $(NODES)) \
+	    $(if $(MODE),--mode $(MODE)) $(if $(SUBNETS),--subnets $(SUBNETS)) \
 	    $(if $(filter 0,$(SLUICE)),--no-sluice,--controllers $(or $(CONTROLLERS),2))
 	@echo "to look around:  .venv/bin/sluice lab exec --name $(CLUSTER) control -- kubectl get pods -A -o wide"
 	@echo "to take it down: make cluster-down"
@@ -46,7 +47,7 @@ cluster: need-root setup $(CLUSTER_READY) ## run a whole Kubernetes: nodes with 
 cluster-down: need-root setup ## remove that cluster completely
 	@$(PYTHON) -m cli.main lab down --name $(CLUSTER)
 
-conformance: cluster ## run the network tests of Kubernetes and of ClusterNetworkPolicy against that cluster (builds them once, 4 min). PROCS=2. FOCUS=REGEX: only these. SKIPPED=1: the skipped ones
+conformance: cluster ## run the network tests of Kubernetes and of ClusterNetworkPolicy against that cluster (builds them once, 4 min). PROCS=2. FOCUS=REGEX: only these. SKIPPED=1: the skipped ones. MODE and SUBNETS as in cluster
 	@exec $(PYTHON) -m lab.conformance --name $(CLUSTER) $(if $(FOCUS),--focus '$(FOCUS)') \
 	    $(if $(PROCS),--procs $(PROCS)) $(if $(filter-out 0,$(SKIPPED)),--skipped)
 
