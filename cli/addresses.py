@@ -10,10 +10,10 @@ from controller.reports.addresses import AddressList, AddressRow
 
 
 @click.command("addresses", short_help="Show which node has which address on the link, and why.")
-@click.argument("address", metavar="[ADDRESS]", required=False)
+@click.argument("which", metavar="[ADDRESS]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts: everything, as one object.")
 @controller_options
-def addresses(address: str | None, as_json: bool, controller: Controller) -> None:
+def addresses(which: str | None, as_json: bool, controller: Controller) -> None:
     """Show the addresses that one node at a time has, or one of them with all candidates.
 
     The owner answers ARP for the address. LEFT is the time until its right ends; its agent renews
@@ -28,12 +28,12 @@ def addresses(address: str | None, as_json: bool, controller: Controller) -> Non
     """  # noqa: D301  click's mark for lines that are to stay as they are
     answer = ask(controller, "/v1/addresses", {})
     found = convert(answer, AddressList)
-    rows = [row for row in found.addresses if address in {None, row.address}]
-    if address is not None and not rows:
-        raise click.ClickException(f"{address} is no address that one node at a time has")
+    rows = [row for row in found.addresses if which in {None, row.address}]
+    if which is not None and not rows:
+        raise click.ClickException(f"{which} is no address that one node at a time has")
     if as_json:
         print_json(answer)
-    elif address is not None:
+    elif which is not None:
         _show(rows[0])
     elif not rows:
         click.echo("no address needs one owner at a time")

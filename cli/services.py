@@ -152,16 +152,17 @@ def _show(row: ServiceDetail, node: str | None) -> None:
     for subject, sentence in row.problems.items():
         click.echo(click.style(f"  refused: {subject}: {sentence}", fg="red"))
     if row.balancer:
-        _show_balancer(row.balancer)
+        _show_balancer(row.balancer, {*row.problems.values()})
     if not row.ports:
         click.echo("  nothing of it is served")
     for port in row.ports:
         _show_port(port, node)
 
 
-def _show_balancer(row: BalancerRow) -> None:
+def _show_balancer(row: BalancerRow, said: set[str]) -> None:
     if not row.address:
-        click.echo(f"  load balancer address: none, {row.why}")
+        why = "" if row.why in said else f", {row.why}"
+        click.echo(f"  load balancer address: none{why}")
         return
     click.echo(f"  load balancer address {row.address} of AddressPool {row.pool}: {row.why}")
     if row.shared_with:

@@ -160,6 +160,9 @@ class Problem:
                     text = f"agent of {name}" if is_node else f"{subject} on {node}"
                 elif reporter_kind is ReporterKind.SWITCH:
                     text = f"{subject} on the switch of {node}"
+                elif reporter_kind is ReporterKind.ADDRESSES and kind == "Service":
+                    # The inventory may have a problem with the same Service.
+                    text = f"address of {subject}"
                 elif reporter_kind is ReporterKind.COMPILER:
                     text = f"flows of {name if is_node else subject}"
         return readable(text)

@@ -82,9 +82,9 @@ def of_service(inventory: Inventory, name: str) -> BalancerRow | None:
     elif others:
         why = f"the Services with the sharing key {shown(request.share_key)} have it"
     elif request.pool:
-        why = f"it is one of AddressPool {request.pool}, as the Service asks for"
+        why = f"it was free when the Service asked for one of AddressPool {request.pool}"
     else:
-        why = "it was the first free one from the place that the Service's name gives"
+        why = "it was free when the Service asked for any address"
     announced = balancers.announced.get(IPv4Address(number))
     return BalancerRow(
         address=str(IPv4Address(number)),

@@ -1,7 +1,9 @@
 """AddressPools: what they have, who gets which address, and what is reported."""
 
+from ipaddress import IPv4Address
 from typing import Any
 
+import msgspec
 import pytest
 
 from controller.load_balancers import pools as pools_module
@@ -18,6 +20,7 @@ from tests.controller.address_pools import (
 )
 from tests.controller.events import node_object
 from tests.controller.service_inventory import inventory
+from tests.controller.service_objects import endpoint, endpoint_slice
 
 SHARED = "sluice.dev/allow-shared-address"
 WANTED = "sluice.dev/addresses"
@@ -392,3 +395,79 @@ def test_egress_address_is_not_given() -> None:
     made = with_pools(pool("a", "192.0.2.1-192.0.2.1"), egress, balancer("s"))
     assert given(made.load_balancers) == {}
     assert "it is EgressAddress out's" in problem(made, "a", "AddressPool")
+
+
+def test_problem_with_the_address_hides_no_other_problem_of_the_service() -> None:
+    bad = balancer("s", externalIPs=["10.244.0.9"], loadBalancerIP="192.0.2.99")
+    made = with_pools(pool("a", "192.0.2.0/28"), bad)
+    told = made.problems.texts()
+    assert "inside the pod range" in told["Service default/s"]
+    assert "in no AddressPool" in told["address of Service default/s"]
+
+
+def test_owner_and_serving_nodes_follow_the_pool_and_the_nodes() -> None:
+    excluded = {"node.kubernetes.io/exclude-from-external-load-balancers": ""}
+    made = with_pools(
+        pool("a", "192.0.2.0/28", nodeSelector={"matchLabels": {"edge": "yes"}}),
+        balancer("s", has="192.0.2.1"),
+    )
+    only = made.load_balancers.announced[IPv4Address("192.0.2.1")]
+    assert only.nodes == frozenset()
+    for name, labels in (("node1", {"edge": "yes"}), ("node2", {"edge": "yes"} | excluded)):
+        given = made.nodes.objects[name]
+        metadata = msgspec.structs.replace(given.metadata, labels=labels)
+        made.set_object(msgspec.structs.replace(given, metadata=metadata))
+        made.settle()
+        made.load_balancers.refresh()
+        only = made.load_balancers.announced[IPv4Address("192.0.2.1")]
+        assert only.nodes == {"node1"}
+    # There is no other node.
+    made.remove_object("Node", "", "node1")
+    made.settle()
+    made.load_balancers.refresh()
+    assert made.load_balancers.announced[IPv4Address("192.0.2.1")].nodes == {"node2"}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "nodes"),
+    [
+        ([], set()),
+        ([endpoint("10.244.1.5", "node1", ready=True)], {"node1"}),
+        (
+            [
+                endpoint("10.244.1.5", "node1", ready=True),
+                endpoint("10.244.2.5", "node2", ready=False, serving=True, terminating=True),
+            ],
+            {"node1"},
+        ),
+        (
+            [endpoint("10.244.2.5", "node2", ready=False, serving=True, terminating=True)],
+            {"node2"},
+        ),
+    ],
+)
+def test_with_the_policy_local_nodes_with_endpoints_serve(
+    endpoints: list[Any], nodes: set[str]
+) -> None:
+    local = {"externalTrafficPolicy": "Local", "healthCheckNodePort": 32000}
+    made = with_pools(
+        pool("a", "192.0.2.0/28"),
+        balancer("s", has="192.0.2.1", **local),
+        endpoint_slice("s-1", "s", endpoints),
+    )
+    assert made.load_balancers.announced[IPv4Address("192.0.2.1")].nodes == nodes
+    claimed = IPv4Address("192.0.2.1") in made.address_owners.grants.addresses
+    assert claimed is bool(nodes)
+
+
+def test_nothing_is_announced_that_the_allocation_does_not_give() -> None:
+    """Somebody writes an address of another Service, or of nobody, to the status of a Service."""
+    made = balancers(
+        pool("a", "192.0.2.0/28", namespaceSelector={"matchLabels": {"team": "b"}}),
+        namespace("team", team="b"),
+        balancer("team/victim", has="192.0.2.1", created="2026-01-02"),
+        balancer("thief", has="192.0.2.1", created="2026-01-01"),
+        balancer("other", has="203.0.113.7", created="2026-01-01"),
+    )
+    (only,) = made.announced.values()
+    assert [str(each) for each in only.services] == ["Service team/victim"]

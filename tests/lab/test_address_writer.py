@@ -47,7 +47,7 @@ class Controller:
 
     def problem(self, name: str) -> str:
         found = self.reconciler.problems.texts()
-        return found.get(f"Service default/{name}", "")
+        return found.get(f"address of Service default/{name}", "")
 
 
 @asynccontextmanager
