@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from itertools import count
+from pathlib import Path
 from typing import Final, NoReturn
 
 import structlog
@@ -51,7 +52,9 @@ class ArpAnswers:
         config: Callable[[], NodeConfig | None],
         holds: Holds,
         clock: Callable[[], float],
+        net: Path = Path("/proc/sys/net"),
     ) -> None:
+        """`net`: where sysctls are."""
         self.problem = ""
         """Why it cannot answer; empty: it can."""
         self.announced: set[IPv4Address] = set()
@@ -62,6 +65,7 @@ class ArpAnswers:
         self._config = config
         self._holds = holds
         self._clock = clock
+        self._net = net
         self._socket: arp.ArpSocket | None = None
         self._reading = False
         self._rate = arp.AllowedRate(RATE, _BURST)
@@ -132,9 +136,26 @@ class ArpAnswers:
                 # Whoever asked meanwhile has got no answer.
                 self.begin(self._holds.held)
             self._socket.mac  # noqa: B018  raises if the interface was made anew
-            self.problem = ""
+            self.problem = self._other_answers(name)
         except (NetlinkError, OSError) as error:
             self._fail(error)
+
+    def _other_answers(self, interface: str) -> str:
+        """Why the kernel itself may answer for addresses that this node does not have."""
+        names = (f"ipv4/conf/{each}/proxy_arp" for each in ("all", interface))
+        found = [name for name in names if self._is_set(name)]
+        if not found:
+            return ""
+        return (
+            f"sysctl net/{found[0]} is set: the host answers ARP for addresses of Services that"
+            " other nodes have"
+        )
+
+    def _is_set(self, name: str) -> bool:
+        try:
+            return (self._net / name).read_text().strip() not in {"", "0"}
+        except OSError:
+            return False
 
     async def _uplink(self, address: IPv4Address) -> str:
         found = [each async for each in await self._netlink.get_addr(family=socket.AF_INET)]

@@ -111,7 +111,7 @@ class LinkAddresses:
         self._gate = AddressGate()
         self._ungated: dict[IPv4Address, float] = {}
         """Addresses that stay gated for a while, and until when."""
-        self._answers = ArpAnswers(netlink, config, self.holds, clock)
+        self._answers = ArpAnswers(netlink, config, self.holds, clock, agent.sysctl / "net")
         self._gate_problem = ""
 
     def sending(self) -> frozenset[IPv4Address]:
@@ -122,7 +122,7 @@ class LinkAddresses:
     def problem(self) -> str:
         """What this node cannot do for its addresses; empty: it can do everything."""
         found = [self._gate_problem]
-        if self._duty_addresses():
+        if (duties := self._current()) is not None and duties.may_answer:
             found.append(self._answers.problem)
         return "; ".join(filter(None, found))
 

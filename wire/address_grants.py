@@ -74,6 +74,8 @@ class AddressDuties(msgspec.Struct, frozen=True, omit_defaults=True):
     has to release."""
     gated: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_ADDRESSES)] = ()
     """Addresses from which this host sends only while it has them."""
+    may_answer: bool = False
+    """Whether the node is a candidate for an address whose owner answers ARP."""
 
 
 def decode_request(data: bytes) -> GrantRequest:

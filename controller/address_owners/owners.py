@@ -68,6 +68,8 @@ class AddressOwners:
         self._refused: dict[ObjectRef, str] = {}
         self._gated: dict[frozenset[str], list[IPv4Address]] = {}
         """By candidates, the gated addresses."""
+        self._announcing: set[frozenset[str]] = set()
+        """Candidates for an address whose owner answers ARP."""
         self._standings: dict[str, Standing] = {}
         self._numbers = count(1)
         self._first_number = 0
@@ -105,12 +107,13 @@ class AddressOwners:
                 refused.setdefault(claim.subject, []).append(why)
         self._refused = {subject: "; ".join(each[:3]) for subject, each in refused.items()}
         self.grants.want(merged)
+        announcing = {each.candidates for each in merged.values() if each.announce}
         gated: dict[frozenset[str], list[IPv4Address]] = {}
         for address, claim in merged.items():
             if claim.gated:
                 gated.setdefault(claim.candidates, []).append(address)
-        if gated != self._gated:
-            self._gated = gated
+        if (gated, announcing) != (self._gated, self._announcing):
+            self._gated, self._announcing = gated, announcing
             self.grants.woken.update(self._polls)
         for address in self.conflicts.keys() - merged.keys():
             del self.conflicts[address]
@@ -345,6 +348,7 @@ class AddressOwners:
                 if node in candidates
                 for address in addresses
             ),
+            may_answer=any(node in candidates for candidates in self._announcing),
         )
         revision = hashlib.sha256(encode(found)).hexdigest()[:16]
         return msgspec.structs.replace(found, revision=revision)

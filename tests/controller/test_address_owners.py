@@ -119,6 +119,7 @@ def test_node_is_offered_an_address_takes_it_and_the_view_follows() -> None:
         found = await world.duties(NAME)
         assert isinstance(found, AddressDuties)
         assert (found.leads, found.addresses, found.gated) == (True, ((ADDRESS, True),), (ADDRESS,))
+        assert found.may_answer
         answer = await world.ask(NAME, wanted=(ADDRESS,))
         assert [address for address, _ in answer.granted] == [ADDRESS]
         assert world.owners.owners == {ADDRESS: NAME}
@@ -135,7 +136,7 @@ def test_other_nodes_learn_nothing_of_it() -> None:
         await world.open()
         found = await world.duties(OTHER)
         assert isinstance(found, AddressDuties)
-        assert (found.addresses, found.gated) == ((), ())
+        assert (found.addresses, found.gated, found.may_answer) == ((), (), False)
         assert (await world.ask(OTHER, wanted=(ADDRESS,), held=((ADDRESS, 1),))).granted == ()
         assert world.owners.owners == {}
 

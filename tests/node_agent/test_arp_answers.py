@@ -150,6 +150,18 @@ async def story(far, holds, answers):
     await asyncio.sleep(0.3)
     assert HELD in {each.sender for each in far.heard()}
 """,
+    "proxy_arp": """
+import pathlib
+async def story(far, holds, answers):
+    "The kernel answers for what is routed to another interface, as load balancer addresses are."
+    assert answers.problem == ""
+    pathlib.Path("/proc/sys/net/ipv4/conf/v0/proxy_arp").write_text("1")
+    await answers._follow_uplink()
+    assert "proxy_arp is set" in answers.problem
+    pathlib.Path("/proc/sys/net/ipv4/conf/v0/proxy_arp").write_text("0")
+    await answers._follow_uplink()
+    assert answers.problem == ""
+""",
     "link": """
 import subprocess
 async def story(far, holds, answers):
