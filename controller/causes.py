@@ -8,6 +8,11 @@ from controller.policies.slices import SLICE, Slices
 from controller.slice_drafts import service_of
 from flows.kinds import (
     ATTACHMENT,
+    EGRESS,
+    EGRESS_GATEWAY,
+    EGRESS_HERE,
+    EGRESS_MEMBER,
+    EGRESS_POD,
     ISOLATION,
     NODE,
     PEER,
@@ -36,12 +41,14 @@ def keys_of(inventory: Inventory, ref: ObjectRef) -> Slices[list[Key]]:
             found = yield from _of_pod(inventory, name)
         case "Node":
             known = ref.name in inventory.view.nodes
-            found = _of_node(ref.name) if known else ()
+            found = _of_node(inventory.view, ref.name) if known else ()
         case "Service":
             found = _of_service(inventory.view, name)
         case "EndpointSlice":
             given = inventory.services.endpoint_slice(name)
             found = _of_service(inventory.view, service_of(given)) if given else ()
+        case "EgressAddress":
+            found = yield from _of_egress(inventory, ref.name)
         case kind if kind in POLICY_KINDS:
             found = yield from _of_policy(inventory, ref)
         case _:
@@ -79,6 +86,13 @@ def _of_pod(inventory: Inventory, name: str) -> Slices[list[Key]]:
             addresses.add(str(attachment.address))
             if port in view.isolations.get(node, {}):
                 found.append(Key(node, ISOLATION.name, port))
+            if port in view.egress_pods.get(node, {}):
+                found.append(Key(node, EGRESS_POD.name, port))
+    found += [
+        Key(SOME_SCOPE, EGRESS_MEMBER.name, address)
+        for address in addresses
+        if address in view.egress_members
+    ]
     for number, peers in enumerate([*view.peer_members]):
         if number % SLICE == 0:
             yield
@@ -91,8 +105,28 @@ def _of_pod(inventory: Inventory, name: str) -> Slices[list[Key]]:
     return found
 
 
-def _of_node(name: str) -> list[Key]:
-    return [Key(CLUSTER_SCOPE, PEER.name, name), Key(name, NODE.name, name)]
+def _of_node(view: ClusterView, name: str) -> list[Key]:
+    found = [Key(CLUSTER_SCOPE, PEER.name, name), Key(name, NODE.name, name)]
+    if name in view.egress_gateways:
+        found.append(Key(CLUSTER_SCOPE, EGRESS_GATEWAY.name, name))
+    return found
+
+
+def _of_egress(inventory: Inventory, name: str) -> Slices[list[Key]]:
+    known, rule = inventory.view.egress_addresses.get(name), inventory.egress.rules.get(name)
+    if known is None or rule is None:
+        return []
+    found = [Key(CLUSTER_SCOPE, EGRESS.name, name)]
+    if known.gateway:
+        found.append(Key(CLUSTER_SCOPE, EGRESS_GATEWAY.name, known.gateway))
+        found.append(Key(known.gateway, EGRESS_HERE.name, name))
+    for number, place in enumerate([*rule.places]):
+        if number % SLICE == 0:
+            yield
+        if (pod := inventory.view.egress_pods.get(place.node, {}).get(place.port)) is not None:
+            found.append(Key(place.node, EGRESS_POD.name, place.port))
+            found.append(Key(SOME_SCOPE, EGRESS_MEMBER.name, str(pod.attachment.address)))
+    return found
 
 
 def _of_service(view: ClusterView, name: str) -> list[Key]:

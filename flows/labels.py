@@ -26,7 +26,7 @@ _VALUES: Final = {
 _HEXADECIMAL: Final = frozenset(
     (
         "TopologyZone", "AttachmentTag", "PeerSet", "PortSet", "PolicyRule", "DecidedRule",
-        "RuleFromPod", "EgressAddress",
+        "RuleFromPod",
     )
 )  # fmt: skip
 
@@ -40,6 +40,8 @@ class Labels:
     """By group id, the Service port that the group is for."""
     walks: Mapping[str, PolicyWalk] = field(default_factory=dict)
     """By id, as 16 hexadecimal digits."""
+    egress: Mapping[int, str] = field(default_factory=dict)
+    """By number, the egress address."""
 
     @classmethod
     def of(cls, view: ClusterView, node: str) -> "Labels":
@@ -54,6 +56,7 @@ class Labels:
                 for number in port.groups.values()
             },
             view.walks,
+            {each.number: str(each.address) for each in view.egress_addresses.values()},
         )
 
     def ofport(self, number: int) -> str:
@@ -77,8 +80,9 @@ class Labels:
                 return self.ofport(value)
             case "EndpointAddress":
                 return str(IPv4Address(value))
-            case "Service":
-                return self._named(f"{value:#x}", self.groups.get(value))
+            case "Service" | "EgressAddress":
+                named = self.groups if register.name == "Service" else self.egress
+                return self._named(f"{value:#x}", named.get(value))
             case "Walk":
                 walk = self.walks.get(f"{value:016x}")
                 title = f"{walk.policy} {walk.direction.value}" if walk else None

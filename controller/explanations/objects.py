@@ -55,6 +55,8 @@ def of_object(
             kind, sentence, facts = "service", *_service(inventory, ref)
         case "NetworkPolicy" | "ClusterNetworkPolicy":
             kind, sentence, facts = "policy", *_policy(inventory, ref)
+        case "EgressAddress":
+            kind, sentence, facts = "object", *_egress(inventory, ref)
         case _:
             kind, sentence, facts = "object", str(ref), []
     tables = yield from tables_of(inventory, programs, ref)
@@ -72,6 +74,18 @@ def of_object(
         services=services,
         problems=tuple(problems[:MOST_PROBLEMS]),
     )
+
+
+def _egress(inventory: Inventory, ref: ObjectRef) -> tuple[str, list[tuple[str, str]]]:
+    known = inventory.view.egress_addresses.get(ref.name)
+    if known is None:
+        return f"{ref}, which is not used", []
+    rule = inventory.egress.rules[ref.name]
+    through = f"through Node {known.gateway}" if known.gateway else "through no Node now"
+    return f"{ref}: its pods leave from {known.address}, {through}", [
+        ("gateways", ", ".join(sorted(rule.candidates))),
+        ("pods", str(len(rule.places))),
+    ]
 
 
 def tables_of(

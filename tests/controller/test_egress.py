@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from controller.causes import keys_of
 from controller.inventory import Inventory
+from controller.policies.slices import complete
 from controller.sources.objects import NodeObject, PodObject, from_manifest
 from controller.sources.policy_objects import NamespaceObject
+from flows.compile import fragment
 from flows.kinds import EGRESS_MEMBER
 from flows.pipeline import LAYOUT
+from flows.refs import ObjectRef
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Key
 from tests.controller.events import node_object, pod_object, port
 from tests.flows.worlds import CLUSTER
@@ -268,6 +272,21 @@ def test_pods_whose_packets_may_not_fit_into_the_tunnel_are_reported(world: Worl
     world.inventory.set_object(node(1, **{"sluice.dev/network-mode": "noEncap", "more": "x"}))
     world.apply(rule(announce=["Link"]))
     assert world.problem() == ""
+
+
+def test_explanation_has_the_flows_of_an_egress_address(world: World) -> None:
+    world.apply(rule())
+    world.give("node2")
+    view = world.inventory.view
+    ref = ObjectRef("EgressAddress", "", "web")
+    keys = set(complete(keys_of(world.inventory, ref)))
+    assert {(key.scope, key.kind) for key in keys} == {
+        (CLUSTER_SCOPE, "egress"), (CLUSTER_SCOPE, "egress-gateway"), ("node2", "egress"),
+        ("node1", "egress-pod"), (SOME_SCOPE, "egress-member"),
+    }  # fmt: skip
+    assert all(fragment(view, key) for key in keys)
+    of_pod = complete(keys_of(world.inventory, ObjectRef("Pod", "default", "web")))
+    assert Key(SOME_SCOPE, "egress-member", "10.244.1.5") in of_pod
 
 
 def test_change_of_an_unrelated_object_touches_no_egress_key(world: World) -> None:
