@@ -26,6 +26,7 @@ from controller.cluster_status import cluster_status
 from controller.counter_rows import Counted, drop_rows
 from controller.flow_choice import BadQuestion
 from controller.inventory import Inventory
+from controller.load_balancers import report as pool_report
 from controller.offline.cluster_copy import CopyError, load
 from controller.offline.flow_report import chosen_flows
 from controller.offline.from_manifests import Offline, from_manifests
@@ -156,6 +157,10 @@ def _services(source: Source, _: Mapping[str, str]) -> Any:
     return _done(service_report.listed(source.inventory))
 
 
+def _pools(source: Source, _: Mapping[str, str]) -> Any:
+    return _done(pool_report.listed(source.inventory))
+
+
 def _service(source: Source, query: Mapping[str, str], namespace: str, name: str) -> Any:
     inventory, node = source.inventory, query.get("node")
     if node is not None and node not in inventory.view.nodes:
@@ -254,6 +259,7 @@ _ANSWERS: Final[tuple[tuple[re.Pattern[str], _Answer], ...]] = (
     (re.compile("/v1/status"), _status),
     (re.compile("/v1/check"), _check),
     (re.compile("/v1/settings"), _settings),
+    (re.compile("/v1/pools"), _pools),
     (re.compile("/v1/services"), _services),
     (re.compile("/v1/services/([^/]+)/([^/]+)"), _service),
     (re.compile("/v1/flows"), _flows),

@@ -93,6 +93,7 @@ def from_manifests(given: Manifests, pod_range: IPv4Network | None = None) -> Of
         if is_host or not isinstance(each, NodeObject | PodObject):
             inventory.set_object(each)
     inventory.settle()
+    inventory.load_balancers.refresh()
     return made
 
 
