@@ -39,7 +39,7 @@ KEPT: Final = 1.05 * LIFETIME
 """Seconds from the answer until somebody else may get the address."""
 PATIENCE: Final = 0.3
 """Seconds in which an agent takes what it is offered; after these, the next node is offered it."""
-CHOICES: Final = 64
+CHOICES: Final = 32
 """Owners that one `review` chooses, each from up to `MAX_CANDIDATES`: some 10 ms."""
 PRESENT: Final = 2.0
 """Seconds after its last request in which an agent is there."""

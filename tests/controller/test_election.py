@@ -280,3 +280,22 @@ def test_lease_of_another_is_not_given_back() -> None:
     assert election.release() is None
     election.seen(OTHER, 0.0)
     assert election.release() is None
+
+
+def test_who_led_before_is_waited_for_only_if_its_term_may_not_be_over() -> None:
+    expired, released, dead, deleted = (Election("own") for _ in range(4))
+    expired.seen(OTHER, 10.0)
+    assert taken(expired, 10.0 + DURATION)
+    assert expired.others_until == 0.0
+    released.seen(Lease("", 7, "100"), 10.0)
+    assert taken(released, 10.0)
+    assert released.others_until == 0.0
+    dead.seen(OTHER, 10.0)
+    dead.dead("other")
+    assert taken(dead, 11.0)
+    assert dead.others_until == 11.0 + LONGEST_TERM
+    assert taken(dead, 12.0), "its own renewal"
+    assert dead.others_until == 11.0 + LONGEST_TERM
+    deleted.seen(None, 10.0)
+    assert taken(deleted, 11.0)
+    assert deleted.others_until == 11.0 + LONGEST_TERM
