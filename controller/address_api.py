@@ -14,7 +14,7 @@ from controller.work_budget import in_turns
 from wire import paths
 from wire.address_grants import Granted, decode_request, encode
 
-REQUESTS_PER_SECOND: Final = 10.0
+REQUESTS_PER_SECOND: Final = 20.0
 """Of one node. An agent that has an address sends three or four, and one more for each change."""
 REQUESTS_BURST: Final = 40
 MOST_WAITING: Final = 4

@@ -44,10 +44,13 @@ _WAIT: Final = 30
 _SLOW: Final = 10.0
 _PATIENCE: Final = 1.0
 """Seconds for the answer to a renewal. One that comes later would hardly be of use."""
+_SPACING: Final = 0.05
+"""Seconds between two requests, however often something changes."""
 _BACKOFF: Final = (0.2, 5.0)
 """Seconds before the second try of a long poll, and at most."""
-_UNKNOWN: Final = 60.0
-"""Seconds until the next try, where the controller is too old for this."""
+_UNKNOWN: Final = 5.0
+"""Seconds until the next try, where the controller is too old for this, or does not know the Node
+yet."""
 _GATED_AFTER: Final = 60.0
 """Seconds for which an address stays gated that needs not be any more: flows that send from it may
 still be there."""
@@ -263,7 +266,7 @@ class LinkAddresses:
                 async with asyncio.timeout(max(now + RENEWAL - self._clock(), 0.01)):
                     await teller.wake.wait()
             # Many changes at one moment are one request.
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(max(now + _SPACING - self._clock(), 0.005))
 
     def _request(self, teller: _Teller, now: float) -> GrantRequest | None:
         """What to tell a controller now; None: nothing, until something has changed."""

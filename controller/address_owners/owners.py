@@ -93,16 +93,18 @@ class AddressOwners:
         refused: dict[ObjectRef, list[str]] = {}
         # What was first stays first.
         known = self.grants.addresses
+        room = MAX_ADDRESSES - len(known.keys() & set().union(*self._sources.values()))
         for own in self._sources.values():
             for address, claim in own.items():
                 before = merged.get(address)
-                is_new = address not in known
+                is_new = before is None and address not in known
                 if before is not None and before.subject != claim.subject:
                     why = f"{address} is {before.subject}'s already"
-                elif is_new and len(merged) + len(known.keys() - merged.keys()) >= MAX_ADDRESSES:
+                elif is_new and not room:
                     why = f"{address} gets no owner: the cluster has {MAX_ADDRESSES} such addresses"
                 else:
                     merged[address] = claim
+                    room -= is_new
                     continue
                 refused.setdefault(claim.subject, []).append(why)
         self._refused = {subject: "; ".join(each[:3]) for subject, each in refused.items()}
