@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Final
 
 from controller.load_balancers.balancers import LoadBalancers
-from controller.load_balancers.requests import ingress_addresses, is_assigned
+from controller.load_balancers.requests import ingress_addresses
 from controller.sources.objects import ServiceObject
 
 AT_ONCE: Final = 200
@@ -106,9 +106,8 @@ class Assignments:
             elif address not in request.addresses:
                 pool = balancers.pools.of(address)
                 yield Change(request.given, address, pool.name if pool else "")
-        for name in set(balancers.others.values()):
-            given = balancers.service(name)
-            if given and given.spec.type != "LoadBalancer" and is_assigned(given):
+        for name in balancers.former:
+            if given := balancers.service(name):
                 yield Change(given, None)
 
     def _is_new(self, change: Change, now: float) -> bool:

@@ -100,6 +100,8 @@ class LoadBalancers:
         """By Service, what those ask for that get an address from a pool."""
         self.others: dict[int, str] = {}
         """Addresses of pools that other Services have in their status, and their names."""
+        self.former: set[str] = set()
+        """Services of another type in whose status Sluice still says that they have an address."""
         self.announced: dict[IPv4Address, Announced] = {}
         """By address, as of the last `refresh`."""
         self.followers: Final[list[Callable[[], None]]] = []
@@ -221,7 +223,7 @@ class LoadBalancers:
             self._candidates.pop(name, None)
         elif given.spec.type == "LoadBalancer":
             self._candidates[name] = read_request(given)
-        elif given.status.load_balancer.ingress:
+        elif given.status.load_balancer.ingress or is_assigned(given):
             self._candidates[name] = None
         else:
             self._candidates.pop(name, None)
@@ -230,7 +232,7 @@ class LoadBalancers:
         """Which Services get their address from a pool, and which have one of their own."""
         requests: dict[str, Request] = {}
         others: dict[int, str] = {}
-        self.foreign = {}
+        self.foreign, self.former = {}, set()
         for name, request in list(self._candidates.items()):
             yield
             given = request.given if request else self.service(name)
@@ -239,6 +241,8 @@ class LoadBalancers:
             if request is not None and not self._is_foreign(request):
                 requests[name] = request
                 continue
+            if request is None and is_assigned(given):
+                self.former.add(name)
             for address in ingress_addresses(given)[0]:
                 if self.pools.of(address):
                     others[address] = name

@@ -170,6 +170,7 @@ def test_life_of_an_address(cluster: RealKubernetes, play: Callable[[Story], Non
         # It changes its type, and is deleted.
         await do(service("s", "ClusterIP"))
         await until(lambda: addresses(cluster) == {})
+        await until(lambda: statuses(cluster)["s"]["conditions"][0]["status"] == "False")
         await do(service("u"), service("v"))
         await until(lambda: {*addresses(cluster)} == {"u", "v"})
         await do(service("w"))
