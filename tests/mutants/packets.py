@@ -9,6 +9,7 @@ _CONNTRACK = "flows/features/conntrack.py"
 _FORWARDING = "flows/features/forwarding.py"
 # Not the goldens: they notice everything, and say nothing of why.
 _TRACES = ("tests/flows/test_trace.py",)
+_WAYS = ("tests/flows/test_ways.py",)
 _SERVICE_TRACES = ("tests/flows/test_service_trace.py",)
 
 PACKETS: Final = (
@@ -60,10 +61,10 @@ PACKETS: Final = (
     Fault(
         "a pod's address comes in by the host",
         _CLASSIFY,
-        '        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,\n'
+        '        Feature.CLASSIFY, "GatewayGuard", Priority.RANGE,\n'
         '        {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},\n'
         "        [],\n",
-        '        Feature.CLASSIFY, "GatewayGuard", Priority.OVERRIDE,\n'
+        '        Feature.CLASSIFY, "GatewayGuard", Priority.RANGE,\n'
         '        {"dl_type": family.ether_type, family.source: net(cluster.pod_range)},\n'
         '        [LAYOUT.goto("UnSnat")],\n',
         _TRACES,
@@ -142,10 +143,41 @@ PACKETS: Final = (
     Fault(
         "what came from a tunnel leaves by another one",
         _FORWARDING,
-        '        {"dl_type": family.ether_type, "Source": Source.PEER},\n        [],\n',
+        '        {"dl_type": family.ether_type, "Source": Source.PEER},\n'
+        '        [LAYOUT.goto("Egress")],\n',
         '        {"dl_type": family.ether_type, "Source": Source.PEER},\n'
         "        _to(names.GATEWAY_OFPORT, names.GATEWAY_MAC),\n",
         _TRACES,
+    ),
+    Fault(
+        "every node takes a peer's pods from its host",
+        _CLASSIFY,
+        "inner.source: net(node.pod_cidr), **receivers},\n",
+        "inner.source: net(node.pod_cidr)},\n",
+        _WAYS,
+    ),
+    Fault(
+        "addresses of the node's own pods are taken from its host",
+        _CLASSIFY,
+        '            Feature.CLASSIFY, "PeerGuard", Priority.OWN_RANGE,\n',
+        '            Feature.CLASSIFY, "PeerGuard", Priority.DEFAULT,\n',
+        _WAYS,
+    ),
+    Fault(
+        "nodes in mode noEncap count as in no subnet",
+        "flows/features/direct_peers.py",
+        "    if peer.mode is not Mode.ENCAP and (number",
+        "    if peer.mode is Mode.HYBRID and (number",
+        _WAYS,
+    ),
+    Fault(
+        "connections from outside to a direct peer are translated as hairpins are",
+        "flows/features/services.py",
+        '            {**_to_be_translated(family), "ToPeer": 1},\n'
+        "            _snat(snat_address),\n",
+        '            {**_to_be_translated(family), "ToPeer": 1},\n'
+        "            _snat(family.hairpin),\n",
+        _WAYS,
     ),
     Fault(
         "addresses of the node's own range that no pod has go to the host",
