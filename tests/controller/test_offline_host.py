@@ -9,6 +9,7 @@ import pytest
 from controller.inventory import Inventory
 from controller.offline.host import UPLINK, OfflineHost
 from flows import names
+from tests.controller.address_pools import balancer, namespace, pool
 from tests.controller.service_inventory import inventory
 from tests.controller.service_objects import endpoint_slice, service
 from wire.questions import HostTrace, Packet, TraceHost, Translation
@@ -26,7 +27,10 @@ def cluster() -> Inventory:
     def ports(number: int) -> list[dict[str, int]]:
         return [{"port": 80, "nodePort": number}]
 
-    return inventory(
+    made = inventory(
+        namespace("default"),
+        pool("edge", "203.0.113.64/30"),
+        balancer("balanced", has="203.0.113.65", clusterIP="10.96.0.5"),
         service("web", type="NodePort", ports=ports(30080)),
         service("wide", clusterIP="10.96.0.2", externalIPs=["192.0.2.16"]),
         service("own", clusterIP="10.96.0.3", externalIPs=[NODE], ports=[{"port": 8443}]),
@@ -37,6 +41,8 @@ def cluster() -> Inventory:
         endpoint_slice("host-1", "host", [NODE], [{"port": 9000}]),
         service("whole", clusterIP="198.51.100.7"),
     )  # fmt: skip
+    made.load_balancers.refresh()
+    return made
 
 
 def asked(
@@ -75,6 +81,9 @@ def asked(
         ("outside", CLIENT, "192.0.2.16", 80, f"switch {CLIENT} > 192.0.2.16:80"),
         ("outside", CLIENT, "192.0.2.16", 81, f"outside {CLIENT} > 192.0.2.16:81"),
         ("process", NOBODY, "192.0.2.16", 80, f"switch {NODE} > 192.0.2.16:80"),
+        ("outside", CLIENT, "203.0.113.65", 80, f"switch {CLIENT} > 203.0.113.65:80"),
+        ("outside", CLIENT, "203.0.113.65", 81, f"dropped {CLIENT} > 203.0.113.65:81"),
+        ("process", NOBODY, "203.0.113.65", 80, f"switch {NODE} > 203.0.113.65:80"),
         ("process", NOBODY, "198.51.100.7", 81, f"switch {GATEWAY} > 198.51.100.7:81"),
         # To the world outside.
         ("process", NOBODY, CLIENT, 80, f"outside {NODE} > {CLIENT}:80"),

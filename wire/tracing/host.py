@@ -84,6 +84,12 @@ class _HostTrace:
             await self._choose_source()
         to_external = self._has("external-ports", self._key(self._packet, at=True))
         route = await self._route(marked=to_external)
+        if not to_external and route.kind != "local" and self._is_for_services_alone():
+            self._said.append(
+                "only Services have this address, and none of them has this port: the host refuses"
+                " it (nftables table ip sluice, chain refuse-received)"
+            )
+            return self._end("dropped")
         if not is_reply and self._translate(is_local=route.kind == "local"):
             route = await self._route(marked=False)
         if route.kind == "local":
@@ -128,6 +134,11 @@ class _HostTrace:
                     " host drops it (nftables table ip sluice, chain from-peers)"
                 )
         return ""
+
+    def _is_for_services_alone(self) -> bool:
+        """As the chain `refuse-received` decides."""
+        addresses = self._facts.elements["balancer-addresses"]
+        return self._from == "outside" and str(self._packet.destination) in addresses
 
     def _is_to_peer(self) -> bool:
         """Whether a packet from the switch is of a pod of this node, and to one of another."""
