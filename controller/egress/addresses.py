@@ -158,6 +158,10 @@ class EgressAddresses:
         found = (self.pods.get(place.node, {}).get(place.port) for place in rule.places)
         return {each.attachment.pod for each in found if each is not None}
 
+    def at(self, node: str) -> set[IPv4Address]:
+        """The addresses that a node may be the gateway of."""
+        return {rule.address for rule in self.rules.values() if node in rule.candidates}
+
     def name_of(self, address: IPv4Address) -> str:
         """The EgressAddress that has an address; empty: none."""
         return self._by_address.get(address, "")

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.inventory import Inventory
+from controller.offline.gateways import adopt, gateways_of
 from controller.sources.feed import in_slices
 from controller.sources.objects import KINDS, Object, ObjectError, check_names
 from flows.view import Attachment, Cluster
@@ -27,7 +28,7 @@ LONGEST_LINE: Final = 64 << 20
 """Bytes. The API server takes no object of more than some 1.5 MB, and most have a few hundred."""
 _KINDS: Final = (
     *("Node", "Namespace", "Pod", "NetworkPolicy", "ClusterNetworkPolicy"),
-    *("Service", "EndpointSlice"),
+    *("Service", "EndpointSlice", "EgressAddress"),
 )
 
 
@@ -47,6 +48,8 @@ class _Header(msgspec.Struct, frozen=True, rename="camel"):
     cut_established: bool = False
     log_denials: bool = False
     mode: Mode = Mode.ENCAP
+    gateways: dict[str, str] = {}
+    """By egress address, the node that is its gateway."""
 
 
 class _Attached(msgspec.Struct, frozen=True, array_like=True):
@@ -73,7 +76,7 @@ class _Objects(msgspec.Struct, frozen=True):
 async def copy_of(inventory: Inventory, *, services: bool = False) -> AsyncIterator[bytes]:
     """The lines of a copy. The event loop has its turn between them.
 
-    With `services` also of Services and EndpointSlices, on which no policy depends.
+    With `services` also of what no policy depends on: Services, EndpointSlices, EgressAddresses.
     """
     cluster = inventory.view.cluster
     policies = inventory.policies
@@ -85,6 +88,7 @@ async def copy_of(inventory: Inventory, *, services: bool = False) -> AsyncItera
         "ClusterNetworkPolicy": [],
         "Service": [],
         "EndpointSlice": [],
+        "EgressAddress": list(inventory.egress_addresses.objects.values()) if services else [],
     }
     for policy in policies.objects.values():
         by_kind[policy.kind].append(policy)
@@ -104,6 +108,7 @@ async def copy_of(inventory: Inventory, *, services: bool = False) -> AsyncItera
             cluster.cut_established,
             cluster.log_denials,
             cluster.mode,
+            gateways_of(inventory) if services else {},
         )
     )
     for kind in _KINDS:
@@ -125,7 +130,8 @@ def load(lines: Iterable[bytes]) -> Inventory:
     late: list[Object] = []
     attachments: dict[str, list[Attachment]] = {}
     try:
-        made = _empty(msgspec.json.decode(next(given, b""), type=_Header))
+        header = msgspec.json.decode(next(given, b""), type=_Header)
+        made = _empty(header)
         for line in given:
             _check_length(line)
             read = msgspec.json.decode(line, type=_Line)
@@ -147,6 +153,10 @@ def load(lines: Iterable[bytes]) -> Inventory:
     for policy in late:
         made.set_object(policy)
     made.settle()
+    try:
+        adopt(made, header.gateways)
+    except ValueError as error:
+        raise CopyError(f"the controller's copy cannot be read: {error}") from error
     return made
 
 

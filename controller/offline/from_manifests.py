@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 
 from controller.inventory import Inventory
+from controller.offline import gateways
 from controller.offline.manifests import Manifests
 from controller.offline.placing import Placer, complete_nodes, pod_range_of
 from controller.offline.workloads import Workload, workload_of
@@ -94,6 +95,7 @@ def from_manifests(given: Manifests, pod_range: IPv4Network | None = None) -> Of
             inventory.set_object(each)
     inventory.settle()
     inventory.load_balancers.refresh()
+    made.assumed += gateways.assume(inventory)
     return made
 
 

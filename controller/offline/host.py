@@ -50,7 +50,7 @@ class OfflineHost:
             names.HOST_DNAT_RANGE,
         )
         self._inventory, self._node = inventory, known
-        self._whole = whole_addresses(services, left_out)
+        self._whole = whole_addresses(services, left_out) | inventory.egress.at(node.name)
         self._by_port = {address for address, *_ in ports.external}
 
     async def route(self, destination: IPv4Address, *, marked: bool) -> Route:
