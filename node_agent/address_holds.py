@@ -28,7 +28,8 @@ class Said(NamedTuple):
     sent: float
     """When it was asked."""
     controller: str
-    leader: str
+    """Its identity; empty: no process was there."""
+    leader: str = ""
 
 
 class Holds:
@@ -79,6 +80,15 @@ class Holds:
         self._said[controller] = None
         return list(self._take(answer.granted, wanted, sent + self._lifetime, now))
 
+    def refused(self, controller: Hashable, *, sent: float, now: float) -> None:
+        """At this controller's address nobody accepted a connection at `sent`, or later.
+
+        So nobody led there, and whoever starts there later has to wait like any new leader. A
+        firewall may lie about it, so this counts only beside the word of another controller.
+        """
+        self._said[controller] = Said(sent, "")
+        self._keep(now)
+
     def _take(
         self, granted: Iterable[Grant], wanted: Collection[IPv4Address], until: float, now: float
     ) -> Iterable[IPv4Address]:
@@ -96,8 +106,8 @@ class Holds:
         said = [each for each in self._said.values() if each is not None]
         if len(said) < len(self._said):
             return
-        identities = {each.controller for each in said}
-        if any(each.leader and each.leader not in identities for each in said):
+        identities = {each.controller for each in said} - {""}
+        if not identities or any(each.leader and each.leader not in identities for each in said):
             return
         until = min(each.sent for each in said) + self._lifetime
         for hold in self.held.values():

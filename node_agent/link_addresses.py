@@ -6,6 +6,7 @@ address is asked again at the moment of each answer (`address_holds`).
 """
 
 import asyncio
+import errno
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, NoReturn
 
+import aiohttp
 import msgspec
 import structlog
 from pyroute2 import AsyncIPRoute
@@ -297,6 +299,9 @@ class LinkAddresses:
             if reason != teller.problem:
                 log.warning("addresses not renewed", controller=teller.api.url, reason=reason)
             teller.problem = reason
+            if _is_nobody_there(error):
+                self.holds.refused(teller.api, sent=sent, now=self._clock())
+                await self._hold_gate(self.holds.held)
             return True
         teller.problem = ""
         if answer is None:
@@ -393,6 +398,18 @@ async def _ask_duties(controller: ControllerApi, after: str) -> AddressDuties | 
         params={paths.AFTER: after, paths.WAIT: str(_WAIT)},
     )
     return found
+
+
+def _is_nobody_there(error: BaseException) -> bool:
+    """Whether the connection was refused. A DNS name may stand for several hosts."""
+    cause = error.__cause__
+    if not isinstance(cause, aiohttp.ClientConnectorError):
+        return False
+    try:
+        IPv4Address(cause.host)
+    except ValueError:
+        return False
+    return cause.os_error.errno == errno.ECONNREFUSED
 
 
 def _granted(body: bytes) -> Granted:

@@ -15,7 +15,7 @@ each one):
    late is ignored.
 5. If no controller leads, an agent keeps what it has while *all* controllers tell it so again and
    again. Each of them would have to wait for `KEPT`, by rule 3, before it gives the address to
-   somebody else.
+   somebody else. Where nobody accepts connections there is no controller; but one has to answer.
 
 A controller that does not lead follows what owners say, so that it knows them when it leads.
 

@@ -133,3 +133,28 @@ def test_a_leader_that_answers_nothing_more_is_no_reason_to_keep_it() -> None:
     holds.answered(0, granted(GRANT), (), sent=100.6, now=100.7)
     said(holds, 1, 102.0)
     assert not holds.has(ADDRESS, 100.6 + LIFETIME)
+
+
+def test_where_no_process_is_nobody_leads_if_another_controller_says_so_too() -> None:
+    holds = holding()
+    for at in (100.3, 101.0, 102.0):
+        said(holds, 0, at)
+        holds.refused(1, sent=at, now=at)
+    assert holds.has(ADDRESS, 102 + LIFETIME - 0.001)
+
+
+def test_that_nobody_is_there_alone_is_no_reason_to_keep_it() -> None:
+    """A firewall between this node and all controllers may refuse connections."""
+    holds = holding()
+    for at in (100.3, 101.0):
+        for controller in (0, 1):
+            holds.refused(controller, sent=at, now=at)
+    assert not holds.has(ADDRESS, 100 + LIFETIME)
+
+
+def test_a_leader_that_another_controller_knows_may_be_behind_a_refused_connection() -> None:
+    holds = holding()
+    for at in (100.3, 101.0):
+        said(holds, 0, at, leader="c1")
+        holds.refused(1, sent=at, now=at)
+    assert not holds.has(ADDRESS, 100 + LIFETIME)
