@@ -84,12 +84,6 @@ class _HostTrace:
             await self._choose_source()
         to_external = self._has("external-ports", self._key(self._packet, at=True))
         route = await self._route(marked=to_external)
-        if not to_external and route.kind != "local" and self._is_for_services_alone():
-            self._said.append(
-                "only Services have this address, and none of them has this port: the host refuses"
-                " it (nftables table ip sluice, chain refuse-received)"
-            )
-            return self._end("dropped")
         if not is_reply and self._translate(is_local=route.kind == "local"):
             route = await self._route(marked=False)
         if route.kind == "local":
@@ -122,7 +116,7 @@ class _HostTrace:
         return (await self._route(marked=False)).device == names.GATEWAY_PORT
 
     async def _dropped_at_once(self) -> str:
-        """As the chains `gateway` and `from-peers` decide; empty: they do not drop it."""
+        """Why one of the chains of prerouting drops or refuses it; empty: none does."""
         source, to = self._packet.source, self._packet.destination
         if self._from == "switch" and (source in _LOOPBACK or to in _LOOPBACK):
             return "the host drops packets of pods with loopback addresses"
@@ -133,12 +127,21 @@ class _HostTrace:
                     "it has a pod's address, and the host's route to that pod is another way: the"
                     " host drops it (nftables table ip sluice, chain from-peers)"
                 )
+        if self._from == "outside" and await self._is_refused():
+            return (
+                "only Services have this address, and none of them has this port: the host refuses"
+                " it (nftables table ip sluice, chain refuse-received)"
+            )
         return ""
 
-    def _is_for_services_alone(self) -> bool:
-        """As the chain `refuse-received` decides."""
-        addresses = self._facts.elements["balancer-addresses"]
-        return self._from == "outside" and str(self._packet.destination) in addresses
+    async def _is_refused(self) -> bool:
+        """Whether the chain `refuse-received` refuses it: an address of Services, no port of one."""
+        to = self._packet.destination
+        return (
+            str(to) in self._facts.elements["balancer-addresses"]
+            and not self._has("external-ports", self._key(self._packet, at=True))
+            and (await self._facts.route(to, marked=False)).kind != "local"
+        )
 
     def _is_to_peer(self) -> bool:
         """Whether a packet from the switch is of a pod of this node, and to one of another."""
