@@ -135,7 +135,7 @@ class _HostTrace:
         return ""
 
     async def _is_refused(self) -> bool:
-        """Whether the chain `refuse-received` refuses it: an address of Services, no port of one."""
+        """Whether the chain `refuse-received` refuses it: no port of an address of Services."""
         to = self._packet.destination
         return (
             str(to) in self._facts.elements["balancer-addresses"]
