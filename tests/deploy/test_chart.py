@@ -112,7 +112,8 @@ def test_every_value_has_its_effect(helm: Path) -> None:
 def test_without_agents_and_reports(helm: Path) -> None:
     found = objects(template(helm, "--values", example("systemd-agents")))
     assert objects(template(helm)).keys() - found.keys() == {DAEMON_SET}
-    controller = {"plainTcp": True, "election": {"namespace": NAMESPACE}}
+    namespaced = dict.fromkeys(("bgp", "election"), {"namespace": NAMESPACE})
+    controller = {"plainTcp": True, **namespaced}
     assert found[CONFIG]["data"]["sluice.yaml"]["controller"] == controller
     pod = found[DEPLOYMENT]["spec"]["template"]["spec"]
     assert "nodeSelector" not in pod
