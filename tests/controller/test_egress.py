@@ -1,16 +1,21 @@
 """EgressAddresses: which pods they select, their gateways, and what is refused."""
 
+import asyncio
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from controller import work_budget
 from controller.causes import keys_of
+from controller.egress.addresses import MAX_EGRESS_ADDRESSES
 from controller.inventory import Inventory
 from controller.policies.slices import complete
+from controller.reconciler import Reconciler
 from controller.sources.objects import NodeObject, PodObject, from_manifest
 from controller.sources.policy_objects import NamespaceObject
+from controller.work_budget import WorkBudget
 from flows.compile import fragment
 from flows.kinds import EGRESS_MEMBER
 from flows.pipeline import LAYOUT
@@ -329,3 +334,60 @@ def test_order_of_objects_does_not_matter(world: World) -> None:
 
 def test_every_egress_number_fits_its_register() -> None:
     assert LAYOUT.registers["EgressAddress"].bits == (8, 31)
+
+
+def test_pod_is_not_connected_before_it_has_its_egress_address(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few keys are compiled in one turn of the event loop."""
+    monkeypatch.setattr(work_budget, "MAX_COST", 1)
+
+    async def story() -> None:
+        reconciler = Reconciler(world.inventory)
+        reconciler.source_complete(True)
+        await reconciler.listed.wait()
+        desired = reconciler.desired
+        seen: list[set[str]] = []
+        update = desired.update_node
+
+        def watched(name: str, changes: Any) -> bool:
+            did = update(name, changes)
+            flows = desired.program(name).flows()
+            seen.append(
+                {
+                    LAYOUT.by_number[flow.table].name
+                    for flow in flows
+                    if ("in_port", 17, None) in flow.match
+                }
+            )
+            return did
+
+        monkeypatch.setattr(desired, "update_node", watched)
+        await reconciler.compilation.compiled("node1")
+        world.inventory.set_object(pod("late", "node1", app="web"))
+        touched = world.inventory.settle() | world.plug("late", "node1", "10.244.1.9", 17)
+        # The attachment first: nothing else has to come in the same turn.
+        reconciler.compilation.touch(sorted(touched, key=lambda key: key.kind))
+        await reconciler.compilation.compiled("node1")
+        connected = [tables for tables in seen if "Classifier" in tables]
+        assert connected
+        assert all("Egress" in tables for tables in connected)
+
+    world.apply(rule())
+    asyncio.run(story())
+
+
+def test_very_many_egress_addresses_are_refused_in_many_turns(world: World) -> None:
+    for number in range(MAX_EGRESS_ADDRESSES + 50):
+        address = str(IPv4Address("198.18.0.1") + number)
+        made = rule(f"r{number:05}", address=address, podSelector={}, created="2026-01-01")
+        world.inventory.set_object(from_manifest(made))
+    turns = 0
+    while not world.inventory.egress.is_settled:
+        world.inventory.egress.settle(WorkBudget())
+        turns += 1
+    assert turns > 5
+    assert len(world.inventory.view.egress_addresses) == MAX_EGRESS_ADDRESSES
+    last = f"r{MAX_EGRESS_ADDRESSES + 49:05}"
+    assert world.problem(last) == "1024 EgressAddresses are the most of a cluster"
+    assert set(world.selected().values()) == {"198.18.0.1"}

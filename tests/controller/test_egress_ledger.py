@@ -53,8 +53,12 @@ def test_only_the_gateway_is_believed(world: World) -> None:
     ledger = world.inventory.egress_ledger
     ledger.take("node3", use(60_000))
     assert ledger.entry("web") is None
-    ledger.take("node2", use(60_000))
-    assert ledger.entry("web") is not None
+    ledger.take("node2", use(10))
+    ledger.take("node3", use(60_000))
+    entry = ledger.entry("web")
+    assert entry is not None
+    assert entry.use.connections == 10
+    assert world.problem() == ""
     world.give("node3")
     assert ledger.entry("web") is None
     assert ledger.used() == {}

@@ -4,6 +4,7 @@ from typing import Final
 
 from tests.mutants.checks import CHECKS
 from tests.mutants.controllers import CONTROLLERS
+from tests.mutants.egress import EGRESS
 from tests.mutants.election import ELECTION
 from tests.mutants.fault import Fault
 from tests.mutants.identity import IDENTITY
@@ -15,6 +16,6 @@ from tests.mutants.state import STATE
 from tests.mutants.switches import SWITCHES
 
 FAULTS: Final[tuple[Fault, ...]] = (
-    *CHECKS, *CONTROLLERS, *ELECTION, *IDENTITY, *PACKETS, *POLICY, *REPORTS, *SERVICES, *STATE,
-    *SWITCHES,
+    *CHECKS, *CONTROLLERS, *EGRESS, *ELECTION, *IDENTITY, *PACKETS, *POLICY, *REPORTS,
+    *SERVICES, *STATE, *SWITCHES,
 )  # fmt: skip
