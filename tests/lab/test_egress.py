@@ -287,12 +287,14 @@ def test_pods_leave_through_another_node_when_the_gateway_dies(lab: Lab) -> None
 
 
 def test_pods_leave_through_another_node_when_the_gateway_is_drained(lab: Lab) -> None:
-    with watched(lab, "shop/a") as (node, watch):
+    """A connection that sends something goes on: the source port is free at the new gateway."""
+    with held(lab, "shop/a") as alive, watched(lab, "shop/a") as (node, watch):
         since = time.monotonic()
         drain(lab, node, unschedulable=True)
         owner(lab, ADDRESS, other_than=node)
         time.sleep(0.5)
         print(f"moved {moved(watch.stop(), since):.3f} s after the drain")
+        assert alive()
     drain(lab, node, unschedulable=False)
 
 
