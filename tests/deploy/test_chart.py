@@ -112,7 +112,7 @@ def test_every_value_has_its_effect(helm: Path) -> None:
 def test_without_agents_and_reports(helm: Path) -> None:
     found = objects(template(helm, "--values", example("systemd-agents")))
     assert objects(template(helm)).keys() - found.keys() == {DAEMON_SET}
-    namespaced = dict.fromkeys(("bgp", "election"), {"namespace": NAMESPACE})
+    namespaced = {name: {"namespace": NAMESPACE} for name in ("bgp", "election")}
     controller = {"plainTcp": True, **namespaced}
     assert found[CONFIG]["data"]["sluice.yaml"]["controller"] == controller
     pod = found[DEPLOYMENT]["spec"]["template"]["spec"]
