@@ -6,7 +6,7 @@ All through one netlink socket in the namespace that the agent runs in.
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -57,8 +57,13 @@ class Uplink:
     """The Node's address, with the prefix length of its subnet."""
 
 
-async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
+async def check(
+    netlink: AsyncIPRoute, config: NodeConfig, direct: Collection[IPv4Network] = ()
+) -> Uplink:
     """Whether this host fits the configuration.
+
+    `direct` are the podCIDRs of peers that are reached without the tunnel: the host may have routes
+    to these from others, as a routing daemon learns them.
 
     Raises `HostError` where the node's address is on no interface or lies in one of the cluster's
     ranges, or where the podCIDR is not in the pod range.
@@ -89,7 +94,7 @@ async def check(netlink: AsyncIPRoute, config: NodeConfig) -> Uplink:
         f"{who}: {field} {ranges[field]} overlaps the host's {what} on {link}"
         for field, what, link in (
             *_taking_addresses(addresses, link_names, config.pod_range),
-            *_taking_routes(found, link_names, ranges),
+            *_taking_routes(found, link_names, ranges, direct),
         )
     ]
     mtus = _mtus(uplink, links, found, config.host_ranges)
@@ -125,7 +130,10 @@ def _taking_addresses(
 
 
 def _taking_routes(
-    found: Iterable[Any], link_names: Mapping[int, str], ranges: Mapping[str, IPv4Network]
+    found: Iterable[Any],
+    link_names: Mapping[int, str],
+    ranges: Mapping[str, IPv4Network],
+    direct: Collection[IPv4Network],
 ) -> Iterator[tuple[str, str, str]]:
     """Routes of the host that win over ours: which range, what, and to which interface.
 
@@ -135,7 +143,7 @@ def _taking_routes(
         link = link_names.get(route.get_attr("RTA_OIF"), "?")
         network = routes.destination_of(route)
         is_ours = link == names.GATEWAY_PORT or route["proto"] == routes.PROTOCOL
-        if is_ours or route["type"] not in FORWARDING_TYPES:
+        if is_ours or network in direct or route["type"] not in FORWARDING_TYPES:
             continue
         for field, cluster_range in ranges.items():
             # For the whole range, ours has the best metric: 0.

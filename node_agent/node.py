@@ -236,7 +236,7 @@ class LocalNode:
 
     async def _converge(self, config: NodeConfig) -> bool:
         try:
-            uplink = await host.check(self._netlink, config)
+            uplink = await host.check(self._netlink, config, self._peers.ranges)
             mtu = host.pod_mtu(uplink.mtu, config)
             self._addresses = NodeAddresses(uplink.addresses[:MAX_ADDRESSES], mtu, uplink.own)
             self._note_conflicts(uplink.problems)

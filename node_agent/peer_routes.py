@@ -71,6 +71,11 @@ class PeerRouting:
         """The host's own address among its pods; None: not known yet."""
         return None if self._config is None else names.gateway_address(self._config.pod_cidr)
 
+    @property
+    def ranges(self) -> frozenset[IPv4Network]:
+        """The podCIDRs of the peers that are reached without the tunnel."""
+        return frozenset(pods for pods, _ in self._wanted.peers) if self._wanted else frozenset()
+
     def problem(self) -> str:
         """Why peers are not reached; empty if all are."""
         return self._problem

@@ -35,14 +35,14 @@ def ip(*lines: str) -> None:
         run("ip", "-n", NAME, *line.split())
 
 
-def found(*host_ranges: str) -> Uplink:
+def found(*host_ranges: str, direct: frozenset[IPv4Network] = frozenset()) -> Uplink:
     config = msgspec.structs.replace(
         CONFIG, address=IPv4Address(ADDRESS), host_ranges=tuple(map(IPv4Network, host_ranges))
     )
 
     async def check() -> Uplink:
         async with AsyncIPRoute() as netlink:
-            return await host.check(netlink, config)
+            return await host.check(netlink, config, direct)
 
     return inside(NAME, lambda: asyncio.run(check()))
 
@@ -64,6 +64,17 @@ def found(*host_ranges: str) -> Uplink:
 def test_what_takes_nothing_from_the_cluster_is_no_conflict(line: str) -> None:
     ip(line)
     assert found().problems == ()
+
+
+def test_route_to_the_pods_of_a_direct_peer_is_no_conflict() -> None:
+    ip("route add 10.99.7.0/24 via 192.0.2.9 proto bgp metric 20",
+       "route add 10.99.8.0/24 via 192.0.2.9 proto bgp metric 20")  # fmt: skip
+    (problem,) = found(direct=frozenset([IPv4Network("10.99.7.0/24")])).problems
+    assert "10.99.8.0/24" in problem
+
+
+def test_address_of_the_node_has_the_prefix_length_of_its_interface() -> None:
+    assert str(found().own) == f"{ADDRESS}/24"
 
 
 @pytest.mark.parametrize(
