@@ -70,8 +70,10 @@ def test_one_table_is_shown(lab: Lab) -> None:
 
 
 def test_changes_by_hand_are_shown_and_repaired(lab: Lab) -> None:
-    def by_hand(verb: str, flow: str) -> None:
-        lab.exec("node2", ["ovs-ofctl", "-O", "OpenFlow15", verb, "br-int", f"table=100,{flow}"])
+    def by_hand(verb: str, flow: str, table: str = "Forwarding") -> None:
+        number = LAYOUT.tables[table].number
+        words = ["ovs-ofctl", "-O", "OpenFlow15", verb, "br-int", f"table={number},{flow}"]
+        lab.exec("node2", words)
 
     def states() -> set[str]:
         rows = json.loads(sluice(lab, "node2", "--json").stdout)["flows"]
@@ -81,7 +83,7 @@ def test_changes_by_hand_are_shown_and_repaired(lab: Lab) -> None:
     os.kill(agent, signal.SIGSTOP)  # it would have the controller mend it
     try:
         by_hand("add-flow", "priority=9,udp,actions=drop")
-        by_hand("del-flows", "ip,nw_dst=10.244.1.0/24")
+        by_hand("del-flows", "ip,nw_dst=10.244.1.0/24", "PeerWay")
         group = ["ovs-ofctl", "-O", "OpenFlow15", "add-group", "br-int", "group_id=7,type=all"]
         lab.exec("node2", group)
         by_hand("mod-flows", "ip,nw_dst=10.96.0.0/16,actions=output:2")
