@@ -27,6 +27,7 @@ _OF_TABLES: Final = {
     "PolicyFromPodVerdict": POLICY, "PolicyToPod": POLICY, "PolicyToPodVerdict": POLICY,
     "Forwarding": NO_ROUTE,
     "PeerWay": NO_ROUTE,
+    "EgressReply": GUARD, "Egress": GUARD, "EgressRoute": NO_ROUTE,
 }  # fmt: skip
 """By table; in others a drop is a miss."""
 _COUNTS_ALL: Final = frozenset(("DeniedFromPod", "DeniedToPod"))

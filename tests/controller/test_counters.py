@@ -78,7 +78,8 @@ def test_every_flow_without_actions_has_a_reason(tmp_path: Path) -> None:
     assert by_table["Classifier"] == {MISS}
     assert by_table["ConntrackState"] == {INVALID}
     assert by_table["DeniedToPod"] == {POLICY}
-    assert by_table["Forwarding"] == {NO_ROUTE}
+    assert by_table["Forwarding"] == by_table["EgressRoute"] == {NO_ROUTE}
+    assert by_table["Egress"] == {GUARD}
     assert by_table["EndpointChoice"] == {NO_ENDPOINT}
 
 
