@@ -14,10 +14,11 @@ import pytest
 
 from controller.problems import Subject
 from controller.sources import kubernetes as source
+from controller.sources.routed_objects import ROUTED_KINDS
 from tests.controller.test_directory import Recorder
 from tests.lab.real_kubernetes import Proxy, RealKubernetes, running
 
-KINDS = 7
+KINDS = 7 + len(ROUTED_KINDS)
 """Each has a reflector of its own, and a complaint of its own where nobody answers."""
 
 
