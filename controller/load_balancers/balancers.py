@@ -134,7 +134,11 @@ class LoadBalancers:
         """An object was added, changed or removed."""
         match kind:
             case "Service":
-                self.read_again(f"{namespace}/{name}")
+                service = f"{namespace}/{name}"
+                given = self.source_service(service)
+                # Most Services have nothing to do with load balancers.
+                if service in self._candidates or (given is not None and _is_candidate(given)):
+                    self.read_again(service)
             case "Node":
                 node = self._facts.nodes.objects.get(name)
                 facts = () if node is None else (node.metadata.uid, node.metadata.labels)
@@ -219,14 +223,11 @@ class LoadBalancers:
 
     def _read(self, name: str) -> None:
         given = self.service(name)
-        if given is None:
+        if given is None or not _is_candidate(given):
             self._candidates.pop(name, None)
-        elif given.spec.type == "LoadBalancer":
-            self._candidates[name] = read_request(given)
-        elif given.status.load_balancer.ingress or is_assigned(given):
-            self._candidates[name] = None
         else:
-            self._candidates.pop(name, None)
+            is_balancer = given.spec.type == "LoadBalancer"
+            self._candidates[name] = read_request(given) if is_balancer else None
 
     def _judge(self) -> Generator[None, None, None]:
         """Which Services get their address from a pool, and which have one of their own."""
@@ -278,6 +279,8 @@ class LoadBalancers:
 
     def _blocked(self) -> dict[int, str]:
         """Addresses of pools that belong to somebody already, and to whom."""
+        if not self.pools:
+            return {}
         known = self._facts.known
         found = {
             int(address): f"it is Node {at.node}'s own address"
@@ -355,3 +358,12 @@ class LoadBalancers:
             if problems:
                 told[ObjectRef("AddressPool", "", name)] = "; ".join(problems)
         self._problems.replace_all(REPORTER, told)
+
+
+def _is_candidate(given: ServiceObject) -> bool:
+    """Whether it has, or had, anything to do with load balancers."""
+    return (
+        given.spec.type == "LoadBalancer"
+        or bool(given.status.load_balancer.ingress)
+        or is_assigned(given)
+    )
