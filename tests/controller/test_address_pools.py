@@ -345,6 +345,18 @@ def test_local_services_share_an_address_if_their_selectors_are_equal() -> None:
     assert given(made)["third"] != "192.0.2.3"
 
 
+def test_service_shares_no_address_whose_port_any_other_service_has() -> None:
+    key = {"annotations": {SHARED: "key"}}
+    made = balancers(
+        pool("a", "192.0.2.0/28"),
+        balancer("first", has="192.0.2.3", **key),
+        balancer("second", has="192.0.2.3", ports=(443,), **key),
+        balancer("third", ports=(443, 444), **key),
+    )
+    assert given(made)["second"] == "192.0.2.3"
+    assert given(made)["third"] != "192.0.2.3"
+
+
 def test_shared_address_is_free_when_its_last_service_is_gone() -> None:
     key = {"annotations": {SHARED: "key"}}
     made = with_pools(
