@@ -17,6 +17,6 @@ from tests.mutants.state import STATE
 from tests.mutants.switches import SWITCHES
 
 FAULTS: Final[tuple[Fault, ...]] = (
-    *CHECKS, *CONTROLLERS, *EGRESS, *ELECTION, *IDENTITY, *LOAD_BALANCERS, *PACKETS, *POLICY, *REPORTS,
-    *SERVICES, *STATE, *SWITCHES,
+    *CHECKS, *CONTROLLERS, *EGRESS, *ELECTION, *IDENTITY, *LOAD_BALANCERS, *PACKETS, *POLICY,
+    *REPORTS, *SERVICES, *STATE, *SWITCHES,
 )  # fmt: skip
