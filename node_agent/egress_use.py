@@ -1,13 +1,12 @@
 """The ledger of a gateway: which connections use the source ports of its egress addresses.
 
 The switch tells what it tracks in the zone of translated sources by its control socket, on both
-datapaths. It is counted in a thread, and the next look comes later the longer one takes.
+datapaths. It is counted in a thread, and the next look comes later the more there is.
 """
 
 import asyncio
 import random
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Address
@@ -34,10 +33,10 @@ from wire.egress import (
 
 INTERVAL: Final = 5.0
 """Seconds between two looks."""
-_SHARE: Final = 20
-"""A look takes at most one of so many parts of the time."""
+_LISTED: Final = 2_000.0
+"""Connections that are listed in a second, on average: the more there are, the rarer is a look."""
 _LONGEST: Final = 60.0
-"""Seconds between two looks, however long one takes."""
+"""Seconds between two looks, however many there are."""
 _ENTRY: Final = re.compile(
     r"^(\w+),orig=\(src=([\d.]+),dst=([\d.]+)(?:,sport=\d+,dport=(\d+))?[^)]*\),"
     r"reply=\(src=[\d.]+,dst=([\d.]+)",
@@ -108,13 +107,12 @@ async def report_loop(
     """Tell all controllers, as long as this node is a gateway. Never ends."""
     was_gateway, problem = False, ""
     while True:
-        took = 0.0
+        tracked = 0
         addresses = sending()
         if addresses or was_gateway:
-            began = time.monotonic()
             try:
                 use = await look(agent.ovs_run, agent.datapath, addresses)
-                took = time.monotonic() - began
+                tracked = use.tracked
             except (appctl.AppctlError, OSError, ValueError) as error:
                 if str(error) != problem:
                     log.warning("egress connections are not counted", reason=str(error))
@@ -124,6 +122,6 @@ async def report_loop(
                 await asyncio.gather(
                     *(each.tell(paths.EGRESS, use, TAKEN_OR_UNKNOWN) for each in controllers.each)
                 )
-        pause = min(max(INTERVAL, _SHARE * took), _LONGEST)
+        pause = min(INTERVAL + tracked / _LISTED, _LONGEST)
         # At random, so that a thousand agents do not come at one moment.
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
