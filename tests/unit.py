@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
+    "bgp",
     "cli",
     "cni",
     "controller",
@@ -24,6 +25,7 @@ FOLDERS = {
 REAL_PARTS = {"lab", "name", "one", "ovs", "scratch", "switch", "three"}
 """Fixtures that start programs: a switch, a node or a whole lab."""
 SLOW = {
+    "tests/bgp/test_speaker.py": "starts ExaBGP",
     "tests/controller/test_load.py": "compiles a cluster of thousands of nodes",
     "tests/controller/test_properties.py": "tries hundreds of histories",
     "tests/controller/test_main.py": "starts controllers as processes",

@@ -145,5 +145,8 @@ def test_the_controller_comes_up_with_no_more_than_its_manifest_gives_it(
         "/api/v1/services": 1,
         "/apis/discovery.k8s.io/v1/endpointslices": 1,
         "/apis/networking.k8s.io/v1/networkpolicies": 0,
+        "/apis/sluice.dev/v1alpha1/addresspools": 0,
+        "/apis/sluice.dev/v1alpha1/bgppeers": 0,
+        "/apis/sluice.dev/v1alpha1/egressaddresses": 0,
     }
     assert process.returncode == 0
