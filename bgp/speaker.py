@@ -93,7 +93,7 @@ class Conversation:
                 self.pid = process.pid
                 rest = await self._talk(process)
                 why = "its sessions end all the time, so it is left alone for a while"
-            except SpeakerError as error:
+            except (SpeakerError, OSError) as error:
                 why = str(error)
             finally:
                 self.pid = None
