@@ -107,6 +107,8 @@ _REASONS: Final[dict[ReporterKind, dict[str, str]]] = {
     ReporterKind.SWITCH: {"": "FlowsRefused"},
     ReporterKind.AGENT: {"Pod": "AttachmentFailed", "Node": "NodeNotSetUp"},
     ReporterKind.BGP: {"": "PeerProblem"},
+    ReporterKind.OWNERS: {"": "AddressOwnerProblem"},
+    ReporterKind.EGRESS: {"": "SourcePortsNearlyUsed"},
     # The controller that has this problem does not write to the API server.
     ReporterKind.ELECTION: {},
 }

@@ -29,6 +29,8 @@ from controller.problems import (
     Subject,
     SwitchRef,
 )
+from controller.sources.objects import from_manifest
+from controller.sources.routed_objects import GROUP_VERSION
 from flows import names
 from flows.refs import CLUSTER as CLUSTER_REF
 from flows.refs import ObjectRef
@@ -309,3 +311,34 @@ def test_every_refusal_of_the_inventory_has_an_event() -> None:
     made.settle()
     regarded = {p.regarding.name for p in notices_of(made, made.problems)}
     assert regarded == {"node2", "a", "s", "s-1"}
+
+
+@pytest.mark.parametrize("kind", ReporterKind)
+def test_problems_of_every_reporter_can_have_an_event(kind: ReporterKind) -> None:
+    made = inventory()
+    for subject in (ObjectRef("Node", "", "node1"), ObjectRef("Service", "default", "s")):
+        made.problems.set(Reporter(kind, "node1"), subject, "why")
+    told = list(notices_of(made, made.problems))
+    assert bool(told) is (kind is not ReporterKind.ELECTION)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "reason"),
+    [
+        ("EgressAddress", {"address": "192.0.2.9"}, "AddressOwnerProblem"),
+        ("AddressPool", {"ranges": ["192.0.2.0/28"]}, "AddressOwnerProblem"),
+        ("BGPPeer", {"address": "192.0.2.1", "asn": 64601, "localASN": 64512}, "PeerProblem"),
+    ],
+)
+def test_problems_of_custom_resources_have_events(
+    kind: str, content: dict[str, object], reason: str
+) -> None:
+    made = inventory()
+    manifest = {"apiVersion": GROUP_VERSION, "kind": kind, "metadata": {"name": "x", "uid": "x1"}}
+    made.set_object(from_manifest({**manifest, "spec": content}))
+    made.settle()
+    reporter = ReporterKind.BGP if kind == "BGPPeer" else ReporterKind.OWNERS
+    made.problems.set(Reporter(reporter), ObjectRef(kind, "", "x"), "why")
+    assert [each.reason for each in notices_of(made, made.problems) if each.sentence == "why"] == [
+        reason
+    ]
