@@ -176,9 +176,9 @@ class NamedGauge:
     def text(self, values: Mapping[str, float]) -> Generator[None, None, bytes]:
         """The metric in Prometheus' text format, in steps; see `work_budget.in_turns`."""
         lines = [f"# HELP {self.name} {self.documentation}", f"# TYPE {self.name} gauge"]
-        for node, value in values.items():
+        for name, value in values.items():
             # These names are DNS names, in which nothing has to be escaped.
-            lines.append(f'{self.name}{{{self.label}="{node}"}} {value:.3f}')
+            lines.append(f'{self.name}{{{self.label}="{name}"}} {value:.3f}')
             yield
         return "".join(f"{line}\n" for line in lines).encode()
 
