@@ -139,6 +139,8 @@ class Watch:
         self._process.terminate()
         self._process.wait(timeout=30)
         self._thread.join(timeout=30)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @contextmanager
