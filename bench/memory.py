@@ -22,7 +22,8 @@ from bench.large_cluster import NODES, PODS, SERVICES, SLICES, LargeCluster
 from controller.desired import Desired
 from controller.inventory import BridgePort, Inventory
 from controller.session import Session
-from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject
 from flows.view import CLUSTER_SCOPE, SOME_SCOPE, Cluster, Key
 from openflow.switch import Switch
 

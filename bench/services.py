@@ -16,7 +16,8 @@ from bench import service_objects as objects
 from bench.controller import write_manifests
 from bench.figures import Figure, steady_rounds, versus
 from bench.nodes import bare_lab, ofctl, unique
-from controller.sources.objects import Object, ServiceObject, SliceObject, ref
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import Object, ServiceObject, ref
 from lab import Lab, LabError
 from lab.layout import NodeLayout
 

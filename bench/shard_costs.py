@@ -29,7 +29,8 @@ from controller import garbage
 from controller.desired import batch_of
 from controller.inventory import BridgePort, Inventory
 from controller.reconciler import Reconciler
-from controller.sources.objects import NodeObject, PodObject, ServiceObject, SliceObject
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import NodeObject, PodObject, ServiceObject
 from flows import names
 from flows.compile import Program, compile_scope, fragments
 from flows.diff import Delta, GroupChange

@@ -40,7 +40,8 @@ from controller.slice_drafts import (
     read_slice,
     service_of,
 )
-from controller.sources.objects import ServiceObject, SliceObject
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import ServiceObject
 from controller.stale_udp import StaleUdp
 from flows.family import IPAddress
 from flows.refs import ObjectRef

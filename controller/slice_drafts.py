@@ -12,8 +12,8 @@ from typing import Final
 
 from controller.known_addresses import KnownAddresses
 from controller.service_fields import PORTS, PROTOCOLS, FieldProblems
-from controller.sources.objects import EndpointPort as EndpointPortObject
-from controller.sources.objects import SliceEndpoint, SliceObject
+from controller.sources.endpoint_objects import EndpointPort as EndpointPortObject
+from controller.sources.endpoint_objects import SliceEndpoint, SliceObject
 from flows.features.protocols import UDP
 from flows.view import Cluster, Endpoint, Target
 from settings.plain_yaml import shown

@@ -1,7 +1,8 @@
 """The kinds Service and EndpointSlice. `controller.services` judges both together."""
 
 from controller.services import ServiceInventory
-from controller.sources.objects import ServiceObject, SliceObject
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import ServiceObject
 from flows.view import Key
 
 

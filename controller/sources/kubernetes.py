@@ -19,8 +19,9 @@ from kubernetes.aio import client
 from controller.faults import ControllerFault
 from controller.kubernetes_api import UNREACHABLE, ApiError, ask, connect
 from controller.problems import ApiPathRef
+from controller.sources.endpoint_objects import SliceObject
 from controller.sources.feed import Feed, in_slices
-from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject, SliceObject
+from controller.sources.objects import NodeObject, Object, PodObject, ServiceObject
 from controller.sources.policy_objects import (
     ClusterNetworkPolicyObject,
     NamespaceObject,

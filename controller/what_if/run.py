@@ -17,7 +17,8 @@ from controller.policies.walks import name_of_rule
 from controller.policy_reports import words
 from controller.policy_reports.doubts import doubts
 from controller.references import Reference
-from controller.sources.objects import Object, SliceObject, ref
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import Object, ref
 from controller.sources.policy_objects import NamespaceObject
 from controller.what_if.bits import numbers_of
 from controller.what_if.compare import Change, Comparison, compare

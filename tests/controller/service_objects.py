@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from controller.sources.objects import ServiceObject, SliceObject, from_manifest
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import ServiceObject, from_manifest
 
 
 def service(name: str, **fields: Any) -> ServiceObject:

@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from controller.session import Session
-from controller.sources.objects import ServiceObject, SliceObject
+from controller.sources.endpoint_objects import SliceObject
+from controller.sources.objects import ServiceObject
 from flows import names
 from flows.compile import compile_scope
 from flows.features import endpoints
