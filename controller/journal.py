@@ -127,6 +127,22 @@ class Journal:
         self._cost = 0
 
 
+def take_in(
+    delta: Delta, cookies: set[int], groups: dict[int, Group | None], meters: dict[int, Meter]
+) -> None:
+    """Make what a switch held before an acknowledged change into what it holds after it."""
+    cookies.difference_update(delta.deletes)
+    cookies.update(flow.cookie for flow in delta.adds)
+    for change in delta.groups_set:
+        groups[change.new.id] = change.new
+    for number in delta.groups_delete:
+        groups.pop(number, None)
+    for meter in delta.meters_set:
+        meters[meter.id] = meter
+    for meter_id in delta.meters_delete:
+        meters.pop(meter_id, None)
+
+
 def undo(delta: Delta, cookies: set[int], groups: dict[int, Group | None]) -> None:
     """Make what a switch holds after a change what it held before it."""
     cookies.difference_update(flow.cookie for flow in delta.adds)

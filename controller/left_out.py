@@ -8,10 +8,23 @@ from flows.flow import Flow, Group
 from flows.pipeline import LAYOUT
 from flows.policy import SET_REFS
 from flows.refs import ObjectRef, Owners
-from openflow.batch import BucketRemove, BucketsInsert, Message
+from openflow.batch import BucketRemove, BucketsInsert, Message, message_text
+from openflow.switch import Rejected
 
 
-def left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> set[int]:
+def left_out_of(program: Program, rejected: Rejected) -> tuple[set[int], dict[ObjectRef, str]]:
+    """What of a program has to go: the cookies of the flows, and why, for each object of them."""
+    found: list[tuple[Flow, Owners]] = []
+    causes: dict[ObjectRef, str] = {}
+    for message, error in rejected.rejections:
+        if entry := program.cookies.get(_cookie_of(message, program)):
+            found.append(entry)
+            why = f"the switch rejected {message_text(message)}: {error}"
+            causes |= dict.fromkeys(entry[1], why)
+    return (_left_out_with(found, program) if found else set()), causes
+
+
+def _left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> set[int]:
     """The cookies of all flows of a program that must go with rejected ones of it.
 
     All flows of an object, because some could allow what the others forbid; of a set, also the
@@ -32,7 +45,7 @@ def left_out_with(rejected: Iterable[tuple[Flow, Owners]], program: Program) -> 
 _SET_TABLES: Final = frozenset(LAYOUT.tables[t].number for t in ("PolicyPeers", "PolicyPorts"))
 
 
-def cookie_of(message: Message, program: Program) -> int:
+def _cookie_of(message: Message, program: Program) -> int:
     """The cookie of a flow that belongs to what a rejected message is about; 0: none."""
     match message:
         case Flow():

@@ -22,9 +22,9 @@ from controller.acknowledgements import Acknowledgements
 from controller.audit import Audit
 from controller.desired import Desired, batch_of
 from controller.flush_queue import FlushQueue
-from controller.journal import undo
+from controller.journal import take_in, undo
 from controller.leadership import Leadership
-from controller.left_out import cookie_of, left_out_with
+from controller.left_out import left_out_of
 from controller.mastery import Mastery
 from controller.policy_order import around
 from controller.problems import Reporter, ReporterKind
@@ -35,8 +35,8 @@ from flows.compile import Program
 from flows.diff import Delta, GroupChange, diff, is_ours
 from flows.features import policy, state
 from flows.flow import Flow, Group, Meter
-from flows.refs import ObjectRef, Owners
-from openflow.batch import Batch, DeleteStrict, message_text
+from flows.refs import ObjectRef
+from openflow.batch import Batch, DeleteStrict
 from openflow.errors import ConnectionLost
 from openflow.switch import Rejected, Switch
 
@@ -61,10 +61,8 @@ class Session:
         on_acknowledged: Callable[[str], None] = lambda _: None,
         leadership: Leadership | None = None,
     ) -> None:
-        """`on_acknowledged` is called with the node when `held_version` has changed.
-
-        `leadership`: None for a controller that is the only one.
-        """
+        """`on_acknowledged` is called with the node when `held_version` has changed. `leadership`:
+        None for a controller that is the only one."""
         self.node = node
         self.reporter = Reporter(ReporterKind.SWITCH, node, next(_SERIAL))
         """Of the problems with what this switch rejects: they end with the session."""
@@ -404,7 +402,9 @@ class Session:
             for number, step in enumerate(steps, 1):
                 is_last = number == len(steps)
                 # A flow that was deleted may be part of the shared program now.
-                await self._apply_own(self._without_shared(step), seal, sealed=is_last, known=True)
+                shared = self.desired.shared
+                change = step.keeping(shared.cookies, shared.groups)
+                await self._apply_own(change, seal, sealed=is_last, known=True)
         else:
             self._journal.restart()
             delta = self._lacking(program)
@@ -428,9 +428,8 @@ class Session:
             for number, group in program.groups.items()
             if program.companions[number] not in self.left_out
         }
-        delta = self._without_shared(
-            diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
-        )
+        delta = diff(self._cookies, self.meters, self._groups, wanted, program.meters, groups)
+        delta = delta.keeping(self.desired.shared.cookies, self.desired.shared.groups)
         if not self.desired.source_complete:
             delta = replace(delta, deletes=(), meters_delete=(), groups_delete=())
         # Of a member that the program had, it is known why it is gone.
@@ -440,15 +439,6 @@ class Session:
         if kept:
             delta = replace(delta, deletes=tuple(c for c in delta.deletes if c not in kept))
         return delta
-
-    def _without_shared(self, delta: Delta) -> Delta:
-        """Without deletions of what the shared program has: it may have moved there."""
-        shared = self.desired.shared
-        return replace(
-            delta,
-            deletes=tuple(c for c in delta.deletes if c not in shared.cookies),
-            groups_delete=tuple(n for n in delta.groups_delete if n not in shared.groups),
-        )
 
     async def _apply_own(self, delta: Delta, seal: Flow, *, sealed: bool, known: bool) -> None:
         """Send a change of the node's own flows. `known`: the switch holds exactly what was before.
@@ -461,16 +451,7 @@ class Session:
             batch_of(delta, seal, sealed=sealed, meters=self.meters, surrounded=surrounded)
         )
         self._seal = seal.cookie if sealed else 0
-        self._cookies.difference_update(delta.deletes)
-        self._cookies.update(flow.cookie for flow in delta.adds)
-        for change in delta.groups_set:
-            self._groups[change.new.id] = change.new
-        for number in delta.groups_delete:
-            self._groups.pop(number, None)
-        for meter in delta.meters_set:
-            self.meters[meter.id] = meter
-        for meter_id in delta.meters_delete:
-            self.meters.pop(meter_id, None)
+        take_in(delta, self._cookies, self._groups, self.meters)
 
     async def _caught_up(self) -> None:
         """Return when the switch has applied, or rejected, every change made before this call."""
@@ -502,14 +483,9 @@ class Session:
         """
         causes: dict[ObjectRef, str] = {}
         for program in (self.desired.shared, self.desired.program(self.node)):
-            found: list[tuple[Flow, Owners]] = []
-            for message, error in rejected.rejections:
-                if entry := program.cookies.get(cookie_of(message, program)):
-                    found.append(entry)
-                    why = f"the switch rejected {message_text(message)}: {error}"
-                    causes |= dict.fromkeys(entry[1], why)
-            if found:
-                self.left_out |= left_out_with(found, program)
+            cookies, why = left_out_of(program, rejected)
+            self.left_out |= cookies
+            causes |= why
         if causes and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(
                 RETRY_REJECTED, self._try_again, on_retry

@@ -1,7 +1,7 @@
 """The difference between installed and desired flows: what to send to a switch."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flows import names
 from flows.flow import Bucket, Flow, Group, Meter
@@ -58,6 +58,14 @@ class Delta:
             or self.meters_delete
             or self.groups_set
             or self.groups_delete
+        )
+
+    def keeping(self, cookies: Collection[int], groups: Collection[int]) -> "Delta":
+        """Without deletions of these: they may have moved to another program."""
+        return replace(
+            self,
+            deletes=tuple(each for each in self.deletes if each not in cookies),
+            groups_delete=tuple(each for each in self.groups_delete if each not in groups),
         )
 
 
