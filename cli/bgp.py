@@ -11,6 +11,8 @@ from controller.reports.bgp import BGPReport, PeerRow, RouteRow, SessionRow
 
 NAMED_AT_MOST = 4
 """Next hops and nodes of which a line gives the names."""
+CONTROLLERS = "Controllers"
+"""The source of a peer whose sessions are the controllers'."""
 PEERS = completion("/v1/bgp", lambda report: [row["name"] for row in report["peers"]])
 
 
@@ -26,8 +28,9 @@ def bgp(peer: str | None, as_json: bool, controller: Controller) -> None:
     `Established`, or the line says what is in the way. PATHS is the number of next hops of all
     routes that the peer was told, RECEIVED the number of prefixes that it announced.
 
-    Every controller has sessions of its own; those of the one that answers are shown. With
-    `from: Nodes` the sessions are the nodes'.
+    Every controller has sessions of its own, and tells all peers the same. Only those of the
+    controller that answers are shown: the last line names it, and `--address` or `--socket` asks a
+    certain one. With `from: Nodes` the sessions are the nodes', and all of them are shown.
 
     \b
     Why does the router not know the address 192.0.2.10 of a Service?
@@ -72,6 +75,11 @@ def _list(report: BGPReport, now: float) -> None:
     for row in report.peers:
         if row.problem:
             click.echo(click.style(f"{row.name}: {row.problem}", fg="red"))
+    if any(row.source == CONTROLLERS and row.used for row in report.peers):
+        click.echo(
+            f"sessions of controller {report.controller}; another controller has its own, which"
+            " are not shown"
+        )
 
 
 def _state(row: PeerRow) -> str:

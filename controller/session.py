@@ -61,8 +61,10 @@ class Session:
         on_acknowledged: Callable[[str], None] = lambda _: None,
         leadership: Leadership | None = None,
     ) -> None:
-        """`on_acknowledged` is called with the node when `held_version` has changed. `leadership`:
-        None for a controller that is the only one."""
+        """Call `on_acknowledged` with the node when `held_version` has changed.
+
+        `leadership`: None for a controller that is the only one.
+        """
         self.node = node
         self.reporter = Reporter(ReporterKind.SWITCH, node, next(_SERIAL))
         """Of the problems with what this switch rejects: they end with the session."""
@@ -395,8 +397,7 @@ class Session:
         program = self.desired.program(self.node)
         began = time.monotonic()
         version = program.version
-        sealed = self._may_seal
-        seal = program.seal
+        sealed, seal = self._may_seal, program.seal
         if sealed and self._journal.is_whole and not self.kept_members:
             steps = self._journal.take()
             for number, step in enumerate(steps, 1):
