@@ -285,12 +285,13 @@ class Grants:
         """Do what time and changes ask for; when to be called again at the latest."""
         due = _LATEST if not self.leads or now >= self.opens else self.opens
         decides, choices = self.decides(now), 0
+        best: dict[frozenset[str], Standing] = {}
         for address, found in self.addresses.items():
             if found.owner and found.until <= now:
                 self._silent.add(found.owner)
                 self._free(address, found)
             if decides and found.owner:
-                self._revoke_if_due(found, now)
+                self._revoke_if_due(found, now, best)
             elif decides and found.offered_until <= now:
                 if choices >= CHOICES:
                     due = now
@@ -300,8 +301,10 @@ class Grants:
             due = min(due, found.until if found.owner else found.offered_until or _LATEST)
         return due
 
-    def _revoke_if_due(self, found: Ownership, now: float) -> None:
-        if not found.is_revoked and self._has_to_release(found, now):
+    def _revoke_if_due(
+        self, found: Ownership, now: float, best: dict[frozenset[str], Standing]
+    ) -> None:
+        if not found.is_revoked and self._has_to_release(found, now, best):
             found.is_revoked = True
             self.woken.add(found.owner)
 
@@ -319,16 +322,20 @@ class Grants:
         self._by_node.setdefault(node, set()).add(address)
         self.woken.add(node)
 
-    def _has_to_release(self, found: Ownership, now: float) -> bool:
-        if found.owner not in found.claim.candidates:
+    def _has_to_release(
+        self, found: Ownership, now: float, best: dict[frozenset[str], Standing]
+    ) -> bool:
+        """`best` keeps the best standing of candidates: many addresses have one and the same."""
+        candidates = found.claim.candidates
+        if found.owner not in candidates:
             return True
         standing = self._standing(found.owner)
-        if standing is Standing.READY:
-            return False
-        return standing is Standing.NEVER or any(
-            self._standing(node) < standing and self.is_present(node, now)
-            for node in considered(found.claim.candidates)
-        )
+        if standing in {Standing.READY, Standing.NEVER}:
+            return standing is Standing.NEVER
+        if candidates not in best:
+            present = (node for node in considered(candidates) if self.is_present(node, now))
+            best[candidates] = min(map(self._standing, present), default=Standing.NEVER)
+        return best[candidates] < standing
 
     def _best(self, address: IPv4Address, claim: Claim, now: float) -> str:
         by_standing: dict[Standing, list[str]] = {}

@@ -319,3 +319,22 @@ def test_one_review_chooses_a_bounded_number_of_owners() -> None:
     for node in NODES:
         world.act(node)
     assert all(world.owner(each) for each in many)
+
+
+def test_review_of_drained_nodes_looks_at_each_candidate_once() -> None:
+    world = World()
+    many = [IPv4Address("198.51.100.0") + number for number in range(CHOICES)]
+    world.want(dict.fromkeys(many, NODES))
+    for node in NODES:
+        world.act(node)
+    assert all(world.owner(each) for each in many)
+    world.standings = dict.fromkeys(NODES, Standing.DRAINED)
+    asked: list[str] = []
+
+    def standing(node: str) -> Standing:
+        asked.append(node)
+        return world.standings[node]
+
+    world.grants._standing = standing
+    world.grants.review(world.now)
+    assert len(asked) == len(many) + len(NODES)
