@@ -9,6 +9,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
+from heapq import nsmallest
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, NoReturn
@@ -67,7 +68,9 @@ def count(listed: str, sending: Collection[IPv4Address], capacity: int) -> Egres
         str(address): defaultdict(Counter) for address in sorted(sending)[:MAX_ADDRESSES]
     }
     tracked = 0
-    for protocol, pod, destination, port, address in _ENTRY.findall(listed):
+    # One by one: `findall` would hold all threads up until it has found the last one.
+    for found in _ENTRY.finditer(listed):
+        protocol, pod, destination, port, address = found.groups(default="")
         tracked += 1
         if (of_address := used.get(address)) is not None and protocol in _PROTOCOLS:
             of_address[protocol, destination, port][pod] += 1
@@ -80,7 +83,10 @@ def _use(address: str, found: dict[_Destination, Counter[str]]) -> AddressUse:
     pods: Counter[str] = Counter()
     for each in found.values():
         pods.update(each)
-    by_ports = sorted(found.items(), key=lambda item: (-item[1].total(), item[0]))
+    # Not `sorted`: one call for very many destinations would hold all threads up.
+    by_ports = nsmallest(
+        MAX_DESTINATIONS, found.items(), key=lambda item: (-item[1].total(), item[0])
+    )
     destinations = tuple(
         DestinationUse(
             IPv4Address(destination),
@@ -89,7 +95,7 @@ def _use(address: str, found: dict[_Destination, Counter[str]]) -> AddressUse:
             of_pods.total(),
             _most(of_pods.items()),
         )
-        for (protocol, destination, port), of_pods in by_ports[:MAX_DESTINATIONS]
+        for (protocol, destination, port), of_pods in by_ports
     )
     return AddressUse(
         IPv4Address(address), pods.total(), len(found), _most(pods.items()), destinations
