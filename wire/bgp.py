@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from wire.sentences import MAX_SENTENCE
+from wire.sentences import HIDDEN, MAX_SENTENCE
 
 MAX_PEERS: Final = 16
 """Peers of one speaker. Each is a process of some 40 MB."""
@@ -72,29 +72,37 @@ class NodeBGP(msgspec.Struct, frozen=True, rename="camel"):
     """As `NodeConfig.revision`."""
 
 
+Text = Annotated[str, Meta(max_length=MAX_SENTENCE, pattern=rf"\A[^{HIDDEN}]*\Z")]
+"""Of an agent, for people (`wire.sentences`)."""
+Word = Annotated[str, Meta(max_length=253, pattern=r"\A[!-~]*\Z")]
+"""A name, an address or a state."""
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Time = Annotated[float, Meta(ge=0, lt=1e11)]
+"""Seconds since 1970."""
+
+
 class Session(msgspec.Struct, frozen=True, rename="camel"):
     """How it stands with one peer."""
 
-    peer: str
+    peer: Word
     """The name of the BGPPeer."""
-    state: str
+    state: Word
     """As RFC 4271 names it: `Established`, `OpenSent`, `Connect`..."""
-    since: float
-    """When the session was established or ended, or the speaker began to try; seconds since
-    1970."""
+    since: Time
+    """When the session was established or ended, or the speaker began to try."""
     add_path: bool | None = None
     """Whether the peer takes several next hops of one prefix (RFC 7911); None: it has not said."""
-    told: int = 0
+    told: Count = 0
     """Routes that the peer was told."""
-    reason: Annotated[str, Meta(max_length=MAX_SENTENCE)] = ""
+    reason: Text = ""
     """Why the last session ended, or why there is none."""
-    ended: int = 0
+    ended: Count = 0
     """Established sessions that ended in the last `FLAP_SECONDS`."""
-    received: int = 0
+    received: Count = 0
     """Prefixes that the peer announced in this session. None of them is used."""
     default_route: bool = False
     """Whether a default route is among them."""
-    claimed: Annotated[tuple[str, ...], Meta(max_length=MAX_CLAIMED)] = ()
+    claimed: Annotated[tuple[Word, ...], Meta(max_length=MAX_CLAIMED)] = ()
     """Some of those that are the cluster's own and were not learned from us."""
 
     @property
