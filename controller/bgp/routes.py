@@ -3,7 +3,7 @@
 Two controllers that know the same announce the same, whichever of them leads.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple, cast
@@ -66,6 +66,9 @@ class World:
     """By load balancer address to announce, the nodes that can serve it, and the Services."""
     egress: Mapping[IPv4Address, tuple[str, ObjectRef]] = field(default_factory=dict)
     """By egress address to announce, its gateway at the moment, and the object."""
+    not_external: Container[IPv4Address] = frozenset()
+    """Addresses of pools and EgressAddresses: `spec.externalIPs` of a Service, which a tenant
+    writes, says nothing about them, nor does the status of a Service whose pool has no BGP."""
 
 
 def candidates(world: World, kinds: frozenset[str]) -> Generator[None, None, list[Candidate]]:
@@ -102,9 +105,10 @@ def _of_services(world: World, kinds: frozenset[str]) -> Generator[None, None, l
         yield
         for port in service.ports:
             for address, is_external in _addresses(port):
-                if is_external and address not in world.balanced:
-                    external.setdefault(address, []).append(service)
-                elif not is_external and port.internal_local:
+                if is_external:
+                    if address not in world.not_external:
+                        external.setdefault(address, []).append(service)
+                elif port.internal_local:
                     nodes = serving_nodes((service,), every, external=False)
                     found.append(_one(address, CLUSTER_IPS, nodes, (_ref(service),), LOCAL))
     for address, services in sorted(external.items()):

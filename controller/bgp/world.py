@@ -1,5 +1,6 @@
 """What routes depend on, out of the inventory."""
 
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address
 
@@ -42,6 +43,7 @@ def world_of(inventory: Inventory) -> World:
         of_peer,
         _balanced(inventory),
         _egress(inventory),
+        frozenset((*inventory.load_balancers.announced, *_egress_addresses(inventory).values())),
     )
 
 
@@ -63,13 +65,19 @@ def _balanced(
 
 def _egress(inventory: Inventory) -> dict[IPv4Address, tuple[str, ObjectRef]]:
     found = {}
-    for name, given in inventory.egress_addresses.objects.items():
-        if given.spec.announce is not None and BGP not in given.spec.announce:
+    for name, address in _egress_addresses(inventory).items():
+        ways = inventory.egress_addresses.objects[name].spec.announce
+        if ways is not None and BGP not in ways:
             continue
-        try:
-            address = IPv4Address(given.spec.address)
-        except ValueError:
-            continue  # reported on the object by those who decide about it
         if owner := inventory.address_owners.owners.get(address):
             found[address] = owner, ObjectRef("EgressAddress", "", name)
+    return found
+
+
+def _egress_addresses(inventory: Inventory) -> dict[str, IPv4Address]:
+    """By EgressAddress; without those that cannot be read, which is reported on the object."""
+    found = {}
+    for name, given in inventory.egress_addresses.objects.items():
+        with suppress(ValueError):
+            found[name] = IPv4Address(given.spec.address)
     return found

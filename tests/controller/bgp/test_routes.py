@@ -6,8 +6,11 @@ from typing import Any
 
 from controller.bgp.peers import KINDS, PeerDraft
 from controller.bgp.routes import Announced, World, candidates, for_speaker, routes
+from controller.bgp.world import world_of
+from controller.sources.objects import from_manifest
 from flows.refs import ObjectRef
 from flows.view import ClusterView
+from tests.controller.address_pools import balancer, pool
 from tests.controller.bgp.test_peers import bgp_peer, judged
 from tests.controller.service_inventory import inventory
 from tests.controller.service_objects import endpoint, endpoint_slice, service
@@ -154,3 +157,20 @@ def test_two_controllers_announce_the_same_in_the_same_order() -> None:
     kinds = ("PodRanges", "LoadBalancerAddresses")
     one, other = told(world(balanced=given), *kinds), told(world(balanced=turned), *kinds)
     assert list(one.items()) == list(other.items())
+
+
+def test_external_ips_of_a_service_do_not_announce_an_address_of_a_pool_or_an_egress_address() -> (
+    None
+):
+    made = inventory(
+        from_manifest(
+            {"apiVersion": "sluice.dev/v1alpha1", "kind": "EgressAddress",
+             "metadata": {"name": "out"},
+             "spec": {"address": "192.0.2.30", "namespaceSelector": {}, "gateways": {}}}
+        ),
+        pool("link", "192.0.2.20/32", announce=["Link"]),
+        balancer("s", has="192.0.2.20", clusterIP="10.96.0.7"),
+        service("thief", externalIPs=["192.0.2.30", "192.0.2.40"], clusterIP="10.96.0.8"),
+    )  # fmt: skip
+    made.load_balancers.refresh()
+    assert told(world_of(made), "ExternalIPs").keys() == {"192.0.2.40/32"}
