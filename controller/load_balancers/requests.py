@@ -42,8 +42,9 @@ class Request:
     """Services with the same key may have one address; empty: it shares none."""
     ports: frozenset[tuple[str, int]] = frozenset()
     """Protocol and number."""
-    backend: frozenset[tuple[str, str]] | None = None
-    """With the policy Local, the selector: the nodes that serve depend on it; None: Cluster."""
+    backend: tuple[str, frozenset[tuple[str, str]]] | None = None
+    """With the policy Local, where the endpoints are from, as the nodes that serve depend on that:
+    the namespace and the selector, or the Service itself if it has no selector. None: Cluster."""
     problem: str = ""
     """What is wrong with the request. It gets no new address until this ends."""
 
@@ -64,7 +65,7 @@ class Request:
         if self.backend != other.backend:
             return (
                 f"Service {other.name} has it, and they do not both have externalTrafficPolicy"
-                " Cluster, nor both Local with one selector"
+                " Cluster, nor both Local with one selector in one namespace"
             )
         if common := self.ports & other.ports:
             protocol, port = min(common)
@@ -112,7 +113,6 @@ def read_request(given: ServiceObject) -> Request:
     families = spec.ip_families or ()
     if families and "IPv4" not in families:
         problem = "spec.ipFamilies holds only IPv6, and pools have IPv4 addresses"
-    is_local = spec.external_traffic_policy == "Local"
     return Request(
         name,
         # One without a time is the youngest, as with Nodes.
@@ -125,9 +125,16 @@ def read_request(given: ServiceObject) -> Request:
         (annotations.pool or annotations.metallb_pool) if annotations else "",
         (annotations.share or annotations.metallb_share) if annotations else "",
         frozenset((port.protocol, port.port) for port in spec.ports or ()),
-        frozenset((spec.selector or {}).items()) if is_local else None,
+        _backend(given) if spec.external_traffic_policy == "Local" else None,
         problem,
     )
+
+
+def _backend(given: ServiceObject) -> tuple[str, frozenset[tuple[str, str]]]:
+    namespace, selector = given.metadata.namespace, given.spec.selector
+    if not selector:
+        return f"{namespace}/{given.metadata.name}", frozenset()
+    return namespace, frozenset(selector.items())
 
 
 def _wanted(given: ServiceObject) -> tuple[int | None, str, str]:

@@ -345,6 +345,20 @@ def test_local_services_share_an_address_if_their_selectors_are_equal() -> None:
     assert given(made)["third"] != "192.0.2.3"
 
 
+@pytest.mark.parametrize(
+    ("other", "selector"), [("team/second", {"app": "a"}), ("second", {}), ("second", None)]
+)
+def test_local_services_with_other_endpoints_share_no_address(
+    other: str, selector: dict[str, str] | None
+) -> None:
+    # Otherwise nodes with endpoints of one of them only would get packets for both.
+    local = {"externalTrafficPolicy": "Local", "annotations": {SHARED: "key"}}
+    first = balancer("first", has="192.0.2.3", selector=selector, **local)
+    second = balancer(other, ports=(443,), selector=selector, **local)
+    made = balancers(pool("a", "192.0.2.0/28"), namespace("team"), first, second)
+    assert given(made)[other] != "192.0.2.3"
+
+
 def test_service_shares_no_address_whose_port_any_other_service_has() -> None:
     key = {"annotations": {SHARED: "key"}}
     made = balancers(
