@@ -7,7 +7,8 @@ controller speaks, whichever of them leads, so the network keeps the routes when
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator, Iterable
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, cast
 
@@ -61,6 +62,8 @@ class Announcer:
         self._seen: tuple[object, ...] = ()
         self._peers: dict[str, Peer] = {}
         """By BGPPeer that can be used: with its password."""
+        self._by_node: dict[str, dict[str, list[Announced]]] = {}
+        """By BGPPeer from nodes, and by selected node: the routes of which it is a next hop."""
         self._of_nodes: dict[str, dict[str, Session]] = {}
         """By node, the sessions of its own speaker, by BGPPeer."""
         passwords.changed = self._due.set
@@ -112,11 +115,15 @@ class Announcer:
 
     async def _look(self) -> None:
         inventory = self._inventory
-        self.judgement = judge(
-            inventory.bgp_peers.objects.values(),
-            inventory.view.cluster,
-            self._node_of,
-            lambda selector: selected_nodes(inventory, selector),
+        # Many peers may have one selector, and every look compares those with one address.
+        selected = cache(partial(selected_nodes, inventory))
+        self.judgement = await in_turns(
+            judge(
+                list(inventory.bgp_peers.objects.values()),
+                inventory.view.cluster,
+                self._node_of,
+                selected,
+            )
         )
         self._with_passwords()
         world = world_of(inventory)
@@ -126,7 +133,12 @@ class Announcer:
         left_out: dict[str, int] = {}
         for peer in self.judgement.peers:
             announced[peer.name], left_out[peer.name] = await in_turns(routes(peer, world, found))
-        self.announced, self.left_out = announced, left_out
+        by_node: dict[str, dict[str, list[Announced]]] = {}
+        for peer in self.judgement.peers:
+            if peer.from_nodes:
+                nodes = selected(peer.nodes)
+                by_node[peer.name] = await in_turns(_by_node(announced[peer.name], nodes))
+        self.announced, self.left_out, self._by_node = announced, left_out, by_node
         own = [each for each in self.judgement.peers if not each.from_nodes]
         self.speaker.want(
             [
@@ -176,20 +188,17 @@ class Announcer:
         mine = []
         for draft in self.judgement.peers:
             peer = self._peers.get(draft.name)
-            if not draft.from_nodes or peer is None or not self._is_selected(draft, node):
+            found = self._by_node.get(draft.name, {}).get(node)
+            if peer is None or found is None:
                 continue
             announced = [
                 Announced(each.prefix, each.kind, (node,), each.reasons, each.note)
-                for each in self.announced.get(draft.name, ())
-                if node in each.nodes
+                for each in found
             ]
             mine.append(PeerAnnouncements(peer, self._for_speaker(announced)))
         document = NodeBGP(node, tuple(mine[:MAX_PEERS]), self.own_ranges, "")
         revision = hashlib.sha256(encode(document)).hexdigest()[:16]
         return NodeBGP(node, document.peers, document.own_ranges, revision)
-
-    def _is_selected(self, draft: PeerDraft, node: str) -> bool:
-        return node in selected_nodes(self._inventory, draft.nodes)
 
     def take_sessions(self, node: str, given: NodeSessions) -> None:
         """What a node's own speaker says of its sessions, in place of what it said before."""
@@ -231,6 +240,19 @@ class Announcer:
     def _password_problem(self, draft: PeerDraft) -> str:
         why = self._passwords.problems.get(draft.password) if draft.password else None
         return f"spec.passwordSecret: {why}" if why else ""
+
+
+def _by_node(
+    announced: Iterable[Announced], nodes: Iterable[str]
+) -> Generator[None, None, dict[str, list[Announced]]]:
+    """The routes of which a node is a next hop."""
+    found: dict[str, list[Announced]] = {node: [] for node in nodes}
+    for each in announced:
+        yield
+        for node in each.nodes:
+            if node in found:
+                found[node].append(each)
+    return found
 
 
 def _count(sessions: Iterable[tuple[str, Session]]) -> None:

@@ -1,7 +1,7 @@
 """BGPPeers: which of them can be used, and what is wrong with the others."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -75,8 +75,8 @@ def judge(
     cluster: Cluster,
     node_of: Callable[[IPAddress], str],
     selected: Callable[[Selector], frozenset[str]],
-) -> Judgement:
-    """Read all BGPPeers. Where two contradict each other, the older one counts.
+) -> Generator[None, None, Judgement]:
+    """Read all BGPPeers, in steps. Where two contradict each other, the older one counts.
 
     `node_of`: the Node that has an address; empty: none. `selected`: the nodes that match.
     """
@@ -89,6 +89,7 @@ def judge(
     )
     by_place: dict[tuple[IPv4Address, int, bool], list[PeerDraft]] = {}
     for number, given in enumerate(by_age):
+        yield
         name = given.metadata.name
         if number >= MAX_OBJECTS:
             problems[name] = f"there are {MAX_OBJECTS} older BGPPeers, which is the most"
@@ -97,9 +98,12 @@ def judge(
         draft = _read(name, given.spec, cluster, node_of, found)
         if draft is not None:
             place = draft.address, draft.port, draft.from_nodes
-            older = next(
-                (each for each in by_place.get(place, ()) if _collide(each, draft, selected)), None
-            )
+            older = None
+            for each in by_place.get(place, ()):
+                yield
+                if _collide(each, draft, selected):
+                    older = each
+                    break
             if older is not None:
                 found.append(f"spec.address: {draft.address} is the address of {older.name}, too")
             else:
@@ -114,7 +118,7 @@ def _collide(
     one: PeerDraft, other: PeerDraft, selected: Callable[[Selector], frozenset[str]]
 ) -> bool:
     """Whether some speaker would have both of two peers with one address."""
-    return not one.from_nodes or bool(selected(one.nodes) & selected(other.nodes))
+    return not one.from_nodes or not selected(one.nodes).isdisjoint(selected(other.nodes))
 
 
 def _read(

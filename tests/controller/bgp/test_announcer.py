@@ -7,9 +7,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from controller.bgp import Announcer
+from controller.bgp import announcer as announcing
 from controller.bgp.passwords import Passwords
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
@@ -108,6 +110,23 @@ def test_a_session_that_is_down_is_reported_on_its_peer() -> None:
         spoken.found = [Session("one", "Connect", 0.0)]
         reconciler.update([bgp_peer()], [])
         await until(lambda: "no session: 172.30.0.1" in problem(reconciler))
+
+    run(test)
+
+
+def test_what_a_node_gets_costs_no_look_at_other_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All agents ask again at once after each change.
+    async def test(reconciler: Reconciler, announcer: Announcer, _: Spoken) -> None:
+        chosen = {
+            "from": "Nodes",
+            "nodeSelector": {"matchLabels": {"topology.kubernetes.io/zone": "a"}},
+        }
+        reconciler.update([bgp_peer(**chosen)], [])
+        reconciler.update([node_object("node2", "10.244.2.0/24", "172.30.1.2", zone="a")], [])
+        await until(lambda: announcer.announced.get("one"))
+        monkeypatch.setattr(announcing, "selected_nodes", None)
+        found = [announcer.document(name) for name in ("node1", "node2")]
+        assert [each and len(each.peers) for each in found] == [0, 1]
 
     run(test)
 

@@ -1,6 +1,6 @@
 """BGPPeers: what makes one useless, and that it changes nothing for the others."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -29,7 +29,12 @@ def selected(selector: Selector) -> frozenset[str]:
 
 
 def judged(*objects: BGPPeerObject) -> Judgement:
-    return judge(objects, CLUSTER, lambda address: NODES.get(str(address), ""), selected)
+    made = judge(objects, CLUSTER, lambda address: NODES.get(str(address), ""), selected)
+    while True:
+        try:
+            next(made)
+        except StopIteration as end:
+            return cast("Judgement", end.value)
 
 
 def names(found: Judgement) -> list[str]:
@@ -115,3 +120,10 @@ def test_peers_are_bounded() -> None:
     found = judged(*many)
     assert len(found.peers) == MAX_OBJECTS
     assert found.problems["p259"] == "there are 256 older BGPPeers, which is the most"
+
+
+def test_peers_with_one_address_are_compared_in_steps() -> None:
+    objects = [bgp_peer(f"p{n}", **{"from": "Nodes"}) for n in range(20)]
+    racks = iter(range(1_000_000))
+    made = judge(objects, CLUSTER, lambda _: "", lambda _: frozenset((f"node{next(racks)}",)))
+    assert sum(1 for _ in made) >= 20 * 19 / 2
