@@ -17,7 +17,7 @@ import structlog
 from bgp.speaker import Speaker
 from controller import metrics
 from controller.bgp.passwords import Passwords
-from controller.bgp.peers import Judgement, PeerDraft, judge
+from controller.bgp.peers import Judgement, PeerDraft, beyond_limit, judge
 from controller.bgp.routes import Announced, Candidate, candidates, for_speaker, routes
 from controller.bgp.session_problems import problem_of
 from controller.bgp.world import selected_nodes, world_of
@@ -62,6 +62,8 @@ class Announcer:
         self._seen: tuple[object, ...] = ()
         self._peers: dict[str, Peer] = {}
         """By BGPPeer that can be used: with its password."""
+        self._beyond: dict[str, str] = {}
+        """By BGPPeer that some speaker has no room for: a sentence."""
         self._by_node: dict[str, dict[str, list[Announced]]] = {}
         """By BGPPeer from nodes, and by selected node: the routes of which it is a next hop."""
         self._of_nodes: dict[str, dict[str, Session]] = {}
@@ -126,6 +128,12 @@ class Announcer:
             )
         )
         self._with_passwords()
+        usable = [each for each in self.judgement.peers if each.name in self._peers]
+        unused, self._beyond = await in_turns(
+            beyond_limit(usable, lambda peer: selected(peer.nodes) if peer.from_nodes else ("",))
+        )
+        for name in unused:
+            del self._peers[name]
         world = world_of(inventory)
         kinds = frozenset(kind for peer in self.judgement.peers for kind in peer.kinds)
         found: list[Candidate] = await in_turns(candidates(world, kinds))
@@ -229,6 +237,7 @@ class Announcer:
         wrong = dict(self.judgement.problems)
         for draft in self.judgement.peers:
             found = [wrong.get(draft.name, ""), self._password_problem(draft)]
+            found.append(self._beyond.get(draft.name, ""))
             sessions = by_peer.get(draft.name, ())
             found.append(problem_of(draft, sessions, self.left_out.get(draft.name, 0)))
             wrong[draft.name] = "; ".join(filter(None, found))

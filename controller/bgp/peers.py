@@ -1,7 +1,8 @@
 """BGPPeers: which of them can be used, and what is wrong with the others."""
 
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -12,6 +13,7 @@ from controller.sources.routed_objects import BGPPeerObject, BGPPeerSpec
 from flows.family import IPAddress
 from flows.view import Cluster
 from settings.plain_yaml import shown
+from wire.bgp import MAX_PEERS
 
 POD_RANGES: Final = "PodRanges"
 LOAD_BALANCER_ADDRESSES: Final = "LoadBalancerAddresses"
@@ -112,6 +114,31 @@ def judge(
         if found:
             problems[name] = "; ".join(found)
     return Judgement(tuple(peers), problems)
+
+
+def beyond_limit(
+    peers: Iterable[PeerDraft], speakers: Callable[[PeerDraft], Collection[str]]
+) -> Generator[None, None, tuple[frozenset[str], dict[str, str]]]:
+    """The peers that no speaker has room for, and what to report of peers that some have none for.
+
+    `speakers`: the nodes that have a session with a peer; the empty name stands for controllers.
+    Each takes the first `MAX_PEERS`.
+    """
+    counts = Counter[str]()
+    unused: set[str] = set()
+    problems: dict[str, str] = {}
+    for peer in peers:
+        yield
+        of_peer = speakers(peer)
+        full = [name for name in of_peer if counts[name] >= MAX_PEERS]
+        counts.update(of_peer)
+        if not full:
+            continue
+        where = f"on {len(full)} of its nodes, as {min(full)}, " if peer.from_nodes else ""
+        problems[peer.name] = f"{where}it has no session: {MAX_PEERS} older BGPPeers are the most"
+        if len(full) == len(of_peer):
+            unused.add(peer.name)
+    return frozenset(unused), problems
 
 
 def _collide(

@@ -4,11 +4,12 @@ from typing import Any, cast
 
 import pytest
 
-from controller.bgp.peers import MAX_OBJECTS, Judgement, judge
+from controller.bgp.peers import MAX_OBJECTS, Judgement, PeerDraft, beyond_limit, judge
 from controller.policies.selectors import EVERYTHING, Selector
 from controller.sources.objects import from_manifest
 from controller.sources.routed_objects import BGPPeerObject
 from tests.flows.worlds import CLUSTER
+from wire.bgp import MAX_PEERS
 
 SPEC = {"address": "172.30.0.1", "asn": 64601, "localASN": 64512}
 NODES = {"172.30.1.1": "node1"}
@@ -127,3 +128,41 @@ def test_peers_with_one_address_are_compared_in_steps() -> None:
     racks = iter(range(1_000_000))
     made = judge(objects, CLUSTER, lambda _: "", lambda _: frozenset((f"node{next(racks)}",)))
     assert sum(1 for _ in made) >= 20 * 19 / 2
+
+
+def limited(*objects: BGPPeerObject) -> tuple[frozenset[str], dict[str, str]]:
+    def speakers(peer: PeerDraft) -> frozenset[str]:
+        return selected(peer.nodes) if peer.from_nodes else frozenset(("",))
+
+    work = beyond_limit(judged(*objects).peers, speakers)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            found: tuple[frozenset[str], dict[str, str]] = end.value
+            return found
+
+
+def one_too_many(**spec: Any) -> list[BGPPeerObject]:
+    return [
+        bgp_peer(
+            f"p{number:02}", f"2026-01-01T00:00:{number:02}Z", **spec | {"port": 1000 + number}
+        )
+        for number in range(MAX_PEERS + 1)
+    ]
+
+
+def test_peers_that_controllers_have_no_room_for_are_reported() -> None:
+    said = f"it has no session: {MAX_PEERS} older BGPPeers are the most"
+    assert limited(*one_too_many()) == (frozenset(("p16",)), {"p16": said})
+    assert limited(*one_too_many()[:-1]) == (frozenset(), {})
+
+
+def test_peers_that_some_nodes_have_no_room_for_are_reported_and_used_elsewhere() -> None:
+    only_node2 = {"matchLabels": {"a": "b"}}
+    *full, last = one_too_many(**{"from": "Nodes", "nodeSelector": only_node2})
+    everywhere = bgp_peer("p16", "2026-01-01T00:00:16Z", **{"from": "Nodes", "port": 1016})
+    unused, problems = limited(*full, everywhere)
+    assert unused == frozenset()
+    assert problems["p16"].startswith("on 1 of its nodes, as node2, it has no session")
+    assert limited(*full, last)[0] == frozenset(("p16",))
