@@ -6,6 +6,7 @@ from typing import Final
 from controller.sources.objects import NodeObject
 
 EXCLUDED_LABEL: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
+"""The label of a Node that load balancers should not use (well-known label of Kubernetes)."""
 
 
 class Standing(IntEnum):

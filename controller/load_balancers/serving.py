@@ -4,31 +4,29 @@ Whether a node is up at the moment is not looked at here: that changes more ofte
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final
 
+from controller.address_owners.standing import EXCLUDED_LABEL
 from controller.policies.selectors import EVERYTHING, Selector, matches
 from controller.sources.objects import NodeObject
 from flows.view import Service, ServicePort
-
-EXCLUDED: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
-"""The label of a Node that load balancers should not use (well-known label of Kubernetes)."""
 
 
 def selected_nodes(
     accepted: Iterable[str], objects: Mapping[str, NodeObject], selector: Selector = EVERYTHING
 ) -> frozenset[str]:
-    """The accepted Nodes that a selector matches; those with the label `EXCLUDED` only if no other.
+    """The accepted Nodes that a selector matches.
 
-    kubeadm gives that label to Nodes of the control plane: a cluster may have no other Node.
+    Those with the label `EXCLUDED_LABEL` only if there is no other: kubeadm gives that label to
+    Nodes of the control plane, and a cluster may have no other Node.
     """
     found = {
         name: labels
         for name in accepted
         if matches(selector, labels := objects[name].metadata.labels or {})
     }
-    return frozenset(name for name, labels in found.items() if EXCLUDED not in labels) or frozenset(
-        found
-    )
+    return frozenset(
+        name for name, labels in found.items() if EXCLUDED_LABEL not in labels
+    ) or frozenset(found)
 
 
 def serving_nodes(
