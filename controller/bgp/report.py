@@ -15,7 +15,8 @@ def reported(
     inventory: Inventory, announcer: Announcer, peer: str | None
 ) -> Generator[None, None, BGPReport]:
     """Every BGPPeer without its routes, or one with them. Raises `KeyError` for an unknown one."""
-    objects = inventory.bgp_peers.objects
+    # As they are now: some may go between two steps.
+    objects = dict(inventory.bgp_peers.objects)
     names = sorted(objects) if peer is None else [objects[peer].metadata.name]
     by_peer: dict[str, list[SessionRow]] = {}
     for node, session in announcer.sessions():

@@ -8,6 +8,7 @@ from controller.inventory import Inventory
 from controller.policies.selectors import text_of
 from controller.problems import INVENTORY, OWNERS
 from controller.reports.egress import DestinationRow, EgressList, EgressRow, PodUseRow
+from controller.sources.routed_objects import EgressAddressObject
 from flows.refs import ObjectRef
 from wire.egress import PodUse
 
@@ -21,8 +22,11 @@ def listed(inventory: Inventory) -> Generator[None, None, EgressList]:
     egress = inventory.egress
     for name in egress.ordered():
         yield
-        rule = egress.rules.get(name)
-        rows.append(_refused(inventory, name) if rule is None else _row(inventory, name, rule))
+        rule, given = egress.rules.get(name), inventory.egress_addresses.objects.get(name)
+        if rule is not None:
+            rows.append(_row(inventory, name, rule))
+        elif given is not None:  # `egress` may not have settled yet
+            rows.append(_refused(inventory, given))
     return EgressList(egress=tuple(rows))
 
 
@@ -52,8 +56,8 @@ def _row(inventory: Inventory, name: str, rule: Rule) -> EgressRow:
     )
 
 
-def _refused(inventory: Inventory, name: str) -> EgressRow:
-    given = inventory.egress_addresses.objects[name]
+def _refused(inventory: Inventory, given: EgressAddressObject) -> EgressRow:
+    name = given.metadata.name
     return EgressRow(
         name, given.spec.address[:64], "", None, (), "", "", (), 0, None, 0, PORTS, (), (),
         _problem(inventory, name),

@@ -13,8 +13,10 @@ from aiohttp import web
 from controller.bgp import Announcer
 from controller.bgp import announcer as announcing
 from controller.bgp.passwords import Passwords
+from controller.bgp.report import reported
 from controller.inventory import Inventory
 from controller.reconciler import Reconciler
+from controller.work_budget import in_turns
 from flows.refs import ObjectRef
 from tests.controller.api_server import kubeconfig_of
 from tests.controller.bgp.test_peers import bgp_peer
@@ -127,6 +129,18 @@ def test_what_a_node_gets_costs_no_look_at_other_nodes(monkeypatch: pytest.Monke
         monkeypatch.setattr(announcing, "selected_nodes", None)
         found = [announcer.document(name) for name in ("node1", "node2")]
         assert [each and len(each.peers) for each in found] == [0, 1]
+
+    run(test)
+
+
+def test_a_peer_may_go_while_the_report_is_made() -> None:
+    async def test(reconciler: Reconciler, announcer: Announcer, _: Spoken) -> None:
+        reconciler.update([bgp_peer("one"), bgp_peer("two", port=1179)], [])
+        await until(lambda: len(announcer.announced) == 2)
+        work = reported(reconciler.inventory, announcer, None)
+        next(work)
+        reconciler.update([], [ObjectRef("BGPPeer", "", "two")])
+        assert [each.name for each in (await in_turns(work)).peers] == ["one", "two"]
 
     run(test)
 
