@@ -102,4 +102,7 @@ def _password(secret: _Secret, key: str) -> str:
     password = b64decode(text)
     if not 0 < len(password) <= MAX_PASSWORD or b"\n" in password:
         raise ValueError(f"{key}: a password has 1 to {MAX_PASSWORD} bytes, and no line break")
-    return password.decode()
+    try:
+        return password.decode()
+    except UnicodeDecodeError:  # its text has a byte of the password
+        raise ValueError(f"{key}: a password is text in UTF-8") from None

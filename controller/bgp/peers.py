@@ -35,8 +35,10 @@ MAX_PASSWORD: Final = 80
 _AS_TRANS: Final = 23_456
 """Stands for AS numbers that do not fit in two bytes (RFC 6793)."""
 _ASNS: Final = range(1, (1 << 32) - 1)
-_COMMUNITY: Final = re.compile(r"(\d{1,5}):(\d{1,5})")
-_LARGE_COMMUNITY: Final = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})")
+_COMMUNITY: Final = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
+_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
+"""Of an object, as Kubernetes allows it, about (RFC 1123)."""
+_LARGE_COMMUNITY: Final = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,10 @@ def _read(
     _within(problems, "gracefulRestartSeconds", spec.graceful_restart_seconds, range(1 << 12))
     _within(problems, "multihop", spec.multihop, range(1 << 8))
     _within(problems, "localPreference", spec.local_preference or 0, range(1 << 32))
-    if spec.password_secret is not None and not spec.password_secret.name:
-        problems.append("spec.passwordSecret.name is missing")
+    if spec.password_secret is not None and not _NAME.fullmatch(spec.password_secret.name):
+        # It becomes a part of a path at the API server.
+        name_shown = shown(spec.password_secret.name)
+        problems.append(f"spec.passwordSecret.name: {name_shown} is no name of a Secret")
     selector, _ = read_selector(spec.node_selector, "spec.nodeSelector", problems)
     if problems or address is None:
         return None

@@ -216,6 +216,9 @@ def test_a_password_is_read_and_a_missing_one_is_explained(tmp_path: Path) -> No
         secrets.data = {"leaf": b64encode(b"x" * 81).decode()}
         await passwords._read(KEY)
         assert "a password has 1 to 80 bytes" in passwords.problems[KEY]
+        secrets.data = {"leaf": b64encode(b"\xfe").decode()}
+        await passwords._read(KEY)
+        assert passwords.problems[KEY].endswith("leaf: a password is text in UTF-8")
         secrets.data = {"leaf": "%"}
         await passwords._read(KEY)
         assert passwords.problems[KEY]

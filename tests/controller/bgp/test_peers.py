@@ -67,7 +67,11 @@ def names(found: Judgement) -> list[str]:
         ({"holdTimeSeconds": 2}, "spec.holdTimeSeconds: 2 is not in 3 to 65535"),
         ({"gracefulRestartSeconds": 4096}, "spec.gracefulRestartSeconds: 4096 is not in 0 to"),
         ({"multihop": 256}, "spec.multihop: 256 is not in 0 to 255"),
-        ({"passwordSecret": {"name": ""}}, "spec.passwordSecret.name is missing"),
+        ({"communities": ["\u0663:1"]}, "is neither"),
+        ({"passwordSecret": {"name": ""}}, "spec.passwordSecret.name: '' is no name of a Secret"),
+        ({"passwordSecret": {"name": "../configmaps/x"}}, "is no name of a Secret"),
+        ({"passwordSecret": {"name": "x?watch=1"}}, "is no name of a Secret"),
+        ({"passwordSecret": {"name": ".."}}, "is no name of a Secret"),
         ({"localPreference": -1}, "spec.localPreference: -1 is not in"),
         (
             {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}},
