@@ -72,6 +72,9 @@ class ArpAnswers:
         self._filtered: frozenset[IPv4Address] | None = None
         self._due: list[tuple[float, int, IPv4Address, bool]] = []
         """A heap: when to announce (or to probe) which address."""
+        self._probed: set[IPv4Address] = set()
+        """Addresses that have a probe in `_due`: one each, however often the interface comes back.
+        """
         self._serial = count()
         self._has_due = asyncio.Event()
         self._conflicts: OrderedDict[IPv4Address, tuple[bytes, float]] = OrderedDict()
@@ -92,7 +95,8 @@ class ArpAnswers:
             if address in self.announced:
                 for seconds in ANNOUNCED_AT:
                     self._put(now + seconds, address)
-                self._put(now + random.uniform(1, 3), address, probes=True)  # noqa: S311
+                if address not in self._probed:
+                    self._put(now + random.uniform(1, 3), address, probes=True)  # noqa: S311
         self._has_due.set()
 
     def refresh(self) -> None:
@@ -232,6 +236,8 @@ class ArpAnswers:
 
     def _put(self, at: float, address: IPv4Address, *, probes: bool = False) -> None:
         heapq.heappush(self._due, (at, next(self._serial), address, probes))
+        if probes:
+            self._probed.add(address)
 
     async def _announce(self) -> NoReturn:
         while True:
@@ -252,6 +258,8 @@ class ArpAnswers:
     def _say(self, address: IPv4Address, *, probes: bool) -> int:
         """The number of packets that were sent."""
         opened, now = self._socket, self._clock()
+        if probes:
+            self._probed.discard(address)
         if address not in self.announced or not self._holds.has(address, now):
             return 0
         if probes:
