@@ -286,7 +286,8 @@ class AddressOwners:
 
     def _note(self, node: str, request: GrantRequest, answer: Answer, now: float) -> None:
         for address, mac in request.conflicts:
-            if self.owners.get(address) == node:
+            # `owners` may still have what nobody claims any more.
+            if self.owners.get(address) == node and address in self.grants.addresses:
                 self.conflicts[address] = mac, node, now + CONFLICT
         if answer.strange and self._warnings.allows(node):
             log.warning(

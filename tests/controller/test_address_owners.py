@@ -344,6 +344,23 @@ def test_another_host_with_the_address_is_reported_with_its_mac() -> None:
     story(told)
 
 
+def test_conflict_of_an_address_that_nobody_claims_any_more_is_no_conflict() -> None:
+    async def told(world: World) -> None:
+        world.want(NAME)
+        await world.open()
+        await world.duties(NAME)
+        await world.wait(0.1)
+        (grant,) = (await world.ask(NAME, wanted=(ADDRESS,))).granted
+        # The request comes in the same turn of the event loop.
+        world.owners.want("test", {})
+        conflicts = ((ADDRESS, "02:00:00:00:00:07"),)
+        world.owners.request(NAME, "this", GrantRequest(held=(grant,), conflicts=conflicts))
+        assert world.owners.conflicts == {}
+        await world.wait(0.1)
+
+    story(told)
+
+
 def test_address_of_two_sources_stays_with_the_first_one() -> None:
     world = World()
     other = ObjectRef("EgressAddress", "", "out")
