@@ -5,7 +5,7 @@ never a Service's: with one of them a tenant could cut all nodes off from the co
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ class KnownAddresses:
     def __init__(self, protected: Mapping[IPAddress, str]) -> None:
         """`protected`: addresses that no Service may take, and what they are, in words."""
         self.of_nodes: Mapping[IPAddress, NodeAddress] = {}
+        self.on_protected: Callable[[], object] = lambda: None
+        """Called when other addresses are protected."""
         self._protected = protected
         self._api_servers: frozenset[IPAddress] = frozenset()
         self._reported: dict[str, frozenset[IPAddress]] = {}
@@ -82,6 +84,8 @@ class KnownAddresses:
     def set_api_servers(self, new: Iterable[IPAddress]) -> set[IPAddress]:
         """The endpoints of Service default/kubernetes."""
         old, self._api_servers = self._api_servers, frozenset(new)
+        if old != self._api_servers:
+            self.on_protected()
         return set(old ^ self._api_servers)
 
     def report(self, node: str, addresses: Iterable[IPAddress]) -> set[IPAddress]:

@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 import aiohttp
 import msgspec
 import structlog
-from pyroute2 import AsyncIPRoute
+from pyroute2 import AsyncIPRoute, NetlinkError
 
 from node_agent import install
 from node_agent.address_gate import AddressGate
@@ -26,6 +26,7 @@ from node_agent.address_holds import Holds
 from node_agent.arp_answers import ArpAnswers
 from node_agent.controllers import ControllerApi, ControllerError, Controllers
 from node_agent.faults import NodeFault
+from node_agent.protected import Protected
 from settings import Agent
 from wire import paths
 from wire.address_grants import (
@@ -108,6 +109,7 @@ class LinkAddresses:
         self._on_gated = on_gated
         self.holds: Final = Holds(controllers.each)
         self._agent = agent
+        self._netlink = netlink
         self._node = controllers.node
         self._clock = clock
         self._tellers = {each: _Teller(each) for each in controllers.each}
@@ -118,6 +120,10 @@ class LinkAddresses:
         """Addresses that stay gated for a while, and until when."""
         self._answers = ArpAnswers(netlink, config, self.holds, clock, agent.sysctl / "net")
         self._gate_problem = ""
+        # The names of controllers are not looked up here: that may take too long.
+        self._protected = Protected(())
+        self._needed: dict[IPv4Address, str] = {}
+        """Offered addresses that this host needs itself, and for what."""
 
     def sending(self) -> frozenset[IPv4Address]:
         """The gated addresses that this node has now: it is their gateway."""
@@ -129,6 +135,8 @@ class LinkAddresses:
         found = [self._gate_problem]
         if (duties := self._current()) is not None and duties.may_answer:
             found.append(self._answers.problem)
+        for address, what in list(self._needed.items())[:3]:
+            found.append(f"{address} is not announced: it is {what}")
         return "; ".join(filter(None, found))
 
     async def restore(self) -> None:
@@ -205,10 +213,29 @@ class LinkAddresses:
             return  # An older leader, which does not know yet that it leads no more.
         await self._follow_gated(duties)
         wanted = dict(duties.addresses)
-        self._answers.announced = {each for each, announce in wanted.items() if announce}
+        announced = {each for each, announce in wanted.items() if announce}
+        if announced - self._answers.announced - self._needed.keys():
+            await self._find_needed(announced)
+        self._needed = {each: what for each, what in self._needed.items() if each in announced}
+        self._answers.announced = announced - self._needed.keys()
         await self._release([each for each in self.holds.held if each not in wanted])
         if any(not self.holds.has(each, self._clock()) for each in wanted):
             self._wake()
+
+    async def _find_needed(self, announced: set[IPv4Address]) -> None:
+        """Look which of these a pool or EgressAddress must not have had, as that of a router.
+
+        The whole link would send its packets for the router to this node.
+        """
+        try:
+            found = await self._protected.addresses(self._netlink)
+        except (NetlinkError, OSError) as error:
+            log.warning("the host's routers are not known", reason=str(error))
+            return
+        new = {each: found[each] for each in announced & found.keys()}
+        for address in new.keys() - self._needed.keys():
+            log.warning("address not announced", address=str(address), why=new[address])
+        self._needed = new
 
     async def _follow_gated(self, duties: AddressDuties) -> None:
         now = self._clock()

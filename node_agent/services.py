@@ -193,7 +193,7 @@ class LocalServices:
             }
             self._busy = await asyncio.to_thread(host_ports.held, could_be_busy)
             external = External(
-                frozenset(whole_addresses(wanted, left_out)) | self._egress,
+                frozenset(whole_addresses(wanted, left_out)) | (self._egress - left_out.keys()),
                 frozenset(address for address, *_ in ports.external),
             )
         todo = config, ports, set(self._busy), external
@@ -209,19 +209,22 @@ class LocalServices:
         log.debug("Services served", nodePorts=len(ports.node_ports), busy=len(self._busy))
 
     async def _leave_out(self, wanted: NodeServices | None) -> dict[IPv4Address, str]:
-        """The addresses that no Service may take here, and what each one is.
+        """The addresses that no Service or EgressAddress may take here, and what each one is.
 
-        Not even looked for where no Service names an external address.
+        Not even looked for where none names an external address.
         """
         if wanted is None:
             return await self._protected.addresses(self._netlink)
         named = {*wanted.external_addresses, *(at[0] for at in self._external_ports())}
+        named |= self._egress
         if not named:
             return {}
         protected = await self._protected.addresses(self._netlink, wanted.protected_addresses)
         found = {address: protected[address] for address in named & protected.keys()}
         for address in found.keys() - self._left_out.keys():
-            log.warning("address of a Service left out", address=str(address), why=found[address])
+            log.warning(
+                "address left out: this host needs it", address=str(address), why=found[address]
+            )
         self._left_out = found
         return found
 

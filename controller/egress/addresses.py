@@ -60,9 +60,13 @@ class EgressAddresses:
         owners: AddressOwners,
         ranges: Iterable[Range],
         on_hosts: Callable[[IPAddress], AbstractSet[str]],
+        protected: Callable[[IPAddress], str],
         note: Note,
     ) -> None:
-        """`ranges`: where no egress address may be. `on_hosts`: the nodes whose hosts have it."""
+        """`ranges`: where no egress address may be. `on_hosts`: the nodes whose hosts have it.
+
+        `protected`: what the cluster needs the address for, as an API server's; empty: nothing.
+        """
         self.view: Final[dict[str, EgressAddress]] = {}
         self.gateways: Final[dict[str, set[str]]] = {}
         self.pods: Final[dict[str, dict[str, EgressPod]]] = {}
@@ -80,6 +84,7 @@ class EgressAddresses:
         self._owners = owners
         self._ranges = tuple(ranges)
         self._on_hosts = on_hosts
+        self._protected = protected
         self._note = note
         self._drafts: dict[str, Draft] = {}
         self._ages: list[tuple[str, str]] = []
@@ -119,6 +124,11 @@ class EgressAddresses:
         self._dirty_nodes.update(dict.fromkeys(names))
         self._have_addresses_changed = True
         return set()  # see `settle`
+
+    def follow_protected(self) -> None:
+        """Other addresses than before are protected."""
+        self._have_addresses_changed = True
+        self._dirty_objects.update(dict.fromkeys(self._drafts))
 
     def joined(self, group: PodGroup) -> None:
         """As `Watcher.joined`."""
@@ -245,6 +255,8 @@ class EgressAddresses:
         for _, name in self._ages[:MAX_EGRESS_ADDRESSES]:
             draft = self._drafts[name]
             if (address := draft.address) is None or address in self._nodes.addresses:
+                continue
+            if self._protected(address):
                 continue
             number = egress_number(address)
             if number not in taken:
@@ -477,6 +489,9 @@ class EgressAddresses:
             return
         if (node := self._nodes.addresses.get(address)) is not None:
             yield f"spec.address: {address} is an address of Node {node.node}"
+            return
+        if what := self._protected(address):
+            yield f"spec.address: {address} is {what}"
             return
         for other in self.rules.values():
             if other.address == address:

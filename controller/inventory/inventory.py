@@ -96,8 +96,10 @@ class Inventory:
                 ("the Service range", cluster.service_range),
             ),
             self.services.addresses.nodes_with,
+            self.services.addresses.protected,
             self._note,
         )
+        self.services.addresses.on_protected = self.egress.follow_protected
         """Which pods leave from which address."""
         self.egress_ledger: Final = Ledger(self.egress, self.problems)
         """Which connections use their source ports."""

@@ -391,3 +391,20 @@ def test_very_many_egress_addresses_are_refused_in_many_turns(world: World) -> N
     last = f"r{MAX_EGRESS_ADDRESSES + 49:05}"
     assert world.problem(last) == "1024 EgressAddresses are the most of a cluster"
     assert set(world.selected().values()) == {"198.18.0.1"}
+
+
+def test_an_address_that_the_cluster_needs_is_refused_also_when_that_is_known_later(
+    world: World,
+) -> None:
+    world.apply(rule())
+    assert world.selected() == {"10.244.1.5": "192.0.2.9"}
+    owners = world.inventory.address_owners
+    assert owners.grants.addresses.keys() == {NINE}
+    world.inventory.services.addresses.set_api_servers([NINE])
+    world.inventory.settle()
+    assert world.problem() == "spec.address: 192.0.2.9 is the address of an API server"
+    assert (world.selected(), owners.grants.addresses) == ({}, {})
+    world.inventory.services.addresses.set_api_servers([])
+    world.inventory.settle()
+    assert world.problem() == ""
+    assert world.selected() == {"10.244.1.5": "192.0.2.9"}

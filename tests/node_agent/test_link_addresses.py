@@ -77,6 +77,9 @@ class Leader:
 class NoNetlink:
     """There is no interface with the node's address."""
 
+    async def get_routes(self, **_: Any) -> Any:
+        raise OSError("none")
+
     async def get_addr(self, **_: Any) -> Any:
         raise OSError("none")
 
@@ -109,6 +112,24 @@ def test_it_takes_what_it_is_offered_and_tells_every_controller(tmp_path: Path) 
         await eventually(lambda: any(each.held for each in second.requests()))
         await asyncio.sleep(LIFETIME)
         assert has(link)
+
+    story(tmp_path, told)
+
+
+def test_the_address_of_a_router_of_the_host_is_not_announced(tmp_path: Path) -> None:
+    class OneRouter:
+        async def addresses(self, _: Any) -> dict[IPv4Address, str]:
+            return {ADDRESS: "a gateway of this host", IPv4Address("192.0.2.77"): "another"}
+
+    async def told(link: LinkAddresses, first: Leader, _: Leader) -> None:
+        link._protected = cast("Any", OneRouter())
+        other = IPv4Address("192.0.2.78")
+        first.set(ADDRESS, other)
+        await eventually(lambda: link.holds.has(other, clock()))
+        assert link._answers.announced == {other}
+        assert link.problem() == f"{ADDRESS} is not announced: it is a gateway of this host"
+        first.set(other)
+        await eventually(lambda: not link.problem())
 
     story(tmp_path, told)
 

@@ -6,11 +6,13 @@ import os
 import socket
 from contextlib import closing
 from ipaddress import IPv4Address
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from node_agent import host_ports
 from node_agent.cni_call import Code
-from node_agent.services import _merged
+from node_agent.services import LocalServices, _merged
+from settings import Agent
 from tests.namespaces import inside
 from wire.documents import NodeProblems, NodeServices, decode_services, encode
 
@@ -44,6 +46,20 @@ def listening(node: ScratchNode, port: int, kind: int = socket.SOCK_STREAM) -> s
         return made
 
     return inside(node.name, steps)
+
+
+def test_an_egress_address_that_the_host_needs_leads_into_no_switch(tmp_path: Path) -> None:
+    router, own = IPv4Address("172.30.0.254"), IPv4Address("192.0.2.9")
+
+    class OneRouter:
+        async def addresses(self, *_: object) -> dict[IPv4Address, str]:
+            return {router: "a gateway of this host"}
+
+    agent = Agent(controllers=("192.0.2.1",), plain_tcp=True, node=NODE, state=tmp_path)
+    made = LocalServices(agent, cast("Any", None), cast("Any", None))
+    made._protected = cast("Any", OneRouter())
+    made.route(frozenset((router, own)))
+    assert asyncio.run(made._leave_out(said("1"))) == {router: "a gateway of this host"}
 
 
 @needs_root
