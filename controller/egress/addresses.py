@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from controller.address_owners import AddressOwners, Claim
 from controller.egress.candidates import Candidates
 from controller.egress.drafts import Draft, Range, read
-from controller.egress.findings import problems_of
+from controller.egress.findings import problems_of, taken
 from controller.egress.rules import NOWHERE, Rule
 from controller.policies.pod_groups import Place, PodGroup, PodGroups
 from controller.policies.slices import SLICE, Slices
@@ -493,11 +493,4 @@ class EgressAddresses:
         if what := self._protected(address):
             yield f"spec.address: {address} is {what}"
             return
-        for other in self.rules.values():
-            if other.address == address:
-                yield f"spec.address: {address} is EgressAddress {other.draft.name}'s already"
-            elif egress_number(other.address) == egress_number(address):
-                yield (
-                    f"spec.address: {address} cannot be told from {other.address} of EgressAddress"
-                    f" {other.draft.name}: their last 24 bits are the same"
-                )
+        yield from taken(address, self.rules.values())

@@ -1,11 +1,12 @@
-"""What is wrong with an EgressAddress that is used."""
+"""What is wrong with an EgressAddress, beside what it says itself."""
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from ipaddress import IPv4Address
 
 from controller.egress.rules import Rule
 from flows.names import ENCAPSULATION_OVERHEAD
-from flows.view import Node
+from flows.view import Node, egress_number
 from flows.ways import Mode
 
 
@@ -39,4 +40,16 @@ def problems_of(
             yield (
                 f"it selects pods of EgressAddress {other.draft.name}, which is older and keeps"
                 f" them, as {pods[0]}"
+            )
+
+
+def taken(address: IPv4Address, rules: Iterable[Rule]) -> Iterable[str]:
+    """Why an EgressAddress that is not used cannot have this address, beside those with `rules`."""
+    for other in rules:
+        if other.address == address:
+            yield f"spec.address: {address} is EgressAddress {other.draft.name}'s already"
+        elif egress_number(other.address) == egress_number(address):
+            yield (
+                f"spec.address: {address} cannot be told from {other.address} of EgressAddress"
+                f" {other.draft.name}: their last 24 bits are the same"
             )
