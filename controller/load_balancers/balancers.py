@@ -22,6 +22,7 @@ from controller.load_balancers.requests import (
     read_request,
 )
 from controller.load_balancers.serving import selected_nodes, serving_nodes
+from controller.policies.selectors import Selector
 from controller.problems import Problems, Reporter, ReporterKind, Subject
 from controller.sources.objects import ServiceObject
 from controller.sources.policy_objects import NamespaceObject
@@ -313,23 +314,28 @@ class LoadBalancers:
     def _announce(self) -> Generator[None, None, None]:
         found: dict[IPv4Address, Announced] = {}
         claims: dict[IPv4Address, Claim] = {}
-        nodes = {pool.name: self.nodes_of(pool) for pool in self.pools.all}
+        # Most pools have one and the same selector, and the writer looks three times a second.
+        selected: dict[Selector, frozenset[str]] = {}
+        for pool in self.pools.all:
+            if pool.nodes not in selected:
+                selected[pool.nodes] = self.nodes_of(pool)
+            yield
         for number, users in list(self.allocation.users.items()):
             yield
             # One that is to move here is not here yet.
             here = [each for each in users if self._held_now.get(each.name) == number]
-            pool = self.pools.of(number)
-            if not here or pool is None:
+            of_pool = self.pools.of(number)
+            if not here or of_pool is None:
                 continue
             serving = serving_nodes(
-                (self._facts.view.get(each.name) for each in here), nodes[pool.name]
+                (self._facts.view.get(each.name) for each in here), selected[of_pool.nodes]
             )
             made = Announced(
-                IPv4Address(number), pool.name, pool.announce, tuple(each.ref for each in here),
-                serving,
+                IPv4Address(number), of_pool.name, of_pool.announce,
+                tuple(each.ref for each in here), serving,
             )  # fmt: skip
             found[made.address] = made
-            if "Link" in pool.announce and serving:
+            if "Link" in of_pool.announce and serving:
                 claims[made.address] = Claim(made.services[0], serving)
         yield
         if found == self.announced:

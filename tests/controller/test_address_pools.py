@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from controller.load_balancers import pools as pools_module
-from controller.load_balancers.pools import Interval, Pools, read_pool
+from controller.load_balancers.pools import Interval, Pool, Pools, read_pool
 from controller.sources.objects import from_manifest
 from tests.controller.address_pools import (
     balancer,
@@ -497,3 +497,20 @@ def test_nothing_is_announced_that_the_allocation_does_not_give() -> None:
     )
     (only,) = made.announced.values()
     assert [str(each) for each in only.services] == ["Service team/victim"]
+
+
+def test_nodes_are_selected_once_for_pools_with_one_selector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rack = {"matchLabels": {"rack": "a"}}
+    many = [pool(f"p{n}", f"192.0.2.{n}/32") for n in range(20)]
+    made = balancers(*many, pool("q", "192.0.2.99/32", nodeSelector=rack), balancer("s"))
+    asked: list[str] = []
+
+    def nodes_of(asked_for: Pool) -> frozenset[str]:
+        asked.append(asked_for.name)
+        return frozenset()
+
+    monkeypatch.setattr(made, "nodes_of", nodes_of)
+    assert sum(1 for _ in made.refreshing()) >= 21, "one step for each pool"
+    assert len(asked) == 2
