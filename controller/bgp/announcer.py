@@ -210,7 +210,7 @@ class Announcer:
 
     def take_sessions(self, node: str, given: NodeSessions) -> None:
         """What a node's own speaker says of its sessions, in place of what it said before."""
-        known = {each.name for each in self.judgement.peers if each.from_nodes}
+        known = {name for name, nodes in self._by_node.items() if node in nodes}
         sessions = {each.peer: each for each in given.sessions if each.peer in known}
         if sessions and (node in self._of_nodes or len(self._of_nodes) < MOST_NODES):
             self._of_nodes[node] = sessions

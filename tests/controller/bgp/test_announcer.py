@@ -129,6 +129,11 @@ def test_what_a_node_gets_costs_no_look_at_other_nodes(monkeypatch: pytest.Monke
         monkeypatch.setattr(announcing, "selected_nodes", None)
         found = [announcer.document(name) for name in ("node1", "node2")]
         assert [each and len(each.peers) for each in found] == [0, 1]
+        # A node that is not selected has nothing to say of the peer.
+        lie = Session("one", "Established", 0.0, claimed=("10.244.0.0/16",))
+        for name in ("node1", "node2"):
+            announcer.take_sessions(name, NodeSessions((lie,)))
+        assert [node for node, _ in announcer.sessions()] == ["node2"]
 
     run(test)
 
