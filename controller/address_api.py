@@ -17,6 +17,10 @@ from wire.address_grants import Granted, decode_request, encode
 REQUESTS_PER_SECOND: Final = 20.0
 """Of one node. An agent that has an address sends three or four, and one more for each change."""
 REQUESTS_BURST: Final = 40
+BYTES_PER_SECOND: Final = 600_000.0
+"""Of the requests of one node. One that has all `MAX_ADDRESSES` sends 530 KB; a second of the event
+loop reads 7 MB."""
+BYTES_BURST: Final = 1 << 20
 MOST_WAITING: Final = 4
 """Long polls for one node. Its agent has one, and a moment after its restart perhaps two."""
 
@@ -30,6 +34,7 @@ class AddressApi:
         self._owners = reconciler.inventory.address_owners
         self._identity = identity
         self._rates = Rates(REQUESTS_PER_SECOND, REQUESTS_BURST, self._owners.now)
+        self._bytes = Rates(BYTES_PER_SECOND, BYTES_BURST, self._owners.now)
 
     def agent_routes(self) -> list[web.RouteDef]:
         """For agents, each for its own node."""
@@ -71,8 +76,11 @@ class AddressApi:
         node = self._node(request)
         if not self._rates.allows(node):
             return refusal(429, f"Node {node}: too many requests")
+        body = await request.read()
+        if not self._bytes.allows(node, len(body)):
+            return refusal(429, f"Node {node}: too long requests")
         try:
-            given = decode_request(await request.read())
+            given = decode_request(body)
         except (msgspec.MsgspecError, ValueError) as error:
             return refusal(400, f"not a request for addresses: {error}")
         return _granted(self._owners.request(node, self._identity, given))

@@ -28,11 +28,12 @@ class Rate:
         self._refill()
         return self._tokens < 1
 
-    def allows(self) -> bool:
-        """Whether it may happen once more, now; if so, it counts."""
-        if self.is_used_up:
+    def allows(self, count: int = 1) -> bool:
+        """Whether it may happen so many times more, now; if so, they count."""
+        self._refill()
+        if self._tokens < count:
             return False
-        self._tokens -= 1
+        self._tokens -= count
         return True
 
     async def wait(self) -> None:
@@ -60,7 +61,7 @@ class Rates:
         self._clock = clock
         self._rates: OrderedDict[str, Rate] = OrderedDict()
 
-    def allows(self, name: str) -> bool:
+    def allows(self, name: str, count: int = 1) -> bool:
         """As `Rate.allows`."""
         rate = self._rates.get(name)
         if rate is None:
@@ -68,4 +69,4 @@ class Rates:
             if len(self._rates) > MAX_NAMES:
                 self._rates.popitem(last=False)
         self._rates.move_to_end(name)
-        return rate.allows()
+        return rate.allows(count)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from controller.address_api import MOST_WAITING, REQUESTS_BURST
+from controller.address_api import BYTES_BURST, BYTES_PER_SECOND, MOST_WAITING, REQUESTS_BURST
 from controller.address_owners import Claim
 from controller.address_owners.claims import MAX_ADDRESSES
 from controller.address_owners.grants import KEPT
@@ -277,6 +277,25 @@ def test_hostile_requests_are_refused() -> None:
         assert last.status == 429
         world.now += 60
         assert (await world.client.post(GRANTS, data=b"{}")).status == 200
+
+    story(told)
+
+
+def test_long_requests_of_one_node_are_bounded() -> None:
+    # One costs 28 ms of the event loop.
+    many = tuple((ADDRESS + number, number + 1) for number in range(MAX_ADDRESSES))
+    body = encode(GrantRequest(many, tuple(address for address, _ in many), many))
+
+    async def told(world: World) -> None:
+        answers = [(await world.client.post(GRANTS, data=body)).status for _ in range(10)]
+        assert 0 < answers.count(200) <= BYTES_BURST / len(body)
+        assert set(answers) == {200, 429}
+        # An agent that has all addresses renews them four times a second.
+        renewal = encode(GrantRequest(tuple((each, 1 << 62) for each, _ in many)))
+        world.now += BYTES_BURST / BYTES_PER_SECOND
+        for _ in range(20):
+            assert (await world.client.post(GRANTS, data=renewal)).status == 200
+            world.now += 0.3
 
     story(told)
 
