@@ -4,6 +4,7 @@ Every document names the path that carries it (`wire.paths`). A document of a ne
 have more fields: a reader ignores them.
 """
 
+from collections.abc import Generator
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Any, Literal
@@ -13,7 +14,8 @@ from msgspec import Meta
 
 from flows.policy import Direction
 from wire.bgp import NodeBGP, NodeSessions
-from wire.egress import EgressUse
+from wire.egress import MAX_ADDRESSES as MAX_EGRESS_ADDRESSES
+from wire.egress import AddressUse, Count, EgressUse
 from wire.sentences import HIDDEN, MAX_SENTENCE
 
 MAX_PODS = 256
@@ -309,6 +311,24 @@ def decode_egress_use(data: bytes) -> EgressUse:
     """From JSON. Raises `msgspec.MsgspecError`."""
     document: EgressUse = from_json(data, EgressUse)
     return document
+
+
+class _EgressUse(msgspec.Struct, frozen=True):
+    """`EgressUse`, whose addresses are not read yet."""
+
+    addresses: Annotated[tuple[msgspec.Raw, ...], Meta(max_length=MAX_EGRESS_ADDRESSES)] = ()
+    tracked: Count = 0
+    capacity: Count = 0
+
+
+def egress_use(data: bytes) -> Generator[None, None, EgressUse]:
+    """As `decode_egress_use`, in steps: a megabyte takes 0.2 s."""
+    document: _EgressUse = from_json(data, _EgressUse)
+    addresses = []
+    for each in document.addresses:
+        yield
+        addresses.append(from_json(bytes(each), AddressUse))
+    return EgressUse(tuple(addresses), document.tracked, document.capacity)
 
 
 def decode_bgp(data: bytes) -> NodeBGP:
