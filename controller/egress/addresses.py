@@ -397,11 +397,12 @@ class EgressAddresses:
 
     def _find_gateways(self, nodes: Collection[str]) -> Slices[None]:
         used = {rule.draft.gateways for rule in self.rules.values()}
-        moved = self._candidates.update(nodes, used)
+        moved = yield from self._candidates.update(nodes, used)
         for rule in list(self.rules.values()) if moved else ():
             if rule.draft.gateways in moved:
                 yield from self._move_candidates(rule, self._candidates.of(rule.draft.gateways))
         for name in nodes:
+            yield
             for egress in self.gateways.get(name, set()) | self._owned_by(name):
                 self._show(egress)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from controller.address_owners.claims import considered
 from controller.policies.selectors import Labels, Selector, matches
+from controller.policies.slices import Slices
 
 if TYPE_CHECKING:
     from controller.inventory.nodes import Nodes
@@ -43,15 +44,16 @@ class Candidates:
             self._matching[selector] = found
         return considered(found)
 
-    def update(self, nodes: Collection[str], used: Collection[Selector]) -> set[Selector]:
-        """Look at these Nodes again. Returns the selectors that select others now.
+    def update(self, nodes: Collection[str], used: Collection[Selector]) -> Slices[set[Selector]]:
+        """Look at these Nodes again, in steps. The result: the selectors that select others now.
 
         `used` are all selectors; others are forgotten.
         """
         moved = set()
         for selector in self._matching.keys() - used:
             del self._matching[selector]
-        for selector, found in self._matching.items():
+        for selector, found in list(self._matching.items()):
+            yield
             now = {name for name in nodes if self._is_selected(selector, name)}
             if found.intersection(nodes) != now:
                 moved.add(selector)

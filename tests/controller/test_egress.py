@@ -408,3 +408,12 @@ def test_an_address_that_the_cluster_needs_is_refused_also_when_that_is_known_la
     world.inventory.settle()
     assert world.problem() == ""
     assert world.selected() == {"10.244.1.5": "192.0.2.9"}
+
+
+def test_many_changed_nodes_are_looked_at_in_steps(world: World) -> None:
+    for number in range(5):
+        gateways = {"matchLabels": {"rack": str(number)}}
+        world.apply(rule(f"r{number}", address=f"192.0.2.{number + 20}", gateways=gateways))
+    egress = world.inventory.egress
+    steps = sum(1 for _ in egress._find_gateways(["node1", "node2", "node3"]))
+    assert steps >= 5 + 3, "one for each selector, and one for each node"
