@@ -216,8 +216,14 @@ class LinkAddresses:
         announced = {each for each, announce in wanted.items() if announce}
         if announced - self._answers.announced - self._needed.keys():
             await self._find_needed(announced)
+            if duties is not self._current():
+                return
         self._needed = {each: what for each, what in self._needed.items() if each in announced}
-        self._answers.announced = announced - self._needed.keys()
+        before, self._answers.announced = self._answers.announced, announced - self._needed.keys()
+        # What was granted meanwhile is not announced yet.
+        now = self._clock()
+        if late := [a for a in self._answers.announced - before if self.holds.has(a, now)]:
+            self._answers.begin(late)
         await self._release([each for each in self.holds.held if each not in wanted])
         if any(not self.holds.has(each, self._clock()) for each in wanted):
             self._wake()

@@ -134,6 +134,27 @@ def test_the_address_of_a_router_of_the_host_is_not_announced(tmp_path: Path) ->
     story(tmp_path, told)
 
 
+def test_an_address_that_is_granted_while_routers_are_looked_for_is_announced(
+    tmp_path: Path,
+) -> None:
+    other = IPv4Address("192.0.2.78")
+
+    async def told(link: LinkAddresses, first: Leader, _: Leader) -> None:
+        class Slow:
+            async def addresses(self, _: Any) -> dict[IPv4Address, str]:
+                await eventually(lambda: link.holds.has(other, clock()))
+                return {}
+
+        first.set(ADDRESS)
+        await eventually(lambda: has(link))
+        link._protected = cast("Any", Slow())
+        first.set(ADDRESS, other)
+        await eventually(lambda: other in link._answers.announced)
+        assert any(address == other for _, _, address, _ in link._answers._due)
+
+    story(tmp_path, told)
+
+
 def test_an_agent_without_addresses_renews_nothing(tmp_path: Path) -> None:
     async def told(_: LinkAddresses, first: Leader, second: Leader) -> None:
         first.set()
