@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controller.sources.routed_objects import ROUTED_PATHS
 from lab import Lab
 from tests.lab import kube
 from tests.lab.pings import address, ended, lost, ping, ping_while
@@ -39,7 +40,9 @@ def problems(lab: Lab) -> dict[str, str]:
     try:
         connection.sock.connect(lab.status()["api_socket"])
         connection.request("GET", "/v1/status")
-        found: dict[str, str] = json.load(connection.getresponse())["problems"]
+        answer = json.load(connection.getresponse())
+        assert "problems" in answer, answer
+        found: dict[str, str] = answer["problems"]
         return found
     finally:
         connection.close()
@@ -114,7 +117,7 @@ def test_no_packet_is_lost_without_the_api_server(lab: Lab, victim: str) -> None
             paths = (
                 "/api/v1/nodes", "/api/v1/pods", "/api/v1/services",
                 "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/namespaces",
-                "/apis/networking.k8s.io/v1/networkpolicies",
+                "/apis/networking.k8s.io/v1/networkpolicies", *ROUTED_PATHS.values(),
             )  # fmt: skip
             all_kinds = {f"API server {path}" for path in paths}
             wait_until(lambda: problems(lab).keys() == all_kinds)
@@ -142,6 +145,7 @@ def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> N
             "verbs": ["get", "list", "watch"],
         },
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
         {
             "apiGroups": ["discovery.k8s.io"],
             "resources": ["endpointslices"],
@@ -156,6 +160,11 @@ def test_controller_has_the_permissions_that_it_needs_and_no_more(lab: Lab) -> N
         {
             "apiGroups": ["policy.networking.k8s.io"],
             "resources": ["clusternetworkpolicies"],
+            "verbs": ["get", "list", "watch"],
+        },
+        {
+            "apiGroups": ["sluice.dev"],
+            "resources": ["bgppeers", "addresspools", "egressaddresses"],
             "verbs": ["get", "list", "watch"],
         },
     ]
