@@ -36,6 +36,8 @@ _AS_TRANS: Final = 23_456
 """Stands for AS numbers that do not fit in two bytes (RFC 6793)."""
 _ASNS: Final = range(1, (1 << 32) - 1)
 _COMMUNITY: Final = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
+_CA: Final = "sluice-ca"
+"""The Secret that the controller may read for another purpose (`settings.ControllerEnrolment`)."""
 _NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 """Of an object, as Kubernetes allows it, about (RFC 1123)."""
 _LARGE_COMMUNITY: Final = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})")
@@ -182,6 +184,8 @@ def _read(
         # It becomes a part of a path at the API server.
         name_shown = shown(spec.password_secret.name)
         problems.append(f"spec.passwordSecret.name: {name_shown} is no name of a Secret")
+    elif spec.password_secret is not None and spec.password_secret.name == _CA:
+        problems.append(f"spec.passwordSecret.name: {_CA} has the key of the nodes' CA")
     selector, _ = read_selector(spec.node_selector, "spec.nodeSelector", problems)
     if problems or address is None:
         return None

@@ -71,6 +71,7 @@ def names(found: Judgement) -> list[str]:
         ({"passwordSecret": {"name": ""}}, "spec.passwordSecret.name: '' is no name of a Secret"),
         ({"passwordSecret": {"name": "../configmaps/x"}}, "is no name of a Secret"),
         ({"passwordSecret": {"name": "x?watch=1"}}, "is no name of a Secret"),
+        ({"passwordSecret": {"name": "sluice-ca"}}, "has the key of the nodes' CA"),
         ({"passwordSecret": {"name": ".."}}, "is no name of a Secret"),
         ({"localPreference": -1}, "spec.localPreference: -1 is not in"),
         (
