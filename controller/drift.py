@@ -14,7 +14,10 @@ from flows.features.state import is_seal
 from flows.flow import Group
 from openflow import digest
 from openflow.messages import InstalledFlow
+from wire.documents import OLD_FEATURES
 
+FEATURE_SHIFT: Final = 56
+"""The first byte of a cookie is the number of the feature."""
 MAX_DIGESTED: Final = 1_000
 """Flows whose digests one call computes."""
 
@@ -26,6 +29,8 @@ class Digests:
         self.by_cookie: dict[int, int] = {}
         self.sums = digest.sums(())
         """By range of cookies."""
+        self.later: dict[int, list[int]] = {}
+        """The part of `sums` of each feature that old agents do not know, by its number."""
         self.groups: dict[int, int] = {}
         """Of each group, by its id."""
         self.groups_total = 0
@@ -66,9 +71,22 @@ class Digests:
                 self._known[number] = group
         self.groups_total = digest.total(self.groups.values())
 
+    def known_to(self, features: int) -> list[int]:
+        """`sums` without the flows of features with greater numbers than this."""
+        sums = self.sums
+        for feature, part in self.later.items():
+            if feature > features:
+                sums = [
+                    digest.total((whole, -some)) for whole, some in zip(sums, part, strict=True)
+                ]
+        return sums
+
     def _add(self, cookie: int, value: int) -> None:
         number = cookie % digest.RANGES
         self.sums[number] = digest.total((self.sums[number], value))
+        if (feature := cookie >> FEATURE_SHIFT) > OLD_FEATURES:
+            part = self.later.setdefault(feature, digest.sums(()))
+            part[number] = digest.total((part[number], value))
 
 
 @dataclass

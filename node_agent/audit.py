@@ -161,6 +161,7 @@ async def look(
             foreign=len(flows) - ours - generations + len(groups) - len(our_groups),
             datapath_flows=datapath_flows,
             generation=generation or 0,
+            features=max(Feature),
         ),
     )
 

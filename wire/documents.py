@@ -32,6 +32,8 @@ RANGES = 256
 """Ranges of cookies that a digest has a sum for."""
 MAX_SEALS = 256
 """Seals in one digest; a switch has two."""
+OLD_FEATURES = 12
+"""The greatest feature of the agents that do not say it."""
 MAX_EXTERNAL_PORTS = 65_536
 """Pairs of an external address and a port that all Services together have."""
 
@@ -137,6 +139,9 @@ class SwitchDigest(msgspec.Struct, frozen=True, rename="camel"):
     generation: Annotated[int, Meta(ge=0, lt=1 << 56)] = 0
     """The newest generation of a controller that the agent has seen on the switch, ever
     (`flows.features.state`); 0: none."""
+    features: Annotated[int, Meta(ge=0, lt=1 << 8)] = OLD_FEATURES
+    """The greatest number of a feature (`flows.layout.Feature`) that the agent knows. Flows of
+    later features are foreign to it: they are not in `sums`."""
 
 
 class Verdict(Enum):
