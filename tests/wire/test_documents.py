@@ -101,12 +101,13 @@ PINNED: list[tuple[Any, Any, bytes]] = [
             foreign=4,
             datapath_flows=1024,
             generation=2**56 - 1,
+            features=13,
         ),
         documents.decode_digest,
         b'{"seals":[18446744073709551615],"sums":['
         + b",".join([b"0,1"] * 128)
         + b'],"meters":2,"groups":3,"foreign":4,"datapathFlows":1024,'
-        b'"generation":72057594037927935}',
+        b'"generation":72057594037927935,"features":13}',
     ),
     (
         NodeProblems("a", {"default/p": "b"}, {"default/web": "c"}),
