@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from lab import Lab
 from lab.layout import POD_RANGE
 from lab.leaves import CLUSTER_ASN, NAMES, ask, leaves
+from lab.processes import running
 from tests.lab.kube import kubectl
 from tests.lab.pings import address, ping
 from tests.lab.served import answering, answers, endpoints, service, wait_until_answered
@@ -205,12 +205,12 @@ def test_routes_stay_when_a_controller_dies_and_the_other_goes_on(lab: Lab) -> N
     controllers = lab.status()["controllers"]
     (leader,) = (name for name, each in controllers.items() if each["leads"])
     command = lab.command("outside", ["ping", "-i", "0.05", "-w", "8", address(lab, "default/p3")])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pings:
+    with running(command, text=True) as pings:
         lab.kill_daemon(leader, "controller")
         lab.apply(node("node9", "172.30.1.9", 9))
         for leaf, hop in (("leaf1", "172.30.1.9"), ("leaf2", LEAVES[0])):
             wait_for_hops(lab, leaf, "10.244.9.0/24", {hop})
-        said, _ = pings.communicate(timeout=60)
+        said, _ = pings.popen.communicate(timeout=60)
     assert " 0% packet loss" in said, said
     lab.delete("Node", "", "node9")
     for leaf in NAMES:
