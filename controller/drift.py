@@ -16,8 +16,6 @@ from openflow import digest
 from openflow.messages import InstalledFlow
 from wire.documents import OLD_FEATURES
 
-FEATURE_SHIFT: Final = 56
-"""The first byte of a cookie is the number of the feature."""
 MAX_DIGESTED: Final = 1_000
 """Flows whose digests one call computes."""
 
@@ -84,7 +82,7 @@ class Digests:
     def _add(self, cookie: int, value: int) -> None:
         number = cookie % digest.RANGES
         self.sums[number] = digest.total((self.sums[number], value))
-        if (feature := cookie >> FEATURE_SHIFT) > OLD_FEATURES:
+        if (feature := cookie >> 56) > OLD_FEATURES:
             part = self.later.setdefault(feature, digest.sums(()))
             part[number] = digest.total((part[number], value))
 

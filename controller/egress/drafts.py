@@ -2,22 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from ipaddress import IPv4Address
 
+from controller.outside_addresses import NEVER, WAYS
 from controller.policies.selectors import Selection, Selector, read_selector
 from controller.sources.routed_objects import EgressAddressObject
 from flows.family import IPNetwork
 from flows.view import egress_number
 from settings.plain_yaml import shown
-
-WAYS: Final = ("BGP", "Link")
-_NEVER: Final = (
-    ("addresses of no host", IPv4Network("0.0.0.0/8")),
-    ("loopback addresses", IPv4Network("127.0.0.0/8")),
-    ("link-local addresses", IPv4Network("169.254.0.0/16")),
-    ("multicast and reserved addresses", IPv4Network("224.0.0.0/3")),
-)
 
 Range = tuple[str, IPNetwork]
 """What a range is, in words, and the range."""
@@ -35,7 +27,7 @@ class Draft:
     selection: Selection
     gateways: Selector
     announce: frozenset[str]
-    """Of `WAYS`."""
+    """Of `controller.outside_addresses.WAYS`."""
     problems: tuple[str, ...] = ()
 
 
@@ -80,7 +72,7 @@ def _address(given: str, ranges: Iterable[Range], problems: list[str]) -> IPv4Ad
     except ValueError:
         problems.append(f"spec.address: {shown(given)} is not an IPv4 address")
         return None
-    for what, network in (*_NEVER, *ranges):
+    for what, network in (*NEVER, *ranges):
         if address in network:
             problems.append(f"spec.address: {address} is in {what}, {network}")
             return None

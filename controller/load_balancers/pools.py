@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import accumulate
 from typing import Final, NamedTuple
 
+from controller.outside_addresses import NEVER, WAYS
 from controller.policies.selectors import Selector, read_selector
 from controller.sources.routed_objects import AddressPoolObject
 from settings.plain_yaml import shown
@@ -22,7 +23,6 @@ MAX_RANGES: Final = 64
 """Of one pool, as the CRD has it."""
 MAX_PROBLEMS: Final = 5
 """Of one pool that are named."""
-WAYS: Final = ("BGP", "Link")
 
 
 class Interval(NamedTuple):
@@ -49,7 +49,7 @@ class Pool:
     nodes: Selector
     auto_assign: bool
     announce: frozenset[str]
-    """Of `WAYS`."""
+    """Of `controller.outside_addresses.WAYS`."""
     is_open: bool = True
     """False: it gives no further address, since nobody knows which namespaces may have one."""
     problems: tuple[str, ...] = ()
@@ -65,17 +65,6 @@ class Pool:
         """The address of this number, from 0."""
         index = bisect_right(self.ends, number)
         return self.intervals[index].last + 1 - (self.ends[index] - number)
-
-
-_NEVER: Final[list[tuple[str, Interval]]] = [
-    (text, Interval(int(network.network_address), int(network.broadcast_address)))
-    for text, network in (
-        ("addresses of no host", IPv4Network("0.0.0.0/8")),
-        ("loopback addresses", IPv4Network("127.0.0.0/8")),
-        ("link-local addresses", IPv4Network("169.254.0.0/16")),
-        ("multicast and reserved addresses", IPv4Network("224.0.0.0/3")),
-    )
-]
 
 
 def interval_of(network: IPv4Network) -> Interval:
@@ -186,7 +175,8 @@ class Pools:
         self._holders: dict[Interval, str] = {}
         """By interval, its pool; or what is there, in words."""
         self._by_name: dict[str, Pool] = {}
-        for text, interval in (*_NEVER, *reserved):
+        never = ((text, interval_of(network)) for text, network in NEVER)
+        for text, interval in (*never, *reserved):
             for each in list(_less(interval, _common(self._taken, interval))):
                 self._take(each, text)
         ranges = 0
