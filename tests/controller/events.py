@@ -4,6 +4,7 @@ The pools are small on purpose: nodes that share ranges and addresses, pods that
 elsewhere, ports of old sandboxes and of nobody must come up all the time.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -424,3 +425,18 @@ class Incremental:
 def contents(program: Program) -> Contents:
     flows = {cookie: flow for cookie, (flow, _) in program.cookies.items()}
     return flows, dict(program.meters), dict(program.groups), program.seal
+
+
+def assert_same_in_any_order(
+    world: type[Incremental], history: list[Event], chance: random.Random
+) -> None:
+    """Flows, problems and view do not depend on the order of the events, which is shuffled."""
+    one, two = world(), world()
+    for event in history:
+        one.take(event)
+    chance.shuffle(history)
+    for event in history:
+        two.take(event)
+    assert one.state() == two.state()
+    assert one.inventory.problems.texts() == two.inventory.problems.texts()
+    assert one.inventory.view == two.inventory.view

@@ -21,6 +21,7 @@ from tests.controller.events import (
     Event,
     Facts,
     Incremental,
+    assert_same_in_any_order,
     events,
     node_object,
     node_objects,
@@ -86,15 +87,7 @@ things = st.tuples(
 @given(things, st.randoms(use_true_random=False))
 @settings(max_examples=300, deadline=None)
 def test_any_order_gives_the_same_flows(history: list[Event], chance: random.Random) -> None:
-    one, two = Incremental(), Incremental()
-    for event in history:
-        one.take(event)
-    chance.shuffle(history)
-    for event in history:
-        two.take(event)
-    assert one.state() == two.state()
-    assert one.inventory.problems.texts() == two.inventory.problems.texts()
-    assert one.inventory.view == two.inventory.view
+    assert_same_in_any_order(Incremental, history, chance)
 
 
 def choices(inventory: Inventory, node: str) -> dict[str, object]:
